@@ -1,0 +1,263 @@
+"""Builds the docstring-to-Python dataset of the assets from the running Python's standard library.
+
+    python tools/build_dataset.py
+
+The same Python version writes the same files, byte for byte. Rows are split by module, never at
+random: functions of one module resemble each other, and a held-out loss measured on siblings of
+the training rows would flatter every run. `tools/pretrain_tiny.py` asks the same `heldout`, so
+the base model in the assets has not seen these modules either.
+"""
+
+import argparse
+import ast
+import hashlib
+import inspect
+import json
+import platform
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parent.parent / "intel_ft" / "assets"
+HELDOUT_FRACTION = 0.06  # of the modules; rows and bytes follow only roughly
+DOCSTRING_CHARACTERS = range(15, 401)
+SOURCE_LINES = range(2, 31)
+# Tests, and tables and samples that are Python only by their file name.
+TEST_PARTS = {"test", "tests", "idle_test"}
+SKIPPED_PARTS = {"site-packages", "__pycache__", "encodings", "pydoc_data", "lib-dynload"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def group_of(module: str) -> str:
+    """The name whose hash decides the side of a dotted module name.
+
+    `heapq` and `test.test_heapq`, `decimal` and `_pydecimal` belong together, and a test of a
+    part (`test.test_urllib2`) goes with the module it begins with (`urllib`).
+    """
+    first, *rest = module.split(".")
+    is_test = first == "test" and bool(rest)
+    name = rest[0] if is_test else first
+    for prefix in ("test_", "_py"):
+        name = name.removeprefix(prefix)
+    name = name.strip("_")
+    if is_test and name not in sys.stdlib_module_names:
+        beginnings = [known for known in sys.stdlib_module_names if name.startswith(known)]
+        name = max((b for b in beginnings if len(b) > 2), key=len, default=name)
+    return name
+
+
+def heldout(module: str) -> bool:
+    """Whether a module is kept out of all training; the same answer on every machine."""
+    digest = hashlib.sha256(group_of(module).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < HELDOUT_FRACTION
+
+
+def library_files() -> Iterator[tuple[str, Path]]:
+    """Yield (dotted module name, path) of the standard library's sources, tests included.
+
+    Left out: what `SKIPPED_PARTS` names, and files generated when this Python was built
+    (`_sysconfigdata*`, `config-*`), which hold the paths of that machine.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if SKIPPED_PARTS.isdisjoint(parts) and not parts[0].startswith(("_sysconfig", "config-")):
+            yield ".".join(parts).removesuffix(".__init__"), path
+
+
+def read_python(path: Path) -> str | None:
+    """The source text in the encoding it declares; None if it is not valid Python."""
+    try:
+        with tokenize.open(path) as file:
+            source = file.read()
+        ast.parse(source)
+    except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError):
+        return None
+    return source
+
+
+def functions_of(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]]:
+    """Yield (qualified name, node) of functions and methods; not of functions inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from functions_of(node, f"{prefix}{node.name}.")
+        elif isinstance(node, Function):
+            yield prefix + node.name, node
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            yield from functions_of(node, prefix)
+
+
+def says_nothing(statement: ast.stmt) -> bool:
+    """Whether a statement only marks that there is no implementation."""
+    match statement:
+        case ast.Pass() | ast.Expr(value=ast.Constant()):
+            return True
+        case ast.Raise(exc=ast.Name(id="NotImplementedError")):
+            return True
+        case ast.Raise(exc=ast.Call(func=ast.Name(id="NotImplementedError"))):
+            return True
+    return False
+
+
+def stripped_source(node: Function, lines: list[str]) -> str | None:
+    """The function's text, dedented and without its docstring; None if cutting would alter it.
+
+    Everything else stays byte for byte. Dedenting changes the value of a string that runs over
+    several lines, so the result has to parse to the tree it came from.
+    """
+    docstring, *body = node.body
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    if docstring.lineno <= node.lineno or body[0].lineno <= (docstring.end_lineno or 0):
+        return None
+    kept = lines[first - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
+    indent = lines[first - 1][: node.col_offset]
+    if any(line.strip() and not line.startswith(indent) for line in kept):
+        return None
+    source = "".join(line.removeprefix(indent) if line.strip() else "\n" for line in kept)
+    source = source.rstrip() + "\n"
+    try:
+        parsed = ast.parse(source).body
+    except SyntaxError:
+        return None
+    bare = type(node)(**{name: getattr(node, name) for name in node._fields if name != "body"})
+    bare.body = body
+    return source if [ast.dump(each) for each in parsed] == [ast.dump(bare)] else None
+
+
+def row_of(module: str, name: str, node: Function, lines: list[str]) -> dict[str, str] | None:
+    """The dataset row of one function; None if it is too short, too long or says nothing."""
+    docstring = ast.get_docstring(node, clean=False)
+    if docstring is None or all(says_nothing(statement) for statement in node.body[1:]):
+        return None
+    wish = inspect.cleandoc(docstring).strip()
+    source = stripped_source(node, lines)
+    if len(wish) not in DOCSTRING_CHARACTERS or source is None:
+        return None
+    if source.count("\n") not in SOURCE_LINES:
+        return None
+    kind = "coroutine" if isinstance(node, ast.AsyncFunctionDef) else "function"
+    kind = "method" if "." in name else kind
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    signature = f"{name}({ast.unparse(node.args)}){returns}"
+    return {
+        "instruction": f"Write the Python {kind} `{signature}`.\n\n{wish}",
+        "output": source,
+        "module": module,
+        "name": name,
+    }
+
+
+def library_rows() -> Iterator[dict[str, str]]:
+    """Yield the rows of every module that is not a test, in the order of the module names."""
+    for module, path in library_files():
+        source = read_python(path)
+        if source is None or not TEST_PARTS.isdisjoint(module.split(".")):
+            continue
+        lines = source.splitlines(keepends=True)
+        for name, node in functions_of(ast.parse(source)):
+            row = row_of(module, name, node, lines)
+            if row is not None:
+                yield row
+
+
+def split(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Training and held-out rows; of equal outputs the first stays, in training if it can."""
+    seen: set[str] = set()
+    sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+    for row in sorted(rows, key=lambda row: heldout(row["module"])):
+        if row["output"] not in seen:
+            seen.add(row["output"])
+            sides[heldout(row["module"])].append(row)
+    return sides
+
+
+CARD = """\
+---
+license: other
+license_name: psf-2.0
+license_link: https://docs.python.org/3/license.html
+language:
+- en
+task_categories:
+- text-generation
+tags:
+- code
+- python
+size_categories:
+- {size}
+---
+
+# Docstring to Python
+
+Functions and methods of the standard library of Python {version}: `instruction` holds the
+signature and the docstring, `output` the source without that docstring. `module` and `name` say
+where it stands. Written by `tools/build_dataset.py`, which gives the same bytes on every machine
+with the same Python.
+
+| file | rows | modules |
+|---|---:|---:|
+| `train.jsonl` | {train_rows} | {train_modules} |
+| `heldout.jsonl` | {heldout_rows} | {heldout_modules} |
+
+Kept: functions and methods, at module or class level, with a docstring of {doc_min} to {doc_max}
+characters and {src_min} to {src_max} lines of source besides it. Left out: tests, encoding tables,
+functions without a body of their own (`pass`, `raise NotImplementedError`), repeated sources.
+
+Split by top-level module: one is held out when the SHA-256 of its name, read as a fraction, is
+below {fraction}. `_pydecimal` counts as `decimal`, `test.test_heapq` as `heapq`. No module and no
+output is on both sides, and the model in `tiny-python-llama` was pretrained without the held-out
+modules.
+
+Held out: {names}.
+
+The text is the Python Software Foundation's and its contributors', under the PSF licence version
+2; a few modules carry further notices, listed at the link above.
+"""
+
+
+def card(train: list[dict[str, str]], held: list[dict[str, str]]) -> str:
+    """The dataset card, with the counts of what was just built."""
+    modules = [{row["module"] for row in side} for side in (train, held)]
+    return CARD.format(
+        size="1K<n<10K" if len(train) + len(held) < 10_000 else "10K<n<100K",
+        version=platform.python_version(),
+        train_rows=len(train),
+        train_modules=len(modules[0]),
+        heldout_rows=len(held),
+        heldout_modules=len(modules[1]),
+        doc_min=DOCSTRING_CHARACTERS.start,
+        doc_max=DOCSTRING_CHARACTERS.stop - 1,
+        src_min=SOURCE_LINES.start,
+        src_max=SOURCE_LINES.stop - 1,
+        fraction=HELDOUT_FRACTION,
+        names=", ".join(f"`{name}`" for name in sorted({group_of(m) for m in modules[1]})),
+    )
+
+
+def main() -> None:
+    """Build, check and write the two files and the card."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ASSETS / "docstring-to-python")
+    output: Path = parser.parse_args().output
+
+    train, held = split(list(library_rows()))
+    output.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train), ("heldout", held)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (output / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        modules = {row["module"] for row in rows}
+        print(f"{name}: {len(rows)} rows, {len(modules)} modules, {len(text.encode()):,} bytes")
+    (output / "README.md").write_text(card(train, held), encoding="utf-8")
+
+    for field, of in (("module", group_of), ("output", str)):
+        shared = {of(row[field]) for row in train} & {of(row[field]) for row in held}
+        print(f"shared {field}s: {len(shared)}")
+        if shared:
+            raise SystemExit(f"the split leaks {sorted(shared)[:5]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,650 @@
+"""Makes the small Python model of the assets: corpus and tokenizer, training, model card.
+
+    python tools/pretrain_tiny.py corpus --output corpus.npz
+    python tools/pretrain_tiny.py train --corpus corpus.npz --output model --tokens 400000000
+    python tools/pretrain_tiny.py card
+
+The demo and the tests need a model that is small enough to ship, yet has learned something: on
+random weights a quantization gate or a fine-tune has nothing to lose and nothing to gain. The
+corpus is the running Python's standard library without the modules that
+`build_dataset.heldout` keeps out. `train` needs torch, transformers, tokenizers, safetensors and
+numpy alone, so it can run on a borrowed GPU machine.
+"""
+
+import argparse
+import json
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from build_dataset import ASSETS, heldout, library_files, read_python
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+MODEL = ASSETS / "tiny-python-llama"
+VOCABULARY = 4096
+CONTEXT = 1024  # tokens
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+LARGEST_FILE = 400_000  # bytes; above it stand generated tables
+PROMPTS = (
+    "import os\n\n\ndef read_lines(path):",
+    "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):",
+    "import re\nimport sys\n\n\ndef main():",
+)
+
+# GPT-2's pre-tokenizer, changed for Python: a line break takes the indentation after it along, so
+# a step in or out is one token, and each digit stands alone.
+PRE_TOKENS = r"\n+[ \t]*| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}"
+    "{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '### Response:\n' + message['content'] + eos_token }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that tell the presets apart; heads are 64 wide and not shared."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+
+
+PRESETS = {"tiny": Shape(256, 704, 8), "small": Shape(512, 1408, 8)}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What `corpus` hands to `train`: token streams of `<s> document </s>` and their origin."""
+
+    train: np.ndarray  # uint16 [tokens]
+    heldout: np.ndarray  # uint16 [tokens]
+    train_bytes: int  # UTF-8, without the special tokens
+    heldout_bytes: int
+    python_version: str
+
+
+# corpus ---------------------------------------------------------------------------------------
+
+
+def collect() -> tuple[list[str], list[str]]:
+    """The documents (whole files) to train on, and those of the held-out modules."""
+    sides: tuple[list[str], list[str]] = ([], [])
+    for module, path in library_files():
+        if module.startswith("lib2to3.tests.data") or path.stat().st_size > LARGEST_FILE:
+            continue
+        source = read_python(path)
+        if source and source.strip():
+            sides[heldout(module)].append(source)
+    return sides
+
+
+def train_tokenizer(documents: list[str]) -> "Tokenizer":
+    """A byte-level BPE of `VOCABULARY` entries; any text comes back exactly as it went in."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=32,  # no entries for rulers of 70 dashes
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer, length=len(documents))
+    bos = (BOS, tokenizer.token_to_id(BOS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[bos]
+    )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: "Tokenizer", folder: Path) -> None:
+    """Write the folder that `AutoTokenizer` loads.
+
+    Written by hand rather than by `save_pretrained`: Transformers 5 would name the class
+    `TokenizersBackend`, which earlier versions and other tools do not know.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "model_max_length": CONTEXT,
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "chat_template": CHAT_TEMPLATE,
+    }
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def encode_stream(tokenizer: "Tokenizer", documents: list[str]) -> np.ndarray:
+    """All documents as one uint16 stream of `<s> document </s>`.
+
+    Sources that mention `</s>` (those of html, say) must not end a document, hence
+    `encode_special_tokens`: such text is encoded as the characters it is.
+    """
+    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    tokenizer.encode_special_tokens = True
+    stream: list[int] = []
+    for encoding in tokenizer.encode_batch_fast(documents, add_special_tokens=False):
+        stream += [bos, *encoding.ids, eos]
+    tokenizer.encode_special_tokens = False
+    return np.array(stream, dtype=np.uint16)
+
+
+def make_corpus(arguments: argparse.Namespace) -> None:
+    """The `corpus` verb: train and save the tokenizer, encode both sides, write the .npz."""
+    train, held = collect()
+    tokenizer = train_tokenizer(train)
+    save_tokenizer(tokenizer, arguments.assets)
+    corpus = Corpus(
+        train=encode_stream(tokenizer, train),
+        heldout=encode_stream(tokenizer, held),
+        train_bytes=sum(len(document.encode()) for document in train),
+        heldout_bytes=sum(len(document.encode()) for document in held),
+        python_version=platform.python_version(),
+    )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.output.open("wb") as file:
+        np.savez_compressed(file, **asdict(corpus))
+    for name, documents, stream in (
+        ("train", train, corpus.train),
+        ("heldout", held, corpus.heldout),
+    ):
+        size = sum(len(document.encode()) for document in documents)
+        print(
+            f"{name}: {len(documents)} files, {size:,} bytes, {len(stream):,} tokens, "
+            f"{size / len(stream):.2f} bytes a token"
+        )
+    print(
+        f"{tokenizer.get_vocab_size()} entries; {arguments.output.stat().st_size:,} bytes written"
+    )
+
+
+def read_corpus(path: Path) -> Corpus:
+    """The corpus that `make_corpus` wrote."""
+    with np.load(path) as arrays:
+        return Corpus(
+            train=arrays["train"],
+            heldout=arrays["heldout"],
+            train_bytes=int(arrays["train_bytes"]),
+            heldout_bytes=int(arrays["heldout_bytes"]),
+            python_version=str(arrays["python_version"]),
+        )
+
+
+# train ----------------------------------------------------------------------------------------
+
+
+def build_model(shape: Shape, tokenizer: "Tokenizer") -> "PreTrainedModel":
+    """A LlamaForCausalLM in fp32 with fresh weights.
+
+    Normal of 0.02; what writes into the residual stream is scaled down by sqrt(2 layers), as in
+    GPT-2 (Radford et al. 2019, section 2.3).
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.hidden // 64,
+        num_key_value_heads=shape.hidden // 64,
+        head_dim=64,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+        bos_token_id=tokenizer.token_to_id(BOS),
+        eos_token_id=tokenizer.token_to_id(EOS),
+        pad_token_id=tokenizer.token_to_id(PAD),
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_((2 * shape.layers) ** -0.5)
+    return model
+
+
+def unigram_perplexity(train: np.ndarray, held: np.ndarray) -> float:
+    """Held-out perplexity of add-one smoothed token frequencies: what knowing no context costs."""
+    counts = np.bincount(train, minlength=VOCABULARY) + 1
+    log_probabilities = np.log(counts / counts.sum())
+    return float(np.exp(-log_probabilities[held[1:]].mean()))
+
+
+def loss_of(model: "PreTrainedModel", windows: "torch.Tensor", reduction: str) -> "torch.Tensor":
+    """Next-token cross-entropy of `windows` (int64 [batch, length + 1]) in nats, bf16 inside."""
+    import torch
+    import torch.nn.functional as F
+
+    with torch.autocast(windows.device.type, dtype=torch.bfloat16):
+        logits = model(input_ids=windows[:, :-1], use_cache=False).logits
+    targets = windows[:, 1:].reshape(-1)
+    return F.cross_entropy(logits.float().view(-1, VOCABULARY), targets, reduction=reduction)
+
+
+def heldout_nats(model: "PreTrainedModel", stream: "torch.Tensor", rows: int) -> float:
+    """Mean nats a token over `stream`, cut into windows of `CONTEXT` that do not overlap.
+
+    Every token but the first is predicted once, from what stands before it in its window; the
+    last window is as short as the rest of the stream.
+    """
+    import torch
+
+    whole = (len(stream) - 1) // CONTEXT
+    starts = torch.arange(whole, device=stream.device) * CONTEXT
+    span = torch.arange(CONTEXT + 1, device=stream.device)
+    batches = [stream[chunk[:, None] + span].long() for chunk in starts.split(rows) if len(chunk)]
+    if whole * CONTEXT + 1 < len(stream):
+        batches.append(stream[None, whole * CONTEXT :].long())
+    total = torch.zeros((), device=stream.device, dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            total += loss_of(model, batch, "sum").double()
+    model.train()
+    return total.item() / (len(stream) - 1)
+
+
+def random_windows(stream: "torch.Tensor", rows: int, seed: int) -> Iterator["torch.Tensor"]:
+    """Yield int64 [rows, CONTEXT + 1] for ever: each epoch cuts the stream at a fresh offset.
+
+    The stream and the order stay on its device; nothing here waits for it.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    span = torch.arange(CONTEXT + 1, device=stream.device)
+    waiting = torch.empty(0, dtype=torch.int64, device=stream.device)
+    while True:
+        while len(waiting) < rows:
+            offset = int(torch.randint(CONTEXT, (), generator=generator))
+            windows = (len(stream) - 1 - offset) // CONTEXT
+            order = torch.randperm(windows, generator=generator) * CONTEXT + offset
+            waiting = torch.cat([waiting, order.to(stream.device)])
+        chosen, waiting = waiting[:rows], waiting[rows:]
+        yield stream[chosen[:, None] + span].long()
+
+
+def optimizer_of(
+    model: "PreTrainedModel", learning_rate: float, weight_decay: float, fused: bool
+) -> "torch.optim.AdamW":
+    """AdamW with decay on matrices only."""
+    import torch
+
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=fused)
+
+
+def compiled_or_not(
+    model: "PreTrainedModel", example: "torch.Tensor", wanted: bool
+) -> "PreTrainedModel":
+    """`torch.compile(model)` if one forward and backward of it works, else `model` itself."""
+    import torch
+
+    if not wanted:
+        return model
+    try:
+        compiled = torch.compile(model)
+        loss_of(compiled, example, "mean").backward()
+        print("torch.compile: on", flush=True)
+    except Exception as error:  # whatever the compiler lacks here, the plain model still trains
+        print(f"torch.compile: off ({type(error).__name__}: {str(error)[:200]})", flush=True)
+        compiled = model
+    model.zero_grad(set_to_none=True)
+    return compiled
+
+
+def learning_rate_at(step: int, warmup: int, progress: float) -> float:
+    """Factor on the peak rate: linear warmup over steps, then cosine in `progress` to 10 %."""
+    cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return min(1.0, (step + 1) / warmup) * cosine
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When training ends: after `steps`, or `seconds` of wall clock if those are over first."""
+
+    steps: int
+    seconds: float
+    rows: int  # windows a step
+    eval_every: int  # steps
+
+
+def fit(
+    model: "PreTrainedModel",
+    windows: Iterator["torch.Tensor"],
+    measure: Callable[[], float],
+    budget: Budget,
+    arguments: argparse.Namespace,
+) -> int:
+    """Train `model` in place, leave it with its best held-out weights, return the steps taken.
+
+    The rate follows whichever budget is further spent, so a run cut short by the clock still
+    decays to its end. `measure` gives the held-out loss of `model` in nats.
+    """
+    import torch
+
+    example = next(windows)
+    on_gpu = example.device.type == "cuda"
+    optimizer = optimizer_of(model, arguments.learning_rate, arguments.weight_decay, fused=on_gpu)
+    runner = compiled_or_not(model, example, on_gpu and not arguments.no_compile)
+    warmup = max(1, min(200, budget.steps // 50))
+    best = math.inf
+    best_weights: dict[str, torch.Tensor] = {}
+    running = torch.zeros((), device=example.device)
+    begin, step, since, progress = time.perf_counter(), 0, 0, 0.0
+    while progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * learning_rate_at(step, warmup, progress)
+        loss = loss_of(runner, next(windows), "mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        running += loss.detach()
+        step, since = step + 1, since + 1
+        spent = time.perf_counter() - begin
+        progress = max(step / budget.steps, spent / budget.seconds)
+        if step % budget.eval_every == 0 or progress >= 1:
+            mean = running.item() / since  # the only waits for the device are here
+            spent = time.perf_counter() - begin
+            nats = measure()
+            kept = nats < best
+            if kept:
+                best = nats
+                state = model.state_dict()
+                best_weights = {name: value.detach().clone() for name, value in state.items()}
+            print(
+                f"step {step}/{budget.steps}  {spent:.0f} s  "
+                f"{step * budget.rows * CONTEXT / spent:,.0f} token/s  train loss {mean:.4f}  "
+                f"held-out perplexity {math.exp(min(nats, 50)):.3f}{' (best)' if kept else ''}",
+                flush=True,
+            )
+            running.zero_()
+            since = 0
+    if best_weights:  # empty only if every measured loss was NaN
+        model.load_state_dict(best_weights)
+    return step
+
+
+def write_samples(
+    model: "PreTrainedModel", tokenizer: "Tokenizer", device: str
+) -> list[dict[str, str]]:
+    """Continue each of `PROMPTS` by up to 96 tokens at temperature 0.7, seeded by its place."""
+    import torch
+
+    samples = []
+    for seed, prompt in enumerate(PROMPTS):
+        torch.manual_seed(seed)
+        ids = torch.tensor([tokenizer.encode(prompt).ids], device=device)
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=96,
+            do_sample=True,
+            temperature=0.7,
+            top_k=0,
+            top_p=0.95,
+        )
+        completion = tokenizer.decode(written[0, ids.shape[1] :].tolist())
+        samples.append({"prompt": prompt, "completion": completion})
+    return samples
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """The `train` verb: from a corpus to a model folder with its training.json."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import GenerationConfig
+
+    corpus = read_corpus(arguments.corpus)
+    tokenizer = Tokenizer.from_file(str(arguments.assets / "tokenizer.json"))
+    if tokenizer.get_vocab_size() != VOCABULARY or corpus.train.max() >= VOCABULARY:
+        raise SystemExit("the corpus and the tokenizer in --assets do not belong together")
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(arguments.seed)
+    torch.set_float32_matmul_precision("high")
+
+    default_batch = 65536 if device.startswith("cuda") else 8192
+    rows = max(1, (arguments.batch_tokens or default_batch) // CONTEXT)
+    steps = max(1, arguments.tokens // (rows * CONTEXT))
+    budget = Budget(
+        steps=steps,
+        seconds=arguments.minutes * 60 if arguments.minutes else math.inf,
+        rows=rows,
+        eval_every=arguments.eval_every or max(1, min(200, steps // 10)),
+    )
+    # int32, not the corpus' uint16: torch does not index uint16 on every device.
+    stream = torch.from_numpy(corpus.train.astype(np.int32)).to(device)
+    held = torch.from_numpy(corpus.heldout.astype(np.int32)).to(device)
+    checked = held[: arguments.eval_tokens + 1] if arguments.eval_tokens else held
+
+    model = build_model(PRESETS[arguments.preset], tokenizer).to(device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{parameters:,} parameters on {device}; {len(stream):,} training and {len(held):,} "
+        f"held-out tokens; {steps} steps of {rows * CONTEXT:,} tokens",
+        flush=True,
+    )
+    begin = time.perf_counter()
+    windows = random_windows(stream, rows, arguments.seed)
+    taken = fit(model, windows, lambda: heldout_nats(model, checked, rows), budget, arguments)
+
+    model.to(torch.bfloat16)
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
+    model.save_pretrained(arguments.output)
+    (arguments.output / "model.safetensors").chmod(0o644)  # safetensors writes 0600
+    for name in TOKENIZER_FILES:
+        if arguments.output.resolve() != arguments.assets.resolve():
+            shutil.copyfile(arguments.assets / name, arguments.output / name)
+    nats = heldout_nats(model, held, rows)
+    seconds = time.perf_counter() - begin
+    tokens = taken * rows * CONTEXT
+    record = {
+        "preset": arguments.preset,
+        "python_version": corpus.python_version,
+        "parameters": parameters,
+        "train_tokens": len(stream),
+        "train_bytes": corpus.train_bytes,
+        "heldout_tokens": len(held),
+        "heldout_bytes": corpus.heldout_bytes,
+        "tokens_seen": tokens,
+        "epochs": round(tokens / len(stream), 2),
+        "steps": taken,
+        "batch_tokens": rows * CONTEXT,
+        "learning_rate": arguments.learning_rate,
+        "weight_decay": arguments.weight_decay,
+        "seed": arguments.seed,
+        "seconds": round(seconds, 1),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU",
+        "torch_version": torch.__version__,
+        "heldout_perplexity": math.exp(nats),
+        "unigram_heldout_perplexity": unigram_perplexity(corpus.train, corpus.heldout),
+        "heldout_bits_per_byte": nats * (len(held) - 1) / math.log(2) / corpus.heldout_bytes,
+        "samples": [],
+    }
+    write_json(arguments.output / "training.json", record)  # before sampling: the weights are safe
+    model.eval()
+    record["samples"] = write_samples(model, tokenizer, device)
+    write_json(arguments.output / "training.json", record)
+    print(json.dumps(record, indent=2))
+
+
+# card -----------------------------------------------------------------------------------------
+
+
+CARD = """\
+---
+license: other
+license_name: psf-2.0
+license_link: https://docs.python.org/3/license.html
+library_name: transformers
+pipeline_tag: text-generation
+language:
+- code
+tags:
+- python
+- llama
+---
+
+# tiny-python-llama
+
+A Llama of {parameters} million parameters that has read the standard library of Python
+{python_version} and nothing else. It is here so that `intel_ft` can be tried and tested end to end
+without a download: small enough to ship, trained enough that a fine-tune improves it and a bad
+quantization hurts it. It is not a useful code generator.
+
+Written by `tools/pretrain_tiny.py`. The weights are bf16, the context is 1024 tokens, the
+tokenizer a byte-level BPE of 4096 entries trained on the same files; a line break with its
+indentation is one token, digits stand alone.
+
+| | |
+|---|---:|
+| training tokens | {train_tokens} |
+| tokens seen | {tokens_seen} ({epochs} epochs) |
+| held-out tokens | {heldout_tokens} |
+| held-out perplexity | {heldout_perplexity} |
+| the same of token frequencies alone | {unigram} |
+| held-out bits per byte | {bits} |
+| trained in | {seconds} s on {device} |
+
+## Data
+
+Every `.py` file of the standard library, its tests included; not: encoding tables, `pydoc_data`,
+files above 400 kB, files that do not parse, site-packages. About 6 % of the modules, chosen by the
+hash of their name, are held out and never trained on: the ones that the held-out side of
+`docstring-to-python` comes from. The perplexity is that of the bf16 weights over the held-out
+files in windows of 1024 tokens that do not overlap. The weights kept are those that were best on
+these files during training, which makes the number slightly flattering.
+
+## Samples
+
+Temperature 0.7, top-p 0.95, seeds 0, 1 and 2; the first try of each.
+
+{samples}
+
+## Limits
+
+It has seen no instructions: the chat template (`### Instruction:` / `### Response:`) is there
+for fine-tuning. It knows the manner of the standard library and can recite parts of it, and what
+it writes beyond that seldom runs. Names and strings of the library's authors occur in its
+output.
+
+## Licence
+
+The weights are made from the Python Software Foundation's and its contributors' text under the PSF
+licence version 2; a few modules carry further notices, listed at the link above.
+"""
+
+
+def write_card(arguments: argparse.Namespace) -> None:
+    """The `card` verb: README.md of the model folder, from its training.json."""
+    record = json.loads((arguments.assets / "training.json").read_text(encoding="utf-8"))
+    samples = [
+        # Four backticks: the library's docstrings hold fences of three.
+        f"````python\n{sample['prompt']}{sample['completion'].rstrip()}\n````"
+        for sample in record["samples"]
+    ]
+    text = CARD.format(
+        parameters=f"{record['parameters'] / 1e6:.1f}",
+        python_version=record["python_version"],
+        train_tokens=f"{record['train_tokens']:,}",
+        tokens_seen=f"{record['tokens_seen']:,}",
+        epochs=record["epochs"],
+        heldout_tokens=f"{record['heldout_tokens']:,}",
+        heldout_perplexity=f"{record['heldout_perplexity']:.2f}",
+        unigram=f"{record['unigram_heldout_perplexity']:.1f}",
+        bits=f"{record['heldout_bits_per_byte']:.3f}",
+        seconds=f"{record['seconds']:.0f}",
+        device=record["device"],
+        samples="\n\n".join(samples),
+    )
+    (arguments.assets / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Parse the arguments and run one verb."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    verbs = parser.add_subparsers(required=True)
+
+    verb = verbs.add_parser("corpus", help="train the tokenizer, encode the standard library")
+    verb.set_defaults(run=make_corpus)
+    verb.add_argument("--output", type=Path, required=True, help="the .npz to write")
+    verb.add_argument("--assets", type=Path, default=MODEL, help="where the tokenizer goes")
+
+    verb = verbs.add_parser("train", help="train a model on a corpus")
+    verb.set_defaults(run=train)
+    verb.add_argument("--corpus", type=Path, required=True)
+    verb.add_argument("--output", type=Path, required=True, help="model folder to write")
+    verb.add_argument("--assets", type=Path, default=MODEL, help="where the tokenizer is")
+    verb.add_argument("--preset", choices=sorted(PRESETS), default="tiny")
+    verb.add_argument("--tokens", type=int, default=110_000_000)
+    verb.add_argument("--minutes", type=float, help="stop after this much training, rate decayed")
+    verb.add_argument("--batch-tokens", type=int, help="65536 on a GPU, 8192 on a CPU")
+    verb.add_argument("--learning-rate", type=float, default=4e-3)
+    verb.add_argument("--weight-decay", type=float, default=0.6)
+    verb.add_argument("--eval-every", type=int, help="steps")
+    verb.add_argument("--eval-tokens", type=int, help="held-out tokens a check; the end takes all")
+    verb.add_argument("--device", default="auto")
+    verb.add_argument("--no-compile", action="store_true", help="leave torch.compile out (CUDA)")
+    verb.add_argument("--seed", type=int, default=0)
+
+    verb = verbs.add_parser("card", help="write the model card from training.json")
+    verb.set_defaults(run=write_card)
+    verb.add_argument("--assets", type=Path, default=MODEL, help="the model folder")
+
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
