@@ -10,6 +10,7 @@ the base model in the assets has not seen these modules either.
 
 import argparse
 import ast
+import copy
 import hashlib
 import inspect
 import json
@@ -23,7 +24,7 @@ from pathlib import Path
 ASSETS = Path(__file__).resolve().parent.parent / "intel_ft" / "assets"
 HELDOUT_FRACTION = 0.06  # of the modules; rows and bytes follow only roughly
 DOCSTRING_CHARACTERS = range(15, 401)
-SOURCE_LINES = range(2, 31)
+SOURCE_LINES = range(3, 41)  # the docstring's included
 # Tests, and tables and samples that are Python only by their file name.
 TEST_PARTS = {"test", "tests", "idle_test"}
 SKIPPED_PARTS = {"site-packages", "__pycache__", "encodings", "pydoc_data", "lib-dynload"}
@@ -102,17 +103,14 @@ def says_nothing(statement: ast.stmt) -> bool:
     return False
 
 
-def stripped_source(node: Function, lines: list[str]) -> str | None:
-    """The function's text, dedented and without its docstring; None if cutting would alter it.
+def dedented_source(node: Function, lines: list[str]) -> str | None:
+    """The function's text, dedented; None if that would change what it does.
 
-    Everything else stays byte for byte. Dedenting changes the value of a string that runs over
-    several lines, so the result has to parse to the tree it came from.
+    Dedenting changes the value of a string that runs over several lines. For the docstring only
+    its indentation may change; everything else has to parse to the tree it came from.
     """
-    docstring, *body = node.body
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    if docstring.lineno <= node.lineno or body[0].lineno <= (docstring.end_lineno or 0):
-        return None
-    kept = lines[first - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
+    kept = lines[first - 1 : node.end_lineno]
     indent = lines[first - 1][: node.col_offset]
     if any(line.strip() and not line.startswith(indent) for line in kept):
         return None
@@ -122,9 +120,16 @@ def stripped_source(node: Function, lines: list[str]) -> str | None:
         parsed = ast.parse(source).body
     except SyntaxError:
         return None
-    bare = type(node)(**{name: getattr(node, name) for name in node._fields if name != "body"})
-    bare.body = body
-    return source if [ast.dump(each) for each in parsed] == [ast.dump(bare)] else None
+    same = len(parsed) == 1 and with_clean_docstring(parsed[0]) == with_clean_docstring(node)
+    return source if same else None
+
+
+def with_clean_docstring(node: ast.AST) -> str:
+    """The dump of a function's tree, its docstring without indentation."""
+    copied = copy.deepcopy(node)
+    constant = copied.body[0].value  # type: ignore[attr-defined]
+    constant.value = inspect.cleandoc(constant.value)
+    return ast.dump(copied)
 
 
 def row_of(module: str, name: str, node: Function, lines: list[str]) -> dict[str, str] | None:
@@ -133,7 +138,7 @@ def row_of(module: str, name: str, node: Function, lines: list[str]) -> dict[str
     if docstring is None or all(says_nothing(statement) for statement in node.body[1:]):
         return None
     wish = inspect.cleandoc(docstring).strip()
-    source = stripped_source(node, lines)
+    source = dedented_source(node, lines)
     if len(wish) not in DOCSTRING_CHARACTERS or source is None:
         return None
     if source.count("\n") not in SOURCE_LINES:
@@ -193,8 +198,8 @@ size_categories:
 # Docstring to Python
 
 Functions and methods of the standard library of Python {version}: `instruction` holds the
-signature and the docstring, `output` the source without that docstring. `module` and `name` say
-where it stands. Written by `tools/build_dataset.py`, which gives the same bytes on every machine
+signature and the docstring, `output` the whole source, dedented. `module` and `name` say where it
+stands. Written by `tools/build_dataset.py`, which gives the same bytes on every machine
 with the same Python.
 
 | file | rows | modules |
@@ -203,7 +208,7 @@ with the same Python.
 | `heldout.jsonl` | {heldout_rows} | {heldout_modules} |
 
 Kept: functions and methods, at module or class level, with a docstring of {doc_min} to {doc_max}
-characters and {src_min} to {src_max} lines of source besides it. Left out: tests, encoding tables,
+characters and {src_min} to {src_max} lines of source. Left out: tests, encoding tables,
 functions without a body of their own (`pass`, `raise NotImplementedError`), repeated sources.
 
 Split by top-level module: one is held out when the SHA-256 of its name, read as a fraction, is

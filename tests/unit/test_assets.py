@@ -89,16 +89,17 @@ def test_a_module_its_twin_and_its_tests_fall_on_one_side(siblings):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_outputs_are_one_function_without_its_docstring(rows, side):
+def test_outputs_are_one_function_with_its_docstring(rows, side):
     for row in rows[side]:
         (function,) = ast.parse(row["output"]).body
         assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         assert function.name == row["name"].rpartition(".")[2]
         assert row["instruction"].startswith("Write the Python ")
-        assert 2 <= row["output"].count("\n") <= 30
+        assert ast.get_docstring(function).strip() in row["instruction"]
+        assert 3 <= row["output"].count("\n") <= 40
 
 
-def test_cutting_a_docstring_keeps_the_rest_byte_for_byte():
+def test_dedenting_keeps_the_rest_byte_for_byte():
     source = (
         "class A:\n"
         "    @property\n"
@@ -111,9 +112,10 @@ def test_cutting_a_docstring_keeps_the_rest_byte_for_byte():
         "        return x\n"
     )
     (node,) = (node for _, node in build_dataset.functions_of(ast.parse(source)))
-    assert build_dataset.stripped_source(node, source.splitlines(keepends=True)) == (
+    assert build_dataset.dedented_source(node, source.splitlines(keepends=True)) == (
         "@property\n"
         "def f(self):  # why\n"
+        '    """Say what\n    it is."""\n'
         "    # kept\n"
         "    x = 'a'   +  \\\n"
         "        'b'\n"
@@ -125,7 +127,7 @@ def test_cutting_a_docstring_keeps_the_rest_byte_for_byte():
 def test_a_function_that_dedenting_would_change_is_left_out():
     source = 'class A:\n    def f(self):\n        "Doc."\n        return """a\n        b"""\n'
     (node,) = (node for _, node in build_dataset.functions_of(ast.parse(source)))
-    assert build_dataset.stripped_source(node, source.splitlines(keepends=True)) is None
+    assert build_dataset.dedented_source(node, source.splitlines(keepends=True)) is None
 
 
 # tokenizer

@@ -1,0 +1,1 @@
+"""What the hardware wants: the only package that asks which hardware this is."""

@@ -1,0 +1,141 @@
+"""The native CPU backend: dtype, threads, memory and the measured matrix rate; called from
+training and cli.
+"""
+
+import os
+import platform
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.decisions import Decision
+from intel_ft.errors import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What this process computes with."""
+
+    dtype: torch.dtype
+    threads: int
+    decisions: tuple[Decision, ...]
+
+
+def select(backend: BackendConfig, model: ModelConfig) -> Backend:
+    """Decide dtype and threads for this machine and set torch's thread count."""
+    dtype, dtype_reason = _dtype(model)
+    threads, threads_reason = _threads(backend)
+    torch.set_num_threads(threads)
+    decisions = (
+        Decision("backend.name", "cpu", "the native PyTorch path"),
+        Decision("model.dtype", str(dtype).removeprefix("torch."), dtype_reason),
+        Decision("backend.threads", str(threads), threads_reason),
+    )
+    return Backend(dtype, threads, decisions)
+
+
+def _dtype(model: ModelConfig) -> tuple[torch.dtype, str]:
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype), "set in the config"
+    flags = cpu_flags()
+    if "amx_bf16" in flags:
+        return torch.bfloat16, "this CPU advertises AMX"
+    if "avx512_bf16" in flags:
+        return torch.bfloat16, "this CPU has AVX512-BF16"
+    return torch.float32, "this CPU has neither AMX nor AVX512-BF16, bf16 would be emulated"
+
+
+def _threads(backend: BackendConfig) -> tuple[int, str]:
+    allowed = len(os.sched_getaffinity(0))
+    if isinstance(backend.threads, int):
+        if not 1 <= backend.threads <= allowed:
+            raise UserError(
+                f"backend.threads={backend.threads}: this process may use 1 to {allowed}"
+            )
+        return backend.threads, "set in the config"
+    quota = _cgroup_cores()
+    if quota is not None and quota < allowed:
+        return max(1, int(quota)), f"the control group allows {quota:g} cores"
+    return allowed, "the cores this process may use"
+
+
+def _cgroup_cores() -> float | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def cpu_flags() -> set[str]:
+    """The instruction-set flags that the kernel reports."""
+    return set(_cpuinfo("flags").split())
+
+
+def cpu_name() -> str:
+    """The CPU's model name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    except OSError:
+        pass
+    return ""
+
+
+def available_bytes() -> int:
+    """Memory this process can still take: free memory, control group and address-space limit."""
+    limits = []
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            limits.append(int(line.split()[1]) * 1024)
+    try:
+        cap = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if cap != "max":
+            limits.append(int(cap) - used)
+    except (OSError, ValueError):
+        pass
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if space != resource.RLIM_INFINITY:
+        limits.append(space - _statm_pages(0) * resource.getpagesize())
+    return max(0, min(limits))
+
+
+def _statm_pages(field: int) -> int:
+    return int(Path("/proc/self/statm").read_text().split()[field])
+
+
+def rss_gib() -> float:
+    """Resident memory of this process now, in GiB."""
+    return _statm_pages(1) * resource.getpagesize() / GIB
+
+
+def gemm_flops_per_second(
+    dtype: torch.dtype, shapes: list[tuple[int, int, int]], seconds: float = 0.15
+) -> float:
+    """The best matrix-product rate over (rows, inner, columns) shapes, FLOP/s, measured now.
+
+    Each shape runs `F.linear` for about `seconds`; its fastest pass counts, since anything slower
+    is somebody else's load.
+    """
+    best = 0.0
+    for rows, inner, columns in shapes:
+        x, weight = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+        torch.nn.functional.linear(x, weight)
+        end = time.perf_counter() + seconds
+        while (start := time.perf_counter()) < end:
+            torch.nn.functional.linear(x, weight)
+            best = max(best, 2.0 * rows * inner * columns / (time.perf_counter() - start))
+    return best

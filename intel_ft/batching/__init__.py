@@ -1,0 +1,1 @@
+"""Examples -> the plan: which rank trains on what, packed how, in which step."""

@@ -1,0 +1,104 @@
+"""The plan: from (seed, step) to a step's examples, whatever the number of ranks.
+
+The unit of training is the optimizer step's set of examples. An epoch is a permutation of all
+examples drawn from (seed, epoch), cut into runs of `global_batch_size`; the last step of an epoch
+takes what is left, so nothing is dropped or seen twice. Ranks only share a step out. Called from
+training.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.batching.share import pack, split_by_cost
+from intel_ft.errors import UserError
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: its examples and the number of supervised tokens in all of them."""
+
+    plan: "Plan"
+    index: int
+    examples: IntArray
+    supervised_tokens: int
+
+    def shares(self, world_size: int) -> list[IntArray]:
+        """The examples of each rank; their union is `examples`, whatever `world_size` is."""
+        lengths = self.plan.lengths[self.examples].astype(np.float64)
+        costs = lengths + self.plan.quadratic_cost * lengths**2
+        return [self.examples[part] for part in split_by_cost(costs.tolist(), world_size)]
+
+    def rows(self, rank: int, world_size: int) -> list[IntArray]:
+        """The packed rows of one rank, each an array of example indices; empty if it has none."""
+        share = self.shares(world_size)[rank]
+        return self.plan.rows(share)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All steps of a run, computed when asked for.
+
+    lengths, supervised: tokens and supervised tokens of each example, int64 [examples].
+    quadratic_cost: attention's cost per token squared, a token's linear cost being 1.
+    one_example_a_row: for models whose attention cannot be packed.
+    """
+
+    lengths: IntArray
+    supervised: IntArray
+    global_batch_size: int
+    max_tokens_per_row: int
+    seed: int
+    quadratic_cost: float = 0.0
+    one_example_a_row: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) == 0:
+            raise UserError("no examples to train on")
+        if (longest := int(self.lengths.max())) > self.max_tokens_per_row:
+            raise UserError(
+                f"an example has {longest} tokens, a row holds {self.max_tokens_per_row}: raise "
+                "train.max_tokens_per_row or lower data.max_length"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over all examples."""
+        return -(-len(self.lengths) // self.global_batch_size)
+
+    def step(self, index: int) -> Step:
+        """Step `index` of the run, counted from 0 over all epochs."""
+        epoch, within = divmod(index, self.steps_per_epoch)
+        start = within * self.global_batch_size
+        order = _order(self.seed, epoch, len(self.lengths))
+        examples = order[start : start + self.global_batch_size]
+        return Step(self, index, examples, int(self.supervised[examples].sum()))
+
+    def steps(self, start: int, end: int) -> Iterator[Step]:
+        """Steps `start` to `end - 1`."""
+        for index in range(start, end):
+            yield self.step(index)
+
+    def rows(self, examples: IntArray) -> list[IntArray]:
+        """Pack any set of examples into rows of at most `max_tokens_per_row` tokens."""
+        if self.one_example_a_row:
+            return list(examples[:, None])
+        lengths = self.lengths[examples].tolist()
+        return [examples[row] for row in pack(lengths, self.max_tokens_per_row)]
+
+    def fingerprint(self) -> str:
+        """Equal for two plans that give the same steps: a resumed run compares it."""
+        digest = hashlib.sha256(self.lengths.tobytes() + self.supervised.tobytes())
+        digest.update(f"{self.global_batch_size} {self.seed}".encode())
+        return digest.hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, examples: int) -> IntArray:
+    return np.random.default_rng([seed, epoch]).permutation(examples)

@@ -1,0 +1,42 @@
+"""A packed row as the arrays a model needs; called from training with a plan's example indices."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.data.examples import Examples
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Several examples end to end; every array int64.
+
+    tokens, positions: [tokens]; positions start at 0 in each segment.
+    bounds: [segments + 1], segment i is tokens[bounds[i]:bounds[i + 1]].
+    predict, targets: [supervised]; the logits at tokens[predict[k]] should give targets[k].
+    """
+
+    tokens: IntArray
+    positions: IntArray
+    bounds: IntArray
+    predict: IntArray
+    targets: IntArray
+
+    @property
+    def segment_lengths(self) -> IntArray:
+        """Tokens of each segment."""
+        return np.diff(self.bounds)
+
+
+def build_row(examples: Examples, indices: IntArray) -> Row:
+    """Concatenate the examples with these indices, in this order."""
+    parts = [examples[int(index)] for index in indices]
+    tokens = np.concatenate([tokens for tokens, _ in parts]).astype(np.int64)
+    supervised = np.flatnonzero(np.concatenate([mask for _, mask in parts]))
+    lengths = np.array([len(tokens) for tokens, _ in parts], dtype=np.int64)
+    bounds = np.concatenate(([0], np.cumsum(lengths)))
+    positions = np.arange(len(tokens), dtype=np.int64) - np.repeat(bounds[:-1], lengths)
+    return Row(tokens, positions, bounds, supervised - 1, tokens[supervised])

@@ -1,0 +1,81 @@
+"""`intel-ft`: the verbs, and the one place where errors become a line and an exit code.
+
+Nothing heavy is imported here or at the top of a verb's file, so that --help answers at once.
+"""
+
+import logging
+import os
+import sys
+import traceback
+
+import click
+import typer
+
+from intel_ft import __version__
+from intel_ft.cli import chat, demo, eval, export, generate, merge, train, validate
+from intel_ft.errors import IntelFTError
+
+app = typer.Typer(
+    name="intel-ft",
+    help="LoRA fine-tuning on Xeon and export to OpenVINO, from one YAML file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for verb in (validate, train, eval, merge, export, generate, chat, demo):
+    app.command(verb.__name__.rpartition(".")[2])(verb.run)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks. Works after a verb, too."),
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    _set_up_logging(debug)
+    try:
+        code = app(arguments, prog_name="intel-ft", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        line, code = _explain(error)
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """One line for people and the exit code."""
+    if isinstance(error, IntelFTError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, click.ClickException):
+        return f"error: {error.format_message()} (see intel-ft --help)", 2
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", 130
+    text = " ".join(str(error).split())
+    return f"error: {type(error).__name__}: {text} (--debug shows where)", 1
+
+
+def _set_up_logging(debug: bool) -> None:
+    """Our messages on stderr; the libraries' chatter only with --debug."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("intel_ft").setLevel(logging.DEBUG if debug else logging.INFO)
+    if not debug:
+        # Read by the libraries when they are imported, which is later and only if needed.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        logging.captureWarnings(True)
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

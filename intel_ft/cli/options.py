@@ -1,0 +1,58 @@
+"""Options that several verbs share, and the printing of their results; called from cli."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that go before the file's."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run, adapter, merged, OpenVINO or model folder, or a Hub id."
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
+TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens up to this share.")]
+TopK = Annotated[int, typer.Option(help="Sample from this many tokens; 0 is all.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes used tokens less likely.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same text.")]
+SystemPrompt = Annotated[
+    str | None, typer.Option("--system", help="System prompt; default is that of training.")
+]
+Template = Annotated[
+    Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"],
+    typer.Option(help="Prompt template; auto is that of training."),
+]
+
+
+def show(result: Any, as_json: bool) -> None:
+    """Print a result (a dataclass or a mapping): aligned lines, or one JSON object."""
+    values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else dict(result)  # type: ignore[arg-type]
+    if as_json:
+        typer.echo(json.dumps(values, ensure_ascii=False))
+        return
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        if value is not None:
+            typer.echo(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    return str(value)

@@ -1,0 +1,228 @@
+"""The YAML configuration: its fields, their bounds, and how a file and overrides become one.
+
+Called from cli; every other package receives the finished `Config` or one of its sections.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from intel_ft.errors import UserError
+
+Auto = Literal["auto"]
+DataFormat = Literal[
+    "auto", "alpaca", "dolly", "prompt_completion", "question_answer", "messages", "text"
+]
+TemplateName = Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which base model, and how far to trust its files."""
+
+    name_or_path: str = Field(min_length=1)
+    revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+class DataConfig(Section):
+    """Where the examples come from and how they become tokens with a loss mask."""
+
+    train: str = Field(min_length=1)
+    eval: str | None = None
+    split: str = "train"
+    eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    format: DataFormat = "auto"
+    template: TemplateName = "auto"
+    system_prompt: str | None = None
+    max_length: int = Field(1024, ge=8)
+    on_long: Literal["error", "drop", "truncate"] = "error"
+    loss_on: Literal["completion", "all"] = "completion"
+
+
+class MethodConfig(Section):
+    """What is trained: a LoRA adapter on a frozen base."""
+
+    name: Literal["lora"] = "lora"
+    r: int = Field(16, ge=1, le=1024)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    use_dora: bool = False
+    use_rslora: bool = False
+    init: Literal["default", "gaussian"] = "default"
+
+
+class TrainConfig(Section):
+    """The steps: how many, how large, how fast, and when to save and evaluate."""
+
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    global_batch_size: int = Field(16, ge=1)
+    max_tokens_per_row: int | Auto = "auto"
+    learning_rate: float = Field(2e-4, gt=0, le=10)
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0.0, le=1.0)
+    weight_decay: float = Field(0.0, ge=0.0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"] = "adamw_torch_fused"
+    seed: int = Field(42, ge=0, lt=2**32)
+    eval_steps: int | None = Field(None, ge=1)
+    save_steps: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    logging_steps: int = Field(1, ge=1)
+    early_stopping: int | None = Field(None, ge=1)
+    activation_checkpointing: bool = False
+    report_to: list[Literal["tensorboard"]] = ["tensorboard"]
+
+    @model_validator(mode="after")
+    def _row_is_a_length(self) -> "TrainConfig":
+        if isinstance(self.max_tokens_per_row, int) and self.max_tokens_per_row < 8:
+            raise ValueError("max_tokens_per_row must be at least 8")
+        return self
+
+
+class BackendConfig(Section):
+    """What runs it. Threads `auto` means the cores this process may use."""
+
+    name: Literal["auto", "cpu"] = "auto"
+    threads: int | Auto = "auto"
+
+
+class OutputConfig(Section):
+    """Where the run's folder goes."""
+
+    directory: Path
+
+
+class Config(Section):
+    """One run, whole: what `config.yaml` in a run's folder holds."""
+
+    model: ModelConfig
+    data: DataConfig
+    method: MethodConfig = MethodConfig()
+    train: TrainConfig = TrainConfig()
+    backend: BackendConfig = BackendConfig()
+    output: OutputConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        row, longest = self.train.max_tokens_per_row, self.data.max_length
+        if isinstance(row, int) and row < longest:
+            raise ValueError(
+                f"train.max_tokens_per_row ({row}) must be at least data.max_length ({longest})"
+            )
+        if self.train.early_stopping and not (self.data.eval or self.data.eval_fraction):
+            raise ValueError("train.early_stopping needs data.eval or data.eval_fraction")
+        return self
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that `load` reads back to an equal value."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides and validate.
+
+    Raises UserError, one line, naming the file or override and the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections such as model, data, train; found no mapping")
+    for override in overrides or []:
+        _apply(values, override)
+    return build(values, str(path))
+
+
+def build(values: dict[str, Any], origin: str) -> Config:
+    """Validate a nested mapping; `origin` (a file name, say) opens the error line."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = dict.fromkeys(_describe(problem) for problem in error.errors())
+        raise UserError(f"{origin}: {'; '.join(problems)}") from None
+
+
+def check_data(values: dict[str, Any]) -> DataConfig:
+    """Validate a data section that came from command-line options, not from a file."""
+    try:
+        return DataConfig.model_validate(values)
+    except ValidationError as error:
+        problems = dict.fromkeys(_describe(problem) for problem in error.errors())
+        raise UserError(f"options: {'; '.join(problems)}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not (equals and dot and section and name):
+        raise UserError(f"override {override!r}: write it as section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: {_one_line(error)}") from None
+    mapping = values.setdefault(section, {})
+    if not isinstance(mapping, dict):
+        raise UserError(f"override {override!r}: {section} is not a section")
+    mapping[name] = value
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"][:2])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}{_nearest(problem['loc'])}"
+    if problem["type"] == "missing":
+        return f"{where} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not where:
+        return str(message)
+    if isinstance(problem["input"], dict | list):
+        return f"{where}: {message}"
+    return f"{where}={problem['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(location: tuple[str | int, ...]) -> str:
+    """A hint at the known key that was probably meant, in this section or any other."""
+    sections: dict[str, list[str]] = {}
+    for name, field in Config.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            sections[name] = list(annotation.model_fields)
+    unknown = str(location[-1])
+    if len(location) == 1:
+        known, others = list(sections), []
+    else:
+        known = sections[str(location[0])]
+        others = [f"{section}.{key}" for section, keys in sections.items() for key in keys]
+    if close := difflib.get_close_matches(unknown, known, n=1):
+        return f" (did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?)"
+    for other in others:
+        if other.endswith(f".{unknown}"):
+            return f" (did you mean {other}?)"
+    return f" (known here: {', '.join(known)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+KNOWN_FORMATS = tuple(name for name in get_args(DataFormat) if name != "auto")

@@ -1,0 +1,90 @@
+"""A tokenizer that does not know its control tokens, for words that spell one; called from
+data.encode.
+
+`encode_special_tokens` of the tokenizers library is not enough: it covers only tokens declared
+special, and `<|im_start|>` often is not.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+
+# The shape of control tokens that some tokenizers (Hermes, DeepSeek) do not declare special.
+_CONTROL_SHAPE = re.compile("<[|\uff5c].*[|\uff5c]>")  # the second: a full-width bar
+
+
+def content_controls(added: dict[int, AddedToken]) -> dict[int, str]:
+    """Ids and texts of added tokens that a user's words must never become.
+
+    All of them but runs of white space, which GPT-NeoX and Phi add to write code in fewer tokens.
+    """
+    return {
+        id: token.content
+        for id, token in added.items()
+        if token.special
+        or (not token.content.replace("▁", "").isspace() and token.content.strip("▁"))
+    }
+
+
+def completion_controls(added: dict[int, AddedToken]) -> dict[int, str]:
+    """Ids and texts of added tokens that an assistant's words must never become.
+
+    What the tokenizer declares ordinary stays: a completion may hold Qwen's `<think>` or Gemma's
+    `<table>`, and the model is to write them as the one token it knows.
+    """
+    return {
+        id: token.content
+        for id, token in added.items()
+        if token.special or _CONTROL_SHAPE.fullmatch(token.content)
+    }
+
+
+def without_prefix_space(backend: Tokenizer) -> Tokenizer:
+    """`backend`, or a copy of it that does not put a space in front of byte-level text.
+
+    No decoder takes that space away again, so an answer would come back with one space more.
+    """
+    if not (
+        isinstance(backend.pre_tokenizer, ByteLevel) and backend.pre_tokenizer.add_prefix_space
+    ):
+        return backend
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.pre_tokenizer.add_prefix_space = False
+    return copy
+
+
+def without(backend: Tokenizer, controls: dict[int, str]) -> Tokenizer:
+    """A copy of `backend` that splits the text of control tokens into ordinary tokens.
+
+    All other ids are unchanged. Control tokens are no longer matched as added tokens, and the
+    model's own vocabulary gives them up too (Unigram and `ignore_merges` would find them there).
+    """
+    state: dict[str, Any] = json.loads(backend.to_str())
+    # Renamed to what nobody can write, not removed: ids of added tokens follow from their order.
+    secret = uuid.uuid4().hex
+    renamed = {text: f"\ue000{secret}{id}" for id, text in controls.items()}
+    for token in state["added_tokens"]:
+        token["content"] = renamed.get(token["content"], token["content"])
+    state["post_processor"] = state["truncation"] = state["padding"] = None
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed.get(text, text): id for text, id in model["vocab"].items()}
+    else:
+        model["vocab"] = [[renamed.get(text, text), score] for text, score in model["vocab"]]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    if "merges" in model:
+        model["merges"] = [
+            merge for merge in model["merges"] if not _involves(merge, renamed.keys())
+        ]
+    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+
+
+def _involves(merge: str | list[str], texts: Iterable[str]) -> bool:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left in texts or right in texts or left + right in texts

@@ -1,0 +1,1 @@
+"""Which process of how many this is."""

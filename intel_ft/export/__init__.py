@@ -1,0 +1,1 @@
+"""Turning a finished run into a model that ships: merged weights and OpenVINO IR."""

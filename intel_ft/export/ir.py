@@ -1,0 +1,72 @@
+"""What an IR on disk really holds: its weights' types, and NNCF's own record; called from
+export.openvino.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intel_ft.inference.artifact import IR_FILE
+
+WEIGHT_BITS = {
+    "f64": 64,
+    "f32": 32,
+    "f16": 16,
+    "bf16": 16,
+    "i8": 8,
+    "u8": 8,
+    "f8e4m3": 8,
+    "f8e5m2": 8,
+    "i4": 4,
+    "u4": 4,
+    "nf4": 4,
+    "f4e2m1": 4,
+}
+
+
+@dataclass(frozen=True)
+class IRWeights:
+    """Weights of an IR, as its file says.
+
+    `elements`: numbers stored in constants of each element type, zero points and scales included,
+    indices and shapes (i32, i64) not. `bits`: of the type that most are stored in. `mode` and
+    `group_size`: from the IR's rt_info, None where NNCF compressed nothing (-1: a scale for each
+    output channel).
+    """
+
+    elements: dict[str, int]
+    bits: int
+    mode: str | None
+    group_size: int | None
+
+    def share(self, *types: str) -> float:
+        """Share of all elements that are stored in `types`."""
+        return sum(self.elements.get(name, 0) for name in types) / sum(self.elements.values())
+
+
+def read_weights(folder: Path) -> IRWeights:
+    """Read the IR in `folder`. Raises RuntimeError (OpenVINO's) if it cannot be read."""
+    import openvino
+
+    model = openvino.Core().read_model(folder / IR_FILE)
+    elements: Counter[str] = Counter()
+    for operation in model.get_ops():
+        if operation.get_type_name() == "Constant":
+            name = operation.get_element_type().get_type_name()
+            if name in WEIGHT_BITS:
+                elements[name] += math.prod(operation.get_output_shape(0))
+    mode = _record(model, "mode")
+    group_size = _record(model, "group_size")
+    return IRWeights(
+        elements=dict(elements),
+        bits=WEIGHT_BITS[elements.most_common(1)[0][0]],
+        mode=mode,
+        group_size=None if group_size is None else int(group_size),
+    )
+
+
+def _record(model: Any, key: str) -> str | None:
+    path = ["nncf", "weight_compression", key]
+    return str(model.get_rt_info(path).value) if model.has_rt_info(path) else None

@@ -1,0 +1,69 @@
+"""Where merge and export write: a folder that is whole or absent, and silence on stdout; called
+from export.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from intel_ft.errors import IntelFTError
+from intel_ft.files import require_absent_or_empty, whole_folder
+
+FULL = 1 << 20  # a disk with less than this many bytes left is full
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder to fill, named `output` only once it is whole and on disk.
+
+    Raises UserError if `output` holds anything, IntelFTError if the disk is full. Libraries report
+    a full disk each in their own way (OpenVINO as a RuntimeError), so it is the disk that is asked.
+    """
+    require_absent_or_empty(output, "choose another output, or remove it first")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(output) as partial:
+        try:
+            yield partial
+        except Exception as error:
+            full = "No space left" in str(error) or shutil.disk_usage(partial).free < FULL
+            if full and not isinstance(error, IntelFTError):
+                raise IntelFTError(
+                    f"{output}: the disk is full; nothing was left there: free some space and run "
+                    "it again"
+                ) from error
+            raise
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Send what libraries print on stdout to stderr, and drop their warnings and progress bars.
+
+    NNCF logs and draws on stdout (3.4), through a stream it took when it was imported, hence the
+    exchange of the file descriptor itself; it holds for the whole process while it lasts.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")  # torch.jit.TracerWarning by the dozen
+            logging.getLogger("nncf").setLevel(logging.WARNING)
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

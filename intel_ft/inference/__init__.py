@@ -1,0 +1,1 @@
+"""Asking a model: recognising what was given, generating, evaluating and chatting with it."""

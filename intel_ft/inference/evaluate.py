@@ -1,0 +1,133 @@
+"""How good a model is on held-out examples: loss, perplexity, and what it generates; called from
+cli (eval, demo).
+"""
+
+import ast
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.data.examples import Examples
+from intel_ft.data.prepare import Prepared
+from intel_ft.data.prompt import prompt_tokens
+from intel_ft.errors import IntelFTError, UserError
+from intel_ft.inference.language_model import LanguageModel, Sampling
+
+Progress = Callable[[int, int], None]  # done, total
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """`loss` is in nats a supervised token over all examples, `perplexity` is exp(loss).
+
+    `exact_match` and `parses` are shares of the `generated` answers, None where none were asked
+    for: equal to the reference but for outer white space, and accepted by `ast.parse`.
+    """
+
+    loss: float
+    perplexity: float
+    supervised_tokens: int
+    examples: int
+    generated: int = 0
+    exact_match: float | None = None
+    parses: float | None = None
+
+
+def evaluate(
+    model: LanguageModel,
+    prepared: Prepared,
+    *,
+    system_prompt: str | None = None,
+    generate: int = 0,
+    max_new_tokens: int = 256,
+    progress: Progress | None = None,
+) -> EvalResult:
+    """Measure `model` on `prepared`; greedy answers to its first `generate` conversations.
+
+    Loss is token-weighted over supervised tokens only, one example at a time, so nothing is padded
+    and nothing is attended across. Raises UserError where nothing is supervised, IntelFTError where
+    the loss is not a number.
+    """
+    examples = prepared.examples
+    total = 0.0
+    for i in range(len(examples)):
+        total += example_loss(model, examples, i)
+        if progress:
+            progress(i + 1, len(examples))
+    supervised = int(examples.supervised_counts.sum())
+    if supervised == 0:
+        raise UserError("nothing to evaluate: no supervised token in the data")
+    loss = total / supervised
+    answers = _answers(model, prepared, system_prompt, generate, max_new_tokens)
+    return EvalResult(
+        loss=loss,
+        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        supervised_tokens=supervised,
+        examples=len(examples),
+        generated=len(answers),
+        exact_match=_share([answer.strip() == wanted.strip() for answer, wanted in answers]),
+        parses=_share([is_python(answer) for answer, _ in answers]),
+    )
+
+
+def example_loss(model: LanguageModel, examples: Examples, index: int) -> float:
+    """Sum of cross-entropy, in nats, over the supervised tokens of one example."""
+    tokens, supervised = examples[index]
+    targets = np.flatnonzero(supervised)
+    if len(targets) == 0:
+        return 0.0
+    logits = model.logits(tokens, targets - 1)
+    loss = float(cross_entropy(logits, tokens[targets]).sum())
+    if not math.isfinite(loss):
+        raise IntelFTError(f"the loss of example {index + 1} is {loss}: the model is broken")
+    return loss
+
+
+def cross_entropy(
+    logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """-log softmax(logits)[target] of each row; logits [n, vocabulary], targets [n]."""
+    highest = logits.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(logits - highest).sum(axis=1, dtype=np.float64))
+    picked = np.take_along_axis(logits - highest, targets[:, None].astype(np.int64), axis=1)
+    losses: npt.NDArray[np.float64] = log_sum - picked[:, 0]
+    return losses
+
+
+def is_python(text: str) -> bool:
+    """True if `text` is at least one statement of Python that parses."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SyntaxWarning, from escapes in generated strings
+            return bool(ast.parse(text.strip()).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _answers(
+    model: LanguageModel,
+    prepared: Prepared,
+    system_prompt: str | None,
+    count: int,
+    max_new_tokens: int,
+) -> list[tuple[str, str]]:
+    """(answer, reference) of the first `count` conversations that end in an assistant's turn."""
+    asked = [
+        conversation.messages
+        for conversation in prepared.conversations
+        if conversation.messages and conversation.messages[-1].role == "assistant"
+    ][:count]
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    answers = []
+    for messages in asked:
+        prompt = prompt_tokens(model.tokenizer, prepared.template, messages[:-1], system_prompt)
+        answers.append((model.generate(prompt, sampling).text, messages[-1].content))
+    return answers
+
+
+def _share(hits: list[bool]) -> float | None:
+    return sum(hits) / len(hits) if hits else None

@@ -1,0 +1,126 @@
+"""A base, adapter or merged model in torch on this CPU; called from inference.language_model and
+export.merge.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.inference.adapter import apply_adapter
+from intel_ft.inference.artifact import Artifact
+from intel_ft.inference.language_model import (
+    Completion,
+    Sampling,
+    Stream,
+    base_config,
+    finish,
+    room_for_answer,
+    stop_tokens,
+    tokenizer_config,
+)
+from intel_ft.inference.text_stream import TextStream
+
+
+def load_torch(
+    artifact: Artifact,
+    *,
+    dtype: str = "bfloat16",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> "TorchLM":
+    """Load `artifact` (not an IR) with weights in `dtype`; an adapter's own stay in fp32."""
+    import torch
+
+    from intel_ft.models.load import load_base, load_tokenizer
+
+    config = base_config(artifact, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    model = load_base(config, getattr(torch, dtype))
+    if artifact.kind == "adapter":
+        model = apply_adapter(model, artifact.folder)
+    tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust_remote_code))
+    return TorchLM(model, tokenizer)
+
+
+class TorchLM:
+    """A `LanguageModel` over a transformers (or peft) model."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        from transformers import GenerationConfig
+
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.context_window = getattr(model.config, "max_position_embeddings", None)
+        own = model.generation_config
+        self._stops = stop_tokens(tokenizer, own.eos_token_id if own else None)
+        # Otherwise generate() fills in the base's own temperature, top_p and so on wherever a
+        # call leaves them at their defaults.
+        model.generation_config = GenerationConfig()
+
+    def generate(
+        self, prompt_tokens: list[int], sampling: Sampling, stream: Stream | None = None
+    ) -> Completion:
+        """See `LanguageModel.generate`."""
+        import torch
+        from transformers import GenerationConfig
+
+        wanted = room_for_answer(prompt_tokens, sampling.max_new_tokens, self.context_window)
+        pad = self.tokenizer.pad_token_id
+        config = GenerationConfig(
+            max_new_tokens=wanted,
+            do_sample=sampling.temperature > 0,
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=sorted(self._stops) or None,
+            pad_token_id=min(self._stops, default=0) if pad is None else pad,
+        )
+        if sampling.temperature > 0:
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p
+            config.top_k = sampling.top_k
+        prompt = torch.tensor([prompt_tokens])
+        text = TextStream(self.tokenizer, stream, self._stops) if stream else None
+        start = time.monotonic()
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(sampling.seed)
+            answer = self.model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                streamer=_Streamer(text, len(prompt_tokens)) if text else None,
+            )
+        new_tokens = answer[0, len(prompt_tokens) :].tolist()
+        return finish(self.tokenizer, new_tokens, self._stops, time.monotonic() - start)
+
+    def logits(
+        self, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """See `LanguageModel.logits`."""
+        import torch
+
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=torch.from_numpy(tokens.astype(np.int64))[None],
+                logits_to_keep=torch.from_numpy(positions),
+                use_cache=False,
+            )
+        logits: npt.NDArray[np.float32] = output.logits[0].float().numpy()
+        return logits
+
+
+class _Streamer:
+    """What transformers' generate() calls: `put` with the prompt, then with each new token."""
+
+    def __init__(self, text: TextStream, prompt_length: int) -> None:
+        self._text = text
+        self._prompt_left = prompt_length
+
+    def put(self, value: Any) -> None:
+        for token in value.flatten().tolist():
+            if self._prompt_left:
+                self._prompt_left -= 1
+            else:
+                self._text.add(token)
+
+    def end(self) -> None:
+        self._text.end()

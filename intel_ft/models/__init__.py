@@ -1,0 +1,1 @@
+"""Base model and adapter, packed attention, loss and its cost in operations and memory."""

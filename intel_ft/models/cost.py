@@ -1,0 +1,78 @@
+"""What a step costs: the floating-point operations it needs and the memory a run takes at least;
+called from training.
+
+Operations follow DESIGN's definition of MFU: frozen linear layers 2N forward and 2N backward a
+token, causal attention over real segments, logits at supervised tokens, LoRA. What is recomputed
+or padded is not needed and does not count.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from intel_ft.batching.row import Row
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Operations per unit of work for one model with its adapter.
+
+    linear: a token; attention: a token squared of a segment; logits: a supervised token.
+    """
+
+    linear: float
+    attention: float
+    logits: float
+
+    def flops(self, row: Row) -> float:
+        """Floating-point operations that forward and backward of this row need."""
+        lengths = row.segment_lengths
+        return (
+            self.linear * float(lengths.sum())
+            + self.attention * float((lengths**2).sum())
+            + self.logits * len(row.targets)
+        )
+
+    @property
+    def quadratic_cost(self) -> float:
+        """Attention's share of an example's cost, per token squared, a token's linear cost 1."""
+        return self.attention / self.linear
+
+
+def step_cost(model: Any) -> StepCost:
+    """The cost of `model`, a base with LoRA weights."""
+    config = model.config.get_text_config()
+    frozen = lora = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or name.endswith("lm_head"):
+            continue
+        if module.weight.requires_grad:
+            lora += module.weight.numel()
+        else:
+            frozen += module.weight.numel()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # Causal scores and values: 2 products, half of 2 L^2 d each, forward; twice that backward.
+    attention = 6.0 * config.num_hidden_layers * heads * head_dim
+    return StepCost(
+        linear=4.0 * frozen + 6.0 * lora,
+        attention=attention,
+        logits=4.0 * config.hidden_size * config.vocab_size,
+    )
+
+
+def activation_bytes(config: Any, tokens: int, checkpointing: bool) -> int:
+    """About what one row's activations take, in bytes: enough to refuse a hopeless run early.
+
+    Per token and layer about 18 hidden-sized and 4 intermediate-sized bf16 tensors are kept for
+    backward (counted on a Llama block with LoRA on all linear layers); checkpointing keeps one
+    hidden-sized tensor a layer and one layer's worth.
+    """
+    text = config.get_text_config()
+    hidden = text.hidden_size
+    intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
+    layer = 2 * (18 * hidden + 4 * intermediate)
+    layers = text.num_hidden_layers
+    kept = layers * 2 * hidden + layer if checkpointing else layers * layer
+    return int(tokens * kept)

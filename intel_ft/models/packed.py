@@ -1,0 +1,138 @@
+"""Attention over packed rows: each segment attends to itself only, and no T x T mask exists.
+
+Registered with Transformers under `NAME`; a model loaded with that name receives the segment
+bounds as the keyword argument `cu_seq_lens_q`, which Transformers hands down to every attention
+layer. `can_pack` finds out whether a model really works this way. Called from training.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "intel_ft_packed"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each segment of one packed row.
+
+    query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim];
+    cu_seq_lens_q int [segments + 1]. Returns [1, tokens, heads, head_dim].
+    Raises ValueError where the segment bounds did not arrive, or for attention sinks (`s_aux`).
+    """
+    if s_aux is not None:
+        raise ValueError(f"{NAME} has no attention sinks, which this model uses")
+    if cu_seq_lens_q is None:
+        raise ValueError(f"{NAME} needs cu_seq_lens_q: this model does not pass it to attention")
+    if key.shape[1] != query.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    bounds = cu_seq_lens_q.tolist()
+    outputs = []
+    for start, end in pairwise(bounds):
+        q, k, v = (x[:, :, start:end] for x in (query, key, value))
+        window = sliding_window if sliding_window and sliding_window < end - start else None
+        if softcap is not None:
+            outputs.append(_softcapped(q, k, v, scaling, dropout, window, softcap))
+        else:
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    q,
+                    k,
+                    v,
+                    attn_mask=None if window is None else _band(end - start, window),
+                    dropout_p=dropout,
+                    is_causal=window is None,
+                    scale=scaling,
+                )
+            )
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def _band(length: int, window: int) -> Tensor:
+    """Boolean [length, length]: token i sees the `window` tokens that end with itself."""
+    ones = torch.ones(length, length, dtype=torch.bool)
+    return ones.tril().triu(1 - window)
+
+
+def _softcapped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float,
+) -> Tensor:
+    """Attention whose scores pass through softcap * tanh(scores / softcap), as in Gemma 2."""
+    length = q.shape[2]
+    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    scores = torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / softcap)) * softcap
+    scores = scores.masked_fill(~_band(length, window or length), float("-inf"))
+    weights = F.dropout(scores.softmax(-1), p=dropout)
+    return weights.to(v.dtype) @ v
+
+
+AttentionInterface.register(NAME, packed_attention)
+
+
+def row_inputs(tokens: Tensor, positions: Tensor, bounds: Tensor) -> dict[str, Any]:
+    """Keyword arguments of a forward over one packed row; 1-D tensors in, batch of one out."""
+    return {
+        "input_ids": tokens[None],
+        "position_ids": positions[None],
+        "cu_seq_lens_q": bounds,
+        "use_cache": False,
+    }
+
+
+@torch.no_grad()
+def can_pack(model: Any) -> str | None:
+    """None if `model`, loaded with attention NAME, keeps packed segments apart; else the reason.
+
+    Two short segments are run packed, with another first segment, and the second one alone:
+    nothing may leak, and packing may not change the result beyond rounding.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    first, other, second = ((torch.arange(n) * 7 + n) % vocabulary for n in (5, 5, 7))
+    other = (other + 11) % vocabulary
+
+    def logits(*segments: Tensor) -> Tensor:
+        lengths = torch.tensor([len(segment) for segment in segments])
+        inputs = row_inputs(
+            torch.cat(segments),
+            torch.cat([torch.arange(len(segment)) for segment in segments]),
+            F.pad(lengths.cumsum(0), (1, 0)),
+        )
+        result: Tensor = model(**inputs).logits[0, -len(second) :].float()
+        return result
+
+    if getattr(model.config.get_text_config(), "attention_chunk_size", None):
+        return "its attention works in chunks"
+    try:
+        packed, moved, alone = logits(first, second), logits(other, second), logits(second)
+    except (ValueError, TypeError) as error:
+        return str(error).splitlines()[0]
+    # Not bit for bit: experts of a mixture batch tokens of several segments in one product.
+    if (packed - moved).norm() > 0.05 * alone.norm():
+        return "a segment's logits change with its neighbour's tokens"
+    if (packed - alone).norm() > 0.05 * alone.norm():
+        return "a segment's logits change with its place in the row"
+    return None

@@ -1,0 +1,1 @@
+"""The run: the Trainer that walks the plan, its checkpoints, records and signals."""

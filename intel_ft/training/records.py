@@ -1,0 +1,173 @@
+"""What a run writes and shows while it trains: metrics.jsonl, the progress line, and the answer to
+SIGINT and SIGTERM; called from training.run.
+"""
+
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback
+
+from intel_ft.errors import Stopped
+from intel_ft.files import write_text
+
+logger = logging.getLogger(__name__)
+
+_NAMES = {"learning_rate": "lr"}
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class MetricsFile(TrainerCallback):  # type: ignore[misc]
+    """Appends a line to metrics.jsonl for each logged step and each evaluation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop what an interrupted run logged after the checkpoint it is resumed from."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step(line) <= state.global_step]
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Write the line and flush it."""
+        if not logs or not ("loss" in logs or "eval_loss" in logs):
+            return
+        line = {"step": state.global_step} | {_NAMES.get(k, k): v for k, v in logs.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # the line a kill cut off
+
+
+class ProgressLine(TrainerCallback):  # type: ignore[misc]
+    """A bar on a terminal, a log line now and then elsewhere: loss, token/s, MFU, time left."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.last_line = 0.0
+        self.began = (0, 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the bar where somebody is looking."""
+        self.began = (state.global_step, time.monotonic())
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                SpinnerColumn(),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self.bar.start()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Update the bar, or log a line if the last one is some seconds old."""
+        if not logs:
+            return
+        if "eval_loss" in logs:
+            logger.info(
+                "step %d: evaluation loss %.4f, perplexity %.2f",
+                state.global_step,
+                logs["eval_loss"],
+                logs["eval_perplexity"],
+            )
+        if "loss" not in logs:
+            return
+        text = (
+            f"loss {logs['loss']:.4f}  {logs['tokens_per_s']:,.0f} token/s  MFU {logs['mfu']:.0%}"
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step, description=text)
+        elif time.monotonic() - self.last_line > _SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            logger.info(
+                "step %d/%d  %s  %s left",
+                state.global_step,
+                state.max_steps,
+                text,
+                self._left(state),
+            )
+
+    def _left(self, state: Any) -> str:
+        step, start = self.began
+        done = max(state.global_step - step, 1)
+        seconds = (time.monotonic() - start) / done * (state.max_steps - state.global_step)
+        return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Take the bar down."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar down, also after an error."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class SignalStop(TrainerCallback):  # type: ignore[misc]
+    """Turns the first SIGINT or SIGTERM into a save and a stop at the end of the current step.
+
+    Used as a context manager around training; a second SIGINT interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "SignalStop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        logger.warning("%s: saving after this step", signal.Signals(number).name)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask the Trainer to save and stop."""
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def raise_if_received(self, step: int) -> None:
+        """Raise Stopped with the exit code of the signal (128 + its number)."""
+        if self.received is not None:
+            name = signal.Signals(self.received).name
+            raise Stopped(
+                self.received, f"{name}: saved checkpoint-{step} and stopped: go on with --resume"
+            )

@@ -1,0 +1,213 @@
+"""The Trainer whose batch is the plan's global step; called from training.run.
+
+Transformers' Trainer keeps its callbacks, schedulers, optimizer and logging. What differs: the
+data loader only counts steps, and `training_step` asks the plan for the examples of
+`state.global_step`. So the position in the data is the step number, and a resumed run has nothing
+to skip.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from intel_ft.backends.cpu import rss_gib
+from intel_ft.batching.plan import Plan, Step
+from intel_ft.batching.row import build_row
+from intel_ft.data.examples import Examples
+from intel_ft.distributed.world import World
+from intel_ft.errors import IntelFTError
+from intel_ft.models.adapter import adapter_weights, load_weights
+from intel_ft.models.cost import StepCost
+from intel_ft.models.loss import loss_sum
+from intel_ft.training import checkpoint
+
+
+@dataclass
+class Meter:
+    """Work done and time taken: since the last logged line, or since the run began."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    flops: float = 0.0
+    imbalance: float = 0.0
+
+    def add(self, other: "Meter") -> None:
+        """Add another meter's readings to this one's."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def rates(self, gemm_rate: float) -> dict[str, float]:
+        """The readings as metrics.jsonl names them."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "tokens": self.tokens,
+            "supervised_tokens": self.supervised_tokens,
+            "tokens_per_s": self.tokens / seconds,
+            "mfu": self.flops / seconds / gemm_rate,
+            "rank_imbalance": self.imbalance / max(self.steps, 1),
+            "rss_gib": rss_gib(),
+            "step_s": seconds / max(self.steps, 1),
+        }
+
+
+@dataclass
+class Workload:
+    """What a run trains on: the plan over examples, the rows to evaluate on, and what they cost."""
+
+    plan: Plan
+    examples: Examples
+    cost: StepCost
+    gemm_rate: float
+    packed: bool
+    world: World
+    evaluation: Examples | None = None
+    interval: Meter = field(default_factory=Meter)
+    total: Meter = field(default_factory=Meter)
+
+
+class PlanTrainer(Trainer):  # type: ignore[misc]
+    """Trains `model` (a PEFT model) on a workload; saves whole checkpoints; keeps the best."""
+
+    def __init__(
+        self, model: Any, args: TrainingArguments, work: Workload, callbacks: list[TrainerCallback]
+    ) -> None:
+        super().__init__(model=model, args=args, eval_dataset=work.evaluation)
+        self.work = work
+        self.plan = work.plan
+        self.best_weights: dict[str, Tensor] | None = None
+        self.add_callback(_Clock(work))
+        for callback in callbacks:
+            self.add_callback(callback)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Counts the steps of an epoch; the examples come from the plan."""
+        steps: Any = range(self.plan.steps_per_epoch)
+        return DataLoader(steps, collate_fn=lambda _: {}, generator=torch.Generator())
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of this rank's rows of step `state.global_step`.
+
+        Returns the mean loss over the global batch's supervised tokens. Gradients are exchanged
+        once, after the last row (a world of one rank has nothing to exchange).
+        """
+        step = self.plan.step(self.state.global_step)
+        model.train()
+        loss = torch.zeros(())
+        for indices in step.rows(self.work.world.rank, self.work.world.size):
+            row = build_row(self.work.examples, indices)
+            part = loss_sum(self.model, row, packed=self.work.packed) / step.supervised_tokens
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+            self.work.interval.tokens += len(row.tokens)
+            self.work.interval.flops += self.work.cost.flops(row)
+        self.work.interval.supervised_tokens += step.supervised_tokens
+        self.work.interval.imbalance += _imbalance(step, self.work.world.size)
+        if not math.isfinite(loss.item()):
+            raise IntelFTError(
+                f"the loss is {loss.item()} at step {step.index + 1}: lower train.learning_rate, "
+                "then --resume from the last checkpoint"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add speed, MFU and memory to every training line before callbacks see it."""
+        if "loss" in logs:
+            logs.update(self.work.interval.rates(self.work.gemm_rate))
+            self.work.total.add(self.work.interval)
+            vars(self.work.interval).update(vars(Meter()))
+        super().log(logs, start_time)
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Mean loss and perplexity over the supervised tokens of the evaluation examples."""
+        loss = mean_loss(self.model, self.work)
+        metrics = {
+            f"{metric_key_prefix}_loss": loss,
+            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0)),
+        }
+        self.log(metrics)
+        control: Any = self.control
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        best: bool = super()._determine_best_metric(metrics, trial)
+        if best:
+            self.best_weights = adapter_weights(self.model)
+        return best
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._export_callback_states()
+        checkpoint.save(
+            self, Path(self.args.output_dir), self.state.global_step, self.args.save_total_limit
+        )
+
+    def _export_callback_states(self) -> None:
+        """Let callbacks such as early stopping put their counters into the trainer state."""
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            name = type(callback).__name__
+            if name in self.state.stateful_callbacks:
+                self.state.stateful_callbacks[name] = callback.state()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_weights(self.model, folder)
+        self.best_weights = checkpoint.load_best(folder)
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]
+    """Times each optimizer step, from its examples to its update, leaving out what is saved."""
+
+    def __init__(self, work: Workload) -> None:
+        self.work = work
+        self.began = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stop it."""
+        self.work.interval.steps += 1
+        self.work.interval.seconds += time.perf_counter() - self.began
+
+
+@torch.no_grad()
+def mean_loss(model: Any, work: Workload) -> float:
+    """Mean cross-entropy over the supervised tokens of `work.evaluation`, dropout off."""
+    examples = work.evaluation
+    if examples is None:
+        raise ValueError("this workload has no evaluation examples")
+    plan = Plan(
+        lengths=examples.lengths,
+        supervised=examples.supervised_counts,
+        global_batch_size=len(examples),
+        max_tokens_per_row=max(work.plan.max_tokens_per_row, int(examples.lengths.max())),
+        seed=work.plan.seed,
+        one_example_a_row=not work.packed,
+    )
+    was_training = model.training
+    model.eval()
+    step = plan.step(0)
+    total = sum(
+        float(loss_sum(model, build_row(examples, indices), packed=work.packed))
+        for indices in plan.rows(step.examples)
+    )
+    model.train(was_training)
+    return total / step.supervised_tokens
+
+
+def _imbalance(step: Step, world_size: int) -> float:
+    """How much the dearest share exceeds the mean one, 0 for a perfect split."""
+    if world_size == 1:
+        return 0.0
+    lengths = [float(step.plan.lengths[share].sum()) for share in step.shares(world_size)]
+    return max(lengths) / (sum(lengths) / world_size) - 1.0

@@ -1,0 +1,105 @@
+"""A Llama of 0.1 M parameters that has learnt a page of Python by heart, and an adapter on it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from intel_ft.data.examples import Examples
+from intel_ft.provenance import Provenance
+
+PAGE = "".join(
+    f'def {name}_{what}(values):\n    """Return the {name} of {what}."""\n'
+    f"    return {name}(value.{what} for value in values)\n\n"
+    for name in ("sum", "min", "max", "any")
+    for what in ("size", "cost", "age", "weight", "name")
+)
+BASE_ID = "example/tiny-base"
+
+
+def make_base(folder: Path) -> Path:
+    """Base model folder, bf16 safetensors, trained for two seconds on PAGE."""
+    split = Tokenizer(models.BPE())
+    split.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    split.train_from_iterator(
+        [PAGE],
+        trainers.BpeTrainer(
+            vocab_size=384,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=split, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    torch.manual_seed(0)
+    model = make_model(len(tokenizer), 64)
+    tokens = torch.tensor(tokenizer(PAGE)["input_ids"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model is slower with more, much slower on a busy machine
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(200):
+        starts = torch.randint(0, len(tokens) - 65, (8,)).tolist()
+        rows = torch.stack([tokens[start : start + 64] for start in starts])
+        model(input_ids=rows, labels=rows).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.set_num_threads(threads)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_model(vocabulary: int, hidden: int) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def make_adapter(base: Path, folder: Path, size: float = 0.05, **lora) -> Path:
+    """Adapter folder as a run leaves it, of random weights with a visible effect."""
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn_like(parameter) * size)
+    adapted.save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(folder)
+    provenance(str(base)).save(folder)
+    return folder
+
+
+def provenance(base: str) -> Provenance:
+    return Provenance("adapter", base, None, "alpaca", "Be brief.", "0.0.0")
+
+
+def make_examples(tokenizer) -> Examples:
+    """Functions of PAGE of different lengths, their bodies supervised."""
+    functions = PAGE.split("\n\n")[:6]
+    ids = [tokenizer(f"{text}</s>")["input_ids"][: 20 + 7 * i] for i, text in enumerate(functions)]
+    tokens = np.concatenate([np.array(one, dtype=np.int32) for one in ids])
+    offsets = np.cumsum([0, *map(len, ids)])
+    supervised = np.ones(len(tokens), dtype=bool)
+    for i, start in enumerate(offsets[:-1]):
+        supervised[start : start + 5 + i] = False
+    return Examples(tokens, supervised, offsets)

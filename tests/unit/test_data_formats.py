@@ -1,0 +1,120 @@
+import json
+
+import pytest
+
+from intel_ft.data.formats import Conversation, Message, conversations, detect
+from intel_ft.data.sources import load_rows
+from intel_ft.errors import UserError
+
+FORMATS = {
+    "alpaca": {"instruction": "i", "input": "c", "output": "o"},
+    "dolly": {"instruction": "i", "context": "c", "response": "o", "category": "x"},
+    "prompt_completion": {"prompt": "i", "completion": "o"},
+    "question_answer": {"question": "i", "answer": "o"},
+    "messages": {
+        "messages": [{"role": "user", "content": "i"}, {"role": "assistant", "content": "o"}]
+    },
+    "text": {"text": "i o"},
+}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def write(*values):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(value) + "\n" for value in values))
+        return load_rows(str(file))
+
+    return write
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_recognised_by_its_columns_and_read(rows, name):
+    row = {**FORMATS[name], "module": "m"}
+    table = rows(row, row)
+    found, reason = detect(table.columns, "auto", origin="f", nested=table.nested)
+    assert found == name and name in reason and "column" in reason
+    assert detect(table.columns, name, origin="f") == (name, "set in data.format")
+    context = "c" if name in ("alpaca", "dolly") else ""
+    expected = Conversation((Message("user", "i", context), Message("assistant", "o")))
+    if name == "text":
+        expected = Conversation(text="i o")
+    assert conversations(table, name) == [expected] * 2
+
+
+def test_columns_that_fit_no_format_or_several_are_listed():
+    with pytest.raises(UserError, match=r"id, body; known are alpaca .* rename the columns"):
+        detect(["id", "body"], "auto", origin="f")
+    with pytest.raises(UserError, match=r"fit alpaca and text: set data.format"):
+        detect(["instruction", "output", "text"], "auto", origin="f")
+    with pytest.raises(
+        UserError, match=r"needs columns question and answer, but answer is missing"
+    ):
+        detect(["question", "reply"], "question_answer", origin="f")
+
+
+def test_nested_rows_are_refused_with_what_to_do(rows):
+    table = rows({"instruction": "i", "instances": [{"input": "", "output": "o"}]})
+    with pytest.raises(UserError, match=r"column instances is nested: flatten"):
+        detect(table.columns, "auto", origin="f", nested=table.nested)
+
+
+def test_input_may_be_missing_or_null(rows):
+    table = rows({"instruction": "i", "output": "o"}, {"instruction": "i", "output": "o"})
+    assert conversations(table, "alpaca")[1].messages[0].context == ""
+    table = rows(
+        {"instruction": "i", "input": None, "output": "o"},
+        {"instruction": "i", "input": "c", "output": "o"},
+    )
+    assert [c.messages[0].context for c in conversations(table, "alpaca")] == ["", "c"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": "i"}, "output is missing"),
+        ({"instruction": "i", "output": None}, "output is missing"),
+        ({"instruction": "i", "output": ""}, "output is empty"),
+        ({"instruction": " ", "output": "o"}, "instruction is empty"),
+        ({"instruction": "i", "output": 3}, "output is int, not text"),
+        ({"instruction": "i", "output": ["o"]}, "output is list, not text"),
+        ({"instruction": "i", "input": 3, "output": "o"}, "input is int, not text"),
+    ],
+)
+def test_a_bad_row_is_named(rows, row, words):
+    table = rows({"instruction": "i", "input": "c", "output": "o"}, row)
+    with pytest.raises(UserError, match=rf"rows\.jsonl row 2: {words}: correct or remove"):
+        conversations(table, "alpaca")
+
+
+def turn(role, content="x"):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"),
+    [
+        (None, "messages is missing or empty"),
+        ([], "messages is missing or empty"),
+        ("hello", "messages is not a list"),
+        (["hello"], r"messages\[0\] is not a mapping"),
+        ([turn("user")], "does not end with an assistant turn"),
+        ([turn("system")], "does not end with an assistant turn"),
+        ([turn("user"), turn("tool")], r"messages\[1\]\.role is 'tool': known are system"),
+        ([{"content": "x"}], r"messages\[0\]\.role is None"),
+        ([turn("assistant")], r"messages\[0\]\.role is assistant where user is due"),
+        ([turn("user"), turn("user")], r"messages\[1\]\.role is user where assistant is due"),
+        ([turn("user"), turn("system")], r"messages\[1\]\.role is system where assistant is due"),
+        ([turn("user"), turn("assistant", "")], r"messages\[1\]\.content is empty"),
+        ([turn("user"), {"role": "assistant"}], r"messages\[1\]\.content is missing"),
+        ([turn("user", 3), turn("assistant")], r"messages\[0\]\.content is int"),
+        ([turn("system", 3), turn("user")], r"messages\[0\]\.content is not text"),
+    ],
+)
+def test_bad_messages_are_named(rows, turns, words):
+    good = [turn("system"), turn("user"), turn("assistant"), turn("user"), turn("assistant")]
+    table = rows({"messages": good}, {"messages": turns})
+    with pytest.raises(
+        UserError, match=rf"rows\.jsonl row 2: messages.*{words.split('messages')[-1]}"
+    ):
+        conversations(table, "messages")

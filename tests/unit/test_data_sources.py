@@ -1,0 +1,163 @@
+import json
+
+import pytest
+
+from intel_ft.data.formats import conversations
+from intel_ft.data.sources import load_rows
+from intel_ft.errors import EnvironmentProblem, UserError
+
+ROWS = [{"question": "a, b?", "answer": "42"}, {"question": "when?\nsay", "answer": "2020-01-01"}]
+
+
+def cells(source, *columns):
+    return list(load_rows(str(source)).cells(columns))
+
+
+def refusal(source, split="train"):
+    with pytest.raises(UserError) as caught:
+        load_rows(str(source), split)
+    assert "\n" not in str(caught.value) and str(source) in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path):
+    import datasets
+
+    table = datasets.Dataset.from_list(ROWS)
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    table.to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS, indent=1))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS).encode())
+    expected = [(row["question"], row["answer"]) for row in ROWS]
+    for name in ("rows.csv", "rows.parquet", "rows.json", "rows.jsonl", "bom.json"):
+        assert cells(tmp_path / name, "question", "answer") == expected, name
+
+
+def test_text_that_looks_like_dates_or_numbers_stays_text(tmp_path):
+    file = tmp_path / "dates.jsonl"
+    file.write_text('{"question": "1999-12-31", "answer": "2020-01-02T10:00:00"}\n')
+    assert cells(file, "question", "answer") == [("1999-12-31", "2020-01-02T10:00:00")]
+    turns = [{"role": "user", "content": "2020-01-01"}, {"role": "assistant", "content": "x"}]
+    file.write_text(json.dumps({"messages": turns}) + "\n")
+    assert conversations(load_rows(str(file)), "messages")[0].messages[0].content == "2020-01-01"
+    csv = tmp_path / "numbers.csv"
+    csv.write_text("question,answer\n1,2020-01-01\nNA,3.0\n")
+    assert cells(csv, "question", "answer") == [("1", "2020-01-01"), ("NA", "3.0")]
+
+
+def test_a_text_file_gives_its_paragraphs(tmp_path):
+    file = tmp_path / "poems.txt"
+    file.write_bytes(b"\xef\xbb\xbfone\ntwo\n\n\nthree\r\n\r\n\r\n\r\n  four\n")
+    assert cells(file, "text") == [("one\ntwo",), ("three",), ("  four",)]
+
+
+def test_a_missing_key_or_column_is_none(tmp_path):
+    file = tmp_path / "gaps.jsonl"
+    file.write_text('{"a": "x"}\n{"b": "y"}\n')
+    assert cells(file, "a", "b", "c") == [("x", None, None), (None, "y", None)]
+
+
+def test_a_folder_of_one_kind(tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"text": "3"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "1"}\n{"text": "2"}\n')
+    (tmp_path / "README.md").write_text("not data")
+    rows = load_rows(str(tmp_path))
+    assert [text for (text,) in rows.cells(["text"])] == ["1", "2", "3"]
+    assert rows.where(2) == f"{tmp_path / 'b.jsonl'} row 1"
+    (tmp_path / "c.csv").write_text("text\n4\n")
+    assert "a.jsonl, b.jsonl, c.csv" in refusal(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "no data files" in refusal(tmp_path / "empty")
+
+
+def test_a_file_that_changed_is_read_again(tmp_path):
+    import os
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "old"}\n')
+    before = file.stat()
+    assert cells(file, "text") == [("old",)]
+    file.write_text('{"text": "new"}\n')
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cells(file, "text") == [("new",)]
+
+
+def test_slices_and_unknown_splits(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(5)))
+    rows = load_rows(str(file), "train[1:3]")
+    assert list(rows.cells(["text"])) == [("1",), ("2",)]
+    assert rows.where(0) == f"{file} row 1 of split train[1:3]"
+    assert "validation" in refusal(file, "validation")
+    assert "train[oops" in refusal(file, "train[oops")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.json", b"", "is empty"),
+        ("blank.jsonl", b"\n \n", "is empty"),
+        ("none.json", b"[]", "no rows"),
+        ("header.csv", b"question,answer\n", "no rows"),
+        ("broken.jsonl", b'{"a": "x"}\n{"a": "y"\n{"a": "z"}\n', "line 2 is broken JSON"),
+        ("broken.json", b'[{"a": "x"},\n\n{"a": "y"]', "line 3 is broken JSON"),
+        ("cut.json", b'[{"a": "x"},\n{"a": "y', "line 2 is broken JSON"),
+        ("number.json", b"3", "line 1 is not an object"),
+        ("list.json", b'[{"a": "x"}, 3]', "row 2 is not an object"),
+        ("half.jsonl", b'{"a": "x"}\n{"a": "\\ud800"}\n', "line 2 holds half of a surrogate"),
+        ("latin.jsonl", '{"a": "x"}\n{"a": "é"}\n'.encode("latin1"), "line 2 (byte 18 of"),
+        ("latin.json", '[{"a": "é"}]'.encode("latin1"), "line 1 (byte 8 of"),
+        ("latin.csv", "q,a\nx,é\n".encode("latin1"), "line 2 (byte 6 of"),
+        ("latin.txt", "\né".encode("latin1"), "line 2 (byte 1 of"),
+        ("utf16.json", '[{"a": "x"}]'.encode("utf-16"), "is not UTF-8"),
+        ("ragged.csv", b"q,a\nx,y\nx,y,z\n", "line 3 has 3 cells under 2 columns"),
+        ("twice.csv", b"q,q\nx,y\n", "line 1 names a column twice"),
+        ("junk.parquet", b"PAR1 but no more", "cut off or not a Parquet file"),
+        ("rows.xlsx", b"x", "unknown extension .xlsx"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path, capfd, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    assert words in refusal(tmp_path / name)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_such_file(tmp_path):
+    assert "no such file" in refusal(tmp_path / "rows.jsonl")
+    assert "no such file" in refusal("rows")
+    assert "no such file" in refusal("data/rows.jsonl")
+
+
+def test_the_hub_out_of_reach(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(EnvironmentProblem, match="nobody/nothing: no such file here, and the Hub"):
+        load_rows("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (RuntimeError("Cannot send: the client has been closed."), EnvironmentProblem, "the Hub"),
+        (ConnectionError("no"), EnvironmentProblem, "the Hub could not be reached"),
+        (ValueError("Config name is missing.\nPick one: a, b"), UserError, "org/name:config"),
+        (ValueError('Unknown split "x"'), UserError, "Unknown split"),
+        (RuntimeError("Dataset scripts are no longer supported"), UserError, "scripts"),
+    ],
+)
+def test_what_the_hub_says_is_one_line(monkeypatch, raised, kind, words):
+    import datasets
+
+    def load_dataset(name, config, split):
+        assert (name, config, split) == ("org/name", "small", "train[:9]")
+        raise raised
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(kind) as caught:
+        load_rows("org/name:small", "train[:9]")
+    assert words in str(caught.value) and "\n" not in str(caught.value)

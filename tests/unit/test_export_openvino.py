@@ -1,0 +1,218 @@
+"""Export: the IR holds what it says, and says what torch says; nothing half-written is left."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from export_fixtures import PAGE, make_adapter, make_base, make_examples
+
+if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
+    pytest.skip("needs the openvino extra", allow_module_level=True)
+
+from intel_ft.data.formats import Conversation, Message
+from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.export.ir import read_weights
+from intel_ft.export.openvino import export
+from intel_ft.inference.artifact import resolve
+from intel_ft.inference.evaluate import evaluate
+from intel_ft.inference.language_model import Sampling, open_model
+from intel_ft.inference.openvino_lm import OpenVINOLM
+from intel_ft.provenance import Provenance
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> SimpleNamespace:
+    root = tmp_path_factory.mktemp("export")
+    base = make_base(root / "base")
+    adapter = make_adapter(base, root / "run" / "adapter", size=0.2)
+    reports = {
+        "fp16": export(str(base), root / "fp16", "fp16"),
+        "int8": export(str(root / "run"), root / "int8", "int8"),
+    }
+    return SimpleNamespace(root=root, base=base, adapter=adapter, **reports)
+
+
+def test_weights_are_what_the_format_says(made) -> None:
+    int8, fp16 = read_weights(made.root / "int8"), read_weights(made.root / "fp16")
+    assert int8 == made.int8.weights
+    assert int8.bits == 8
+    assert int8.mode == "int8_asym"
+    assert int8.share("u8", "i8") > 0.95
+    assert fp16.bits == 16
+    assert fp16.mode is None
+    assert fp16.share("f16") > 0.999  # no bf16 and no f32 but a few scalars
+    assert made.int8.megabytes < made.fp16.megabytes
+
+
+def test_folder_is_complete_and_carries_the_base(made) -> None:
+    names = {path.name for path in (made.root / "int8").iterdir()}
+    assert names >= {
+        "openvino_model.xml",
+        "openvino_model.bin",
+        "openvino_tokenizer.xml",
+        "openvino_detokenizer.xml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "config.json",
+        "generation_config.json",
+        "intel_ft.json",
+    }
+    assert not [name for name in names if name.startswith(".")]
+    for path in (made.root / "int8").iterdir():
+        assert b".partial" not in path.read_bytes(), path  # no scratch path in any file
+    artifact = resolve(str(made.root / "int8"))
+    assert (artifact.kind, artifact.base_model) == ("openvino", str(made.base))
+    assert (artifact.template, artifact.system_prompt) == ("alpaca", "Be brief.")
+    assert made.int8.tokenizer_agrees
+    assert made.fp16.tokenizer_agrees
+
+
+def test_optimum_finds_the_recipe_of_the_base(made, tmp_path) -> None:
+    from optimum.intel.openvino.configuration import get_default_quantization_config
+
+    shutil.copytree(made.adapter, tmp_path / "adapter")
+    known = "meta-llama/Llama-2-7b-chat-hf"
+    Provenance("adapter", known, None, "alpaca", None, "0").save(tmp_path / "adapter")
+    export(str(tmp_path / "adapter"), tmp_path / "ir", "fp16", base=str(made.base))
+    recipe = get_default_quantization_config(str(tmp_path / "ir"), weight_format="int4")
+    assert recipe is not None
+    assert recipe == get_default_quantization_config(known, weight_format="int4")
+
+
+def test_ir_computes_what_torch_computes(made) -> None:
+    tokenizer = open_model(resolve(str(made.base))).tokenizer
+    torch_model = open_model(resolve(str(made.base)), dtype="float32")
+    ir = OpenVINOLM(made.root / "fp16", tokenizer, F32)
+    tokens = np.array(tokenizer(PAGE[:300])["input_ids"], dtype=np.int32)
+    positions = np.arange(0, len(tokens), 2)
+    ours, theirs = torch_model.logits(tokens, positions), ir.logits(tokens, positions)
+    assert ours.shape == theirs.shape == (len(positions), len(tokenizer))
+    np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(ours).max())
+    again = ir.logits(tokens, positions)  # the state of the call before is gone
+    np.testing.assert_array_equal(theirs, again)
+    for start in (0, 7, 30):
+        prompt = tokens[start : start + 20].tolist()
+        sampling = Sampling(max_new_tokens=24)
+        streamed: list[str] = []
+        answer = ir.generate(prompt, sampling, streamed.append)
+        assert answer.new_tokens == torch_model.generate(prompt, sampling).new_tokens
+        assert "".join(streamed) == answer.text
+        assert len(streamed) > 3
+
+
+def test_losses_are_near(made) -> None:
+    torch_model = open_model(resolve(str(made.adapter)))
+    examples = make_examples(torch_model.tokenizer)
+    prepared = SimpleNamespace(examples=examples, conversations=[], template="none")
+    adapter = evaluate(torch_model, prepared)
+    int8 = evaluate(open_model(resolve(str(made.root / "int8"))), prepared)
+    assert int8.perplexity == pytest.approx(adapter.perplexity, rel=0.02)
+    base = evaluate(open_model(resolve(str(made.base))), prepared)
+    fp16 = evaluate(open_model(resolve(str(made.root / "fp16"))), prepared)
+    assert fp16.loss == pytest.approx(base.loss, rel=0.01)
+    assert abs(adapter.loss - base.loss) > 0.02  # so the above tells them apart
+
+
+def test_sampling_stopping_and_generating_for_evaluation(made) -> None:
+    ir = open_model(resolve(str(made.root / "fp16")))
+    prompt = ir.tokenizer(PAGE[:60])["input_ids"]
+    hot = Sampling(max_new_tokens=16, temperature=2.0, top_p=0.95, top_k=50, seed=3)
+    first, second = ir.generate(prompt, hot), ir.generate(prompt, hot)
+    assert first.text == second.text
+    other = ir.generate(prompt, Sampling(max_new_tokens=16, temperature=2.0, seed=4))
+    assert other.text != first.text
+    with pytest.raises(UserError, match="context window is 256"):
+        ir.generate(prompt * 20, hot)
+    with pytest.raises(ZeroDivisionError):  # what the caller's stream raises reaches the caller
+
+        def stream(text: str) -> None:
+            raise ZeroDivisionError
+
+        ir.generate(prompt, hot, stream)
+    assert ir.generate(prompt, hot).text == first.text  # and the pipeline lives on
+    conversation = Conversation((Message("user", PAGE[:30]), Message("assistant", "x = 1")))
+    prepared = SimpleNamespace(
+        examples=make_examples(ir.tokenizer), conversations=[conversation] * 3, template="none"
+    )
+    result = evaluate(ir, prepared, generate=2, max_new_tokens=4)
+    assert (result.generated, result.exact_match) == (2, 0.0)
+
+
+def test_stdout_is_left_alone(made, tmp_path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from intel_ft.export.openvino import export; "
+        "export(sys.argv[1], Path(sys.argv[2]), 'int8')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(made.base), str(tmp_path / "ir")],
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b""
+    assert b"TracerWarning" not in done.stderr
+
+
+def test_refusals(made, tmp_path, monkeypatch) -> None:
+    with pytest.raises(UserError, match="OpenVINO model already"):
+        export(str(made.root / "int8"), tmp_path / "ir", "int8")
+    # bf16 holds 1e5, fp16 does not.
+    broken = shutil.copytree(made.base, tmp_path / "beyond")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, :] = 1e5
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(IntelFTError, match="beyond what fp16 holds"):
+        export(str(broken), tmp_path / "ir", "fp16")
+    monkeypatch.setitem(sys.modules, "openvino_tokenizers", None)
+    with pytest.raises(EnvironmentProblem, match=r"openvino_tokenizers.*intel_ft\[openvino\]"):
+        export(str(made.base), tmp_path / "ir", "int8")
+    assert not (tmp_path / "ir").exists()
+    assert not (tmp_path / ".ir.partial").exists()
+
+
+# Runs an export and stops itself for good at the moment that argv names.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import intel_ft.export.openvino as module
+step = getattr(module, sys.argv[3])
+def dies(*arguments, **named):
+    result = step(*arguments, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(module, sys.argv[3], dies)
+module.export(sys.argv[1], Path(sys.argv[2]), "int8")
+"""
+
+
+@pytest.mark.parametrize("moment", ["_convert", "_verify"])
+def test_killed_export_leaves_no_final_folder(made, tmp_path, moment) -> None:
+    arguments = [sys.executable, "-c", KILLED, str(made.base), str(tmp_path / "ir"), moment]
+    done = subprocess.run(arguments, stderr=subprocess.DEVNULL, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "ir").exists()
+    assert (tmp_path / ".ir.partial").is_dir()
+    if moment == "_verify":
+        export(str(made.base), tmp_path / "ir", "int8")  # the next one clears it away
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["ir"]
+
+
+def test_full_disk_is_said_and_leaves_nothing(made, tmp_path, monkeypatch) -> None:
+    """OpenVINO says "basic_ios::clear: iostream error" when its disk is full (seen on a tmpfs)."""
+
+    def full(*_arguments) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    usage = SimpleNamespace(total=1, used=1, free=0)
+    monkeypatch.setattr("intel_ft.export.openvino._convert", full)
+    monkeypatch.setattr("intel_ft.export.output.shutil.disk_usage", lambda _path: usage)
+    with pytest.raises(IntelFTError, match="the disk is full; nothing was left"):
+        export(str(made.base), tmp_path / "ir", "int8")
+    assert list(tmp_path.iterdir()) == []
