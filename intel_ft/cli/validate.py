@@ -8,22 +8,21 @@ def run(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> 
     from intel_ft import config as configuration
 
     settings = configuration.load(config, overrides)
-    from intel_ft.models.load import check_folder, load_tokenizer, model_folder, parameter_count
-    from intel_ft.training.run import read_data
+    from intel_ft.models.load import parameter_count
+    from intel_ft.training.setup import read_inputs
 
-    folder = model_folder(settings.model)
-    check_folder(folder, settings.model)
-    training, evaluation = read_data(settings, load_tokenizer(settings.model))
+    inputs = read_inputs(settings)
+    report = inputs.training.report
     show(
         {
-            "parameters": parameter_count(folder),
-            "format": training.report.format,
-            "template": training.template,
-            "train_examples": len(training.examples),
-            "train_tokens": training.report.tokens,
-            "supervised_tokens": training.report.supervised_tokens,
-            "longest": training.report.longest,
-            "eval_examples": None if evaluation is None else len(evaluation.examples),
+            "parameters": parameter_count(inputs.folder),
+            "format": report.format,
+            "template": report.template,
+            "train_examples": report.examples,
+            "train_tokens": report.tokens,
+            "supervised_tokens": report.supervised_tokens,
+            "longest": report.longest,
+            "eval_examples": inputs.evaluation and inputs.evaluation.report.examples,
         },
         json,
     )

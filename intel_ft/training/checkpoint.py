@@ -57,8 +57,7 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
     final = run / f"{PREFIX}{step}"
     try:
         with whole_folder(final) as folder:
-            trainer.model.save_pretrained(folder, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)
+            save_adapter(trainer.model, folder)
             torch.save(trainer.optimizer.state_dict(), folder / "optimizer.pt")
             torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
             trainer._save_rng_state(str(folder))
@@ -78,6 +77,12 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
         ) from error
     for old in checkpoints(run)[:-keep]:
         remove_folder(old)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, without peft's model card."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def load_best(checkpoint: Path) -> dict[str, torch.Tensor] | None:

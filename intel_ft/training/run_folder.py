@@ -1,12 +1,19 @@
-"""The run's folder: opening a new or an old one, and the records at its top; called from
+"""The run's folder: whether it may be written to, and the records at its top; called from
 training.run.
 """
 
+import os
+import platform
 import shutil
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from intel_ft import __version__
+from intel_ft.backends import cpu
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
@@ -16,11 +23,11 @@ from intel_ft.training.checkpoint import PREFIX, checkpoints, newest_whole
 OURS = ("config.yaml", "environment.json", "metrics.jsonl", "adapter", "tensorboard", "report.html")
 
 
-def open_run(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """Make sure `run` may be written to; the checkpoint to start from, or None.
+def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to start from, or None to start at step 0. Changes nothing.
 
-    Raises UserError where the folder holds a run and neither flag was given, or where it holds
-    files that are not a run's.
+    Raises UserError where the folder holds a run and neither flag was given, where the run is
+    finished, or where it holds files that are not a run's.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
@@ -32,23 +39,18 @@ def open_run(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
             f"{run} is not empty and not a run's folder (it holds {foreign[0]}): choose another "
             "output.directory"
         )
-    if (run / "adapter").is_dir() and not overwrite:
+    if overwrite or not present:
+        return None
+    if (run / "adapter").is_dir():
         raise UserError(
             f"{run}: this run is finished (adapter/ exists): choose another output.directory, or "
             "pass --overwrite to train again"
         )
-    if present and not (resume or overwrite):
+    if not resume:
         found = checkpoints(run)
         what = f"has {found[-1].name}" if found else "holds a run that saved no checkpoint"
         raise UserError(f"{run} {what}: pass --resume to go on, or --overwrite to start again")
-    if overwrite:
-        for path in present:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run}: cannot be created ({error.strerror})") from None
-    return newest_whole(run) if resume else None
+    return newest_whole(run)
 
 
 def _ours(path: Path) -> bool:
@@ -58,12 +60,41 @@ def _ours(path: Path) -> bool:
     )
 
 
-def write_records(
-    run: Path, config: Config, decisions: list[Decision], environment: dict[str, Any]
-) -> None:
+def begin(run: Path, *, overwrite: bool) -> None:
+    """Create the folder; with `overwrite` remove what an earlier run left in it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for path in run.iterdir():
+            if overwrite or path.name.startswith("."):  # dots: what a kill left half-written
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise UserError(f"{run}: cannot be written to ({error.strerror})") from None
+
+
+def write_records(run: Path, config: Config, decisions: list[Decision]) -> None:
     """Write config.yaml (enough to run again) and environment.json (with every decision)."""
     write_text(run / "config.yaml", config.to_yaml())
     write_json(
         run / "environment.json",
-        environment | {"decisions": [asdict(decision) for decision in decisions]},
+        _environment() | {"decisions": [asdict(decision) for decision in decisions]},
     )
+
+
+def _environment() -> dict[str, Any]:
+    packages = {}
+    for name in ("torch", "transformers", "peft", "accelerate", "datasets", "openvino"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "intel_ft": __version__,
+        "python": platform.python_version(),
+        "packages": packages,
+        "host": platform.node(),
+        "cpu": cpu.cpu_name(),
+        "isa": sorted(cpu.cpu_flags() & {"avx2", "avx512_bf16", "avx512_vnni", "amx_bf16"}),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "ranks": 1,
+    }

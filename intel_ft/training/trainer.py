@@ -134,8 +134,9 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0)),
         }
         self.log(metrics)
-        control: Any = self.control
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

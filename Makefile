@@ -1,0 +1,41 @@
+# The README's commands. `make demo` and `make test` each set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup demo test lint format clean
+
+setup: $(INSTALLED)
+
+# torch comes first and with its own dependencies, because its wheels differ in them (CPU, CUDA);
+# the rest comes from the lock alone.
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	rm -rf runs/demo
+	$(BIN)/intel-ft demo --output runs/demo
+	@echo
+	@echo "Talk to it: $(BIN)/intel-ft chat runs/demo/openvino"
+
+# One thread a test process: more would fight over the cores, and results would be no better.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

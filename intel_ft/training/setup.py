@@ -1,0 +1,163 @@
+"""From a configuration to a workload: everything checked and decided before the first step; called
+from training.run and cli.validate.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from intel_ft import assets
+from intel_ft.backends import cpu
+from intel_ft.batching.plan import Plan
+from intel_ft.config import Config
+from intel_ft.data.prepare import Prepared, prepare, split_fraction
+from intel_ft.decisions import Decision
+from intel_ft.distributed.world import World
+from intel_ft.errors import EnvironmentProblem
+from intel_ft.models.adapter import add_lora
+from intel_ft.models.cost import activation_bytes, step_cost
+from intel_ft.models.load import (
+    check_folder,
+    load_for_packing,
+    load_tokenizer,
+    model_folder,
+    parameter_count,
+)
+from intel_ft.training.trainer import Workload
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the user gave, read and found good: model folder, tokenizer and data."""
+
+    folder: Path
+    tokenizer: Any
+    training: Prepared
+    evaluation: Prepared | None
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Read and check tokenizer and data, and the model folder without loading its weights.
+
+    Raises UserError for anything wrong with them; changes nothing on disk.
+    """
+    folder = model_folder(config.model)
+    check_folder(folder, config.model)
+    tokenizer = load_tokenizer(config.model)
+    data = config.data
+    training = prepare(data, assets.resolve(data.train), tokenizer)
+    evaluation = None
+    if data.eval is not None:
+        evaluation = prepare(data, assets.resolve(data.eval), tokenizer)
+    elif data.eval_fraction:
+        training, evaluation = split_fraction(training, data.eval_fraction, config.train.seed)
+    for name, part in (("train", training), ("eval", evaluation)):
+        for line in part.report.lines() if part is not None else ():
+            logger.info("%s: %s", name, line)
+    return Inputs(folder, tokenizer, training, evaluation)
+
+
+def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, list[Decision]]:
+    """The model with its adapter, the workload, and every value that was decided on the way.
+
+    Raises EnvironmentProblem where this machine cannot hold the run.
+    """
+    backend = cpu.select(config.backend, config.model)
+    row_tokens = _row_tokens(config)
+    require_memory(config, inputs, backend.dtype, row_tokens.value)
+    transformers.set_seed(config.train.seed)
+    base, why_not_packed = load_for_packing(config.model, backend.dtype)
+    model = add_lora(base, config.method, base_id(config), config.model.revision)
+    cost = step_cost(model)
+    examples = inputs.training.examples
+    plan = Plan(
+        lengths=examples.lengths,
+        supervised=examples.supervised_counts,
+        global_batch_size=config.train.global_batch_size,
+        max_tokens_per_row=int(row_tokens.value),
+        seed=config.train.seed,
+        quadratic_cost=cost.quadratic_cost,
+        one_example_a_row=why_not_packed is not None,
+    )
+    gemm_rate = _gemm_rate(base, backend.dtype, int(row_tokens.value))
+    work = Workload(
+        plan=plan,
+        examples=examples,
+        cost=cost,
+        gemm_rate=gemm_rate,
+        packed=why_not_packed is None,
+        world=world,
+        evaluation=None if inputs.evaluation is None else inputs.evaluation.examples,
+    )
+    decisions = [
+        *backend.decisions,
+        row_tokens,
+        Decision("packing", "on", "checked: this model keeps packed segments apart")
+        if why_not_packed is None
+        else Decision("packing", "off, one example a row", why_not_packed),
+        Decision("MFU's peak", f"{gemm_rate / 1e9:,.0f} GFLOP/s", "measured just now"),
+    ]
+    for decision in decisions:
+        logger.info("%s", decision)
+    report = inputs.training.report
+    decisions += [
+        Decision("data.format", report.format, report.format_reason),
+        Decision("data.template", report.template, report.template_reason),
+    ]
+    return model, work, decisions
+
+
+def base_id(config: Config) -> str:
+    """The base's own name: a Hub id or a shipped asset's stays one, a folder becomes absolute."""
+    path = Path(config.model.name_or_path)
+    return str(path.resolve()) if path.is_dir() else config.model.name_or_path
+
+
+def require_memory(config: Config, inputs: Inputs, dtype: torch.dtype, row_tokens: str) -> None:
+    """Refuse, before the weights are read, a run that this machine plainly cannot hold."""
+    text = transformers.AutoConfig.from_pretrained(
+        inputs.folder, trust_remote_code=config.model.trust_remote_code
+    )
+    tokens = min(int(row_tokens), int(inputs.training.examples.lengths.sum()))
+    weights = parameter_count(inputs.folder) * dtype.itemsize
+    activations = activation_bytes(text, tokens, config.train.activation_checkpointing)
+    available = cpu.available_bytes()
+    if weights + activations > available:
+        raise out_of_memory(
+            config,
+            f"at start: {weights / cpu.GIB:.1f} GiB of weights, about "
+            f"{activations / cpu.GIB:.1f} GiB of activations for a row of {tokens} tokens, "
+            f"{available / cpu.GIB:.1f} GiB available",
+        )
+
+
+def out_of_memory(config: Config, when: str) -> EnvironmentProblem:
+    """The error that says what to lower."""
+    remedies = ["lower train.max_tokens_per_row and data.max_length"]
+    if not config.train.activation_checkpointing:
+        remedies.append("set train.activation_checkpointing=true")
+    remedies.append("or take a smaller model")
+    return EnvironmentProblem(f"out of memory {when}: {', '.join(remedies)}")
+
+
+def _row_tokens(config: Config) -> Decision:
+    """Row capacity: long enough that matrix products run at full rate, and for any example."""
+    chosen = config.train.max_tokens_per_row
+    if isinstance(chosen, int):
+        return Decision("train.max_tokens_per_row", str(chosen), "set in the config")
+    tokens = max(2048, config.data.max_length)
+    return Decision("train.max_tokens_per_row", str(tokens), "2048, or data.max_length if longer")
+
+
+def _gemm_rate(base: Any, dtype: torch.dtype, row_tokens: int) -> float:
+    config = base.config.get_text_config()
+    rows, hidden = min(row_tokens, 2048), config.hidden_size
+    wide = getattr(config, "intermediate_size", None) or 4 * hidden
+    shapes = [(rows, hidden, hidden), (rows, hidden, wide), (rows, wide, hidden)]
+    return cpu.gemm_flops_per_second(dtype, [*shapes, (2048, 1024, 1024)])
