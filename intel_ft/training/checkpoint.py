@@ -52,6 +52,8 @@ def newest_whole(run: Path) -> Path | None:
 def save(trainer: Any, run: Path, step: int, keep: int) -> None:
     """Write checkpoint-<step> from the trainer's state and drop all but the newest `keep`.
 
+    Later ones, which resuming found damaged and skipped, neither count nor go: their turn comes.
+
     Raises IntelFTError, with the earlier checkpoints intact, if it cannot be written.
     """
     final = run / f"{PREFIX}{step}"
@@ -75,7 +77,7 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
         raise IntelFTError(
             f"{final}: the checkpoint could not be written ({' '.join(str(error).split())}); {kept}"
         ) from error
-    for old in checkpoints(run)[:-keep]:
+    for old in [path for path in checkpoints(run) if step_of(path) <= step][:-keep]:
         remove_folder(old)
 
 

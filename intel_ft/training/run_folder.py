@@ -4,6 +4,7 @@ training.run.
 
 import os
 import platform
+import re
 import shutil
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -18,9 +19,12 @@ from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.files import write_json, write_text
-from intel_ft.training.checkpoint import PREFIX, checkpoints, newest_whole
+from intel_ft.training.checkpoint import checkpoints, newest_whole
 
-OURS = ("config.yaml", "environment.json", "metrics.jsonl", "adapter", "tensorboard", "report.html")
+_OURS = re.compile(
+    r"config\.yaml|environment\.json|metrics\.jsonl|adapter|tensorboard|report\.html|checkpoint-\d+"
+)
+_HALF_DONE = re.compile(r"\.(?P<name>.+)\.(partial|replaced|removed)")  # see files.py
 
 
 def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
@@ -54,10 +58,8 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
 
 
 def _ours(path: Path) -> bool:
-    name = path.name.removeprefix(".")
-    return name.startswith(PREFIX) or any(
-        name == ours or name.startswith(f"{ours}.") for ours in OURS
-    )
+    half_done = _HALF_DONE.fullmatch(path.name)
+    return _OURS.fullmatch(half_done["name"] if half_done else path.name) is not None
 
 
 def begin(run: Path, *, overwrite: bool) -> None:

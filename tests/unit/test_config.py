@@ -1,0 +1,240 @@
+"""The configuration: what a YAML file and overrides become, and the line each mistake earns."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intel_ft.config import Config, build, load
+from intel_ft.errors import UserError
+
+MINIMAL = "model: {name_or_path: m}\ndata: {train: t.jsonl}\noutput: {directory: out}\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text=MINIMAL, *overrides) -> Config:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load(path, list(overrides))
+
+    return read
+
+
+def refused(read, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        read(*arguments)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_minimal_file_gets_the_documented_defaults(read) -> None:
+    config = read()
+    assert config.model.name_or_path == "m"
+    assert config.output.directory == Path("out")
+    assert (config.method.r, config.method.alpha, config.method.dropout) == (16, 32.0, 0.0)
+    assert config.model.trust_remote_code is False
+    assert config.model.allow_pickle is False
+    assert config.data.loss_on == "completion"
+    assert config.data.on_long == "error"
+    assert config.train.max_tokens_per_row == "auto"
+    assert config.backend.threads == "auto"
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        (
+            "train.learnin_rate=1",
+            "train.learnin_rate (did you mean train.learning_rate?)",
+        ),
+        ("train.max_length=64", "unknown key train.max_length (did you mean data.max_length?)"),
+        ("trian.seed=1", "unknown key trian (did you mean train?)"),
+        ("method.zzz=1", "unknown key method.zzz (known here: name, r, alpha,"),
+        ("zzz.seed=1", "unknown key zzz (known here: model, data, method, train, backend, output)"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(read, override, hint) -> None:
+    assert hint in refused(read, MINIMAL, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("train.learning_rate=-1", "train.learning_rate=-1: input should be greater than 0"),
+        (
+            "train.learning_rate=11",
+            "train.learning_rate=11: input should be less than or equal",
+        ),
+        ("train.global_batch_size=0", "train.global_batch_size=0: input should be greater than"),
+        ("train.max_steps=0", "train.max_steps=0: "),
+        ("train.seed=-1", "train.seed=-1: "),
+        ("train.seed=4294967296", "train.seed=4294967296: "),
+        ("train.warmup_ratio=1.5", "train.warmup_ratio=1.5: "),
+        ("train.scheduler=cosin", "train.scheduler=cosin: input should be 'linear', 'cosine'"),
+        ("train.optimizer=adam", "train.optimizer=adam: "),
+        ("train.max_tokens_per_row=7", "train: max_tokens_per_row must be at least 8"),
+        ("train.max_tokens_per_row=many", "train.max_tokens_per_row=many: "),
+        ("train.epochs=0", "train.epochs=0: "),
+        ("method.r=0", "method.r=0: "),
+        ("method.dropout=1", "method.dropout=1: "),
+        ("method.name=qlora", "method.name=qlora: "),
+        ("data.max_length=7", "data.max_length=7: "),
+        ("data.eval_fraction=1", "data.eval_fraction=1: "),
+        ("data.format=parquet", "data.format=parquet: "),
+        ("data.template=", "data.template=None: "),
+        ("model.dtype=int4", "model.dtype=int4: "),
+        ("model.name_or_path=", "model.name_or_path=None: "),
+    ],
+)
+def test_a_value_out_of_range_is_one_line_with_key_and_value(read, override, problem) -> None:
+    line = refused(read, MINIMAL, override)
+    assert "config.yaml: " in line
+    assert problem in line
+
+
+def test_every_problem_is_listed_at_once(read) -> None:
+    line = refused(read, MINIMAL, "train.seed=-1", "method.r=0", "data.form=x")
+    assert "train.seed=-1" in line
+    assert "method.r=0" in line
+    assert "did you mean data.format?" in line
+
+
+@pytest.mark.parametrize("missing", ["model.name_or_path", "data.train", "output.directory"])
+def test_what_has_no_default_is_required(read, missing) -> None:
+    section, key = missing.split(".")
+    values = yaml.safe_load(MINIMAL)
+    del values[section][key]
+    assert f"{missing} is required" in refused(read, yaml.safe_dump(values))
+    del values[section]
+    assert f"{section} is required" in refused(read, yaml.safe_dump(values))
+
+
+def test_a_row_must_hold_the_longest_example(read) -> None:
+    line = refused(read, MINIMAL, "train.max_tokens_per_row=512")
+    assert "train.max_tokens_per_row (512) must be at least data.max_length (1024)" in line
+    read(MINIMAL, "train.max_tokens_per_row=512", "data.max_length=512")
+
+
+def test_early_stopping_needs_something_to_evaluate_on(read) -> None:
+    line = refused(read, MINIMAL, "train.early_stopping=2")
+    assert "train.early_stopping needs data.eval or data.eval_fraction" in line
+    read(MINIMAL, "train.early_stopping=2", "data.eval_fraction=0.1")
+    read(MINIMAL, "train.early_stopping=2", "data.eval=e.jsonl")
+
+
+def test_overrides_go_before_the_file_and_the_last_one_wins(read) -> None:
+    config = read(MINIMAL + "train: {seed: 1}\n", "train.seed=2", "train.seed=3", "method.r=8")
+    assert config.train.seed == 3
+    assert config.method.r == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e-4", 2e-4),
+        ("1E-3", 1e-3),
+        ("2.0e-4", 2e-4),
+        ("0.001", 0.001),
+        ("1", 1.0),
+    ],
+)
+def test_numbers_as_people_write_them(read, text, value) -> None:
+    """YAML 1.1 reads 2e-4 as a string; a user means a number."""
+    assert read(MINIMAL, f"train.learning_rate={text}").train.learning_rate == value
+    assert read(MINIMAL + f"train: {{learning_rate: {text}}}\n").train.learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("[q_proj, v_proj]", ["q_proj", "v_proj"]), ("all-linear", "all-linear")],
+)
+def test_an_override_is_yaml(read, text, value) -> None:
+    assert read(MINIMAL, f"method.target_modules={text}").method.target_modules == value
+
+
+def test_an_override_may_hold_an_equals_sign_or_be_null(read) -> None:
+    config = read(MINIMAL, "data.system_prompt=a=b", "train.max_steps=null")
+    assert config.data.system_prompt == "a=b"
+    assert config.train.max_steps is None
+
+
+@pytest.mark.parametrize("override", ["seed=1", "train.seed", "train.=1", ".seed=1", "=", ""])
+def test_an_override_of_another_shape_is_refused(read, override) -> None:
+    line = refused(read, MINIMAL, override)
+    assert line == f"override {override!r}: write it as section.key=value"
+
+
+def test_an_override_that_is_not_yaml_is_refused(read) -> None:
+    assert refused(read, MINIMAL, "train.seed=[1").startswith("override 'train.seed=[1': ")
+
+
+def test_an_override_into_something_that_is_no_section_is_refused(read) -> None:
+    line = refused(read, MINIMAL + "train: 3\n", "train.seed=1")
+    assert line == "override 'train.seed=1': train is not a section"
+
+
+def test_a_missing_file_is_named(tmp_path) -> None:
+    path = tmp_path / "none.yaml"
+    with pytest.raises(UserError, match=re.escape(f"{path}: no such config file")):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"model: [", "not valid YAML: .*line 1"),
+        (b"train:\n  seed: 1\n seed: 2\n", "not valid YAML: .*line 3"),
+        (b"", "found no mapping"),
+        (b"- a\n- b\n", "found no mapping"),
+        (b"model: caf\xe9", "cannot be read as UTF-8 text"),
+        (b"model: 3\ndata: {train: t}\noutput: {directory: o}", "model=3: "),
+    ],
+)
+def test_a_broken_file_is_one_line_that_names_it(tmp_path, content, problem) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert re.search(problem, line)
+    assert "\n" not in line
+
+
+def test_a_folder_instead_of_a_file_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "learning_rate": st.floats(1e-12, 10),
+            "seed": st.integers(0, 2**32 - 1),
+            "max_steps": st.none() | st.integers(1, 10**9),
+            "max_tokens_per_row": st.just("auto") | st.integers(2048, 10**6),
+            "activation_checkpointing": st.booleans(),
+            "report_to": st.sampled_from([[], ["tensorboard"]]),
+        }
+    ),
+    st.text(max_size=30).filter(lambda text: "\x00" not in text),
+)
+def test_what_to_yaml_writes_loads_to_an_equal_value(tmp_path_factory, train, prompt) -> None:
+    config = build(
+        {
+            "model": {"name_or_path": "m"},
+            "data": {"train": "t", "system_prompt": prompt},
+            "method": {"target_modules": ["q_proj"]},
+            "train": train,
+            "output": {"directory": "a/ü b"},
+        },
+        "test",
+    )
+    path = tmp_path_factory.mktemp("round") / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8", newline="")
+    assert load(path) == config

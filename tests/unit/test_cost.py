@@ -1,0 +1,154 @@
+"""What a step costs, against torch's own count of the operations that it ran."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from intel_ft.batching.row import build_row
+from intel_ft.config import MethodConfig
+from intel_ft.data.examples import Examples
+from intel_ft.models import packed
+from intel_ft.models.adapter import add_lora
+from intel_ft.models.cost import StepCost, activation_bytes, step_cost
+from intel_ft.models.loss import loss_sum
+
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+CONFIGS = {
+    "llama": transformers.LlamaConfig(**SHAPE, num_key_value_heads=2),
+    "llama-tied": transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "qwen3": transformers.Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=16),
+    "gpt-neox": transformers.GPTNeoXConfig(**SHAPE),  # calls its lm_head embed_out
+    "gpt2": transformers.GPT2Config(  # its linear layers are Conv1D
+        vocab_size=61, n_embd=32, n_layer=3, n_head=4
+    ),
+}
+
+
+def make_examples(lengths, prompt=2) -> Examples:
+    offsets = np.cumsum([0, *lengths])
+    supervised = np.concatenate([np.arange(length) >= prompt for length in lengths])
+    return Examples(np.arange(offsets[-1], dtype=np.int32) % 61, supervised, offsets)
+
+
+def make_model(name, **method):
+    base = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=packed.NAME)
+    base.requires_grad_(False).eval()
+    return add_lora(base, MethodConfig(r=4, alpha=8, **method), "base", None)
+
+
+def counted(model, row, *, first_layer=True) -> float:
+    """Operations of forward and backward that torch saw.
+
+    Attention by the plain products, whose number is that of the full square, not of its causal
+    half. With `first_layer` the gradient goes on to the embeddings: without it autograd saves the
+    input gradient of the first layer's frozen projections, which the definition of MFU counts (2N
+    backward a token).
+    """
+    if first_layer:
+        model.enable_input_require_grads()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss_sum(model, row, packed=True).backward()
+    model.zero_grad()
+    return float(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_operations_are_those_that_torch_counts_with_half_of_the_attention(name) -> None:
+    model = make_model(name)
+    cost = step_cost(model)
+    row = build_row(make_examples([31, 7, 18]), np.arange(3))
+    square = cost.attention * float((row.segment_lengths**2).sum())
+    assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=1e-9)
+
+
+def test_some_target_modules_count_only_their_own_lora() -> None:
+    model = make_model("llama", target_modules=["v_proj"])
+    row = build_row(make_examples([31, 7]), np.arange(2))
+    cost = step_cost(model)
+    full = step_cost(make_model("llama"))
+    assert cost.linear < full.linear
+    assert (cost.attention, cost.logits) == (full.attention, full.logits)
+    square = cost.attention * float((row.segment_lengths**2).sum())
+    assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=1e-9)
+
+
+def test_what_is_recomputed_is_not_needed() -> None:
+    model = make_model("llama")
+    row = build_row(make_examples([31, 7]), np.arange(2))
+    once = counted(model, row)
+    needed = step_cost(model).flops(row)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert counted(model, row) > 1.15 * once
+    assert step_cost(model).flops(row) == needed
+
+
+def test_each_term_counts_its_own_unit() -> None:
+    cost = StepCost(linear=1.0, attention=100.0, logits=10_000.0)
+    row = build_row(make_examples([5, 3]), np.arange(2))  # 8 tokens, 25 + 9, 3 + 1 supervised
+    assert cost.flops(row) == 8 + 3_400 + 40_000
+    assert cost.quadratic_cost == 100.0
+
+
+def test_packing_adds_no_operations() -> None:
+    cost = step_cost(make_model("llama"))
+    examples = make_examples([31, 7, 18])
+    alone = [cost.flops(build_row(examples, np.array([index]))) for index in range(3)]
+    assert cost.flops(build_row(examples, np.arange(3))) == pytest.approx(sum(alone))
+
+
+def test_the_terms_of_a_llama_by_hand() -> None:
+    cost = step_cost(make_model("llama"))
+    projections = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48
+    lora = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
+    assert cost.linear == 3 * (4 * projections + 6 * lora)
+    assert cost.attention == 3 * 6 * 32
+    assert cost.logits == 4 * 32 * 61
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activation_bytes_grow_with_tokens_and_bound_what_autograd_keeps(checkpointing) -> None:
+    """Within a factor of two of the tensors that autograd really saved, in bf16."""
+    config = transformers.LlamaConfig(
+        **SHAPE | {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 8}
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=packed.NAME)
+    model = model.to(torch.bfloat16).requires_grad_(False)
+    model = add_lora(model, MethodConfig(), "base", None).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = 512
+    row = build_row(make_examples([tokens]), np.arange(1))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_sum(model, row, packed=True)
+    estimate = activation_bytes(config, tokens, checkpointing)
+    assert activation_bytes(config, 2 * tokens, checkpointing) == 2 * estimate
+    del loss
+    kept = sum(saved.values())
+    if checkpointing:
+        assert estimate < activation_bytes(config, tokens, False) / 3
+    else:
+        assert kept / 2 < estimate < 2 * kept
+    with nullcontext():
+        assert estimate > 0
