@@ -39,7 +39,7 @@ class DemoReport:
 def demo(output: Path, *, max_steps: int | None = None) -> DemoReport:
     """Walk from dataset to talking OpenVINO model; leaves run/, merged/ and openvino/ in `output`.
 
-    `max_steps` is of the training, 100 by default. Raises UserError if `output` holds anything.
+    `max_steps` is of the training, 80 by default. Raises UserError if `output` holds anything.
     """
     from intel_ft.data.formats import Message
     from intel_ft.data.prepare import prepare
@@ -60,7 +60,7 @@ def demo(output: Path, *, max_steps: int | None = None) -> DemoReport:
             "data": {"train": TRAIN, "eval": HELDOUT, "template": "tokenizer"},
             "method": {"r": 16, "alpha": 32},
             "train": {
-                "max_steps": max_steps or 100,
+                "max_steps": max_steps or 80,
                 "global_batch_size": 32,
                 "learning_rate": 3e-3,
             },

@@ -6,6 +6,7 @@ renamed. A crash at any moment leaves either the old state or the new one, and p
 `.NAME.partial` that the next writer of the same name removes.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from intel_ft.errors import UserError
+from intel_ft.errors import IntelFTError, UserError
 
 MANIFEST = "manifest.json"
+_FULL = 64 * 1024  # bytes left on a disk on which a write has failed
 
 
 def _fsync(path: Path) -> None:
@@ -28,12 +30,22 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _says_full(error: Exception, folder: Path) -> bool:
+    """Whether a failed write means a full disk: safetensors raises an exception of its own that
+    says so (it asks for the whole file's space at once), torch one that does not.
+    """
+    if isinstance(error, IntelFTError):
+        return False
+    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < _FULL
+
+
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """Yield a folder to write into; it gets the name `final` only if the block succeeds.
 
     An existing `final` is replaced. On any exception the partial folder is removed and `final`
-    is left as it was.
+    is left as it was. Raises OSError (ENOSPC) where the block failed because the disk is full,
+    whatever it raised itself.
     """
     partial = final.parent / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -43,8 +55,11 @@ def whole_folder(final: Path) -> Iterator[Path]:
         for path in sorted(partial.rglob("*")):
             _fsync(path)
         _fsync(partial)
-    except BaseException:
+    except BaseException as error:
+        full = isinstance(error, Exception) and _says_full(error, final.parent)
         shutil.rmtree(partial, ignore_errors=True)
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
         raise
     replaced = final.parent / f".{final.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
@@ -93,7 +108,8 @@ def write_manifest(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder that `write_manifest` sealed; None if it is whole."""
     try:
-        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} is missing or unreadable ({error.__class__.__name__})"
     for name, digest in expected.items():

@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 from intel_ft.data.examples import Examples
 
+IGNORED = -100
+"""A target that no loss is taken of (torch's default `ignore_index`)."""
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -40,3 +43,19 @@ def build_row(examples: Examples, indices: IntArray) -> Row:
     bounds = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(len(tokens), dtype=np.int64) - np.repeat(bounds[:-1], lengths)
     return Row(tokens, positions, bounds, supervised - 1, tokens[supervised])
+
+
+def filled(row: Row, quantum: int) -> Row:
+    """The row with tokens and targets filled up to multiples of `quantum`.
+
+    The filling is a segment of its own and its targets are IGNORED, so no result changes.
+    """
+    extra, ignored = -len(row.tokens) % quantum, -len(row.targets) % quantum
+    length = len(row.tokens)
+    return Row(
+        tokens=np.pad(row.tokens, (0, extra)),
+        positions=np.concatenate((row.positions, np.arange(extra))),
+        bounds=np.append(row.bounds, length + extra) if extra else row.bounds,
+        predict=np.pad(row.predict, (0, ignored)),
+        targets=np.pad(row.targets, (0, ignored), constant_values=IGNORED),
+    )

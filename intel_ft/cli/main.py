@@ -79,3 +79,6 @@ def _set_up_logging(debug: bool) -> None:
         logging.captureWarnings(True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Read by the OpenMP runtime when torch loads it. Threads that spin while they wait lose nearly
+    # everything on a machine that somebody else uses, too (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

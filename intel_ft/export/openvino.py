@@ -69,6 +69,7 @@ def export(
         raise UserError(f"{source}: this is an OpenVINO model already")
     with new_folder(output) as partial, quiet():
         require_openvino(*PACKAGES)
+        _hush_nncf()
         scratch = partial / SCRATCH
         scratch.mkdir()
         model = artifact
@@ -104,6 +105,13 @@ def export(
         tokenizer_agrees=tokenizer_agrees,
         seconds=time.monotonic() - start,
     )
+
+
+def _hush_nncf() -> None:
+    """NNCF sets its logger to INFO when it is imported, and draws tables there."""
+    import nncf
+
+    nncf.set_log_level(logging.WARNING)
 
 
 def _safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) -> Path:

@@ -3,7 +3,6 @@ from export.
 """
 
 import contextlib
-import logging
 import os
 import shutil
 import sys
@@ -58,7 +57,6 @@ def quiet() -> Iterator[None]:
         transformers_logging.disable_progress_bar()
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")  # torch.jit.TracerWarning by the dozen
-            logging.getLogger("nncf").setLevel(logging.WARNING)
             yield
     finally:
         sys.stdout.flush()

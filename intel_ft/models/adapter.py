@@ -33,10 +33,9 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
-        linear = sorted(
-            {name.split(".")[-1] for name, m in model.named_modules() if _is_linear(m)}
-            - {"lm_head"}
-        )
+        head = model.get_output_embeddings()
+        modules = [(name, m) for name, m in model.named_modules() if is_linear(m) and m is not head]
+        linear = sorted({name.split(".")[-1] for name, _ in modules})
         raise UserError(
             f"method.target_modules: {str(error).splitlines()[0]} This model's linear layers are "
             f"{', '.join(linear)}"
@@ -46,7 +45,8 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
     return adapted
 
 
-def _is_linear(module: torch.nn.Module) -> bool:
+def is_linear(module: torch.nn.Module) -> bool:
+    """Whether `module` is a linear layer; GPT-2's are of a class of their own."""
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 

@@ -9,9 +9,8 @@ or padded is not needed and does not count.
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from intel_ft.batching.row import Row
+from intel_ft.models.adapter import is_linear
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,10 @@ class StepCost:
 def step_cost(model: Any) -> StepCost:
     """The cost of `model`, a base with LoRA weights."""
     config = model.config.get_text_config()
+    head = model.get_output_embeddings()
     frozen = lora = 0
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or name.endswith("lm_head"):
+    for module in model.modules():
+        if module is head or not is_linear(module):
             continue
         if module.weight.requires_grad:
             lora += module.weight.numel()

@@ -4,6 +4,7 @@ called from training, export and inference.
 
 import json
 import math
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -99,18 +100,28 @@ def load_tokenizer(model: ModelConfig) -> Any:
             folder, trust_remote_code=model.trust_remote_code, use_fast=True
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder}: its tokenizer needs code of its own: read it, then set "
+                "model.trust_remote_code=true"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder}: no tokenizer could be loaded ({reason})") from None
+    # Without files Transformers makes up a tokenizer that knows the special tokens alone.
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in files):
+        raise UserError(f"{folder}: no tokenizer in this model folder (tokenizer.json, say)")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no eos token, so no answer could ever end")
     return tokenizer
 
 
-def load_base(model: ModelConfig, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = None) -> Any:
     """The frozen base model in `dtype`, in eval mode.
 
-    `attention` is a name Transformers knows or `packed.NAME`. Raises UserError for anything wrong
-    with the folder; ValueError if the architecture does not support that attention.
+    `attention` is a name Transformers knows, `packed.NAME`, or None for the best of Transformers'
+    own that the architecture has (Bloom and GPT-OSS have no sdpa). Raises UserError for anything
+    wrong with the folder; ValueError if the architecture does not support that attention.
     """
     folder = model_folder(model)
     check_folder(folder, model)
@@ -123,7 +134,7 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str = "sdpa") -
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if "alloc" in str(error):
             raise
         raise UserError(f"{folder}: the weights cannot be loaded ({_first_line(error)})") from None
@@ -143,7 +154,7 @@ def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str |
         return load_base(model, dtype), "its attention cannot be exchanged"
     base = load_base(model, dtype, packed.NAME)
     if reason := packed.can_pack(base):
-        base.set_attn_implementation("sdpa")
+        base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
     return base, reason
 
 

@@ -15,6 +15,15 @@ from transformers import AttentionInterface
 
 NAME = "intel_ft_packed"
 
+QUANTUM = 32
+"""Attention runs on lengths that are multiples of this, as far as the row goes, and rows are filled
+up to multiples of `ROW_QUANTUM`. The tokens behind a segment's end cannot change it, attention
+being causal. It is for memory: oneDNN and torch keep a compiled kernel for each length they meet
+(docs/log.md), and a run meets thousands.
+"""
+
+ROW_QUANTUM = 128
+
 
 def packed_attention(
     module: torch.nn.Module,
@@ -47,23 +56,24 @@ def packed_attention(
     bounds = cu_seq_lens_q.tolist()
     outputs = []
     for start, end in pairwise(bounds):
-        q, k, v = (x[:, :, start:end] for x in (query, key, value))
-        window = sliding_window if sliding_window and sliding_window < end - start else None
+        stop = start + -(-(end - start) // QUANTUM) * QUANTUM
+        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+        length = q.shape[2]
+        window = sliding_window if sliding_window and sliding_window < length else None
         if softcap is not None:
-            outputs.append(_softcapped(q, k, v, scaling, dropout, window, softcap))
+            output = _softcapped(q, k, v, scaling, dropout, window, softcap)
         else:
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    q,
-                    k,
-                    v,
-                    attn_mask=None if window is None else _band(end - start, window),
-                    dropout_p=dropout,
-                    is_causal=window is None,
-                    scale=scaling,
-                )
+            output = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if window is None else _band(length, window),
+                dropout_p=dropout,
+                is_causal=window is None,
+                scale=scaling,
             )
-    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+        outputs.append(output[:, :, : end - start].transpose(1, 2))
+    return torch.cat(outputs, dim=1), None
 
 
 def _band(length: int, window: int) -> Tensor:

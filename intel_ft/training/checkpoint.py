@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import EarlyStoppingCallback, TrainerState
 
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.files import damage, remove_folder, whole_folder, write_json, write_manifest
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "checkpoint-"
 BEST = "best.safetensors"
 PLAN = "plan.json"
+STATE = "trainer_state.json"
+_ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -63,7 +66,7 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
             torch.save(trainer.optimizer.state_dict(), folder / "optimizer.pt")
             torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
             trainer._save_rng_state(str(folder))
-            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+            trainer.state.save_to_json(str(folder / STATE))
             write_json(
                 folder / PLAN, {"next_step": step, "fingerprint": trainer.plan.fingerprint()}
             )
@@ -87,6 +90,20 @@ def save_adapter(model: Any, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
+def evaluations_without_gain(state: TrainerState) -> int:
+    """How many evaluations in a row had brought no new best by then, as early stopping counts."""
+    stored: Any = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
+    return int(stored.get("attributes", {}).get("early_stopping_patience_counter", 0))
+
+
+def is_last(checkpoint: Path, max_steps: int, early_stopping: int | None) -> bool:
+    """Whether a run has nothing left to train after this checkpoint."""
+    if step_of(checkpoint) >= max_steps:
+        return True
+    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    return early_stopping is not None and evaluations_without_gain(state) >= early_stopping
+
+
 def load_best(checkpoint: Path) -> dict[str, torch.Tensor] | None:
     """The weights of the best evaluation so far, if the run had one."""
     path = checkpoint / BEST
@@ -101,3 +118,19 @@ def check_plan(checkpoint: Path, fingerprint: str) -> None:
             f"{checkpoint}: its data, data.max_length, train.global_batch_size or train.seed were "
             "others, so its steps are not this run's: restore them, or start with --overwrite"
         )
+
+
+def check_adapter(checkpoint: Path, model: Any) -> None:
+    """Raise UserError if the checkpoint's adapter is not of the kind that `model` has."""
+    stored = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+    current = vars(model.peft_config["default"])
+    for name in _ADAPTER:
+        before, now = (
+            sorted(value) if isinstance(value, list | set) else value
+            for value in (stored.get(name), current[name])
+        )
+        if before != now:
+            raise UserError(
+                f"{checkpoint}: its adapter has {name} {before}, the config says {now}: restore "
+                "the section method, or start with --overwrite"
+            )

@@ -59,11 +59,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
         model, work, decisions = build(config, inputs, world)
         if start is not None:
             checkpoint.check_plan(start, work.plan.fingerprint())
+            checkpoint.check_adapter(start, model)
             logger.info("resuming from %s", start)
         run_folder.begin(run, overwrite=overwrite)
         run_folder.write_records(run, config, decisions)
         trainer = _trainer(config, model, work)
-        _train_from(start, trainer)
+        _train_from(start, trainer, config.train.early_stopping)
         _write_adapter(run / "adapter", trainer, config, inputs)
         return _summary(run, trainer, work)
     except (MemoryError, RuntimeError) as error:
@@ -76,9 +77,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
         raise
 
 
-def _train_from(start: Path | None, trainer: PlanTrainer) -> None:
+def _train_from(start: Path | None, trainer: PlanTrainer, early_stopping: int | None) -> None:
     """Train from a checkpoint or from scratch to the end; the best weights are in place then."""
-    if start is not None and checkpoint.step_of(start) >= trainer.args.max_steps:
+    if start is not None and checkpoint.is_last(start, trainer.args.max_steps, early_stopping):
         load_weights(trainer.model, start)
         trainer.best_weights = checkpoint.load_best(start)
     else:

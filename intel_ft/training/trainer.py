@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from intel_ft.backends.cpu import rss_gib
 from intel_ft.batching.plan import Plan, Step
@@ -157,6 +157,24 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             name = type(callback).__name__
             if name in self.state.stateful_callbacks:
                 self.state.stateful_callbacks[name] = callback.state()
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(norm):
+            raise IntelFTError(
+                f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}: lower "
+                "train.learning_rate, then --resume from the last checkpoint"
+            )
+        return norm
+
+    def _load_callback_state(self) -> None:
+        """Give early stopping its count back. Transformers' own would also bring back the
+        `should_training_stop` with which a signal ended the run.
+        """
+        count = checkpoint.evaluations_without_gain(self.state)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = count
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -192,7 +192,7 @@ def test_a_signal_saves_this_step_and_stops(number, reference, request, tmp_path
     folder = reference.fresh(tmp_path / "run")
     out = folder / "out"
     running = start("train", "config.yaml", cwd=folder)
-    assert running.wait_until(_logged(4))  # steps 1 and 2, the evaluation, step 3
+    assert running.wait_until(lambda: _logged(4)(out))  # steps 1 and 2, the evaluation, step 3
     running.kill(number)
     result = running.wait()
     assert result.code == 128 + number, result.err
@@ -234,7 +234,9 @@ def test_a_flipped_byte_skips_that_checkpoint(name, dropout, tmp_path):
     result = run("train", "config.yaml", "--resume", cwd=folder)
     assert result.code == 0, result.err
     skipped = [line for line in result.err.splitlines() if line.startswith("skipped ")]
-    assert len(skipped) == 1 and "out/checkpoint-12: " in skipped[0] and name in skipped[0]
+    assert len(skipped) == 1 and "out/checkpoint-12: " in skipped[0]
+    # With a changed digest in the manifest it looks as if the file that it is of had changed.
+    assert name in skipped[0] or name == "manifest.json"
     assert "resuming from out/checkpoint-10" in result.err
     assert damage(newest) is None
     dropout.assert_same(folder)
@@ -296,7 +298,7 @@ def test_overwriting_gives_the_run_from_the_start(dropout, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", ["data", "train.seed=7", "train.global_batch_size=3", "method.r=8"]
+    "change", ["data", "train.seed=7", "train.global_batch_size=3", "method.r=8", "method.alpha=3"]
 )
 def test_resuming_another_run_is_refused(change, dropout, tmp_path):
     folder = dropout.unfinished(tmp_path / "run")

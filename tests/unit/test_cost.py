@@ -1,7 +1,5 @@
 """What a step costs, against torch's own count of the operations that it ran."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -35,6 +33,9 @@ CONFIGS = {
     ),
 }
 
+# Rotary embeddings are an outer product of positions and frequencies: torch counts it, we do not.
+ROTARY = 1e-4
+
 
 def make_examples(lengths, prompt=2) -> Examples:
     offsets = np.cumsum([0, *lengths])
@@ -48,16 +49,14 @@ def make_model(name, **method):
     return add_lora(base, MethodConfig(r=4, alpha=8, **method), "base", None)
 
 
-def counted(model, row, *, first_layer=True) -> float:
+def counted(model, row) -> float:
     """Operations of forward and backward that torch saw.
 
-    Attention by the plain products, whose number is that of the full square, not of its causal
-    half. With `first_layer` the gradient goes on to the embeddings: without it autograd saves the
-    input gradient of the first layer's frozen projections, which the definition of MFU counts (2N
-    backward a token).
+    Attention runs as plain products, which compute the full square, twice its causal half. The
+    gradient goes on to the embeddings: else autograd saves the input gradient of the first layer's
+    frozen projections, which the definition of MFU counts (2N backward a token).
     """
-    if first_layer:
-        model.enable_input_require_grads()
+    model.enable_input_require_grads()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss_sum(model, row, packed=True).backward()
     model.zero_grad()
@@ -70,7 +69,7 @@ def test_operations_are_those_that_torch_counts_with_half_of_the_attention(name)
     cost = step_cost(model)
     row = build_row(make_examples([31, 7, 18]), np.arange(3))
     square = cost.attention * float((row.segment_lengths**2).sum())
-    assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=1e-9)
+    assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=ROTARY)
 
 
 def test_some_target_modules_count_only_their_own_lora() -> None:
@@ -81,7 +80,7 @@ def test_some_target_modules_count_only_their_own_lora() -> None:
     assert cost.linear < full.linear
     assert (cost.attention, cost.logits) == (full.attention, full.logits)
     square = cost.attention * float((row.segment_lengths**2).sum())
-    assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=1e-9)
+    assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=ROTARY)
 
 
 def test_what_is_recomputed_is_not_needed() -> None:
@@ -118,12 +117,21 @@ def test_the_terms_of_a_llama_by_hand() -> None:
     assert cost.logits == 4 * 32 * 61
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_activation_bytes_grow_with_tokens_and_bound_what_autograd_keeps(checkpointing) -> None:
-    """Within a factor of two of the tensors that autograd really saved, in bf16."""
+def test_activation_bytes_are_about_what_autograd_keeps() -> None:
+    """Within a factor of 1.5 of the tensors that autograd really saved, in bf16."""
     config = transformers.LlamaConfig(
         **SHAPE | {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 8}
     )
+    tokens = 512
+    whole = saved_bytes(config, tokens, False)
+    assert whole / 1.5 < activation_bytes(config, tokens, False) < 1.5 * whole
+    # What is kept to the end of forward, and the one layer that backward recomputes at a time.
+    part = saved_bytes(config, tokens, True) + whole / 8
+    assert part < whole / 3
+    assert part / 1.5 < activation_bytes(config, tokens, True) < 1.5 * part
+
+
+def saved_bytes(config, tokens, checkpointing) -> int:
     model = AutoModelForCausalLM.from_config(config, attn_implementation=packed.NAME)
     model = model.to(torch.bfloat16).requires_grad_(False)
     model = add_lora(model, MethodConfig(), "base", None).train()
@@ -138,17 +146,8 @@ def test_activation_bytes_grow_with_tokens_and_bound_what_autograd_keeps(checkpo
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    tokens = 512
     row = build_row(make_examples([tokens]), np.arange(1))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = loss_sum(model, row, packed=True)
-    estimate = activation_bytes(config, tokens, checkpointing)
-    assert activation_bytes(config, 2 * tokens, checkpointing) == 2 * estimate
     del loss
-    kept = sum(saved.values())
-    if checkpointing:
-        assert estimate < activation_bytes(config, tokens, False) / 3
-    else:
-        assert kept / 2 < estimate < 2 * kept
-    with nullcontext():
-        assert estimate > 0
+    return sum(saved.values())

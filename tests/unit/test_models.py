@@ -1,4 +1,4 @@
-"""Base models of many architectures: loaded, packed or honestly not, adapted; bad folders refused."""
+"""Base models of many architectures: loaded, packed or honestly not, adapted, or refused."""
 
 import json
 import shutil
@@ -80,6 +80,9 @@ UNPACKABLE = {
     ),
     "falcon": transformers.FalconConfig(**SHAPE),
     "falcon-alibi": transformers.FalconConfig(**SHAPE, alibi=True),
+    "gpt-oss": transformers.GptOssConfig(  # attention sinks, and no sdpa to fall back to
+        **GROUPED, head_dim=8, num_local_experts=2, num_experts_per_tok=1
+    ),
 }
 
 
@@ -200,8 +203,9 @@ def test_what_cannot_be_packed_says_why_and_trains_one_example_a_row(name, tmp_p
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total.item())
-    expected = reference_loss(load_base(settings, torch.float32, "eager"), EXAMPLES).item()
-    assert losses[0] == pytest.approx(expected, rel=1e-5)
+    # Not eager for all: Transformers' Falcon scales ALiBi differently in eager and sdpa.
+    plain = AutoModelForCausalLM.from_pretrained(settings.name_or_path, dtype=torch.float32)
+    assert losses[0] == pytest.approx(reference_loss(plain, EXAMPLES).item(), rel=1e-5)
     assert losses[-1] < losses[0] * 0.98
 
 
@@ -529,7 +533,7 @@ def test_what_is_no_causal_language_model_is_refused(llama, model_type) -> None:
 
 def test_a_folder_without_a_tokenizer_is_refused(llama) -> None:
     check_folder(model_folder(llama), llama)
-    with pytest.raises(UserError, match="no tokenizer could be loaded") as caught:
+    with pytest.raises(UserError, match="no tokenizer") as caught:
         load_tokenizer(llama)
     assert "\n" not in str(caught.value)
 
