@@ -48,7 +48,8 @@ def demo(output: Path, *, max_steps: int | None = None) -> DemoReport:
     from intel_ft.export.openvino import export
     from intel_ft.inference.artifact import resolve
     from intel_ft.inference.evaluate import EvalResult, evaluate
-    from intel_ft.inference.language_model import Sampling, open_model
+    from intel_ft.inference.language_model import Sampling
+    from intel_ft.inference.open import open_model
     from intel_ft.training.run import train
 
     began = time.monotonic()

@@ -18,14 +18,11 @@ def run(
     trust_remote_code: options.Trust = False,
 ) -> None:
     """Talk to MODEL; `exit` or Ctrl-D leaves."""
-    from intel_ft.inference.artifact import resolve
     from intel_ft.inference.chat import chat
-    from intel_ft.inference.language_model import Sampling, open_model
-    from intel_ft.inference.template import prompt_template
+    from intel_ft.inference.language_model import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    artifact = resolve(source)
-    model = open_model(artifact, trust_remote_code=trust_remote_code)
-    name, _ = prompt_template(artifact, model.tokenizer, template)
-    prompt = system or artifact.system_prompt
-    chat(model, name, prompt, sampling, write=lambda piece: typer.echo(piece, nl=False))
+    model, form, system = options.open_for_prompts(
+        source, template, system, trust_remote_code=trust_remote_code
+    )
+    chat(model, form, system, sampling, write=lambda piece: typer.echo(piece, nl=False))

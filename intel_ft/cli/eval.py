@@ -28,7 +28,7 @@ def run(
     from intel_ft.data.prepare import prepare
     from intel_ft.inference.artifact import resolve
     from intel_ft.inference.evaluate import evaluate
-    from intel_ft.inference.language_model import open_model
+    from intel_ft.inference.open import open_model
 
     artifact = resolve(source)
     prompt = system or artifact.system_prompt

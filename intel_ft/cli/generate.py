@@ -25,18 +25,14 @@ def run(
     """Answer one prompt, formed as in training, with torch or OpenVINO as MODEL needs."""
     from intel_ft.data.formats import Message
     from intel_ft.data.prompt import prompt_tokens
-    from intel_ft.inference.artifact import resolve
-    from intel_ft.inference.language_model import Sampling, open_model
-    from intel_ft.inference.template import prompt_template
+    from intel_ft.inference.language_model import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    artifact = resolve(source)
-    model = open_model(artifact, trust_remote_code=trust_remote_code)
-    name, _ = prompt_template(artifact, model.tokenizer, template)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    tokens = prompt_tokens(
-        model.tokenizer, name, (Message("user", text),), system or artifact.system_prompt
+    model, form, system = options.open_for_prompts(
+        source, template, system, trust_remote_code=trust_remote_code
     )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    tokens = prompt_tokens(model.tokenizer, form, (Message("user", text),), system)
     if json:
         completion = model.generate(tokens, sampling)
         options.show(

@@ -56,3 +56,17 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
     return str(value)
+
+
+def open_for_prompts(
+    source: str, template: str, system: str | None, *, trust_remote_code: bool
+) -> tuple[Any, Any, str | None]:
+    """The model in `source`, the template its prompts take, and its system prompt."""
+    from intel_ft.inference.artifact import resolve
+    from intel_ft.inference.open import open_model
+    from intel_ft.inference.template import prompt_template
+
+    artifact = resolve(source)
+    model = open_model(artifact, trust_remote_code=trust_remote_code)
+    chosen, _ = prompt_template(artifact, model.tokenizer, template)
+    return model, chosen, system or artifact.system_prompt

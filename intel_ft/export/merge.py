@@ -101,9 +101,9 @@ def _merge_into(
     """Write the merged model into `folder`; agreement, adapter's effect, rounding (MergeReport)."""
     import torch
 
-    from intel_ft.inference.adapter import apply_adapter
     from intel_ft.inference.torch_lm import TorchLM
     from intel_ft.models.load import load_base, load_tokenizer
+    from intel_ft.models.saved_adapter import apply_adapter
 
     _refuse_quantized(config)
     tokenizer = load_tokenizer(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.inference.adapter import apply_adapter
 from intel_ft.inference.artifact import Artifact
 from intel_ft.inference.language_model import (
     Completion,
@@ -21,6 +20,7 @@ from intel_ft.inference.language_model import (
     tokenizer_config,
 )
 from intel_ft.inference.text_stream import TextStream
+from intel_ft.models.saved_adapter import apply_adapter
 
 
 def load_torch(

@@ -1,4 +1,4 @@
-"""Putting a LoRA adapter on a frozen base; called from training."""
+"""A fresh LoRA adapter on a frozen base, and its weights in and out; called from training."""
 
 from pathlib import Path
 from typing import Any

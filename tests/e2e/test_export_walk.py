@@ -19,7 +19,8 @@ CHAT = """
 import sys
 from intel_ft.inference.artifact import resolve
 from intel_ft.inference.chat import chat
-from intel_ft.inference.language_model import Sampling, open_model
+from intel_ft.inference.language_model import Sampling
+from intel_ft.inference.open import open_model
 from intel_ft.inference.template import prompt_template
 artifact = resolve(sys.argv[1])
 model = open_model(artifact)

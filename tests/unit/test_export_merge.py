@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.merge import merge
 from intel_ft.inference.artifact import resolve
-from intel_ft.inference.language_model import Sampling, open_model
+from intel_ft.inference.language_model import Sampling
+from intel_ft.inference.open import open_model
 from intel_ft.provenance import Provenance
 
 

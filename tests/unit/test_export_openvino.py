@@ -20,7 +20,8 @@ from intel_ft.export.ir import read_weights
 from intel_ft.export.openvino import export
 from intel_ft.inference.artifact import resolve
 from intel_ft.inference.evaluate import evaluate
-from intel_ft.inference.language_model import Sampling, open_model
+from intel_ft.inference.language_model import Sampling
+from intel_ft.inference.open import open_model
 from intel_ft.inference.openvino_lm import OpenVINOLM
 from intel_ft.provenance import Provenance
 

@@ -18,7 +18,8 @@ from intel_ft.errors import IntelFTError, UserError
 from intel_ft.inference.artifact import resolve
 from intel_ft.inference.chat import PROMPT, chat
 from intel_ft.inference.evaluate import cross_entropy, evaluate, is_python
-from intel_ft.inference.language_model import Completion, Sampling, open_model
+from intel_ft.inference.language_model import Completion, Sampling
+from intel_ft.inference.open import open_model
 from intel_ft.inference.template import prompt_template
 from intel_ft.inference.text_stream import TextStream
 

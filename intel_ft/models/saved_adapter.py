@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import UserError
-
-WEIGHTS = "adapter_model.safetensors"
+from intel_ft.models.adapter import WEIGHTS
 
 
 def apply_adapter(base: Any, folder: Path) -> Any:
