@@ -41,6 +41,7 @@ class DataConfig(Section):
     train: str = Field(min_length=1)
     eval: str | None = None
     split: str = "train"
+    eval_split: str | None = None  # of data.eval; None is the same as split
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
     format: DataFormat = "auto"
     template: TemplateName = "auto"

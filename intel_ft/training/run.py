@@ -54,6 +54,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
     world = require_one()
     run = config.output.directory
     start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
+    if start is not None:
+        run_folder.check_settings(run, config)
     inputs = read_inputs(config)
     try:
         model, work, decisions = build(config, inputs, world)

@@ -2,6 +2,7 @@
 training.run.
 """
 
+import logging
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from intel_ft import __version__
 from intel_ft.backends import cpu
@@ -25,6 +27,9 @@ _OURS = re.compile(
     r"config\.yaml|environment\.json|metrics\.jsonl|adapter|tensorboard|report\.html|checkpoint-\d+"
 )
 _HALF_DONE = re.compile(r"\.(?P<name>.+)\.(partial|replaced|removed)")  # see files.py
+FIXED = ("learning_rate", "scheduler", "warmup_ratio", "weight_decay", "optimizer")
+
+logger = logging.getLogger(__name__)
 
 
 def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
@@ -43,18 +48,36 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
             f"{run} is not empty and not a run's folder (it holds {foreign[0]}): choose another "
             "output.directory"
         )
-    if overwrite or not present:
+    if overwrite:
         return None
     if (run / "adapter").is_dir():
         raise UserError(
             f"{run}: this run is finished (adapter/ exists): choose another output.directory, or "
             "pass --overwrite to train again"
         )
-    if not resume:
+    if present and not resume:
         found = checkpoints(run)
         what = f"has {found[-1].name}" if found else "holds a run that saved no checkpoint"
         raise UserError(f"{run} {what}: pass --resume to go on, or --overwrite to start again")
-    return newest_whole(run)
+    start = newest_whole(run) if resume else None
+    if resume and start is None:
+        logger.info("%s has no checkpoint yet: starting at step 0", run)
+    return start
+
+
+def check_settings(run: Path, config: Config) -> None:
+    """Raise UserError where a setting changed that a resumed optimizer would go on ignoring."""
+    try:
+        stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["train"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return  # the checkpoint itself is whole, and this file is only for people
+    for name in FIXED:
+        now = getattr(config.train, name)
+        if name in stored and stored[name] != now:
+            raise UserError(
+                f"{run}: train.{name} was {stored[name]} when this run began and is {now}: "
+                "restore it, or start with --overwrite"
+            )
 
 
 def _ours(path: Path) -> bool:

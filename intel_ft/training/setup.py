@@ -54,7 +54,8 @@ def read_inputs(config: Config) -> Inputs:
     training = prepare(data, assets.resolve(data.train), tokenizer)
     evaluation = None
     if data.eval is not None:
-        evaluation = prepare(data, assets.resolve(data.eval), tokenizer)
+        other = data.model_copy(update={"split": data.eval_split or data.split})
+        evaluation = prepare(other, assets.resolve(data.eval), tokenizer)
     elif data.eval_fraction:
         training, evaluation = split_fraction(training, data.eval_fraction, config.train.seed)
     for name, part in (("train", training), ("eval", evaluation)):

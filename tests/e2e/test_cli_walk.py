@@ -93,7 +93,7 @@ def write_rows(path: Path, rows) -> Path:
         )
         path.write_text("\n".join(quoted) + "\n")
     else:
-        path.write_text("\n".join(rows) + "\n")
+        path.write_text("\n\n".join(rows) + "\n")
     return path
 
 

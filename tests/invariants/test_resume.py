@@ -311,3 +311,14 @@ def test_resuming_another_run_is_refused(change, dropout, tmp_path):
     assert result.code == 2, result.err
     assert result.last_line.startswith("error: ") and "checkpoint-10" in result.last_line
     assert contents(folder / "out") == before
+
+
+@pytest.mark.parametrize("change", ["learning_rate=0.5", "scheduler=linear", "optimizer=sgd"])
+def test_a_setting_that_resuming_would_ignore_is_refused(change, dropout, tmp_path):
+    folder = dropout.unfinished(tmp_path / "run")
+    shutil.rmtree(folder / "out/checkpoint-12")
+    before = contents(folder / "out")
+    result = run("train", "config.yaml", f"train.{change}", "--resume", cwd=folder)
+    assert result.code == 2, result.err
+    assert f"train.{change.partition('=')[0]} was" in result.last_line
+    assert contents(folder / "out") == before

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intel_ft.batching.plan import Plan
-from intel_ft.batching.row import build_row
+from intel_ft.batching.row import IGNORED, build_row, filled
 from intel_ft.batching.share import pack, split_by_cost
 from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
@@ -201,6 +201,27 @@ def test_a_row_is_its_examples_end_to_end(data) -> None:
     assert row.bounds.tolist()[0] == 0
     assert list(zip(row.predict.tolist(), row.targets.tolist(), strict=True)) == wanted
     assert {a.dtype for a in vars(row).values()} == {np.dtype(np.int64)}
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 64))
+def test_filling_a_row_up_adds_a_segment_and_ignored_targets_behind_it(lengths, quantum) -> None:
+    offsets = np.cumsum([0, *lengths])
+    supervised = np.arange(offsets[-1]) % 3 == 1
+    supervised[offsets[:-1]] = False
+    examples = Examples(np.arange(1, 1 + offsets[-1], dtype=np.int32), supervised, offsets)
+    row = build_row(examples, np.arange(len(lengths)))
+    full = filled(row, quantum)
+    length, targets = len(row.tokens), len(row.targets)
+    assert len(full.tokens) == len(full.positions) == -(-length // quantum) * quantum
+    assert len(full.predict) == len(full.targets) == -(-targets // quantum) * quantum
+    assert full.tokens[:length].tolist() == row.tokens.tolist()
+    assert full.positions[:length].tolist() == row.positions.tolist()
+    assert full.predict[:targets].tolist() == row.predict.tolist()
+    assert full.targets[:targets].tolist() == row.targets.tolist()
+    assert set(full.targets[targets:].tolist()) <= {IGNORED}
+    assert full.bounds[: len(row.bounds)].tolist() == row.bounds.tolist()
+    assert full.bounds[-1] == len(full.tokens)
+    assert len(full.bounds) - len(row.bounds) == (len(full.tokens) > length)
 
 
 _MILLION = """

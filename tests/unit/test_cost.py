@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from intel_ft.batching.row import build_row
 from intel_ft.config import MethodConfig
 from intel_ft.data.examples import Examples
-from intel_ft.models import packed
+from intel_ft.models import loss, packed
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.cost import StepCost, activation_bytes, step_cost
 from intel_ft.models.loss import loss_sum
@@ -35,6 +35,13 @@ CONFIGS = {
 
 # Rotary embeddings are an outer product of positions and frequencies: torch counts it, we do not.
 ROTARY = 1e-4
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """No filling of rows and segments up to round lengths, which is not needed and not counted."""
+    monkeypatch.setattr(packed, "QUANTUM", 1)
+    monkeypatch.setattr(loss, "ROW_QUANTUM", 1)
 
 
 def make_examples(lengths, prompt=2) -> Examples:
@@ -63,6 +70,7 @@ def counted(model, row) -> float:
     return float(counter.get_total_flops())
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_operations_are_those_that_torch_counts_with_half_of_the_attention(name) -> None:
     model = make_model(name)
@@ -72,6 +80,7 @@ def test_operations_are_those_that_torch_counts_with_half_of_the_attention(name)
     assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=ROTARY)
 
 
+@pytest.mark.usefixtures("exact")
 def test_some_target_modules_count_only_their_own_lora() -> None:
     model = make_model("llama", target_modules=["v_proj"])
     row = build_row(make_examples([31, 7]), np.arange(2))
@@ -83,11 +92,12 @@ def test_some_target_modules_count_only_their_own_lora() -> None:
     assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=ROTARY)
 
 
-def test_what_is_recomputed_is_not_needed() -> None:
+def test_what_is_recomputed_or_filled_up_is_not_needed() -> None:
     model = make_model("llama")
     row = build_row(make_examples([31, 7]), np.arange(2))
-    once = counted(model, row)
     needed = step_cost(model).flops(row)
+    once = counted(model, row)
+    assert once > 2 * needed  # 38 tokens in a row of 128
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert counted(model, row) > 1.15 * once
@@ -148,6 +158,6 @@ def saved_bytes(config, tokens, checkpointing) -> int:
 
     row = build_row(make_examples([tokens]), np.arange(1))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = loss_sum(model, row, packed=True)
-    del loss
+        total = loss_sum(model, row, packed=True)
+    del total
     return sum(saved.values())

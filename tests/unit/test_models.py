@@ -60,6 +60,10 @@ CONFIGS = {
         final_logit_softcapping=3.0,
         query_pre_attn_scalar=16,
     ),
+    # A scale of its own, and no softcap in its way.
+    "gemma2-scale": transformers.Gemma2Config(
+        **GROUPED, head_dim=8, attn_logit_softcapping=None, query_pre_attn_scalar=64
+    ),
     "phi": transformers.PhiConfig(**SHAPE),
     "phi3": transformers.Phi3Config(**GROUPED),
     "gpt-neox": transformers.GPTNeoXConfig(**SHAPE),

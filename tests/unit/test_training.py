@@ -390,7 +390,8 @@ def make_trainer(base, tmp_path, world=None, callbacks=(), **settings) -> PlanTr
 def test_a_users_callback_is_called_and_can_stop(base, tmp_path) -> None:
     spy = Spy()
     make_trainer(base, tmp_path, callbacks=[spy]).train()
-    assert spy.seen == ["begin", "step 1", "step 2", "evaluate", "step 3", "end"]
+    # Every second step and, by Transformers' own rule, the last.
+    assert spy.seen == ["begin", "step 1", "step 2", "evaluate", "step 3", "evaluate", "end"]
     assert len(spy.losses) == 3
     stopper = Spy(stop_at=1)
     trainer = make_trainer(base, tmp_path, callbacks=[stopper])
@@ -427,6 +428,14 @@ def test_mean_loss_leaves_the_model_in_the_mode_it_was_in(base, tmp_path) -> Non
         trainer.model.train(training)
         mean_loss(trainer.model, trainer.work)
         assert trainer.model.training is training
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_with_a_line(base, tmp_path) -> None:
+    trainer = make_trainer(base, tmp_path)
+    parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
+    parameter.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(IntelFTError, match=r"gradient's norm is (nan|inf) at step 1: lower"):
+        trainer.train()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_line(base, tmp_path) -> None:
