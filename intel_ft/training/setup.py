@@ -17,7 +17,7 @@ from intel_ft.config import Config
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
-from intel_ft.errors import EnvironmentProblem
+from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.cost import activation_bytes, step_cost
 from intel_ft.models.load import (
@@ -34,12 +34,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user gave, read and found good: model folder, tokenizer and data."""
+    """What the user gave, read and found good: model folder, tokenizer, data, and the (text)
+    configuration of the model.
+    """
 
     folder: Path
     tokenizer: Any
     training: Prepared
     evaluation: Prepared | None
+    model_config: Any
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -61,7 +64,16 @@ def read_inputs(config: Config) -> Inputs:
     for name, part in (("train", training), ("eval", evaluation)):
         for line in part.report.lines() if part is not None else ():
             logger.info("%s: %s", name, line)
-    return Inputs(folder, tokenizer, training, evaluation)
+    text = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=config.model.trust_remote_code
+    ).get_text_config()
+    window = getattr(text, "max_position_embeddings", None)
+    if window and training.report.longest > window:
+        raise UserError(
+            f"{data.train}: its longest example has {training.report.longest} tokens, the model's "
+            f"context window is {window}: set data.max_length={window} and data.on_long"
+        )
+    return Inputs(folder, tokenizer, training, evaluation, text)
 
 
 def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, list[Decision]]:
@@ -122,12 +134,11 @@ def base_id(config: Config) -> str:
 
 def require_memory(config: Config, inputs: Inputs, dtype: torch.dtype, row_tokens: str) -> None:
     """Refuse, before the weights are read, a run that this machine plainly cannot hold."""
-    text = transformers.AutoConfig.from_pretrained(
-        inputs.folder, trust_remote_code=config.model.trust_remote_code
-    )
     tokens = min(int(row_tokens), int(inputs.training.examples.lengths.sum()))
     weights = parameter_count(inputs.folder) * dtype.itemsize
-    activations = activation_bytes(text, tokens, config.train.activation_checkpointing)
+    activations = activation_bytes(
+        inputs.model_config, tokens, config.train.activation_checkpointing
+    )
     available = cpu.available_bytes()
     if weights + activations > available:
         raise out_of_memory(
