@@ -149,6 +149,8 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections such as model, data, train; found no mapping")
+    # A section whose keys are all commented out reads as None.
+    values = {section: {} if keys is None else keys for section, keys in values.items()}
     for override in overrides or []:
         _apply(values, override)
     return build(values, str(path))

@@ -4,6 +4,7 @@ from cli.train and demo.
 
 import errno
 import logging
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -126,13 +127,14 @@ def _summary(run: Path, trainer: PlanTrainer, work: Workload) -> Summary:
 def _trainer(config: Config, model: Any, work: Workload) -> PlanTrainer:
     settings, run = config.train, config.output.directory
     evaluates = work.evaluation is not None
+    total = settings.max_steps or max(1, round(settings.epochs * work.plan.steps_per_epoch))
     arguments = transformers.TrainingArguments(
         output_dir=str(run),
-        max_steps=settings.max_steps or max(1, round(settings.epochs * work.plan.steps_per_epoch)),
+        max_steps=total,
         per_device_train_batch_size=1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
-        warmup_steps=settings.warmup_ratio,
+        warmup_steps=math.ceil(settings.warmup_ratio * total),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=settings.optimizer,

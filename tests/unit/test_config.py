@@ -238,3 +238,11 @@ def test_what_to_yaml_writes_loads_to_an_equal_value(tmp_path_factory, train, pr
     path = tmp_path_factory.mktemp("round") / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8", newline="")
     assert load(path) == config
+
+
+def test_a_section_with_everything_commented_out_is_its_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    sections = ["model: {name_or_path: a}", "data: {train: b}", "output: {directory: c}", "train:"]
+    path.write_text("\n".join([*sections, "  # epochs: 3", ""]))
+    assert load(path).train.epochs == 1
+    assert load(path, ["train.epochs=2"]).train.epochs == 2

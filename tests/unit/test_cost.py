@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -50,10 +51,12 @@ def make_examples(lengths, prompt=2) -> Examples:
     return Examples(np.arange(offsets[-1], dtype=np.int32) % 61, supervised, offsets)
 
 
-def make_model(name, **method):
+def make_model(name, **lora):
+    """A base with peft's own LoRA, whose plain operations torch can count one by one."""
     base = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=packed.NAME)
     base.requires_grad_(False).eval()
-    return add_lora(base, MethodConfig(r=4, alpha=8, **method), "base", None)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
+    return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
 
 
 def counted(model, row) -> float:
@@ -119,7 +122,8 @@ def test_packing_adds_no_operations() -> None:
 
 
 def test_the_terms_of_a_llama_by_hand() -> None:
-    cost = step_cost(make_model("llama"))
+    base = AutoModelForCausalLM.from_config(CONFIGS["llama"]).requires_grad_(False)
+    cost = step_cost(add_lora(base, MethodConfig(r=4, alpha=8), "base", None))
     projections = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48
     lora = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
     assert cost.linear == 3 * (4 * projections + 6 * lora)
