@@ -12,6 +12,7 @@ import click
 import typer
 
 from intel_ft import __version__
+from intel_ft.backends import openmp
 from intel_ft.cli import chat, demo, eval, export, generate, merge, train, validate
 from intel_ft.errors import IntelFTError
 
@@ -79,6 +80,5 @@ def _set_up_logging(debug: bool) -> None:
         logging.captureWarnings(True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Read by the OpenMP runtime when torch loads it. Threads that spin while they wait lose nearly
-    # everything on a machine that somebody else uses, too (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if policy := openmp.wait_policy().value:
+        os.environ[openmp.VARIABLE] = policy

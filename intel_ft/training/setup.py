@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from intel_ft import assets
-from intel_ft.backends import cpu
+from intel_ft.backends import cpu, openmp
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
@@ -110,6 +110,7 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
     )
     decisions = [
         *backend.decisions,
+        openmp.wait_policy(),
         row_tokens,
         Decision("packing", "on", "checked: this model keeps packed segments apart")
         if why_not_packed is None
