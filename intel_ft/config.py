@@ -129,7 +129,10 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `load` reads back to an equal value."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        # PyYAML writes U+0085 and other separators as they are, and reads them as line breaks.
+        return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Config:

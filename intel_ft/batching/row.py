@@ -48,13 +48,14 @@ def build_row(examples: Examples, indices: IntArray) -> Row:
 def filled(row: Row, quantum: int) -> Row:
     """The row with tokens and targets filled up to multiples of `quantum`.
 
-    The filling is a segment of its own and its targets are IGNORED, so no result changes.
+    The filling is a segment of its own, at position 0 (which every model has), and its targets
+    are IGNORED, so no result changes.
     """
     extra, ignored = -len(row.tokens) % quantum, -len(row.targets) % quantum
     length = len(row.tokens)
     return Row(
         tokens=np.pad(row.tokens, (0, extra)),
-        positions=np.concatenate((row.positions, np.arange(extra))),
+        positions=np.pad(row.positions, (0, extra)),
         bounds=np.append(row.bounds, length + extra) if extra else row.bounds,
         predict=np.pad(row.predict, (0, ignored)),
         targets=np.pad(row.targets, (0, ignored), constant_values=IGNORED),

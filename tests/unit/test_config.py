@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from intel_ft.config import Config, build, load
@@ -211,6 +211,7 @@ def test_a_folder_instead_of_a_file_is_refused(tmp_path) -> None:
         load(tmp_path)
 
 
+@example({}, "\x85")
 @given(
     st.fixed_dictionaries(
         {
