@@ -36,11 +36,12 @@ class DemoReport:
     generated: str
 
 
-def demo(output: Path, *, max_steps: int | None = None) -> DemoReport:
+def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
     """Walk from dataset to talking OpenVINO model; leaves run/, merged/ and openvino/ in `output`.
 
-    `max_steps` is of the training, 80 by default. Raises UserError if `output` holds anything.
+    `max_steps` is of the training. Raises UserError if `output` holds anything.
     """
+    from intel_ft.assets import resolve as asset
     from intel_ft.data.formats import Message
     from intel_ft.data.prepare import prepare
     from intel_ft.data.prompt import prompt_tokens
@@ -61,7 +62,7 @@ def demo(output: Path, *, max_steps: int | None = None) -> DemoReport:
             "data": {"train": TRAIN, "eval": HELDOUT, "template": "tokenizer"},
             "method": {"r": 16, "alpha": 32},
             "train": {
-                "max_steps": max_steps or 80,
+                "max_steps": max_steps,
                 "global_batch_size": 32,
                 "learning_rate": 3e-3,
             },
@@ -74,8 +75,6 @@ def demo(output: Path, *, max_steps: int | None = None) -> DemoReport:
         opened = open_model(resolve(model))
         heldout = prepare(config.data, asset(HELDOUT), opened.tokenizer)
         return evaluate(opened, heldout)
-
-    from intel_ft.assets import resolve as asset
 
     logger.info("1/6 measuring the base model on the held-out examples")
     base = measure(asset(MODEL))

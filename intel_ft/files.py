@@ -19,7 +19,7 @@ from typing import Any
 from intel_ft.errors import IntelFTError, UserError
 
 MANIFEST = "manifest.json"
-_FULL = 64 * 1024  # bytes left on a disk on which a write has failed
+_FULL = 1 << 20  # a disk on which a write has failed with less than this many bytes left is full
 
 
 def _fsync(path: Path) -> None:
@@ -32,7 +32,7 @@ def _fsync(path: Path) -> None:
 
 def _says_full(error: Exception, folder: Path) -> bool:
     """Whether a failed write means a full disk: safetensors raises an exception of its own that
-    says so (it asks for the whole file's space at once), torch one that does not.
+    says so (it asks for the whole file's space at once), torch and OpenVINO one that does not.
     """
     if isinstance(error, IntelFTError):
         return False

@@ -13,7 +13,7 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep what is made here.")
     ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Train for this many steps only.")] = None,
+    max_steps: Annotated[int, typer.Option(help="Steps of the training.")] = 80,
     json: Json = False,
 ) -> None:
     """Train, evaluate, merge, export and ask the model that ships with intel-ft."""

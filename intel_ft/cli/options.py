@@ -20,6 +20,9 @@ Source = Annotated[
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")]
+Base = Annotated[
+    str | None, typer.Option(help="Where an adapter's base model is now, if it has moved.")
+]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]

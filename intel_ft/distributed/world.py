@@ -1,8 +1,7 @@
 """The world a launcher gave this process; called from training.
 
-Launchers say it in environment variables: torchrun and accelerate (WORLD_SIZE, RANK), Intel MPI
-and MPICH (PMI_SIZE, PMI_RANK), Open MPI (OMPI_COMM_WORLD_SIZE, _RANK), Slurm's srun
-(SLURM_STEP_NUM_TASKS, SLURM_PROCID).
+Launchers say it in environment variables: torchrun and accelerate (WORLD_SIZE), Intel MPI and MPICH
+(PMI_SIZE), Open MPI (OMPI_COMM_WORLD_SIZE), Slurm's srun (SLURM_STEP_NUM_TASKS).
 """
 
 import os
@@ -11,10 +10,10 @@ from dataclasses import dataclass
 from intel_ft.errors import EnvironmentProblem
 
 _LAUNCHERS = (
-    ("torchrun or accelerate", "WORLD_SIZE", "RANK"),
-    ("Intel MPI or MPICH", "PMI_SIZE", "PMI_RANK"),
-    ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ("torchrun or accelerate", "WORLD_SIZE"),
+    ("Intel MPI or MPICH", "PMI_SIZE"),
+    ("Open MPI", "OMPI_COMM_WORLD_SIZE"),
+    ("srun", "SLURM_STEP_NUM_TASKS"),
 )
 
 
@@ -32,7 +31,7 @@ def require_one() -> World:
     Several copies of a run that do not know of each other would train that many separate models
     into one folder.
     """
-    for launcher, size_name, _ in _LAUNCHERS:
+    for launcher, size_name in _LAUNCHERS:
         size = os.environ.get(size_name, "1")
         if size.isdigit() and int(size) > 1:
             raise EnvironmentProblem(

@@ -3,8 +3,8 @@ from export.
 """
 
 import contextlib
+import errno
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,29 +13,24 @@ from pathlib import Path
 from intel_ft.errors import IntelFTError
 from intel_ft.files import require_absent_or_empty, whole_folder
 
-FULL = 1 << 20  # a disk with less than this many bytes left is full
-
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """Yield a folder to fill, named `output` only once it is whole and on disk.
 
-    Raises UserError if `output` holds anything, IntelFTError if the disk is full. Libraries report
-    a full disk each in their own way (OpenVINO as a RuntimeError), so it is the disk that is asked.
+    Raises UserError if `output` holds anything, IntelFTError if the disk is full.
     """
     require_absent_or_empty(output, "choose another output, or remove it first")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(output) as partial:
-        try:
+    try:
+        with whole_folder(output) as partial:
             yield partial
-        except Exception as error:
-            full = "No space left" in str(error) or shutil.disk_usage(partial).free < FULL
-            if full and not isinstance(error, IntelFTError):
-                raise IntelFTError(
-                    f"{output}: the disk is full; nothing was left there: free some space and run "
-                    "it again"
-                ) from error
-            raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise IntelFTError(
+                f"{output}: the disk is full; nothing was left there: free some space and run it "
+                "again"
+            ) from error
+        raise
 
 
 @contextlib.contextmanager

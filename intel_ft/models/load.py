@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,22 @@ def model_folder(model: ModelConfig) -> Path:
         raise UserError(f"{name} is a file: name the folder that holds config.json and the weights")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such model folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
     if model.allow_pickle:
         patterns.append("*.bin")
     if model.trust_remote_code:
         patterns.append("*.py")
+    return _snapshot(name, model.revision, tuple(patterns))
+
+
+@cache
+def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """A Hub model's folder; a run asks for it several times and the Hub only once."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
-        return Path(snapshot_download(name, revision=model.revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError:
         raise UserError(f"{name}: no such model folder, and not a Hub id") from None
     except LocalEntryNotFoundError:
@@ -55,12 +62,12 @@ def model_folder(model: ModelConfig) -> Path:
 def check_folder(folder: Path, model: ModelConfig) -> None:
     """Refuse a folder without usable weights, with pickle weights, or that needs its own code."""
     config = _read_config(folder)
-    if not model.trust_remote_code and "auto_map" in config and not _known_architecture(config):
-        raise UserError(
-            f"{folder}: this model needs code of its own ({config.get('model_type')}): read it, "
-            "then set model.trust_remote_code=true"
-        )
-    if not _known_architecture(config) and not model.trust_remote_code:
+    if not model.trust_remote_code and not _known_architecture(config):
+        if "auto_map" in config:
+            raise UserError(
+                f"{folder}: this model needs code of its own ({config.get('model_type')}): read "
+                "it, then set model.trust_remote_code=true"
+            )
         raise UserError(
             f"{folder / 'config.json'}: model_type {config.get('model_type')!r} is not a causal "
             "language model that the installed Transformers knows"
@@ -105,7 +112,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
                 f"{folder}: its tokenizer needs code of its own: read it, then set "
                 "model.trust_remote_code=true"
             ) from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
         raise UserError(f"{folder}: no tokenizer could be loaded ({reason})") from None
     # Without files Transformers makes up a tokenizer that knows the special tokens alone.
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}

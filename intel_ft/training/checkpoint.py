@@ -75,7 +75,7 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
             write_manifest(folder)
     # torch and safetensors report a full disk as errors of their own.
     except Exception as error:
-        whole = [p.name for p in checkpoints(run)]
+        whole = [path.name for path in checkpoints(run) if damage(path) is None]
         kept = f"{whole[-1]} is intact: free space and use --resume" if whole else "none exists yet"
         raise IntelFTError(
             f"{final}: the checkpoint could not be written ({' '.join(str(error).split())}); {kept}"

@@ -213,7 +213,7 @@ def test_full_disk_is_said_and_leaves_nothing(made, tmp_path, monkeypatch) -> No
 
     usage = SimpleNamespace(total=1, used=1, free=0)
     monkeypatch.setattr("intel_ft.export.openvino._convert", full)
-    monkeypatch.setattr("intel_ft.export.output.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("intel_ft.files.shutil.disk_usage", lambda _path: usage)
     with pytest.raises(IntelFTError, match="the disk is full; nothing was left"):
         export(str(made.base), tmp_path / "ir", "int8")
     assert list(tmp_path.iterdir()) == []
