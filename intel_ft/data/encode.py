@@ -9,17 +9,19 @@ piece by piece, the words with a tokenizer that does not know control tokens (da
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-from intel_ft.data.examples import Examples
+from intel_ft.data.examples import Examples, joined
 from intel_ft.data.plain import completion_controls, content_controls, without, without_prefix_space
 from intel_ft.data.spans import Marks, Span
+from intel_ft.data.stretches import Layout, flat, lay_out, sums, without_last_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,10 +36,10 @@ class SpanEncoder:
         self._backend = without_prefix_space(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._ids = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in marks.added}
+        self._ids = {text: [int(tokenizer.convert_tokens_to_ids(text))] for text in marks.added}
         for text, id in ((marks.bos, tokenizer.bos_token_id), (marks.eos, tokenizer.eos_token_id)):
             if text is not None:
-                self._ids[text] = int(id)
+                self._ids[text] = [int(id)]
         added = self._backend.get_added_tokens_decoder()
         self._content_controls = content_controls(added)
         self._completion_controls = completion_controls(added)
@@ -69,79 +71,52 @@ class SpanEncoder:
         tokenizer normalizes text: one that applies NFC gives NFC back). The mask is that of the
         spans: an example's first token may be in it.
         """
-        parts = [self._encode_chunk(chunk) for chunk in _chunks(examples, _CHUNK)]
-        if not parts:
-            return Examples(np.empty(0, np.int32), np.empty(0, np.bool_), np.zeros(1, np.int64))
-        lengths = np.concatenate([part.lengths for part in parts])
-        return Examples(
-            np.concatenate([part.tokens for part in parts]),
-            np.concatenate([part.supervised for part in parts]),
-            np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
-        )
+        parts: list[Examples] = []
+        # The tokenizer encodes a chunk on all cores without the interpreter's lock, meanwhile the
+        # chunk before it becomes arrays and the one behind it is rendered.
+        waiting: tuple[Layout, Future[list[Encoding]]] | None = None
+        with ThreadPoolExecutor(1) as ahead:
+            for chunk in _chunks(examples, _CHUNK):
+                layout = lay_out(chunk, self._ids, self._prefixes_space)
+                texts = [self._joined(run) for run in layout.runs]
+                encoded = ahead.submit(
+                    self._backend.encode_batch_fast, texts, add_special_tokens=False
+                )
+                if waiting:
+                    parts.append(self._encoded(*waiting))
+                waiting = layout, encoded
+            if waiting:
+                parts.append(self._encoded(*waiting))
+        return joined(parts)
 
-    def _encode_chunk(self, examples: list[list[Span]]) -> Examples:
-        # Every example becomes stretches: one token given by its text, or a text to encode, which
-        # is a run of template and content, or a completion, or ready-made text.
-        stretches: list[list[int]] = []
-        supervised: list[bool] = []
-        counts: list[int] = []
-        runs: list[list[Span]] = []
-        places: list[int] = []  # of each run among the stretches
-        for spans in examples:
-            before = len(stretches)
-            run: list[Span] = []
-            for span in spans:
-                if span.kind in ("template", "content"):
-                    run.append(span)
-                    continue
-                if run:
-                    if span.kind == "completion" and self._prefixes_space:
-                        run[-1] = _without_last_space(run[-1])
-                    places.append(len(stretches))
-                    runs.append(run)
-                    stretches.append([])
-                    supervised.append(False)
-                    run = []
-                if span.kind in ("start", "end"):
-                    stretches.append([self._ids[span.text]])
-                else:
-                    places.append(len(stretches))
-                    runs.append([span])
-                    stretches.append([])
-                supervised.append(span.kind != "start")
-            counts.append(len(stretches) - before)
-            assert not run  # a conversation ends with an assistant turn, a turn with its end
-        texts = [self._joined(run) for run in runs]
-        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        for place, encoding in zip(places, encoded, strict=True):
+    def _encoded(self, layout: Layout, encoded: "Future[list[Encoding]]") -> Examples:
+        stretches = layout.stretches
+        for place, encoding in zip(layout.places, encoded.result(), strict=True):
             stretches[place] = encoding.ids
-        tokens, ends = _flat(stretches)
-        if spelled := self._spelled(runs, np.array(places), tokens, ends):
+        tokens, ends = flat(stretches)
+        if spelled := self._spelled(layout, tokens, ends):
             for index in spelled:
-                stretches[places[index]] = self._piecewise(runs[index])
-            tokens, ends = _flat(stretches)
+                stretches[layout.places[index]] = self._piecewise(layout.runs[index])
+            tokens, ends = flat(stretches)
         return Examples(
             tokens,
-            np.repeat(np.array(supervised, np.bool_), np.diff(ends)),
-            ends[np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))],
+            np.repeat(np.array(layout.supervised, np.bool_), np.diff(ends)),
+            ends[np.concatenate(([0], np.cumsum(layout.counts, dtype=np.int64)))],
         )
 
     def _spelled(
-        self,
-        runs: list[list[Span]],
-        places: npt.NDArray[np.int64],
-        tokens: npt.NDArray[np.int32],
-        ends: npt.NDArray[np.int64],
+        self, layout: Layout, tokens: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]
     ) -> list[int]:
         """Indices of the runs in which words came out as a control token.
 
-        places: of the runs among the stretches tokens[ends[i]:ends[i + 1]].
+        tokens[ends[i]:ends[i + 1]] is stretch i of the layout.
         """
-        in_content = _sums(self._is_content_control[tokens], ends)[places]
-        in_completion = _sums(self._is_completion_control[tokens], ends)[places]
+        places = np.array(layout.places, np.int64)
+        in_content = sums(self._is_content_control[tokens], ends)[places].tolist()
+        in_completion = sums(self._is_completion_control[tokens], ends)[places].tolist()
         return [
             index
-            for index, run in enumerate(runs)
+            for index, run in enumerate(layout.runs)
             if (
                 in_completion[index]
                 if run[0].kind == "completion"
@@ -171,7 +146,7 @@ class SpanEncoder:
                 ids += self._plain_content.encode(span.text, add_special_tokens=False).ids
                 continue
             gives_way = self._prefixes_space and following and following.kind == "content"
-            text = _without_last_space(span).text if gives_way else span.text
+            text = without_last_space(span).text if gives_way else span.text
             ids += self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -182,30 +157,10 @@ class SpanEncoder:
         return text
 
 
-def _without_last_space(span: Span) -> Span:
-    """The tokenizer writes the space itself, as the "▁" in front of what follows."""
-    return Span(span.text.removesuffix(" "), span.kind)
-
-
 def _table(ids: Iterable[int], size: int) -> npt.NDArray[np.bool_]:
     table = np.zeros(size, np.bool_)
     table[list(ids)] = True
     return table
-
-
-def _flat(
-    stretches: list[list[int]],
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """All ids end to end, and where each stretch ends, from 0."""
-    ends = np.cumsum([0, *map(len, stretches)], dtype=np.int64)
-    return np.fromiter(chain.from_iterable(stretches), np.int32, int(ends[-1])), ends
-
-
-def _sums(flags: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many flags are set in each stretch ends[i]:ends[i + 1]."""
-    totals = np.concatenate(([0], np.cumsum(flags, dtype=np.int64)))
-    sums: npt.NDArray[np.int64] = totals[ends[1:]] - totals[ends[:-1]]
-    return sums
 
 
 def _chunks(examples: Iterable[list[Span]], size: int) -> Iterator[list[list[Span]]]:

@@ -1,5 +1,6 @@
 """Tokenized examples as three flat arrays: what data/ hands to batching/ and training/."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,3 +45,13 @@ class Examples:
         # Position of each kept token in the old arrays: its place in the new ones, moved.
         taken = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
         return Examples(self.tokens[taken], self.supervised[taken], offsets)
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """All examples of `parts`, in their order; none if there are no parts."""
+    lengths = [part.lengths for part in parts]
+    return Examples(
+        np.concatenate([np.empty(0, np.int32), *(part.tokens for part in parts)]),
+        np.concatenate([np.empty(0, np.bool_), *(part.supervised for part in parts)]),
+        np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64),
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.config import DataConfig
+from intel_ft.data.collector import collector_paused
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
 from intel_ft.data.fitting import cut
@@ -104,7 +105,14 @@ def prepare(
     Raises UserError (one line with file, row and column where there are such) for anything wrong
     with the data, EnvironmentProblem if the Hub cannot be reached.
     """
-    longest = data.max_length if max_length is None else max_length
+    with collector_paused():
+        longest = data.max_length if max_length is None else max_length
+        return _prepare(data, source, tokenizer, longest)
+
+
+def _prepare(
+    data: DataConfig, source: str, tokenizer: "PreTrainedTokenizerFast", longest: int
+) -> Prepared:
     rows = load_rows(source, data.split)
     format, format_reason = detect(rows.columns, data.format, origin=source, nested=rows.nested)
     template, template_reason = choose(data.template, format, bool(tokenizer.chat_template))

@@ -25,11 +25,11 @@ _Writer = Callable[[tuple[Message, ...]], list[Span]]
 
 # tatsu-lab/stanford_alpaca, train.py (PROMPT_DICT), with the newline after "Response:" that
 # alpaca-lora and everyone since has added.
-_ALPACA = (
+ALPACA = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request."
 )
-_ALPACA_WITH_INPUT = (
+ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request."
 )
@@ -152,7 +152,7 @@ def _alpaca(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
     if system:
         spans.append(Span(messages[0].content, "content"))
     else:
-        spans.append(Span(_ALPACA_WITH_INPUT if turns[0].context else _ALPACA, "template"))
+        spans.append(Span(ALPACA_WITH_INPUT if turns[0].context else ALPACA, "template"))
     for message in turns:
         if message.role == "assistant":
             spans += [Span(message.content, "completion"), Span(marks.eos, "end")]
