@@ -31,6 +31,7 @@ class ModelConfig(Section):
     name_or_path: str = Field(min_length=1)
     revision: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    base_dtype: Literal["auto", "int8"] = "auto"  # of the frozen weights; auto is model.dtype
     trust_remote_code: bool = False
     allow_pickle: bool = False
 

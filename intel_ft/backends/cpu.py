@@ -1,11 +1,8 @@
-"""The native CPU backend: dtype, threads, memory and the measured matrix rate; called from
-training and cli.
-"""
+"""The native CPU backend: dtype, threads and memory; called from training, insight and cli."""
 
 import os
 import platform
 import resource
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,22 +117,3 @@ def _statm_pages(field: int) -> int:
 def rss_gib() -> float:
     """Resident memory of this process now, in GiB."""
     return _statm_pages(1) * resource.getpagesize() / GIB
-
-
-def gemm_flops_per_second(
-    dtype: torch.dtype, shapes: list[tuple[int, int, int]], seconds: float = 0.15
-) -> float:
-    """The best matrix-product rate over (rows, inner, columns) shapes, FLOP/s, measured now.
-
-    Each shape runs `F.linear` for about `seconds`; its fastest pass counts, since anything slower
-    is somebody else's load.
-    """
-    best = 0.0
-    for rows, inner, columns in shapes:
-        x, weight = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
-        torch.nn.functional.linear(x, weight)
-        end = time.perf_counter() + seconds
-        while (start := time.perf_counter()) < end:
-            torch.nn.functional.linear(x, weight)
-            best = max(best, 2.0 * rows * inner * columns / (time.perf_counter() - start))
-    return best

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.batching.share import pack, split_by_cost
+from intel_ft.batching.share import pack_evenly, split_by_cost
 from intel_ft.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
@@ -90,7 +90,7 @@ class Plan:
         if self.one_example_a_row:
             return list(examples[:, None])
         lengths = self.lengths[examples].tolist()
-        return [examples[row] for row in pack(lengths, self.max_tokens_per_row)]
+        return [examples[row] for row in pack_evenly(lengths, self.max_tokens_per_row)]
 
     def fingerprint(self) -> str:
         """Equal for two plans that give the same steps: a resumed run compares it."""

@@ -49,14 +49,16 @@ def filled(row: Row, quantum: int) -> Row:
     """The row with tokens and targets filled up to multiples of `quantum`.
 
     The filling is a segment of its own, at position 0 (which every model has), and its targets
-    are IGNORED, so no result changes.
+    are IGNORED, so no result changes. It predicts at tokens that are not supervised, so that
+    `predict` names no token twice.
     """
     extra, ignored = -len(row.tokens) % quantum, -len(row.targets) % quantum
     length = len(row.tokens)
+    unread = np.setdiff1d(np.arange(length + extra), row.predict)[:ignored]
     return Row(
         tokens=np.pad(row.tokens, (0, extra)),
         positions=np.pad(row.positions, (0, extra)),
         bounds=np.append(row.bounds, length + extra) if extra else row.bounds,
-        predict=np.pad(row.predict, (0, ignored)),
+        predict=np.concatenate((row.predict, unread)),
         targets=np.pad(row.targets, (0, ignored), constant_values=IGNORED),
     )

@@ -44,3 +44,16 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             rows[row].append(position)
             insort(room, (left - length, row))
     return rows
+
+
+def pack_evenly(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """`pack`, but where the same number of rows does with less than `capacity`, in rows of about
+    the same length: a last row of a few tokens costs nearly as much as a full one.
+    """
+    rows = pack(lengths, capacity)
+    if len(rows) > 1:
+        even = max(*lengths, sum(lengths) // len(rows) * 17 // 16)
+        evenly = pack(lengths, min(capacity, even))
+        if len(evenly) == len(rows):
+            return evenly
+    return rows

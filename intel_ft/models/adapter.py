@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from intel_ft.config import MethodConfig
 from intel_ft.errors import UserError
-from intel_ft.models.lora_linear import fuse
+from intel_ft.models.fused import fuse_layers
+from intel_ft.models.lora_linear import fuse_linears
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -43,7 +44,8 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         ) from None
     # peft replaces the id we carry with the folder the base was loaded from.
     adapted.peft_config["default"].base_model_name_or_path = base_name
-    fuse(adapted)
+    if fuse_layers(adapted) is not None:
+        fuse_linears(adapted)
     return adapted
 
 

@@ -65,14 +65,14 @@ def step_cost(model: Any) -> StepCost:
 def activation_bytes(config: Any, tokens: int, checkpointing: bool) -> int:
     """About what one row's activations take, in bytes: enough to refuse a hopeless run early.
 
-    Per token and layer about 18 hidden-sized and 4 intermediate-sized bf16 tensors are kept for
-    backward (counted on a Llama block with LoRA on all linear layers); checkpointing keeps one
-    hidden-sized tensor a layer and one layer's worth.
+    Per token and layer about 6 hidden-sized and 2 intermediate-sized bf16 tensors are kept for
+    backward (models.fused; other layers keep more); checkpointing keeps one hidden-sized tensor a
+    layer and one layer's worth.
     """
     text = config.get_text_config()
     hidden = text.hidden_size
     intermediate = getattr(text, "intermediate_size", None) or 4 * hidden
-    layer = 2 * (18 * hidden + 4 * intermediate)
+    layer = 2 * (6 * hidden + 2 * intermediate)
     layers = text.num_hidden_layers
     kept = layers * 2 * hidden + layer if checkpointing else layers * layer
     return int(tokens * kept)

@@ -1,84 +1,189 @@
-"""A linear layer with LoRA as one autograd function; called from models.adapter.
+"""A frozen linear layer with LoRA: its products and gradients by hand; called from models.fused and
+models.adapter.
 
 peft computes base(x) + scale * B(A(x)) as separate operations, which casts x to the float32 of the
 LoRA weights and back, and keeps several copies of it for backward. Here the low-rank part is added
 onto the base product in place, its scale folded into B, and only x is kept.
 """
 
+from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear
+from peft.tuners import lora
 from torch import Tensor
 
+Gradients = tuple[Tensor, ...]
 
-class LoraLinear(torch.autograd.Function):
-    """x W^T + bias + scale * (x A^T) B^T, with gradients for x, A and B; W and bias are frozen.
 
-    x [..., in] in the dtype of weight [out, in]; a [rank, in] and b [out, rank] in float32.
+class Base(Protocol):
+    """A frozen linear layer [in] -> [out], in whatever form its weight is kept.
+
+    A module that keeps it in a form of its own offers it as `frozen_base`.
     """
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of x, outputs and gradients."""
+        ...
+
+    def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        """x W^T + bias (+ onto) for x [tokens, in], a new tensor."""
+        ...
+
+    def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
+        """grad W (+ onto) for grad [tokens, out]; may write to `onto`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A base kept as it was loaded: weight [out, in], bias [out] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See Base."""
+        return self.weight.dtype
+
+    def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        """See Base."""
+        if onto is None:
+            return F.linear(x, self.weight, self.bias)
+        out = torch.addmm(onto, x, self.weight.T)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
+        """See Base."""
+        return grad @ self.weight if onto is None else onto.addmm_(grad, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraLinear:
+    """x W^T + bias + scale * (x A^T) B^T, with the base frozen.
+
+    a [rank, in] and b [out, rank] are float32, or both None where a layer has no LoRA.
+    """
+
+    base: Base
+    a: Tensor | None = None
+    b: Tensor | None = None
+    scale: float = 0.0
+
+    @property
+    def trained(self) -> tuple[Tensor, ...]:
+        """A and B, or nothing."""
+        return () if self.a is None or self.b is None else (self.a, self.b)
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """The output [tokens, out] for x [tokens, in], plus `onto` where that is given."""
+        out = self.base.product(x, onto)
+        if self.trained:
+            a, b = self._halves(x.dtype)
+            out.addmm_(x @ a.T, b.T)
+        return out
+
+    def input_gradient(self, grad: Tensor, onto: Tensor | None = None) -> Tensor:
+        """The gradient [tokens, in] of x for grad [tokens, out], added onto `onto` in place."""
+        grad_x = self.base.gradient(grad, onto)
+        if self.trained:
+            a, b = self._halves(grad.dtype)
+            grad_x.addmm_(grad @ b, a)
+        return grad_x
+
+    def lora_gradients(self, grad: Tensor, x: Tensor) -> Gradients:
+        """The gradients of A and B, float32, or nothing where there is no LoRA."""
+        if not self.trained:
+            return ()
+        a, b = self._halves(x.dtype)
+        grad_a = (grad @ b).T @ x
+        grad_b = grad.T @ (x @ a.T)
+        return grad_a.float(), grad_b.float().mul_(self.scale)
+
+    def _halves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A, and B with the scale folded in, in the dtype that multiplies."""
+        a, b = self.trained
+        return a.to(dtype), (b * self.scale).to(dtype)
+
+
+class LoraFunction(torch.autograd.Function):
+    """A `LoraLinear` where only single layers can be replaced."""
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
-        """The output [..., out], in the dtype of weight."""
+    def forward(ctx: Any, x: Tensor, linear: LoraLinear, *_: Tensor) -> Tensor:
+        """The output [..., out] for x [..., in]."""
         flat = x.reshape(-1, x.shape[-1])
-        ctx.save_for_backward(flat, weight, a, b)
-        ctx.scale = scale
-        low = flat @ a.to(flat.dtype).T
-        out = F.linear(flat, weight, bias)
-        out.addmm_(low, (b * scale).to(flat.dtype).T)
-        return out.view(*x.shape[:-1], -1)
+        ctx.linear = linear
+        ctx.save_for_backward(flat)
+        return linear.forward(flat).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, a and b; x A^T is computed again rather than kept."""
-        flat, weight, a, b = ctx.saved_tensors
-        grad = gradients[0].reshape(-1, weight.shape[0])
-        half_a, half_b = a.to(flat.dtype), (b * ctx.scale).to(flat.dtype)
-        grad_low = grad @ half_b
-        grad_a = (grad_low.T @ flat).to(a.dtype)
-        grad_b = (grad.T @ (flat @ half_a.T)).to(b.dtype) * ctx.scale
+        """Gradients of x, a and b."""
+        (flat,), linear = ctx.saved_tensors, ctx.linear
+        grad = gradients[0].reshape(len(flat), -1)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, half_a)
-            grad_x = grad_x.view(*gradients[0].shape[:-1], -1)
-        return grad_x, None, None, grad_a, grad_b, None
+            grad_x = linear.input_gradient(grad).view(*gradients[0].shape[:-1], -1)
+        return grad_x, None, *linear.lora_gradients(grad, flat)
 
 
-def fuse(model: Any) -> int:
-    """Give every plain LoRA layer of a PEFT model the fused forward; returns how many it was.
-
-    Layers with dropout or DoRA, and those that are not `torch.nn.Linear`, keep peft's own.
+def linear_of(module: Any) -> LoraLinear | None:
+    """The layer as data, with or without LoRA, or None where it is not a plain one (dropout, DoRA,
+    quantized by a library, trained weights).
     """
+    if (base := _base_of(module)) is not None:
+        return LoraLinear(base)
+    if type(module) is not lora.Linear or (base := _base_of(module.base_layer)) is None:
+        return None
+    if (
+        not isinstance(module.lora_dropout["default"], torch.nn.Identity)
+        or module.use_dora["default"]
+        or module.lora_bias["default"]
+    ):
+        return None
+    return LoraLinear(
+        base,
+        module.lora_A["default"].weight,
+        module.lora_B["default"].weight,
+        module.scaling["default"],
+    )
+
+
+def is_active(module: Any) -> bool:
+    """Whether peft would add the low-rank part now: it does not if that is disabled or merged."""
+    return not (getattr(module, "disable_adapters", False) or getattr(module, "merged", False))
+
+
+def _base_of(module: Any) -> Base | None:
+    if (base := getattr(module, "frozen_base", None)) is not None:
+        return base  # type: ignore[no-any-return]
+    if type(module) is torch.nn.Linear and not module.weight.requires_grad:
+        return Dense(module.weight, module.bias)
+    return None
+
+
+def fuse_linears(model: Any) -> int:
+    """Give every plain LoRA layer of a PEFT model the fused forward; returns how many it was."""
     fused = 0
     for module in model.modules():
-        if type(module) is Linear and _is_plain(module):
+        if type(module) is lora.Linear and linear_of(module) is not None:
             module.forward = MethodType(_forward, module)
             fused += 1
     return fused
 
 
-def _is_plain(module: Any) -> bool:
-    return (
-        type(module.base_layer) is torch.nn.Linear
-        and isinstance(module.lora_dropout["default"], torch.nn.Identity)
-        and not module.use_dora["default"]
-        and not module.lora_bias["default"]
-    )
-
-
 def _forward(self: Any, x: Tensor) -> Tensor:
-    base = self.base_layer
-    out: Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
-        x.to(base.weight.dtype),
-        base.weight,
-        base.bias,
-        self.lora_A["default"].weight,
-        self.lora_B["default"].weight,
-        self.scaling["default"],
+    if not is_active(self):
+        own: Tensor = lora.Linear.forward(self, x)
+        return own
+    linear = linear_of(self)
+    assert linear is not None  # checked when this forward was put in
+    out: Tensor = LoraFunction.apply(  # type: ignore[no-untyped-call]
+        x.to(linear.base.dtype), linear, *linear.trained
     )
     return out

@@ -66,7 +66,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
             logger.info("resuming from %s", start)
         run_folder.begin(run, overwrite=overwrite)
         run_folder.write_records(run, config, decisions)
-        trainer = _trainer(config, model, work)
+        trainer = trainer_for(config, model, work)
         _train_from(start, trainer, config.train.early_stopping)
         _write_adapter(run / "adapter", trainer, config, inputs)
         return _summary(run, trainer, work)
@@ -124,7 +124,8 @@ def _summary(run: Path, trainer: PlanTrainer, work: Workload) -> Summary:
     )
 
 
-def _trainer(config: Config, model: Any, work: Workload) -> PlanTrainer:
+def trainer_for(config: Config, model: Any, work: Workload) -> PlanTrainer:
+    """The Trainer that `config` describes, with a run's callbacks; called from insight, too."""
     settings, run = config.train, config.output.directory
     evaluates = work.evaluation is not None
     total = settings.max_steps or max(1, round(settings.epochs * work.plan.steps_per_epoch))

@@ -11,15 +11,17 @@ import torch
 import transformers
 
 from intel_ft import assets
-from intel_ft.backends import cpu, openmp
+from intel_ft.backends import cpu, gemm, openmp
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
+from intel_ft.data.examples import Examples
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.cost import activation_bytes, step_cost
+from intel_ft.models.int8 import quantize_base
 from intel_ft.models.load import (
     check_folder,
     load_for_packing,
@@ -86,6 +88,8 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
     require_memory(config, inputs, backend.dtype, row_tokens.value)
     transformers.set_seed(config.train.seed)
     base, why_not_packed = load_for_packing(config.model, backend.dtype)
+    if config.model.base_dtype == "int8":
+        quantize_base(base)
     model = add_lora(base, config.method, base_id(config), config.model.revision)
     cost = step_cost(model)
     examples = inputs.training.examples
@@ -98,7 +102,7 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
         quadratic_cost=cost.quadratic_cost,
         one_example_a_row=why_not_packed is not None,
     )
-    gemm_rate = _gemm_rate(base, backend.dtype, int(row_tokens.value))
+    gemm_rate = _gemm_rate(base, backend.dtype, int(row_tokens.value), examples)
     work = Workload(
         plan=plan,
         examples=examples,
@@ -168,9 +172,7 @@ def _row_tokens(config: Config) -> Decision:
     return Decision("train.max_tokens_per_row", str(tokens), "2048, or data.max_length if longer")
 
 
-def _gemm_rate(base: Any, dtype: torch.dtype, row_tokens: int) -> float:
-    config = base.config.get_text_config()
-    rows, hidden = min(row_tokens, 2048), config.hidden_size
-    wide = getattr(config, "intermediate_size", None) or 4 * hidden
-    shapes = [(rows, hidden, hidden), (rows, hidden, wide), (rows, wide, hidden)]
-    return cpu.gemm_flops_per_second(dtype, [*shapes, (2048, 1024, 1024)])
+def _gemm_rate(base: Any, dtype: torch.dtype, row_tokens: int, examples: Examples) -> float:
+    share = float(examples.supervised.mean())
+    products = gemm.linear_products(base, row_tokens, share)
+    return gemm.model_rate(products, dtype, seconds=0.03, most_flops=2.5e10)

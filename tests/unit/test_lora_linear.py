@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from intel_ft.models.lora_linear import fuse
+from intel_ft.models.lora_linear import fuse_linears
 
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
@@ -38,7 +38,7 @@ def step(model, half):
 def test_loss_and_every_gradient_equal_pefts(dtype, bound):
     ours = adapted(dtype)
     theirs = copy.deepcopy(ours)
-    assert fuse(ours) == 14
+    assert fuse_linears(ours) == 14
     half = dtype == torch.bfloat16
     (loss, gradients), (wanted, reference) = step(ours, half), step(theirs, half)
     assert loss == pytest.approx(wanted, rel=bound)
@@ -51,4 +51,4 @@ def test_loss_and_every_gradient_equal_pefts(dtype, bound):
 
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])
 def test_layers_with_more_than_plain_lora_keep_pefts_forward(options):
-    assert fuse(adapted(torch.float32, **options)) == 0
+    assert fuse_linears(adapted(torch.float32, **options)) == 0

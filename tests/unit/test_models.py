@@ -26,6 +26,7 @@ from intel_ft.models.load import (
     model_folder,
     parameter_count,
 )
+from intel_ft.models.lora_linear import Dense
 from intel_ft.models.loss import loss_sum
 
 SHAPE = {
@@ -219,19 +220,25 @@ def test_a_model_that_is_not_packed_refuses_a_row_of_several(llama) -> None:
         loss_sum(model, build_row(EXAMPLES, np.arange(2)), packed=False)
 
 
-def test_a_bf16_base_multiplies_in_bf16_and_keeps_lora_in_float32(llama) -> None:
+def test_a_bf16_base_multiplies_in_bf16_and_keeps_lora_in_float32(llama, monkeypatch) -> None:
     base, reason = load_for_packing(llama, torch.bfloat16)
     assert reason is None
     model = add_lora(base, MethodConfig(r=4, alpha=8), "base", None)
     seen = []
-    layer = base.model.layers[0].mlp.down_proj
-    hook = layer.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    product = Dense.product
+
+    def watched(self, x, onto):
+        out = product(self, x, onto)
+        seen.extend([x.dtype, out.dtype])
+        return out
+
+    monkeypatch.setattr(Dense, "product", watched)
     loss = loss_sum(model, build_row(EXAMPLES, np.arange(4)), packed=True)
     loss.backward()
-    hook.remove()
     assert loss.dtype == torch.float32
     assert set(seen) == {torch.bfloat16}
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     expected = reference_loss(load_base(llama, torch.float32, "eager"), EXAMPLES).item()
     assert loss.item() == pytest.approx(expected, rel=0.02)

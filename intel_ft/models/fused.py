@@ -1,0 +1,286 @@
+"""A whole decoder layer with LoRA as one autograd function; called from models.adapter.
+
+For layers built like Llama's: RMSNorm, attention with rotary positions, RMSNorm, SwiGLU, and linear
+layers that are frozen, with or without LoRA (Llama, Mistral, Qwen 2 and 3 and their kin). Backward
+keeps what is dear to compute again: the layer's input, q, k, v, the attention's output, the
+residual stream between, gate and up. Norms and SwiGLU are computed again.
+"""
+
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intel_ft.kernels import ops
+from intel_ft.models.lora_linear import LoraLinear, is_active, linear_of
+
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_MLP = {"gate_proj", "up_proj", "down_proj"}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One decoder layer as data, in the order of the walk through it."""
+
+    norm: Tensor
+    q: LoraLinear
+    k: LoraLinear
+    v: LoraLinear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: LoraLinear
+    middle_norm: Tensor
+    gate: LoraLinear
+    up: LoraLinear
+    down: LoraLinear
+    eps: float
+    head_dim: int
+    scale: float
+
+    @property
+    def linears(self) -> tuple[LoraLinear, ...]:
+        """All linear layers; LoRA weights and their gradients go in this order."""
+        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
+
+    def heads(self, x: Tensor, norm: Tensor | None = None) -> Tensor:
+        """x [tokens, heads * head_dim] by head, each normalized where the model does that."""
+        tokens = len(x)
+        if norm is not None:
+            x = ops.rms_norm(x.view(-1, self.head_dim), norm, self.eps)
+        return x.view(tokens, -1, self.head_dim)
+
+
+class DecoderLayer(torch.autograd.Function):
+    """hidden [tokens, size] -> [tokens, size] for one packed row, or [kept, size] for a last layer.
+
+    cos, sin [tokens, head_dim] in the dtype of hidden; bounds int64 [segments + 1]; keep: None, or
+    the tokens (each once) whose output somebody reads, int64 [kept]: what follows attention is
+    computed for those only. The LoRA weights are arguments only so that autograd knows of them. No
+    dropout.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        bounds: Tensor,
+        keep: Tensor | None,
+        layer: Layer,
+        *_: Tensor,
+    ) -> Tensor:
+        """The layer's output."""
+        x = ops.rms_norm(hidden, layer.norm, layer.eps)
+        q, k, v = layer.q.forward(x), layer.k.forward(x), layer.v.forward(x)
+        attended, log_sums = ops.attention(*_normed(layer, q, k, v), cos, sin, bounds, layer.scale)
+        outputs = attended.view(len(x), -1)
+        if keep is None:
+            middle = layer.o.forward(outputs, onto=hidden)
+        else:
+            middle = layer.o.forward(outputs[keep], onto=hidden[keep])
+        x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
+        gate, up = layer.gate.forward(x), layer.up.forward(x)
+        ctx.layer, ctx.keep = layer, keep
+        ctx.save_for_backward(
+            hidden, cos, sin, bounds, q, k, v, attended, log_sums, middle, gate, up
+        )
+        return layer.down.forward(ops.swiglu(gate, up), onto=middle)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of each LoRA weight, walking the layer from its end."""
+        layer: Layer = ctx.layer
+        hidden, cos, sin, bounds, q, k, v, attended, log_sums, middle, gate, up = ctx.saved_tensors
+        grad = gradients[0].contiguous()
+        grad_gate, grad_up, inner = ops.swiglu_backward(gate, up, layer.down.input_gradient(grad))
+        of_down = layer.down.lora_gradients(grad, inner)
+        x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
+        of_gate = layer.gate.lora_gradients(grad_gate, x)
+        of_up = layer.up.lora_gradients(grad_up, x)
+        grad_x = layer.up.input_gradient(grad_up, onto=layer.gate.input_gradient(grad_gate))
+        del gate, up, grad_gate, grad_up, inner
+        grad = ops.rms_norm_backward(middle, layer.middle_norm, grad_x, layer.eps, residual=grad)
+
+        outputs = attended.view(len(hidden), -1)
+        keep: Tensor | None = ctx.keep
+        of_o = layer.o.lora_gradients(grad, outputs if keep is None else outputs[keep])
+        grad_out = layer.o.input_gradient(grad)
+        if keep is not None:
+            grad = torch.zeros_like(hidden).index_copy_(0, keep, grad)
+            grad_out = torch.zeros_like(outputs).index_copy_(0, keep, grad_out)
+        normed = _normed(layer, q, k, v)
+        grad_q, grad_k, grad_v = ops.attention_backward(
+            *normed,
+            cos,
+            sin,
+            bounds,
+            layer.scale,
+            attended,
+            log_sums,
+            grad_out.view_as(attended),
+        )
+        grad_q = _norm_gradient(layer, q, layer.q_norm, grad_q)
+        grad_k = _norm_gradient(layer, k, layer.k_norm, grad_k)
+        grad_v = grad_v.view_as(v)
+        x = ops.rms_norm(hidden, layer.norm, layer.eps)
+        of_q = layer.q.lora_gradients(grad_q, x)
+        of_k = layer.k.lora_gradients(grad_k, x)
+        of_v = layer.v.lora_gradients(grad_v, x)
+        grad_hidden = None
+        if ctx.needs_input_grad[0]:
+            grad_x = layer.q.input_gradient(grad_q)
+            grad_x = layer.k.input_gradient(grad_k, onto=grad_x)
+            grad_x = layer.v.input_gradient(grad_v, onto=grad_x)
+            grad_hidden = ops.rms_norm_backward(
+                hidden, layer.norm, grad_x, layer.eps, residual=grad
+            )
+        lora = (*of_q, *of_k, *of_v, *of_o, *of_gate, *of_up, *of_down)
+        return grad_hidden, None, None, None, None, None, *lora
+
+
+def _normed(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return layer.heads(q, layer.q_norm), layer.heads(k, layer.k_norm), layer.heads(v)
+
+
+def _norm_gradient(layer: Layer, x: Tensor, norm: Tensor | None, grad: Tensor) -> Tensor:
+    if norm is not None:
+        flat = x.view(-1, layer.head_dim)
+        grad = ops.rms_norm_backward(flat, norm, grad.view_as(flat), layer.eps)
+    return grad.view_as(x)
+
+
+def fuse_layers(model: Any) -> str | None:
+    """Replace the forward of every decoder layer of a PEFT model; None, or why not.
+
+    A forward without segment bounds, as in generation, or with the adapter disabled or merged,
+    still goes the model's own way.
+    """
+    decoder = model.get_base_model().get_decoder()
+    blocks = getattr(decoder, "layers", None)
+    if not blocks:
+        return "its decoder has no list of layers"
+    layers = []
+    for block in blocks:
+        layer = layer_of(block)
+        if isinstance(layer, str):
+            return layer
+        layers.append(layer)
+    if why_not := _differs(decoder, blocks[0], layers[0]):
+        return why_not
+    for block, layer in zip(blocks, layers, strict=True):
+        block.forward = MethodType(_forward_with(block, layer, last=block is blocks[-1]), block)
+    decoder.has_fused_layers = True
+    return None
+
+
+def is_fused(model: Any) -> bool:
+    """Whether `fuse_layers` replaced this PEFT model's layers."""
+    return hasattr(model.get_base_model().get_decoder(), "has_fused_layers")
+
+
+def layer_of(block: Any) -> Layer | str:
+    """A decoder layer as data, or why it is not of the kind that this module computes."""
+    if why_not := _unlike_llama(block):
+        return why_not
+    attention, mlp = block.self_attn, block.mlp
+    linears = {
+        name.removesuffix("_proj"): linear_of(getattr(owner, name))
+        for owner, names in ((attention, _ATTENTION), (mlp, _MLP))
+        for name in names
+    }
+    found = {name: linear for name, linear in linears.items() if linear is not None}
+    if len(found) < len(linears):
+        return "dropout, DoRA or a special linear layer needs peft's own way"
+    q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    return Layer(
+        norm=block.input_layernorm.weight,
+        q_norm=None if q_norm is None else q_norm.weight,
+        k_norm=None if k_norm is None else k_norm.weight,
+        middle_norm=block.post_attention_layernorm.weight,
+        eps=block.input_layernorm.variance_epsilon,
+        head_dim=attention.head_dim,
+        scale=attention.scaling,
+        **found,
+    )
+
+
+def _unlike_llama(block: Any) -> str | None:
+    names = {name for name, _ in block.named_children()}
+    if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
+        return "its layers are not built like Llama's"
+    attention, mlp = block.self_attn, block.mlp
+    head_norms = {name for name, _ in attention.named_children()} - _ATTENTION
+    if head_norms - {"q_norm", "k_norm"} or not all(hasattr(attention, n) for n in _ATTENTION):
+        return "its attention is not built like Llama's"
+    if not all(hasattr(mlp, name) for name in _MLP) or "silu" not in _activation(mlp).lower():
+        return "its MLP is not SwiGLU"
+    norms = [block.input_layernorm, block.post_attention_layernorm]
+    norms += [getattr(attention, name) for name in sorted(head_norms)]
+    if not all(hasattr(norm, "variance_epsilon") for norm in norms):
+        return "its norms are not RMSNorm"
+    config = attention.config
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "its attention has a sliding window"
+    return None
+
+
+def _activation(mlp: Any) -> str:
+    return type(getattr(mlp, "act_fn", None)).__name__
+
+
+@torch.no_grad()
+def _differs(decoder: Any, block: Any, layer: Layer) -> str | None:
+    """Run one layer both ways on random input: None if they agree to rounding."""
+    tokens, size = 12, len(layer.norm)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, tokens, size, generator=generator).to(layer.norm.dtype)
+    bounds = torch.tensor([0, 5, tokens])
+    positions = torch.cat([torch.arange(n) for n in bounds.diff().tolist()])[None]
+    try:
+        turns = decoder.rotary_emb(hidden, position_ids=positions)
+        own = block(hidden, position_embeddings=turns, cu_seq_lens_q=bounds)
+        forward = _forward_with(block, layer)
+        ours = forward(block, hidden, position_embeddings=turns, cu_seq_lens_q=bounds)
+    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
+        return f"a trial of one layer failed ({str(error).splitlines()[0]})"
+    own = own[0] if isinstance(own, tuple) else own
+    change = (own - hidden).float()
+    if not (ours - own).float().norm() <= 0.05 * change.norm():  # true of NaN, too
+        return "a trial of one layer gave another result"
+    return None
+
+
+def _forward_with(block: Any, layer: Layer, *, last: bool = False) -> Any:
+    lora = [weight for linear in layer.linears for weight in linear.trained]
+    modules = [getattr(block.self_attn, name) for name in _ATTENTION]
+    modules += [getattr(block.mlp, name) for name in _MLP]
+
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        *arguments: Any,
+        position_embeddings: Any = None,
+        cu_seq_lens_q: Tensor | None = None,
+        last_layer_keeps: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        keep = last_layer_keeps if last else None
+        if cu_seq_lens_q is None or position_embeddings is None or not all(map(is_active, modules)):
+            own = type(self).forward(
+                self,
+                hidden_states,
+                *arguments,
+                position_embeddings=position_embeddings,
+                cu_seq_lens_q=cu_seq_lens_q,
+                **options,
+            )
+            return own if keep is None else own[:, keep]
+        cos, sin = (x[0].to(hidden_states.dtype).contiguous() for x in position_embeddings)
+        return DecoderLayer.apply(  # type: ignore[no-untyped-call]
+            hidden_states[0], cos, sin, cu_seq_lens_q, keep, layer, *lora
+        )[None]
+
+    return forward

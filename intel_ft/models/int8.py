@@ -1,0 +1,111 @@
+"""The frozen base in int8, which multiplies about twice as fast; called from training.setup and
+insight.
+
+Weights have one scale an output channel; activations and gradients are quantized as they come, one
+scale a token (SwitchBack, Wortsman et al. 2023; LLM.int8, Dettmers et al. 2022). For the input
+gradient the weight's scales move into the gradient before it is quantized. LoRA, norms, attention
+and the head stay in bf16.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from intel_ft.kernels import ops
+from intel_ft.models.lora_linear import LoraFunction, LoraLinear
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """An int8 matrix [out, in] in oneDNN's own layout, with float32 scales [out]."""
+
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def multiply(self, x: tuple[Tensor, Tensor], onto: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """x [tokens, in], quantized, times the transposed matrix (+ onto), as `dtype`."""
+        values, scales = x
+        out = torch.ops.onednn.qlinear_pointwise(
+            *(values, 1.0, 128, self.values, self.scales, self.zeros, None),
+            *(1.0, 0, dtype, "none", [], ""),
+        )
+        return ops.scale_rows(out, scales, onto)
+
+
+def _packed(values: Tensor, scales: Tensor) -> Packed:
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    return Packed(torch.ops.onednn.qlinear_prepack(values, None), scales, zeros)
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Base:
+    """See lora_linear.Base. Kept once for each direction, as oneDNN wants it packed: together as
+    large as in bf16.
+    """
+
+    forward: Packed
+    backward: Packed
+    scales: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+
+    def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
+        """See lora_linear.Base."""
+        out = self.forward.multiply(_quantized_once(x), onto, self.dtype)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
+        """See lora_linear.Base."""
+        return self.backward.multiply(ops.quantize(grad, self.scales), onto, self.dtype)
+
+
+def int8_base(weight: Tensor, bias: Tensor | None) -> Int8Base:
+    """weight [out, in] rounded to int8, one scale an output channel."""
+    unsigned, scales = ops.quantize(weight.contiguous())
+    values = (unsigned.to(torch.int16) - 128).to(torch.int8)
+    ones = torch.ones(values.shape[1])
+    backward = _packed(values.T.contiguous(), ones)
+    return Int8Base(_packed(values, scales), backward, scales, bias, weight.dtype)
+
+
+class Int8Linear(torch.nn.Linear):
+    """An `nn.Linear`, as peft wants it; its `weight` has shape and dtype but no memory, what
+    multiplies is `frozen_base`.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        with torch.device("meta"):
+            super().__init__(linear.in_features, linear.out_features, bias=False)
+        shape = torch.zeros(1, dtype=linear.weight.dtype).expand(linear.weight.shape)
+        self.weight = torch.nn.Parameter(shape, requires_grad=False)
+        self.frozen_base = int8_base(linear.weight.detach(), linear.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The product without LoRA, [..., in] to [..., out]."""
+        linear = LoraLinear(self.frozen_base)
+        out: Tensor = LoraFunction.apply(input.to(linear.base.dtype), linear)  # type: ignore[no-untyped-call]
+        return out
+
+
+def quantize_base(model: Any) -> None:
+    """Replace every linear layer but the head, in place, one after another."""
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear and child is not head:
+                setattr(parent, name, Int8Linear(child))
+
+
+_last: tuple[Any, tuple[Tensor, Tensor]] | None = None
+
+
+def _quantized_once(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x in 8 bits; q, k and v multiply the same x one after another, so the last one is kept."""
+    global _last  # noqa: PLW0603
+    if _last is None or _last[0]() is not x:
+        _last = (ref(x), ops.quantize(x))
+    return _last[1]
