@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup peers demo test lint format clean
 
 setup: $(INSTALLED)
 
@@ -17,6 +17,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Other trainers, for `intel-ft bench train --peer`.
+peers: setup
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-peers.lock
 
 demo: setup
 	rm -rf runs/demo

@@ -13,7 +13,7 @@ import typer
 
 from intel_ft import __version__
 from intel_ft.backends import openmp
-from intel_ft.cli import chat, demo, eval, export, generate, merge, train, validate
+from intel_ft.cli import bench, chat, demo, eval, export, generate, merge, train, validate
 from intel_ft.errors import IntelFTError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 for verb in (validate, train, eval, merge, export, generate, chat, demo):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

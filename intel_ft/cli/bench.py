@@ -1,0 +1,184 @@
+"""`intel-ft bench`: how fast training is here, beside peers and beside what the cores can do."""
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from intel_ft.cli.options import Json
+
+app = typer.Typer(
+    help="Measure speed, memory and quality of training, against peers and the machine.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+WorkloadName = Annotated[
+    str, typer.Option(help="small, llama2-7b-slice, llama2-7b, llama3-8b-slice or tiny.")
+]
+Lengths = Annotated[
+    str, typer.Option(help="alpaca, long (documents of 2000-8000 tokens) or fixed (row tokens).")
+]
+RowTokens = Annotated[int | None, typer.Option(help="Tokens of a packed row.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of every side; default all cores.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
+
+
+@app.command()
+def train(
+    workload: WorkloadName = "small",
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="trl, trl-packed, transformers or ipex; may be repeated."),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each side, in turns.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,
+    lengths: Lengths = "alpaca",
+    row_tokens: RowTokens = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples an optimizer step.")] = None,
+    peer_row_tokens: Annotated[
+        int | None, typer.Option(min=1024, help="Tokens of trl-packed's rows; default as ours.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA's r.")] = 16,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, examples and order.")] = 0,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Activation checkpointing on our side.")
+    ] = False,
+    base_dtype: Annotated[
+        Literal["bf16", "int8"], typer.Option(help="Of our side's frozen weights.")
+    ] = "bf16",
+    markdown: Markdown = False,
+    json: Json = False,
+) -> None:
+    """Token/s, MFU and memory of LoRA training, ours and peers', each in a fresh process."""
+    from intel_ft.insight.sides import OURS, Task
+    from intel_ft.insight.workloads import workload as find
+
+    task = Task(
+        side=OURS,
+        workload=find(workload, lengths, row_tokens, batch),
+        rank=rank,
+        threads=threads,
+        seconds=seconds,
+        seed=seed,
+        peer_row_tokens=peer_row_tokens,
+        checkpointing=checkpointing,
+        base_dtype=base_dtype,
+    )
+    from intel_ft.insight.bench_train import bench_train
+    from intel_ft.insight.table import train_table
+
+    report = bench_train(task, peer or [], repeat)
+    _print(report, None if json else train_table(report), markdown)
+
+
+@app.command()
+def gemm(
+    workload: WorkloadName = "small",
+    seconds: Annotated[float, typer.Option(min=0, help="A product and kind.")] = 0.3,
+    lengths: Lengths = "alpaca",
+    row_tokens: RowTokens = None,
+    threads: Threads = None,
+    markdown: Markdown = False,
+    json: Json = False,
+) -> None:
+    """Rates of the workload's matrix products, and of memory."""
+    from intel_ft.insight.workloads import workload as find
+
+    chosen = find(workload, lengths, row_tokens)
+    from intel_ft.insight.bench_gemm import bench_gemm
+    from intel_ft.insight.table import gemm_table
+
+    report = bench_gemm(chosen, threads, seconds)
+    _print(report, None if json else gemm_table(report), markdown)
+
+
+@app.command()
+def prepare(
+    rows: Annotated[int, typer.Option(min=1, help="Alpaca-like rows to prepare.")] = 52000,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each side, in turns.")] = 3,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="trl, trl-packed or trl-single (one process); may be repeated."),
+    ] = None,
+    markdown: Markdown = False,
+    json: Json = False,
+) -> None:
+    """Time from a file of rows to token ids, masks and a plan, ours and TRL's."""
+    from intel_ft.insight.bench_prepare import bench_prepare
+
+    report = bench_prepare(rows, repeat, peer or [])
+    from intel_ft.insight.table import prepare_table
+
+    _print(report, None if json else prepare_table(report), markdown)
+
+
+@app.command()
+def scale(
+    over: Annotated[str, typer.Option(help="row-tokens, batch, rank or threads.")],
+    workload: WorkloadName = "small",
+    values: Annotated[str | None, typer.Option(help="Such as 256,512; has a default each.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds over all values.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,
+    threads: Threads = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write this SVG plot.")] = None,
+    markdown: Markdown = False,
+    json: Json = False,
+) -> None:
+    """How our token/s, MFU and memory change with row length, batch, LoRA's r or threads."""
+    from intel_ft.errors import UserError
+    from intel_ft.files import write_text
+    from intel_ft.insight.bench_scale import bench_scale, plotted, values_of
+    from intel_ft.insight.table import scale_table
+
+    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
+        raise UserError(f"--plot {plot}: name a file in a folder that exists")
+    report = bench_scale(workload, over, values_of(over, values), repeat, seconds, threads)
+    if plot is not None:
+        write_text(plot, plotted(report))
+    _print(report, None if json else scale_table(report), markdown)
+
+
+@app.command()
+def quality(
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each side.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a training.")] = 200,
+    side: Annotated[
+        list[str] | None, typer.Option(help="plain, bf16 or int8; may be repeated; default all.")
+    ] = None,
+    threads: Threads = None,
+    markdown: Markdown = False,
+    json: Json = False,
+) -> None:
+    """Held-out loss on the demo's task: our training beside plain Transformers and peft."""
+    from intel_ft.insight.bench_quality import SIDES, bench_quality
+
+    report = bench_quality(side or list(SIDES), seeds, steps, threads)
+    from intel_ft.insight.table import quality_table
+
+    _print(report, None if json else quality_table(report), markdown)
+
+
+def _print(report: dict[str, Any], table: Any, markdown: bool) -> None:
+    """One JSON object if there is no table to print, else that."""
+    if table is None:
+        typer.echo(json_text.dumps(report))
+        return
+    if markdown:
+        typer.echo(table.markdown())
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD)
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, justify="right" if index else "left")
+    for row in table.rows:
+        drawn.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    console.print(drawn)
+    for note in table.notes:
+        console.print(note)

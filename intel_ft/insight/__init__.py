@@ -1,0 +1,1 @@
+"""What this machine and these libraries really do: measured, with the command that repeats it."""

@@ -1,0 +1,109 @@
+"""`bench train`: each side in a fresh process, in turns, and the report of their medians; called
+from cli.bench.
+"""
+
+import logging
+import os
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from intel_ft.errors import IntelFTError
+from intel_ft.insight import machine, process
+from intel_ft.insight.sides import OURS, Task, require_peer
+
+logger = logging.getLogger(__name__)
+
+METRICS = (
+    "tokens_per_s",
+    "supervised_tokens_per_s",
+    "mfu",
+    "peak_rss_gib",
+    "gemm_gflops",
+    "step_s",
+)
+
+
+def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
+    """Run ours and the peers in turns, `repeat` times each: {workload, ours, peers, machine}.
+
+    Raises UserError and EnvironmentProblem before anything runs, IntelFTError where our own side
+    fails. A peer that fails is reported as {"error": reason}, for that is a result too.
+    `gemm_spread` is the highest GEMM rate of all runs over the lowest: 1 on an idle machine.
+    """
+    peers = list(dict.fromkeys(peers))
+    for peer in peers:
+        require_peer(peer)
+    process.environment(task.threads)
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *peers)}
+    failed: dict[str, str] = {}
+    for turn in range(1, repeat + 1):
+        for side in [side for side in runs if side not in failed]:
+            try:
+                run = run_task(replace(task, side=side))
+            except IntelFTError as error:
+                if side == OURS:
+                    raise
+                failed[side] = str(error)
+                logger.warning("%s: %s", side, error)
+                continue
+            runs[side].append(run)
+            logger.info("%s %d/%d: %.1f token/s", side, turn, repeat, run["tokens_per_s"])
+    ours = summarize(runs[OURS])
+    rates = [run["gemm_gflops"] for side in runs.values() for run in side]
+    return {
+        "workload": {
+            **vars(task.workload),
+            "rank": task.rank,
+            "seed": task.seed,
+            "base_dtype": task.base_dtype,
+            "checkpointing": task.checkpointing,
+            "peer_row_tokens": task.peer_row_tokens or task.workload.row_tokens,
+        },
+        OURS: ours,
+        "peers": {
+            peer: {"error": failed[peer]} if peer in failed else against(ours, runs[peer])
+            for peer in peers
+        },
+        "machine": {
+            **machine.describe(runs[OURS][0]["threads"]),
+            "gemm_spread": max(rates) / min(rates),
+        },
+    }
+
+
+def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The medians over a side's runs, the spread of all their steps, and the runs themselves."""
+    steps = sorted(seconds for run in runs for seconds in run["step_times"])
+    return {
+        **{metric: statistics.median(run[metric] for run in runs) for metric in METRICS},
+        "step_s_p10": _quantile(steps, 0.1),
+        "step_s_p90": _quantile(steps, 0.9),
+        "runs": [{k: v for k, v in run.items() if k != "step_times"} for run in runs],
+    }
+
+
+def against(ours: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A peer's summary, with our token/s over its own and our peak memory over its own."""
+    peer = summarize(runs)
+    return {
+        **peer,
+        "ratio": ours["tokens_per_s"] / peer["tokens_per_s"],
+        "rss_ratio": ours["peak_rss_gib"] / peer["peak_rss_gib"],
+    }
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    """Linear between the two nearest values, as numpy's."""
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def run_task(task: Task) -> dict[str, Any]:
+    """One run in a process of its own; all sides get the same environment."""
+    load = os.getloadavg()[0]
+    environment = process.environment(task.threads)
+    result = process.measured(task.side, "intel_ft.insight.side", [task.to_json()], environment)
+    return {**result, "load1": load}

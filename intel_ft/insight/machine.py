@@ -1,0 +1,23 @@
+"""What a benchmark ran on, for its report; called from insight."""
+
+import os
+from typing import Any
+
+from intel_ft.backends.cpu import cpu_flags, cpu_name
+from intel_ft.insight.sides import installed
+
+_ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """CPU, cores this process may use, what the CPU advertises, versions, load."""
+    flags = cpu_flags()
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "isa": [flag for flag in _ISA if flag in flags],
+        "torch": installed("torch"),
+        "transformers": installed("transformers"),
+        "load": os.getloadavg()[0],
+    }

@@ -1,0 +1,73 @@
+"""Our own side of the benchmark: the Trainer, plan and model of a real run; called from
+insight.side.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from intel_ft.batching.plan import Plan
+from intel_ft.config import Config, build
+from intel_ft.data.examples import Examples
+from intel_ft.distributed.world import World
+from intel_ft.insight.sides import Task
+from intel_ft.insight.stopwatch import Stopwatch, Tally
+from intel_ft.insight.workloads import random_model
+from intel_ft.models import packed
+from intel_ft.models.adapter import add_lora
+from intel_ft.models.cost import StepCost
+from intel_ft.training.run import trainer_for
+from intel_ft.training.trainer import Workload
+
+
+def our_trainer(
+    task: Task, examples: Examples, cost: StepCost, folder: Path
+) -> tuple[Any, Stopwatch]:
+    """What `intel-ft train` would train with, and the stopwatch that ends it."""
+    config = _config(task, folder)
+    base = random_model(task.workload, task.seed, packed.NAME)
+    if task.base_dtype == "int8":
+        from intel_ft.models.int8 import quantize_base
+
+        quantize_base(base)
+    model = add_lora(base, config.method, task.workload.name, None)
+    plan = Plan(
+        lengths=examples.lengths,
+        supervised=examples.supervised_counts,
+        global_batch_size=task.workload.batch,
+        max_tokens_per_row=task.workload.row_tokens,
+        seed=task.seed,
+        quadratic_cost=cost.quadratic_cost,
+    )
+    # The rate is measured after training; what the run's own records say of MFU is not read.
+    work = Workload(plan, examples, cost, gemm_rate=1.0, packed=True, world=World())
+    trainer = trainer_for(config, model, work)
+    tally = Tally()
+
+    def count(index: int) -> None:
+        step = plan.step(index)
+        tally.add(examples.lengths[step.examples].tolist(), step.supervised_tokens)
+
+    watch = Stopwatch(tally, task.seconds, count)
+    trainer.add_callback(watch)
+    return trainer, watch
+
+
+def _config(task: Task, folder: Path) -> Config:
+    return build(
+        {
+            "model": {"name_or_path": task.workload.name, "dtype": "bfloat16"},
+            "data": {"train": "synthetic", "max_length": min(task.workload.row_tokens, 8192)},
+            "method": {"r": task.rank, "alpha": 2 * task.rank},
+            "train": {
+                "max_steps": 10**6,
+                "save_steps": 10**6,
+                "global_batch_size": task.workload.batch,
+                "max_tokens_per_row": task.workload.row_tokens,
+                "seed": task.seed,
+                "activation_checkpointing": task.checkpointing,
+                "report_to": [],
+            },
+            "output": {"directory": folder},
+        },
+        "bench",
+    )

@@ -1,0 +1,157 @@
+"""The peers' sides of the benchmark: other trainers on the same examples, set up as their own
+documentation says for a CPU; called from insight.side.
+
+All take LoRA on all linear layers through peft, a bf16 model under bf16 autocast, sdpa attention,
+no gradient checkpointing, and as many examples an optimizer step as ours.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+from intel_ft.data.examples import Examples
+from intel_ft.insight.sides import Task
+from intel_ft.insight.stopwatch import Stopwatch, Tally
+from intel_ft.insight.workloads import lora_config, random_model
+
+BATCH = 4  # padded examples a forward
+
+
+def peer_trainer(task: Task, examples: Examples, folder: Path) -> tuple[Any, Stopwatch]:
+    """The peer's Trainer, and the stopwatch that ends its training."""
+    model = random_model(task.workload, task.seed, "sdpa")
+    tally = Tally()
+    if task.side.startswith("trl"):
+        trainer = _trl(task, model, examples, folder, tally)
+    else:
+        trainer = _transformers(task, model, examples, folder, tally)
+    if task.side == "ipex":
+        _optimize_with_ipex(trainer)
+    watch = Stopwatch(tally, task.seconds)
+    trainer.add_callback(watch)
+    return trainer, watch
+
+
+def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally) -> Any:
+    """SFTTrainer: padded batches, or its `bfd` packing, one row a forward.
+
+    Packing makes TRL flatten a batch into one sequence whose position ids restart, and Transformers
+    builds a block mask from them for sdpa. The mask is the batch's tokens squared, so on a CPU one
+    row a forward is the quickest.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    packed = task.side == "trl-packed"
+    row = task.peer_row_tokens or task.workload.row_tokens
+    rows = round(task.workload.batch * float(examples.lengths.mean()) / row)
+    arguments = SFTConfig(
+        **_arguments(task, folder, *((1, max(1, rows)) if packed else _padded(task))),
+        completion_only_loss=True,
+        packing=packed,
+        max_length=row if packed else None,
+    )
+    return _counted(SFTTrainer, tally)(
+        model=model,
+        args=arguments,
+        train_dataset=_dataset(examples, "completion_mask", kept=1, masked=0),
+        processing_class=_tokenizer(),
+        peft_config=lora_config(task.rank),
+    )
+
+
+def _transformers(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally) -> Any:
+    """The plain Trainer with padded batches."""
+    from peft import get_peft_model
+
+    return _counted(Trainer, tally)(
+        model=get_peft_model(model, lora_config(task.rank)),
+        args=TrainingArguments(**_arguments(task, folder, *_padded(task))),
+        train_dataset=_dataset(examples, "labels", kept=None, masked=-100),
+        data_collator=DataCollatorForSeq2Seq(_tokenizer()),
+    )
+
+
+def _optimize_with_ipex(trainer: Any) -> None:
+    """What IPEX's own fine-tuning examples do before training; needs torch 2.8."""
+    import intel_extension_for_pytorch as ipex
+
+    trainer.create_optimizer()
+    trainer.model.train()
+    model, trainer.optimizer = ipex.optimize(
+        trainer.model, optimizer=trainer.optimizer, dtype=torch.bfloat16, inplace=True
+    )
+    trainer.model = trainer.model_wrapped = model
+
+
+def _padded(task: Task) -> tuple[int, int]:
+    """Examples a forward, and forwards an optimizer step."""
+    batch = min(BATCH, task.workload.batch)
+    return batch, -(-task.workload.batch // batch)
+
+
+def _arguments(task: Task, folder: Path, batch: int, accumulation: int) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "max_steps": 10**6,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": 2e-4,
+        "seed": task.seed,
+        "bf16": True,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _dataset(examples: Examples, mask: str, kept: int | None, masked: int) -> Any:
+    """Token ids and a mask column: `kept` (None: the token) where supervised, else `masked`."""
+    from datasets import Dataset
+
+    rows = []
+    for index in range(len(examples)):
+        tokens, supervised = examples[index]
+        values = tokens if kept is None else kept
+        marked = torch.where(torch.from_numpy(supervised), torch.as_tensor(values), masked)
+        rows.append({"input_ids": tokens.tolist(), mask: marked.tolist()})
+    return Dataset.from_list(rows)
+
+
+def _tokenizer() -> Any:
+    """Trainers ask it for the padding id and how to pad; it never sees text."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="right",
+    )
+
+
+def _counted(trainer: Any, tally: Tally) -> Any:
+    """`trainer`, a Trainer class, adding each batch's examples to `tally` as it trains on it."""
+
+    class Counted(trainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            tally.add(_segment_lengths(inputs), int((inputs["labels"] != -100).sum()))
+            return super().training_step(model, inputs, *rest, **more)
+
+    return Counted
+
+
+def _segment_lengths(inputs: Any) -> list[int]:
+    """Real tokens of each example in a batch, padded or flattened."""
+    if "attention_mask" in inputs:
+        lengths = inputs["attention_mask"].sum(1)
+    else:
+        lengths = inputs["cu_seq_lens_q"].diff()
+    return [int(length) for length in lengths]

@@ -1,0 +1,68 @@
+"""A measurement in a process of its own, JSON on its stdout; called from insight's bench modules
+(start it) and sides (answer). Imports nothing heavy.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from intel_ft.errors import IntelFTError, UserError
+
+logger = logging.getLogger(__name__)
+
+
+def environment(threads: int | None) -> dict[str, str]:
+    """This process's environment with that many OpenMP threads; None leaves them as they are.
+
+    Raises UserError for more threads than this process may use.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if threads is None:
+        return dict(os.environ)
+    if not 1 <= threads <= cores:
+        raise UserError(f"--threads {threads}: this process may use 1 to {cores}")
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+def measured(
+    side: str, module: str, arguments: list[str], environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `python -m module arguments` answers. Raises IntelFTError, naming `side`."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise IntelFTError(f"bench {side}: {_reason(done.returncode, done.stderr)}")
+    logger.debug("%s", done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@contextmanager
+def answer() -> Iterator[TextIO]:
+    """A stream to the process that started this one: its stdout. What libraries print inside the
+    block goes to stderr.
+    """
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(stdout, "w") as stream:
+        yield stream
+
+
+def _reason(code: int, stderr: str) -> str:
+    if code == -signal.SIGKILL:
+        return "killed, which is how Linux ends a process when memory runs out"
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    lines = stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {code}"

@@ -1,0 +1,167 @@
+"""The benchmark's workloads: seeded random models and examples of known shape; called from insight.
+
+Random weights and tokens take the same time as real ones, and nothing has to be downloaded.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.data.examples import Examples
+from intel_ft.errors import UserError
+
+Lengths = Literal["alpaca", "long", "fixed"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A Llama-shaped model and the examples it trains on.
+
+    lengths: see `synthetic_examples`; row_tokens: of a packed row; batch: examples
+    an optimizer step; steps: how many steps' examples there are before they repeat.
+    """
+
+    name: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    lengths: Lengths = "alpaca"
+    row_tokens: int = 2048
+    batch: int = 16
+    steps: int = 64
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("small", 1024, 2816, 8, 16, 16, 32000),
+        Workload("llama2-7b-slice", 4096, 11008, 4, 32, 32, 32000),
+        Workload("llama2-7b", 4096, 11008, 32, 32, 32, 32000),
+        Workload("llama3-8b-slice", 4096, 14336, 4, 32, 8, 128256),
+        Workload("tiny", 64, 176, 2, 4, 4, 256, row_tokens=1024, batch=8, steps=16),
+    )
+}
+
+
+def workload(
+    name: str,
+    lengths: str = "alpaca",
+    row_tokens: int | None = None,
+    batch: int | None = None,
+) -> Workload:
+    """The named workload, with what else was chosen; `long` has larger rows and smaller batches
+    of its own, and `fixed` a row a step. Raises UserError for a name or a row that does not exist.
+    """
+    if name not in WORKLOADS:
+        raise UserError(f"no workload {name!r}: choose one of {', '.join(WORKLOADS)}")
+    if lengths not in get_args(Lengths):
+        raise UserError(f"no lengths {lengths!r}: choose one of {', '.join(get_args(Lengths))}")
+    found = WORKLOADS[name]
+    if lengths == "long":
+        found = replace(found, lengths="long", row_tokens=8192, batch=2)
+    if lengths == "fixed":
+        found = replace(found, lengths="fixed", batch=1)
+    longest = {"alpaca": 800, "long": 8000, "fixed": 8}[lengths]
+    if row_tokens is not None and row_tokens < longest:
+        raise UserError(f"row tokens {row_tokens}: {lengths} examples need {longest} or more")
+    return replace(found, row_tokens=row_tokens or found.row_tokens, batch=batch or found.batch)
+
+
+def synthetic_examples(workload: Workload, seed: int) -> Examples:
+    """`batch * steps` examples of random tokens.
+
+    `alpaca`: prompts of exp(N(3.9, 0.5)) tokens within 20 to 400 and completions of
+    exp(N(3.8, 0.9)) within 5 to 400, which are supervised. `long`: documents of 2000 to 8000
+    tokens, supervised but for the first. `fixed`: `row_tokens` each, the second half supervised.
+    """
+    random = np.random.default_rng(seed)
+    count = workload.batch * workload.steps
+    if workload.lengths == "long":
+        completion = random.integers(2000, 8001, count) - 1
+        prompt = np.ones(count, dtype=np.int64)
+    elif workload.lengths == "fixed":
+        prompt = np.full(count, workload.row_tokens // 2)
+        completion = workload.row_tokens - prompt
+    else:
+        prompt = _log_normal(random, 3.9, 0.5, 20, 400, count)
+        completion = _log_normal(random, 3.8, 0.9, 5, 400, count)
+    offsets = np.concatenate(([0], np.cumsum(prompt + completion)))
+    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], prompt + completion)
+    return Examples(
+        tokens=random.integers(3, workload.vocabulary, offsets[-1], dtype=np.int32),
+        supervised=position >= np.repeat(prompt, prompt + completion),
+        offsets=offsets,
+    )
+
+
+def _log_normal(
+    random: np.random.Generator, mean: float, sigma: float, least: int, most: int, count: int
+) -> npt.NDArray[np.int64]:
+    return np.clip(np.exp(random.normal(mean, sigma, count)), least, most).astype(np.int64)
+
+
+def random_model(workload: Workload, seed: int, attention: str) -> Any:
+    """The frozen base in bf16, its weights N(0, 0.02), drawn in place: no float32 copy exists."""
+    import torch
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = _build(workload, attention)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, 0.02, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def shape_model(workload: Workload, rank: int) -> Any:
+    """The model with LoRA on all linear layers, without memory: for counting operations."""
+    import torch
+    from peft import get_peft_model
+
+    with torch.device("meta"):
+        base = _build(workload, "sdpa").requires_grad_(False)
+        return get_peft_model(base, lora_config(rank))
+
+
+def lora_config(rank: int) -> Any:
+    """LoRA on all linear layers without dropout, as every side trains it."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+
+
+def _build(workload: Workload, attention: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=workload.hidden,
+        intermediate_size=workload.intermediate,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.heads,
+        num_key_value_heads=workload.kv_heads,
+        vocab_size=workload.vocabulary,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return AutoModelForCausalLM.from_config(
+        config, dtype=torch.bfloat16, attn_implementation=attention
+    )

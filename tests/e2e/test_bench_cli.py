@@ -1,0 +1,98 @@
+"""`intel-ft bench` as a user runs it, on the tiny workload."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from intel_ft.batching.plan import Plan
+from intel_ft.insight.sides import WARM_UP_STEPS
+from intel_ft.insight.workloads import synthetic_examples, workload
+
+SCRIPT = Path(sys.executable).parent / "intel-ft"
+TINY = workload("tiny")
+
+
+def bench(*arguments):
+    command = [SCRIPT, "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_train_counts_what_went_through():
+    sides = ["train", "--workload", "tiny", "--peer", "transformers", "--seed", "5"]
+    done = bench(*sides, "--repeat", "1", "--seconds", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report) == {"workload", "ours", "peers", "machine"}
+    ours, peer = report["ours"], report["peers"]["transformers"]
+    wanted = {"tokens_per_s", "supervised_tokens_per_s", "mfu", "peak_rss_gib", "gemm_gflops"}
+    assert wanted | {"step_s", "step_s_p10", "step_s_p90", "runs"} == set(ours)
+    assert set(peer) == {*ours, "ratio", "rss_ratio"}
+    assert peer["ratio"] == pytest.approx(ours["tokens_per_s"] / peer["tokens_per_s"])
+    machine = {"cpu", "cores", "threads", "isa", "torch", "transformers", "load", "gemm_spread"}
+    assert set(report["machine"]) == machine
+
+    # Ours: exactly the examples of the plan's steps behind the warm-up.
+    run, examples = ours["runs"][0], synthetic_examples(TINY, 5)
+    plan = Plan(examples.lengths, examples.supervised_counts, TINY.batch, TINY.row_tokens, 5)
+    steps = list(plan.steps(WARM_UP_STEPS, WARM_UP_STEPS + run["steps"]))
+    assert run["tokens"] == sum(int(examples.lengths[step.examples].sum()) for step in steps)
+    assert run["supervised_tokens"] == sum(step.supervised_tokens for step in steps)
+
+    # The peer: as many examples a step, none padded, of which about as many are supervised.
+    run = peer["runs"][0]
+    assert run["examples"] == run["steps"] * TINY.batch
+    assert run["tokens"] / run["examples"] == pytest.approx(examples.lengths.mean(), rel=0.4)
+    assert run["tokens"] - run["supervised_tokens"] >= 20 * run["examples"]
+    seconds = run["tokens"] / peer["tokens_per_s"]
+    assert run["steps"] * peer["step_s_p10"] * 0.5 < seconds < run["steps"] * 3 * peer["step_s_p90"]
+
+
+def test_scale_prints_a_table_and_writes_a_plot(tmp_path):
+    plot = tmp_path / "plot.svg"
+    sweep = ["scale", "--workload", "tiny", "--over", "row-tokens", "--values", "64,16"]
+    done = bench(*sweep, "--seconds", "0", "--markdown", "--plot", plot)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "| tiny, row tokens | token/s | MFU | peak memory GiB | step s |"
+    assert [line.split()[1] for line in lines[2:4]] == ["16", "64"]
+    assert plot.read_text().count("<polyline") == 2
+
+
+def test_prepare_reports_the_rows_it_was_asked_for():
+    done = bench("prepare", "--rows", "30", "--repeat", "1", "--markdown")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| 30 rows, tiny-python-llama | ours |")
+
+
+def test_gemm_prints_a_markdown_table():
+    done = bench("gemm", "--workload", "tiny", "--seconds", "0.01", "--markdown")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| rows x in x out | layer | count | plain |")
+    assert "1024x64x176" in done.stdout and "GB/s" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--workload", "nope"],
+        ["train", "--peer", "nope"],
+        ["train", "--threads", "100000"],
+        ["train", "--base-dtype", "int2"],
+        ["gemm", "--lengths", "nope"],
+        ["scale"],
+        ["scale", "--over", "nope"],
+        ["scale", "--over", "rank", "--values", "8,many"],
+        ["scale", "--over", "threads", "--values", "1,100000"],
+        ["scale", "--over", "rank", "--plot", "no/such/folder.svg"],
+        ["quality", "--side", "nope"],
+        ["quality", "--threads", "100000"],
+        ["prepare", "--peer", "nope"],
+    ],
+)
+def test_mistakes_are_one_line(arguments):
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == "" and len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,263 @@
+"""The benchmark's arithmetic: workloads are seeded, medians and ratios are what they say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+from intel_ft.backends import gemm
+from intel_ft.backends.gemm import Product, Timing
+from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.insight import bench_train, sides, stopwatch
+from intel_ft.insight.bench_gemm import kernel_name
+from intel_ft.insight.sides import Task, require_peer
+from intel_ft.insight.stopwatch import Stopwatch, Tally
+from intel_ft.insight.table import train_table
+from intel_ft.insight.workloads import (
+    WORKLOADS,
+    random_model,
+    shape_model,
+    synthetic_examples,
+    workload,
+)
+from intel_ft.models.cost import StepCost
+
+TINY = WORKLOADS["tiny"]
+
+
+def test_examples_are_seeded():
+    first, again, other = (synthetic_examples(TINY, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first.tokens, again.tokens)
+    assert np.array_equal(first.offsets, again.offsets)
+    assert not np.array_equal(first.offsets, other.offsets)
+    assert len(first) == TINY.batch * TINY.steps
+    assert first.tokens.max() < TINY.vocabulary
+
+
+def test_alpaca_lengths_are_clipped_and_completions_supervised():
+    examples = synthetic_examples(dataclasses.replace(TINY, steps=1000), 0)
+    completion = examples.supervised_counts
+    prompt = examples.lengths - completion
+    assert prompt.min() == 20 and prompt.max() <= 400
+    assert (completion.min(), completion.max()) == (5, 400)
+    assert np.median(prompt) == pytest.approx(np.exp(3.9), rel=0.05)
+    assert np.median(completion) == pytest.approx(np.exp(3.8), rel=0.05)
+    tokens, supervised = examples[3]
+    assert len(tokens) == examples.lengths[3]
+    assert list(supervised) == [False] * prompt[3] + [True] * completion[3]
+
+
+def test_long_documents_are_supervised_but_for_the_first_token():
+    examples = synthetic_examples(workload("tiny", "long"), 0)
+    assert examples.lengths.min() >= 2000 and examples.lengths.max() <= 8000
+    assert np.array_equal(examples.supervised_counts, examples.lengths - 1)
+    assert not examples[1][1][0]
+
+
+def test_fixed_examples_fill_a_row_each():
+    chosen = workload("tiny", "fixed", row_tokens=33)
+    assert (chosen.batch, chosen.row_tokens) == (1, 33)
+    examples = synthetic_examples(chosen, 0)
+    assert len(examples) == chosen.steps
+    assert set(examples.lengths) == {33} and set(examples.supervised_counts) == {17}
+    assert list(examples[2][1]) == [False] * 16 + [True] * 17
+
+
+def test_choices_change_the_workload():
+    chosen = workload("small", row_tokens=4096, batch=3)
+    assert (chosen.row_tokens, chosen.batch, chosen.hidden) == (4096, 3, 1024)
+    assert workload("small", "long").row_tokens >= 8000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("huge",), "small"),
+        (("tiny", "short"), "alpaca"),
+        (("tiny", "alpaca", 100), "800"),
+        (("tiny", "fixed", 7), "8"),
+    ],
+)
+def test_unknown_choices_are_user_errors(arguments, named):
+    with pytest.raises(UserError, match=named):
+        workload(*arguments)
+
+
+def test_random_model_is_seeded_bf16_and_frozen():
+    first, again, other = (random_model(TINY, seed, "sdpa") for seed in (1, 1, 2))
+    for (name, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert a.dtype == torch.bfloat16 and not a.requires_grad
+        assert torch.equal(a, b), name
+    weight = first.model.layers[1].mlp.up_proj.weight.float()
+    assert weight.std() == pytest.approx(0.02, rel=0.05)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    assert torch.equal(first.model.norm.weight.float(), torch.ones(TINY.hidden))
+
+
+def test_products_are_those_of_the_model():
+    products = gemm.linear_products(shape_model(WORKLOADS["llama3-8b-slice"], 16), 2048, 0.5)
+    counted = {(p.rows, p.inner, p.columns): p.count for p in products}
+    assert counted == {
+        (2048, 4096, 4096): 2 * 4,
+        (2048, 4096, 1024): 2 * 4,
+        (2048, 4096, 14336): 2 * 4,
+        (2048, 14336, 4096): 4,
+        (1024, 4096, 128256): 1,
+    }
+
+
+def test_total_rate_weighs_by_operations_and_takes_the_best_kind():
+    wide, narrow = Product(10, 10, 10, count=3), Product(10, 10, 5)
+    timings = [
+        Timing(wide, {"plain": 2.0, "prepacked": 1.0, "gradient": 3.0, "gradient_prepacked": 4.0}),
+        Timing(narrow, {"plain": 1.0, "gradient": 0.5}),
+    ]
+    flops = 3 * 2 * 2000.0 + 2 * 1000.0
+    assert gemm.total_rate(timings) == pytest.approx(flops / (3 * (1.0 + 3.0) + 1.5))
+
+
+def test_a_part_of_a_product_is_smaller_but_not_tiny():
+    head = Product(2048, 4096, 128256)
+    part = gemm._part(head, 2.5e10)
+    assert (part.rows, part.inner, part.columns) == (256, 4096, 16384)
+    small = Product(100, 64, 64, 7)
+    assert gemm._part(small, 2.5e10) == small
+
+
+def test_measured_rates_are_of_the_right_size():
+    product = Product(128, 256, 512)
+    timing = gemm.measure(product, torch.bfloat16, (*gemm.FORWARD, *gemm.GRADIENT, "int8"), 0.01)
+    assert {"plain", "gradient", "int8"} <= set(timing.seconds)
+    rates = [product.flops / seconds for seconds in timing.seconds.values()]
+    assert min(rates) > 1e8 and max(rates) < 1e15
+    assert 1e8 < gemm.model_rate([product], torch.float32, 0.01) < 1e15
+
+
+def test_onednn_names_its_kernel():
+    verbose = (
+        "onednn_verbose,v1,info,cpu,runtime:OpenMP,nthr:2\n"
+        "onednn_verbose,v1,primitive,exec,cpu,reorder,jit:uni,undef,src:bf16\n"
+        "onednn_verbose,v1,primitive,exec,cpu,matmul,brg_matmul:avx10_1_512_amx,undef,src:bf16\n"
+    )
+    assert kernel_name(verbose) == "brg_matmul:avx10_1_512_amx"
+    assert kernel_name("") is None
+
+
+def test_tally_gives_the_cost_of_its_segments():
+    tally = Tally()
+    tally.add([3, 4], 2)
+    tally.add([5], 1)
+    assert StepCost(1.0, 100.0, 10000.0).flops(tally.as_row()) == 12 + 100 * 50 + 10000 * 3
+
+
+def test_stopwatch_leaves_the_warm_up_out(monkeypatch):
+    now = iter([100.0, 110.0, 111.0, 113.0, 114.0, 115.0, 116.0, 117.0])
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(now))
+    tally = Tally()
+    watch = Stopwatch(tally, 5.5, lambda index: tally.add([index], 1))
+    state, stopped = TrainerState(), []
+    for state.global_step in range(1, 9):
+        stopped.append(watch.on_step_end(None, state, TrainerControl()).should_training_stop)
+    assert stopped == [False] * 6 + [True, True]  # 5 s at step 6 is not enough, 6 s at step 7 is
+    assert watch.step_times == [1.0, 2.0, 1.0, 1.0, 1.0, 1.0]
+    assert tally.lengths == [2, 3, 4, 5, 6, 7] and tally.supervised == 6
+
+
+def _measured(tokens_per_s, rss, times):
+    return {
+        "tokens_per_s": tokens_per_s,
+        "supervised_tokens_per_s": tokens_per_s / 2,
+        "mfu": tokens_per_s / 1000,
+        "peak_rss_gib": rss,
+        "gemm_gflops": 400.0,
+        "step_s": float(np.median(times)),
+        "step_times": times,
+        "threads": 2,
+    }
+
+
+def _play(monkeypatch, results):
+    """Let each run of a side return the next of its results, or raise it; returns the order."""
+    order = []
+
+    def run(task):
+        order.append(task.side)
+        result = results[task.side].pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(bench_train, "run_task", run)
+    monkeypatch.setattr(bench_train, "require_peer", lambda peer: None)
+    return order
+
+
+def test_sides_take_turns_and_medians_are_compared(monkeypatch):
+    results = {
+        "ours": [_measured(t, 2.0, [1.0, 2.0, 3.0]) for t in (90.0, 100.0, 500.0)],
+        "trl": [_measured(t, 4.0, [8.0]) for t in (20.0, 25.0, 1.0)],
+    }
+    order = _play(monkeypatch, results)
+    report = bench_train.bench_train(Task("ours", TINY), ["trl", "trl"], 3)
+    assert order == ["ours", "trl"] * 3
+    assert report["ours"]["tokens_per_s"] == 100.0
+    assert report["ours"]["step_s_p10"] == 1.0 and report["ours"]["step_s_p90"] == 3.0
+    assert report["peers"]["trl"]["ratio"] == 100.0 / 20.0
+    assert report["peers"]["trl"]["rss_ratio"] == 0.5
+    assert [run["tokens_per_s"] for run in report["ours"]["runs"]] == [90.0, 100.0, 500.0]
+    assert "step_times" not in report["ours"]["runs"][0]
+    table = train_table(report)
+    assert table.columns == ("tiny, alpaca", "ours", "trl")
+    assert ("token/s, ours/peer", "", "5.00") in table.rows
+    assert "| MFU | 0.100 | 0.020 |" in table.markdown()
+    assert report["machine"]["gemm_spread"] == 1.0
+    assert not any("relied" in note for note in table.notes)
+
+
+def test_a_machine_in_use_is_said(monkeypatch):
+    slow = {**_measured(1.0, 1.0, [1.0]), "gemm_gflops": 200.0}
+    _play(monkeypatch, {"ours": [slow], "trl": [_measured(1.0, 1.0, [1.0])]})
+    report = bench_train.bench_train(Task("ours", TINY), ["trl"], 1)
+    assert report["machine"]["gemm_spread"] == 2.0
+    assert "2.00-fold" in train_table(report).notes[0]
+
+
+def test_a_peer_that_fails_is_reported_and_not_run_again(monkeypatch):
+    results = {"ours": [_measured(1.0, 1.0, [1.0])] * 2, "trl": [IntelFTError("no memory")]}
+    order = _play(monkeypatch, results)
+    report = bench_train.bench_train(Task("ours", TINY), ["trl"], 2)
+    assert order == ["ours", "trl", "ours"]
+    assert report["peers"]["trl"] == {"error": "no memory"}
+    assert "trl: no memory" in train_table(report).notes
+
+
+def test_ours_failing_ends_the_benchmark(monkeypatch):
+    _play(monkeypatch, {"ours": [IntelFTError("broken")]})
+    with pytest.raises(IntelFTError, match="broken"):
+        bench_train.bench_train(Task("ours", TINY), [], 1)
+
+
+def test_quantiles_are_numpys():
+    values = [1.0, 4.0, 9.0, 16.0, 17.0, 30.0]
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        assert bench_train._quantile(values, share) == pytest.approx(np.quantile(values, share))
+
+
+def test_missing_peers_name_the_remedy(monkeypatch):
+    versions = {"torch": "2.13.0"}
+    monkeypatch.setattr(sides, "installed", versions.get)
+    with pytest.raises(EnvironmentProblem, match="make peers"):
+        require_peer("trl-packed")
+    with pytest.raises(EnvironmentProblem, match=r"torch 2\.8"):
+        require_peer("ipex")
+    versions |= {"torch": "2.8.0+cpu", "intel_extension_for_pytorch": "2.8.0"}
+    require_peer("ipex")
+    with pytest.raises(UserError, match="transformers"):
+        require_peer("axolotl")
+
+
+def test_a_task_survives_its_way_to_the_other_process():
+    task = Task("trl", workload("small", "long"), rank=8, threads=3, peer_row_tokens=1024)
+    assert Task.from_json(task.to_json()) == task

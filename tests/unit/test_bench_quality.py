@@ -1,0 +1,121 @@
+"""`bench quality`: the report, the plain training it compares with, the settings of both."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from intel_ft.assets import resolve
+from intel_ft.data.examples import Examples
+from intel_ft.demo import MODEL
+from intel_ft.errors import IntelFTError, UserError
+from intel_ft.insight import bench_quality as module
+from intel_ft.insight import plain, process
+from intel_ft.insight.bench_quality import bench_quality
+from intel_ft.insight.quality_side import settings
+from intel_ft.insight.table import quality_table
+
+BASE = Path(resolve(MODEL))
+
+
+def _examples(count=6, seed=0):
+    random = np.random.default_rng(seed)
+    lengths = random.integers(6, 20, count)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    tokens = random.integers(5, 4000, offsets[-1], dtype=np.int32)
+    supervised = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) >= 3
+    return Examples(tokens, supervised, offsets)
+
+
+def _play(monkeypatch, losses):
+    """Answer each process with the next loss of its side; returns what was asked for."""
+    asked = []
+
+    def measured(side, _, arguments, environment):
+        asked.append((*arguments, environment.get("OMP_NUM_THREADS")))
+        speed = {} if side == "base" else {"tokens_per_s": 10.0 * len(asked)}
+        return {"heldout_loss": losses[side].pop(0), "threads": 1, **speed}
+
+    monkeypatch.setattr(module.process, "measured", measured)
+    return asked
+
+
+def test_sides_take_turns_and_means_are_compared(monkeypatch):
+    asked = _play(monkeypatch, {"base": [3.0], "plain": [1.0, 1.2], "bf16": [1.1, 1.21]})
+    report = bench_quality(["plain", "bf16", "plain"], 2, 7, 1)
+    assert asked == [
+        ("base", "0", "7", "1", "1"),
+        *((side, str(seed), "7", "1", "1") for seed in (0, 1) for side in ("plain", "bf16")),
+    ]
+    ours = report["sides"]["bf16"]
+    assert report["base"] == {"heldout_loss": 3.0}
+    assert ours["heldout_loss"] == pytest.approx(1.155)
+    assert ours["to_plain_percent"] == pytest.approx(5.0)
+    assert ours["tokens_per_s"] == (30 + 50) / 2
+    assert [run["seed"] for run in ours["runs"]] == [0, 1]
+    table = quality_table(report)
+    assert table.columns == (
+        "7 steps",
+        "held-out loss",
+        "to plain, %",
+        "token/s",
+        "seed 0",
+        "seed 1",
+    )
+    assert table.rows == [
+        ("base", "3.0000", "", "", "", ""),
+        ("plain", "1.1000", "+0.00", "30", "1.0000", "1.2000"),
+        ("bf16", "1.1550", "+5.00", "40", "1.1000", "1.2100"),
+    ]
+
+
+def test_without_plain_there_is_no_difference(monkeypatch):
+    _play(monkeypatch, {"base": [3.0], "int8": [1.0]})
+    report = bench_quality(["int8"], 1, 1)
+    assert report["sides"]["int8"]["to_plain_percent"] is None
+    assert quality_table(report).rows[1][2] == ""
+
+
+def test_mistakes_are_said_before_anything_runs(monkeypatch):
+    _play(monkeypatch, {})
+    for arguments in ((["fp64"], 1, 1), ([], 1, 1), (["plain"], 0, 1), (["plain"], 1, 1, 10**6)):
+        with pytest.raises(UserError):
+            bench_quality(*arguments)
+
+
+def test_sides_differ_in_the_base_alone(tmp_path):
+    plain_side, bf16, int8 = (settings(s, 3, 9, 2, tmp_path) for s in module.SIDES)
+    assert plain_side == bf16
+    assert (int8.model.base_dtype, bf16.model.base_dtype) == ("int8", "auto")
+    assert int8.train == bf16.train and (bf16.train.seed, bf16.train.max_steps) == (3, 9)
+    assert bf16.data.eval is None and bf16.backend.threads == 2
+
+
+def test_plain_loss_is_that_of_transformers():
+    examples, model = _examples(), plain.load(BASE).eval()
+    total = 0.0
+    for index in range(len(examples)):
+        tokens, supervised = examples[index]
+        ids = torch.from_numpy(tokens).long()[None]
+        labels = torch.where(torch.from_numpy(supervised)[None], ids, -100)
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=labels).loss) * int(supervised.sum())
+    mean = total / int(examples.supervised.sum())
+    assert plain.heldout_loss(BASE, None, examples) == pytest.approx(mean, rel=2e-3)
+
+
+def test_plain_training_learns_its_examples_and_repeats(tmp_path):
+    examples, config = _examples(), settings("plain", 1, 4, None, tmp_path)
+    tokens, seconds = plain.train(config, BASE, examples, tmp_path / "adapter")
+    assert tokens == 4 * len(examples.tokens) and seconds > 0
+    plain.train(config, BASE, examples, tmp_path / "again")
+    losses = [plain.heldout_loss(BASE, tmp_path / name, examples) for name in ("adapter", "again")]
+    before = plain.heldout_loss(BASE, None, examples)
+    assert losses[0] < before - 0.05 and math.isclose(*losses, rel_tol=1e-3)
+
+
+def test_a_process_that_fails_names_its_side_and_reason():
+    with pytest.raises(IntelFTError, match=r"bench ours: .*no_such_module"):
+        process.measured("ours", "no_such_module", [], process.environment(None))
