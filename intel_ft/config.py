@@ -99,6 +99,7 @@ class BackendConfig(Section):
 
     name: Literal["auto", "cpu"] = "auto"
     threads: int | Auto = "auto"
+    prepack: bool | Auto = "auto"  # frozen bf16 weights in oneDNN's layouts, twice the memory
 
 
 class OutputConfig(Section):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from intel_ft.backends.allocator import keep_freed_memory
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
@@ -25,7 +26,7 @@ class Backend:
 
 
 def select(backend: BackendConfig, model: ModelConfig) -> Backend:
-    """Decide dtype and threads for this machine and set torch's thread count."""
+    """Decide dtype and threads for this machine; set torch's thread count and the allocator."""
     dtype, dtype_reason = _dtype(model)
     threads, threads_reason = _threads(backend)
     torch.set_num_threads(threads)
@@ -33,6 +34,7 @@ def select(backend: BackendConfig, model: ModelConfig) -> Backend:
         Decision("backend.name", "cpu", "the native PyTorch path"),
         Decision("model.dtype", str(dtype).removeprefix("torch."), dtype_reason),
         Decision("backend.threads", str(threads), threads_reason),
+        keep_freed_memory(),
     )
     return Backend(dtype, threads, decisions)
 

@@ -47,8 +47,8 @@ def train(
         bool, typer.Option("--checkpointing", help="Activation checkpointing on our side.")
     ] = False,
     base_dtype: Annotated[
-        Literal["bf16", "int8"], typer.Option(help="Of our side's frozen weights.")
-    ] = "bf16",
+        Literal["auto", "int8"], typer.Option(help="Of our side's frozen weights.")
+    ] = "auto",
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:

@@ -13,8 +13,9 @@ from intel_ft.insight.sides import Task
 from intel_ft.insight.stopwatch import Stopwatch, Tally
 from intel_ft.insight.workloads import random_model
 from intel_ft.models import packed
-from intel_ft.models.adapter import add_lora
-from intel_ft.models.cost import StepCost
+from intel_ft.models.adapter import add_lora, fuse
+from intel_ft.models.cost import StepCost, activation_bytes
+from intel_ft.models.frozen import lay_out
 from intel_ft.training.run import trainer_for
 from intel_ft.training.trainer import Workload
 
@@ -25,11 +26,10 @@ def our_trainer(
     """What `intel-ft train` would train with, and the stopwatch that ends it."""
     config = _config(task, folder)
     base = random_model(task.workload, task.seed, packed.NAME)
-    if task.base_dtype == "int8":
-        from intel_ft.models.int8 import quantize_base
-
-        quantize_base(base)
+    shape = task.workload
+    lay_out(base, config, activation_bytes(base.config, shape.row_tokens, task.checkpointing))
     model = add_lora(base, config.method, task.workload.name, None)
+    fuse(model)
     plan = Plan(
         lengths=examples.lengths,
         supervised=examples.supervised_counts,
@@ -55,7 +55,11 @@ def our_trainer(
 def _config(task: Task, folder: Path) -> Config:
     return build(
         {
-            "model": {"name_or_path": task.workload.name, "dtype": "bfloat16"},
+            "model": {
+                "name_or_path": task.workload.name,
+                "dtype": "bfloat16",
+                "base_dtype": task.base_dtype,
+            },
             "data": {"train": "synthetic", "max_length": min(task.workload.row_tokens, 8192)},
             "method": {"r": task.rank, "alpha": 2 * task.rank},
             "train": {

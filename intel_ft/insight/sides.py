@@ -30,7 +30,7 @@ class Task:
     seed: int = 0
     peer_row_tokens: int | None = None
     checkpointing: bool = False
-    base_dtype: str = "bf16"
+    base_dtype: str = "auto"
 
     def to_json(self) -> str:
         """One line that `from_json` reads back."""

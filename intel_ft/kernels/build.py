@@ -1,4 +1,4 @@
-"""Compiles step.cpp for this CPU, once, and loads it; called from kernels.ops and models.fused.
+"""Compiles step.cpp for this CPU, once, and loads it; called from kernels.ops and training.setup.
 
 The library goes to the user's cache folder under a name made of everything that it depends on, so
 a second process only loads it, and another CPU, compiler or torch gets its own.
@@ -6,7 +6,9 @@ a second process only loads it, and another CPU, compiler or torch gets its own.
 
 import ctypes
 import hashlib
+import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +19,9 @@ from pathlib import Path
 import torch
 
 from intel_ft.backends.cpu import cpu_flags, cpu_name
+from intel_ft.decisions import Decision
+
+logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("step.cpp")
 DISABLE = "INTEL_FT_NO_KERNELS"
@@ -45,6 +50,11 @@ class Kernels:
     library: ctypes.CDLL | None
     reason: str
 
+    @property
+    def decision(self) -> Decision:
+        """What a run says about them."""
+        return Decision("step kernels", "compiled" if self.library else "torch's", self.reason)
+
 
 @cache
 def kernels() -> Kernels:
@@ -55,24 +65,27 @@ def kernels() -> Kernels:
         return Kernels(None, f"{DISABLE} is set")
     if not {"avx512_bf16", "amx_bf16"} & cpu_flags():
         return Kernels(None, "this CPU has no bf16 instructions")
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        return Kernels(None, "no C++ compiler on the path (install g++ for a faster step)")
-    try:
-        path = _library(compiler)
-        return Kernels(ctypes.CDLL(str(path)), f"compiled for this CPU by {Path(compiler).name}")
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        return Kernels(None, f"{compiler} failed: {output.strip().splitlines()[-1]}")
+    compilers = [os.environ.get("CXX"), *map(shutil.which, ("c++", "g++", "clang++"))]
+    why_not = "no C++ compiler on the path (install g++ for a faster step)"
+    for compiler in dict.fromkeys(filter(None, compilers)):
+        try:
+            path = _library(compiler)
+            return Kernels(ctypes.CDLL(str(path)), f"compiled for this CPU by {compiler}")
+        except (OSError, subprocess.SubprocessError) as error:
+            output = getattr(error, "stderr", None) or str(error)
+            why_not = f"{compiler} failed: {output.strip().splitlines()[-1]}"
+    return Kernels(None, why_not)
 
 
 def _library(compiler: str) -> Path:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    command = shlex.split(compiler)  # CXX may hold arguments
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     cpu = (cpu_name(), *sorted(cpu_flags()))
     parts = (SOURCE.read_text(), version.stdout, str(torch.__version__), *cpu, *FLAGS)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = _cache_folder() / f"step-{name}.so"
     if not path.exists():
+        logger.info("compiling the step's kernels for this CPU, once")
         path.parent.mkdir(parents=True, exist_ok=True)
         # torch's own libraries, and its OpenMP: a second one would bring a second pool of threads.
         folder = Path(torch.__file__).parent / "lib"
@@ -82,7 +95,7 @@ def _library(compiler: str) -> Path:
             built = Path(aside) / path.name
             link = ["-Wl,--as-needed", *libraries, f"-Wl,-rpath,{folder}"]
             subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(built), *link],
+                [*command, *FLAGS, str(SOURCE), "-o", str(built), *link],
                 capture_output=True,
                 text=True,
                 check=True,

@@ -8,41 +8,43 @@ residual stream between, gate and up. Norms and SwiGLU are computed again.
 
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from intel_ft.kernels import ops
-from intel_ft.models.lora_linear import LoraLinear, is_active, linear_of
+from intel_ft.models.lora_linear import LoraLinear, LoraStep, is_active, linear_of
 
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_MLP = {"gate_proj", "up_proj", "down_proj"}
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+T = TypeVar("T")
+
+
+class Linears(NamedTuple, Generic[T]):
+    """One thing for each linear layer; LoRA weights and their gradients go in this order."""
+
+    q: T
+    k: T
+    v: T
+    o: T
+    gate: T
+    up: T
+    down: T
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One decoder layer as data, in the order of the walk through it."""
+    """One decoder layer as data."""
 
+    linears: Linears[LoraLinear]
     norm: Tensor
-    q: LoraLinear
-    k: LoraLinear
-    v: LoraLinear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    o: LoraLinear
     middle_norm: Tensor
-    gate: LoraLinear
-    up: LoraLinear
-    down: LoraLinear
     eps: float
     head_dim: int
     scale: float
-
-    @property
-    def linears(self) -> tuple[LoraLinear, ...]:
-        """All linear layers; LoRA weights and their gradients go in this order."""
-        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
 
     def heads(self, x: Tensor, norm: Tensor | None = None) -> Tensor:
         """x [tokens, heads * head_dim] by head, each normalized where the model does that."""
@@ -73,47 +75,53 @@ class DecoderLayer(torch.autograd.Function):
         *_: Tensor,
     ) -> Tensor:
         """The layer's output."""
+        run = Linears(*(linear.ready() for linear in layer.linears))
         x = ops.rms_norm(hidden, layer.norm, layer.eps)
-        q, k, v = layer.q.forward(x), layer.k.forward(x), layer.v.forward(x)
+        (q, low_q), (k, low_k), (v, low_v) = run.q.forward(x), run.k.forward(x), run.v.forward(x)
         attended, log_sums = ops.attention(*_normed(layer, q, k, v), cos, sin, bounds, layer.scale)
         outputs = attended.view(len(x), -1)
         if keep is None:
-            middle = layer.o.forward(outputs, onto=hidden)
+            middle, low_o = run.o.forward(outputs, onto=hidden)
         else:
-            middle = layer.o.forward(outputs[keep], onto=hidden[keep])
+            middle, low_o = run.o.forward(outputs[keep], onto=hidden[keep])
         x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
-        gate, up = layer.gate.forward(x), layer.up.forward(x)
-        ctx.layer, ctx.keep = layer, keep
+        (gate, low_gate), (up, low_up) = run.gate.forward(x), run.up.forward(x)
+        out, low_down = run.down.forward(ops.swiglu(gate, up), onto=middle)
+        ctx.layer, ctx.run = layer, run
+        lows = Linears(low_q, low_k, low_v, low_o, low_gate, low_up, low_down)
         ctx.save_for_backward(
-            hidden, cos, sin, bounds, q, k, v, attended, log_sums, middle, gate, up
+            *(hidden, cos, sin, bounds, keep, q, k, v, attended, log_sums, middle, gate, up), *lows
         )
-        return layer.down.forward(ops.swiglu(gate, up), onto=middle)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of each LoRA weight, walking the layer from its end."""
         layer: Layer = ctx.layer
-        hidden, cos, sin, bounds, q, k, v, attended, log_sums, middle, gate, up = ctx.saved_tensors
+        run: Linears[LoraStep] = ctx.run
+        hidden, cos, sin, bounds, keep, q, k, v, attended, log_sums, middle, gate, up, *lows = (
+            ctx.saved_tensors
+        )
+        low = Linears(*lows)
         grad = gradients[0].contiguous()
-        grad_gate, grad_up, inner = ops.swiglu_backward(gate, up, layer.down.input_gradient(grad))
-        of_down = layer.down.lora_gradients(grad, inner)
+        narrow = run.down.narrow(grad)
+        grad_gate, grad_up, inner = ops.swiglu_backward(
+            gate, up, run.down.input_gradient(grad, narrow)
+        )
+        of_down = run.down.lora_gradients(grad, narrow, inner, low.down)
         x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
-        of_gate = layer.gate.lora_gradients(grad_gate, x)
-        of_up = layer.up.lora_gradients(grad_up, x)
-        grad_x = layer.up.input_gradient(grad_up, onto=layer.gate.input_gradient(grad_gate))
+        grad_x, of_gate = run.gate.backward(grad_gate, x, low.gate)
+        grad_x, of_up = run.up.backward(grad_up, x, low.up, onto=grad_x)
         del gate, up, grad_gate, grad_up, inner
         grad = ops.rms_norm_backward(middle, layer.middle_norm, grad_x, layer.eps, residual=grad)
 
         outputs = attended.view(len(hidden), -1)
-        keep: Tensor | None = ctx.keep
-        of_o = layer.o.lora_gradients(grad, outputs if keep is None else outputs[keep])
-        grad_out = layer.o.input_gradient(grad)
+        grad_out, of_o = run.o.backward(grad, outputs if keep is None else outputs[keep], low.o)
         if keep is not None:
             grad = torch.zeros_like(hidden).index_copy_(0, keep, grad)
             grad_out = torch.zeros_like(outputs).index_copy_(0, keep, grad_out)
-        normed = _normed(layer, q, k, v)
         grad_q, grad_k, grad_v = ops.attention_backward(
-            *normed,
+            *_normed(layer, q, k, v),
             cos,
             sin,
             bounds,
@@ -126,17 +134,18 @@ class DecoderLayer(torch.autograd.Function):
         grad_k = _norm_gradient(layer, k, layer.k_norm, grad_k)
         grad_v = grad_v.view_as(v)
         x = ops.rms_norm(hidden, layer.norm, layer.eps)
-        of_q = layer.q.lora_gradients(grad_q, x)
-        of_k = layer.k.lora_gradients(grad_k, x)
-        of_v = layer.v.lora_gradients(grad_v, x)
-        grad_hidden = None
         if ctx.needs_input_grad[0]:
-            grad_x = layer.q.input_gradient(grad_q)
-            grad_x = layer.k.input_gradient(grad_k, onto=grad_x)
-            grad_x = layer.v.input_gradient(grad_v, onto=grad_x)
+            grad_x, of_q = run.q.backward(grad_q, x, low.q)
+            grad_x, of_k = run.k.backward(grad_k, x, low.k, onto=grad_x)
+            grad_x, of_v = run.v.backward(grad_v, x, low.v, onto=grad_x)
             grad_hidden = ops.rms_norm_backward(
                 hidden, layer.norm, grad_x, layer.eps, residual=grad
             )
+        else:
+            grad_hidden = None
+            of_q = run.q.lora_gradients(grad_q, run.q.narrow(grad_q), x, low.q)
+            of_k = run.k.lora_gradients(grad_k, run.k.narrow(grad_k), x, low.k)
+            of_v = run.v.lora_gradients(grad_v, run.v.narrow(grad_v), x, low.v)
         lora = (*of_q, *of_k, *of_v, *of_o, *of_gate, *of_up, *of_down)
         return grad_hidden, None, None, None, None, None, *lora
 
@@ -185,17 +194,14 @@ def layer_of(block: Any) -> Layer | str:
     """A decoder layer as data, or why it is not of the kind that this module computes."""
     if why_not := _unlike_llama(block):
         return why_not
-    attention, mlp = block.self_attn, block.mlp
-    linears = {
-        name.removesuffix("_proj"): linear_of(getattr(owner, name))
-        for owner, names in ((attention, _ATTENTION), (mlp, _MLP))
-        for name in names
-    }
-    found = {name: linear for name, linear in linears.items() if linear is not None}
+    attention = block.self_attn
+    linears = [linear_of(module) for module in _modules(block)]
+    found = [linear for linear in linears if linear is not None]
     if len(found) < len(linears):
         return "dropout, DoRA or a special linear layer needs peft's own way"
     q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     return Layer(
+        linears=Linears(*found),
         norm=block.input_layernorm.weight,
         q_norm=None if q_norm is None else q_norm.weight,
         k_norm=None if k_norm is None else k_norm.weight,
@@ -203,8 +209,13 @@ def layer_of(block: Any) -> Layer | str:
         eps=block.input_layernorm.variance_epsilon,
         head_dim=attention.head_dim,
         scale=attention.scaling,
-        **found,
     )
+
+
+def _modules(block: Any) -> list[Any]:
+    """A layer's linear modules in the order of `Linears`."""
+    owned = ((block.self_attn, _ATTENTION), (block.mlp, _MLP))
+    return [getattr(owner, name) for owner, names in owned for name in names]
 
 
 def _unlike_llama(block: Any) -> str | None:
@@ -212,7 +223,7 @@ def _unlike_llama(block: Any) -> str | None:
     if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
         return "its layers are not built like Llama's"
     attention, mlp = block.self_attn, block.mlp
-    head_norms = {name for name, _ in attention.named_children()} - _ATTENTION
+    head_norms = {name for name, _ in attention.named_children()} - {*_ATTENTION}
     if head_norms - {"q_norm", "k_norm"} or not all(hasattr(attention, n) for n in _ATTENTION):
         return "its attention is not built like Llama's"
     if not all(hasattr(mlp, name) for name in _MLP) or "silu" not in _activation(mlp).lower():
@@ -255,8 +266,7 @@ def _differs(decoder: Any, block: Any, layer: Layer) -> str | None:
 
 def _forward_with(block: Any, layer: Layer, *, last: bool = False) -> Any:
     lora = [weight for linear in layer.linears for weight in linear.trained]
-    modules = [getattr(block.self_attn, name) for name in _ATTENTION]
-    modules += [getattr(block.mlp, name) for name in _MLP]
+    modules = _modules(block)
 
     def forward(
         self: Any,

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from intel_ft.kernels import ops
-from intel_ft.models.lora_linear import LoraFunction, LoraLinear
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,34 +69,6 @@ def int8_base(weight: Tensor, bias: Tensor | None) -> Int8Base:
     ones = torch.ones(values.shape[1])
     backward = _packed(values.T.contiguous(), ones)
     return Int8Base(_packed(values, scales), backward, scales, bias, weight.dtype)
-
-
-class Int8Linear(torch.nn.Linear):
-    """An `nn.Linear`, as peft wants it; its `weight` has shape and dtype but no memory, what
-    multiplies is `frozen_base`.
-    """
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        with torch.device("meta"):
-            super().__init__(linear.in_features, linear.out_features, bias=False)
-        shape = torch.zeros(1, dtype=linear.weight.dtype).expand(linear.weight.shape)
-        self.weight = torch.nn.Parameter(shape, requires_grad=False)
-        self.frozen_base = int8_base(linear.weight.detach(), linear.bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The product without LoRA, [..., in] to [..., out]."""
-        linear = LoraLinear(self.frozen_base)
-        out: Tensor = LoraFunction.apply(input.to(linear.base.dtype), linear)  # type: ignore[no-untyped-call]
-        return out
-
-
-def quantize_base(model: Any) -> None:
-    """Replace every linear layer but the head, in place, one after another."""
-    head = model.get_output_embeddings()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear and child is not head:
-                setattr(parent, name, Int8Linear(child))
 
 
 _last: tuple[Any, tuple[Tensor, Tensor]] | None = None

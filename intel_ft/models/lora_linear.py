@@ -79,35 +79,64 @@ class LoraLinear:
         """A and B, or nothing."""
         return () if self.a is None or self.b is None else (self.a, self.b)
 
-    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """The output [tokens, out] for x [tokens, in], plus `onto` where that is given."""
-        out = self.base.product(x, onto)
-        if self.trained:
-            a, b = self._halves(x.dtype)
-            out.addmm_(x @ a.T, b.T)
-        return out
+    def ready(self) -> "LoraStep":
+        """Its weights as they are now, for one forward and backward."""
+        if self.a is None or self.b is None:
+            return LoraStep(self.base)
+        dtype = self.base.dtype
+        return LoraStep(self.base, self.a.to(dtype), (self.b * self.scale).to(dtype), self.scale)
 
-    def input_gradient(self, grad: Tensor, onto: Tensor | None = None) -> Tensor:
-        """The gradient [tokens, in] of x for grad [tokens, out], added onto `onto` in place."""
+
+@dataclass(frozen=True, eq=False)
+class LoraStep:
+    """The products of a `LoraLinear`: a and b in the base's dtype, the scale folded into b.
+
+    Where a layer has no LoRA, its low-rank parts are None and its gradients are nothing.
+    """
+
+    base: Base
+    a: Tensor | None = None
+    b: Tensor | None = None
+    scale: float = 0.0
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The output [tokens, out] for x [tokens, in], plus `onto` where that is given; and x A^T
+        [tokens, rank].
+        """
+        out = self.base.product(x, onto)
+        if self.a is None or self.b is None:
+            return out, None
+        low = x @ self.a.T
+        return out.addmm_(low, self.b.T), low
+
+    def narrow(self, grad: Tensor) -> Tensor | None:
+        """The gradient [tokens, rank] of x A^T, for grad [tokens, out]."""
+        return None if self.b is None else grad @ self.b
+
+    def input_gradient(
+        self, grad: Tensor, narrow: Tensor | None, onto: Tensor | None = None
+    ) -> Tensor:
+        """The gradient [tokens, in] of x, added onto `onto` in place."""
         grad_x = self.base.gradient(grad, onto)
-        if self.trained:
-            a, b = self._halves(grad.dtype)
-            grad_x.addmm_(grad @ b, a)
+        if narrow is not None and self.a is not None:
+            grad_x.addmm_(narrow, self.a)
         return grad_x
 
-    def lora_gradients(self, grad: Tensor, x: Tensor) -> Gradients:
-        """The gradients of A and B, float32, or nothing where there is no LoRA."""
-        if not self.trained:
+    def lora_gradients(
+        self, grad: Tensor, narrow: Tensor | None, x: Tensor, low: Tensor | None
+    ) -> Gradients:
+        """The gradients of A and B, float32."""
+        if narrow is None or low is None:
             return ()
-        a, b = self._halves(x.dtype)
-        grad_a = (grad @ b).T @ x
-        grad_b = grad.T @ (x @ a.T)
-        return grad_a.float(), grad_b.float().mul_(self.scale)
+        return (narrow.T @ x).float(), (grad.T @ low).float().mul_(self.scale)
 
-    def _halves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A, and B with the scale folded in, in the dtype that multiplies."""
-        a, b = self.trained
-        return a.to(dtype), (b * self.scale).to(dtype)
+    def backward(
+        self, grad: Tensor, x: Tensor, low: Tensor | None, onto: Tensor | None = None
+    ) -> tuple[Tensor, Gradients]:
+        """The gradients of x, added onto `onto` in place, and of A and B."""
+        narrow = self.narrow(grad)
+        grad_x = self.input_gradient(grad, narrow, onto)
+        return grad_x, self.lora_gradients(grad, narrow, x, low)
 
 
 class LoraFunction(torch.autograd.Function):
@@ -116,20 +145,22 @@ class LoraFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: LoraLinear, *_: Tensor) -> Tensor:
         """The output [..., out] for x [..., in]."""
-        flat = x.reshape(-1, x.shape[-1])
-        ctx.linear = linear
-        ctx.save_for_backward(flat)
-        return linear.forward(flat).view(*x.shape[:-1], -1)
+        flat, step = x.reshape(-1, x.shape[-1]), linear.ready()
+        out, low = step.forward(flat)
+        ctx.step = step
+        ctx.save_for_backward(flat, low)
+        return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, a and b."""
-        (flat,), linear = ctx.saved_tensors, ctx.linear
+        (flat, low), step = ctx.saved_tensors, ctx.step
         grad = gradients[0].reshape(len(flat), -1)
+        narrow = step.narrow(grad)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = linear.input_gradient(grad).view(*gradients[0].shape[:-1], -1)
-        return grad_x, None, *linear.lora_gradients(grad, flat)
+            grad_x = step.input_gradient(grad, narrow).view(*gradients[0].shape[:-1], -1)
+        return grad_x, None, *step.lora_gradients(grad, narrow, flat, low)
 
 
 def linear_of(module: Any) -> LoraLinear | None:

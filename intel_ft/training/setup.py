@@ -19,9 +19,10 @@ from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
-from intel_ft.models.adapter import add_lora
+from intel_ft.kernels.build import kernels
+from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.cost import activation_bytes, step_cost
-from intel_ft.models.int8 import quantize_base
+from intel_ft.models.frozen import lay_out
 from intel_ft.models.load import (
     check_folder,
     load_for_packing,
@@ -88,9 +89,12 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
     require_memory(config, inputs, backend.dtype, row_tokens.value)
     transformers.set_seed(config.train.seed)
     base, why_not_packed = load_for_packing(config.model, backend.dtype)
-    if config.model.base_dtype == "int8":
-        quantize_base(base)
+    activations = activation_bytes(
+        inputs.model_config, int(row_tokens.value), config.train.activation_checkpointing
+    )
+    layout = lay_out(base, config, activations)
     model = add_lora(base, config.method, base_id(config), config.model.revision)
+    fused = fuse(model)
     cost = step_cost(model)
     examples = inputs.training.examples
     plan = Plan(
@@ -115,6 +119,9 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
     decisions = [
         *backend.decisions,
         openmp.wait_policy(),
+        kernels().decision,
+        layout,
+        fused,
         row_tokens,
         Decision("packing", "on", "checked: this model keeps packed segments apart")
         if why_not_packed is None

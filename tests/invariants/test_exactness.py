@@ -16,7 +16,7 @@ from intel_ft.config import MethodConfig, ModelConfig
 from intel_ft.data.examples import Examples
 from intel_ft.kernels import ops
 from intel_ft.models import loss as loss_module
-from intel_ft.models.adapter import add_lora
+from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.fused import is_fused
 from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
@@ -100,6 +100,7 @@ def fast(settings, method, dtype, examples, rows) -> Step:
     base, reason = load_for_packing(settings, dtype)
     assert reason is None
     model = add_lora(base, method, "base", None)
+    fuse(model)
     assert is_fused(model)
     randomize(model)
     total = 0.0

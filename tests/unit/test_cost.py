@@ -13,7 +13,7 @@ from intel_ft.batching.row import build_row
 from intel_ft.config import MethodConfig
 from intel_ft.data.examples import Examples
 from intel_ft.models import loss, packed
-from intel_ft.models.adapter import add_lora
+from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.cost import StepCost, activation_bytes, step_cost
 from intel_ft.models.loss import loss_sum
 
@@ -149,6 +149,7 @@ def saved_bytes(config, tokens, checkpointing) -> int:
     model = AutoModelForCausalLM.from_config(config, attn_implementation=packed.NAME)
     model = model.to(torch.bfloat16).requires_grad_(False)
     model = add_lora(model, MethodConfig(), "base", None).train()
+    fuse(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -367,10 +367,16 @@ def test_no_compiler_says_what_to_install(monkeypatch, tmp_path) -> None:
 
 def test_a_compiler_that_fails_is_a_line(monkeypatch, tmp_path) -> None:
     able(monkeypatch)
-    found = rebuilt(monkeypatch, CXX="/bin/false", XDG_CACHE_HOME=tmp_path)
+    found = rebuilt(monkeypatch, CXX="/bin/false", PATH=tmp_path, XDG_CACHE_HOME=tmp_path)
     assert found.library is None
     assert found.reason.startswith("/bin/false failed: ")
     assert "\n" not in found.reason
+
+
+def test_the_next_compiler_is_tried(compiled, monkeypatch, tmp_path) -> None:
+    found = rebuilt(monkeypatch, CXX="/bin/false -x", XDG_CACHE_HOME=tmp_path)
+    assert found.library is not None
+    assert "/bin/false" not in found.reason
 
 
 def test_an_error_while_compiling_is_its_last_line(monkeypatch, tmp_path) -> None:
@@ -381,7 +387,7 @@ def test_an_error_while_compiling_is_its_last_line(monkeypatch, tmp_path) -> Non
     )
     compiler.chmod(stat.S_IRWXU)
     cache = tmp_path / "cache"
-    found = rebuilt(monkeypatch, CXX=compiler, XDG_CACHE_HOME=cache)
+    found = rebuilt(monkeypatch, CXX=compiler, PATH="/nowhere", XDG_CACHE_HOME=cache)
     assert found == Kernels(None, f"{compiler} failed: the error")
     assert not [path for path in cache.rglob("*") if path.is_file()]
 

@@ -17,7 +17,7 @@ from intel_ft.config import MethodConfig, ModelConfig
 from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
 from intel_ft.models import packed
-from intel_ft.models.adapter import adapter_weights, add_lora, load_weights, restore_weights
+from intel_ft.models.adapter import adapter_weights, add_lora, fuse, load_weights, restore_weights
 from intel_ft.models.load import (
     check_folder,
     load_base,
@@ -224,6 +224,7 @@ def test_a_bf16_base_multiplies_in_bf16_and_keeps_lora_in_float32(llama, monkeyp
     base, reason = load_for_packing(llama, torch.bfloat16)
     assert reason is None
     model = add_lora(base, MethodConfig(r=4, alpha=8), "base", None)
+    fuse(model)
     seen = []
     product = Dense.product
 
@@ -358,6 +359,7 @@ def test_the_adapter_carries_the_bases_own_name(llama) -> None:
 def test_every_lora_option_gives_a_model_that_trains(llama, method) -> None:
     base, _ = load_for_packing(llama, torch.float32)
     model = add_lora(base, MethodConfig(r=4, alpha=8, **method), "base", None)
+    fuse(model)
     loss_sum(model, build_row(EXAMPLES, np.arange(4)), packed=True).backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     assert all(grad is not None for grad in grads.values())

@@ -1,0 +1,89 @@
+"""How the frozen base's linear layers keep their weights while an adapter trains; called from
+training.setup and insight.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intel_ft.backends import cpu
+from intel_ft.config import Config
+from intel_ft.decisions import Decision
+from intel_ft.errors import EnvironmentProblem
+from intel_ft.models.int8 import int8_base
+from intel_ft.models.lora_linear import Base, LoraFunction, LoraLinear
+from intel_ft.models.prepacked import can_prepack, prepacked_base
+
+
+class FrozenLinear(torch.nn.Linear):
+    """An `nn.Linear`, as peft wants it; its `weight` has shape and dtype but no memory, what
+    multiplies is `frozen_base`.
+    """
+
+    def __init__(self, linear: torch.nn.Linear, base: Base) -> None:
+        with torch.device("meta"):
+            super().__init__(linear.in_features, linear.out_features, bias=False)
+        shape = torch.zeros(1, dtype=linear.weight.dtype).expand(linear.weight.shape)
+        self.weight = torch.nn.Parameter(shape, requires_grad=False)
+        self.frozen_base = base
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The product without LoRA, [..., in] to [..., out]."""
+        linear = LoraLinear(self.frozen_base)
+        out: Tensor = LoraFunction.apply(input.to(linear.base.dtype), linear)  # type: ignore[no-untyped-call]
+        return out
+
+
+def lay_out(model: Any, config: Config, activations: int) -> Decision:
+    """Bring the linear layers but the head into the form that multiplies fastest, in place.
+
+    activations: bytes that training needs beside the weights. Raises EnvironmentProblem for int8
+    where the CPU has no instructions for it.
+    """
+    if config.model.base_dtype == "int8":
+        if not {"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags():
+            raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
+        replace_linears(model, int8_base)
+        return Decision("model.base_dtype", "int8", "set in the config")
+    on, reason = _prepack(model, config, activations)
+    if on:
+        replace_linears(model, prepacked_base)
+    return Decision("backend.prepack", "on" if on else "off", reason)
+
+
+def _prepack(model: Any, config: Config, activations: int) -> tuple[bool, str]:
+    chosen, dtype = config.backend.prepack, model.dtype
+    if not can_prepack(dtype):
+        if chosen is True:
+            raise EnvironmentProblem(f"backend.prepack=true: not for {dtype} on this CPU")
+        return False, f"oneDNN has no layout of its own for {dtype} on this CPU"
+    if isinstance(chosen, bool):
+        return chosen, "set in the config"
+    weights = 2 * sum(linear.weight.nbytes for _, _, linear in _linears(model))
+    size = f"twice the weights are {weights / cpu.GIB:.1f} GiB"
+    if weights + activations > cpu.available_bytes() / 2:
+        return False, f"{size}, which with activations is over half of the free memory"
+    return True, f"products are faster, {size}, and there is room"
+
+
+def replace_linears(model: Any, kept_as: Callable[[Tensor, Tensor | None], Base]) -> None:
+    """Replace every linear layer but the head, in place, one after another: `kept_as` makes its
+    new form from weight [out, in] and bias.
+    """
+    linears = _linears(model)
+    while linears:
+        parent, name, linear = linears.pop()
+        setattr(parent, name, FrozenLinear(linear, kept_as(linear.weight.detach(), linear.bias)))
+
+
+def _linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
+    """The linear layers but the head: the module that has it, its name there, and the layer."""
+    head = model.get_output_embeddings()
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is torch.nn.Linear and child is not head
+    ]
