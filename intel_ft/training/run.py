@@ -13,6 +13,7 @@ from typing import Any
 import transformers
 
 from intel_ft import __version__
+from intel_ft.backends import cpu
 from intel_ft.config import Config
 from intel_ft.distributed.world import require_one
 from intel_ft.errors import IntelFTError
@@ -27,6 +28,8 @@ from intel_ft.training.trainer import PlanTrainer, Workload
 logger = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory")
+_PERHAPS_OUT_OF_MEMORY = "could not create a primitive"  # oneDNN, whatever the reason
+_LITTLE_MEMORY = 2**30
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,22 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
         _write_adapter(run / "adapter", trainer, config, inputs)
         return _summary(run, trainer, work)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
+        if _is_out_of_memory(error):
             raise out_of_memory(config, "while training") from error
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise IntelFTError(f"{run}: the disk is full: free space and use --resume") from error
         raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or any(part in text for part in _OUT_OF_MEMORY)
+        or (_PERHAPS_OUT_OF_MEMORY in text and cpu.available_bytes() < _LITTLE_MEMORY)
+    )
 
 
 def _train_from(start: Path | None, trainer: PlanTrainer, early_stopping: int | None) -> None:

@@ -427,10 +427,9 @@ def test_disk_full_at_the_final_adapter(folder, small_disk):
 # Memory
 
 
-def _giant(model: Path, gib: int) -> None:
-    """Turn the model into one of `gib` GiB of zeros, in a file that takes no space on disk."""
-    hidden = 16384
-    layers = gib * 2**30 // (2 * 12 * hidden * hidden)
+def _giant(model: Path, mib: int, hidden: int) -> None:
+    """Turn the model into one of `mib` MiB of zeros, in a file that takes no space on disk."""
+    layers = mib * 2**20 // (2 * 12 * hidden * hidden)
     shapes = {"model.embed_tokens.weight": [4096, hidden], "model.norm.weight": [hidden]}
     for layer in range(layers):
         name = f"model.layers.{layer}"
@@ -461,17 +460,19 @@ def _giant(model: Path, gib: int) -> None:
 
 
 def test_a_model_larger_than_memory_is_refused_unread(model, folder):
-    _giant(model, 2000)
+    _giant(model, 2000 * 1024, hidden=16384)
     command = ("train", "config.yaml", "--json")
     result = run(*command, cwd=folder, seconds=30)
     _assert_one_line(result, 3, "out of memory", "GiB", "smaller model", "train.max_tokens_per_row")
     assert not (folder / "out").exists()
 
 
-def test_an_allocation_that_fails_at_start(folder):
-    """The estimate lets it pass, the kernel does not."""
-    result = run("train", "config.yaml", cwd=folder, memory=120 * 2**20)
-    _assert_one_line(result, 3, "out of memory", "smaller model")
+def test_an_allocation_that_fails_at_start(model, folder):
+    """The estimate, 1,300 MiB of fp32 weights, lets it pass; the file mapped beside it does not."""
+    _giant(model, 750, hidden=2048)
+    arguments = ("train", "config.yaml", "model.dtype=float32")
+    result = run(*arguments, cwd=folder, memory=2200 * 2**20)
+    _assert_one_line(result, 3, "out of memory while training", "smaller model")
     assert not (folder / "out").exists()
 
 

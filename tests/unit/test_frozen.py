@@ -91,8 +91,8 @@ def test_int8_products_are_near_the_plain_ones(with_bias) -> None:
     shift = torch.zeros(200) if bias is None else bias.float()
     found, wanted = base.product(x, None), plain.product(x.float(), None) + shift
     assert torch.equal(found[6], shift.bfloat16())
-    for row in (0, 5):
-        assert distance(found[row], wanted[row]) < 0.03
+    for row in (0, 5):  # the loud channel is one number a row
+        assert distance(found[row, 4:], wanted[row, 4:]) < 0.02
     assert distance(found[:5, :3], wanted[:5, :3]) < 0.02
     onto = random(60, 96)
     wanted = plain.gradient(grad.float(), onto.float())
