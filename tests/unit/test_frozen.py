@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from model_fixtures import SHAPE, row_of
 from transformers import AutoModelForCausalLM
 
 from intel_ft.backends import cpu
@@ -18,7 +19,6 @@ from intel_ft.models.int8 import int8_base
 from intel_ft.models.lora_linear import Dense
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.prepacked import can_prepack, prepacked_base
-from tests.unit.test_fused import SHAPE, row_of
 
 VNNI = bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags())
 needs_vnni = pytest.mark.skipif(not VNNI, reason="this CPU has no int8 dot products")

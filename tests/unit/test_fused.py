@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 import transformers
+from model_fixtures import SHAPE, row_of
 from transformers import AutoModelForCausalLM
 
 from intel_ft.batching.row import Row
@@ -14,16 +15,6 @@ from intel_ft.models.fused import fuse_layers, is_fused
 from intel_ft.models.lora_linear import fuse_linears
 from intel_ft.models.loss import loss_sum
 
-SHAPE = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.15,
-    "pad_token_id": 0,
-}
 FUSED = {
     "llama": transformers.LlamaConfig(**SHAPE),
     "llama-bias": transformers.LlamaConfig(
@@ -96,23 +87,6 @@ def twice(config, **options):
     assert is_fused(ours)
     assert not is_fused(plain)
     return ours, plain
-
-
-def row_of(*lengths: int) -> Row:
-    """Segments of these lengths, about half of the tokens supervised."""
-    torch.manual_seed(1)
-    total = sum(lengths)
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
-    tokens = torch.randint(3, 61, (total,))
-    predict = [i for i in range(0, total - 1, 2) if i + 1 not in bounds]
-    arrays = {
-        "tokens": tokens,
-        "positions": torch.cat([torch.arange(n) for n in lengths]),
-        "bounds": bounds,
-        "predict": torch.tensor(predict),
-        "targets": tokens[torch.tensor(predict) + 1],
-    }
-    return Row(**{name: array.numpy() for name, array in arrays.items()})
 
 
 ROW = row_of(*LENGTHS)
