@@ -40,6 +40,9 @@ def train(
     peer_row_tokens: Annotated[
         int | None, typer.Option(min=1024, help="Tokens of trl-packed's rows; default as ours.")
     ] = None,
+    peer_checkpointing: Annotated[
+        bool, typer.Option("--peer-checkpointing", help="On the peers' side, TRL's own default.")
+    ] = False,
     rank: Annotated[int, typer.Option(min=1, help="LoRA's r.")] = 16,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, examples and order.")] = 0,
@@ -64,6 +67,7 @@ def train(
         seconds=seconds,
         seed=seed,
         peer_row_tokens=peer_row_tokens,
+        peer_checkpointing=peer_checkpointing,
         checkpointing=checkpointing,
         base_dtype=base_dtype,
     )

@@ -58,6 +58,7 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
             "seed": task.seed,
             "base_dtype": task.base_dtype,
             "checkpointing": task.checkpointing,
+            "peer_checkpointing": task.peer_checkpointing,
             "peer_row_tokens": task.peer_row_tokens or task.workload.row_tokens,
         },
         OURS: ours,

@@ -2,7 +2,7 @@
 documentation says for a CPU; called from insight.side.
 
 All take LoRA on all linear layers through peft, a bf16 model under bf16 autocast, sdpa attention,
-no gradient checkpointing, and as many examples an optimizer step as ours.
+and as many examples an optimizer step as ours.
 """
 
 from pathlib import Path
@@ -101,7 +101,7 @@ def _arguments(task: Task, folder: Path, batch: int, accumulation: int) -> dict[
         "seed": task.seed,
         "bf16": True,
         "use_cpu": True,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": task.peer_checkpointing,
         "dataloader_pin_memory": False,
         "save_strategy": "no",
         "report_to": "none",

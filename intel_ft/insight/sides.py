@@ -13,13 +13,14 @@ OURS = "ours"
 PEERS = ("trl", "trl-packed", "transformers", "ipex")
 WARM_UP_STEPS = 2
 LEAST_STEPS = 5
+LONG_STEP = 60.0  # seconds; where a step takes longer, one is warm-up and at least two are timed
 
 
 @dataclass(frozen=True)
 class Task:
     """One run of one side: `WARM_UP_STEPS` untimed steps, then timed ones for `seconds`, but at
     least `LEAST_STEPS`. `peer_row_tokens` is the row of a packing peer, None the same as ours; the
-    last two fields are for our own side.
+    last two fields are for our own side, and neither side's checkpointing is the other's.
     """
 
     side: str
@@ -29,6 +30,7 @@ class Task:
     seconds: float = 30.0
     seed: int = 0
     peer_row_tokens: int | None = None
+    peer_checkpointing: bool = False
     checkpointing: bool = False
     base_dtype: str = "auto"
 

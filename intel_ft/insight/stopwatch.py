@@ -13,7 +13,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from intel_ft.batching.row import Row
-from intel_ft.insight.sides import LEAST_STEPS, WARM_UP_STEPS
+from intel_ft.insight.sides import LEAST_STEPS, LONG_STEP, WARM_UP_STEPS
 
 
 @dataclass
@@ -53,22 +53,30 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
         self.seconds = seconds
         self.count = count
         self.ends: list[float] = []
+        self.warm_up, self.least = WARM_UP_STEPS, LEAST_STEPS
+        self._began = 0.0
 
     @property
     def step_times(self) -> list[float]:
         """Seconds of each timed step."""
         return [float(seconds) for seconds in np.diff(self.ends)]
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the time: how long the first step takes says how many to wait for."""
+        self._began = time.perf_counter()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Note the time; forget the warm-up; stop when enough was seen."""
         now = time.perf_counter()
         if self.count is not None:
             self.count(state.global_step - 1)
-        if state.global_step < WARM_UP_STEPS:
+        if state.global_step == 1 and now - self._began > LONG_STEP:
+            self.warm_up, self.least = 1, 2
+        if state.global_step < self.warm_up:
             return control
-        if state.global_step == WARM_UP_STEPS:
+        if state.global_step == self.warm_up:
             self.tally.clear()
         self.ends.append(now)
         enough = now - self.ends[0] >= self.seconds
-        control.should_training_stop = enough and len(self.ends) > LEAST_STEPS
+        control.should_training_stop = enough and len(self.ends) > self.least
         return control

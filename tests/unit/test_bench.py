@@ -152,17 +152,31 @@ def test_tally_gives_the_cost_of_its_segments():
     assert StepCost(1.0, 100.0, 10000.0).flops(tally.as_row()) == 12 + 100 * 50 + 10000 * 3
 
 
-def test_stopwatch_leaves_the_warm_up_out(monkeypatch):
-    now = iter([100.0, 110.0, 111.0, 113.0, 114.0, 115.0, 116.0, 117.0])
+def _watch(monkeypatch, seconds, ends):
+    """A stopwatch that began at 100 s and saw steps end at these times; when it said stop."""
+    now = iter([100.0, *ends])
     monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(now))
-    tally = Tally()
-    watch = Stopwatch(tally, 5.5, lambda index: tally.add([index], 1))
+    watch = Stopwatch(tally := Tally(), seconds, lambda index: tally.add([index], 1))
     state, stopped = TrainerState(), []
-    for state.global_step in range(1, 9):
+    watch.on_train_begin(None, state, TrainerControl())
+    for state.global_step in range(1, len(ends) + 1):
         stopped.append(watch.on_step_end(None, state, TrainerControl()).should_training_stop)
+    return watch, stopped
+
+
+def test_stopwatch_leaves_the_warm_up_out(monkeypatch):
+    ends = [101.0, 111.0, 112.0, 114.0, 115.0, 116.0, 117.0, 118.0]
+    watch, stopped = _watch(monkeypatch, 5.5, ends)
     assert stopped == [False] * 6 + [True, True]  # 5 s at step 6 is not enough, 6 s at step 7 is
     assert watch.step_times == [1.0, 2.0, 1.0, 1.0, 1.0, 1.0]
-    assert tally.lengths == [2, 3, 4, 5, 6, 7] and tally.supervised == 6
+    assert watch.tally.lengths == [2, 3, 4, 5, 6, 7] and watch.tally.supervised == 6
+
+
+def test_stopwatch_waits_for_fewer_steps_where_they_are_long(monkeypatch):
+    watch, stopped = _watch(monkeypatch, 5.5, [161.0, 221.0, 281.0])
+    assert stopped == [False, False, True]
+    assert watch.step_times == [60.0, 60.0]
+    assert watch.tally.lengths == [1, 2]
 
 
 def _measured(tokens_per_s, rss, times):
