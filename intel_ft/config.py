@@ -99,6 +99,8 @@ class BackendConfig(Section):
 
     name: Literal["auto", "cpu"] = "auto"
     threads: int | Auto = "auto"
+    collective: Literal["auto", "ccl", "mpi", "gloo"] = "auto"  # how ranks exchange gradients
+    timeout: int = Field(1800, ge=1)  # seconds that a rank waits for the others
     prepack: bool | Auto = "auto"  # frozen bf16 weights in oneDNN's layouts, twice the memory
 
 

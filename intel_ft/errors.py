@@ -29,6 +29,14 @@ class GateRefused(IntelFTError):
     exit_code = 4
 
 
+class FailedElsewhere(IntelFTError):
+    """Another rank failed and says why (its exit code)."""
+
+    def __init__(self, exit_code: int, rank: int) -> None:
+        super().__init__(f"rank {rank} failed")
+        self.exit_code = exit_code
+
+
 class Stopped(IntelFTError):
     """A signal ended the run after its state was saved (exit code 128 + signal number)."""
 

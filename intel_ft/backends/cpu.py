@@ -25,11 +25,14 @@ class Backend:
     decisions: tuple[Decision, ...]
 
 
-def select(backend: BackendConfig, model: ModelConfig) -> Backend:
-    """Decide dtype and threads for this machine; set torch's thread count and the allocator."""
+def select(backend: BackendConfig, model: ModelConfig, sharing: int = 1) -> Backend:
+    """Decide dtype and threads for this machine, where `sharing` ranks run; set torch's thread
+    count and the allocator.
+    """
     dtype, dtype_reason = _dtype(model)
-    threads, threads_reason = _threads(backend)
+    threads, threads_reason = _threads(backend, sharing)
     torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate, under a launcher, sets another
     decisions = (
         Decision("backend.name", "cpu", "the native PyTorch path"),
         Decision("model.dtype", str(dtype).removeprefix("torch."), dtype_reason),
@@ -50,7 +53,7 @@ def _dtype(model: ModelConfig) -> tuple[torch.dtype, str]:
     return torch.float32, "this CPU has neither AMX nor AVX512-BF16, bf16 would be emulated"
 
 
-def _threads(backend: BackendConfig) -> tuple[int, str]:
+def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
     allowed = len(os.sched_getaffinity(0))
     if isinstance(backend.threads, int):
         if not 1 <= backend.threads <= allowed:
@@ -59,9 +62,13 @@ def _threads(backend: BackendConfig) -> tuple[int, str]:
             )
         return backend.threads, "set in the config"
     quota = _cgroup_cores()
+    if sharing > 1 and allowed * sharing <= (os.cpu_count() or 1):
+        return allowed, "the cores that the launcher bound this rank to"
+    shared = f", shared by {sharing} ranks" if sharing > 1 else ""
     if quota is not None and quota < allowed:
-        return max(1, int(quota)), f"the control group allows {quota:g} cores"
-    return allowed, "the cores this process may use"
+        cores = max(1, int(quota) // sharing)
+        return cores, f"the control group allows {quota:g} cores{shared}"
+    return max(1, allowed // sharing), f"the cores this process may use{shared}"
 
 
 def _cgroup_cores() -> float | None:

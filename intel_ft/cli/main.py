@@ -14,7 +14,7 @@ import typer
 from intel_ft import __version__
 from intel_ft.backends import openmp
 from intel_ft.cli import bench, chat, demo, eval, export, generate, merge, train, validate
-from intel_ft.errors import IntelFTError
+from intel_ft.errors import FailedElsewhere, IntelFTError
 
 app = typer.Typer(
     name="intel-ft",
@@ -53,20 +53,27 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         line, code = _explain(error)
-        print(line, file=sys.stderr)
+        if not isinstance(error, FailedElsewhere):
+            print(line, file=sys.stderr)
     sys.exit(code)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line for people and the exit code."""
     if isinstance(error, IntelFTError):
-        return f"error: {error}", error.exit_code
+        return f"error: {_rank()}{error}", error.exit_code
     if isinstance(error, click.ClickException):
         return f"error: {error.format_message()} (see intel-ft --help)", 2
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", 130
     text = " ".join(str(error).split())
-    return f"error: {type(error).__name__}: {text} (--debug shows where)", 1
+    return f"error: {_rank()}{type(error).__name__}: {text} (--debug shows where)", 1
+
+
+def _rank() -> str:
+    """Which rank speaks, where that is not the first."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"rank {rank}: "
 
 
 def _set_up_logging(debug: bool) -> None:

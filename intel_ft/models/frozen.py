@@ -36,24 +36,24 @@ class FrozenLinear(torch.nn.Linear):
         return out
 
 
-def lay_out(model: Any, config: Config, activations: int) -> Decision:
+def lay_out(model: Any, config: Config, activations: int, sharing: int = 1) -> Decision:
     """Bring the linear layers but the head into the form that multiplies fastest, in place.
 
-    activations: bytes that training needs beside the weights. Raises EnvironmentProblem for int8
-    where the CPU has no instructions for it.
+    activations: bytes that training needs beside the weights; `sharing` ranks do the same on this
+    host. Raises EnvironmentProblem for int8 where the CPU has no instructions for it.
     """
     if config.model.base_dtype == "int8":
         if not {"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags():
             raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
         replace_linears(model, int8_base)
         return Decision("model.base_dtype", "int8", "set in the config")
-    on, reason = _prepack(model, config, activations)
+    on, reason = _prepack(model, config, activations, sharing)
     if on:
         replace_linears(model, prepacked_base)
     return Decision("backend.prepack", "on" if on else "off", reason)
 
 
-def _prepack(model: Any, config: Config, activations: int) -> tuple[bool, str]:
+def _prepack(model: Any, config: Config, activations: int, sharing: int) -> tuple[bool, str]:
     chosen, dtype = config.backend.prepack, model.dtype
     if not can_prepack(dtype):
         if chosen is True:
@@ -63,7 +63,7 @@ def _prepack(model: Any, config: Config, activations: int) -> tuple[bool, str]:
         return chosen, "set in the config"
     weights = 2 * sum(linear.weight.nbytes for _, _, linear in _linears(model))
     size = f"twice the weights are {weights / cpu.GIB:.1f} GiB"
-    if weights + activations > cpu.available_bytes() / 2:
+    if weights + activations > cpu.available_bytes() / sharing / 2:
         return False, f"{size}, which with activations is over half of the free memory"
     return True, f"products are faster, {size}, and there is room"
 

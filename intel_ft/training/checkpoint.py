@@ -104,6 +104,12 @@ def is_last(checkpoint: Path, max_steps: int, early_stopping: int | None) -> boo
     return early_stopping is not None and evaluations_without_gain(state) >= early_stopping
 
 
+def load_optimizer(trainer: Any, checkpoint: Path) -> None:
+    """Give the trainer's optimizer and scheduler their state back."""
+    for part, name in ((trainer.optimizer, "optimizer.pt"), (trainer.lr_scheduler, "scheduler.pt")):
+        part.load_state_dict(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
+
+
 def load_best(checkpoint: Path) -> dict[str, torch.Tensor] | None:
     """The weights of the best evaluation so far, if the run had one."""
     path = checkpoint / BEST

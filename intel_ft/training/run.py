@@ -5,17 +5,22 @@ from cli.train and demo.
 import errno
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from intel_ft import __version__
 from intel_ft.backends import cpu
 from intel_ft.config import Config
-from intel_ft.distributed.world import require_one
+from intel_ft.distributed.join import join, leave
+from intel_ft.distributed.world import World, started_as
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
 from intel_ft.models.adapter import load_weights, restore_weights
@@ -30,6 +35,7 @@ logger = logging.getLogger(__name__)
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory")
 _PERHAPS_OUT_OF_MEMORY = "could not create a primitive"  # oneDNN, whatever the reason
 _LITTLE_MEMORY = 2**30
+_COLLECTIVES = ("gloo", "oneCCL")  # what their errors have in them
 
 
 @dataclass(frozen=True)
@@ -55,27 +61,63 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
     after a signal, IntelFTError for a failure; whole checkpoints survive all of them, and an
     earlier run's folder is touched only once everything else has been found good.
     """
-    world = require_one()
+    world = started_as()
+    joined = join(world, config.backend.collective, timedelta(seconds=config.backend.timeout))
     run = config.output.directory
-    start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
-    if start is not None:
-        run_folder.check_settings(run, config)
-    inputs = read_inputs(config)
-    try:
+    with world.together():
+        start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
+        if start is not None:
+            run_folder.check_settings(run, config)
+    with world.together(), world.host_by_host():
+        inputs = read_inputs(config)
+    with world.together(), _explained(config):
         model, work, decisions = build(config, inputs, world)
         if start is not None:
             checkpoint.check_plan(start, work.plan.fingerprint())
             checkpoint.check_adapter(start, model)
             logger.info("resuming from %s", start)
-        run_folder.begin(run, overwrite=overwrite)
-        run_folder.write_records(run, config, decisions)
+    with world.together():
+        _require_same(world, config, work, start)
+    work.gemm_rate = float(world.sum(torch.tensor([work.gemm_rate], dtype=torch.float64)))
+    with world.together(), _explained(config):
+        if world.rank == 0:
+            run_folder.begin(run, overwrite=overwrite)
+            run_folder.write_records(run, config, [*joined, *decisions], world.size)
+    with _explained(config):
         trainer = trainer_for(config, model, work)
         _train_from(start, trainer, config.train.early_stopping)
-        _write_adapter(run / "adapter", trainer, config, inputs)
-        return _summary(run, trainer, work)
+    with world.together(), _explained(config):
+        if world.rank == 0:
+            _write_adapter(run / "adapter", trainer, config, inputs)
+    leave(world)
+    return _summary(run, trainer, work)
+
+
+def _require_same(world: World, config: Config, work: Workload, start: Path | None) -> None:
+    """Raise EnvironmentProblem where ranks would not train the same run."""
+    for what, text in (
+        ("config", config.to_yaml()),
+        ("data or tokenizer", work.plan.fingerprint()),
+        ("run folder, which is to be on a shared filesystem", start.name if start else ""),
+    ):
+        world.require_same(text, f"the ranks do not have the same {what}")
+
+
+@contextmanager
+def _explained(config: Config) -> Iterator[None]:
+    """Say what a library's error means here."""
+    run = config.output.directory
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if _is_out_of_memory(error):
             raise out_of_memory(config, "while training") from error
+        if any(name in str(error) for name in _COLLECTIVES):
+            text = " ".join(str(error).split())[:200]
+            raise IntelFTError(
+                f"the other ranks cannot be reached ({text}): --resume goes on from the last "
+                "checkpoint"
+            ) from error
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -98,7 +140,7 @@ def _train_from(start: Path | None, trainer: PlanTrainer, early_stopping: int | 
         load_weights(trainer.model, start)
         trainer.best_weights = checkpoint.load_best(start)
     else:
-        with SignalStop() as stop:
+        with SignalStop(trainer.work.world) as stop:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
             stop.raise_if_received(trainer.state.global_step)
@@ -168,11 +210,13 @@ def trainer_for(config: Config, model: Any, work: Workload) -> PlanTrainer:
         report_to="none",
         use_cpu=True,
     )
-    callbacks: list[Any] = [MetricsFile(run / "metrics.jsonl"), ProgressLine()]
+    callbacks: list[Any] = []
     if settings.early_stopping:
         callbacks.append(transformers.EarlyStoppingCallback(settings.early_stopping))
-    if "tensorboard" in settings.report_to:
-        callbacks += _tensorboard(run / "tensorboard")
+    if work.world.rank == 0:
+        callbacks += [MetricsFile(run / "metrics.jsonl"), ProgressLine()]
+        if "tensorboard" in settings.report_to:
+            callbacks += _tensorboard(run / "tensorboard")
     trainer = PlanTrainer(model, arguments, work, callbacks)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer

@@ -96,12 +96,13 @@ def begin(run: Path, *, overwrite: bool) -> None:
         raise UserError(f"{run}: cannot be written to ({error.strerror})") from None
 
 
-def write_records(run: Path, config: Config, decisions: list[Decision]) -> None:
+def write_records(run: Path, config: Config, decisions: list[Decision], ranks: int) -> None:
     """Write config.yaml (enough to run again) and environment.json (with every decision)."""
     write_text(run / "config.yaml", config.to_yaml())
     write_json(
         run / "environment.json",
-        _environment() | {"decisions": [asdict(decision) for decision in decisions]},
+        _environment()
+        | {"ranks": ranks, "decisions": [asdict(decision) for decision in decisions]},
     )
 
 
@@ -121,5 +122,4 @@ def _environment() -> dict[str, Any]:
         "isa": sorted(cpu.cpu_flags() & {"avx2", "avx512_bf16", "avx512_vnni", "amx_bf16"}),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        "ranks": 1,
     }

@@ -84,15 +84,15 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
 
     Raises EnvironmentProblem where this machine cannot hold the run.
     """
-    backend = cpu.select(config.backend, config.model)
+    backend = cpu.select(config.backend, config.model, world.local_size)
     row_tokens = _row_tokens(config)
-    require_memory(config, inputs, backend.dtype, row_tokens.value)
+    require_memory(config, inputs, backend.dtype, row_tokens.value, world.local_size)
     transformers.set_seed(config.train.seed)
     base, why_not_packed = load_for_packing(config.model, backend.dtype)
     activations = activation_bytes(
         inputs.model_config, int(row_tokens.value), config.train.activation_checkpointing
     )
-    layout = lay_out(base, config, activations)
+    layout = lay_out(base, config, activations, world.local_size)
     model = add_lora(base, config.method, base_id(config), config.model.revision)
     fused = fuse(model)
     cost = step_cost(model)
@@ -144,14 +144,18 @@ def base_id(config: Config) -> str:
     return str(path.resolve()) if path.is_dir() else config.model.name_or_path
 
 
-def require_memory(config: Config, inputs: Inputs, dtype: torch.dtype, row_tokens: str) -> None:
-    """Refuse, before the weights are read, a run that this machine plainly cannot hold."""
+def require_memory(
+    config: Config, inputs: Inputs, dtype: torch.dtype, row_tokens: str, sharing: int
+) -> None:
+    """Refuse, before the weights are read, a run that this machine plainly cannot hold; `sharing`
+    ranks do the same here.
+    """
     tokens = min(int(row_tokens), int(inputs.training.examples.lengths.sum()))
     weights = parameter_count(inputs.folder) * dtype.itemsize
     activations = activation_bytes(
         inputs.model_config, tokens, config.train.activation_checkpointing
     )
-    available = cpu.available_bytes()
+    available = cpu.available_bytes() // sharing
     if weights + activations > available:
         raise out_of_memory(
             config,

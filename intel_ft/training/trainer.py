@@ -61,7 +61,10 @@ class Meter:
 
 @dataclass
 class Workload:
-    """What a run trains on: the plan over examples, the rows to evaluate on, and what they cost."""
+    """What a run trains on: the plan over examples, the rows to evaluate on, and what they cost.
+
+    gemm_rate: of all ranks together, FLOP/s.
+    """
 
     plan: Plan
     examples: Examples
@@ -101,14 +104,16 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         """
         step = self.plan.step(self.state.global_step)
         model.train()
-        loss = torch.zeros(())
+        torch.manual_seed(self._seed(step.index))
+        loss = torch.zeros(1)
         for indices in step.rows(self.work.world.rank, self.work.world.size):
             row = build_row(self.work.examples, indices)
             part = loss_sum(self.model, row, packed=self.work.packed) / step.supervised_tokens
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-            self.work.interval.tokens += len(row.tokens)
             self.work.interval.flops += self.work.cost.flops(row)
+        self._exchange(loss)
+        self.work.interval.tokens += int(self.plan.lengths[step.examples].sum())
         self.work.interval.supervised_tokens += step.supervised_tokens
         self.work.interval.imbalance += _imbalance(step, self.work.world.size)
         if not math.isfinite(loss.item()):
@@ -116,11 +121,37 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
                 f"the loss is {loss.item()} at step {step.index + 1}: lower train.learning_rate, "
                 "then --resume from the last checkpoint"
             )
-        return loss
+        return loss[0]
+
+    def _seed(self, step: int) -> int:
+        """Dropout's own in each step and on each rank, so that nothing of it has to be saved."""
+        return hash((self.args.seed, step, self.work.world.rank)) % 2**63
+
+    def _exchange(self, loss: Tensor) -> None:
+        """Sum the gradients, and with them the loss [1], over all ranks: one exchange a step."""
+        if self.work.world.size == 1:
+            return
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        for weight in weights:
+            if weight.grad is None:  # this rank's share was empty
+                weight.grad = torch.zeros_like(weight)
+        parts = [loss, *(weight.grad.view(-1) for weight in weights)]
+        summed = self.work.world.sum(torch.cat(parts))
+        sizes = [part.numel() for part in parts]
+        for part, total in zip(parts, summed.split_with_sizes(sizes), strict=True):
+            part.copy_(total)
+
+    def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
+        """Not in DDP: `training_step` exchanges the gradients. Trainer leaves a model alone that
+        is wrapped already.
+        """
+        return Wrapped(model) if model is self.model else model
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add speed, MFU and memory to every training line before callbacks see it."""
         if "loss" in logs:
+            flops = torch.tensor([self.work.interval.flops], dtype=torch.float64)
+            self.work.interval.flops = float(self.work.world.sum(flops))
             logs.update(self.work.interval.rates(self.work.gemm_rate))
             self.work.total.add(self.work.interval)
             vars(self.work.interval).update(vars(Meter()))
@@ -147,9 +178,10 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._export_callback_states()
-        checkpoint.save(
-            self, Path(self.args.output_dir), self.state.global_step, self.args.save_total_limit
-        )
+        with self.work.world.together():
+            if self.work.world.rank == 0:
+                run, keep = Path(self.args.output_dir), self.args.save_total_limit
+                checkpoint.save(self, run, self.state.global_step, keep)
 
     def _export_callback_states(self) -> None:
         """Let callbacks such as early stopping put their counters into the trainer state."""
@@ -176,10 +208,22 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = count
 
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            checkpoint.load_optimizer(self, Path(checkpoint_folder))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_weights(self.model, folder)
         self.best_weights = checkpoint.load_best(folder)
+
+
+class Wrapped(torch.nn.Module):
+    """A model as Trainer is to see it: wrapped."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
@@ -216,12 +260,11 @@ def mean_loss(model: Any, work: Workload) -> float:
     was_training = model.training
     model.eval()
     step = plan.step(0)
-    total = sum(
-        float(loss_sum(model, build_row(examples, indices), packed=work.packed))
-        for indices in plan.rows(step.examples)
-    )
+    total = torch.zeros(1, dtype=torch.float64)
+    for indices in step.rows(work.world.rank, work.world.size):
+        total += loss_sum(model, build_row(examples, indices), packed=work.packed)
     model.train(was_training)
-    return total / step.supervised_tokens
+    return float(work.world.sum(total)) / step.supervised_tokens
 
 
 def _imbalance(step: Step, world_size: int) -> float:

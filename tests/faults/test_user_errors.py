@@ -480,10 +480,23 @@ def test_an_allocation_that_fails_at_start(model, folder):
 
 
 @pytest.mark.parametrize(
-    "env", [{"WORLD_SIZE": "2", "RANK": "0"}, {"PMI_SIZE": "4"}, {"OMPI_COMM_WORLD_SIZE": "2"}]
+    ("env", "said"),
+    [
+        ({"PMI_SIZE": "4"}, "PMI_RANK is not set"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "x"}, "COMM_WORLD_RANK is x"),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "rank 5 of 2"),
+        ({"WORLD_SIZE": "1", "PMI_SIZE": "2", "PMI_RANK": "0"}, "Intel MPI or MPICH started 2"),
+        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
+    ],
 )
-def test_a_launcher_that_started_more_than_one(env, folder):
-    _refused(folder, 3, next(iter(env)), "ranks", env=env)
+def test_a_world_that_cannot_be(env, said, folder):
+    """A copy that does not know of the others would train a model of its own."""
+    _refused(folder, 3, said, env=env)
+
+
+def test_ranks_that_do_not_come(folder):
+    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    _refused(folder, 3, "could not join", arguments=["backend.timeout=2"], env=env)
 
 
 @pytest.mark.parametrize("key", ["model.name_or_path", "data.train"])

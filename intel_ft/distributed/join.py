@@ -1,0 +1,126 @@
+"""Joining the ranks of a run: which collective backend, over which network interface; called from
+training.run.
+"""
+
+import fcntl
+import logging
+import os
+import socket
+import struct
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from intel_ft.decisions import Decision
+from intel_ft.distributed.world import World
+from intel_ft.errors import EnvironmentProblem
+
+_SIOCGIFADDR = 0x8915  # ioctl: the IPv4 address of a network interface (netdevice(7))
+
+logger = logging.getLogger(__name__)
+
+
+def join(world: World, collective: str, timeout: timedelta) -> list[Decision]:
+    """Make torch.distributed's default group, before anything else does; what was chosen and why.
+
+    Later errors of its collectives name what was not done within `timeout`. Raises
+    EnvironmentProblem.
+    """
+    if world.size == 1:
+        return []
+    if world.rank:
+        logging.getLogger("intel_ft").setLevel(logging.WARNING)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # results are the first rank's to print
+    _tell_torch(world)
+    decisions = [choose(world, collective)]
+    if decisions[0].value == "gloo" and (interface := network_interface(world)):
+        decisions.append(interface)
+        os.environ["GLOO_SOCKET_IFNAME"] = interface.value
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        dist.init_process_group(
+            decisions[0].value, rank=world.rank, world_size=world.size, timeout=timeout
+        )
+    except (RuntimeError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"rank {world.rank} of {world.size} could not join the others through {where} "
+            f"({' '.join(str(error).split())[:200]}): check MASTER_ADDR, MASTER_PORT and firewalls"
+        ) from error
+    for decision in decisions:
+        logger.info("%s", decision)
+    return decisions
+
+
+def leave(world: World) -> None:
+    """Leave the group that `join` made, when all went well."""
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def choose(world: World, collective: str) -> Decision:
+    """ccl under Intel MPI where it loads, else mpi where torch has it, else gloo."""
+    name = "backend.collective"
+    if collective == "gloo":
+        return Decision(name, "gloo", "set in the config")
+    if collective == "mpi" or (collective == "auto" and dist.is_mpi_available()):
+        if not dist.is_mpi_available():
+            raise EnvironmentProblem("backend.collective=mpi: this torch was built without MPI")
+        return Decision(name, "mpi", "this torch was built with MPI")
+    from intel_ft.distributed import oneccl
+
+    problem = oneccl.why_not_usable()
+    if collective == "ccl":
+        if problem is not None:
+            raise EnvironmentProblem(f"backend.collective=ccl: {problem}")
+        return Decision(name, "ccl", "set in the config")
+    if problem is not None:
+        return Decision(name, "gloo", problem)
+    if world.launcher != "Intel MPI or MPICH":
+        return Decision(name, "gloo", "oneCCL without Intel MPI's mpirun is slower than gloo")
+    return Decision(name, "ccl", "Intel MPI started this, and oneCCL loads")
+
+
+def network_interface(world: World) -> Decision | None:
+    """The interface on the way to the other ranks; None leaves it to gloo."""
+    name = "GLOO_SOCKET_IFNAME"
+    if chosen := os.environ.get(name):
+        return Decision(name, chosen, "set in the environment")
+    if world.local_size == world.size:
+        return Decision(name, "lo", "all ranks are on this host")
+    host = os.environ["MASTER_ADDR"]
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing; the kernel picks the route
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    for _, interface in socket.if_nameindex():
+        if _address(interface) == own and interface != "lo":
+            return Decision(name, interface, f"the route to {host}")
+    return None
+
+
+def _address(interface: str) -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", interface.encode()))
+        except OSError:
+            return None  # it has none
+    return socket.inet_ntoa(answer[20:24])
+
+
+def _tell_torch(world: World) -> None:
+    """What torch and Accelerate read, whichever launcher it was."""
+    environment = os.environ
+    if "MASTER_ADDR" not in environment and world.local_size < world.size:
+        raise EnvironmentProblem(
+            "MASTER_ADDR is not set: ranks on several hosts find each other by it; set it to rank "
+            "0's host, and MASTER_PORT"
+        )
+    environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    # Ranks of one host have the same parent, and two jobs of one host have not.
+    environment.setdefault("MASTER_PORT", str(20000 + os.getppid() % 20000))
+    environment["RANK"] = str(world.rank)
+    environment["WORLD_SIZE"] = str(world.size)
+    environment["LOCAL_RANK"] = str(world.local_rank)
+    environment["LOCAL_WORLD_SIZE"] = str(world.local_size)
