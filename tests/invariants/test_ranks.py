@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from intel_ft.distributed.oneccl import why_not_usable
 
 SCRIPTS = Path(sys.executable).parent
-STEPS = 6
+STEPS = 16
 needs_oneccl = pytest.mark.skipif(why_not_usable() is not None, reason=str(why_not_usable()))
 
 
@@ -71,8 +71,8 @@ def fresh(folder, **train):
         "max_steps": STEPS,
         "global_batch_size": 7,  # no number of ranks divides it
         "max_tokens_per_row": 256,
-        "save_steps": 2,
-        "eval_steps": 2,
+        "save_steps": 4,
+        "eval_steps": 8,
         "logging_steps": 1,
         "learning_rate": 0.002,
     }
@@ -130,7 +130,8 @@ def test_more_ranks_than_examples_in_a_step(tmp_path):
 
 
 def test_bf16_is_the_same_to_its_rounding(tmp_path):
-    one, two = (fresh(tmp_path / name) for name in ("one", "two"))
+    # Few steps: rounding grows from step to step.
+    one, two = (fresh(tmp_path / name, max_steps=6) for name in ("one", "two"))
     finished(started(alone, 1, one, dtype="bfloat16"))
     finished(started(torchrun, 2, two, dtype="bfloat16"))
     assert losses(two / "out") == pytest.approx(losses(one / "out"), rel=0.01)
@@ -140,7 +141,7 @@ def test_bf16_is_the_same_to_its_rounding(tmp_path):
 def test_two_ranks_killed_go_on_as_any_number(reference, tmp_path, launcher, ranks):
     folder = fresh(tmp_path / "killed")
     process = started(torchrun, 2, folder)
-    wait_for(folder / "out/checkpoint-2", process)
+    wait_for(folder / "out/checkpoint-4", process)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     began = time.monotonic()
     process.communicate(timeout=60)
