@@ -84,15 +84,14 @@ class World:
     @contextmanager
     def together(self) -> Iterator[None]:
         """What fails inside on one rank fails on all; the first rank that failed says why."""
+        if self.size == 1:
+            yield
+            return
         error: Exception | None = None
         try:
             yield
         except Exception as raised:
-            if self.size == 1:
-                raise
             error = raised
-        if self.size == 1:
-            return
         codes = torch.zeros(self.size, dtype=torch.int64)
         if error is not None:
             codes[self.rank] = error.exit_code if isinstance(error, IntelFTError) else 1
