@@ -100,7 +100,9 @@ class BackendConfig(Section):
     name: Literal["auto", "cpu"] = "auto"
     threads: int | Auto = "auto"
     collective: Literal["auto", "ccl", "mpi", "gloo"] = "auto"  # how ranks exchange gradients
-    timeout: int = Field(1800, ge=1)  # seconds that a rank waits for the others
+    timeout: int = Field(1800, ge=1)  # seconds that a rank waits for the others in an exchange
+    heartbeat_timeout: int = Field(60, ge=1)  # seconds without a sign of life of a rank
+    bind: Literal["auto", "none"] = "auto"  # ranks of one host to cores and memory of their own
     prepack: bool | Auto = "auto"  # frozen bf16 weights in oneDNN's layouts, twice the memory
 
 

@@ -11,6 +11,7 @@ import torch
 from intel_ft.backends.allocator import keep_freed_memory
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
+from intel_ft.distributed import topology
 from intel_ft.errors import UserError
 
 GIB = 2**30
@@ -61,22 +62,14 @@ def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
                 f"backend.threads={backend.threads}: this process may use 1 to {allowed}"
             )
         return backend.threads, "set in the config"
-    quota = _cgroup_cores()
-    if sharing > 1 and allowed * sharing <= (os.cpu_count() or 1):
-        return allowed, "the cores that the launcher bound this rank to"
+    host = topology.read()
+    if sharing > 1 and topology.bound():
+        return len(host.cores), "the cores that this rank is bound to"
     shared = f", shared by {sharing} ranks" if sharing > 1 else ""
-    if quota is not None and quota < allowed:
-        cores = max(1, int(quota) // sharing)
-        return cores, f"the control group allows {quota:g} cores{shared}"
-    return max(1, allowed // sharing), f"the cores this process may use{shared}"
-
-
-def _cgroup_cores() -> float | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) / int(period)
+    if host.usable < len(host.cores):
+        cores = max(1, host.usable // sharing)
+        return cores, f"the control group allows {host.quota:g} cores{shared}"
+    return max(1, len(host.cores) // sharing), f"the cores this process may use{shared}"
 
 
 def cpu_flags() -> set[str]:

@@ -146,6 +146,27 @@ def scale(
 
 
 @app.command()
+def ranks(
+    workload: WorkloadName = "small",
+    cores: Annotated[int, typer.Option(min=1, help="Of each rank.")] = 1,
+    values: Annotated[str | None, typer.Option(help="Ranks, as 1,2,4; default up to all.")] = None,
+    via: Annotated[
+        Literal["mpirun", "torchrun"], typer.Option(help="What starts them.")
+    ] = "mpirun",
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds over all values.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,
+    markdown: Markdown = False,
+    json: Json = False,
+) -> None:
+    """Weak and strong scaling on this host: token/s, efficiency, imbalance, time in exchanges."""
+    from intel_ft.insight.bench_ranks import bench_ranks, values_of
+    from intel_ft.insight.table import ranks_table
+
+    report = bench_ranks(workload, values_of(values, cores), cores, via, repeat, seconds)
+    _print(report, None if json else ranks_table(report), markdown)
+
+
+@app.command()
 def quality(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each side.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a training.")] = 200,

@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of a verb's file, so that --help an
 
 import logging
 import os
+import platform
 import sys
 import traceback
 
@@ -13,7 +14,8 @@ import typer
 
 from intel_ft import __version__
 from intel_ft.backends import openmp
-from intel_ft.cli import bench, chat, demo, eval, export, generate, merge, train, validate
+from intel_ft.cli import bench, chat, demo, eval, export, generate, launch, merge, train, validate
+from intel_ft.distributed import rank
 from intel_ft.errors import FailedElsewhere, IntelFTError
 
 app = typer.Typer(
@@ -23,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for verb in (validate, train, eval, merge, export, generate, chat, demo):
+for verb in (validate, train, launch, eval, merge, export, generate, chat, demo):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(bench.app, name="bench")
 
@@ -55,6 +57,8 @@ def main() -> None:
         line, code = _explain(error)
         if not isinstance(error, FailedElsewhere):
             print(line, file=sys.stderr)
+        if code:
+            rank.leave_exit_code(code)
     sys.exit(code)
 
 
@@ -71,9 +75,12 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _rank() -> str:
-    """Which rank speaks, where that is not the first."""
-    rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" else f"rank {rank}: "
+    """Which rank speaks, where that is not the first, and its host, where there are several."""
+    number = os.environ.get("RANK", "0")
+    if number == "0":
+        return ""
+    several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+    return f"rank {number} on {platform.node()}: " if several else f"rank {number}: "
 
 
 def _set_up_logging(debug: bool) -> None:
@@ -85,6 +92,7 @@ def _set_up_logging(debug: bool) -> None:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         logging.captureWarnings(True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

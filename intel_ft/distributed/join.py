@@ -7,11 +7,15 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
 
+from intel_ft.config import BackendConfig
 from intel_ft.decisions import Decision
+from intel_ft.distributed.heartbeat import Heartbeat
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem
 
@@ -20,22 +24,29 @@ _SIOCGIFADDR = 0x8915  # ioctl: the IPv4 address of a network interface (netdevi
 logger = logging.getLogger(__name__)
 
 
-def join(world: World, collective: str, timeout: timedelta) -> list[Decision]:
-    """Make torch.distributed's default group, before anything else does; what was chosen and why.
+@contextmanager
+def joined(world: World, backend: BackendConfig) -> Iterator[list[Decision]]:
+    """A context with torch.distributed's default group, made before anything else makes one; what
+    was chosen for it and why.
 
-    Later errors of its collectives name what was not done within `timeout`. Raises
+    Later errors of its collectives name what was not done within `backend.timeout` seconds; a rank
+    without a sign of life for `backend.heartbeat_timeout` ends this process. Raises
     EnvironmentProblem.
     """
     if world.size == 1:
-        return []
+        yield []
+        return
     if world.rank:
         logging.getLogger("intel_ft").setLevel(logging.WARNING)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # results are the first rank's to print
     _tell_torch(world)
-    decisions = [choose(world, collective)]
-    if decisions[0].value == "gloo" and (interface := network_interface(world)):
+    decisions = [choose(world, backend.collective)]
+    timeout = timedelta(seconds=backend.timeout)
+    if interface := network_interface(world):
         decisions.append(interface)
-        os.environ["GLOO_SOCKET_IFNAME"] = interface.value
+        # libfabric takes the first it finds, and hangs where that is a bridge of the host's own
+        for name in ("GLOO_SOCKET_IFNAME", "FI_TCP_IFACE"):
+            os.environ.setdefault(name, interface.value)
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         dist.init_process_group(
@@ -48,13 +59,13 @@ def join(world: World, collective: str, timeout: timedelta) -> list[Decision]:
         ) from error
     for decision in decisions:
         logger.info("%s", decision)
-    return decisions
-
-
-def leave(world: World) -> None:
-    """Leave the group that `join` made, when all went well."""
-    if world.size > 1:
-        dist.destroy_process_group()
+    heartbeat = Heartbeat(world, backend.heartbeat_timeout)
+    try:
+        yield decisions
+    finally:
+        heartbeat.stop()
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def choose(world: World, collective: str) -> Decision:
@@ -82,8 +93,8 @@ def choose(world: World, collective: str) -> Decision:
 
 def network_interface(world: World) -> Decision | None:
     """The interface on the way to the other ranks; None leaves it to gloo."""
-    name = "GLOO_SOCKET_IFNAME"
-    if chosen := os.environ.get(name):
+    name = "network interface"
+    if chosen := os.environ.get("GLOO_SOCKET_IFNAME"):
         return Decision(name, chosen, "set in the environment")
     if world.local_size == world.size:
         return Decision(name, "lo", "all ranks are on this host")

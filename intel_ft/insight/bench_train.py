@@ -48,7 +48,7 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
                 logger.warning("%s: %s", side, error)
                 continue
             runs[side].append(run)
-            logger.info("%s %d/%d: %.1f token/s", side, turn, repeat, run["tokens_per_s"])
+            logger.info("%s %d/%d: %s", side, turn, repeat, _line(run))
     ours = summarize(runs[OURS])
     rates = [run["gemm_gflops"] for side in runs.values() for run in side]
     return {
@@ -71,6 +71,14 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
             "gemm_spread": max(rates) / min(rates),
         },
     }
+
+
+def _line(run: dict[str, Any]) -> str:
+    """A run in short, for who watches, and for what is left of a benchmark that was killed."""
+    return (
+        f"{run['tokens_per_s']:.1f} token/s, MFU {run['mfu']:.3f} of "
+        f"{run['gemm_gflops']:.0f} GFLOP/s, {run['peak_rss_gib']:.2f} GiB"
+    )
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from intel_ft.training.trainer import Workload
 
 
 def our_trainer(
-    task: Task, examples: Examples, cost: StepCost, folder: Path
+    task: Task, examples: Examples, cost: StepCost, folder: Path, world: World
 ) -> tuple[Any, Stopwatch]:
-    """What `intel-ft train` would train with, and the stopwatch that ends it."""
+    """What `intel-ft train` would train with, and the stopwatch that ends it. All ranks of `world`
+    count the tokens of the global batch, and stop after the same step.
+    """
     config = _config(task, folder)
     base = random_model(task.workload, task.seed, packed.NAME)
     shape = task.workload
@@ -39,7 +41,7 @@ def our_trainer(
         quadratic_cost=cost.quadratic_cost,
     )
     # The rate is measured after training; what the run's own records say of MFU is not read.
-    work = Workload(plan, examples, cost, gemm_rate=1.0, packed=True, world=World())
+    work = Workload(plan, examples, cost, gemm_rate=1.0, packed=True, world=world)
     trainer = trainer_for(config, model, work)
     tally = Tally()
 
@@ -47,7 +49,7 @@ def our_trainer(
         step = plan.step(index)
         tally.add(examples.lengths[step.examples].tolist(), step.supervised_tokens)
 
-    watch = Stopwatch(tally, task.seconds, count)
+    watch = Stopwatch(tally, task.seconds, count, lambda enough: bool(world.largest(int(enough))))
     trainer.add_callback(watch)
     return trainer, watch
 

@@ -14,6 +14,7 @@ import transformers
 
 from intel_ft.backends import cpu, gemm
 from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.insight.process import answer
 from intel_ft.insight.sides import OURS, Task
@@ -38,7 +39,7 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
     if task.side == OURS:
         from intel_ft.insight.ours import our_trainer
 
-        trainer, watch = our_trainer(task, examples, cost, folder)
+        trainer, watch = our_trainer(task, examples, cost, folder, World())
     else:
         from intel_ft.insight.peers import peer_trainer
 

@@ -43,15 +43,21 @@ class Tally:
 class Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Ends the training after warm-up and `seconds` of timed steps; `step_times` has those.
 
-    `count`, if given, is called after each step with its number from 0, to add to `tally`.
+    `count`, if given, is called after each step with its number from 0, to add to `tally`. `agree`
+    makes one answer of what several ranks say to "enough?".
     """
 
     def __init__(
-        self, tally: Tally, seconds: float, count: Callable[[int], None] | None = None
+        self,
+        tally: Tally,
+        seconds: float,
+        count: Callable[[int], None] | None = None,
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
         self.tally = tally
         self.seconds = seconds
         self.count = count
+        self.agree = agree
         self.ends: list[float] = []
         self.warm_up, self.least = WARM_UP_STEPS, LEAST_STEPS
         self._began = 0.0
@@ -77,6 +83,6 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
         if state.global_step == self.warm_up:
             self.tally.clear()
         self.ends.append(now)
-        enough = now - self.ends[0] >= self.seconds
-        control.should_training_stop = enough and len(self.ends) > self.least
+        enough = now - self.ends[0] >= self.seconds and len(self.ends) > self.least
+        control.should_training_stop = self.agree(enough)
         return control

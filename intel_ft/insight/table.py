@@ -85,6 +85,26 @@ def scale_table(report: dict[str, Any]) -> Table:
     return Table(columns, rows, (*notes, machine_line(report["machine"])))
 
 
+def ranks_table(report: dict[str, Any]) -> Table:
+    """The report of bench_ranks, a line a number of ranks, weak scaling and then strong."""
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{scaling}, {point['ranks']}",
+            f"{point['tokens_per_s']:,.0f}",
+            f"{point['efficiency']:.3f}",
+            f"{point['step_s']:.3g}",
+            f"{100 * point['exchange_share']:.1f}",
+            f"{point['rank_imbalance']:.3f}",
+        )
+        for scaling in ("weak", "strong")
+        for point in report[scaling]
+    ]
+    columns = ("token/s", "efficiency", "step s", "exchange, % of time", "imbalance")
+    title = f"{report['workload']}, ranks of {report['cores']} cores"
+    note = f"{report['collective']}, {report['gradient_mib']:.1f} MiB of gradients a step."
+    return Table((title, *columns), rows, (note, machine_line(report["machine"])))
+
+
 def quality_table(report: dict[str, Any]) -> Table:
     """The report of bench_quality: the base, then a line a side, its seeds' losses at the end."""
     seeds = range(report["seeds"])

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
+from intel_ft.distributed.rank import asked_to_stop
 from intel_ft.distributed.world import World
 from intel_ft.errors import Stopped
 from intel_ft.files import write_text
@@ -135,8 +136,8 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
 
 
 class SignalStop(TrainerCallback):  # type: ignore[misc]
-    """Turns the first SIGINT or SIGTERM, on any rank, into a save and a stop at the end of the
-    current step.
+    """Turns the first SIGINT or SIGTERM, on any rank or at `launch`, into a save and a stop at the
+    end of the current step.
 
     Used as a context manager around training; a second SIGINT interrupts at once.
     """
@@ -163,6 +164,8 @@ class SignalStop(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask the Trainer to save and stop."""
+        if self.world.rank == 0:
+            self.received = self.received or asked_to_stop()
         self.received = self.world.largest(self.received or 0) or None
         if self.received is not None:
             control.should_save = True

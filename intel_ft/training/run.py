@@ -5,10 +5,9 @@ from cli.train and demo.
 import errno
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ import transformers
 from intel_ft import __version__
 from intel_ft.backends import cpu
 from intel_ft.config import Config
-from intel_ft.distributed.join import join, leave
-from intel_ft.distributed.world import World, started_as
+from intel_ft.decisions import Decision
+from intel_ft.distributed.join import joined
+from intel_ft.distributed.started import started_as
+from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
 from intel_ft.models.adapter import load_weights, restore_weights
@@ -54,15 +55,28 @@ class Summary:
     seconds: float
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Summary:
-    """Run the training that `config` describes and write its run folder.
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    bound: Sequence[Decision] = (),
+) -> Summary:
+    """Run the training that `config` describes and write its run folder; `bound` says how this
+    process was bound to cores, for the records.
 
     Raises UserError for bad input, EnvironmentProblem for a machine that cannot hold it, Stopped
     after a signal, IntelFTError for a failure; whole checkpoints survive all of them, and an
     earlier run's folder is touched only once everything else has been found good.
     """
-    world = started_as()
-    joined = join(world, config.backend.collective, timedelta(seconds=config.backend.timeout))
+    world = World(*astuple(started_as()))
+    with joined(world, config.backend) as decisions:
+        return _train(config, world, [*bound, *decisions], resume=resume, overwrite=overwrite)
+
+
+def _train(
+    config: Config, world: World, decided: list[Decision], *, resume: bool, overwrite: bool
+) -> Summary:
     run = config.output.directory
     with world.together():
         start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
@@ -82,14 +96,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
     with world.together(), _explained(config):
         if world.rank == 0:
             run_folder.begin(run, overwrite=overwrite)
-            run_folder.write_records(run, config, [*joined, *decisions], world.size)
+            run_folder.write_records(run, config, [*decided, *decisions], world.size)
     with _explained(config):
         trainer = trainer_for(config, model, work)
         _train_from(start, trainer, config.train.early_stopping)
     with world.together(), _explained(config):
         if world.rank == 0:
             _write_adapter(run / "adapter", trainer, config, inputs)
-    leave(world)
     return _summary(run, trainer, work)
 
 

@@ -39,6 +39,7 @@ class Meter:
     supervised_tokens: int = 0
     flops: float = 0.0
     imbalance: float = 0.0
+    exchange_seconds: float = 0.0
 
     def add(self, other: "Meter") -> None:
         """Add another meter's readings to this one's."""
@@ -56,6 +57,7 @@ class Meter:
             "rank_imbalance": self.imbalance / max(self.steps, 1),
             "rss_gib": rss_gib(),
             "step_s": seconds / max(self.steps, 1),
+            "exchange_s": self.exchange_seconds / max(self.steps, 1),
         }
 
 
@@ -128,9 +130,12 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         return hash((self.args.seed, step, self.work.world.rank)) % 2**63
 
     def _exchange(self, loss: Tensor) -> None:
-        """Sum the gradients, and with them the loss [1], over all ranks: one exchange a step."""
+        """Sum the gradients, and with them the loss [1], over all ranks: one exchange a step. Its
+        time has the waiting for slower ranks in it.
+        """
         if self.work.world.size == 1:
             return
+        began = time.perf_counter()
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         for weight in weights:
             if weight.grad is None:  # this rank's share was empty
@@ -140,6 +145,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         sizes = [part.numel() for part in parts]
         for part, total in zip(parts, summed.split_with_sizes(sizes), strict=True):
             part.copy_(total)
+        self.work.interval.exchange_seconds += time.perf_counter() - began
 
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
         """Not in DDP: `training_step` exchanges the gradients. Trainer leaves a model alone that

@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import metrics, shortest_examples, write_config
-from safetensors.torch import load_file
+from worlds import assert_same, fresh, losses, wait_for
 
 from intel_ft.distributed.oneccl import why_not_usable
 
 SCRIPTS = Path(sys.executable).parent
-STEPS = 16
 needs_oneccl = pytest.mark.skipif(why_not_usable() is not None, reason=str(why_not_usable()))
 
 
@@ -63,45 +61,12 @@ def finished(process, code=0):
     return out, err
 
 
-def fresh(folder, **train):
-    folder.mkdir()
-    shortest_examples(folder / "train.jsonl", 0, 40)
-    shortest_examples(folder / "eval.jsonl", 40, 50)
-    settings = {
-        "max_steps": STEPS,
-        "global_batch_size": 7,  # no number of ranks divides it
-        "max_tokens_per_row": 256,
-        "save_steps": 4,
-        "eval_steps": 8,
-        "logging_steps": 1,
-        "learning_rate": 0.002,
-    }
-    data = {"train": "train.jsonl", "eval": "eval.jsonl", "max_length": 256}
-    write_config(folder / "config.yaml", data=data, train=settings | train)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The run on one rank."""
     folder = fresh(tmp_path_factory.mktemp("ranks") / "one")
     finished(started(alone, 1, folder))
     return folder / "out"
-
-
-def losses(run):
-    return [line.get("loss", line.get("eval_loss")) for line in metrics(run)]
-
-
-def assert_same(run, reference, tolerance=1e-5, adapter=1e-4):
-    for name in ("step", "tokens", "supervised_tokens", "lr"):
-        found, wanted = ([line.get(name) for line in metrics(r)] for r in (run, reference))
-        assert found == wanted
-    assert losses(run) == pytest.approx(losses(reference), rel=tolerance)
-    found, wanted = (load_file(r / "adapter/adapter_model.safetensors") for r in (run, reference))
-    assert found.keys() == wanted.keys()
-    for name, weight in wanted.items():
-        assert (found[name] - weight).norm() <= adapter * weight.norm(), name
 
 
 @pytest.mark.parametrize(
@@ -170,14 +135,6 @@ def test_a_users_mistake_is_one_line(tmp_path):
     said = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "train.jsonl" in said[0], err
     assert not (folder / "out").exists()
-
-
-def wait_for(path, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def ranks_of(launched):

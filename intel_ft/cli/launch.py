@@ -1,0 +1,113 @@
+"""`intel-ft launch`."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from intel_ft.cli.options import ConfigFile, Json, Overrides
+from intel_ft.cli.train import Overwrite, Resume
+
+
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Hosts, one a line; without it, this one.")
+    ] = None,
+    ranks_per_host: Annotated[
+        int | None, typer.Option(min=1, help="Default: as tuned, or one a NUMA node.")
+    ] = None,
+    via: Annotated[
+        Literal["mpirun", "accelerate", "torchrun", "slurm", "pbs", "k8s", "k8s-trainjob"],
+        typer.Option(help="What starts the ranks; the last four write a job to submit."),
+    ] = "mpirun",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start again from the last checkpoint so often.")
+    ] = 0,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="Go on without hosts that cannot be reached.")
+    ] = False,
+    ssh: Annotated[str, typer.Option(help="The program that reaches hosts.")] = "ssh",
+    mpirun: Annotated[
+        str | None, typer.Option(help="Default: the one beside this Python, else on PATH.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Of a job for slurm, pbs or k8s.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The job file; default: print it.")
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Also hand the job in.")] = False,
+    image: Annotated[str, typer.Option(help="Container image of a job for k8s.")] = "intel-ft",
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First measure how many ranks this host likes.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command and its environment, run nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train CONFIG with several ranks, on this host or many."""
+    from intel_ft import config as configuration
+    from intel_ft.distributed.launch import jobs
+    from intel_ft.distributed.launch.run import Request, launch, prepare, starting
+
+    settings = configuration.load(config, overrides)
+    if tune:
+        _tune()
+    train = (*(["--resume"] if resume else []), *(["--overwrite"] if overwrite else []))
+    request = Request(
+        config=config,
+        overrides=tuple(overrides or ()),
+        run=settings.output.directory,
+        train=(*train, "--json") if json else train,
+        hostfile=hostfile,
+        ranks_per_host=ranks_per_host,
+        via=via,
+        ssh=ssh,
+        mpirun=mpirun,
+        max_restarts=max_restarts,
+        elastic=elastic,
+    )
+    if via in jobs.KINDS:
+        text = jobs.write(request, nodes, image)
+        _hand_in(via, text, output, submit=submit and not dry_run)
+        return
+    if dry_run:
+        job, decisions = prepare(request, check=False)
+        command = starting(request, job)
+        for decision in decisions:
+            typer.echo(f"# {decision}")
+        for name, value in sorted(command.environment.items()):
+            typer.echo(f"export {name}={shlex.quote(value)}")
+        typer.echo(shlex.join(command.arguments))
+        return
+    if code := launch(request):
+        raise typer.Exit(code)
+
+
+def _tune() -> None:
+    from intel_ft.distributed import topology
+    from intel_ft.distributed.launch.tune import measure
+
+    for ranks, rate in measure(topology.read()):
+        typer.echo(f"{ranks} ranks: {rate:.0f} GFLOP/s", err=True)
+
+
+def _hand_in(via: str, text: str, output: Path | None, *, submit: bool) -> None:
+    from intel_ft.distributed.launch import jobs
+    from intel_ft.errors import UserError
+    from intel_ft.files import write_text
+
+    if output is None:
+        if submit:
+            raise UserError("--submit needs --output: the file that is handed in")
+        typer.echo(text, nl=False)
+        return
+    write_text(output, text)
+    typer.echo(f"{output}: {shlex.join(jobs.submission(via, output))}")
+    if submit:
+        os.execvp(jobs.submission(via, output)[0], jobs.submission(via, output))

@@ -1,0 +1,168 @@
+"""A job as the command line of a launcher; called from distributed.launch.run.
+
+No launcher binds: each rank binds itself (distributed.binding), which works alike for all of them
+and where hosts differ. Flags: Intel MPI's Developer Reference, mpirun(1) of Open MPI 4 and 5, the
+Hydra page of MPICH's wiki, `torchrun --help`, `accelerate launch --help`.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from intel_ft.distributed.launch.job import Job, forwarded
+from intel_ft.errors import EnvironmentProblem, UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """An argument list, what it needs in the environment, and files to be written before it runs
+    (their text by path).
+    """
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    launcher: str
+
+
+def command(job: Job, via: str, hostfile: Path | None = None) -> Command:
+    """The command for `via`: mpirun, accelerate or torchrun. Raises EnvironmentProblem where it is
+    not installed.
+    """
+    if via == "torchrun":
+        return _torchrun(job)
+    program = job.mpirun or find("mpirun")
+    flavour = _flavour(program)
+    if via == "accelerate":
+        return _accelerate(job, program, flavour, hostfile)
+    return {"Intel MPI": _intel_mpi, "Open MPI": _open_mpi, "MPICH": _mpich}[flavour](job, program)
+
+
+def find(name: str) -> str:
+    """A launcher beside this Python (Intel MPI's wheel puts it there), else on PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise EnvironmentProblem(
+            f"{name} was not found: install Intel MPI (`pip install impi-rt`), Open MPI or MPICH, "
+            "or use --via torchrun"
+        )
+    return found
+
+
+def _flavour(program: str) -> str:
+    """Which MPI `mpirun` is."""
+    try:
+        done = subprocess.run(
+            [program, "--version"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | _wheel(program),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EnvironmentProblem(f"{program} --version failed ({error})") from None
+    text = done.stdout + done.stderr
+    for mark, flavour in (
+        ("Intel(R) MPI", "Intel MPI"),
+        ("Open MPI", "Open MPI"),
+        ("OpenRTE", "Open MPI"),
+        ("HYDRA", "MPICH"),
+    ):
+        if mark in text:
+            return flavour
+    raise EnvironmentProblem(
+        f"{program} is none of Intel MPI, Open MPI and MPICH: {' '.join(text.split())[:80]}"
+    )
+
+
+def _wheel(program: str) -> dict[str, str]:
+    """What Intel MPI from its wheel needs to find itself; an oneAPI script has set it."""
+    root = Path(program).parent.parent
+    if not (root / "lib/libmpi.so.12").exists() or "I_MPI_ROOT" in os.environ:
+        return {}
+    return {"I_MPI_ROOT": str(root), "PATH": f"{root / 'bin'}:{os.environ.get('PATH', '')}"}
+
+
+def _intel_mpi(job: Job, program: str) -> Command:
+    # mpirun is a shell script around this one, and does not pass signals on.
+    arguments = [str(Path(program).with_name("mpiexec.hydra"))]
+    environment = _wheel(program) | {"I_MPI_PIN": "off"}
+    if job.hosts:
+        environment["I_MPI_HYDRA_BOOTSTRAP"] = "ssh"
+        if job.ssh != "ssh":
+            environment["I_MPI_HYDRA_BOOTSTRAP_EXEC"] = job.ssh
+        arguments += ["-hosts", ",".join(job.hosts)]
+    arguments += ["-n", str(job.ranks), "-ppn", str(job.ranks_per_host)]
+    return Command((*arguments, *job.program), environment, "Intel MPI")
+
+
+def _mpich(job: Job, program: str) -> Command:
+    arguments = [program]
+    if job.hosts:
+        arguments += ["-hosts", ",".join(f"{host}:{job.ranks_per_host}" for host in job.hosts)]
+        if job.ssh != "ssh":
+            arguments += ["-launcher", "ssh", "-launcher-exec", job.ssh]
+    arguments += ["-n", str(job.ranks), "-bind-to", "none"]
+    return Command((*arguments, *job.program), {}, "MPICH")
+
+
+def _open_mpi(job: Job, program: str) -> Command:
+    arguments = [program, "--bind-to", "none"]
+    if os.geteuid() == 0:
+        arguments.append("--allow-run-as-root")
+    if job.hosts:
+        # Without these it never notices that a host is gone: 60 + 3 * 10 s.
+        for name, seconds in (("time", 60), ("intvl", 10), ("probes", 3)):
+            arguments += ["--mca", f"oob_tcp_keepalive_{name}", str(seconds)]
+        arguments += ["--host", ",".join(f"{host}:{job.ranks_per_host}" for host in job.hosts)]
+        arguments += ["--map-by", f"ppr:{job.ranks_per_host}:node"]
+        if job.ssh != "ssh":
+            arguments += ["--mca", "plm_rsh_agent", job.ssh]
+        for name in forwarded():
+            arguments += ["-x", name]
+    else:
+        arguments.append("--oversubscribe")  # it counts cores; we have decided
+    arguments += ["-np", str(job.ranks)]
+    return Command((*arguments, *job.program), {}, "Open MPI")
+
+
+def _accelerate(job: Job, program: str, flavour: str, hostfile: Path | None) -> Command:
+    """Accelerate starts CPU ranks on several hosts through mpirun, and none on a single one."""
+    if hostfile is None:
+        raise UserError(
+            "--via accelerate needs --hostfile: without one it starts a single process, whatever "
+            "--num_processes says; use --via mpirun or torchrun"
+        )
+    host, _, port = job.master.rpartition(":")
+    environment = _wheel(program)
+    environment["PATH"] = f"{Path(program).parent}:{os.environ.get('PATH', '')}"
+    if flavour == "Intel MPI":
+        environment["I_MPI_PIN"] = "off"
+    if job.ssh != "ssh":
+        name = "I_MPI_HYDRA_BOOTSTRAP_EXEC" if flavour == "Intel MPI" else "OMPI_MCA_plm_rsh_agent"
+        environment[name] = job.ssh
+    if flavour == "Open MPI":
+        environment |= {"OMPI_MCA_hwloc_base_binding_policy": "none"}
+        if os.geteuid() == 0:
+            environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    arguments = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines"]
+    arguments += [str(len(job.hosts)), "--num_processes", str(job.ranks), "--main_process_ip", host]
+    arguments += ["--main_process_port", port, "--mpirun_hostfile", str(hostfile)]
+    arguments += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # It puts its own Python before the program, which is `python -m intel_ft ...`.
+    return Command((*arguments, *job.program[1:]), environment, f"accelerate, {flavour}")
+
+
+def _torchrun(job: Job) -> Command:
+    if job.hosts:
+        raise UserError(
+            "--via torchrun starts the ranks of this host alone: for a host file use --via mpirun, "
+            "for torchrun on every host --via slurm"
+        )
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments += ["--nproc-per-node", str(job.ranks), "--no-python"]
+    return Command((*arguments, *job.program), {}, "torchrun")

@@ -1,0 +1,149 @@
+"""What is checked on every host before a run starts there: each host reports, the launching one
+compares; called from distributed.launch.run, and as a program on each host.
+"""
+
+import hashlib
+import json
+import platform
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from intel_ft.errors import EnvironmentProblem, UserError
+
+_PACKAGES = ("intel_ft", "torch", "transformers", "peft", "accelerate", "oneccl")
+_CLOCK = 30.0  # seconds that clocks may differ: file times and logs are compared by people
+_REACH = 10  # seconds for a host to answer
+_EDGE = 2**16  # bytes hashed at each end of a weight file
+
+SAME = {
+    "python": "Python",
+    "packages": "package versions",
+    "config": "config file",
+    "base": "base model",
+}
+
+
+def reach(hosts: tuple[str, ...], ssh: str) -> list[str]:
+    """Those hosts that cannot be reached, each with the reason."""
+
+    def problem(host: str) -> str | None:
+        command = [ssh, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_REACH}", host, "true"]
+        try:
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, timeout=2 * _REACH
+            )
+        except FileNotFoundError:
+            raise EnvironmentProblem(f"{ssh} was not found: it is how hosts are reached") from None
+        except subprocess.TimeoutExpired:
+            return f"{host} (no answer in {2 * _REACH} s)"
+        if done.returncode == 0:
+            return None
+        last = done.stderr.strip().splitlines()[-1:] or [f"{ssh} exit code {done.returncode}"]
+        return f"{host} ({last[0][:100]})"
+
+    with ThreadPoolExecutor(16) as pool:
+        return [found for found in pool.map(problem, hosts) if found is not None]
+
+
+def report(config_file: Path, overrides: list[str]) -> dict[str, Any]:
+    """What this host has, as plain values."""
+    from intel_ft import config as configuration
+    from intel_ft.distributed import topology
+
+    problem, config, base = None, None, None
+    try:
+        settings = configuration.load(config_file, overrides)
+        config = hashlib.sha256(settings.to_yaml().encode()).hexdigest()[:16]
+        base = fingerprint(settings.model.name_or_path)
+    except UserError as error:
+        problem = str(error)
+    host = topology.read()
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return {
+        "host": platform.node(),
+        "problem": problem,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "config": config,
+        "base": base,
+        "time": time.time(),
+        "cores": host.usable,
+        "nodes": len(host.nodes),
+        "port": port,
+    }
+
+
+def fingerprint(name_or_path: str) -> str:
+    """Of a local model folder: its small files whole, the ends and the size of its weights. A Hub
+    id stands for itself.
+    """
+    from intel_ft.assets import resolve
+
+    folder = Path(resolve(name_or_path))
+    if not folder.is_dir():
+        return name_or_path
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_EDGE))
+            file.seek(max(0, size - _EDGE))
+            digest.update(file.read(_EDGE))
+    return digest.hexdigest()[:16]
+
+
+def compare(reports: list[dict[str, Any]], hosts: int) -> None:
+    """Raise UserError or EnvironmentProblem for the first thing that is not right."""
+    if len(reports) != hosts:
+        names = ", ".join(report["host"] for report in reports)
+        raise EnvironmentProblem(f"{hosts} hosts were started, {len(reports)} reported ({names})")
+    for report in reports:
+        if report["problem"]:
+            raise UserError(f"on {report['host']}: {report['problem']}")
+    first = reports[0]
+    for key, what in SAME.items():
+        for other in reports[1:]:
+            if other[key] != first[key]:
+                raise EnvironmentProblem(
+                    f"{first['host']} and {other['host']} do not have the same {what}: "
+                    f"{_difference(first[key], other[key])}"
+                )
+    latest = max(reports, key=lambda report: float(report["time"]))
+    earliest = min(reports, key=lambda report: float(report["time"]))
+    apart = latest["time"] - earliest["time"]
+    if apart > _CLOCK:
+        raise EnvironmentProblem(
+            f"the clocks of {earliest['host']} and {latest['host']} are {apart:.0f} s apart: set "
+            "them by NTP"
+        )
+
+
+def _difference(first: Any, other: Any) -> str:
+    if not isinstance(first, dict):
+        return f"{first} and {other}"
+    return ", ".join(
+        f"{key} {first[key]} and {other[key]}" for key in first if first[key] != other[key]
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    # One write, so that lines of several hosts do not mix.
+    sys.stdout.write(json.dumps(report(Path(sys.argv[1]), sys.argv[2:])) + "\n")

@@ -1,0 +1,100 @@
+"""Running a launcher until it ends: signals passed on, nothing left behind; called from
+distributed.launch.run.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from intel_ft.distributed.launch.commands import Command
+from intel_ft.distributed.rank import FAILED, STOP
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+GRACE = 20.0  # seconds that a launcher gets to end its ranks after one has failed
+
+logger = logging.getLogger(__name__)
+
+
+def supervise(command: Command, logs: Path) -> int:
+    """Run the command to its end; the exit code of the first rank that failed, else the launcher's,
+    or 128 + the number of the signal that ended it.
+
+    A first SIGTERM or SIGINT asks the ranks, through a file in `logs`, to save after their step and
+    stop; a second one kills. A launcher that still runs GRACE seconds after a rank ended the job
+    (because a host is gone) is killed, too.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    for name in (FAILED, STOP):
+        (logs / name).unlink(missing_ok=True)
+    process = subprocess.Popen(
+        command.arguments,
+        env=os.environ | command.environment,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - no other thread runs yet
+    )
+    with _passing_signals_to(process, logs / STOP), _killing_when(process, logs / FAILED):
+        code = process.wait()
+    _kill(process)  # what a killed launcher left behind
+    with contextlib.suppress(OSError, ValueError):
+        code = int((logs / FAILED).read_text(encoding="utf-8")) if code else 0
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def _passing_signals_to(process: subprocess.Popen[bytes], stop: Path) -> Iterator[None]:
+    def receive(number: int, _: FrameType | None) -> None:
+        if stop.exists():
+            _kill(process)
+            return
+        logger.warning("%s: the ranks save after this step", signal.Signals(number).name)
+        stop.write_text(f"{number}\n", encoding="utf-8")
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _killing_when(process: subprocess.Popen[bytes], failed: Path) -> Iterator[None]:
+    ended = threading.Event()
+
+    def watch() -> None:
+        since: float | None = None
+        while not ended.wait(1.0):
+            if not failed.exists():
+                continue
+            since = since or time.monotonic()
+            if time.monotonic() - since > GRACE:
+                logger.warning("the launcher did not end %g s after a rank failed: killed", GRACE)
+                _kill(process)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end the launcher, and so its ranks, when this process is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

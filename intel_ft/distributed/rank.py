@@ -1,0 +1,91 @@
+"""What a process does first when it is one of several ranks; called from cli.train, before torch
+loads.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+from intel_ft.decisions import Decision
+from intel_ft.distributed.binding import bind
+from intel_ft.distributed.started import started_as
+from intel_ft.errors import EnvironmentProblem
+
+LOGS = "INTEL_FT_LOGS"  # the folder of logs, for what writes more into it
+FAILED = "failed"  # the file there that has the exit code of the first rank that failed
+STOP = "stop"  # the file there in which `launch` leaves the number of a signal it received
+
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class Expected(NamedTuple):
+    """What `launch` tells each rank: how many there are, rank 0's HOST:PORT, where logs go."""
+
+    ranks: int | None = None
+    master: str | None = None
+    logs: Path | None = None
+
+
+def begin(expected: Expected, wanted_binding: str) -> list[Decision]:
+    """Check that the world is the one that was launched, log to a file of this rank's own, and bind
+    to cores. Raises EnvironmentProblem.
+    """
+    started = started_as()
+    if expected.ranks is not None and started.size != expected.ranks:
+        raise EnvironmentProblem(
+            f"{expected.ranks} ranks were launched, but this process sees {started.size} "
+            f"(launcher: {started.launcher}): is the mpirun that started it another MPI's?"
+        )
+    if expected.ranks is not None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # if the launcher is killed
+    if expected.master is not None:
+        host, _, port = expected.master.rpartition(":")
+        os.environ.setdefault("MASTER_ADDR", host)
+        os.environ.setdefault("MASTER_PORT", port)
+    if started.size > 1:
+        os.environ["RANK"] = str(started.rank)  # error lines name it
+    if expected.logs is not None:
+        os.environ[LOGS] = str(expected.logs)
+        _log_to(expected.logs / f"rank-{started.rank}.log")
+    if started.rank:
+        for handler in logging.getLogger().handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.WARNING)
+    decisions = bind(started, wanted_binding)
+    for decision in decisions:
+        logging.getLogger(__name__).info("%s", decision)
+    return decisions
+
+
+def leave_exit_code(code: int) -> None:
+    """Tell `launch` the code this process ends with: launchers return one of their own, and hang
+    where a host is gone.
+    """
+    if logs := os.environ.get(LOGS):
+        with contextlib.suppress(OSError), (Path(logs) / FAILED).open("x") as file:
+            file.write(f"{code}\n")
+
+
+def asked_to_stop() -> int | None:
+    """The signal that `launch` received, if any: launchers answer signals by killing ranks."""
+    try:
+        return int((Path(os.environ[LOGS]) / STOP).read_text(encoding="utf-8"))
+    except (KeyError, OSError, ValueError):
+        return None
+
+
+def _log_to(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+    except OSError as error:
+        raise EnvironmentProblem(f"{path}: no log can be written ({error.strerror})") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    faulthandler.enable(os.open(path, os.O_WRONLY | os.O_APPEND))

@@ -1,0 +1,137 @@
+"""The cores, NUMA nodes and limits of this host as the kernel tells them; called from
+distributed.layout, distributed.launch and insight.
+
+Everything is read below a root folder, so that a recorded tree of another machine can be read too.
+The files: admin-guide/cputopology.rst and cgroup-v2.rst of
+Linux's documentation.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+_KIB = 2**20  # in a GiB
+
+
+class Core(NamedTuple):
+    """A physical core: its socket, its NUMA node, and those of its hardware threads that may be
+    used.
+    """
+
+    socket: int
+    node: int
+    threads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What a process may use of its host.
+
+    `cores` are in the order of their nodes; `memory` is GiB by NUMA node, those without cores (HBM
+    in flat mode) included; `quota` is the time, in cores, that control groups allow.
+    """
+
+    cores: tuple[Core, ...]
+    memory: dict[int, float]
+    quota: float | None
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The NUMA nodes that have cores."""
+        return tuple(dict.fromkeys(core.node for core in self.cores))
+
+    @property
+    def sockets(self) -> int:
+        """How many sockets have cores."""
+        return len({core.socket for core in self.cores})
+
+    @property
+    def usable(self) -> int:
+        """Cores that can compute at the same time: a quota may allow less than there are."""
+        limit = len(self.cores) if self.quota is None else int(self.quota)
+        return max(1, min(len(self.cores), limit))
+
+
+def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
+    """The host's topology; `allowed` are the CPU numbers to look at, by default this process's."""
+    cpus = root / "sys/devices/system/cpu"
+    online = parse_list(_text(cpus / "online")) or os.sched_getaffinity(0)
+    allowed = (os.sched_getaffinity(0) if allowed is None else allowed) & online
+    memory, node_of = _nodes(root / "sys/devices/system/node")
+    threads: dict[tuple[int, int, int], list[int]] = {}
+    for cpu in sorted(allowed):
+        topology = cpus / f"cpu{cpu}/topology"
+        socket = _number(topology / "physical_package_id")
+        siblings = parse_list(_text(topology / "thread_siblings_list")) or {cpu}
+        threads.setdefault((node_of.get(cpu, 0), max(0, socket), min(siblings)), []).append(cpu)
+    cores = tuple(
+        Core(socket, node, tuple(cpus)) for (node, socket, _), cpus in sorted(threads.items())
+    )
+    return Topology(cores, memory, _quota(_control_group(root)))
+
+
+def bound() -> bool:
+    """Whether this process has fewer CPUs than the process that started it: a launcher, or we
+    ourselves, bound it to cores of its own.
+    """
+    try:
+        return os.sched_getaffinity(0) < os.sched_getaffinity(os.getppid())
+    except OSError:
+        return False  # a parent of another user
+
+
+def parse_list(text: str) -> set[int]:
+    """The numbers of a list such as `0-3,8,10-11`."""
+    numbers: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        numbers |= set(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def _nodes(folder: Path) -> tuple[dict[int, float], dict[int, int]]:
+    """GiB by node, and the node of each CPU."""
+    memory: dict[int, float] = {}
+    node_of: dict[int, int] = {}
+    for path in sorted(folder.glob("node[0-9]*")):
+        node = int(path.name.removeprefix("node"))
+        node_of |= dict.fromkeys(parse_list(_text(path / "cpulist")), node)
+        for line in _text(path / "meminfo").splitlines():
+            if "MemTotal:" in line:
+                memory[node] = int(line.split()[-2]) / _KIB
+    return memory, node_of
+
+
+def _control_group(root: Path) -> list[Path]:
+    """The folders of this process's control group (version 2), innermost first."""
+    top = root / "sys/fs/cgroup"
+    inner = next(
+        (line[3:] for line in _text(root / "proc/self/cgroup").splitlines() if line[:3] == "0::"),
+        "/",
+    )
+    found = [top / inner.strip("/")]
+    while found[-1] != top and top in found[-1].parents:
+        found.append(found[-1].parent)
+    return found
+
+
+def _quota(groups: list[Path]) -> float | None:
+    quotas = []
+    for group in groups:
+        quota, _, period = _text(group / "cpu.max").partition(" ")
+        if quota.isdigit() and period.strip().isdigit():
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def _number(path: Path) -> int:
+    text = _text(path).strip()
+    return int(text) if text.lstrip("-").isdigit() else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""  # an older kernel, or a container that hides it

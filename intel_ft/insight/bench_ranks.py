@@ -1,0 +1,116 @@
+"""`bench ranks`: the same work by 1, 2, 4, ... ranks of so many cores each, through a real
+launcher; called from cli.bench.
+"""
+
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from intel_ft.distributed import topology
+from intel_ft.distributed.launch.commands import command
+from intel_ft.distributed.launch.job import Job
+from intel_ft.distributed.launch.run import free_port
+from intel_ft.errors import IntelFTError, UserError
+from intel_ft.insight import machine
+from intel_ft.insight.sides import OURS, Task
+from intel_ft.insight.workloads import workload
+
+logger = logging.getLogger(__name__)
+
+SCALINGS = ("weak", "strong")
+_METRICS = ("tokens_per_s", "step_s", "exchange_share", "rank_imbalance")
+
+
+def values_of(text: str | None, cores: int) -> list[int]:
+    """How many ranks to run, sorted: those in `text`, or powers of two up to what the host holds.
+
+    Raises UserError for what is no number or does not fit.
+    """
+    most = topology.read().usable // cores
+    if most < 1:
+        raise UserError(f"--cores {cores}: this process may use {topology.read().usable}")
+    if text is None:
+        return [2**n for n in range(most.bit_length())]
+    try:
+        values = sorted({int(value) for value in text.split(",")})
+    except ValueError:
+        raise UserError(f"--values {text}: write whole numbers, as 1,2,4") from None
+    if values[0] < 1 or values[-1] > most:
+        raise UserError(f"--values {text}: 1 to {most} ranks of {cores} cores fit here")
+    return values
+
+
+def bench_ranks(
+    name: str, values: list[int], cores: int, via: str, repeat: int, seconds: float
+) -> dict[str, Any]:
+    """Weak scaling (as many examples a rank) and strong (as many in all): {workload, cores,
+    weak, strong, machine}; each is a list of points with `ranks`, the medians of rank_side's
+    measurements, and `efficiency`: token/s over that of the fewest ranks, a rank.
+
+    The batch is 4 times the workload's, so that a step has several rows to share out: for each of
+    the fewest ranks, and in strong scaling for all. Raises UserError, EnvironmentProblem, and
+    IntelFTError where a run fails.
+    """
+    batch = 4 * workload(name).batch * values[0]
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for turn in range(1, repeat + 1):
+        for scaling in SCALINGS:
+            for ranks in values:
+                if scaling == "strong" and ranks == values[0]:
+                    continue  # the same as in weak scaling
+                examples = batch * ranks // values[0] if scaling == "weak" else batch
+                task = Task(OURS, workload(name, batch=examples), seconds=seconds)
+                run = _run(task, ranks, cores, via)
+                runs.setdefault((scaling, ranks), []).append(run)
+                rate = run["tokens_per_s"]
+                logger.info("%s, %d ranks, %d/%d: %.1f token/s", scaling, ranks, turn, repeat, rate)
+    first = runs["weak", values[0]][0]
+    runs["strong", values[0]] = runs["weak", values[0]]
+    return {
+        "workload": name,
+        "cores": cores,
+        "collective": runs["weak", values[-1]][0]["collective"],
+        "gradient_mib": first["gradient_mib"],
+        **{scaling: _points({n: runs[scaling, n] for n in values}) for scaling in SCALINGS},
+        "machine": machine.describe(first["threads"]),
+    }
+
+
+def _points(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = []
+    for ranks, results in runs.items():
+        medians = {name: statistics.median(r[name] for r in results) for name in _METRICS}
+        a_rank = medians["tokens_per_s"] / ranks
+        base = points[0]["tokens_per_s"] / points[0]["ranks"] if points else a_rank
+        rates = [result["tokens_per_s"] for result in results]
+        points.append({"ranks": ranks, **medians, "efficiency": a_rank / base, "rates": rates})
+    return points
+
+
+def _run(task: Task, ranks: int, cores: int, via: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        program = [sys.executable, "-m", "intel_ft.insight.rank_side", task.to_json()]
+        port = free_port()
+        job = Job((*program, str(cores), str(file)), (), ranks, f"127.0.0.1:{port}")
+        start = command(job, via)
+        ports = {"MASTER_PORT": str(port)} if via == "mpirun" else {}
+        done = subprocess.run(
+            start.arguments,
+            env={**os.environ, **start.environment, "OMP_NUM_THREADS": str(cores), **ports},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode or not file.exists():
+            said = [line for line in done.stderr.splitlines() if "Error" in line or "error" in line]
+            text = (said or done.stderr.splitlines() or ["no word"])[-1][:200]
+            raise IntelFTError(f"{ranks} ranks by {start.launcher}: {text}")
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return result

@@ -1,0 +1,216 @@
+"""`launch` up to the point where something starts: host files, command lines, job files, and what
+hosts report of themselves.
+"""
+
+import shlex
+import stat
+import subprocess
+
+import pytest
+import yaml
+
+from intel_ft.distributed.launch import commands, jobs, preflight
+from intel_ft.distributed.launch.job import Job, forwarded, read_hostfile
+from intel_ft.distributed.launch.run import Request
+from intel_ft.errors import EnvironmentProblem, UserError
+
+PROGRAM = ("python", "-m", "intel_ft", "train", "run.yaml")
+TWO_HOSTS = Job(PROGRAM, ("node1", "node2"), 4, "node1:29500")
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts", "slots"),
+    [
+        ("node1\nnode2\n", ("node1", "node2"), None),
+        ("# all\nnode1 slots=4\nnode2 slots=4 max_slots=8\n", ("node1", "node2"), 4),
+        ("node1:2\n\nnode-2.lan:2  # new\n", ("node1", "node-2.lan"), 2),
+        ("a\na\nb\nb\n", ("a", "b"), 2),  # PBS_NODEFILE
+        ("10.0.0.1\n", ("10.0.0.1",), None),
+    ],
+)
+def test_host_files(tmp_path, text, hosts, slots):
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    assert read_hostfile(path) == (hosts, slots)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no host in it"),
+        ("node1\n-oProxyCommand=evil\n", "line 2: '-oProxyCommand=evil' is not a host name"),
+        ("node1; rm -rf /\n", "line 1"),
+        ("a:2\nb:3\n", "the same number of ranks (a 2, b 3)"),
+        ("a:0\n", "line 1"),
+    ],
+)
+def test_host_files_that_are_wrong(tmp_path, text, said):
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_hostfile(path)
+    assert said in str(error.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_hostfile(tmp_path / "none")
+
+
+def fake(folder, monkeypatch, version):
+    """An mpirun that says this of its version, first on PATH."""
+    program = folder / "mpirun"
+    program.write_text(f"#!/bin/sh\necho '{version}'\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(commands, "find", lambda name: str(folder / name))
+    return program
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [
+        (
+            "Intel(R) MPI Library for Linux* OS, Version 2021.18",
+            "mpiexec.hydra -hosts node1,node2 -n 8 -ppn 4 python -m intel_ft train run.yaml",
+        ),
+        (
+            "HYDRA build details:\n Version: 4.2",
+            "mpirun -hosts node1:4,node2:4 -n 8 -bind-to none python -m intel_ft train run.yaml",
+        ),
+    ],
+)
+def test_commands_of_the_hydra_family(tmp_path, monkeypatch, version, wanted):
+    fake(tmp_path, monkeypatch, version)
+    command = commands.command(TWO_HOSTS, "mpirun")
+    assert shlex.join(command.arguments) == f"{tmp_path}/{wanted}"
+
+
+def test_open_mpi_is_told_what_to_forward(tmp_path, monkeypatch):
+    fake(tmp_path, monkeypatch, "mpirun (Open MPI) 4.1.4")
+    monkeypatch.setenv("HF_HOME", "/shared/hf")
+    monkeypatch.setenv("MY_SECRET", "1")
+    text = shlex.join(commands.command(TWO_HOSTS, "mpirun").arguments)
+    assert "--host node1:4,node2:4 --map-by ppr:4:node" in text
+    assert "--bind-to none" in text
+    assert "-x HF_HOME" in text
+    assert "MY_SECRET" not in text
+    assert text.endswith("-np 8 python -m intel_ft train run.yaml")
+
+
+def test_another_ssh_reaches_every_launcher(tmp_path, monkeypatch):
+    job = Job(PROGRAM, ("node1",), 1, "node1:29500", ssh="/opt/ssh")
+    for version in ("Intel(R) MPI", "Open MPI", "HYDRA"):
+        fake(tmp_path, monkeypatch, version)
+        command = commands.command(job, "mpirun")
+        assert "/opt/ssh" in [*command.arguments, *command.environment.values()]
+
+
+def test_an_unknown_mpirun_is_named(tmp_path, monkeypatch):
+    program = fake(tmp_path, monkeypatch, "usage: what")
+    with pytest.raises(EnvironmentProblem, match=f"{program} is none of Intel MPI"):
+        commands.command(TWO_HOSTS, "mpirun")
+
+
+def test_accelerate_needs_hosts_because_it_starts_one_process_without(tmp_path, monkeypatch):
+    fake(tmp_path, monkeypatch, "Intel(R) MPI")
+    with pytest.raises(UserError, match="starts a single process"):
+        commands.command(Job(PROGRAM, (), 2, "127.0.0.1:1"), "accelerate")
+
+
+def test_forwarded_names_exist(monkeypatch):
+    monkeypatch.setenv("OMP_PLACES", "cores")
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert {"OMP_PLACES", "PATH"} <= set(forwarded())
+    assert "LD_PRELOAD" not in forwarded()
+
+
+def request(tmp_path, via, **more):
+    values = {
+        "config": tmp_path / "a run.yaml",
+        "overrides": ("train.max_steps=3",),
+        "run": tmp_path / "Out 1",
+        "train": (),
+        "hostfile": None,
+        "ranks_per_host": 2,
+        "via": via,
+        "ssh": "ssh",
+        "mpirun": None,
+        "max_restarts": 1,
+        "elastic": False,
+    }
+    return Request(**values | more)
+
+
+@pytest.mark.parametrize("via", ["slurm", "pbs"])
+def test_job_scripts_are_shell_and_resume(tmp_path, via):
+    text = jobs.write(request(tmp_path, via), nodes=4, image="")
+    checked = subprocess.run(
+        ["bash", "-n"], input=text, text=True, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "--resume" in text
+    assert f"'{tmp_path}/a run.yaml' train.max_steps=3" in text
+    assert ("--ranks 8" in text) == (via == "slurm")
+    assert ("select=4" in text) == (via == "pbs")
+
+
+def test_kubernetes_manifests(tmp_path):
+    text = jobs.write(request(tmp_path, "k8s"), nodes=3, image="registry.example/ft:1")
+    job = yaml.safe_load(text)
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
+    assert job["metadata"]["name"] == "out-1"
+    roles = job["spec"]["mpiReplicaSpecs"]
+    assert (roles["Worker"]["replicas"], job["spec"]["slotsPerWorker"]) == (3, 2)
+    command = roles["Launcher"]["template"]["spec"]["containers"][0]["command"]
+    assert command[:2] == ["intel-ft", "launch"]
+    assert "/etc/mpi/hostfile" in command
+    trainer = yaml.safe_load(jobs.write(request(tmp_path, "k8s-trainjob"), 3, "i"))["spec"][
+        "trainer"
+    ]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 2)
+    assert trainer["command"][-2:] == ["--ranks", "6"]
+
+
+def test_jobs_choose_their_own_hosts_and_keep_what_is_done(tmp_path):
+    with pytest.raises(UserError, match="chooses the hosts"):
+        jobs.write(request(tmp_path, "slurm", hostfile=tmp_path / "h"), 2, "")
+    with pytest.raises(UserError, match="would lose"):
+        jobs.write(request(tmp_path, "pbs", train=("--overwrite",)), 2, "")
+
+
+def report(host, **more):
+    values = {"python": "3.11", "packages": {"torch": "2.13.0"}, "config": "a", "base": "b"}
+    return {"host": host, "problem": None, "time": 1000.0, **values, **more}
+
+
+@pytest.mark.parametrize(
+    ("reports", "error", "said"),
+    [
+        ([report("n1")], EnvironmentProblem, "2 hosts were started, 1 reported (n1)"),
+        ([report("n1"), report("n2", problem="no data")], UserError, "on n2: no data"),
+        (
+            [report("n1"), report("n2", packages={"torch": "2.8.0"})],
+            EnvironmentProblem,
+            "n1 and n2 do not have the same package versions: torch 2.13.0 and 2.8.0",
+        ),
+        ([report("n1"), report("n2", base="c")], EnvironmentProblem, "same base model: b and c"),
+        ([report("n1"), report("n2", time=1100.0)], EnvironmentProblem, "100 s apart"),
+    ],
+)
+def test_hosts_that_differ_are_named(reports, error, said):
+    with pytest.raises(error) as raised:
+        preflight.compare(reports, 2)
+    assert said in str(raised.value)
+    preflight.compare([report("n1"), report("n2", time=1003.0)], 2)
+
+
+def test_a_model_folder_is_known_by_its_content(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(300_000))
+    (tmp_path / "config.json").write_text("{}")
+    before = preflight.fingerprint(str(tmp_path))
+    assert preflight.fingerprint(str(tmp_path)) == before
+    (tmp_path / "config.json").write_text("[]")
+    assert preflight.fingerprint(str(tmp_path)) != before
+    assert preflight.fingerprint("org/name") == "org/name"
+
+
+def test_an_ssh_that_is_not_there():
+    with pytest.raises(EnvironmentProblem, match="no-such-ssh was not found"):
+        preflight.reach(("node1",), "no-such-ssh")

@@ -1,0 +1,114 @@
+"""Cores, nodes and limits read from the trees of machines that are not here; and who gets what."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sys_trees import snc4_with_hbm, two_sockets_of_four_nodes, write_machine
+
+from intel_ft.distributed import topology
+from intel_ft.distributed.binding import as_list
+from intel_ft.distributed.layout import places, ranks_per_host
+from intel_ft.distributed.topology import Core, Topology
+
+
+def everything(root):
+    return topology.read(root, allowed=set(range(1024)))
+
+
+def test_two_sockets_of_four_nodes_with_hyper_threading(tmp_path):
+    found = everything(two_sockets_of_four_nodes(tmp_path))
+    assert (found.sockets, len(found.nodes), len(found.cores), found.usable) == (2, 8, 112, 112)
+    assert found.cores[0] == Core(0, 0, (0, 112))
+    assert found.cores[-1] == Core(1, 7, (111, 223))
+    assert sum(found.memory.values()) == pytest.approx(512)
+    assert ranks_per_host(found)[0] == 8
+    shares = places(found, 8)
+    assert [as_list(place.cpus) for place in shares[:2]] == ["0-13", "14-27"]
+    assert [place.nodes for place in shares] == [(n,) for n in range(8)]
+    assert [place.nodes for place in places(found, 2)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert all(len(place.nodes) == 1 and len(place.cpus) == 7 for place in places(found, 16))
+
+
+def test_hbm_nodes_have_memory_and_no_ranks(tmp_path):
+    found = everything(snc4_with_hbm(tmp_path))
+    assert found.nodes == (0, 1, 2, 3)
+    assert set(found.memory) == set(range(8))
+    assert ranks_per_host(found)[0] == 4
+    assert [place.nodes for place in places(found, 4)] == [(0,), (1,), (2,), (3,)]
+
+
+def test_a_slurm_job_of_some_cores(tmp_path):
+    """What Slurm bound this process to is all there is, and both threads of a core are one core."""
+    root = two_sockets_of_four_nodes(tmp_path)
+    found = topology.read(root, allowed={0, 1, 112, 113, 56, 57})
+    assert [core.threads for core in found.cores] == [(0, 112), (1, 113), (56,), (57,)]
+    assert found.nodes == (0, 4)
+    assert [place.cpus for place in places(found, 2)] == [(0, 1), (56, 57)]
+
+
+def test_a_quota_anywhere_above_counts(tmp_path):
+    found = everything(two_sockets_of_four_nodes(tmp_path, quota="450000 100000"))
+    assert (found.quota, found.usable) == (4.5, 4)
+    assert ranks_per_host(found)[0] == 1
+    assert sum(len(place.cpus) for place in places(found, 2)) == 4
+    with pytest.raises(ValueError, match="5 ranks, but 4 usable cores"):
+        places(found, 5)
+
+
+def test_a_bare_tree_is_one_node_of_what_is_allowed(tmp_path):
+    """As in a container that hides /sys."""
+    mine = os.sched_getaffinity(0)
+    found = topology.read(tmp_path)
+    assert [core.threads for core in found.cores] == [(cpu,) for cpu in sorted(mine)]
+    assert found.nodes == (0,)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.integers(1, 20),
+    st.none() | st.floats(0.5, 40),
+)
+def test_places_never_overlap_and_nobody_goes_without(cores_of_node, ranks, quota):
+    numbers = iter(range(100))
+    cores = tuple(
+        Core(0, node, (next(numbers),))
+        for node, count in enumerate(cores_of_node)
+        for _ in range(count)
+    )
+    host = Topology(cores, {}, quota)
+    if ranks > host.usable:
+        with pytest.raises(ValueError, match="usable cores"):
+            places(host, ranks)
+        return
+    shares = places(host, ranks)
+    taken = [cpu for place in shares for cpu in place.cpus]
+    assert len(shares) == ranks
+    assert all(place.cpus for place in shares)
+    assert len(taken) == len(set(taken)) <= max(ranks, host.usable)
+
+
+def test_lists_of_cpus():
+    assert topology.parse_list("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
+    assert topology.parse_list("") == set()
+    assert as_list([0, 1, 2, 3, 8, 10, 11]) == "0-3,8,10-11"
+
+
+def test_bound_means_fewer_than_the_parent_has():
+    mine = os.sched_getaffinity(0)
+    if len(mine) < 2:
+        pytest.skip("one CPU cannot be made fewer")
+    code = "from intel_ft.distributed.topology import bound; print(bound())"
+    own = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{min(mine)}]); {code}"]
+    assert subprocess.run(own, capture_output=True, text=True, check=True).stdout == "True\n"
+    free = [sys.executable, "-c", code]
+    assert subprocess.run(free, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_nodes_whose_cores_cannot_be_divided(tmp_path):
+    root = write_machine(tmp_path, [("0", 1), ("1-3", 1)], 2)
+    shares = places(everything(root), 4)
+    assert [place.cpus for place in shares] == [(0,), (1,), (2,), (3,)]
