@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup peers ccl demo test lint format clean
+.PHONY: setup peers ccl cluster demo test lint format clean
 
 setup: $(INSTALLED)
 
@@ -28,6 +28,13 @@ ccl: $(CCL)
 $(CCL): requirements-ccl.lock $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-ccl.lock
 	touch $@
+
+# What the tests of several hosts and of Slurm need; without it (or without root) they are skipped.
+# No service is started: the tests start their own.
+cluster:
+	apt-get update
+	RUNLEVEL=1 apt-get install --yes --no-install-recommends \
+	    iproute2 openssh-server openmpi-bin slurm-wlm munge
 
 demo: setup
 	rm -rf runs/demo

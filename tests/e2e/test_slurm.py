@@ -1,0 +1,91 @@
+"""A run as a Slurm job on two nodes (see slurm.py): signalled, it saves, is requeued and goes on to
+what an uninterrupted run computes.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import slurm
+from harness import MODEL, metrics, run, shortest_examples, write_config
+from hosts import wait
+
+STEPS = 12
+SCRIPT = """\
+#!/bin/bash
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=log
+#SBATCH --signal=TERM@60
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export GLOO_SOCKET_IFNAME=eth0
+
+newest() { find out -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort -V | tail -n 1; }
+before=$(newest)
+
+# In the foreground, and without a trap: Slurm signals the step (scancel --signal, --signal above),
+# not this shell. SIGTERM to srun itself would kill the ranks before they have saved.
+srun --kill-on-bad-exit=1 INTEL_FT train config.yaml ${before:+--resume}
+code=$?
+
+# 143 says that some rank was stopped by a signal, be it only because another one failed:
+# run again only what got further. A job that somebody cancelled does not come here.
+if [ "$code" -eq 143 ] && [ "$(newest)" != "$before" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+pytestmark = pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
+
+
+def fresh(folder):
+    folder.mkdir()
+    shortest_examples(folder / "train.jsonl", 0, 40)
+    train = {
+        "max_steps": STEPS,
+        "global_batch_size": 7,
+        "max_tokens_per_row": 256,
+        "save_steps": 100,  # but for the signal, none is saved before the end
+        "logging_steps": 1,
+        "learning_rate": 0.002,
+    }
+    model = {"name_or_path": str(MODEL), "dtype": "float32"}
+    data = {"train": "train.jsonl", "max_length": 256}
+    write_config(folder / "config.yaml", train=train, model=model, data=data)
+    program = Path(sys.executable).parent / "intel-ft"
+    (folder / "job.sh").write_text(SCRIPT.replace("INTEL_FT", str(program)))
+    return folder
+
+
+def losses(run_folder):
+    return [line["loss"] for line in metrics(run_folder) if "loss" in line]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with slurm.cluster(tmp_path / "cluster") as running:
+        yield running
+
+
+def test_a_signalled_job_is_requeued_and_goes_on(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = fresh(tmp_path / "job")
+    job = cluster.submit(folder / "job.sh")
+    wait((folder / "out/metrics.jsonl").exists, 240)
+    cluster.run("scancel", "--signal=TERM", job)
+    wait(lambda: cluster.field(job, "Restarts") == "1", 60)
+    saved = [path.name for path in (folder / "out").glob("checkpoint-*")]
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    ended = cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED", seconds=240)
+    log = (folder / "log").read_text()
+    assert ended == "COMPLETED", log
+    assert len(saved) == 1 and f"SIGTERM: saved {saved[0]}" in log
+    assert f"resuming from out/{saved[0]}" in log
+    alone = fresh(tmp_path / "alone")
+    assert run("train", "config.yaml", cwd=alone).code == 0
+    assert losses(folder / "out") == pytest.approx(losses(alone / "out"), rel=1e-5)
+    assert len(losses(alone / "out")) == STEPS

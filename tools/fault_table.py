@@ -1,0 +1,57 @@
+"""The table of faults in docs/multi-node.md: each fault so many times, on two hosts made of
+namespaces (tests/hosts.py), as root:
+
+    tools/fault_table.py --runs 10 -- intel-ft launch config.yaml --hostfile hosts
+
+The command runs on the first host, in a folder with config.yaml and a host file `hosts`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+_TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path[:0] = [str(_TESTS), str(_TESTS / "faults")]
+
+
+def main() -> None:
+    """Write each outcome as a line of JSON to stderr, and the table to stdout."""
+    import hosts
+    from cluster_faults import FAULTS, Outcome, suffer
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--bound", type=float, default=120, help="seconds that a job may hang")
+    parser.add_argument("--fault", action="append", choices=list(FAULTS))
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    if problem := hosts.why_not():
+        sys.exit(f"error: {problem}")
+    print("| fault | runs | job ended after, s | nothing left after, s | checkpoints lost |")
+    print("|---|---|---|---|---|")
+    for fault in options.fault or FAULTS:
+        outcomes: list[Outcome] = []
+        for _ in range(options.runs):
+            with tempfile.TemporaryDirectory() as folder, hosts.cluster(Path(folder), 2) as cluster:
+                outcomes.append(suffer(fault, cluster, options.command, os.environ, options.bound))
+            print(json.dumps(dataclasses.asdict(outcomes[-1])), file=sys.stderr, flush=True)
+        ended = _range([outcome.seconds for outcome in outcomes])
+        empty = _range([outcome.empty for outcome in outcomes])
+        lost = sum(outcome.lost for outcome in outcomes)
+        print(f"| {fault} | {len(outcomes)} | {ended} | {empty} | {lost} |", flush=True)
+
+
+def _range(seconds: list[float | None]) -> str:
+    """Shortest to longest, and how many never."""
+    known = [value for value in seconds if value is not None]
+    text = f"{min(known):.1f} to {max(known):.1f}" if known else ""
+    never = len(seconds) - len(known)
+    return f"{text} ({never} never)" if never else text
+
+
+if __name__ == "__main__":
+    main()
