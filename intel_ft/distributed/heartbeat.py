@@ -42,8 +42,10 @@ class Heartbeat:
         self._store.set(f"host/{world.rank}", platform.node())
         self._store.set(str(world.rank), "0")
         dist.barrier()
+        self._done = time.monotonic()  # when the thread last got through the store
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, name="heartbeat watch", daemon=True).start()
 
     def stop(self) -> None:
         """Stop beating and watching."""
@@ -65,13 +67,19 @@ class Heartbeat:
                     who = f"rank 0 on {hosts[0]}" if self._world.rank else "the c10d store"
                     self._end(f"{who} has ended or cannot be reached")
                 return
-            now = time.monotonic()
+            now = self._done = time.monotonic()
             for rank, host, value in zip(watched, hosts, values, strict=True):
                 if value != heard[rank][0]:
                     heard[rank] = (value, now)
                 elif now - heard[rank][1] > self._timeout:
                     silent = f"gave no sign of life for {self._timeout:g} s"
                     self._end(f"rank {rank} on {host} {silent}")
+
+    def _watch(self) -> None:
+        """A call to a store that is cut off may never return."""
+        while not self._stopped.wait(self._timeout / BEATS):
+            if time.monotonic() - self._done > self._timeout:
+                self._end(f"rank 0 cannot be reached for {self._timeout:g} s")
 
     def _end(self, text: str) -> None:
         """Leave at once: the main thread may wait in a library, and launchers end the others."""

@@ -40,7 +40,9 @@ before=$(newest)
 
 rm -f {logs}/failed {logs}/stop
 srun --cpu-bind=none --kill-on-bad-exit=1 {program} &
-trap 'kill -TERM %1' TERM            # preempted: srun passes it on, and the ranks save and stop
+# The time is nearly over, or the job is preempted: rank 0 sees the file, and all save and stop.
+# (A signal to srun itself would kill them unsaved. `scancel --signal=TERM JOB` reaches the ranks.)
+trap 'echo 15 > {logs}/stop' TERM
 wait %1
 code=$?
 while kill -0 %1 2>/dev/null; do wait %1; code=$?; done

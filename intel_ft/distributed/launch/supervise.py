@@ -17,7 +17,8 @@ from types import FrameType
 from intel_ft.distributed.launch.commands import Command
 from intel_ft.distributed.rank import FAILED, STOP
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+_GENERATIONS = 5  # of orphans: a launcher, its proxies, their ranks
 GRACE = 20.0  # seconds that a launcher gets to end its ranks after one has failed
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def supervise(command: Command, logs: Path) -> int:
     (because a host is gone) is killed, too.
     """
     logs.mkdir(parents=True, exist_ok=True)
+    _adopt_orphans()
     for name in (FAILED, STOP):
         (logs / name).unlink(missing_ok=True)
     process = subprocess.Popen(
@@ -42,7 +44,7 @@ def supervise(command: Command, logs: Path) -> int:
     )
     with _passing_signals_to(process, logs / STOP), _killing_when(process, logs / FAILED):
         code = process.wait()
-    _kill(process)  # what a killed launcher left behind
+    _kill(process)
     with contextlib.suppress(OSError, ValueError):
         code = int((logs / FAILED).read_text(encoding="utf-8")) if code else 0
     return code if code >= 0 else 128 - code
@@ -95,6 +97,18 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _adopt_orphans() -> None:
+    """What a launcher leaves when it ends, such as its ssh, becomes a child of this process."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The launcher, and everything it started and left on this host."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for _ in range(_GENERATIONS):  # children of what is killed become ours
+        for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            if int(child) != process.pid:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(int(child), signal.SIGKILL)
+                    os.waitpid(int(child), 0)
