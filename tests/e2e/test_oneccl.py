@@ -92,7 +92,7 @@ def test_a_users_own_script_with_one_import(example, launcher, tmp_path):
     done = launch(launcher(2), EXAMPLES / f"{example}.py", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     # Each rank saw other rows, and all have the same weights.
-    first, second = re.findall(r"rank \d of 2, (\w+: \S+)", done.stdout)
+    first, second = re.findall(r"rank \d of 2, (\w+: -?[\d.]+)", done.stdout)
     assert first == second and first.startswith("ccl: ")
 
 

@@ -131,6 +131,8 @@ def set_environment() -> None:
     folder, mpi = _folders()[0], under_intel_mpi()
     values = {
         "CCL_LOG_LEVEL": "error",
+        # oneccl.calls has a thread for it; one more that polls makes all wait where cores are few.
+        "CCL_WORKER_OFFLOAD": "0",
         "FI_PROVIDER_PATH": str(folder),
         "I_MPI_ROOT": str(folder.parent),
         "CCL_ATL_TRANSPORT": "mpi" if mpi else "ofi",
