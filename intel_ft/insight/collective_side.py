@@ -6,6 +6,7 @@ SIDE is ccl, gloo or mpi4py, the rest comma-separated. All of them work on the s
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,8 +15,12 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
+from intel_ft.distributed.join import join, leave, network_interface
+from intel_ft.distributed.world import World, started_as
 from intel_ft.insight.process import answer
 
 Array = NDArray[np.float32]
@@ -81,15 +86,8 @@ def measure(ranks: Ranks, collective: str, size: int) -> list[float]:
     return slowest
 
 
-def _of_torch(backend: str) -> Ranks:
+def _of_torch(backend: str, world: World) -> Ranks:
     """A process group as a training run makes it."""
-    import torch
-    import torch.distributed as dist
-
-    from intel_ft.distributed.join import join, leave
-    from intel_ft.distributed.world import started_as
-
-    world = started_as()
     join(world, backend, _TIMEOUT)
     return Ranks(
         world.rank,
@@ -124,7 +122,11 @@ def main() -> None:
     """
     side, collectives, sizes = sys.argv[1:]
     with answer() as stream:
-        ranks = _of_mpi() if side == "mpi4py" else _of_torch(side)
+        world = started_as()
+        if world.local_size < world.size and (interface := network_interface(world)):
+            # libfabric over TCP would take the first that is up, which may lead nowhere.
+            os.environ.setdefault("FI_TCP_IFACE", interface.value)
+        ranks = _of_mpi() if side == "mpi4py" else _of_torch(side, world)
         seconds = {
             collective: [measure(ranks, collective, int(size)) for size in sizes.split(",")]
             for collective in collectives.split(",")
