@@ -46,8 +46,8 @@ def main() -> None:
         ]
         print(f"| {nodes} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
     print(
-        f"\nA message takes {found['alpha_s'] * 1e6:.0f} us and gets {share:.0%} of the link. Where "
-        f"it was measured, this is off by {found['median_error']:.0%} in the median, at most "
+        f"\nA message takes {found['alpha_s'] * 1e6:.0f} us and gets {share:.0%} of the link. "
+        f"Where it was measured, this is off by {found['median_error']:.0%} in the median, at most "
         f"{found['worst_error']:.0%}."
     )
     if asked.check:

@@ -27,7 +27,7 @@ Array = NDArray[np.float32]
 
 BATCHES = 5
 _MOST_CALLS = 200  # in a batch
-_BATCH_BYTES = 2**26  # a batch ends after about as many, and after at least one call
+_BATCH_SECONDS = 0.2  # about, and at least one call
 _TIMEOUT = timedelta(minutes=5)
 _PERIOD = 61  # of the pattern that buffers are checked with; sums of it are exact in fp32
 
@@ -72,7 +72,7 @@ def measure(ranks: Ranks, collective: str, size: int) -> list[float]:
     if not np.array_equal(buffer, wanted):
         raise RuntimeError(f"{collective} of {size} bytes gave a wrong result")
     buffer.fill(0)  # so that sums of sums stay numbers
-    number = max(1, min(_MOST_CALLS, _BATCH_BYTES // size))
+    number = _calls_in_a_batch(ranks, call)
     batches = []
     for _ in range(BATCHES):
         ranks.all_reduce(ranks.wrap(np.zeros(1, np.float32)))  # start together
@@ -84,6 +84,15 @@ def measure(ranks: Ranks, collective: str, size: int) -> list[float]:
     ranks.all_gather(ranks.wrap(everyone), ranks.wrap(np.array(batches, np.float32)))
     slowest: list[float] = everyone.reshape(ranks.size, BATCHES).max(axis=0).tolist()
     return slowest
+
+
+def _calls_in_a_batch(ranks: Ranks, call: Callable[[], object]) -> int:
+    """As many as one call on the first rank suggests, the same on all."""
+    start = time.perf_counter()
+    call()
+    spent = np.array([time.perf_counter() - start], np.float32)
+    ranks.broadcast(ranks.wrap(spent))
+    return max(1, min(_MOST_CALLS, int(_BATCH_SECONDS / spent[0])))
 
 
 def _of_torch(backend: str, world: World) -> Ranks:
