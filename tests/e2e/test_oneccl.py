@@ -100,7 +100,7 @@ def test_a_rank_that_does_not_come_is_an_error_in_time(tmp_path):
     began = time.monotonic()
     done = launch(mpirun(2), PROGRAM, "late", tmp_path / "store")
     assert "said: oneCCL: all_reduce" in done.stdout, done.stdout + done.stderr
-    assert "was not done after 2 s" in done.stdout
+    assert "was not done after 8 s" in done.stdout
     assert done.returncode != 0
     assert time.monotonic() - began < 45  # the sleeping rank is ended by mpirun
 
