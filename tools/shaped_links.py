@@ -2,7 +2,7 @@
 
 python tools/shaped_links.py --gbit 1 --ms 0.1 -- intel-ft bench collectives --hosts node1,node2
 
-The hosts are network namespaces of this machine with an sshd each (tests/e2e/hosts.py; needs root),
+The hosts are network namespaces of this machine with an sshd each (tests/hosts.py; needs root),
 the links are tools/slow_switch.py's. What they were found to be is said on stderr before the
 command starts: on a machine with few cores, less than was asked for.
 """
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "tests/e2e"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from hosts import Cluster, Host, cluster, why_not
 
 _PROBE = """\
