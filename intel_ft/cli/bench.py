@@ -186,6 +186,50 @@ def quality(
     _print(report, None if json else quality_table(report), markdown)
 
 
+@app.command()
+def collectives(
+    ranks: Annotated[int, typer.Option(min=2, help="Processes.")] = 2,
+    sizes: Annotated[
+        str, typer.Option(help="Bytes of the buffers.")
+    ] = "1K,4K,16K,64K,256K,1M,4M,16M,40M,64M,256M",
+    collective: Annotated[
+        list[str] | None,
+        typer.Option(help="all-reduce, broadcast or all-gather; may be repeated; default all."),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="gloo or mpi4py; may be repeated; default those installed."),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each side, in turns.")] = 3,
+    hosts: Annotated[
+        str | None, typer.Option(help="Such as node1,node2, for mpirun; default this host.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also write this SVG plot.")] = None,
+    markdown: Markdown = False,
+    json: Json = False,
+) -> None:
+    """Latency and bandwidth of the ccl backend, gloo and mpi4py between ranks."""
+    from intel_ft.errors import UserError
+    from intel_ft.files import write_text
+    from intel_ft.insight.bench_collectives import COLLECTIVES, bench_collectives, sizes_of
+
+    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
+        raise UserError(f"--plot {plot}: name a file in a folder that exists")
+    report = bench_collectives(
+        ranks,
+        sizes_of(sizes),
+        collective or list(COLLECTIVES),
+        peer,
+        repeat,
+        hosts.split(",") if hosts else [],
+    )
+    from intel_ft.insight.collective_table import collectives_table, plotted
+
+    if plot is not None:
+        write_text(plot, plotted(report))
+    _print(report, None if json else collectives_table(report), markdown)
+
+
 def _print(report: dict[str, Any], table: Any, markdown: bool) -> None:
     """One JSON object if there is no table to print, else that."""
     if table is None:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -31,12 +31,17 @@ def environment(threads: int | None) -> dict[str, str]:
 
 
 def measured(
-    side: str, module: str, arguments: list[str], environment: Mapping[str, str]
+    side: str,
+    module: str,
+    arguments: list[str],
+    environment: Mapping[str, str],
+    launcher: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What `python -m module arguments` answers. Raises IntelFTError, naming `side`."""
+    """What `launcher python -m module arguments` answers. Raises IntelFTError, naming `side`."""
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [*launcher, sys.executable, "-m", module, *arguments],
         env=environment,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,

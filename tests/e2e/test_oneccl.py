@@ -1,22 +1,26 @@
 """The `ccl` backend under real launchers: what its collectives give, how it fails, how it ends."""
 
 import os
+import re
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from intel_ft.assets import resolve
 from intel_ft.distributed.oneccl import why_not_usable
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAM = Path(__file__).with_name("collectives.py")
 SCRIPTS = Path(sys.executable).parent
 
 pytestmark = pytest.mark.skipif(why_not_usable() is not None, reason=str(why_not_usable()))
 
 
-def launch(command, mode, folder, program=PROGRAM):
+def launch(command, *program):
     environment = {
         **os.environ,
         "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
@@ -25,7 +29,7 @@ def launch(command, mode, folder, program=PROGRAM):
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(
-        [*command, program, mode, folder / "store"],
+        [*command, *program],
         env=environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -64,18 +68,47 @@ def finished(done, ranks):
     ids=["mpirun 2", "mpirun 4", "torchrun 2", "plain"],
 )
 def test_every_collective(command, ranks, mode, tmp_path):
-    finished(launch(command, mode, tmp_path), ranks)
+    finished(launch(command, PROGRAM, mode, tmp_path / "store"), ranks)
 
 
-@pytest.mark.parametrize("launcher", [mpirun, torchrun])
-def test_transformers_own_trainer(launcher, tmp_path):
-    finished(launch(launcher(2), "", tmp_path, PROGRAM.with_name("trainer_on_ccl.py")), 2)
+@pytest.mark.parametrize(
+    ("example", "launcher"),
+    [
+        ("plain_ddp", mpirun),
+        ("transformers_trainer", mpirun),
+        ("transformers_trainer", torchrun),
+        ("trl_sft", mpirun),
+    ],
+)
+def test_a_users_own_script_with_one_import(example, launcher, tmp_path):
+    if example == "trl_sft":
+        pytest.importorskip("trl")
+    rows = tmp_path / "rows.jsonl"
+    with Path(resolve("docstring-to-python/train.jsonl")).open() as stream:
+        rows.write_text("".join(islice(stream, 32)))
+    arguments = (
+        [] if example == "plain_ddp" else [resolve("tiny-python-llama"), rows, tmp_path / "out"]
+    )
+    done = launch(launcher(2), EXAMPLES / f"{example}.py", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Each rank saw other rows, and all have the same weights.
+    first, second = re.findall(r"rank \d of 2, (\w+: -?[\d.]+)", done.stdout)
+    assert first == second and first.startswith("ccl: ")
 
 
 def test_a_rank_that_does_not_come_is_an_error_in_time(tmp_path):
     began = time.monotonic()
-    done = launch(mpirun(2), "late", tmp_path)
+    done = launch(mpirun(2), PROGRAM, "late", tmp_path / "store")
     assert "said: oneCCL: all_reduce" in done.stdout, done.stdout + done.stderr
-    assert "was not done after 2 s" in done.stdout
+    assert "was not done after 8 s" in done.stdout
     assert done.returncode != 0
     assert time.monotonic() - began < 45  # the sleeping rank is ended by mpirun
+
+
+def test_its_cpu_plugin_is_taken_where_the_loaders_path_has_others():
+    asked = "from intel_ft.distributed.oneccl import why_not_usable; print(why_not_usable())"
+    environment = {**os.environ, "LD_LIBRARY_PATH": f"{sys.prefix}/lib"}
+    environment.pop("CCL_PLUGIN", None)  # set here by the question above
+    command = [sys.executable, "-c", asked]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"

@@ -86,6 +86,8 @@ def library() -> Library:
     folders = _folders()
     if not folders:
         raise RuntimeError(f"oneCCL ({_PLUGIN}) was not found: {INSTALL}")
+    # Before its first call, which else takes the GPU's plugin where the loader's path has one.
+    os.environ.setdefault("CCL_PLUGIN", "ONECCL_LEGACY_CPU")
     try:
         loaded = Library(folders, mpi=under_intel_mpi())
     except (OSError, AttributeError) as error:
@@ -128,8 +130,9 @@ def set_environment() -> None:
     """
     folder, mpi = _folders()[0], under_intel_mpi()
     values = {
-        "CCL_PLUGIN": "ONECCL_LEGACY_CPU",
         "CCL_LOG_LEVEL": "error",
+        # oneccl.calls has a thread for it; one more that polls makes all wait where cores are few.
+        "CCL_WORKER_OFFLOAD": "0",
         "FI_PROVIDER_PATH": str(folder),
         "I_MPI_ROOT": str(folder.parent),
         "CCL_ATL_TRANSPORT": "mpi" if mpi else "ofi",
