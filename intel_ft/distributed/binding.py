@@ -28,16 +28,11 @@ def bind(started: Started, wanted: str) -> list[Decision]:
         return [Decision(name, as_list(cpus), "the launcher bound this rank to these cores")]
     found = topology.read()
     try:
-        all_places = places(found, started.local_size)
+        place = places(found, started.local_size)[started.local_rank]
     except ValueError as error:
         return [Decision(name, "none", str(error))]
-    place = all_places[started.local_rank]
     os.sched_setaffinity(0, place.cpus)
     memory = _prefer_memory(place) if len(found.memory) > 1 else ""
-    # oneCCL's own thread works while the rank's threads wait for the sum, so it needs no core of
-    # its own. The list has an entry for each rank of the host.
-    workers = ",".join(str(other.cpus[-1]) for other in all_places)
-    os.environ.setdefault("CCL_WORKER_AFFINITY", workers)
     why = f"rank {started.local_rank} of {started.local_size} on this host{memory}"
     return [Decision(name, as_list(place.cpus), why)]
 

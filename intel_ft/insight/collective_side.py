@@ -9,18 +9,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from intel_ft.distributed.join import join, leave, network_interface
-from intel_ft.distributed.world import World, started_as
+from intel_ft.config import BackendConfig
+from intel_ft.distributed.join import joined, network_interface
+from intel_ft.distributed.started import started_as
+from intel_ft.distributed.world import World
 from intel_ft.insight.process import answer
 
 Array = NDArray[np.float32]
@@ -28,7 +30,7 @@ Array = NDArray[np.float32]
 BATCHES = 5
 _MOST_CALLS = 200  # in a batch
 _BATCH_SECONDS = 0.2  # about, and at least one call
-_TIMEOUT = timedelta(minutes=5)
+_TIMEOUT = 300  # seconds
 _PERIOD = 61  # of the pattern that buffers are checked with; sums of it are exact in fp32
 
 
@@ -44,7 +46,6 @@ class Ranks:
     all_reduce: Callable[[Any], object]
     broadcast: Callable[[Any], object]
     all_gather: Callable[[Any, Any], object]
-    leave: Callable[[], object]
 
 
 def measure(ranks: Ranks, collective: str, size: int) -> list[float]:
@@ -95,33 +96,33 @@ def _calls_in_a_batch(ranks: Ranks, call: Callable[[], object]) -> int:
     return max(1, min(_MOST_CALLS, int(_BATCH_SECONDS / spent[0])))
 
 
-def _of_torch(backend: str, world: World) -> Ranks:
+@contextmanager
+def _of_torch(backend: Literal["ccl", "gloo"], world: World) -> Iterator[Ranks]:
     """A process group as a training run makes it."""
-    join(world, backend, _TIMEOUT)
-    return Ranks(
-        world.rank,
-        world.size,
-        torch.from_numpy,
-        dist.all_reduce,
-        lambda whole: dist.broadcast(whole, 0),
-        dist.all_gather_into_tensor,
-        lambda: leave(world),
-    )
+    with joined(world, BackendConfig(collective=backend, timeout=_TIMEOUT)):
+        yield Ranks(
+            world.rank,
+            world.size,
+            torch.from_numpy,
+            dist.all_reduce,
+            lambda whole: dist.broadcast(whole, 0),
+            dist.all_gather_into_tensor,
+        )
 
 
-def _of_mpi() -> Ranks:
+@contextmanager
+def _of_mpi() -> Iterator[Ranks]:
     """mpi4py's calls without pickling. It ends MPI itself when the process ends."""
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
-    return Ranks(
+    yield Ranks(
         world.rank,
         world.size,
         lambda array: array,
         lambda whole: world.Allreduce(MPI.IN_PLACE, whole),
         world.Bcast,
         lambda whole, own: world.Allgather(own, whole),
-        lambda: None,
     )
 
 
@@ -131,18 +132,20 @@ def main() -> None:
     """
     side, collectives, sizes = sys.argv[1:]
     with answer() as stream:
-        world = started_as()
+        world = World(*astuple(started_as()))
         if world.local_size < world.size and (interface := network_interface(world)):
             # libfabric over TCP would take the first that is up, which may lead nowhere.
             os.environ.setdefault("FI_TCP_IFACE", interface.value)
-        ranks = _of_mpi() if side == "mpi4py" else _of_torch(side, world)
-        seconds = {
-            collective: [measure(ranks, collective, int(size)) for size in sizes.split(",")]
-            for collective in collectives.split(",")
-        }
-        if ranks.rank == 0:
-            json.dump({"ranks": ranks.size, "seconds": seconds}, stream)
-        ranks.leave()
+        group = (
+            _of_mpi() if side == "mpi4py" else _of_torch("ccl" if side == "ccl" else "gloo", world)
+        )
+        with group as ranks:
+            seconds = {
+                collective: [measure(ranks, collective, int(size)) for size in sizes.split(",")]
+                for collective in collectives.split(",")
+            }
+            if ranks.rank == 0:
+                json.dump({"ranks": ranks.size, "seconds": seconds}, stream)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Training on several hosts (see hosts.py) under Intel MPI and Open MPI: the losses of one rank."""
+"""`launch` on several hosts (see hosts.py) under Intel MPI and Open MPI: the losses of one rank."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,47 +46,44 @@ def reference(tmp_path_factory):
     return [line["loss"] for line in metrics(folder / "out")]
 
 
-def intel_mpi(number):
-    if problem := why_not_usable():
-        pytest.skip(problem)
-    names = ",".join(f"node{i}" for i in range(1, number + 1))
-    # Without FI_TCP_IFACE the ranks try docker0, whose address all hosts have, and wait for ever.
-    variables = {"I_MPI_ROOT": sys.prefix, "FI_TCP_IFACE": "eth0"}
-    variables["PATH"] = f"{SCRIPTS}:{os.environ['PATH']}"
-    return [SCRIPTS / "mpirun", "-hosts", names, "-ppn", "1", "-n", str(number)], variables
-
-
-def open_mpi(number):
-    program = Path("/usr/bin/mpirun.openmpi")
-    if not program.exists():
-        pytest.skip("no Open MPI: make cluster")
-    names = ",".join(f"node{i}" for i in range(1, number + 1))
-    exported = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "PYTHONPATH")
-    flags = [flag for name in exported if name in os.environ for flag in ("-x", name)]
-    flags += ["-x", "MASTER_ADDR", "-x", "MASTER_PORT", "--bind-to", "none", "--allow-run-as-root"]
-    return [program, "-H", names, "-n", str(number), *flags], {}
-
-
 @pytest.mark.parametrize(
-    ("launcher", "number", "collective"), [(intel_mpi, 3, "ccl"), (open_mpi, 2, "gloo")]
+    ("mpirun", "number", "collective"),
+    [("mpirun", 3, "ccl"), ("mpirun.openmpi", 3, "gloo"), ("mpirun.openmpi", 2, "gloo")],
 )
-def test_hosts_compute_what_one_rank_does(
-    launcher, number, collective, cluster, reference, tmp_path
-):
-    command, variables = launcher(number)
+def test_hosts_compute_what_one_rank_does(mpirun, number, collective, cluster, reference, tmp_path):
+    if collective == "ccl" and (problem := why_not_usable()):
+        pytest.skip(problem)
+    program = shutil.which(mpirun, path=f"{SCRIPTS}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip(f"no {mpirun}: make cluster")
     folder = fresh(tmp_path / "run")
-    variables |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "OMP_NUM_THREADS": "1"}
+    (folder / "hosts").write_text("".join(f"node{i}\n" for i in range(1, number + 1)))
+    command = [SCRIPTS / "intel-ft", "launch", "config.yaml", "--hostfile", "hosts"]
     process = cluster.hosts[0].start(
-        [*command, SCRIPTS / "intel-ft", "train", "config.yaml"],
+        [*command, "--mpirun", program, "--ranks-per-host", "1"],
         cwd=folder,
-        env=os.environ | variables,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     assert f"backend.collective = {collective}" in out
+    assert "network interface = eth0 (the route to node1)" in out
     assert [line["loss"] for line in metrics(folder / "out")] == pytest.approx(reference, rel=1e-5)
+
+
+def test_hosts_that_are_gone_or_differ_are_named(cluster, tmp_path):
+    folder = fresh(tmp_path / "run")
+    (folder / "hosts").write_text("node1\nnode2\nnode9\n")
+    command = [SCRIPTS / "intel-ft", "launch", "config.yaml", "--hostfile", "hosts"]
+    said = cluster.hosts[0].start(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    out, _ = said.communicate(timeout=120)
+    assert said.returncode == 3
+    assert "error: cannot be reached: node9" in out and "--elastic" in out, out
+    assert not (folder / "out").exists()
 
 
 def test_hosts_are_apart(cluster):

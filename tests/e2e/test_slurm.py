@@ -2,43 +2,12 @@
 what an uninterrupted run computes.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import slurm
 from harness import MODEL, metrics, run, shortest_examples, write_config
 from hosts import wait
 
 STEPS = 12
-SCRIPT = """\
-#!/bin/bash
-#SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output=log
-#SBATCH --signal=TERM@60
-
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-export GLOO_SOCKET_IFNAME=eth0
-
-newest() { find out -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort -V | tail -n 1; }
-before=$(newest)
-
-# In the foreground, and without a trap: Slurm signals the step (scancel --signal, --signal above),
-# not this shell. SIGTERM to srun itself would kill the ranks before they have saved.
-srun --kill-on-bad-exit=1 INTEL_FT train config.yaml ${before:+--resume}
-code=$?
-
-# 143 says that some rank was stopped by a signal, be it only because another one failed:
-# run again only what got further. A job that somebody cancelled does not come here.
-if [ "$code" -eq 143 ] && [ "$(newest)" != "$before" ]; then
-    scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
-"""
 pytestmark = pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
 
 
@@ -56,8 +25,8 @@ def fresh(folder):
     model = {"name_or_path": str(MODEL), "dtype": "float32"}
     data = {"train": "train.jsonl", "max_length": 256}
     write_config(folder / "config.yaml", train=train, model=model, data=data)
-    program = Path(sys.executable).parent / "intel-ft"
-    (folder / "job.sh").write_text(SCRIPT.replace("INTEL_FT", str(program)))
+    launch = ["launch", "config.yaml", "--via", "slurm", "--nodes", "2", "--ranks-per-host", "1"]
+    assert run(*launch, "-o", "job.sh", cwd=folder).code == 0
     return folder
 
 
@@ -81,7 +50,7 @@ def test_a_signalled_job_is_requeued_and_goes_on(cluster, tmp_path, monkeypatch)
     saved = [path.name for path in (folder / "out").glob("checkpoint-*")]
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     ended = cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED", seconds=240)
-    log = (folder / "log").read_text()
+    log = next(folder.glob("out.logs-*.out")).read_text()
     assert ended == "COMPLETED", log
     assert len(saved) == 1 and f"SIGTERM: saved {saved[0]}" in log
     assert f"resuming from out/{saved[0]}" in log
