@@ -66,3 +66,18 @@ def _read_until(master: int, wanted: bytes) -> bytes:
     while wanted not in seen:
         seen += os.read(master, 4096)
     return seen
+
+
+def test_an_ir_answers_where_torch_cannot_be_imported(ir, tmp_path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('torch was imported')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "intel-ft", "generate", ir, "sum", "--max-new-tokens", "4"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
