@@ -10,8 +10,9 @@ from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.spans import Marks
 from intel_ft.data.templates import Template, renderer
 from intel_ft.errors import UserError
-from intel_ft.hub.card_table import number, percent, table
-from intel_ft.hub.metadata import kept_row, name_of
+from intel_ft.hub.card_export import adapters, quality, quantization
+from intel_ft.hub.card_table import number, table
+from intel_ft.hub.metadata import name_of
 from intel_ft.hub.records import Records
 from intel_ft.hub.usage import usage
 from intel_ft.inference.artifact import Artifact, read_json
@@ -43,17 +44,6 @@ _SETTINGS = (
     ("largest gradient norm", "train", "max_grad_norm"),
     ("seed", "train", "seed"),
 )
-_GATE = (
-    ("", "name", str),
-    ("MB", "megabytes", number),
-    ("perplexity", "perplexity", number),
-    ("increase", "ppl_increase", percent),
-    ("KL, nats", "kl", number),
-    ("same token", "agreement", percent),
-    ("exact match", "exact_match", percent),
-    ("first token, ms", "first_token_ms", number),
-    ("token/s", "tokens_per_s", number),
-)
 
 
 def write_card(
@@ -64,11 +54,12 @@ def write_card(
     sections = [
         f"# {name_of(repo)}",
         _opening(artifact, records, base),
-        usage(artifact, repo, files),
+        usage(artifact, repo, files, (records.export or {}).get("adapters") or []),
         _prompts(artifact),
         _training(records),
-        _quantization(records),
-        _quality(records, files),
+        quantization(records),
+        adapters(records),
+        quality(records, files),
         _limits(artifact, records),
         _made_with(records),
     ]
@@ -172,73 +163,6 @@ def _training(records: Records) -> str:
         ]
     shown = [(label, number(value)) for label, value in rows if value is not None]
     return "## Training\n\n" + table(("", ""), shown)
-
-
-def _quantization(records: Records) -> str:
-    weights = records.weights
-    if weights is None:
-        return ""
-    total = sum(weights.elements.values())
-    rows = [("bits of most weights", number(weights.bits))]
-    if weights.mode:
-        rows.append(("mode", weights.mode))
-    if weights.group_size is not None:
-        per_channel = weights.group_size == -1
-        rows.append(
-            ("group size", "one scale a channel" if per_channel else number(weights.group_size))
-        )
-    rows += [
-        (f"numbers stored as {kind}", f"{number(count)} ({percent(count / total)})")
-        for kind, count in sorted(weights.elements.items(), key=lambda item: -item[1])
-    ]
-    text = "## Quantization\n\nAs read from the model file itself.\n\n" + table(("", ""), rows)
-    calibration = (records.export or {}).get("calibration")
-    if calibration:
-        text += (
-            f"\n\nCalibrated on {number(calibration['samples'])} samples "
-            f"({number(calibration['tokens'])} tokens) of {calibration['source']}."
-        )
-    return text
-
-
-def _quality(records: Records, files: set[str]) -> str:
-    gate = (records.export or {}).get("gate")
-    if not gate:
-        return ""
-    kept, data, reference = kept_row(records), gate["data"], gate["reference"]
-    columns = [
-        column for column in _GATE if any(row.get(column[1]) is not None for row in gate["table"])
-    ]
-    rows = [
-        tuple(_cell(row, key, form) for _, key, form in columns)
-        for row in ({"name": f"reference ({reference['dtype']})", **reference}, *gate["table"])
-    ]
-    text = (
-        "## Quality\n\n"
-        f"Against the unquantized model ({reference['dtype']}) on "
-        f"{number(data['examples'])} held-out examples ({number(data['positions'])} positions) of "
-        f"{data['source']}. This repository holds `{kept['name']}`.\n\n"
-        + table(tuple(label for label, _, _ in columns), rows)
-    )
-    limits = gate["limits"]
-    said = [
-        f"a perplexity increase of at most {percent(limits['max_ppl_increase'])}"
-        if limits.get("max_ppl_increase") is not None
-        else "",
-        f"the same token at {percent(limits['min_agreement'])} of positions at least"
-        if limits.get("min_agreement") is not None
-        else "",
-    ]
-    if any(said):
-        text += f"\n\nAsked for: {' and '.join(filter(None, said))}."
-    if gate.get("plot") in files:
-        text += f"\n\n![size against quality]({gate['plot']})"
-    return text
-
-
-def _cell(row: dict[str, Any], key: str, form: Any) -> str:
-    value = row.get(key)
-    return "" if value is None else str(form(value))
 
 
 def _limits(artifact: Artifact, records: Records) -> str:

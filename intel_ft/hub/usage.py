@@ -1,5 +1,7 @@
 """How to run what was published, each runtime's own few lines; called from hub.card."""
 
+from typing import Any
+
 from intel_ft.hub.metadata import name_of
 from intel_ft.inference.artifact import Artifact
 
@@ -56,6 +58,19 @@ pipeline = openvino_genai.LLMPipeline(snapshot_download("{repo}"), "CPU")
 print(pipeline.generate({call}))
 ```"""
 
+_GENAI_ADAPTERS = """\
+With OpenVINO GenAI (`pip install openvino-genai huggingface_hub`), one of the adapters at a time:
+
+```python
+from huggingface_hub import snapshot_download
+import openvino_genai
+
+folder = snapshot_download("{repo}")
+adapter = openvino_genai.AdapterConfig(openvino_genai.Adapter(f"{{folder}}/{file}"), {alpha})
+pipeline = openvino_genai.LLMPipeline(folder, "CPU", adapters=adapter)
+print(pipeline.generate({call}))
+```"""
+
 _OVMS = """\
 With OpenVINO Model Server:
 
@@ -86,8 +101,10 @@ _PROMPT = {
 }
 
 
-def usage(artifact: Artifact, repo: str, files: set[str]) -> str:
-    """The section for an artifact of this kind, from `repo` with these `files`."""
+def usage(artifact: Artifact, repo: str, files: set[str], adapters: list[dict[str, Any]]) -> str:
+    """The section for an artifact of this kind, from `repo` with these `files`; `adapters` as in
+    export.json.
+    """
     trained = artifact.template or "auto"
     chats = trained == "tokenizer" or (trained == "auto" and "chat_template.jinja" in files)
     parts = {
@@ -95,5 +112,8 @@ def usage(artifact: Artifact, repo: str, files: set[str]) -> str:
         "merged": [_MERGED, _INTEL_FT],
         "openvino": [_OPTIMUM, _GENAI, *([_OVMS] if "graph.pbtxt" in files else []), _INTEL_FT],
     }[artifact.kind]
-    values = {"repo": repo, "name": name_of(repo), **(_CHAT if chats else _PROMPT)}
+    values: dict[str, Any] = {"repo": repo, "name": name_of(repo), **(_CHAT if chats else _PROMPT)}
+    if adapters:  # other runtimes would answer with the base alone
+        parts = [_GENAI_ADAPTERS]
+        values |= {"file": adapters[0]["file"], "alpha": adapters[0]["alpha"]}
     return "## How to run it\n\n" + "\n\n".join(part.format(**values) for part in parts)

@@ -286,6 +286,26 @@ def test_records_that_contradict_the_folder_are_refused(run, ir, tmp_path) -> No
         dry(ir)
 
 
+def test_adapters_beside_a_base_are_shown_as_measured(ir) -> None:
+    place = ir / "adapters" / "python"
+    place.mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "optimizer.pt"):
+        (place / name).write_text("{}")
+    one = {"name": "python", "file": "adapters/python/adapter_model.safetensors", "r": 12,
+           "lora_alpha": 24.0, "alpha": 1.0, "top1": 0.9583, "top1_without": 0.1667}  # fmt: skip
+    record = json.loads((ir / "export.json").read_text())
+    record |= {"kind": "base+adapters", "adapters": [one], "gate": None}
+    (ir / "export.json").write_text(json.dumps(record))
+    report = dry(ir)
+    assert report.left_out == ["adapters/python/optimizer.pt"]
+    assert table(report.card, "Adapters")["python"] == [
+        one["file"], "12", "24", "1", "95.8 %", "16.7 %"
+    ]  # fmt: skip
+    assert f'Adapter(f"{{folder}}/{one["file"]}"), 1.0)' in report.card
+    assert "OVModelForCausalLM" not in report.card  # it would answer with the base alone
+    assert ModelCard(report.card).data.base_model_relation == "finetune"
+
+
 def test_an_untrained_ir_is_a_quantization(ir) -> None:
     record = json.loads((ir / "export.json").read_text()) | {"kind": "model"}
     (ir / "export.json").write_text(json.dumps(record))
