@@ -49,7 +49,7 @@ class Stage:
         lower = ":".join(map(str, self.layers))
         options = f"lowerdir={lower},upperdir={self.folder}/upper,workdir={self.folder}/work"
         _do("mount", "-t", "overlay", "overlay", "-o", options, str(self.root))
-        for path in ("/proc", "/dev", "/dev/shm", "/etc/resolv.conf", *binds):
+        for path in ("/proc", "/sys", "/dev", "/dev/shm", "/etc/resolv.conf", *binds):
             inside = self.root / path.lstrip("/")
             if Path(path).is_dir():
                 inside.mkdir(parents=True, exist_ok=True)

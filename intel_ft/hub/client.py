@@ -97,7 +97,9 @@ def _explain(error: Exception, doing: str, repo: str) -> IntelFTError:
     if isinstance(cause, OfflineModeIsEnabled):
         return EnvironmentProblem("HF_HUB_OFFLINE is set: unset it to publish")
     if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
-        return EnvironmentProblem(f"{host} cannot be reached ({cause}): check the network or proxy")
+        return EnvironmentProblem(
+            f"{host} cannot be reached while {doing} ({cause}): check the network or proxy"
+        )
     if isinstance(cause, httpx.HTTPError):
         silent = isinstance(cause, httpx.TimeoutException)
         what = "was silent for too long" if silent else f"broke the connection ({cause})"
