@@ -1,6 +1,7 @@
 """`intel-ft push`."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,6 +46,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Publish a model on the Hugging Face Hub, with a card made from its records."""
+    signal.signal(signal.SIGINT, _leave)
     if sys.stderr.isatty():  # an upload can take an hour; the client reads this when imported
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
     from intel_ft.hub.metadata import Wishes
@@ -73,3 +75,9 @@ def run(
         typer.echo(f"{'not sent':>15}  {path}")
     if report.commit:
         show({"url": report.url, "commit": report.commit, "tag": report.tag}, False)
+
+
+def _leave(*_: object) -> None:
+    """Ctrl-C ends the process at once: the client's threads would send their files to the end."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)

@@ -6,8 +6,10 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ import pytest
 from harness import Result
 from hub_fixtures import HOST, make_run
 from hub_server import SIGNATURE, TOKEN, Fault, Hub, Repository
+
+from intel_ft.provenance import Provenance
 
 REPO = "someone/tiny-tuned"
 SENT = {
@@ -31,6 +35,7 @@ IMPATIENT = (
     "sys.argv[0] = 'intel-ft'; from intel_ft.cli.main import main; main()"
 )
 STORAGE = "PUT /storage/"
+SCRIPT = Path(sys.executable).parent / "intel-ft"
 
 
 @dataclass
@@ -45,22 +50,23 @@ class Pushed:
         return self.results[-1]
 
 
-def push(
-    run: Path, hub: Hub | None, *options: str | Path, impatient: bool = False, **env
-) -> Result:
-    """Run the installed `intel-ft push`, as a user with a token in the environment does."""
-    script = Path(sys.executable).parent / "intel-ft"
-    command = [sys.executable, "-c", IMPATIENT] if impatient else [script]
-    environment = os.environ | {
+def environment(run: Path, hub: Hub | None) -> dict[str, str]:
+    """A user's, with a token."""
+    return os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",  # nobody listens there
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(run.parent / "home"),
         "HF_HUB_DISABLE_XET": "1",
     }
+
+
+def push(run: Path, hub: Hub | None, *options: str, impatient: bool = False, **env) -> Result:
+    """Run the installed `intel-ft push` to its end."""
+    command = [sys.executable, "-c", IMPATIENT] if impatient else [SCRIPT]
     done = subprocess.run(
         [*command, "push", run, REPO, *options],
-        env=environment | env,
+        env=environment(run, hub) | env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -218,6 +224,28 @@ def test_an_interrupted_upload_goes_on(outcome) -> None:
 
 def test_a_silent_hub_is_given_up(outcome) -> None:
     assert_one_line(outcome("silent").last, 1, "silent for too long", "creating the repository")
+
+
+def test_ctrl_c_ends_an_upload_at_once(tmp_path) -> None:
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    for number in (1, 2):  # two files: two threads of the client, which it would wait for
+        (merged / f"model-0000{number}-of-00002.safetensors").write_bytes(b"%d" % number * 999)
+    (merged / "config.json").write_text("{}")
+    Provenance("merged", "tiny-python-llama", None, "none", None, "0.1.0").save(merged)
+    with Hub(Fault(STORAGE, stall=True)) as hub:
+        command = [SCRIPT, "push", merged, REPO]
+        with subprocess.Popen(
+            command, env=environment(merged, hub), stderr=subprocess.PIPE, text=True
+        ) as process:
+            while len(hub.seen(STORAGE)) < 2 and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            try:
+                assert process.wait(10) == 130
+            finally:
+                process.kill()
+            assert process.stderr.read().endswith("\ninterrupted\n")
 
 
 def test_what_the_environment_lacks(outcome) -> None:
