@@ -53,6 +53,11 @@ BELONGS = {
         *COMMON,
     ),
 }
+_WEIGHTS = {
+    "adapter": "adapter_model.safetensors",
+    "merged": "model*.safetensors",
+    "openvino": "openvino_model.bin",
+}
 CARD = "README.md"
 # Their strings are the model's words, not ours.
 _VOCABULARY = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
@@ -89,8 +94,10 @@ def collect(folder: Path, kind: str, local_base: str, base_id: str) -> tuple[lis
     """The files of `folder` that belong on the Hub, and the paths of those that do not.
 
     Where a JSON file names the base model by `local_base`, the copy that goes up says `base_id`.
-    Raises UserError where a file holds any other path of this machine.
+    Raises UserError where a file holds any other path of this machine, and without weights.
     """
+    if not any(folder.glob(_WEIGHTS[kind])):
+        raise UserError(f"{folder}: there are no weights in it ({_WEIGHTS[kind]})")
     files, left = [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()

@@ -17,15 +17,7 @@ from intel_ft.inference.extras import require_openvino
 
 EXPORT = "export.json"
 SECTIONS = ("model", "data", "method", "train")
-_ENVIRONMENT = (
-    "intel_ft",
-    "python",
-    "packages",
-    "cpu",
-    "isa",
-    "ranks",
-    "threads",
-)  # never the host
+_ENVIRONMENT = ("packages", "cpu", "isa", "ranks")  # what the card tells; never the host
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,11 @@ def read_records(artifact: Artifact, run: Path | None) -> Records:
     if artifact.kind != "openvino":
         return Records(training, environment, None, None)
     require_openvino("openvino")
-    weights = read_weights(artifact.folder)
+    try:
+        weights = read_weights(artifact.folder)
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(f"{artifact.folder}: OpenVINO cannot read this IR: {last}") from None
     export = read_json(artifact.folder / EXPORT) or None
     if export is not None:
         if (export.get("quantization") or {}).get("elements") != weights.elements:

@@ -206,8 +206,13 @@ def test_only_what_belongs_is_collected(tmp_path, kind) -> None:
     for name in (*strangers, "tokenizer.json", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="no weights"):
+        collect(tmp_path, kind, "base", "org/base")
+    weights = {"adapter": "adapter_model.safetensors", "openvino": "openvino_model.bin"}
+    name = weights.get(kind, "model-00001-of-00001.safetensors")
+    (tmp_path / name).write_bytes(b"weights")
     files, left = collect(tmp_path, kind, "base", "org/base")
-    assert [file.path for file in files] == ["tokenizer.json"]
+    assert [file.path for file in files] == [name, "tokenizer.json"]
     assert left == sorted(strangers)
 
 
@@ -304,6 +309,13 @@ def test_adapters_beside_a_base_are_shown_as_measured(ir) -> None:
     assert f'Adapter(f"{{folder}}/{one["file"]}"), 1.0)' in report.card
     assert "OVModelForCausalLM" not in report.card  # it would answer with the base alone
     assert ModelCard(report.card).data.base_model_relation == "finetune"
+
+
+def test_a_damaged_ir_is_refused(ir) -> None:
+    model = ir / "openvino_model.xml"
+    model.write_text(model.read_text()[:500])
+    with pytest.raises(UserError, match="OpenVINO cannot read this IR"):
+        dry(ir)
 
 
 def test_an_untrained_ir_is_a_quantization(ir) -> None:
