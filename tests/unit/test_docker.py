@@ -1,6 +1,7 @@
 """The images' lists of packages are complete and pinned, and their users are nobody special."""
 
 import re
+import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -69,3 +70,17 @@ def test_two_nodes_share_keys_and_work() -> None:
     assert first["environment"]["MASTER_ADDR"] == first["hostname"] == "node1"
     target = first["build"]["target"]
     assert f" AS {target}\n" in (DOCKER / "cpu.Dockerfile").read_text()
+
+
+def test_an_installed_package_has_every_file() -> None:
+    """Images install a wheel, where only Python files come by themselves."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    package = ROOT / "intel_ft"
+    listed = {
+        path
+        for pattern in project["tool"]["setuptools"]["package-data"]["intel_ft"]
+        for path in package.glob(pattern)
+    }
+    for path in package.rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            assert path in listed, f"{path} is in no wheel"
