@@ -12,7 +12,7 @@ from intel_ft.data.templates import Template, renderer
 from intel_ft.errors import UserError
 from intel_ft.hub.card_export import adapters, quality, quantization
 from intel_ft.hub.card_table import number, table
-from intel_ft.hub.metadata import name_of
+from intel_ft.hub.metadata import name_of, relation
 from intel_ft.hub.records import Records
 from intel_ft.hub.usage import usage
 from intel_ft.inference.artifact import Artifact, read_json
@@ -92,7 +92,7 @@ def check_card(text: str) -> None:
 
 def _opening(artifact: Artifact, records: Records, base: str) -> str:
     link = f"[{base}](https://huggingface.co/{base})" if "/" in base else f"`{base}`"
-    trained = records.training is not None or artifact.kind != "openvino"
+    trained = relation(artifact, records) != "quantized"
     what = {
         "adapter": f"An adapter for {link}",
         "merged": f"{link}, fine-tuned, in bf16 safetensors with the adapter merged",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intel_ft.errors import UserError
+from intel_ft.errors import IntelFTError, UserError
 from intel_ft.hub.card import check_card, write_card
 from intel_ft.hub.client import connect, explained, require_token, token
 from intel_ft.hub.contents import CARD, File, collect
@@ -112,9 +112,12 @@ def _card(
 ) -> str:
     inherited: dict[str, Any] = {}
     base = base_id(artifact, wishes)
-    if not (wishes.license and wishes.languages):
+    try:
         with explained(f"asking for the license of {base} (or give --license)", base, secret):
             inherited = base_card(artifact, base, api)
+    except IntelFTError:
+        if wishes.license is None:
+            raise
     if records.training is None:
         log.warning("how this model was trained is not on record: --run RUN tells the card")
     known = inherited.get("license")

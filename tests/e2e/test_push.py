@@ -320,4 +320,4 @@ def test_the_license_of_a_base_on_the_hub(tmp_path) -> None:
     assert "license: llama2\n" in known.out and "- en\n" in known.out
     unreachable = push(run, None, "--dry-run")
     assert_one_line(unreachable, 3, "127.0.0.1:9 cannot be reached", "give --license")
-    assert push(run, None, "--dry-run", "--license", "llama2", "--language", "en").code == 0
+    assert push(run, None, "--dry-run", "--license", "llama2").code == 0
