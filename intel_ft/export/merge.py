@@ -102,9 +102,8 @@ def _merge_into(
     import torch
 
     from intel_ft.inference.torch_lm import TorchLM
-    from intel_ft.models.load import load_base
+    from intel_ft.models.load import load_base, load_tokenizer
     from intel_ft.models.saved_adapter import apply_adapter
-    from intel_ft.models.tokenizer import load_tokenizer
 
     _refuse_quantized(config)
     tokenizer = load_tokenizer(
@@ -166,7 +165,7 @@ def _round_once_more(model: Any) -> None:
 
 def _refuse_quantized(config: ModelConfig) -> None:
     """Raise UserError for a quantized base: merging would round the adapter to its few bits."""
-    from intel_ft.models.tokenizer import model_folder
+    from intel_ft.models.load import model_folder
 
     quantization = read_json(model_folder(config) / "config.json").get("quantization_config")
     if quantization:

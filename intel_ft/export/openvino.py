@@ -116,8 +116,7 @@ def _hush_nncf() -> None:
 
 def _safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) -> Path:
     """The local folder of `model`, refused where our own loader would refuse it."""
-    from intel_ft.models.load import check_folder
-    from intel_ft.models.tokenizer import model_folder
+    from intel_ft.models.load import check_folder, model_folder
 
     config = base_config(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     folder = model_folder(config)
@@ -169,7 +168,7 @@ def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:
     from optimum.exporters.openvino.convert import export_tokenizer
 
     from intel_ft.config import ModelConfig
-    from intel_ft.models.tokenizer import load_tokenizer
+    from intel_ft.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(
         ModelConfig(name_or_path=str(folder), trust_remote_code=trust_remote_code)

@@ -33,8 +33,7 @@ def load_torch(
     """Load `artifact` (not an IR) with weights in `dtype`; an adapter's own stay in fp32."""
     import torch
 
-    from intel_ft.models.load import load_base
-    from intel_ft.models.tokenizer import load_tokenizer
+    from intel_ft.models.load import load_base, load_tokenizer
 
     config = base_config(artifact, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     model = load_base(config, getattr(torch, dtype))

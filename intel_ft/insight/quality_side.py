@@ -20,7 +20,7 @@ from intel_ft.demo import HELDOUT, MODEL, TRAIN
 from intel_ft.insight import plain
 from intel_ft.insight.bench_quality import BASE, PLAIN
 from intel_ft.insight.process import answer
-from intel_ft.models.tokenizer import load_tokenizer
+from intel_ft.models.load import load_tokenizer
 
 
 def settings(side: str, seed: int, steps: int, threads: int | None, folder: Path) -> Config:

@@ -1,5 +1,7 @@
-"""Loading a base model, refusing what is unsafe or broken before torch sees it; called from
-training, export and inference.
+"""Loading a base model and its tokenizer, refusing what is unsafe or broken before torch sees it;
+called from training, export and inference.
+
+What needs no torch is in models.tokenizer, and offered here too.
 """
 
 import json
@@ -16,7 +18,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models import packed
-from intel_ft.models.tokenizer import first_line, model_folder
+from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
+
+__all__ = ["load_tokenizer", "model_folder"]  # from models.tokenizer; what is defined here, too
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 

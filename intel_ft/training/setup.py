@@ -26,9 +26,10 @@ from intel_ft.models.frozen import lay_out
 from intel_ft.models.load import (
     check_folder,
     load_for_packing,
+    load_tokenizer,
+    model_folder,
     parameter_count,
 )
-from intel_ft.models.tokenizer import load_tokenizer, model_folder
 from intel_ft.training.trainer import Workload
 
 logger = logging.getLogger(__name__)

@@ -22,11 +22,12 @@ from intel_ft.models.load import (
     check_folder,
     load_base,
     load_for_packing,
+    load_tokenizer,
+    model_folder,
     parameter_count,
 )
 from intel_ft.models.lora_linear import Dense
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.tokenizer import load_tokenizer, model_folder
 
 SHAPE = {
     "vocab_size": 61,
