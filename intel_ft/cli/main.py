@@ -14,7 +14,19 @@ import typer
 
 from intel_ft import __version__
 from intel_ft.backends import openmp
-from intel_ft.cli import bench, chat, demo, eval, export, generate, launch, merge, train, validate
+from intel_ft.cli import (
+    bench,
+    chat,
+    demo,
+    eval,
+    export,
+    generate,
+    launch,
+    merge,
+    push,
+    train,
+    validate,
+)
 from intel_ft.distributed import rank
 from intel_ft.errors import FailedElsewhere, IntelFTError
 
@@ -25,7 +37,18 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for verb in (validate, train, launch, eval, merge, export, generate, chat, demo):
+for verb in (
+    validate,
+    train,
+    launch,
+    eval,
+    merge,
+    export,
+    generate,
+    chat,
+    push,
+    demo,
+):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(bench.app, name="bench")
 

@@ -66,10 +66,13 @@ def open_for_prompts(
 ) -> tuple[Any, Any, str | None]:
     """The model in `source`, the template its prompts take, and its system prompt."""
     from intel_ft.inference.artifact import resolve
+    from intel_ft.inference.extras import keep_torch_away
     from intel_ft.inference.open import open_model
     from intel_ft.inference.template import prompt_template
 
     artifact = resolve(source)
+    if artifact.kind == "openvino":
+        keep_torch_away()
     model = open_model(artifact, trust_remote_code=trust_remote_code)
     chosen, _ = prompt_template(artifact, model.tokenizer, template)
     return model, chosen, system or artifact.system_prompt

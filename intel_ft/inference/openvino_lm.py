@@ -32,7 +32,7 @@ from intel_ft.inference.text_stream import TextStream
 
 def load_openvino(artifact: Artifact) -> "OpenVINOLM":
     """The IR in `artifact`'s folder with the Hugging Face tokenizer that lies beside it."""
-    from intel_ft.models.load import load_tokenizer
+    from intel_ft.models.tokenizer import load_tokenizer
 
     return OpenVINOLM(artifact.folder, load_tokenizer(tokenizer_config(artifact)))
 

@@ -1,62 +1,28 @@
 """Loading a base model and its tokenizer, refusing what is unsafe or broken before torch sees it;
 called from training, export and inference.
+
+What needs no torch is in models.tokenizer, and offered here too.
 """
 
 import json
 import math
 import pickle
 import struct
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from intel_ft import assets
 from intel_ft.config import ModelConfig
-from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.errors import UserError
 from intel_ft.models import packed
+from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
+
+__all__ = ["load_tokenizer", "model_folder"]  # from models.tokenizer; what is defined here, too
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-def model_folder(model: ModelConfig) -> Path:
-    """The local folder of a model: itself, a shipped asset, or a snapshot from the Hub."""
-    name = assets.resolve(model.name_or_path)
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(f"{name} is a file: name the folder that holds config.json and the weights")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{name}: no such model folder")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    if model.allow_pickle:
-        patterns.append("*.bin")
-    if model.trust_remote_code:
-        patterns.append("*.py")
-    return _snapshot(name, model.revision, tuple(patterns))
-
-
-@cache
-def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """A Hub model's folder; a run asks for it several times and the Hub only once."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except HFValidationError:
-        raise UserError(f"{name}: no such model folder, and not a Hub id") from None
-    except LocalEntryNotFoundError:
-        raise EnvironmentProblem(
-            f"{name}: no such local folder, and the Hub cannot be reached: download it where there "
-            "is network and give the folder as model.name_or_path"
-        ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"{name}: the Hub says {error.server_message or error}") from None
 
 
 def check_folder(folder: Path, model: ModelConfig) -> None:
@@ -99,30 +65,6 @@ def parameter_count(folder: Path) -> int:
     )
 
 
-def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's own tokenizer; raises UserError where the folder has none."""
-    folder = model_folder(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=model.trust_remote_code, use_fast=True
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{folder}: its tokenizer needs code of its own: read it, then set "
-                "model.trust_remote_code=true"
-            ) from None
-        reason = _first_line(error)
-        raise UserError(f"{folder}: no tokenizer could be loaded ({reason})") from None
-    # Without files Transformers makes up a tokenizer that knows the special tokens alone.
-    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in files):
-        raise UserError(f"{folder}: no tokenizer in this model folder (tokenizer.json, say)")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: the tokenizer has no eos token, so no answer could ever end")
-    return tokenizer
-
-
 def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = None) -> Any:
     """The frozen base model in `dtype`, in eval mode.
 
@@ -144,7 +86,7 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = No
     except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if "alloc" in str(error):
             raise
-        raise UserError(f"{folder}: the weights cannot be loaded ({_first_line(error)})") from None
+        raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})") from None
     if absent := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: {len(absent)} weights are missing, {absent[0]} the first")
     return loaded.eval().requires_grad_(False)
@@ -172,7 +114,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({_first_line(error)})") from None
+        raise UserError(f"{path}: not readable as JSON ({first_line(error)})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object")
     return config
@@ -212,8 +154,3 @@ def _check_safetensors(path: Path) -> dict[str, Any]:
             "it again"
         )
     return header
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,54 @@
+# Training, merging, export and everything else on CPUs; target `mpi` adds what nodes of MPI need.
+#
+#   docker build -f docker/cpu.Dockerfile --target train -t intel-ft .
+#   docker run --rm --shm-size 1g -v "$PWD:/work" intel-ft train run.yaml
+#
+# Versions are requirements.lock's. The base image is pinned by its tag; pin its digest in a registry
+# of your own (docker/README.md).
+
+FROM python:3.11.14-slim-bookworm AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+RUN python3 -m venv /opt/intel-ft
+ENV PATH=/opt/intel-ft/bin:$PATH
+COPY requirements.lock ./
+RUN pip install --extra-index-url "$TORCH_INDEX" --constraint requirements.lock torch
+COPY docker/train.txt docker/
+RUN pip install --no-deps --constraint requirements.lock --requirement docker/train.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY intel_ft intel_ft
+RUN pip install --no-deps --no-build-isolation .
+
+FROM python:3.11.14-slim-bookworm AS train
+ARG UID=1000
+# g++ compiles the step's kernels for the CPU the container runs on (a fifth faster).
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid "$UID" --create-home intel-ft \
+    && install --directory --owner "$UID" /work
+COPY --from=build /opt/intel-ft /opt/intel-ft
+ENV PATH=/opt/intel-ft/bin:$PATH PYTHONUNBUFFERED=1
+USER $UID
+WORKDIR /work
+ENTRYPOINT ["intel-ft"]
+CMD ["--help"]
+
+# Intel MPI and oneCCL (1.8 GB). mpirun starts ranks on other nodes through ssh: as the same user, on
+# port 2222, with a key that compose.yaml makes for its own two nodes. No key is in the image.
+FROM train AS mpi
+ARG UID=1000
+USER 0
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends openssh-client openssh-server \
+    && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* \
+    && install --directory --owner "$UID" --mode 700 /keys
+COPY requirements-ccl.lock /opt/intel-ft/
+RUN pip install --no-cache-dir --no-deps --requirement /opt/intel-ft/requirements-ccl.lock
+ENV I_MPI_ROOT=/opt/intel-ft
+COPY docker/ssh/client.conf /etc/ssh/ssh_config.d/intel-ft.conf
+COPY docker/ssh/server.conf /etc/intel-ft/sshd.conf
+USER $UID

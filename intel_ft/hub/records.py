@@ -1,0 +1,110 @@
+"""What is on record about a model: its training, its export, its weights; called from hub.push and
+hub.card.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from intel_ft.errors import UserError
+from intel_ft.export.ir import IRWeights, read_weights
+from intel_ft.hub.contents import is_local
+from intel_ft.inference.artifact import Artifact, read_json
+from intel_ft.inference.extras import require_openvino
+
+EXPORT = "export.json"
+SECTIONS = ("model", "data", "method", "train")
+_ENVIRONMENT = ("packages", "cpu", "isa", "ranks")  # what the card tells; never the host
+
+
+@dataclass(frozen=True)
+class Records:
+    """`training` has the keys of export.json's entry of that name (docs/export.md), `environment`
+    those of a run's environment.json that say nothing about whose machine it was; `export` is the
+    whole export.json; `weights` are read from the IR itself. None where there is no record.
+    """
+
+    training: dict[str, Any] | None
+    environment: dict[str, Any] | None
+    export: dict[str, Any] | None
+    weights: IRWeights | None
+
+
+def read_records(artifact: Artifact, run: Path | None) -> Records:
+    """The records of `artifact`; `run` is the run's folder where it is not the adapter's parent.
+
+    Raises UserError where records contradict the folder: a run on another base model, an
+    export.json that is not of this IR.
+    """
+    if run is None and (artifact.folder.parent / "config.yaml").is_file():
+        run = artifact.folder.parent if artifact.kind == "adapter" else None
+    training = environment = None
+    if run is not None:
+        training = read_training(run)
+        environment = _select(read_json(run / "environment.json"), _ENVIRONMENT)
+        base = str(training["config"]["model"]["name_or_path"])
+        if Path(base).name != Path(artifact.base_model).name:
+            raise UserError(
+                f"{run}: this run trained {base}, {artifact.folder} comes from another "
+                f"base model ({artifact.base_model})"
+            )
+    if artifact.kind != "openvino":
+        return Records(training, environment, None, None)
+    require_openvino("openvino")
+    try:
+        weights = read_weights(artifact.folder)
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(f"{artifact.folder}: OpenVINO cannot read this IR: {last}") from None
+    export = read_json(artifact.folder / EXPORT) or None
+    if export is not None:
+        if (export.get("quantization") or {}).get("elements") != weights.elements:
+            raise UserError(f"{artifact.folder / EXPORT}: not of the IR beside it: export it again")
+        training = training or export.get("training")
+    return Records(training, environment, export, weights)
+
+
+def read_training(run: Path) -> dict[str, Any]:
+    """What the run in `run` trained on and how it ended; its paths reduced to file names.
+
+    `tokens` and `supervised_tokens` are of all steps; `train_loss` is the last one logged,
+    `eval_loss` the best, that of the adapter that was kept; losses are nats a token.
+    """
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        metrics = [json.loads(line) for line in lines]
+        sections = {name: config[name] for name in SECTIONS}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run}: not a run's folder, it has no {Path(error.filename).name}"
+        ) from None
+    except (ValueError, KeyError, TypeError, OSError, yaml.YAMLError) as error:
+        raise UserError(f"{run}: its records cannot be read ({error})") from None
+    steps = [line for line in metrics if "loss" in line]
+    evaluations = [line["eval_loss"] for line in metrics if "eval_loss" in line]
+    return {
+        "config": _without_paths(sections),
+        "steps": max((line["step"] for line in metrics), default=0),
+        "tokens": sum(line["tokens"] for line in steps),
+        "supervised_tokens": sum(line["supervised_tokens"] for line in steps),
+        "train_loss": steps[-1]["loss"] if steps else None,
+        "eval_loss": min(evaluations, default=None),
+    }
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    return (
+        Path(value).name if isinstance(value, str) and "/" in value and is_local(value) else value
+    )
+
+
+def _select(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}

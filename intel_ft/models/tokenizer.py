@@ -1,0 +1,82 @@
+"""Where a model's files are, and its tokenizer, without torch; called from training, export and
+inference.
+
+An IR runs without torch, which takes seconds to import and much of an image's disk.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from intel_ft import assets
+from intel_ft.config import ModelConfig
+from intel_ft.errors import EnvironmentProblem, UserError
+
+
+def model_folder(model: ModelConfig) -> Path:
+    """The local folder of a model: itself, a shipped asset, or a snapshot from the Hub."""
+    name = assets.resolve(model.name_or_path)
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{name} is a file: name the folder that holds config.json and the weights")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such model folder")
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    if model.allow_pickle:
+        patterns.append("*.bin")
+    if model.trust_remote_code:
+        patterns.append("*.py")
+    return _snapshot(name, model.revision, tuple(patterns))
+
+
+@cache
+def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """A Hub model's folder; a run asks for it several times and the Hub only once."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except HFValidationError:
+        raise UserError(f"{name}: no such model folder, and not a Hub id") from None
+    except LocalEntryNotFoundError:
+        raise EnvironmentProblem(
+            f"{name}: no such local folder, and the Hub cannot be reached: download it where there "
+            "is network and give the folder as model.name_or_path"
+        ) from None
+    except HfHubHTTPError as error:
+        raise UserError(f"{name}: the Hub says {error.server_message or error}") from None
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """The model's own tokenizer; raises UserError where the folder has none."""
+    from transformers import AutoTokenizer
+
+    folder = model_folder(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=model.trust_remote_code, use_fast=True
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder}: its tokenizer needs code of its own: read it, then set "
+                "model.trust_remote_code=true"
+            ) from None
+        reason = first_line(error)
+        raise UserError(f"{folder}: no tokenizer could be loaded ({reason})") from None
+    # Without files Transformers makes up a tokenizer that knows the special tokens alone.
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in files):
+        raise UserError(f"{folder}: no tokenizer in this model folder (tokenizer.json, say)")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no eos token, so no answer could ever end")
+    return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
