@@ -13,7 +13,7 @@ import typer
 
 from intel_ft import __version__
 from intel_ft.backends import openmp
-from intel_ft.cli import bench, chat, demo, eval, export, generate, merge, train, validate
+from intel_ft.cli import bench, chat, demo, eval, export, generate, init, merge, train, validate
 from intel_ft.errors import FailedElsewhere, IntelFTError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for verb in (validate, train, eval, merge, export, generate, chat, demo):
+for verb in (init, validate, train, eval, merge, export, generate, chat, demo):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(bench.app, name="bench")
 

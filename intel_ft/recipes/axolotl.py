@@ -1,0 +1,304 @@
+"""Axolotl's YAML in our terms; called from recipes.translate.
+
+Keys and defaults: https://docs.axolotl.ai/docs/config-reference.html (axolotl-ai-cloud/axolotl,
+docs/config.qmd and src/axolotl/utils/schemas), dataset types:
+https://docs.axolotl.ai/docs/dataset-formats/
+"""
+
+from pathlib import Path
+from typing import Any
+
+from intel_ft.errors import UserError
+from intel_ft.recipes import convert
+from intel_ft.recipes.translation import Translation
+
+NAME = "Axolotl"
+
+NEEDLESS = {
+    "model_type": "the architecture is that of the model's config.json",
+    "tokenizer_type": "the tokenizer is that of the model's folder",
+    "is_falcon_derived_model": "the architecture is that of the model's config.json",
+    "is_llama_derived_model": "the architecture is that of the model's config.json",
+    "is_mistral_derived_model": "the architecture is that of the model's config.json",
+    "is_qwen_derived_model": "the architecture is that of the model's config.json",
+    "tokenizer_use_fast": "always",
+    "tokenizer_legacy": "the tokenizer is that of the model's folder",
+    "strict": "unknown keys are always refused",
+    "gptq": "the base is quantized from bf16 weights as it is loaded",
+    "lora_on_cpu": "it is what happens here",
+    "lora_fan_in_fan_out": "told from the layer's class",
+    "lora_mlp_kernel": "compiled kernels are taken wherever they apply",
+    "lora_qkv_kernel": "compiled kernels are taken wherever they apply",
+    "lora_o_kernel": "compiled kernels are taken wherever they apply",
+    "sample_pack*": "rows are always packed, and no example attends to another",
+    "eval_sample_packing": "rows are always packed, and no example attends to another",
+    "batch_flattening": "rows are always packed, and no example attends to another",
+    "pad_to_sequence_len": "nothing is padded",
+    "flash_*": "attention inside packed segments is built in",
+    "xformers_attention": "attention inside packed segments is built in",
+    "sdp_attention": "attention inside packed segments is built in",
+    "eager_attention": "attention inside packed segments is built in",
+    "flex_attention": "attention inside packed segments is built in",
+    "attn_implementation": "attention inside packed segments is built in",
+    "dataset_prepared_path": "tokens are made afresh in seconds, never served stale",
+    "dataset_processes": "the tokenizer uses all cores",
+    "dataset_num_proc": "the tokenizer uses all cores",
+    "dataset_keep_in_memory": "tokens lie in memory",
+    "shuffle_merged_datasets": "each epoch is shuffled by train.seed",
+    "gpu_memory_limit": "memory is bounded by train.max_tokens_per_row",
+    "max_memory*": "memory is bounded by train.max_tokens_per_row",
+    "special_tokens.pad_token": "nothing is padded",
+    "bnb_config_kwargs.bnb_4bit_quant_type": "NF4 is the 4-bit type here",
+    "bnb_config_kwargs.bnb_4bit_use_double_quant": "a detail of the 4-bit base's scales",
+    "eval_table_size": "a tracker's table of samples; `intel-ft eval --generate N` shows answers",
+    "eval_max_new_tokens": "a tracker's table of samples; `intel-ft eval --generate N` shows them",
+    "hf_use_auth_token": "log in with `hf auth login`",
+    "save_only_model": "a checkpoint is always enough to go on from",
+    "loss_watchdog_*": "a loss that is not a number ends the run",
+    "auto_resume_from_checkpoints": "say `intel-ft train --resume`",
+    "ddp": "ranks are what the launcher starts",
+    "world_size": "the launcher says it",
+    "debug": "say `intel-ft --debug`",
+}
+
+UNSUPPORTED = {
+    "base_model_config": "config and weights come from one folder",
+    "base_model_ignore_patterns": "config and weights come from one folder",
+    "tokenizer_config": "the tokenizer is that of the model's folder",
+    "special_tokens.*": "tokens are those of the model's folder: change them there",
+    "tokens": "new tokens are not added: make a model folder that has them",
+    "added_tokens_overrides*": "new tokens are not added: make a model folder that has them",
+    "resize_token_embeddings_to_32x": "embeddings are not resized",
+    "overrides_of_model_config*": "change config.json in a copy of the model's folder",
+    "overrides_of_model_kwargs*": "change config.json in a copy of the model's folder",
+    "plugins*": "plugins are code, which is not run",
+    "lora_model_dir": "training starts from the base, not from another adapter",
+    "peft_layers_to_transform": "an adapter is on all layers",
+    "peft_layer_replication": "layers are not replicated",
+    "peft.loftq_config.*": "LoftQ asserts CUDA in peft",
+    "loraplus_lr_embedding": "embeddings have no adapter",
+    "relora*": "ReLoRA is not available",
+    "lr_quadratic_warmup": "warm-up is linear",
+    "cosine_*": "the schedule ends at zero",
+    "lr_div_factor": "one_cycle is not available",
+    "evals_per_epoch": "train.eval_steps is in steps",
+    "saves_per_epoch": "train.save_steps is in steps",
+    "curriculum_sampling": "each epoch is shuffled by train.seed",
+    "dataset_exact_deduplication": "remove doubles from the file",
+    "dataset_shard_*": "say data.split: train[:1000]",
+    "default_system_message": "say data.system_prompt",
+    "chat_template_jinja": "put it into the model folder's tokenizer and say template: tokenizer",
+    "eot_tokens": "put them into the model folder's chat template",
+    "mlflow_*": "mlflow's own environment variables say it",
+    "wandb_*": "wandb's own environment variables say it",
+    "comet_*": "comet is no tracker here",
+    "use_comet": "comet is no tracker here",
+    "roles_to_train": "the loss is on the assistant's turns, or on all (data.loss_on)",
+    "early_stopping_patience": "it needs data.eval or data.eval_fraction",
+    "context_parallel_size": "a sequence stays on one rank",
+    "sequence_parallel_degree": "a sequence stays on one rank",
+    "unfrozen_parameters": "all weights are trained, or an adapter",
+    "qat*": "quantization comes with `intel-ft export`",
+    "quantization*": "quantization comes with `intel-ft export`",
+}
+
+_CHAT_TEMPLATES = {"chatml": "chatml", "alpaca": "alpaca", "llama2": "llama2"}
+
+
+def translate(t: Translation, devices: int) -> None:
+    """Take every key of an Axolotl file. Raises UserError for one that is no fine-tuning."""
+    for key in ("rl", "reward_model", "process_reward_model", "pretraining_dataset"):
+        if value := t.take(key):
+            raise UserError(f"{t.origin}: {key}: {value}: only supervised fine-tuning is done here")
+    t.move("base_model", "model.name_or_path")
+    t.move("revision_of_model", "model.revision")
+    t.move("trust_remote_code", "model.trust_remote_code")
+    for key in ("bf16", "bfloat16"):
+        convert.precision(t, key)
+    _method(t)
+    _datasets(t)
+    for old, new, change, default in (
+        ("num_epochs", "train.epochs", convert.number, 1.0),
+        ("learning_rate", "train.learning_rate", convert.number, None),
+        ("weight_decay", "train.weight_decay", convert.number, 0.0),
+        ("max_grad_norm", "train.max_grad_norm", convert.number, 1.0),
+        ("gradient_clipping", "train.max_grad_norm", convert.number, None),
+        ("lr_scheduler", "train.scheduler", convert.scheduler, "cosine"),
+        ("seed", "train.seed", convert.number, 42),
+        ("logging_steps", "train.logging_steps", convert.whole, None),
+        ("max_steps", "train.max_steps", convert.whole, None),
+    ):
+        t.convert(old, new, change, default)
+    convert.batch(t, "micro_batch_size", 1, devices)
+    convert.optimizer(t, "optimizer", "adamw_torch_fused")
+    convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
+    convert.warmup(t, 0.03)
+    convert.checkpoints(t, None)
+    t.convert("gradient_checkpointing", "train.activation_checkpointing", bool)
+    if t.config["data"].get("eval_fraction") or t.config["data"].get("eval"):
+        t.convert("early_stopping_patience", "train.early_stopping", convert.whole)
+    _trackers(t)
+    t.move("output_dir", "output.directory", "model-out")
+    t.needless(NEEDLESS)
+    t.needless(convert.SHARED_NEEDLESS)
+    t.unsupported(UNSUPPORTED | convert.SHARED_UNSUPPORTED)
+
+
+def _method(t: Translation) -> None:
+    adapter, four, eight = t.take("adapter"), t.take("load_in_4bit"), t.take("load_in_8bit")
+    if adapter is None:
+        convert.method(t, "full", "adapter: empty")
+    elif adapter not in ("lora", "qlora"):
+        raise UserError(f"{t.origin}: adapter: {adapter}: known here are lora, qlora and none")
+    else:
+        name = "qlora" if adapter == "qlora" or four else "lora"
+        convert.method(t, name, f"adapter: {adapter}" + (", load_in_4bit: true" if four else ""))
+    if four and adapter == "qlora":
+        t.meaningless.append("load_in_4bit: true: it is what qlora does")
+    if eight and adapter == "lora":
+        convert.int8_base(t, "load_in_8bit: true")
+    elif eight:
+        t.cannot("load_in_8bit", True, f"not with adapter: {adapter}")
+    if adapter is None:
+        t.needless({"lora_*": "all weights are trained", "peft_*": "all weights are trained"})
+        return
+    t.convert("lora_r", "method.r", convert.whole, 8)
+    t.convert("lora_alpha", "method.alpha", convert.number, 16.0)
+    t.convert("lora_dropout", "method.dropout", convert.number, 0.0)
+    if t.take("lora_target_linear"):
+        t.put("method.target_modules", "all-linear", "lora_target_linear: true")
+        t.unsupported({"lora_target_modules": "lora_target_linear was taken"})
+    else:
+        t.convert("lora_target_modules", "method.target_modules", convert.modules)
+    t.move("peft_use_dora", "method.use_dora")
+    t.move("peft_use_rslora", "method.use_rslora")
+    convert.init_weights(t, "peft_init_lora_weights")
+    for old, key in (
+        ("lora_modules_to_save", "method.modules_to_save"),
+        ("loraplus_lr_ratio", "method.lora_plus_ratio"),
+    ):
+        if (value := t.take(old)) is not None:
+            convert.field_or_cannot(t, old, key, value, "not in this version")
+
+
+def _datasets(t: Translation) -> None:
+    t.convert("sequence_len", "data.max_length", convert.whole, 512)
+    long = t.take("excess_length_strategy")
+    words = {"drop": "drop", "truncate": "truncate", "raise": "error"}
+    old = f"excess_length_strategy: {long}" if long else f"{NAME}'s default"
+    t.put("data.on_long", words.get(str(long), "drop"), old)
+    _dataset(t, "datasets", "data.train", "data.split")
+    template = t.take("chat_template")
+    if template is not None:
+        _template(t, "chat_template", str(template))
+    loss_on_all = t.take("train_on_inputs")
+    if loss_on_all:
+        t.put("data.loss_on", "all", "train_on_inputs: true")
+    if any(key.startswith("test_datasets[0]") for key in t.left):
+        _dataset(t, "test_datasets", "data.eval", "data.eval_split")
+    t.convert("val_set_size", "data.eval_fraction", convert.share)
+
+
+def _dataset(t: Translation, old: str, new: str, split: str) -> None:
+    """The first of a list of datasets; the others are listed."""
+    first = f"{old}[0]"
+    path, files = t.take(f"{first}.path"), t.take(f"{first}.data_files")
+    name = t.take(f"{first}.name")
+    if isinstance(files, list):
+        for extra in files[1:]:
+            t.cannot(f"{first}.data_files", extra, "one file or folder is read: join them")
+        files = files[0]
+    if files and path and Path(str(path)).suffix == "" and path not in ("json", "csv", "parquet"):
+        t.cannot(f"{first}.data_files", files, "the Hub dataset's own files are read")
+        files = None
+    source = files or path
+    if source is None:
+        return
+    t.put(new, f"{source}:{name}" if name else str(source), f"{first}.path")
+    t.move(f"{first}.split", split)
+    kind = t.take(f"{first}.type")
+    if new == "data.train" and isinstance(kind, str):
+        _kind(t, f"{first}.type", kind)
+    elif kind is not None:
+        t.meaningless.append(f"{first}.type: {kind}: data.eval has the format of data.train")
+    template = t.take(f"{first}.chat_template")
+    if template is not None:
+        _template(t, f"{first}.chat_template", str(template))
+    fields = {
+        "field_messages": "messages",
+        "message_field_role": "role",
+        "message_field_content": "content",
+        "message_property_mappings.role": "role",
+        "message_property_mappings.content": "content",
+        "field": "text",
+        "field_system": "system",
+        "type.field_instruction": "instruction",
+        "type.field_input": "input",
+        "type.field_output": "output",
+    }
+    for key, ours in fields.items():
+        value = t.take(f"{first}.{key}")
+        if value == ours:
+            t.meaningless.append(f"{first}.{key}: {value}: it is the name that is read here")
+        elif value is not None:
+            t.cannot(f"{first}.{key}", value, f"rename it to {ours} in the data")
+    if t.take(f"{first}.roles_to_train") is not None:
+        t.put("data.loss_on", "completion", f"{first}.roles_to_train")
+    t.needless(
+        {
+            f"{first}.ds_type": "told from the file's ending",
+            f"{first}.roles.*": "roles are user, assistant and system",
+            f"{first}.train_on_eos": "the end of every answer is learnt",
+            f"{first}.trust_remote_code": "dataset scripts are never run",
+        }
+    )
+    rest = "the format's columns and templates are fixed here"
+    t.unsupported({f"{first}.*": rest, f"{old}[*": "one source is read: join them into one file"})
+
+
+def _kind(t: Translation, old: str, kind: str) -> None:
+    formats = {
+        "alpaca": ("alpaca", "alpaca"),
+        "chat_template": ("messages", "auto"),
+        "completion": ("text", "auto"),
+        "alpaca_chat.load_qa": ("question_answer", "alpaca"),
+        "input_output": None,
+    }
+    found = formats.get(kind)
+    if found is None:
+        known = ", ".join(name for name, value in formats.items() if value)
+        t.cannot(old, kind, f"known here are {known}: put the data into one of data.format's forms")
+        return
+    t.put("data.format", found[0], f"{old}: {kind}")
+    t.put("data.template", found[1], f"{old}: {kind}")
+
+
+def _template(t: Translation, old: str, name: str) -> None:
+    """A chat template by Axolotl's name; the models' own ones are in their tokenizers."""
+    fallback = name.removeprefix("tokenizer_default_fallback_")
+    if name == "jinja":
+        t.cannot(old, name, "put it into the model folder's tokenizer and say template: tokenizer")
+    elif t.config["data"].get("format") in ("alpaca", "text"):
+        t.meaningless.append(f"{old}: {name}: the dataset's type says how it is written")
+    elif name in _CHAT_TEMPLATES:
+        t.put("data.template", _CHAT_TEMPLATES[name], f"{old}: {name}")
+    else:
+        note = "the tokenizer's own chat template" + (f", else {fallback}" * (fallback != name))
+        t.put("data.template", "auto", f"{old}: {name}", note)
+
+
+def _trackers(t: Translation) -> None:
+    named = []
+    for key, tracker in (
+        ("use_tensorboard", "tensorboard"),
+        ("wandb_project", "wandb"),
+        ("mlflow_experiment_name", "mlflow"),
+    ):
+        if (value := t.take(key)) is not None:
+            named.append(tracker)
+            t.meaningless.append(f"{key}: {_word(value)}: see train.report_to")
+    convert.trackers(t, named, "the trackers it names")
+
+
+def _word(value: Any) -> str:
+    return "true" if value is True else str(value)
