@@ -108,7 +108,7 @@ _CHAT_TEMPLATES = {"chatml": "chatml", "alpaca": "alpaca", "llama2": "llama2"}
 def translate(t: Translation, devices: int) -> None:
     """Take every key of an Axolotl file. Raises UserError for one that is no fine-tuning."""
     for key in ("rl", "reward_model", "process_reward_model", "pretraining_dataset"):
-        if value := t.take(key):
+        if (value := t.take(key)) is not None:
             raise UserError(f"{t.origin}: {key}: {value}: only supervised fine-tuning is done here")
     t.move("base_model", "model.name_or_path")
     t.move("revision_of_model", "model.revision")
@@ -145,7 +145,7 @@ def translate(t: Translation, devices: int) -> None:
 
 
 def _method(t: Translation) -> None:
-    adapter, four, eight = t.take("adapter"), t.take("load_in_4bit"), t.take("load_in_8bit")
+    adapter, four, eight = t.take("adapter"), t.flag("load_in_4bit"), t.flag("load_in_8bit")
     if adapter is None:
         convert.method(t, "full", "adapter: empty")
     elif adapter not in ("lora", "qlora"):
@@ -165,7 +165,7 @@ def _method(t: Translation) -> None:
     t.convert("lora_r", "method.r", convert.whole, 8)
     t.convert("lora_alpha", "method.alpha", convert.number, 16.0)
     t.convert("lora_dropout", "method.dropout", convert.number, 0.0)
-    if t.take("lora_target_linear"):
+    if t.flag("lora_target_linear"):
         t.put("method.target_modules", "all-linear", "lora_target_linear: true")
         t.unsupported({"lora_target_modules": "lora_target_linear was taken"})
     else:
@@ -183,20 +183,23 @@ def _method(t: Translation) -> None:
 
 def _datasets(t: Translation) -> None:
     t.convert("sequence_len", "data.max_length", convert.whole, 512)
-    long = t.take("excess_length_strategy")
-    words = {"drop": "drop", "truncate": "truncate", "raise": "error"}
-    old = f"excess_length_strategy: {long}" if long else f"{NAME}'s default"
-    t.put("data.on_long", words.get(str(long), "drop"), old)
+    t.convert("excess_length_strategy", "data.on_long", _on_long, "drop")
     _dataset(t, "datasets", "data.train", "data.split")
     template = t.take("chat_template")
     if template is not None:
         _template(t, "chat_template", str(template))
-    loss_on_all = t.take("train_on_inputs")
-    if loss_on_all:
+    if t.flag("train_on_inputs"):
         t.put("data.loss_on", "all", "train_on_inputs: true")
     if any(key.startswith("test_datasets[0]") for key in t.left):
         _dataset(t, "test_datasets", "data.eval", "data.eval_split")
     t.convert("val_set_size", "data.eval_fraction", convert.share)
+
+
+def _on_long(value: Any) -> str:
+    words = {"drop": "drop", "truncate": "truncate", "raise": "error"}
+    if str(value) not in words:
+        raise ValueError(f"known are {', '.join(words)}")
+    return words[str(value)]
 
 
 def _dataset(t: Translation, old: str, new: str, split: str) -> None:

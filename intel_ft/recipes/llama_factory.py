@@ -98,8 +98,7 @@ def translate(t: Translation, devices: int) -> None:
     if stage:
         t.meaningless.append("stage: sft: it is what train does")
     t.move("model_name_or_path", "model.name_or_path")
-    if (revision := t.take("model_revision")) not in (None, "main"):
-        t.put("model.revision", revision, f"model_revision: {revision}")
+    t.move("model_revision", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
     for key in ("bf16", "pure_bf16"):
         convert.precision(t, key)
@@ -121,9 +120,9 @@ def translate(t: Translation, devices: int) -> None:
     convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
     convert.warmup(t)
     convert.checkpoints(t, 500)
-    if t.take("disable_gradient_checkpointing"):
-        t.put("train.activation_checkpointing", False, "disable_gradient_checkpointing: true")
-        t.left.pop("gradient_checkpointing", None)
+    if t.flag("disable_gradient_checkpointing"):
+        t.put("train.activation_checkpointing", False, "disable_gradient_checkpointing")
+        t.unsupported({"gradient_checkpointing": "disable_gradient_checkpointing was taken"})
     else:
         t.convert("gradient_checkpointing", "train.activation_checkpointing", bool, True)
     if t.config["data"].get("eval_fraction") or t.config["data"].get("eval"):
@@ -164,7 +163,7 @@ def _method(t: Translation) -> None:
     t.convert("lora_target", "method.target_modules", convert.modules, "all-linear")
     t.move("use_dora", "method.use_dora")
     t.move("use_rslora", "method.use_rslora")
-    if t.take("pissa_init"):
+    if t.flag("pissa_init"):
         t.left["pissa_init"] = "pissa"
         convert.init_weights(t, "pissa_init")
     for old, key, change in (
@@ -182,7 +181,8 @@ def _data(t: Translation) -> None:
     _source(t, "dataset", folder, "data.train")
     _source(t, "eval_dataset", folder, "data.eval")
     t.convert("max_samples", "data.split", lambda count: f"train[:{convert.whole(count)}]")
-    template = t.take("template")
+    value = t.take("template")
+    template = None if value is None else str(value)
     if template in _TEMPLATES:
         t.put("data.template", _TEMPLATES[template], f"template: {template}")
     elif template == "default":
@@ -192,7 +192,7 @@ def _data(t: Translation) -> None:
         t.put("data.template", "auto", f"template: {template}", note)
     if (system := t.take("default_system")) is not None:
         t.put("data.system_prompt", str(system), "default_system")
-    if t.take("train_on_prompt"):
+    if t.flag("train_on_prompt"):
         t.put("data.loss_on", "all", "train_on_prompt: true")
     t.convert("val_size", "data.eval_fraction", convert.share)
 

@@ -46,6 +46,14 @@ class Translation:
             return None
         return self.left.pop(key, None)
 
+    def flag(self, key: str) -> bool:
+        """Whether `key` is switched on; taken. 0 and "false" are off, too."""
+        value = self.take(key)
+        if value is not None and str(value).lower() in ("0", "false", "no", "off"):
+            self.off.append(key)
+            return False
+        return value is not None
+
     def read(self, key: str, change: Callable[[Any], T]) -> T | None:
         """The value of `key` through `change`; None, and listed, where that raises ValueError."""
         value = self.take(key)

@@ -45,7 +45,6 @@ NEEDLESS = {
     "peft.auto_mapping": "peft's own record",
     "peft.peft_version": "peft's own record",
     "lora_task_type": "causal language modelling is what is done",
-    "use_peft": "see method.name",
     "bnb.bnb_4bit_quant_type": "NF4 is the 4-bit type here",
     "bnb.bnb_4bit_use_double_quant": "a detail of the 4-bit base's scales",
     "bnb.bnb_4bit_compute_dtype": "products are bfloat16",
@@ -133,12 +132,11 @@ def translate(t: Translation, devices: int) -> None:
     """Take every key of a set of arguments. Raises UserError for other training than SFT."""
     t.left = regroup(t.left)
     for key in ("beta", "reward_model_path", "num_generations", "loss_weights"):
-        if key in t.left:
+        if t.take(key) is not None:
             raise UserError(f"{t.origin}: {key}: only supervised fine-tuning is done here")
     for key in ("model_name_or_path", "model", "model_name"):
         t.move(key, "model.name_or_path")
-    if (revision := t.take("model_revision")) not in (None, "main"):
-        t.put("model.revision", revision, f"model_revision: {revision}")
+    t.move("model_revision", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
     for key in ("dtype", "torch_dtype"):
         t.convert(key, "model.dtype", _dtype)
@@ -175,11 +173,12 @@ def _dtype(value: Any) -> str:
 
 
 def _method(t: Translation) -> None:
-    lora = any(key.startswith(("peft.", "lora_")) or key == "use_peft" for key in t.left)
-    four = [key for key in ("load_in_4bit", "bnb.load_in_4bit") if t.take(key)]
-    eight = [key for key in ("load_in_8bit", "bnb.load_in_8bit") if t.take(key)]
+    lora = t.flag("use_peft") or any(key.startswith("peft.") for key in t.left)
+    four = [key for key in ("load_in_4bit", "bnb.load_in_4bit") if t.flag(key)]
+    eight = [key for key in ("load_in_8bit", "bnb.load_in_8bit") if t.flag(key)]
     if not lora and not four and not eight:
         convert.method(t, "full", "no peft config and no use_peft")
+        t.needless({"lora_*": "without use_peft all weights are trained"})
         return
     convert.method(t, "qlora" if four else "lora", f"{four[0]}: true" if four else "peft")
     if eight:
@@ -206,8 +205,9 @@ def _method(t: Translation) -> None:
 
 
 def _data(t: Translation) -> None:
+    part = t.take("dataset_config")
     for key in ("dataset_name", "train_dataset", "dataset"):
-        name, part = t.take(key), t.take("dataset_config")
+        name = t.take(key)
         if name is not None:
             t.put("data.train", f"{name}:{part}" if part else str(name), f"{key}: {name}")
     t.move("dataset_train_split", "data.split")

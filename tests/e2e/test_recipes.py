@@ -95,13 +95,16 @@ def test_the_cli_assistants_other_form(tmp_path) -> None:
 def test_recipe_is_checked_without_network(name, tmp_path) -> None:
     skip_if_not_there_yet(name)
     env = {"HF_HOME": str(tmp_path / "empty")}
-    recipe = FOLDER / f"{name}.yaml"
-    result = succeeded(run("validate", recipe, "--offline", "--json", cwd=tmp_path, env=env))
-    found = json.loads(result.out)
+    result = run("validate", FOLDER / f"{name}.yaml", "--offline", "--json", cwd=tmp_path, env=env)
+    found = json.loads(succeeded(result).out)
     if name != "lora":  # that one's model and data ship with the package
         assert "not looked at" in found["model"] and "not looked at" in found["data.train"]
-    data = write_form(tmp_path, DATA[name])
-    result = run("validate", recipe, "--offline", *overrides(name, data), cwd=tmp_path, env=env)
+
+
+def test_offline_looks_at_what_is_here(tmp_path) -> None:
+    data = write_form(tmp_path, "dolly")
+    recipe = FOLDER / "dolly-lora.yaml"
+    result = run("validate", recipe, "--offline", *overrides("dolly-lora", data), cwd=tmp_path)
     assert "8 examples" in succeeded(result).out and "7,475,456 parameters" in result.out
 
 

@@ -176,7 +176,11 @@ def test_no_key_is_lost_whatever_the_file_holds(first, found, tmp_path_factory) 
     whole = found | {first: "name"} | ({"stage": "sft"} if first == "model_name_or_path" else {})
     path = tmp_path_factory.mktemp("any") / "config.json"
     path.write_text(json.dumps(whole))
-    translation = translate(path)
+    try:
+        translation = translate(path)
+    except UserError as error:  # hypothesis finds words such as rl and beta by itself
+        assert "only supervised fine-tuning" in str(error) or "known here are" in str(error)
+        return
     assert not translation.left
     told = "\n".join(text for texts in lists(translation) for text in texts)
     for key in flatten(json.loads(json.dumps(whole))):
