@@ -1,7 +1,6 @@
 """Every recipe of configs/ is listed, copied, checked without network, and trains a few steps."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import get_args
@@ -141,4 +140,4 @@ def test_init_lists_copies_and_does_not_overwrite(tmp_path) -> None:
     assert unknown.code == 2 and "dolly-lora" in unknown.last_line
     assert run("init", "dolly-lora", "--from", "x.yaml", cwd=tmp_path).code == 2
     assert run("init", "-o", "x.yaml", cwd=tmp_path).code == 2
-    assert sorted(os.listdir(tmp_path)) == [".streams", "dolly-lora.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".streams", "dolly-lora.yaml"]
