@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -40,6 +41,8 @@ def skip_if_not_there_yet(name: str) -> None:
     method = values.get("name", "lora")
     if method not in METHODS:
         pytest.skip(f"method.name {method} does not exist yet: MethodConfig has {METHODS}")
+    if method == "qlora" and find_spec("bitsandbytes") is None:
+        pytest.skip("method.name qlora needs bitsandbytes, which is not installed")
 
 
 def overrides(name: str, data: Path) -> list[str]:
