@@ -159,6 +159,7 @@ def test_what_is_sent(tmp_path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == ["a \ud800 b "] * 2
     assert [line["new_tokens"] for line in lines] == [3, 3]
+    assert [line["sample"] for line in lines] == [0, 1]
     body = min(seen, key=lambda one: one["seed"])
     assert body["path"] == "/v3/chat/completions"
     assert sorted(one["seed"] for one in seen) == [5, 6]
