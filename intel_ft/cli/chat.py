@@ -6,23 +6,40 @@ from intel_ft.cli import options
 
 
 def run(
-    source: options.Source,
+    source: options.SourceOrServer = None,
+    server: options.ServerUrl = None,
+    model: options.ServedModel = None,
+    timeout: options.Timeout = 600,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = 0,
+    stop: options.Stop = None,
     system: options.SystemPrompt = None,
     template: options.Template = "auto",
     trust_remote_code: options.Trust = False,
 ) -> None:
-    """Talk to MODEL; `exit` or Ctrl-D leaves."""
-    from intel_ft.inference.chat import chat
+    """Talk to MODEL, or to a server; /help lists commands, `exit` or Ctrl-D leaves."""
+    from intel_ft.errors import UserError
+    from intel_ft.inference.chat import Reply, chat, local_reply
     from intel_ft.inference.language_model import Sampling
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    model, form, system = options.open_for_prompts(
-        source, template, system, trust_remote_code=trust_remote_code
+    sampling = Sampling(
+        max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())
     )
-    chat(model, form, system, sampling, write=lambda piece: typer.echo(piece, nl=False))
+    if server:
+        if source or template != "auto":
+            raise UserError("chat --server takes no MODEL and no --template: the server has both")
+        there = options.open_server(server, model, timeout, template)
+        reply: Reply = lambda talk, write: there.stream(  # noqa: E731
+            tuple(talk.history), talk.system, sampling, write
+        )
+    else:
+        source = options.require_source(source, model)
+        found, form, system = options.open_for_prompts(
+            source, template, system, trust_remote_code=trust_remote_code
+        )
+        reply = local_reply(found, form, sampling)
+    chat(reply, system, write=lambda piece: typer.echo(piece, nl=False))

@@ -1,49 +1,120 @@
 """`intel-ft generate`."""
 
+import dataclasses
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from intel_ft.cli import options
 
+if TYPE_CHECKING:
+    from intel_ft.inference.answers import Engine
+    from intel_ft.inference.language_model import Sampling
+
 
 def run(
-    source: options.Source,
-    prompt: Annotated[str, typer.Argument(help="What to ask; `-` reads it from stdin.")],
+    source: options.SourceOrServer = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to ask; `-` reads it from stdin.")
+    ] = None,
+    input: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Prompts, a line each: .txt or .jsonl.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where answers go, as JSON lines.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the answers in OUTPUT.partial.")
+    ] = False,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Answers to each prompt.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts at a time; with --server requests under way.")
+    ] = 8,
+    server: options.ServerUrl = None,
+    model: options.ServedModel = None,
+    timeout: options.Timeout = 600,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = 0,
+    stop: options.Stop = None,
     system: options.SystemPrompt = None,
     template: options.Template = "auto",
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Answer one prompt, formed as in training, with torch or OpenVINO as MODEL needs."""
+    """Answer a prompt or a file of them with MODEL (torch or OpenVINO), or with a server."""
     from intel_ft.data.formats import Message
     from intel_ft.data.prompt import prompt_tokens
+    from intel_ft.errors import UserError
+    from intel_ft.inference.answers import all_asked, answer_into, line_of
+    from intel_ft.inference.engines import local_engine, server_engine
     from intel_ft.inference.language_model import Sampling
+    from intel_ft.inference.prompts import read_prompts
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    model, form, system = options.open_for_prompts(
-        source, template, system, trust_remote_code=trust_remote_code
+    if server and prompt is None:  # then the one argument is the prompt
+        source, prompt = None, source
+    if (prompt is None) == (input is None):
+        raise UserError("give a prompt, or a file of prompts with --input")
+    if n > 1 and not temperature:
+        raise UserError("--n asks for several answers, which are all the same at temperature 0")
+    if resume and not output:
+        raise UserError("--resume goes on with what --output has begun: name it")
+    sampling = Sampling(
+        max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    tokens = prompt_tokens(model.tokenizer, form, (Message("user", text),), system)
-    if json:
-        completion = model.generate(tokens, sampling)
-        options.show(
-            {
-                "text": completion.text,
-                "new_tokens": len(completion.new_tokens),
-                "seconds": completion.seconds,
-                "stopped": completion.stopped,
-            },
-            True,
+    prompts = read_prompts(input) if input else [(Message("user", str(text)),)]
+    single = not input and not output and n == 1
+    engine: Engine
+    if server:
+        if source:
+            raise UserError("generate --server takes no MODEL: name the served one with --model")
+        there = options.open_server(server, model, timeout, template)
+        source = f"{there.url} {model}"
+        engine = server_engine(
+            lambda one: there.answer(one.messages, system, sampling, one.seed), batch_size
         )
+    else:
+        source = options.require_source(source, model)
+        found, form, system = options.open_for_prompts(
+            source, template, system, trust_remote_code=trust_remote_code
+        )
+        if single:
+            _one(found, prompt_tokens(found.tokenizer, form, prompts[0], system), sampling, json)
+            return
+        engine = local_engine(found, form, system, sampling, batch_size)
+    wanted = all_asked(prompts, n, seed)
+    if output:
+        settings = {"asked": source, "system": system, "template": template, "n": n}
+        settings |= dataclasses.asdict(sampling) | {"stop": list(sampling.stop)}
+        asked = answer_into(output, wanted, engine, settings, resume=resume)
+        options.show({"written": str(output), "answers": len(wanted), "asked_now": asked}, json)
         return
-    model.generate(tokens, sampling, lambda piece: typer.echo(piece, nl=False))
-    typer.echo()
+    for one, answer in engine(wanted):
+        if single and not json:
+            typer.echo(answer.text)
+        else:
+            options.show(line_of(one, answer), True)
+
+
+def _one(model: Any, tokens: list[int], sampling: "Sampling", json: bool) -> None:
+    """Answer one prompt as it comes, or as one JSON object."""
+    if not json:
+        model.generate(tokens, sampling, lambda piece: typer.echo(piece, nl=False))
+        typer.echo()
+        return
+    completion = model.generate(tokens, sampling)
+    options.show(
+        {
+            "text": completion.text,
+            "new_tokens": len(completion.new_tokens),
+            "seconds": completion.seconds,
+            "stopped": completion.stopped,
+        },
+        True,
+    )

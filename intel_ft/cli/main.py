@@ -21,6 +21,7 @@ from intel_ft.cli import (
     eval,
     export,
     generate,
+    init,
     launch,
     merge,
     push,
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
+    init,
     validate,
     train,
     launch,

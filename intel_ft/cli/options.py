@@ -32,6 +32,26 @@ TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens up t
 TopK = Annotated[int, typer.Option(help="Sample from this many tokens; 0 is all.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes used tokens less likely.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same text.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End the answer in front of this text; may be repeated.")
+]
+SourceOrServer = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A run, adapter, merged, OpenVINO or model folder, or a Hub id; none with --server.",
+    ),
+]
+ServerUrl = Annotated[
+    str | None,
+    typer.Option("--server", help="Ask this OpenAI-compatible server: http://host:port."),
+]
+ServedModel = Annotated[
+    str | None, typer.Option("--model", help="With --server: the model's name there.")
+]
+Timeout = Annotated[
+    float, typer.Option(min=0.1, help="With --server: seconds that one answer may take.")
+]
 SystemPrompt = Annotated[
     str | None, typer.Option("--system", help="System prompt; default is that of training.")
 ]
@@ -76,3 +96,26 @@ def open_for_prompts(
     model = open_model(artifact, trust_remote_code=trust_remote_code)
     chosen, _ = prompt_template(artifact, model.tokenizer, template)
     return model, chosen, system or artifact.system_prompt
+
+
+def require_source(source: str | None, served: str | None) -> str:
+    """MODEL, which is needed where no server is asked."""
+    from intel_ft.errors import UserError
+
+    if source is None:
+        raise UserError("give a MODEL folder or Hub id, or a server with --server and --model")
+    if served is not None:
+        raise UserError("--model names what a server serves: give --server, too")
+    return source
+
+
+def open_server(url: str, model: str | None, timeout: float, template: str) -> Any:
+    """The server at `url`; template `auto` leaves it to the server to write prompts."""
+    from intel_ft.errors import UserError
+    from intel_ft.inference.server import Server
+
+    if model is None:
+        raise UserError(
+            "--server needs --model, the model's name there (GET /v1/models lists them)"
+        )
+    return Server(url, model, timeout, None if template == "auto" else template)  # type: ignore[arg-type]

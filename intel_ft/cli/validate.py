@@ -1,28 +1,48 @@
 """`intel-ft validate`."""
 
+import os
+from typing import Annotated
+
+import typer
+
 from intel_ft.cli.options import ConfigFile, Json, Overrides, show
+from intel_ft.config import Config
 
 
-def run(config: ConfigFile, overrides: Overrides = None, json: Json = False) -> None:
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Check what can be checked without network.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Check CONFIG, its model folder and its data, down to the loss mask, without training."""
     from intel_ft import config as configuration
 
     settings = configuration.load(config, overrides)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported, next
+        from intel_ft.recipes.offline import check_offline
+
+        show(check_offline(settings), json)
+    else:
+        show(_whole(settings), json)
+
+
+def _whole(settings: Config) -> dict[str, object]:
     from intel_ft.models.load import parameter_count
     from intel_ft.training.setup import read_inputs
 
     inputs = read_inputs(settings)
     report = inputs.training.report
-    show(
-        {
-            "parameters": parameter_count(inputs.folder),
-            "format": report.format,
-            "template": report.template,
-            "train_examples": report.examples,
-            "train_tokens": report.tokens,
-            "supervised_tokens": report.supervised_tokens,
-            "longest": report.longest,
-            "eval_examples": inputs.evaluation and inputs.evaluation.report.examples,
-        },
-        json,
-    )
+    return {
+        "parameters": parameter_count(inputs.folder),
+        "format": report.format,
+        "template": report.template,
+        "train_examples": report.examples,
+        "train_tokens": report.tokens,
+        "supervised_tokens": report.supervised_tokens,
+        "longest": report.longest,
+        "eval_examples": inputs.evaluation and inputs.evaluation.report.examples,
+    }

@@ -1,4 +1,4 @@
-"""The `Ask >` loop over any language model; called from cli.chat."""
+"""The `Ask >` loop over any language model or server; called from cli.chat."""
 
 import contextlib
 from collections.abc import Callable
@@ -6,9 +6,14 @@ from collections.abc import Callable
 from intel_ft.data.formats import Message
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.data.templates import Template
+from intel_ft.errors import IntelFTError, UserError
+from intel_ft.inference.commands import Talk, run_command
 from intel_ft.inference.language_model import LanguageModel, Sampling, Stream
 
 PROMPT = "Ask > "
+
+Reply = Callable[[Talk, Stream], str]
+"""Answers the last question of a talk; may forget its oldest exchanges, in place."""
 
 
 def read_line(prompt: str) -> str:
@@ -23,24 +28,19 @@ def read_line(prompt: str) -> str:
 
 
 def chat(
-    model: LanguageModel,
-    template: Template,
+    reply: Reply,
     system_prompt: str | None,
-    sampling: Sampling,
     *,
     read: Callable[[str], str] = read_line,
     write: Stream,
 ) -> None:
-    """Answer line after line until `exit` or the end of input.
+    """Answer line after line until `exit` or the end of input; / begins a command.
 
     `read(prompt)` returns a line or raises EOFError; `write` shows text as it comes. What was said
-    is kept; the oldest exchanges are forgotten when the model's window is full.
+    is kept. A question that cannot be answered (too long, a server that is gone) is told and
+    forgotten; the talk goes on.
     """
-
-    def form_prompt(history: list[Message]) -> list[int]:
-        return prompt_tokens(model.tokenizer, template, tuple(history), system_prompt)
-
-    history: list[Message] = []
+    talk = Talk(system_prompt)
     while True:
         try:
             line = read(PROMPT).strip()
@@ -51,33 +51,52 @@ def chat(
             return
         if not line:
             continue
-        history.append(Message("user", line))
-        prompt = _fitting_prompt(form_prompt, history, sampling, model.context_window)
-        if prompt is None:
-            history.pop()
-            write(f"(too long: the model's context window is {model.context_window} tokens)\n")
+        if line.startswith("/") and not line.startswith("//"):
+            shown = run_command(line, talk)
+            if shown is None:
+                return
+            write(f"{shown}\n")
             continue
-        completion = model.generate(prompt, sampling, write)
+        talk.history.append(Message("user", line[1:] if line.startswith("//") else line))
+        try:
+            answer = reply(talk, write)
+        except IntelFTError as error:
+            talk.history.pop()
+            write(f"({error})\n")
+            continue
         write("\n")
-        history.append(Message("assistant", completion.text))
+        talk.history.append(Message("assistant", answer))
+
+
+def local_reply(model: LanguageModel, template: Template, sampling: Sampling) -> Reply:
+    """Answers by `model`; the oldest exchanges are forgotten when its window is full."""
+
+    def reply(talk: Talk, write: Stream) -> str:
+        prompt = _fitting_prompt(model, template, talk, sampling)
+        return model.generate(prompt, sampling, write).text
+
+    return reply
 
 
 def _fitting_prompt(
-    form_prompt: Callable[[list[Message]], list[int]],
-    history: list[Message],
-    sampling: Sampling,
-    window: int | None,
-) -> list[int] | None:
-    """The prompt of `history`, from whose front exchanges are dropped (in place) until an answer
+    model: LanguageModel, template: Template, talk: Talk, sampling: Sampling
+) -> list[int]:
+    """The prompt of `talk`, from whose front exchanges are dropped (in place) until an answer
     fits behind it: `max_new_tokens`, or half the window where that is less.
 
-    None if even the last question alone leaves no room for a single token.
+    Raises UserError if even the last question alone leaves no room for a single token.
     """
-    prompt = form_prompt(history)
+
+    def form_prompt() -> list[int]:
+        return prompt_tokens(model.tokenizer, template, tuple(talk.history), talk.system)
+
+    prompt, window = form_prompt(), model.context_window
     if window is None:
         return prompt
     wanted = min(sampling.max_new_tokens, window // 2)
-    while len(prompt) + wanted > window and len(history) > 1:
-        del history[:2]
-        prompt = form_prompt(history)
-    return prompt if len(prompt) < window else None
+    while len(prompt) + wanted > window and len(talk.history) > 1:
+        del talk.history[:2]
+        prompt = form_prompt()
+    if len(prompt) >= window:
+        raise UserError(f"too long: the model's context window is {window} tokens")
+    return prompt

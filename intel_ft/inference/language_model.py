@@ -31,6 +31,7 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()  # the answer ends in front of the first of these texts
 
     def __post_init__(self) -> None:
         within = {
@@ -39,6 +40,7 @@ class Sampling:
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
             "top_k must be at least 0": self.top_k >= 0,
             "repetition_penalty must be above 0": self.repetition_penalty > 0,
+            "a stop text must not be empty": all(self.stop),
         }
         for rule, holds in within.items():
             if not holds:
@@ -71,6 +73,15 @@ class LanguageModel(Protocol):
 
         What was streamed, joined, is the completion's text. Raises UserError where the prompt is
         empty or leaves no room in the context window.
+        """
+
+    def generate_many(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
+    ) -> list[Completion]:
+        """Continue `prompts` together, each with a seed of its own in place of `sampling.seed`.
+
+        An answer depends on its prompt and seed, not on what else is in the batch, but for
+        rounding. Raises UserError as `generate` does.
         """
 
     def logits(
@@ -130,12 +141,26 @@ def room_for_answer(prompt_tokens: list[int], wanted: int, context_window: int |
 
 
 def finish(
-    tokenizer: Any, new_tokens: list[int], stops: frozenset[int], seconds: float
+    tokenizer: Any,
+    new_tokens: list[int],
+    stops: frozenset[int],
+    seconds: float,
+    stop_texts: tuple[str, ...] = (),
 ) -> Completion:
-    """The completion of `new_tokens`, cut before the first stop token."""
+    """The completion of `new_tokens`, cut before the first stop token, its text also before the
+    first stop text.
+    """
     end = next((i for i, token in enumerate(new_tokens) if token in stops), None)
     kept = new_tokens[:end]
-    return Completion(decode(tokenizer, kept), tuple(kept), seconds, end is not None)
+    text = decode(tokenizer, kept)
+    place = first_stop(text, stop_texts)
+    stopped = end is not None or place is not None
+    return Completion(text[:place], tuple(kept), seconds, stopped)
+
+
+def first_stop(text: str, stop_texts: tuple[str, ...]) -> int | None:
+    """Where the first of `stop_texts` begins in `text`; None if none is in it."""
+    return min((at for stop in stop_texts if (at := text.find(stop)) >= 0), default=None)
 
 
 def decode(tokenizer: Any, tokens: list[int]) -> str:

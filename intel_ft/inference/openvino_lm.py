@@ -79,14 +79,69 @@ class OpenVINOLM:
 
     @cached_property
     def _stops(self) -> frozenset[int]:
-        config = self._pipeline.get_generation_config()
-        return stop_tokens(self.tokenizer, sorted(config.stop_token_ids))
+        import openvino_genai
+
+        path = self._folder / "generation_config.json"  # read alone: no pipeline for its sake
+        config = openvino_genai.GenerationConfig(str(path)) if path.is_file() else None
+        return stop_tokens(self.tokenizer, sorted(config.stop_token_ids) if config else [])
 
     def generate(
         self, prompt_tokens: list[int], sampling: Sampling, stream: Stream | None = None
     ) -> Completion:
         """See `LanguageModel.generate`."""
         import openvino
+
+        config = self._config(prompt_tokens, sampling, sampling.seed)
+        # Token ids, not text: the training template is already in them, and GenAI would apply the
+        # tokenizer's chat template to text once more.
+        prompt = openvino.Tensor(np.array([prompt_tokens], dtype=np.int64))
+        text = None
+        if stream:
+            text = TextStream(self.tokenizer, stream, self._stops, sampling.stop)
+        start = time.monotonic()
+        new_tokens = _generate_in_thread(self._pipeline, prompt, config, text)
+        seconds = time.monotonic() - start
+        return finish(self.tokenizer, new_tokens, self._stops, seconds, sampling.stop)
+
+    def generate_many(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
+    ) -> list[Completion]:
+        """See `LanguageModel.generate_many`. By GenAI's continuous batching: a prompt that has
+        ended makes room for the others at once.
+        """
+        import openvino
+
+        configs = [
+            self._config(one, sampling, seed) for one, seed in zip(prompts, seeds, strict=True)
+        ]
+        tensors = [openvino.Tensor(np.array([one], dtype=np.int64)) for one in prompts]
+        start = time.monotonic()
+        results = self._batch_pipeline.generate(tensors, configs)
+        seconds = time.monotonic() - start
+        return [
+            finish(
+                self.tokenizer,
+                list(result.m_generation_ids[0]),
+                self._stops,
+                seconds,
+                sampling.stop,
+            )
+            for result in results
+        ]
+
+    @cached_property
+    def _batch_pipeline(self) -> Any:
+        import openvino_genai
+
+        scheduler = openvino_genai.SchedulerConfig()
+        try:
+            return openvino_genai.ContinuousBatchingPipeline(
+                str(self._folder), scheduler, "CPU", self._properties
+            )
+        except RuntimeError as error:
+            raise UserError(f"{self._folder}: {_last_line(error)}") from error
+
+    def _config(self, prompt_tokens: list[int], sampling: Sampling, seed: int) -> Any:
         import openvino_genai
 
         wanted = room_for_answer(prompt_tokens, sampling.max_new_tokens, self.context_window)
@@ -98,16 +153,12 @@ class OpenVINOLM:
         if sampling.temperature > 0:
             config.temperature = sampling.temperature
             config.top_p = sampling.top_p
-            config.rng_seed = sampling.seed
+            config.rng_seed = seed
             if sampling.top_k:  # GenAI's "all" is its default, a very large number; 0 is refused
                 config.top_k = sampling.top_k
-        # Token ids, not text: the training template is already in them, and GenAI would apply the
-        # tokenizer's chat template to text once more.
-        prompt = openvino.Tensor(np.array([prompt_tokens], dtype=np.int64))
-        text = TextStream(self.tokenizer, stream, self._stops) if stream else None
-        start = time.monotonic()
-        new_tokens = _generate_in_thread(self._pipeline, prompt, config, text)
-        return finish(self.tokenizer, new_tokens, self._stops, time.monotonic() - start)
+        config.stop_strings = set(sampling.stop)
+        config.include_stop_str_in_output = True  # it cuts at whole tokens, `finish` at characters
+        return config
 
     def logits(
         self, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]

@@ -4,7 +4,7 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from intel_ft.inference.language_model import Stream, decode
+from intel_ft.inference.language_model import Stream, decode, first_stop
 
 
 class TextStream:
@@ -15,10 +15,18 @@ class TextStream:
     and with SentencePiece tokenizers (Llama 2) then eats one space of the next line's indentation.
     """
 
-    def __init__(self, tokenizer: Any, stream: Stream, stops: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stream: Stream,
+        stops: frozenset[int],
+        stop_texts: tuple[str, ...] = (),
+    ) -> None:
         self._tokenizer = tokenizer
         self._stream = stream
         self._stops = stops
+        self._stop_texts = stop_texts
+        self._shown = 0  # characters of what was decoded that went to the stream
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
         self._sent = ""
@@ -41,7 +49,23 @@ class TextStream:
         whole = decode(self._tokenizer, self._tokens)
         if whole.startswith(self._sent) and len(whole) > len(self._sent):
             self._send(whole[len(self._sent) :])
+        if first_stop(self._sent, self._stop_texts) is None:
+            self._show(len(self._sent))
 
     def _send(self, text: str) -> None:
         self._sent += text
-        self._stream(text)
+        end = first_stop(self._sent, self._stop_texts)
+        self._show(len(self._sent) - self._could_begin_a_stop() if end is None else end)
+
+    def _show(self, end: int) -> None:
+        if end > self._shown:
+            self._stream(self._sent[self._shown : end])
+            self._shown = end
+
+    def _could_begin_a_stop(self) -> int:
+        """How many of the last characters may be the beginning of a stop text."""
+        longest = max(map(len, self._stop_texts), default=0)
+        for count in range(min(longest - 1, len(self._sent)), 0, -1):
+            if any(stop.startswith(self._sent[-count:]) for stop in self._stop_texts):
+                return count
+        return 0

@@ -62,35 +62,70 @@ class TorchLM:
         self, prompt_tokens: list[int], sampling: Sampling, stream: Stream | None = None
     ) -> Completion:
         """See `LanguageModel.generate`."""
+        text = None
+        if stream:
+            text = TextStream(self.tokenizer, stream, self._stops, sampling.stop)
+        streamer = _Streamer(text, len(prompt_tokens)) if text else None
+        return self._generate([prompt_tokens], [sampling.seed], sampling, streamer)[0]
+
+    def generate_many(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
+    ) -> list[Completion]:
+        """See `LanguageModel.generate_many`."""
+        window = self.context_window
+        rooms = [room_for_answer(one, sampling.max_new_tokens, window) for one in prompts]
+        if len(prompts) == 1 or window is None or min(rooms) == sampling.max_new_tokens:
+            return self._generate(prompts, seeds, sampling)
+        # Beside a prompt that nearly fills the window the others would have to be brief, too.
+        pairs = zip(prompts, seeds, strict=True)
+        return [self._generate([one], [seed], sampling)[0] for one, seed in pairs]
+
+    def _generate(
+        self,
+        prompts: list[list[int]],
+        seeds: list[int],
+        sampling: Sampling,
+        streamer: "_Streamer | None" = None,
+    ) -> list[Completion]:
         import torch
         from transformers import GenerationConfig
 
-        wanted = room_for_answer(prompt_tokens, sampling.max_new_tokens, self.context_window)
+        from intel_ft.inference.torch_sampling import SeededRows, StopTexts
+
+        width = max(map(len, prompts))
+        wanted = room_for_answer(
+            max(prompts, key=len), sampling.max_new_tokens, self.context_window
+        )
+        for one in prompts:
+            room_for_answer(one, 1, self.context_window)
         pad = self.tokenizer.pad_token_id
+        pad = min(self._stops, default=0) if pad is None else pad
+        # Rows draw their tokens in a processor, each with its own seed: to generate() it is greedy.
         config = GenerationConfig(
             max_new_tokens=wanted,
-            do_sample=sampling.temperature > 0,
+            do_sample=False,
             repetition_penalty=sampling.repetition_penalty,
             eos_token_id=sorted(self._stops) or None,
-            pad_token_id=min(self._stops, default=0) if pad is None else pad,
+            pad_token_id=pad,
         )
-        if sampling.temperature > 0:
-            config.temperature = sampling.temperature
-            config.top_p = sampling.top_p
-            config.top_k = sampling.top_k
-        prompt = torch.tensor([prompt_tokens])
-        text = TextStream(self.tokenizer, stream, self._stops) if stream else None
+        ids = torch.full((len(prompts), width), pad)
+        mask = torch.zeros_like(ids)
+        for row, one in enumerate(prompts):
+            ids[row, width - len(one) :] = torch.tensor(one)
+            mask[row, width - len(one) :] = 1
         start = time.monotonic()
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(sampling.seed)
-            answer = self.model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
+        with torch.inference_mode():
+            answers = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
                 generation_config=config,
-                streamer=_Streamer(text, len(prompt_tokens)) if text else None,
+                logits_processor=[SeededRows(sampling, seeds)] if sampling.temperature else [],
+                stopping_criteria=[StopTexts(self.tokenizer, sampling.stop, width)],
+                streamer=streamer,
             )
-        new_tokens = answer[0, len(prompt_tokens) :].tolist()
-        return finish(self.tokenizer, new_tokens, self._stops, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        new = answers[:, width:].tolist()
+        return [finish(self.tokenizer, one, self._stops, seconds, sampling.stop) for one in new]
 
     def logits(
         self, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]

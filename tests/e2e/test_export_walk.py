@@ -21,7 +21,7 @@ if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
 CHAT = """
 import sys
 from intel_ft.inference.artifact import resolve
-from intel_ft.inference.chat import chat
+from intel_ft.inference.chat import chat, local_reply
 from intel_ft.inference.language_model import Sampling
 from intel_ft.inference.open import open_model
 from intel_ft.inference.template import prompt_template
@@ -30,7 +30,7 @@ model = open_model(artifact)
 template, _ = prompt_template(artifact, model.tokenizer)
 def write(text):
     print(text, end="", flush=True)
-chat(model, template, artifact.system_prompt, Sampling(max_new_tokens=8), write=write)
+chat(local_reply(model, template, Sampling(max_new_tokens=8)), artifact.system_prompt, write=write)
 print("left", template)
 """
 

@@ -16,7 +16,7 @@ from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.inference.artifact import resolve
-from intel_ft.inference.chat import PROMPT, chat
+from intel_ft.inference.chat import PROMPT, chat, local_reply
 from intel_ft.inference.evaluate import cross_entropy, evaluate, is_python
 from intel_ft.inference.language_model import Completion, Sampling
 from intel_ft.inference.open import open_model
@@ -192,7 +192,8 @@ def _talk(model, lines: list[str]) -> str:
         except StopIteration:
             raise EOFError from None
 
-    chat(model, "alpaca", None, Sampling(max_new_tokens=20), read=read, write=shown.append)
+    reply = local_reply(model, "alpaca", Sampling(max_new_tokens=20))
+    chat(reply, None, read=read, write=shown.append)
     return "".join(shown)
 
 

@@ -1,0 +1,79 @@
+"""Who answers: a model here in batches, or a server with several requests under way; called from
+cli.generate.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from intel_ft.data.prompt import prompt_encoder
+from intel_ft.data.templates import Template
+from intel_ft.inference.answers import Answer, Asked, Engine
+from intel_ft.inference.language_model import LanguageModel, Sampling
+
+
+def local_engine(
+    model: LanguageModel,
+    template: Template,
+    system_prompt: str | None,
+    sampling: Sampling,
+    batch_size: int,
+) -> Engine:
+    """Batches of `batch_size`, the longest prompts first: what does not fit fails early."""
+
+    def answer(wanted: Sequence[Asked]) -> Iterator[tuple[Asked, Answer]]:
+        encode = prompt_encoder(model.tokenizer, template, system_prompt)
+        tokens = {id(one): encode(one.messages) for one in wanted}
+        ordered = sorted(wanted, key=lambda one: len(tokens[id(one)]), reverse=True)
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            prompts = [tokens[id(one)] for one in batch]
+            completions = model.generate_many(prompts, [one.seed for one in batch], sampling)
+            for one, done in zip(batch, completions, strict=True):
+                yield one, Answer(done.text, len(done.new_tokens), done.stopped)
+
+    return answer
+
+
+def server_engine(ask: Callable[[Asked], Answer], requests: int) -> Engine:
+    """At most `requests` under way. After a failure none is begun; those under way still count."""
+
+    def answer(wanted: Sequence[Asked]) -> Iterator[tuple[Asked, Answer]]:
+        todo: queue.SimpleQueue[Asked] = queue.SimpleQueue()
+        for one in wanted:
+            todo.put(one)
+        results: queue.SimpleQueue[tuple[Asked, Answer] | Exception | None] = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def work() -> None:
+            try:
+                while not stop.is_set():
+                    one = todo.get_nowait()
+                    results.put((one, ask(one)))
+            except queue.Empty:
+                pass
+            except Exception as error:
+                stop.set()
+                results.put(error)
+            finally:
+                results.put(None)
+
+        workers = min(requests, len(wanted))
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()  # Ctrl-C waits for none of them
+        failure: Exception | None = None
+        try:
+            while workers:
+                result = results.get()
+                if result is None:
+                    workers -= 1
+                elif isinstance(result, Exception):
+                    failure = failure or result
+                else:
+                    yield result
+        finally:
+            stop.set()
+        if failure:
+            raise failure
+
+    return answer

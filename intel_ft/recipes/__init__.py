@@ -1,0 +1,1 @@
+"""Where a run's YAML comes from: shipped recipes, or another trainer's config translated."""

@@ -1,0 +1,220 @@
+"""Axolotl's YAML in our terms; called from recipes.translate.
+
+Keys and defaults: https://docs.axolotl.ai/docs/config-reference.html (axolotl-ai-cloud/axolotl,
+docs/config.qmd and src/axolotl/utils/schemas), dataset types:
+https://docs.axolotl.ai/docs/dataset-formats/
+"""
+
+from pathlib import Path
+from typing import Any
+
+from intel_ft.errors import UserError
+from intel_ft.recipes import convert
+from intel_ft.recipes.axolotl_keys import NEEDLESS, UNSUPPORTED
+from intel_ft.recipes.translation import Translation
+
+NAME = "Axolotl"
+
+_CHAT_TEMPLATES = {"chatml": "chatml", "alpaca": "alpaca", "llama2": "llama2"}
+
+
+def translate(t: Translation, devices: int) -> None:
+    """Take every key of an Axolotl file. Raises UserError for one that is no fine-tuning."""
+    for key in ("rl", "reward_model", "process_reward_model", "pretraining_dataset"):
+        if (value := t.take(key)) is not None:
+            raise UserError(f"{t.origin}: {key}: {value}: only supervised fine-tuning is done here")
+    t.move("base_model", "model.name_or_path")
+    t.move("revision_of_model", "model.revision")
+    t.move("trust_remote_code", "model.trust_remote_code")
+    for key in ("bf16", "bfloat16"):
+        convert.precision(t, key)
+    _method(t)
+    _datasets(t)
+    for old, new, change, default in (
+        ("num_epochs", "train.epochs", convert.number, 1.0),
+        ("learning_rate", "train.learning_rate", convert.number, None),
+        ("weight_decay", "train.weight_decay", convert.number, 0.0),
+        ("max_grad_norm", "train.max_grad_norm", convert.number, 1.0),
+        ("gradient_clipping", "train.max_grad_norm", convert.number, None),
+        ("lr_scheduler", "train.scheduler", convert.scheduler, "cosine"),
+        ("seed", "train.seed", convert.number, 42),
+        ("logging_steps", "train.logging_steps", convert.whole, None),
+        ("max_steps", "train.max_steps", convert.whole, None),
+    ):
+        t.convert(old, new, change, default)
+    convert.batch(t, "micro_batch_size", 1, devices)
+    convert.optimizer(t, "optimizer", "adamw_torch_fused")
+    convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
+    convert.warmup(t, 0.03)
+    convert.checkpoints(t, None)
+    t.convert("gradient_checkpointing", "train.activation_checkpointing", bool)
+    if t.config["data"].get("eval_fraction") or t.config["data"].get("eval"):
+        t.convert("early_stopping_patience", "train.early_stopping", convert.whole)
+    _trackers(t)
+    t.move("output_dir", "output.directory", "model-out")
+    t.needless(NEEDLESS)
+    t.needless(convert.SHARED_NEEDLESS)
+    t.unsupported(UNSUPPORTED | convert.SHARED_UNSUPPORTED)
+
+
+def _method(t: Translation) -> None:
+    adapter, four, eight = t.take("adapter"), t.flag("load_in_4bit"), t.flag("load_in_8bit")
+    if adapter is None:
+        convert.method(t, "full", "adapter: empty")
+    elif adapter not in ("lora", "qlora"):
+        raise UserError(f"{t.origin}: adapter: {adapter}: known here are lora, qlora and none")
+    else:
+        name = "qlora" if adapter == "qlora" or four else "lora"
+        convert.method(t, name, f"adapter: {adapter}" + (", load_in_4bit: true" if four else ""))
+    if four and adapter == "qlora":
+        t.meaningless.append("load_in_4bit: true: it is what qlora does")
+    if eight and adapter == "lora":
+        convert.int8_base(t, "load_in_8bit: true")
+    elif eight:
+        t.cannot("load_in_8bit", True, f"not with adapter: {adapter}")
+    if adapter is None:
+        t.needless({"lora_*": "all weights are trained", "peft_*": "all weights are trained"})
+        return
+    t.convert("lora_r", "method.r", convert.whole, 8)
+    t.convert("lora_alpha", "method.alpha", convert.number, 16.0)
+    t.convert("lora_dropout", "method.dropout", convert.number, 0.0)
+    if t.flag("lora_target_linear"):
+        t.put("method.target_modules", "all-linear", "lora_target_linear: true")
+        t.unsupported({"lora_target_modules": "lora_target_linear was taken"})
+    else:
+        t.convert("lora_target_modules", "method.target_modules", convert.modules)
+    t.move("peft_use_dora", "method.use_dora")
+    t.move("peft_use_rslora", "method.use_rslora")
+    convert.init_weights(t, "peft_init_lora_weights")
+    for old, key in (
+        ("lora_modules_to_save", "method.modules_to_save"),
+        ("loraplus_lr_ratio", "method.lora_plus_ratio"),
+    ):
+        if (value := t.take(old)) is not None:
+            convert.field_or_cannot(t, old, key, value, "not in this version")
+
+
+def _datasets(t: Translation) -> None:
+    t.convert("sequence_len", "data.max_length", convert.whole, 512)
+    t.convert("excess_length_strategy", "data.on_long", _on_long, "drop")
+    _dataset(t, "datasets", "data.train", "data.split")
+    template = t.take("chat_template")
+    if template is not None:
+        _template(t, "chat_template", str(template))
+    if t.flag("train_on_inputs"):
+        t.put("data.loss_on", "all", "train_on_inputs: true")
+    if any(key.startswith("test_datasets[0]") for key in t.left):
+        _dataset(t, "test_datasets", "data.eval", "data.eval_split")
+    t.convert("val_set_size", "data.eval_fraction", convert.share)
+
+
+def _on_long(value: Any) -> str:
+    words = {"drop": "drop", "truncate": "truncate", "raise": "error"}
+    if str(value) not in words:
+        raise ValueError(f"known are {', '.join(words)}")
+    return words[str(value)]
+
+
+def _dataset(t: Translation, old: str, new: str, split: str) -> None:
+    """The first of a list of datasets; the others are listed."""
+    first = f"{old}[0]"
+    path, files = t.take(f"{first}.path"), t.take(f"{first}.data_files")
+    name = t.take(f"{first}.name")
+    if isinstance(files, list):
+        for extra in files[1:]:
+            t.cannot(f"{first}.data_files", extra, "one file or folder is read: join them")
+        files = files[0]
+    if files and path and Path(str(path)).suffix == "" and path not in ("json", "csv", "parquet"):
+        t.cannot(f"{first}.data_files", files, "the Hub dataset's own files are read")
+        files = None
+    source = files or path
+    if source is None:
+        return
+    t.put(new, f"{source}:{name}" if name else str(source), f"{first}.path")
+    t.move(f"{first}.split", split)
+    kind = t.take(f"{first}.type")
+    if new == "data.train" and isinstance(kind, str):
+        _kind(t, f"{first}.type", kind)
+    elif kind is not None:
+        t.meaningless.append(f"{first}.type: {kind}: data.eval has the format of data.train")
+    template = t.take(f"{first}.chat_template")
+    if template is not None:
+        _template(t, f"{first}.chat_template", str(template))
+    fields = {
+        "field_messages": "messages",
+        "message_field_role": "role",
+        "message_field_content": "content",
+        "message_property_mappings.role": "role",
+        "message_property_mappings.content": "content",
+        "field": "text",
+        "field_system": "system",
+        "type.field_instruction": "instruction",
+        "type.field_input": "input",
+        "type.field_output": "output",
+    }
+    for key, ours in fields.items():
+        value = t.take(f"{first}.{key}")
+        if value == ours:
+            t.meaningless.append(f"{first}.{key}: {value}: it is the name that is read here")
+        elif value is not None:
+            t.cannot(f"{first}.{key}", value, f"rename it to {ours} in the data")
+    if t.take(f"{first}.roles_to_train") is not None:
+        t.put("data.loss_on", "completion", f"{first}.roles_to_train")
+    t.needless(
+        {
+            f"{first}.ds_type": "told from the file's ending",
+            f"{first}.roles.*": "roles are user, assistant and system",
+            f"{first}.train_on_eos": "the end of every answer is learnt",
+            f"{first}.trust_remote_code": "dataset scripts are never run",
+        }
+    )
+    rest = "the format's columns and templates are fixed here"
+    t.unsupported({f"{first}.*": rest, f"{old}[*": "one source is read: join them into one file"})
+
+
+def _kind(t: Translation, old: str, kind: str) -> None:
+    formats = {
+        "alpaca": ("alpaca", "alpaca"),
+        "chat_template": ("messages", "auto"),
+        "completion": ("text", "auto"),
+        "alpaca_chat.load_qa": ("question_answer", "alpaca"),
+        "input_output": None,
+    }
+    found = formats.get(kind)
+    if found is None:
+        known = ", ".join(name for name, value in formats.items() if value)
+        t.cannot(old, kind, f"known here are {known}: put the data into one of data.format's forms")
+        return
+    t.put("data.format", found[0], f"{old}: {kind}")
+    t.put("data.template", found[1], f"{old}: {kind}")
+
+
+def _template(t: Translation, old: str, name: str) -> None:
+    """A chat template by Axolotl's name; the models' own ones are in their tokenizers."""
+    fallback = name.removeprefix("tokenizer_default_fallback_")
+    if name == "jinja":
+        t.cannot(old, name, "put it into the model folder's tokenizer and say template: tokenizer")
+    elif t.config["data"].get("format") in ("alpaca", "text"):
+        t.meaningless.append(f"{old}: {name}: the dataset's type says how it is written")
+    elif name in _CHAT_TEMPLATES:
+        t.put("data.template", _CHAT_TEMPLATES[name], f"{old}: {name}")
+    else:
+        note = "the tokenizer's own chat template" + (f", else {fallback}" * (fallback != name))
+        t.put("data.template", "auto", f"{old}: {name}", note)
+
+
+def _trackers(t: Translation) -> None:
+    named = []
+    for key, tracker in (
+        ("use_tensorboard", "tensorboard"),
+        ("wandb_project", "wandb"),
+        ("mlflow_experiment_name", "mlflow"),
+    ):
+        if (value := t.take(key)) is not None:
+            named.append(tracker)
+            t.meaningless.append(f"{key}: {_word(value)}: see train.report_to")
+    convert.trackers(t, named, "the trackers it names")
+
+
+def _word(value: Any) -> str:
+    return "true" if value is True else str(value)

@@ -1,0 +1,61 @@
+"""What of a config can be checked without network: the values, and whichever of model and data lie
+here or in the Hub's cache; called from cli.validate.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from intel_ft import assets
+from intel_ft.config import Config
+from intel_ft.data.formats import conversations, detect
+from intel_ft.data.sources import load_rows
+from intel_ft.data.templates import choose
+from intel_ft.errors import EnvironmentProblem
+from intel_ft.models.load import check_folder, load_tokenizer, model_folder, parameter_count
+
+NOT_HERE = "not here nor in the Hub's cache: not looked at"
+
+
+def check_offline(config: Config) -> dict[str, str]:
+    """What was found of each part, by the part's name; HF_HUB_OFFLINE=1 must be set by now.
+
+    Raises UserError for anything wrong with what is here. Whether examples fit data.max_length is
+    not among it: that takes model and data together, which is what plain `validate` does.
+    """
+    data = config.data
+    found = {
+        "config": f"{config.method.name}, {_length(config)}",
+        "model": _unless_absent(config.model.name_or_path, lambda: _model(config)),
+        "data.train": _unless_absent(data.train, lambda: _data(config, data.train, data.split)),
+    }
+    if source := data.eval:
+        split = data.eval_split or data.split
+        found["data.eval"] = _unless_absent(source, lambda: _data(config, source, split))
+    return found
+
+
+def _unless_absent(name: str, check: Callable[[], str]) -> str:
+    try:
+        return f"{name}: {check()}"
+    except EnvironmentProblem:
+        return f"{name}: {NOT_HERE}"
+
+
+def _length(config: Config) -> str:
+    train = config.train
+    return f"{train.max_steps} steps" if train.max_steps else f"{train.epochs:g} epochs"
+
+
+def _model(config: Config) -> str:
+    folder: Path = model_folder(config.model)
+    check_folder(folder, config.model)
+    load_tokenizer(config.model)
+    return f"{parameter_count(folder):,} parameters"
+
+
+def _data(config: Config, source: str, split: str) -> str:
+    rows = load_rows(assets.resolve(source), split)
+    format, why = detect(rows.columns, config.data.format, origin=source, nested=rows.nested)
+    # The tokenizer may be elsewhere: only what makes no sense with any is refused here.
+    choose(config.data.template, format, True)
+    return f"{len(conversations(rows, format)):,} examples, format {format} ({why})"
