@@ -82,7 +82,7 @@ def test_an_unknown_key_names_the_nearest_known_one(read, override, hint) -> Non
         ("train.epochs=0", "train.epochs=0: "),
         ("method.r=0", "method.r=0: "),
         ("method.dropout=1", "method.dropout=1: "),
-        ("method.name=qlora", "method.name=qlora: "),
+        ("method.name=prefix", "method.name=prefix: "),
         ("data.max_length=7", "data.max_length=7: "),
         ("data.eval_fraction=1", "data.eval_fraction=1: "),
         ("data.format=parquet", "data.format=parquet: "),
