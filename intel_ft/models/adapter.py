@@ -59,22 +59,24 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
 
 
 def _modules_to_save(model: Any, method: MethodConfig) -> list[str]:
-    """`method.modules_to_save`, each found in the model.
+    """The full names of `method.modules_to_save`; peft would take `norm` for every `..._norm`, too.
 
     Tied weights are one, and peft would train two copies of it, which no merged model can hold.
     """
+    names: list[str] = []
     tied = model.config.get_text_config().tie_word_embeddings
     shared = (model.get_input_embeddings(), model.get_output_embeddings()) if tied else ()
     for wanted in method.modules_to_save:
-        found = [m for n, m in model.named_modules() if n == wanted or n.endswith(f".{wanted}")]
+        found = {n: m for n, m in model.named_modules() if f".{n}".endswith(f".{wanted}")}
         if not found:
             raise UserError(f"method.modules_to_save: this model has no module {wanted}")
-        if any(module is one for module in found for one in shared):
+        if any(module is one for module in found.values() for one in shared):
             raise UserError(
                 f"method.modules_to_save: {wanted} shares its weight with the other end of this "
                 "model (tie_word_embeddings): take it out"
             )
-    return method.modules_to_save
+        names += found
+    return names
 
 
 def fuse(model: Any) -> Decision:

@@ -113,10 +113,15 @@ def check_teacher(config: Config, tokenizer: Any) -> None:
     folder = model_folder(other)
     if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
         raise UserError(f"method.teacher: {folder} is an adapter: merge it, and name that folder")
+    if (folder / "openvino_model.xml").is_file():
+        raise UserError(
+            f"method.teacher: {folder} is an OpenVINO model: name the one it was made of"
+        )
     check_folder(folder, other)
     vocabulary, own = load_tokenizer(other).get_vocab(), tokenizer.get_vocab()
     if vocabulary != own:
-        strange = next((token for token in own if vocabulary.get(token) != own[token]), None)
+        in_order = sorted(own, key=lambda token: int(own[token]))
+        strange = next((token for token in in_order if vocabulary.get(token) != own[token]), None)
         example = f"{strange!r} is {own[strange]} and {vocabulary.get(strange)}" if strange else ""
         raise UserError(
             f"method.teacher: {other.name_or_path} has another vocabulary than "

@@ -1,5 +1,5 @@
-"""Trackers by name and a user's own callbacks by import path; called from training.setup (to check
-them) and training.run.
+"""Trackers by name and a user's own callbacks by import path; called from training.setup, before
+anything heavy, and from training.run.
 """
 
 import logging
@@ -17,17 +17,13 @@ from intel_ft.errors import EnvironmentProblem, UserError
 logger = logging.getLogger(__name__)
 
 
-def check(settings: TrainConfig) -> None:
-    """Raise EnvironmentProblem for a tracker that was asked for and is not installed, UserError for
-    a callback that cannot be imported.
-    """
+def require_trackers(settings: TrainConfig) -> None:
+    """Raise EnvironmentProblem for a tracker that was asked for and is not installed."""
     for tracker in settings.report_to:
         if tracker != "tensorboard" and find_spec(tracker) is None:
             raise EnvironmentProblem(
                 f"train.report_to: {tracker} is not installed: pip install {tracker}"
             )
-    for path in settings.callbacks:
-        _callback_class(path)
 
 
 def trackers(config: Config) -> list[TrainerCallback]:
@@ -60,7 +56,7 @@ def _tensorboard(folder: Path) -> list[TrainerCallback]:
 
 
 def user_callbacks(paths: list[str]) -> list[TrainerCallback]:
-    """One of each class, on every rank. Raises UserError where one cannot be made."""
+    """One of each class. Raises UserError where it cannot be imported or made."""
     made = []
     for path in paths:
         try:

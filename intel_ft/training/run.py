@@ -5,7 +5,7 @@ from cli.train and demo.
 import errno
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +25,7 @@ from intel_ft.files import whole_folder
 from intel_ft.models.adapter import restore_weights
 from intel_ft.provenance import Provenance
 from intel_ft.training import checkpoint, run_folder
-from intel_ft.training.callbacks import trackers, user_callbacks
+from intel_ft.training.callbacks import trackers
 from intel_ft.training.records import MetricsFile, ProgressLine, SignalStop
 from intel_ft.training.setup import Inputs, base_id, build, out_of_memory, read_inputs
 from intel_ft.training.trainer import PlanTrainer, Workload
@@ -84,7 +84,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
             run_folder.begin(run, overwrite=overwrite)
             run_folder.write_records(run, config, [*joined, *decisions], world.size)
     with _explained(config):
-        trainer = trainer_for(config, model, work)
+        trainer = trainer_for(config, model, work, inputs.callbacks)
         _train_from(start, trainer, config.train.early_stopping)
     with world.together(), _explained(config):
         if world.rank == 0:
@@ -178,8 +178,12 @@ def _summary(run: Path, trainer: PlanTrainer, work: Workload) -> Summary:
     )
 
 
-def trainer_for(config: Config, model: Any, work: Workload) -> PlanTrainer:
-    """The Trainer that `config` describes, with a run's callbacks; called from insight, too."""
+def trainer_for(
+    config: Config, model: Any, work: Workload, users: Iterable[Any] = ()
+) -> PlanTrainer:
+    """The Trainer that `config` describes, with a run's callbacks and before them the user's own,
+    on every rank; called from insight, too.
+    """
     settings, run = config.train, config.output.directory
     evaluates = work.evaluation is not None
     total = settings.max_steps or max(1, round(settings.epochs * work.plan.steps_per_epoch))
@@ -210,7 +214,7 @@ def trainer_for(config: Config, model: Any, work: Workload) -> PlanTrainer:
         report_to="none",
         use_cpu=True,
     )
-    callbacks = user_callbacks(settings.callbacks)
+    callbacks: list[Any] = [*users]
     if settings.early_stopping:
         callbacks.append(transformers.EarlyStoppingCallback(settings.early_stopping))
     if work.world.rank == 0:

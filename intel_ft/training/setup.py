@@ -34,7 +34,7 @@ from intel_ft.models.load import (
 from intel_ft.models.nf4 import require_bitsandbytes
 from intel_ft.models.teacher import OWN_BASE, check_teacher, load_teacher, teacher_config
 from intel_ft.models.trained import Adapter, Trained, WholeModel
-from intel_ft.training import callbacks
+from intel_ft.training.callbacks import require_trackers, user_callbacks
 from intel_ft.training.trainer import Workload
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user gave, read and found good: model folder, tokenizer, data, and the (text)
-    configuration of the model.
+    """What the user gave, read and found good: model folder, tokenizer, data, the (text)
+    configuration of the model, and callbacks of the user's own.
     """
 
     folder: Path
@@ -51,6 +51,7 @@ class Inputs:
     training: Prepared
     evaluation: Prepared | None
     model_config: Any
+    callbacks: list[Any]
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -59,7 +60,8 @@ def read_inputs(config: Config) -> Inputs:
     Raises UserError for anything wrong with them, or with what the method or the user's callbacks
     need, EnvironmentProblem where they are not installed; changes nothing on disk.
     """
-    callbacks.check(config.train)
+    require_trackers(config.train)
+    callbacks = user_callbacks(config.train.callbacks)
     if config.base_dtype == "nf4":
         require_bitsandbytes()
     folder = model_folder(config.model)
@@ -86,7 +88,7 @@ def read_inputs(config: Config) -> Inputs:
             f"{data.train}: its longest example has {training.report.longest} tokens, the model's "
             f"context window is {window}: set data.max_length={window} and data.on_long"
         )
-    return Inputs(folder, tokenizer, training, evaluation, text)
+    return Inputs(folder, tokenizer, training, evaluation, text, callbacks)
 
 
 def build(
