@@ -45,6 +45,7 @@ class Summary:
     """
 
     adapter: str
+    trained_parameters: int
     steps: int
     train_loss: float | None
     eval_loss: float | None
@@ -168,6 +169,7 @@ def _summary(run: Path, trainer: PlanTrainer, work: Workload) -> Summary:
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return Summary(
         adapter=str(run / work.trained.folder),
+        trained_parameters=sum(w.numel() for w in trainer.model.parameters() if w.requires_grad),
         steps=trainer.state.global_step or trainer.args.max_steps,
         train_loss=losses[-1] if losses else None,
         eval_loss=trainer.state.best_metric,
