@@ -15,6 +15,8 @@ from torch import Tensor
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.models.lora_linear import Dense
 
+BLOCK = 64  # weights that share a constant
+
 
 @dataclass(frozen=True, eq=False)
 class NF4Base:
@@ -22,6 +24,7 @@ class NF4Base:
 
     values: Tensor
     state: Any
+    shape: torch.Size
     bias: Tensor | None
     dtype: torch.dtype
 
@@ -30,7 +33,7 @@ class NF4Base:
         from bitsandbytes.functional import dequantize_4bit
 
         found: Tensor = dequantize_4bit(self.values, self.state)
-        return found
+        return found.view(self.shape)
 
     def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
         """See lora_linear.Base."""
@@ -45,8 +48,13 @@ def nf4_base(weight: Tensor, bias: Tensor | None) -> NF4Base:
     """weight [out, in] rounded to NF4, which may be freed afterwards."""
     from bitsandbytes.functional import quantize_4bit
 
-    values, state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
-    return NF4Base(values, state, bias, weight.dtype)
+    rows = weight.contiguous()
+    if weight.shape[1] % BLOCK:
+        # bitsandbytes 0.50.2: the CPU's dequantization takes each row to begin a block, what
+        # quantizes does not, and such weights come back wrong by a third. As one row they do not.
+        rows = rows.view(1, -1)
+    values, state = quantize_4bit(rows, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
+    return NF4Base(values, state, weight.shape, bias, weight.dtype)
 
 
 def require_bitsandbytes() -> None:

@@ -30,6 +30,7 @@ from intel_ft.models.loss import loss_sum
 from intel_ft.models.teacher import Teacher
 from intel_ft.models.trained import Trained
 from intel_ft.training import checkpoint
+from intel_ft.training.lora_plus import hasten_b
 
 
 @dataclass
@@ -161,19 +162,10 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             part.copy_(total)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Transformers' own, with another learning rate for LoRA's B (LoRA+, Hayou et al. 2024)."""
+        """Transformers' own, with another learning rate for LoRA's B where that is asked for."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if self.lora_plus_ratio == 1.0:
-            return optimizer
-        faster = {
-            id(weight) for name, weight in self.model.named_parameters() if ".lora_B." in name
-        }
-        for group in list(optimizer.param_groups):
-            of_b = [weight for weight in group["params"] if id(weight) in faster]
-            group["params"] = [weight for weight in group["params"] if id(weight) not in faster]
-            if of_b:
-                rate = group["lr"] * self.lora_plus_ratio
-                optimizer.add_param_group({**group, "params": of_b, "lr": rate})
+        if self.lora_plus_ratio != 1.0:
+            hasten_b(optimizer, self.model, self.lora_plus_ratio)
         return optimizer
 
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:

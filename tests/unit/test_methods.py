@@ -22,6 +22,7 @@ from intel_ft.models.loss import loss_sum
 from intel_ft.models.nf4 import nf4_base
 from intel_ft.models.teacher import Teacher
 from intel_ft.models.trained import Adapter
+from intel_ft.training.lora_plus import hasten_b
 
 ROW = row_of(40, 60, 30)
 # QLoRA (Dettmers et al. 2023), appendix E.
@@ -165,23 +166,33 @@ def test_nf4_gradients_are_those_of_the_weights_it_stands_for(model) -> None:
     plain = make_model()
     for name, layer in model.named_modules():
         if isinstance(layer, FrozenLinear):
-            own = plain.get_submodule(name)
-            weight = layer.frozen_base.weight()
-            levels = torch.tensor(NF4_LEVELS)
-            blocks = weight.reshape(-1, 64)
-            scaled = blocks / blocks.abs().amax(1, keepdim=True)  # each has a weight of one
-            assert (scaled[..., None] - levels).abs().amin(-1).max() < 1e-5
-            assert (
-                0.05 < (weight - own.weight).norm() / own.weight.norm() < 0.2
-            )  # few constants to quantize
-            own.weight.copy_(weight)
-    method = MethodConfig(r=4, alpha=8)
-    ours, exact = (moved(add_lora(m, method, "base", None).train()) for m in (model, plain))
-    exact = double(exact)
+            plain.get_submodule(name).weight.copy_(layer.frozen_base.weight())
+    adapted = []
+    for one in (model, plain):
+        torch.manual_seed(2)  # the same adapter on both
+        adapted.append(moved(add_lora(one, MethodConfig(r=4, alpha=8), "base", None).train()))
+    ours, exact = adapted[0], double(adapted[1])
     targets = torch.from_numpy(ROW.targets)
     wanted = gradients(exact, F.cross_entropy(logits64(exact), targets, reduction="sum"))
     assert fuse(ours).value == "fused"
     assert_close(gradients(ours, loss_sum(ours, ROW, packed=True)), wanted, 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (128, 96), (48, 32), (10, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nf4_is_the_nearest_level_times_the_blocks_largest(shape, dtype) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    weight = torch.randn(shape).to(dtype)
+    found = nf4_base(weight, None).weight()
+    assert (found.shape, found.dtype) == (shape, dtype)
+    blocks = F.pad(weight.float().flatten(), (0, -weight.numel() % 64)).view(-1, 64)
+    largest = blocks.abs().amax(1, keepdim=True)
+    levels = torch.tensor(NF4_LEVELS)
+    nearest = levels[((blocks / largest)[..., None] - levels).abs().argmin(-1)] * largest
+    wanted = nearest.flatten()[: weight.numel()].view(shape)
+    assert (found.float() - wanted).norm() < 0.01 * wanted.norm()  # the constants' 8 bits
+    assert 0.08 < (found - weight).float().norm() / weight.float().norm() < 0.11
 
 
 def test_nf4_takes_a_quarter_of_bf16(model) -> None:
@@ -260,6 +271,19 @@ def test_modules_to_save_train_whole(name) -> None:
     wanted = gradients(exact, F.cross_entropy(logits64(exact), targets, reduction="sum"))
     assert any("modules_to_save" in key for key in wanted)
     assert_close(gradients(ours, loss_sum(ours, ROW, packed=True)), wanted, 1e-4)
+
+
+def test_lora_plus_gives_b_a_rate_of_its_own(model) -> None:
+    ours = add_lora(model, MethodConfig(r=4, modules_to_save=["norm"]), "base", None)
+    weights = dict(ours.named_parameters())
+    trained = [weight for weight in weights.values() if weight.requires_grad]
+    optimizer = torch.optim.AdamW([{"params": trained}, {"params": []}], lr=0.5)
+    hasten_b(optimizer, ours, 8.0)
+    rates = {id(w): group["lr"] for group in optimizer.param_groups for w in group["params"]}
+    assert len(rates) == len(trained) == 2 * 21 + 1
+    for name, weight in weights.items():
+        if weight.requires_grad:
+            assert rates[id(weight)] == (4.0 if "lora_B" in name else 0.5)
 
 
 def test_modules_to_save_that_do_not_work_are_refused() -> None:
