@@ -19,10 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from intel_ft import assets
 from intel_ft.insight.table import Table
 
 TRAIN = "docstring-to-python/train.jsonl"
-HELDOUT = "docstring-to-python/heldout.jsonl"
+HELDOUT = assets.resolve("docstring-to-python/heldout.jsonl")
 STUDENT = "tiny-python-llama"
 
 # What differs from LoRA with r=16, alpha=32 on all linear layers at a learning rate of 3e-3. Where

@@ -121,7 +121,8 @@ def write_records(run: Path, config: Config, decisions: list[Decision], ranks: i
 
 def _environment() -> dict[str, Any]:
     packages = {}
-    for name in ("torch", "transformers", "peft", "accelerate", "datasets", "openvino"):
+    names = ("torch", "transformers", "peft", "accelerate", "datasets", "openvino", "bitsandbytes")
+    for name in names:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
