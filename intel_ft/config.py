@@ -4,6 +4,7 @@ Called from cli; every other package receives the finished `Config` or one of it
 """
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,7 +32,8 @@ class ModelConfig(Section):
     name_or_path: str = Field(min_length=1)
     revision: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    base_dtype: Literal["auto", "int8"] = "auto"  # of the frozen weights; auto is model.dtype
+    # Of the frozen weights. auto: nf4 where method.name is qlora, else model.dtype.
+    base_dtype: Literal["auto", "int8", "nf4"] = "auto"
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
@@ -53,16 +55,52 @@ class DataConfig(Section):
 
 
 class MethodConfig(Section):
-    """What is trained: a LoRA adapter on a frozen base."""
+    """What is trained, and towards what: an adapter or all weights, labels or a teacher."""
 
-    name: Literal["lora"] = "lora"
+    name: Literal["lora", "qlora", "full", "distill"] = "lora"
     r: int = Field(16, ge=1, le=1024)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    modules_to_save: list[str] = []  # trained whole beside the adapter, and saved with it
     use_dora: bool = False
     use_rslora: bool = False
-    init: Literal["default", "gaussian"] = "default"
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    lora_plus_ratio: float = Field(1.0, ge=1.0)  # B's learning rate over A's
+    teacher: str | None = None  # a model, or "base": the student's own before tuning
+    student: Literal["lora", "full"] = "lora"
+    divergence: Literal["forward", "reverse"] = "forward"  # KL(teacher, student) or the other way
+    temperature: float = Field(2.0, gt=0, le=100)
+    teacher_weight: float = Field(0.5, gt=0.0, le=1.0)  # the rest is the labels'
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether all weights are trained; else an adapter on frozen ones."""
+        return self.name == "full" or (self.name == "distill" and self.student == "full")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "MethodConfig":
+        distilling = ("teacher", "student", "divergence", "temperature", "teacher_weight")
+        adapter = [n for n in type(self).model_fields if n not in ("name", *distilling)]
+        if self.trains_all and (name := self._changed(adapter)):
+            raise ValueError(f"{name} is an adapter's, and all weights are trained here")
+        if self.name != "distill" and (name := self._changed(distilling)):
+            raise ValueError(f"{name} is for name=distill, and name is {self.name} here")
+        if self.name == "distill" and self.teacher is None:
+            raise ValueError("name=distill needs a teacher: a model, or base for the student's own")
+        if self.init in ("pissa", "olora"):
+            if self.use_dora:
+                raise ValueError(f"init={self.init} and use_dora exclude each other")
+            if self.teacher == "base":
+                raise ValueError(
+                    f"init={self.init} changes the base: name that by its path as the teacher"
+                )
+        return self
+
+    def _changed(self, names: Iterable[str]) -> str | None:
+        """The first of these fields that is not at its default."""
+        fields = type(self).model_fields
+        return next((n for n in names if getattr(self, n) != fields[n].default), None)
 
 
 class TrainConfig(Section):
@@ -85,7 +123,8 @@ class TrainConfig(Section):
     logging_steps: int = Field(1, ge=1)
     early_stopping: int | None = Field(None, ge=1)
     activation_checkpointing: bool = False
-    report_to: list[Literal["tensorboard"]] = ["tensorboard"]
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+    callbacks: list[str] = []  # a user's own, each as module:Class
 
     @model_validator(mode="after")
     def _row_is_a_length(self) -> "TrainConfig":
@@ -131,7 +170,25 @@ class Config(Section):
             )
         if self.train.early_stopping and not (self.data.eval or self.data.eval_fraction):
             raise ValueError("train.early_stopping needs data.eval or data.eval_fraction")
+        self._base_fits_method()
         return self
+
+    def _base_fits_method(self) -> None:
+        method, prepack = self.method, self.backend.prepack is True
+        if method.trains_all and (self.model.base_dtype != "auto" or prepack):
+            key = "backend.prepack" if prepack else "model.base_dtype"
+            raise ValueError(f"{key} is for frozen weights, and all weights are trained here")
+        if method.use_dora and (self.base_dtype != "auto" or prepack):
+            raise ValueError(
+                "method.use_dora needs the base's weights as they are: no qlora, no "
+                "model.base_dtype, no backend.prepack=true"
+            )
+
+    @property
+    def base_dtype(self) -> Literal["auto", "int8", "nf4"]:
+        """Of the frozen weights; auto is model.dtype."""
+        chosen = self.model.base_dtype
+        return "nf4" if chosen == "auto" and self.method.name == "qlora" else chosen
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `load` reads back to an equal value."""

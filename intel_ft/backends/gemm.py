@@ -52,13 +52,13 @@ class Timing:
 
 
 def linear_products(model: Any, rows: int, supervised_share: float) -> list[Product]:
-    """The products of one row of `rows` tokens: a frozen linear layer's at every token, the
-    head's at the supervised share of them. `model` may carry LoRA, and may be on `meta`.
+    """The products of one row of `rows` tokens: each linear layer's at every token, the head's at
+    the supervised share of them. `model` may carry LoRA, and may be on `meta`.
     """
     head = model.get_output_embeddings()
     shapes: Counter[tuple[int, int]] = Counter()
-    for module in model.modules():
-        if module is head or not is_linear(module) or module.weight.requires_grad:
+    for name, module in model.named_modules():
+        if module is head or not is_linear(module) or ".lora_" in name:
             continue
         shape = tuple(module.weight.shape)  # [columns, inner], GPT-2's Conv1D the other way round
         columns, inner = shape if isinstance(module, torch.nn.Linear) else shape[::-1]

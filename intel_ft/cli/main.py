@@ -112,6 +112,8 @@ def _set_up_logging(debug: bool) -> None:
     """Our messages on stderr; the libraries' chatter only with --debug."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("intel_ft").setLevel(logging.DEBUG if debug else logging.INFO)
+    # Wherever it is installed, peft imports it, and it warns of a kernel that we do not use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not debug:
         # Read by the libraries when they are imported, which is later and only if needed.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -26,6 +26,10 @@ class World(Started):
             dist.all_reduce(tensor)
         return tensor
 
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor on all ranks, in place."""
+        return self.sum(tensor if self.rank == 0 else tensor.zero_())
+
     def largest(self, number: int) -> int:
         """The largest of all ranks' numbers."""
         if self.size == 1:

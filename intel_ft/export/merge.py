@@ -14,8 +14,8 @@ from intel_ft.config import ModelConfig
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.agreement import Agreement, compare, probe, probe_logits
 from intel_ft.export.output import new_folder, quiet
-from intel_ft.inference.artifact import Artifact, read_json, resolve, write_base_id
-from intel_ft.inference.language_model import base_config, stop_tokens, tokenizer_config
+from intel_ft.inference.artifact import Artifact, read_json, resolve
+from intel_ft.inference.language_model import base_config, tokenizer_config
 from intel_ft.provenance import Provenance
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,10 @@ def merge(
     start = time.monotonic()
     artifact = resolve(source)
     if artifact.kind != "adapter":
-        raise UserError(f"{source}: there is no adapter to merge, it is a {artifact.kind} model")
+        raise UserError(
+            f"{source}: there is no adapter to merge, it is a {artifact.kind} model: use it as it "
+            "is"
+        )
     config = base_config(artifact, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if base:
         config = config.model_copy(update={"name_or_path": base, "revision": None})
@@ -104,6 +107,7 @@ def _merge_into(
     from intel_ft.inference.torch_lm import TorchLM
     from intel_ft.models.load import load_base, load_tokenizer
     from intel_ft.models.saved_adapter import apply_adapter
+    from intel_ft.models.whole_folder import save_whole
 
     _refuse_quantized(config)
     tokenizer = load_tokenizer(
@@ -118,10 +122,9 @@ def _merge_into(
         without = probe_logits(TorchLM(model, tokenizer), sequences)
 
     merged = model.merge_and_unload()
-    merged.generation_config = _valid_generation(generation, tokenizer)
-    merged.save_pretrained(folder, max_shard_size="5GB")
+    merged.generation_config = generation  # TorchLM has put its own in place
+    save_whole(merged, tokenizer, folder, artifact.base_model)
     tokenizer.save_pretrained(folder)
-    write_base_id(folder, artifact.base_model)
     Provenance(
         kind="merged",
         base_model=artifact.base_model,
@@ -174,17 +177,3 @@ def _refuse_quantized(config: ModelConfig) -> None:
             f"{config.name_or_path}: this base is quantized ({method}): merge into the unquantized "
             "model it was made from, named with --base"
         )
-
-
-def _valid_generation(generation: Any, tokenizer: Any) -> Any:
-    """The base's generation config, ending at what training supervised, and fit to be saved.
-
-    Llama-2 and others ship sampling values with do_sample false, which Transformers 5 loads with a
-    warning but refuses to save.
-    """
-    stops = sorted(stop_tokens(tokenizer, generation.eos_token_id))
-    generation.eos_token_id = stops[0] if len(stops) == 1 else stops
-    sampling = (generation.temperature, generation.top_p, generation.top_k)
-    if not generation.do_sample and any(value is not None for value in sampling):
-        generation.do_sample = True
-    return generation

@@ -16,9 +16,10 @@ from intel_ft.export.agreement import TEXTS, probe, probe_logits
 from intel_ft.export.ir import IRWeights, read_weights
 from intel_ft.export.merge import merge
 from intel_ft.export.output import new_folder, quiet
-from intel_ft.inference.artifact import Artifact, resolve, write_base_id
+from intel_ft.inference.artifact import Artifact, resolve
 from intel_ft.inference.extras import require_openvino
 from intel_ft.inference.language_model import Sampling, base_config
+from intel_ft.models.whole_folder import write_base_id
 from intel_ft.provenance import Provenance
 
 log = logging.getLogger(__name__)

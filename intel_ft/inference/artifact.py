@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intel_ft.errors import UserError
+from intel_ft.models.whole_folder import BASE_KEY
 from intel_ft.provenance import Provenance
 
 IR_FILE = "openvino_model.xml"
@@ -60,35 +61,21 @@ def resolve(path_or_id: str) -> Artifact:
         return _described(folder, "adapter", str(base or ""))
     if (folder / "adapter" / ADAPTER_CONFIG).is_file():
         return resolve(str(folder / "adapter"))
+    if (folder / "model" / "config.json").is_file():  # a run that trained all weights
+        return resolve(str(folder / "model"))
     if (folder / "config.json").is_file():
         provenance = Provenance.load(folder)
         kind: Kind = "merged" if provenance and provenance.kind == "merged" else "base"
         return _described(folder, kind, str(folder))
     if (folder / "config.yaml").is_file():
         raise UserError(
-            f"{folder}: this run has not finished, it has no adapter folder: "
+            f"{folder}: this run has not finished, it has no adapter or model folder: "
             f"continue it with `intel-ft train {folder}/config.yaml --resume`"
         )
     raise UserError(
-        f"{folder}: no model here: expected a run with adapter/, an {ADAPTER_CONFIG}, "
+        f"{folder}: no model here: expected a run with adapter/ or model/, an {ADAPTER_CONFIG}, "
         f"a config.json with weights, or an {IR_FILE}"
     )
-
-
-BASE_KEY = "_name_or_path"
-"""Where Optimum-Intel looks in config.json for the id that its tuned recipes are keyed by."""
-
-
-def write_base_id(folder: Path, base_model: str) -> None:
-    """Put the base model's id into config.json of `folder`, under the key Optimum-Intel reads.
-
-    Transformers leaves that key out when it saves (`PreTrainedConfig.to_diff_dict`), so a model
-    saved under another name misses its base's quantization recipe
-    (`optimum.intel.openvino.configuration._get_model_id_candidates`).
-    """
-    path = folder / "config.json"
-    values = read_json(path) | {BASE_KEY: base_model}
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _described(folder: Path, kind: Kind, base_model: str) -> Artifact:

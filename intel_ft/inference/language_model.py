@@ -113,15 +113,6 @@ def tokenizer_config(artifact: Artifact, *, trust_remote_code: bool = False) -> 
     return ModelConfig(name_or_path=artifact.location, trust_remote_code=trust_remote_code)
 
 
-def stop_tokens(tokenizer: Any, generation_eos: int | list[int] | None) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's EOS, which training supervised, and those of the
-    base's generation_config (a chat model's end of turn is often another token than its EOS).
-    """
-    listed = [generation_eos] if isinstance(generation_eos, int) else generation_eos or []
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return frozenset([*own, *listed])
-
-
 def room_for_answer(prompt_tokens: list[int], wanted: int, context_window: int | None) -> int:
     """How many tokens the answer may have: `wanted`, or what the window leaves of it.
 

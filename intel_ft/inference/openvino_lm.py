@@ -24,10 +24,10 @@ from intel_ft.inference.language_model import (
     finish,
     read_context_window,
     room_for_answer,
-    stop_tokens,
     tokenizer_config,
 )
 from intel_ft.inference.text_stream import TextStream
+from intel_ft.models.whole_folder import stop_tokens
 
 
 def load_openvino(artifact: Artifact) -> "OpenVINOLM":

@@ -16,11 +16,11 @@ from intel_ft.inference.language_model import (
     base_config,
     finish,
     room_for_answer,
-    stop_tokens,
     tokenizer_config,
 )
 from intel_ft.inference.text_stream import TextStream
 from intel_ft.models.saved_adapter import apply_adapter
+from intel_ft.models.whole_folder import stop_tokens
 
 
 def load_torch(

@@ -16,6 +16,7 @@ from intel_ft.models import packed
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.cost import StepCost, activation_bytes
 from intel_ft.models.frozen import lay_out
+from intel_ft.models.trained import Adapter
 from intel_ft.training.run import trainer_for
 from intel_ft.training.trainer import Workload
 
@@ -41,7 +42,9 @@ def our_trainer(
         quadratic_cost=cost.quadratic_cost,
     )
     # The rate is measured after training; what the run's own records say of MFU is not read.
-    work = Workload(plan, examples, cost, gemm_rate=1.0, packed=True, world=world)
+    work = Workload(
+        plan, examples, cost, gemm_rate=1.0, packed=True, world=world, trained=Adapter(model)
+    )
     trainer = trainer_for(config, model, work)
     tally = Tally()
 

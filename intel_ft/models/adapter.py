@@ -1,10 +1,13 @@
-"""A fresh LoRA adapter on a frozen base, and its weights in and out; called from training."""
+"""A fresh LoRA adapter on a frozen base, and its weights in and out; called from training and
+models.trained.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 
 from intel_ft.config import MethodConfig
@@ -17,9 +20,11 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | None) -> Any:
-    """The base with fresh LoRA weights in float32, the only ones that train.
+    """The base with fresh LoRA weights in float32, the only ones that train, beside copies of
+    `method.modules_to_save`. Where LoRA begins as a part of the base, see models.initial.
 
-    Raises UserError if `method.target_modules` names no linear layer of this model.
+    Raises UserError if `method.target_modules` names no linear layer of this model, or
+    `method.modules_to_save` no module.
     """
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -29,7 +34,8 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         target_modules=method.target_modules,
         use_dora=method.use_dora,
         use_rslora=method.use_rslora,
-        init_lora_weights=True if method.init == "default" else method.init,
+        init_lora_weights="gaussian" if method.init == "gaussian" else True,
+        modules_to_save=_modules_to_save(model, method) or None,
         base_model_name_or_path=base_name,
         revision=revision,
     )
@@ -45,7 +51,32 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         ) from None
     # peft replaces the id we carry with the folder the base was loaded from.
     adapted.peft_config["default"].base_model_name_or_path = base_name
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save.float()
+            module.register_forward_hook(lambda _, __, output: output.to(model.dtype))
     return adapted
+
+
+def _modules_to_save(model: Any, method: MethodConfig) -> list[str]:
+    """The full names of `method.modules_to_save`; peft would take `norm` for every `..._norm`, too.
+
+    Tied weights are one, and peft would train two copies of it, which no merged model can hold.
+    """
+    names: list[str] = []
+    tied = model.config.get_text_config().tie_word_embeddings
+    shared = (model.get_input_embeddings(), model.get_output_embeddings()) if tied else ()
+    for wanted in method.modules_to_save:
+        found = {n: m for n, m in model.named_modules() if f".{n}".endswith(f".{wanted}")}
+        if not found:
+            raise UserError(f"method.modules_to_save: this model has no module {wanted}")
+        if any(module is one for module in found.values() for one in shared):
+            raise UserError(
+                f"method.modules_to_save: {wanted} shares its weight with the other end of this "
+                "model (tie_word_embeddings): take it out"
+            )
+        names += found
+    return names
 
 
 def fuse(model: Any) -> Decision:
@@ -80,3 +111,9 @@ def restore_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
 def load_weights(model: Any, folder: Path) -> None:
     """Load the adapter weights of a checkpoint into `model`, in place."""
     set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, without peft's model card."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)

@@ -40,15 +40,16 @@ class StepCost:
 
 
 def step_cost(model: Any) -> StepCost:
-    """The cost of `model`, a base with LoRA weights."""
+    """The cost of `model`, a base with LoRA weights or one whose weights all train."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
-    frozen = lora = 0
+    of_head = {id(module) for module in (head.modules() if head is not None else ())}
+    frozen = trained = 0
     for module in model.modules():
-        if module is head or not is_linear(module):
+        if id(module) in of_head or not is_linear(module):
             continue
         if module.weight.requires_grad:
-            lora += module.weight.numel()
+            trained += module.weight.numel()
         else:
             frozen += module.weight.numel()
     heads = config.num_attention_heads
@@ -56,9 +57,23 @@ def step_cost(model: Any) -> StepCost:
     # Causal scores and values: 2 products, half of 2 L^2 d each, forward; twice that backward.
     attention = 6.0 * config.num_hidden_layers * heads * head_dim
     return StepCost(
-        linear=4.0 * frozen + 6.0 * lora,
+        linear=4.0 * frozen + 6.0 * trained,
         attention=attention,
-        logits=4.0 * config.hidden_size * config.vocab_size,
+        logits=(6.0 if head_trains(head) else 4.0) * config.hidden_size * config.vocab_size,
+    )
+
+
+def head_trains(head: Any) -> bool:
+    """Whether the output embeddings have weights that train."""
+    return head is not None and any(weight.requires_grad for weight in head.parameters())
+
+
+def with_teacher(student: StepCost, teacher: StepCost) -> StepCost:
+    """The cost of a step in which a frozen teacher reads the same rows, forward only."""
+    return StepCost(
+        linear=student.linear + teacher.linear / 2,
+        attention=student.attention + teacher.attention / 3,
+        logits=student.logits + teacher.logits / 2,
     )
 
 

@@ -14,6 +14,7 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.models.int8 import int8_base
 from intel_ft.models.lora_linear import Base, LoraFunction, LoraLinear
+from intel_ft.models.nf4 import nf4_base
 from intel_ft.models.prepacked import can_prepack, prepacked_base
 
 
@@ -37,16 +38,23 @@ class FrozenLinear(torch.nn.Linear):
 
 
 def lay_out(model: Any, config: Config, activations: int, sharing: int = 1) -> Decision:
-    """Bring the linear layers but the head into the form that multiplies fastest, in place.
+    """Bring the frozen linear layers but the head into the form that the config asks for or, as
+    long as there is room, that multiplies fastest; in place, under an adapter or without one.
 
     activations: bytes that training needs beside the weights; `sharing` ranks do the same on this
     host. Raises EnvironmentProblem for int8 where the CPU has no instructions for it.
     """
-    if config.model.base_dtype == "int8":
+    if config.base_dtype == "int8":
         if not {"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags():
             raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
         replace_linears(model, int8_base)
         return Decision("model.base_dtype", "int8", "set in the config")
+    if config.base_dtype == "nf4":
+        replace_linears(model, nf4_base)
+        asked = "set in the config" if config.model.base_dtype == "nf4" else "method.name is qlora"
+        return Decision("model.base_dtype", "nf4", f"{asked}; its constants quantized, too")
+    if config.method.use_dora:
+        return Decision("backend.prepack", "off", "DoRA needs the weights as they are")
     on, reason = _prepack(model, config, activations, sharing)
     if on:
         replace_linears(model, prepacked_base)
@@ -79,11 +87,14 @@ def replace_linears(model: Any, kept_as: Callable[[Tensor, Tensor | None], Base]
 
 
 def _linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
-    """The linear layers but the head: the module that has it, its name there, and the layer."""
+    """The frozen linear layers but the head: the module that has it, its name there, the layer."""
     head = model.get_output_embeddings()
+    of_head = {id(module) for module in (head.modules() if head is not None else ())}
     return [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is torch.nn.Linear and child is not head
+        if type(child) is torch.nn.Linear
+        and not child.weight.requires_grad
+        and id(child) not in of_head
     ]

@@ -230,12 +230,16 @@ def _unlike_llama(block: Any) -> str | None:
         return "its MLP is not SwiGLU"
     norms = [block.input_layernorm, block.post_attention_layernorm]
     norms += [getattr(attention, name) for name in sorted(head_norms)]
-    if not all(hasattr(norm, "variance_epsilon") for norm in norms):
-        return "its norms are not RMSNorm"
+    if not all(hasattr(norm, "variance_epsilon") and _is_frozen(norm) for norm in norms):
+        return "its norms are not RMSNorm, or are trained"
     config = attention.config
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "its attention has a sliding window"
     return None
+
+
+def _is_frozen(module: Any) -> bool:
+    return not any(weight.requires_grad for weight in module.parameters())
 
 
 def _activation(mlp: Any) -> str:

@@ -2,11 +2,14 @@
 training and inference.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor
 
 from intel_ft.batching.row import IGNORED, Row, filled
@@ -18,12 +21,33 @@ CHUNK_BYTES = 32 * 2**20
 """How much of the logits exists at a time; larger gains nothing (docs/log.md)."""
 
 
-def loss_sum(model: Any, row: Row, *, packed: bool) -> Tensor:
+def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None) -> Tensor:
     """The summed cross-entropy over a row's supervised tokens, a float32 scalar.
 
     `packed` says that the model was loaded with packed attention; without it the row must hold
-    one example. A bf16 base runs under autocast so that the float32 LoRA weights multiply in bf16.
+    one example. A bf16 base runs under autocast so that the float32 LoRA weights multiply in bf16;
+    `dtype` says so of a model whose weights are all float32.
     """
+    asked = question(row, packed=packed)
+    with computing_in(dtype or model.dtype):
+        if (head := plain_head(model)) is not None and not head.requires_grad:
+            hidden = hidden_states(model, asked)
+            loss: Tensor = HeadLoss.apply(hidden, head, asked.targets)  # type: ignore[no-untyped-call]
+            return loss
+        return chunked_loss(scores(model, asked), _label_loss(asked.targets))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row as a model takes it: keyword arguments; predict and targets int64 [supervised]."""
+
+    inputs: dict[str, Any]
+    predict: Tensor
+    targets: Tensor
+
+
+def question(row: Row, *, packed: bool) -> Question:
+    """`row`, filled up for packed attention; raises ValueError as `loss_sum` needs."""
     if packed:
         row = filled(row, ROW_QUANTUM)
     elif len(row.bounds) != 2:
@@ -35,30 +59,88 @@ def loss_sum(model: Any, row: Row, *, packed: bool) -> Tensor:
     inputs = row_inputs(tokens, positions, bounds)
     if not packed:
         inputs = {"input_ids": inputs["input_ids"], "use_cache": False}
-    half = model.dtype == torch.bfloat16
-    with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
-        if (head := plain_head(model)) is not None:
-            decoder = model.get_base_model().get_decoder()
-            if is_fused(model):
-                hidden = decoder(**inputs, last_layer_keeps=predict).last_hidden_state[0]
-            else:
-                hidden = decoder(**inputs).last_hidden_state[0, predict]
-            loss: Tensor = HeadLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
-            return loss
-        logits = model(**inputs, logits_to_keep=predict).logits[0]
-    return F.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORED)
+    return Question(inputs, predict, targets)
+
+
+def computing_in(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Autocast for bf16, nothing for float32."""
+    return torch.autocast("cpu", torch.bfloat16) if dtype == torch.bfloat16 else nullcontext()
+
+
+def hidden_states(model: Any, asked: Question) -> Tensor:
+    """What the head multiplies [supervised, size], of a model that `plain_head` is not None of."""
+    decoder = _base(model).get_decoder()
+    hidden: Tensor
+    if isinstance(model, PeftModel) and is_fused(model):
+        hidden = decoder(**asked.inputs, last_layer_keeps=asked.predict)[0][0]
+    else:
+        hidden = decoder(**asked.inputs)[0][0, asked.predict]
+    return hidden
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The logits at supervised tokens: values [supervised, size] times weight [vocabulary, size]
+    transposed, or where weight is None, values themselves.
+    """
+
+    values: Tensor
+    weight: Tensor | None
+
+    def logits(self, rows: slice) -> Tensor:
+        """Of some supervised tokens: [rows, vocabulary]."""
+        part = self.values[rows]
+        return part if self.weight is None else part @ self.weight.T
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of one token."""
+        return self.values.shape[1] if self.weight is None else len(self.weight)
+
+
+def scores(model: Any, asked: Question) -> Scores:
+    """`model`'s logits at the supervised tokens, not yet made where its head allows that."""
+    if (head := plain_head(model)) is None:
+        return Scores(model(**asked.inputs, logits_to_keep=asked.predict).logits[0], None)
+    hidden = hidden_states(model, asked)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+    return Scores(hidden.to(dtype), head.to(dtype))
+
+
+def chunked_loss(scores: Scores, loss_of: "LossOf") -> Tensor:
+    """The sum of `loss_of` over chunks of the logits, a float32 scalar."""
+    total: Tensor = ChunkedLoss.apply(scores.values, scores.weight, loss_of)  # type: ignore[no-untyped-call]
+    return total
+
+
+LossOf = Callable[[Tensor, slice], Tensor]
+"""(float32 logits [rows, vocabulary], which supervised tokens these are) -> their summed loss."""
+
+
+def _label_loss(targets: Tensor) -> LossOf:
+    def loss_of(logits: Tensor, rows: slice) -> Tensor:
+        return F.cross_entropy(logits, targets[rows], reduction="sum", ignore_index=IGNORED)
+
+    return loss_of
+
+
+def chunk_rows(vocabulary: int, bytes_each: int) -> int:
+    """Supervised tokens whose logits exist at a time."""
+    return max(128, CHUNK_BYTES // (vocabulary * bytes_each) // 128 * 128)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def plain_head(model: Any) -> Tensor | None:
     """The weight [vocabulary, size] of a head whose product is the logits, with nothing after it;
     None for any other.
     """
-    if not hasattr(model, "get_base_model"):
-        return None
     config = model.config.get_text_config()
     special = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
     head = model.get_output_embeddings()
-    plain = type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad
+    plain = type(head) is torch.nn.Linear and head.bias is None
     if not plain or any(getattr(config, name, None) is not None for name in special):
         return None
     weight: Tensor = head.weight
@@ -75,7 +157,7 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """The loss, a float32 scalar."""
-        rows = max(128, CHUNK_BYTES // (weight.shape[0] * weight.element_size()) // 128 * 128)
+        rows = chunk_rows(len(weight), weight.element_size())
         buffer = hidden.new_empty(min(rows, len(targets)), len(weight))
         grads = []
         total = 0.0
@@ -94,3 +176,43 @@ class HeadLoss(torch.autograd.Function):
         """The gradient of hidden."""
         (grad,) = ctx.saved_tensors
         return grad * gradients[0].to(grad.dtype), None, None
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Any loss of the logits, made and used up in chunks like HeadLoss's, by autograd within each
+    chunk: for heads that are trained, too, and losses that have no kernel of their own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor | None, loss_of: LossOf) -> Tensor:
+        """The loss, a float32 scalar; see Scores and LossOf for the arguments."""
+        whole = Scores(values.detach(), None if weight is None else weight.detach())
+        grad = torch.zeros_like(values) if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if weight is not None and ctx.needs_input_grad[1]:
+            of_weight = torch.zeros(weight.shape)
+        rows = chunk_rows(whole.vocabulary, 4)
+        total = torch.zeros(())
+        for start in range(0, len(values), rows):
+            chunk = slice(start, start + rows)
+            logits = whole.logits(chunk)
+            with torch.enable_grad():
+                exact = logits.float().requires_grad_(grad is not None)
+                loss = loss_of(exact, chunk)
+            total += loss.detach()
+            if grad is None:
+                continue
+            of_logits = torch.autograd.grad(loss, exact)[0].to(values.dtype)
+            grad[chunk] = of_logits if whole.weight is None else of_logits @ whole.weight
+            if of_weight is not None:
+                of_weight += (of_logits.T @ whole.values[chunk]).float()
+        if weight is not None and of_weight is not None:
+            of_weight = of_weight.to(weight.dtype)
+        ctx.save_for_backward(grad, of_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of values and weight."""
+        found = (None if g is None else g * gradients[0].to(g.dtype) for g in ctx.saved_tensors)
+        return *found, None

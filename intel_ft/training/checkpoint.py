@@ -20,7 +20,6 @@ PREFIX = "checkpoint-"
 BEST = "best.safetensors"
 PLAN = "plan.json"
 STATE = "trainer_state.json"
-_ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -62,7 +61,7 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
     final = run / f"{PREFIX}{step}"
     try:
         with whole_folder(final) as folder:
-            save_adapter(trainer.model, folder)
+            trainer.work.trained.save(folder)
             torch.save(trainer.optimizer.state_dict(), folder / "optimizer.pt")
             torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
             trainer._save_rng_state(str(folder))
@@ -82,12 +81,6 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
         ) from error
     for old in [path for path in checkpoints(run) if step_of(path) <= step][:-keep]:
         remove_folder(old)
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, without peft's model card."""
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 def evaluations_without_gain(state: TrainerState) -> int:
@@ -124,19 +117,3 @@ def check_plan(checkpoint: Path, fingerprint: str) -> None:
             f"{checkpoint}: its data, data.max_length, train.global_batch_size or train.seed were "
             "others, so its steps are not this run's: restore them, or start with --overwrite"
         )
-
-
-def check_adapter(checkpoint: Path, model: Any) -> None:
-    """Raise UserError if the checkpoint's adapter is not of the kind that `model` has."""
-    stored = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
-    current = vars(model.peft_config["default"])
-    for name in _ADAPTER:
-        before, now = (
-            sorted(value) if isinstance(value, list | set) else value
-            for value in (stored.get(name), current[name])
-        )
-        if before != now:
-            raise UserError(
-                f"{checkpoint}: its adapter has {name} {before}, the config says {now}: restore "
-                "the section method, or start with --overwrite"
-            )

@@ -5,10 +5,9 @@ from cli.train and demo.
 import errno
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from intel_ft.distributed.started import started_as
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
-from intel_ft.models.adapter import load_weights, restore_weights
+from intel_ft.models.adapter import restore_weights
 from intel_ft.provenance import Provenance
 from intel_ft.training import checkpoint, run_folder
+from intel_ft.training.callbacks import trackers
 from intel_ft.training.records import MetricsFile, ProgressLine, SignalStop
 from intel_ft.training.setup import Inputs, base_id, build, out_of_memory, read_inputs
 from intel_ft.training.trainer import PlanTrainer, Workload
@@ -41,11 +41,12 @@ _COLLECTIVES = ("gloo", "oneCCL")  # what their errors have in them
 
 @dataclass(frozen=True)
 class Summary:
-    """What `train` reports: where the adapter is and how the run went. Losses are nats a token;
-    `train_loss` is the last logged one, `eval_loss` that of the adapter that was kept.
+    """What `train` reports: where the adapter (or the whole model) is and how the run went. Losses
+    are nats a token; `train_loss` is the last logged one, `eval_loss` that of what was kept.
     """
 
     adapter: str
+    trained_parameters: int
     steps: int
     train_loss: float | None
     eval_loss: float | None
@@ -85,10 +86,10 @@ def _train(
     with world.together(), world.host_by_host():
         inputs = read_inputs(config)
     with world.together(), _explained(config):
-        model, work, decisions = build(config, inputs, world)
+        model, work, decisions = build(config, inputs, world, start)
         if start is not None:
             checkpoint.check_plan(start, work.plan.fingerprint())
-            checkpoint.check_adapter(start, model)
+            work.trained.check(start)
             logger.info("resuming from %s", start)
     with world.together():
         _require_same(world, config, work, start)
@@ -98,11 +99,11 @@ def _train(
             run_folder.begin(run, overwrite=overwrite)
             run_folder.write_records(run, config, [*decided, *decisions], world.size)
     with _explained(config):
-        trainer = trainer_for(config, model, work)
+        trainer = trainer_for(config, model, work, inputs.callbacks)
         _train_from(start, trainer, config.train.early_stopping)
     with world.together(), _explained(config):
         if world.rank == 0:
-            _write_adapter(run / "adapter", trainer, config, inputs)
+            _write_result(run / work.trained.folder, work, config, inputs)
     return _summary(run, trainer, work)
 
 
@@ -150,7 +151,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _train_from(start: Path | None, trainer: PlanTrainer, early_stopping: int | None) -> None:
     """Train from a checkpoint or from scratch to the end; the best weights are in place then."""
     if start is not None and checkpoint.is_last(start, trainer.args.max_steps, early_stopping):
-        load_weights(trainer.model, start)
+        trainer.work.trained.load(start)
         trainer.best_weights = checkpoint.load_best(start)
     else:
         with SignalStop(trainer.work.world) as stop:
@@ -161,12 +162,12 @@ def _train_from(start: Path | None, trainer: PlanTrainer, early_stopping: int | 
         restore_weights(trainer.model, trainer.best_weights)
 
 
-def _write_adapter(final: Path, trainer: PlanTrainer, config: Config, inputs: Inputs) -> None:
+def _write_result(final: Path, work: Workload, config: Config, inputs: Inputs) -> None:
     with whole_folder(final) as folder:
-        checkpoint.save_adapter(trainer.model, folder)
+        work.trained.save_result(folder, inputs.tokenizer, base_id(config))
         inputs.tokenizer.save_pretrained(folder)
         Provenance(
-            kind="adapter",
+            kind=work.trained.kind,
             base_model=base_id(config),
             base_revision=config.model.revision,
             template=inputs.training.template,
@@ -180,7 +181,8 @@ def _summary(run: Path, trainer: PlanTrainer, work: Workload) -> Summary:
     seconds = work.total.seconds
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return Summary(
-        adapter=str(run / "adapter"),
+        adapter=str(run / work.trained.folder),
+        trained_parameters=sum(w.numel() for w in trainer.model.parameters() if w.requires_grad),
         steps=trainer.state.global_step or trainer.args.max_steps,
         train_loss=losses[-1] if losses else None,
         eval_loss=trainer.state.best_metric,
@@ -191,8 +193,12 @@ def _summary(run: Path, trainer: PlanTrainer, work: Workload) -> Summary:
     )
 
 
-def trainer_for(config: Config, model: Any, work: Workload) -> PlanTrainer:
-    """The Trainer that `config` describes, with a run's callbacks; called from insight, too."""
+def trainer_for(
+    config: Config, model: Any, work: Workload, users: Iterable[Any] = ()
+) -> PlanTrainer:
+    """The Trainer that `config` describes, with a run's callbacks and before them the user's own,
+    on every rank; called from insight, too.
+    """
     settings, run = config.train, config.output.directory
     evaluates = work.evaluation is not None
     total = settings.max_steps or max(1, round(settings.epochs * work.plan.steps_per_epoch))
@@ -223,23 +229,11 @@ def trainer_for(config: Config, model: Any, work: Workload) -> PlanTrainer:
         report_to="none",
         use_cpu=True,
     )
-    callbacks: list[Any] = []
+    callbacks: list[Any] = [*users]
     if settings.early_stopping:
         callbacks.append(transformers.EarlyStoppingCallback(settings.early_stopping))
     if work.world.rank == 0:
-        callbacks += [MetricsFile(run / "metrics.jsonl"), ProgressLine()]
-        if "tensorboard" in settings.report_to:
-            callbacks += _tensorboard(run / "tensorboard")
-    trainer = PlanTrainer(model, arguments, work, callbacks)
+        callbacks += [MetricsFile(run / "metrics.jsonl"), ProgressLine(), *trackers(config)]
+    trainer = PlanTrainer(model, arguments, work, callbacks, config.method.lora_plus_ratio)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
-
-
-def _tensorboard(folder: Path) -> list[Any]:
-    if find_spec("tensorboard") is None:
-        logger.warning("train.report_to: tensorboard is not installed: nothing goes there")
-        return []
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    return [TensorBoardCallback(SummaryWriter(folder))]

@@ -24,10 +24,17 @@ from intel_ft.files import write_json, write_text
 from intel_ft.training.checkpoint import checkpoints, newest_whole
 
 _OURS = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|adapter|tensorboard|report\.html|checkpoint-\d+"
+    r"config\.yaml|environment\.json|metrics\.jsonl|adapter|model|tensorboard|report\.html|checkpoint-\d+"
 )
 _HALF_DONE = re.compile(r"\.(?P<name>.+)\.(partial|replaced|removed)")  # see files.py
-FIXED = ("learning_rate", "scheduler", "warmup_ratio", "weight_decay", "optimizer")
+RESULTS = ("adapter", "model")
+FIXED = {
+    "train": ("learning_rate", "scheduler", "warmup_ratio", "weight_decay", "optimizer"),
+    "method": (
+        *("name", "init", "lora_plus_ratio", "teacher", "student", "divergence", "temperature"),
+        "teacher_weight",
+    ),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +57,9 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
         )
     if overwrite:
         return None
-    if (run / "adapter").is_dir():
+    if done := [name for name in RESULTS if (run / name).is_dir()]:
         raise UserError(
-            f"{run}: this run is finished (adapter/ exists): choose another output.directory, or "
+            f"{run}: this run is finished ({done[0]}/ exists): choose another output.directory, or "
             "pass --overwrite to train again"
         )
     if present and not resume:
@@ -68,14 +75,20 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
 def check_settings(run: Path, config: Config) -> None:
     """Raise UserError where a setting changed that a resumed optimizer would go on ignoring."""
     try:
-        stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["train"]
+        stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        known = {
+            (part, name): stored[part][name]
+            for part, names in FIXED.items()
+            for name in names
+            if name in stored[part]
+        }
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return  # the checkpoint itself is whole, and this file is only for people
-    for name in FIXED:
-        now = getattr(config.train, name)
-        if name in stored and stored[name] != now:
+    now = config.model_dump(mode="json")
+    for (part, name), before in known.items():
+        if before != now[part][name]:
             raise UserError(
-                f"{run}: train.{name} was {stored[name]} when this run began and is {now}: "
+                f"{run}: {part}.{name} was {before} when this run began and is {now[part][name]}: "
                 "restore it, or start with --overwrite"
             )
 
@@ -108,7 +121,8 @@ def write_records(run: Path, config: Config, decisions: list[Decision], ranks: i
 
 def _environment() -> dict[str, Any]:
     packages = {}
-    for name in ("torch", "transformers", "peft", "accelerate", "datasets", "openvino"):
+    names = ("torch", "transformers", "peft", "accelerate", "datasets", "openvino", "bitsandbytes")
+    for name in names:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

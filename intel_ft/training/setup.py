@@ -20,8 +20,9 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.kernels.build import kernels
+from intel_ft.models import initial
 from intel_ft.models.adapter import add_lora, fuse
-from intel_ft.models.cost import activation_bytes, step_cost
+from intel_ft.models.cost import activation_bytes, step_cost, with_teacher
 from intel_ft.models.frozen import lay_out
 from intel_ft.models.load import (
     check_folder,
@@ -30,6 +31,10 @@ from intel_ft.models.load import (
     model_folder,
     parameter_count,
 )
+from intel_ft.models.nf4 import require_bitsandbytes
+from intel_ft.models.teacher import OWN_BASE, check_teacher, load_teacher, teacher_config
+from intel_ft.models.trained import Adapter, Trained, WholeModel
+from intel_ft.training.callbacks import require_trackers, user_callbacks
 from intel_ft.training.trainer import Workload
 
 logger = logging.getLogger(__name__)
@@ -37,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user gave, read and found good: model folder, tokenizer, data, and the (text)
-    configuration of the model.
+    """What the user gave, read and found good: model folder, tokenizer, data, the (text)
+    configuration of the model, and callbacks of the user's own.
     """
 
     folder: Path
@@ -46,16 +51,23 @@ class Inputs:
     training: Prepared
     evaluation: Prepared | None
     model_config: Any
+    callbacks: list[Any]
 
 
 def read_inputs(config: Config) -> Inputs:
     """Read and check tokenizer and data, and the model folder without loading its weights.
 
-    Raises UserError for anything wrong with them; changes nothing on disk.
+    Raises UserError for anything wrong with them, or with what the method or the user's callbacks
+    need, EnvironmentProblem where they are not installed; changes nothing on disk.
     """
+    require_trackers(config.train)
+    callbacks = user_callbacks(config.train.callbacks)
+    if config.base_dtype == "nf4":
+        require_bitsandbytes()
     folder = model_folder(config.model)
     check_folder(folder, config.model)
     tokenizer = load_tokenizer(config.model)
+    check_teacher(config, tokenizer)
     data = config.data
     training = prepare(data, assets.resolve(data.train), tokenizer)
     evaluation = None
@@ -76,11 +88,14 @@ def read_inputs(config: Config) -> Inputs:
             f"{data.train}: its longest example has {training.report.longest} tokens, the model's "
             f"context window is {window}: set data.max_length={window} and data.on_long"
         )
-    return Inputs(folder, tokenizer, training, evaluation, text)
+    return Inputs(folder, tokenizer, training, evaluation, text, callbacks)
 
 
-def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, list[Decision]]:
-    """The model with its adapter, the workload, and every value that was decided on the way.
+def build(
+    config: Config, inputs: Inputs, world: World, start: Path | None = None
+) -> tuple[Any, Workload, list[Decision]]:
+    """The model with what the method trains, the workload, and every value that was decided on the
+    way. `start` is the checkpoint that the run goes on from; its weights are not loaded yet.
 
     Raises EnvironmentProblem where this machine cannot hold the run.
     """
@@ -88,14 +103,21 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
     row_tokens = _row_tokens(config)
     require_memory(config, inputs, backend.dtype, row_tokens.value, world.local_size)
     transformers.set_seed(config.train.seed)
-    base, why_not_packed = load_for_packing(config.model, backend.dtype)
     activations = activation_bytes(
         inputs.model_config, int(row_tokens.value), config.train.activation_checkpointing
     )
-    layout = lay_out(base, config, activations, world.local_size)
-    model = add_lora(base, config.method, base_id(config), config.model.revision)
-    fused = fuse(model)
+    trained: Trained
+    if config.method.trains_all:
+        trained, why_not_packed, how = _whole_model(config, backend.dtype)
+    else:
+        trained, why_not_packed, how = _adapter(config, backend.dtype, activations, world, start)
+    model, packed = trained.model, why_not_packed is None
     cost = step_cost(model)
+    teacher = None
+    if config.method.name == "distill":
+        tokens = len(inputs.tokenizer)
+        teacher = load_teacher(config, backend.dtype, tokens, packed=packed)
+        cost = with_teacher(cost, step_cost(teacher.model or model))
     examples = inputs.training.examples
     plan = Plan(
         lengths=examples.lengths,
@@ -104,28 +126,30 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
         max_tokens_per_row=int(row_tokens.value),
         seed=config.train.seed,
         quadratic_cost=cost.quadratic_cost,
-        one_example_a_row=why_not_packed is not None,
+        one_example_a_row=not packed,
     )
-    gemm_rate = _gemm_rate(base, backend.dtype, int(row_tokens.value), examples)
+    gemm_rate = _gemm_rate(model, backend.dtype, int(row_tokens.value), examples)
     work = Workload(
         plan=plan,
         examples=examples,
         cost=cost,
         gemm_rate=gemm_rate,
-        packed=why_not_packed is None,
+        packed=packed,
         world=world,
+        trained=trained,
         evaluation=None if inputs.evaluation is None else inputs.evaluation.examples,
+        dtype=backend.dtype,
+        teacher=teacher,
     )
     decisions = [
         *backend.decisions,
         openmp.wait_policy(),
         kernels().decision,
-        layout,
-        fused,
+        *how,
         row_tokens,
         Decision("packing", "on", "checked: this model keeps packed segments apart")
-        if why_not_packed is None
-        else Decision("packing", "off, one example a row", why_not_packed),
+        if packed
+        else Decision("packing", "off, one example a row", str(why_not_packed)),
         Decision("MFU's peak", f"{gemm_rate / 1e9:,.0f} GFLOP/s", "measured just now"),
     ]
     for decision in decisions:
@@ -136,6 +160,36 @@ def build(config: Config, inputs: Inputs, world: World) -> tuple[Any, Workload, 
         Decision("data.template", report.template, report.template_reason),
     ]
     return model, work, decisions
+
+
+def _adapter(
+    config: Config, dtype: torch.dtype, activations: int, world: World, start: Path | None
+) -> tuple[Adapter, str | None, list[Decision]]:
+    """The base with an adapter, why it cannot take packed rows, and what was decided about it."""
+    method = config.method
+    base, why_not_packed = load_for_packing(config.model, dtype)
+    model = add_lora(base, method, base_id(config), config.model.revision)
+    begun: initial.Initial = {}
+    if method.init in {"pissa", "olora"}:
+        if start is None:
+            begun = initial.from_base(model, method.init, world.from_first)
+        else:
+            begun = initial.load_from_original(start)[1]
+        initial.take_out(model, begun)
+    layout = lay_out(model, config, activations, world.local_size)
+    return Adapter(model, begun), why_not_packed, [layout, fuse(model)]
+
+
+def _whole_model(
+    config: Config, dtype: torch.dtype
+) -> tuple[WholeModel, str | None, list[Decision]]:
+    """The model with float32 weights that all train, as `_adapter` returns it."""
+    model, why_not_packed = load_for_packing(config.model, torch.float32)
+    decisions = [
+        Decision("trained weights", "float32", "each step's change is smaller than bf16 can hold"),
+        Decision("decoder layers", "the model's own", "all of their weights train"),
+    ]
+    return WholeModel(model.requires_grad_(True)), why_not_packed, decisions
 
 
 def base_id(config: Config) -> str:
@@ -151,7 +205,13 @@ def require_memory(
     ranks do the same here.
     """
     tokens = min(int(row_tokens), int(inputs.training.examples.lengths.sum()))
-    weights = parameter_count(inputs.folder) * dtype.itemsize
+    parameters, method = parameter_count(inputs.folder), config.method
+    weights = parameters * dtype.itemsize
+    if method.trains_all:  # weights and gradients, AdamW's two moments, copies to multiply with
+        moments = 8 if config.train.optimizer.startswith("adamw") else 0
+        weights = parameters * (8 + moments + (dtype.itemsize if dtype != torch.float32 else 0))
+    if method.name == "distill" and (method.trains_all or method.teacher != OWN_BASE):
+        weights += parameter_count(model_folder(teacher_config(config))) * dtype.itemsize
     activations = activation_bytes(
         inputs.model_config, tokens, config.train.activation_checkpointing
     )

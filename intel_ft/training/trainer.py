@@ -15,18 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from intel_ft.backends.cpu import rss_gib
 from intel_ft.batching.plan import Plan, Step
-from intel_ft.batching.row import build_row
+from intel_ft.batching.row import Row, build_row
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
-from intel_ft.models.adapter import adapter_weights, load_weights
+from intel_ft.models.adapter import adapter_weights
 from intel_ft.models.cost import StepCost
 from intel_ft.models.loss import loss_sum
+from intel_ft.models.teacher import Teacher
+from intel_ft.models.trained import Trained
 from intel_ft.training import checkpoint
+from intel_ft.training.lora_plus import hasten_b
 
 
 @dataclass
@@ -65,7 +69,8 @@ class Meter:
 class Workload:
     """What a run trains on: the plan over examples, the rows to evaluate on, and what they cost.
 
-    gemm_rate: of all ranks together, FLOP/s.
+    trained: which weights; gemm_rate: of all ranks together, FLOP/s; dtype: of the products, None
+    the base's; teacher: of a distillation.
     """
 
     plan: Plan
@@ -74,18 +79,27 @@ class Workload:
     gemm_rate: float
     packed: bool
     world: World
+    trained: Trained
     evaluation: Examples | None = None
+    dtype: torch.dtype | None = None
+    teacher: Teacher | None = None
     interval: Meter = field(default_factory=Meter)
     total: Meter = field(default_factory=Meter)
 
 
 class PlanTrainer(Trainer):  # type: ignore[misc]
-    """Trains `model` (a PEFT model) on a workload; saves whole checkpoints; keeps the best."""
+    """Trains `model` on a workload; saves whole checkpoints; keeps the best."""
 
     def __init__(
-        self, model: Any, args: TrainingArguments, work: Workload, callbacks: list[TrainerCallback]
+        self,
+        model: Any,
+        args: TrainingArguments,
+        work: Workload,
+        callbacks: list[TrainerCallback],
+        lora_plus_ratio: float = 1.0,
     ) -> None:
         super().__init__(model=model, args=args, eval_dataset=work.evaluation)
+        self.lora_plus_ratio = lora_plus_ratio
         self.work = work
         self.plan = work.plan
         self.best_weights: dict[str, Tensor] | None = None
@@ -110,7 +124,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         loss = torch.zeros(1)
         for indices in step.rows(self.work.world.rank, self.work.world.size):
             row = build_row(self.work.examples, indices)
-            part = loss_sum(self.model, row, packed=self.work.packed) / step.supervised_tokens
+            part = self._loss_sum(row) / step.supervised_tokens
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
             self.work.interval.flops += self.work.cost.flops(row)
@@ -124,6 +138,12 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
                 "then --resume from the last checkpoint"
             )
         return loss[0]
+
+    def _loss_sum(self, row: Row) -> Tensor:
+        work = self.work
+        if work.teacher is not None:
+            return work.teacher.loss_sum(self.model, row, packed=work.packed, dtype=work.dtype)
+        return loss_sum(self.model, row, packed=work.packed, dtype=work.dtype)
 
     def _seed(self, step: int) -> int:
         """Dropout's own in each step and on each rank, so that nothing of it has to be saved."""
@@ -146,6 +166,13 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         for part, total in zip(parts, summed.split_with_sizes(sizes), strict=True):
             part.copy_(total)
         self.work.interval.exchange_seconds += time.perf_counter() - began
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Transformers' own, with another learning rate for LoRA's B where that is asked for."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.lora_plus_ratio != 1.0:
+            hasten_b(optimizer, self.model, self.lora_plus_ratio)
+        return optimizer
 
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
         """Not in DDP: `training_step` exchanges the gradients. Trainer leaves a model alone that
@@ -206,13 +233,13 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         return norm
 
     def _load_callback_state(self) -> None:
-        """Give early stopping its count back. Transformers' own would also bring back the
-        `should_training_stop` with which a signal ended the run.
+        """Give early stopping its count back, and a user's callbacks theirs. Transformers' own
+        would also bring back the `should_training_stop` with which a signal ended the run.
         """
-        count = checkpoint.evaluations_without_gain(self.state)
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, EarlyStoppingCallback):
-                callback.early_stopping_patience_counter = count
+            stored = self.state.stateful_callbacks.get(type(callback).__name__, {})
+            if isinstance(callback, ExportableState):
+                vars(callback).update(stored.get("attributes", {}))
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
@@ -220,7 +247,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_weights(self.model, folder)
+        self.work.trained.load(folder)
         self.best_weights = checkpoint.load_best(folder)
 
 
@@ -268,7 +295,8 @@ def mean_loss(model: Any, work: Workload) -> float:
     step = plan.step(0)
     total = torch.zeros(1, dtype=torch.float64)
     for indices in step.rows(work.world.rank, work.world.size):
-        total += loss_sum(model, build_row(examples, indices), packed=work.packed)
+        row = build_row(examples, indices)
+        total += loss_sum(model, row, packed=work.packed, dtype=work.dtype)
     model.train(was_training)
     return float(work.world.sum(total)) / step.supervised_tokens
 

@@ -32,6 +32,37 @@ def refused(read, *arguments) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["name=full", "r=8"], "method: r is an adapter's"),
+        (["name=full", "use_dora=true"], "use_dora is an adapter's"),
+        (["name=distill"], "needs a teacher"),
+        (["name=distill", "teacher=x", "student=full", "alpha=1"], "alpha is an adapter's"),
+        (["teacher=x"], "teacher is for name=distill, and name is lora here"),
+        (["temperature=3"], "temperature is for name=distill"),
+        (["use_dora=true", "init=pissa"], "init=pissa and use_dora exclude each other"),
+        (["name=distill", "teacher=base", "init=olora"], "init=olora changes the base"),
+        (["name=qlora", "use_dora=true"], "no qlora"),
+        (["use_dora=true", "model.base_dtype=int8"], "no model.base_dtype"),
+        (["use_dora=true", "backend.prepack=true"], "no backend.prepack=true"),
+        (["name=full", "model.base_dtype=nf4"], "model.base_dtype is for frozen weights"),
+        (["name=full", "backend.prepack=true"], "backend.prepack is for frozen weights"),
+        (["lora_plus_ratio=0.5"], "method.lora_plus_ratio=0.5"),
+    ],
+)
+def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:
+    keys = [key if key.startswith(("model.", "backend.")) else f"method.{key}" for key in overrides]
+    assert part in refused(read, MINIMAL, *keys)
+
+
+def test_a_method_is_written_and_read_back(read) -> None:
+    config = read(MINIMAL, "method.name=distill", "method.teacher=x", "method.student=full")
+    assert build(yaml.safe_load(config.to_yaml()), "again") == config
+    assert read(MINIMAL, "method.name=qlora").base_dtype == "nf4"
+    assert read(MINIMAL, "method.name=qlora", "model.base_dtype=int8").base_dtype == "int8"
+
+
 def test_a_minimal_file_gets_the_documented_defaults(read) -> None:
     config = read()
     assert config.model.name_or_path == "m"
@@ -82,7 +113,7 @@ def test_an_unknown_key_names_the_nearest_known_one(read, override, hint) -> Non
         ("train.epochs=0", "train.epochs=0: "),
         ("method.r=0", "method.r=0: "),
         ("method.dropout=1", "method.dropout=1: "),
-        ("method.name=qlora", "method.name=qlora: "),
+        ("method.name=prefix", "method.name=prefix: "),
         ("data.max_length=7", "data.max_length=7: "),
         ("data.eval_fraction=1", "data.eval_fraction=1: "),
         ("data.format=parquet", "data.format=parquet: "),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from intel_ft.errors import UserError
-from intel_ft.inference.artifact import resolve, write_base_id
+from intel_ft.inference.artifact import resolve
+from intel_ft.models.whole_folder import write_base_id
 from intel_ft.provenance import Provenance
 
 

@@ -25,6 +25,7 @@ from intel_ft.errors import IntelFTError
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.cost import step_cost
 from intel_ft.models.load import load_for_packing
+from intel_ft.models.trained import Adapter
 from intel_ft.training.run import train
 from intel_ft.training.trainer import PlanTrainer, Workload, mean_loss
 
@@ -361,6 +362,7 @@ def make_trainer(base, tmp_path, world=None, callbacks=(), **settings) -> PlanTr
     assert reason is None
     model = add_lora(loaded, MethodConfig(r=8, alpha=16), "base", None)
     work = Workload(
+        trained=Adapter(model),
         plan=Plan(examples.lengths, examples.supervised_counts, 5, 128, seed=0),
         examples=examples,
         cost=step_cost(model),

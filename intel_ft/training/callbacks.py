@@ -1,0 +1,89 @@
+"""Trackers by name and a user's own callbacks by import path; called from training.setup, before
+anything heavy, and from training.run.
+"""
+
+import logging
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from intel_ft.config import Config, TrainConfig
+from intel_ft.errors import EnvironmentProblem, UserError
+
+logger = logging.getLogger(__name__)
+
+
+def require_trackers(settings: TrainConfig) -> None:
+    """Raise EnvironmentProblem for a tracker that was asked for and is not installed."""
+    for tracker in settings.report_to:
+        if tracker != "tensorboard" and find_spec(tracker) is None:
+            raise EnvironmentProblem(
+                f"train.report_to: {tracker} is not installed: pip install {tracker}"
+            )
+
+
+def trackers(config: Config) -> list[TrainerCallback]:
+    """Transformers' callback for each of `train.report_to`; TensorBoard, which is the default, may
+    be missing.
+    """
+    found: list[TrainerCallback] = []
+    for tracker in config.train.report_to:
+        if tracker == "tensorboard":
+            found += _tensorboard(config.output.directory / "tensorboard")
+        elif tracker == "wandb":
+            from transformers.integrations import WandbCallback
+
+            found.append(WandbCallback())
+        else:
+            from transformers.integrations import MLflowCallback
+
+            found.append(MLflowCallback())
+    return found
+
+
+def _tensorboard(folder: Path) -> list[TrainerCallback]:
+    if find_spec("tensorboard") is None:
+        logger.warning("train.report_to: tensorboard is not installed: nothing goes there")
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(folder))]
+
+
+def user_callbacks(paths: list[str]) -> list[TrainerCallback]:
+    """One of each class. Raises UserError where it cannot be imported or made."""
+    made = []
+    for path in paths:
+        try:
+            made.append(_callback_class(path)())
+        except UserError:
+            raise
+        except Exception as error:
+            raise _refused(path, f"{type(error).__name__} when it was made: {error}") from error
+    return made
+
+
+def _callback_class(path: str) -> Any:
+    """The class at `module:Class`; modules are looked for in the working folder, too."""
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise _refused(path, "write it as module:Class")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = vars(import_module(module)).get(name)
+    except Exception as error:  # whatever the user's module raises
+        raise _refused(path, f"{type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
+        raise _refused(path, f"no subclass of transformers.TrainerCallback is called {name} there")
+    return found
+
+
+def _refused(path: str, why: str) -> UserError:
+    return UserError(f"train.callbacks: {path}: {' '.join(why.split())}")

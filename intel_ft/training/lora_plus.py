@@ -1,0 +1,15 @@
+"""LoRA+ (Hayou et al. 2024): B learns faster than A; called from training.trainer."""
+
+from typing import Any
+
+import torch
+
+
+def hasten_b(optimizer: torch.optim.Optimizer, model: Any, ratio: float) -> None:
+    """Move every LoRA B of a fresh optimizer's groups to groups of `ratio` times their rate."""
+    faster = {id(weight) for name, weight in model.named_parameters() if ".lora_B." in name}
+    for group in list(optimizer.param_groups):
+        of_b = [weight for weight in group["params"] if id(weight) in faster]
+        group["params"] = [weight for weight in group["params"] if id(weight) not in faster]
+        if of_b:
+            optimizer.add_param_group({**group, "params": of_b, "lr": group["lr"] * ratio})
