@@ -13,7 +13,19 @@ import typer
 
 from intel_ft import __version__
 from intel_ft.backends import openmp
-from intel_ft.cli import bench, chat, demo, eval, export, generate, merge, train, validate
+from intel_ft.cli import (
+    bench,
+    chat,
+    demo,
+    eval,
+    export,
+    generate,
+    merge,
+    plan,
+    report,
+    train,
+    validate,
+)
 from intel_ft.errors import FailedElsewhere, IntelFTError
 
 app = typer.Typer(
@@ -23,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for verb in (validate, train, eval, merge, export, generate, chat, demo):
+for verb in (validate, plan, train, report, eval, merge, export, generate, chat, demo):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(bench.app, name="bench")
 

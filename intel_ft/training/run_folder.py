@@ -96,13 +96,21 @@ def begin(run: Path, *, overwrite: bool) -> None:
         raise UserError(f"{run}: cannot be written to ({error.strerror})") from None
 
 
-def write_records(run: Path, config: Config, decisions: list[Decision], ranks: int) -> None:
-    """Write config.yaml (enough to run again) and environment.json (with every decision)."""
+def write_records(
+    run: Path, config: Config, decisions: list[Decision], ranks: int, data: dict[str, Any]
+) -> None:
+    """Write config.yaml (enough to run again) and environment.json (with every decision, and the
+    statistics of the data).
+    """
     write_text(run / "config.yaml", config.to_yaml())
     write_json(
         run / "environment.json",
         _environment()
-        | {"ranks": ranks, "decisions": [asdict(decision) for decision in decisions]},
+        | {
+            "ranks": ranks,
+            "decisions": [asdict(decision) for decision in decisions],
+            "data": data,
+        },
     )
 
 
