@@ -73,7 +73,8 @@ class _Scale:
     """From values to places; y is stretched to whole ticks."""
 
     def __init__(self, low_x: float, high_x: float, low: float, high: float) -> None:
-        self.low_x, self.high_x = low_x, high_x if high_x > low_x else low_x + 1
+        self.low_x = low_x
+        self.high_x = high_x if high_x > low_x else low_x + max(1.0, abs(low_x) / 1000)
         spread = high - low
         if spread <= abs(high) * 1e-9:
             spread = abs(high) or 1.0
@@ -99,10 +100,11 @@ def _frame(title: str, scale: _Scale, x_label: str) -> list[str]:
         y = scale.down(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
         parts.append(_text(_LEFT - 6, y + 4, plain(value), "end"))
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = scale.low_x + share * (scale.high_x - scale.low_x)
-        anchor = "end" if share == 1.0 else "middle"
-        parts.append(_text(scale.across(x), _HEIGHT - 18, plain(x), anchor))
+    step = tick_step(scale.high_x - scale.low_x, 5)
+    first = math.ceil(scale.low_x / step)
+    for tick in range(first, first + 7):
+        if tick * step <= scale.high_x:
+            parts.append(_text(scale.across(tick * step), _HEIGHT - 18, plain(tick * step)))
     parts.append(_text((_LEFT + _WIDTH) / 2, _HEIGHT - 3, x_label))
     return parts
 
