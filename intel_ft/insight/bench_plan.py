@@ -53,6 +53,8 @@ _PLAIN = {"backend": {"prepack": False}}
 
 CASES = {
     "shipped": Case(None, 2048, 32),
+    "shipped, long rows": Case(None, 8192, 96),
+    "shipped, long rows, checkpointing": Case(None, 8192, 96, options=_AGAIN),
     "small": Case(_SMALL, 2048, 16),
     "small int8": Case(_SMALL, 2048, 16, options=_INT8),
     "small as loaded": Case(_SMALL, 1024, 8, options=_PLAIN),

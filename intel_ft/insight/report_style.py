@@ -21,7 +21,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .2rem 1rem .2rem 0; max-width: 40rem;
   border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 600; }
-td:first-child { color: var(--soft); min-width: 9rem; }
+td:first-child { color: var(--soft); min-width: 12rem; }
 .samples td { white-space: pre-wrap; font-size: .85rem; }
 pre { background: color-mix(in srgb, var(--rule) 35%, var(--paper)); padding: .8rem;
   overflow-x: auto; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }

@@ -24,7 +24,8 @@ from intel_ft.files import write_json, write_text
 from intel_ft.training.checkpoint import checkpoints, newest_whole
 
 _OURS = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|adapter|tensorboard|report\.html|checkpoint-\d+"
+    r"config\.yaml|environment\.json|metrics\.jsonl|samples\.jsonl|adapter|tensorboard|report\.html|"
+    r"checkpoint-\d+"
 )
 _HALF_DONE = re.compile(r"\.(?P<name>.+)\.(partial|replaced|removed)")  # see files.py
 FIXED = ("learning_rate", "scheduler", "warmup_ratio", "weight_decay", "optimizer")
