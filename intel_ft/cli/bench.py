@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from intel_ft.cli.options import Json
+from intel_ft.cli.options import Json, print_table
 
 app = typer.Typer(
     help="Measure speed, memory and quality of training, against peers and the machine.",
@@ -230,24 +230,28 @@ def collectives(
     _print(report, None if json else collectives_table(report), markdown)
 
 
+@app.command()
+def plan(
+    case: Annotated[
+        list[str] | None, typer.Option(help="One of its cases; may be repeated; default all.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=3, help="Optimizer steps of a run.")] = 6,
+    threads: Threads = None,
+    markdown: Markdown = False,
+    json: Json = False,
+) -> None:
+    """Predicted memory and step time beside those of real runs, each in a fresh process."""
+    from intel_ft.insight.bench_plan import bench_plan
+
+    report = bench_plan(case or [], steps, threads)
+    from intel_ft.insight.table import plan_table
+
+    _print(report, None if json else plan_table(report), markdown)
+
+
 def _print(report: dict[str, Any], table: Any, markdown: bool) -> None:
     """One JSON object if there is no table to print, else that."""
     if table is None:
         typer.echo(json_text.dumps(report))
-        return
-    if markdown:
-        typer.echo(table.markdown())
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(box=box.SIMPLE_HEAD)
-    for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if index else "left")
-    for row in table.rows:
-        drawn.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    console.print(drawn)
-    for note in table.notes:
-        console.print(note)
+    else:
+        print_table(table, markdown=markdown)

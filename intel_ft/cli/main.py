@@ -24,7 +24,9 @@ from intel_ft.cli import (
     init,
     launch,
     merge,
+    plan,
     push,
+    report,
     train,
     validate,
 )
@@ -41,6 +43,7 @@ app = typer.Typer(
 for verb in (
     init,
     validate,
+    plan,
     train,
     launch,
     eval,
@@ -49,6 +52,7 @@ for verb in (
     generate,
     chat,
     push,
+    report,
     demo,
 ):
     app.command(verb.__name__.rpartition(".")[2])(verb.run)

@@ -81,6 +81,26 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
+def print_table(table: Any, *, markdown: bool) -> None:
+    """An insight.table.Table, drawn for a terminal or as Markdown."""
+    if markdown:
+        typer.echo(table.markdown())
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD)
+    for index, column in enumerate(table.columns):
+        drawn.add_column(column, justify="right" if index else "left")
+    for row in table.rows:
+        drawn.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    console.print(drawn)
+    for note in table.notes:
+        console.print(note)
+
+
 def open_for_prompts(
     source: str, template: str, system: str | None, *, trust_remote_code: bool
 ) -> tuple[Any, Any, str | None]:

@@ -2,8 +2,8 @@
 training, evaluation and cli.
 """
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +87,14 @@ class Prepared:
         )
         kept = [self.conversations[index] for index in indices]
         return Prepared(examples, kept, self.template, report)
+
+    def statistics(self) -> dict[str, Any]:
+        """The report's facts, and how many examples have how many tokens: `lengths` counts those
+        from one of `edges` to the next.
+        """
+        counts, edges = np.histogram(self.examples.lengths, bins=24)
+        lengths = {"edges": edges.tolist(), "counts": counts.tolist()}
+        return {**asdict(self.report), "lengths": lengths}
 
 
 def prepare(

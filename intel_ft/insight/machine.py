@@ -9,12 +9,17 @@ from intel_ft.insight.sides import installed
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def describe(threads: int) -> dict[str, Any]:
     """CPU, cores this process may use, what the CPU advertises, versions, load."""
     flags = cpu_flags()
     return {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": threads,
         "isa": [flag for flag in _ISA if flag in flags],
         "torch": installed("torch"),

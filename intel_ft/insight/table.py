@@ -125,6 +125,25 @@ def quality_table(report: dict[str, Any]) -> Table:
     return Table((title, *columns), rows, (machine_line(report["machine"]),))
 
 
+def plan_table(report: dict[str, Any]) -> Table:
+    """The report of bench_plan, a line a case."""
+    rows = [
+        (
+            case["name"],
+            f"{case['row_tokens']:,}",
+            case["layout"],
+            *(f"{case[key]:.2f}" for key in ("predicted_gib", "real_gib")),
+            f"{100 * case['memory_error']:+.1f}",
+            *(f"{case[key]:.3g}" for key in ("predicted_s", "real_s")),
+            f"{100 * case['time_error']:+.1f}",
+        )
+        for case in report["cases"]
+    ]
+    columns = ("largest row", "linear layers", "GiB predicted", "real", "%")
+    times = ("step s predicted", "real", "%")
+    return Table(("case", *columns, *times), rows, (machine_line(report["machine"]),))
+
+
 def machine_line(machine: dict[str, Any]) -> str:
     """The machine in one line."""
     return (

@@ -71,9 +71,14 @@ def _prepack(model: Any, config: Config, activations: int, sharing: int) -> tupl
         return chosen, "set in the config"
     weights = 2 * sum(linear.weight.nbytes for _, _, linear in _linears(model))
     size = f"twice the weights are {weights / cpu.GIB:.1f} GiB"
-    if weights + activations > cpu.available_bytes() / sharing / 2:
+    if not has_room(weights, activations, cpu.available_bytes() / sharing):
         return False, f"{size}, which with activations is over half of the free memory"
     return True, f"products are faster, {size}, and there is room"
+
+
+def has_room(weights: int, activations: int, available: float) -> bool:
+    """Whether prepacked weights of so many bytes are worth their memory: insight.plan asks, too."""
+    return weights + activations <= available / 2
 
 
 def replace_linears(model: Any, kept_as: Callable[[Tensor, Tensor | None], Base]) -> None:

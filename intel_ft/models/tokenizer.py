@@ -13,8 +13,10 @@ from intel_ft.config import ModelConfig
 from intel_ft.errors import EnvironmentProblem, UserError
 
 
-def model_folder(model: ModelConfig) -> Path:
-    """The local folder of a model: itself, a shipped asset, or a snapshot from the Hub."""
+def model_folder(model: ModelConfig, *, weights: bool = True) -> Path:
+    """The local folder of a model: itself, a shipped asset, or a snapshot from the Hub, which
+    without `weights` is fetched with its small files alone.
+    """
     name = assets.resolve(model.name_or_path)
     folder = Path(name)
     if folder.is_dir():
@@ -23,8 +25,10 @@ def model_folder(model: ModelConfig) -> Path:
         raise UserError(f"{name} is a file: name the folder that holds config.json and the weights")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such model folder")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    if model.allow_pickle:
+    patterns = ["*.json", "*.model", "*.jinja", "*.txt"]
+    if weights:
+        patterns.append("*.safetensors")
+    if weights and model.allow_pickle:
         patterns.append("*.bin")
     if model.trust_remote_code:
         patterns.append("*.py")
@@ -54,7 +58,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """The model's own tokenizer; raises UserError where the folder has none."""
     from transformers import AutoTokenizer
 
-    folder = model_folder(model)
+    folder = model_folder(model, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=model.trust_remote_code, use_fast=True

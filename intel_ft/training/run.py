@@ -97,7 +97,9 @@ def _train(
     with world.together(), _explained(config):
         if world.rank == 0:
             run_folder.begin(run, overwrite=overwrite)
-            run_folder.write_records(run, config, [*decided, *decisions], world.size)
+            parts = {"train": inputs.training, "eval": inputs.evaluation}
+            data = {name: part.statistics() for name, part in parts.items() if part is not None}
+            run_folder.write_records(run, config, [*decided, *decisions], world.size, data)
     with _explained(config):
         trainer = trainer_for(config, model, work, inputs.callbacks)
         _train_from(start, trainer, config.train.early_stopping)

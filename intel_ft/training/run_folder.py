@@ -24,7 +24,8 @@ from intel_ft.files import write_json, write_text
 from intel_ft.training.checkpoint import checkpoints, newest_whole
 
 _OURS = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|adapter|model|tensorboard|report\.html|checkpoint-\d+"
+    r"config\.yaml|environment\.json|metrics\.jsonl|samples\.jsonl|adapter|model|"
+    r"tensorboard|report\.html|checkpoint-\d+"
 )
 _HALF_DONE = re.compile(r"\.(?P<name>.+)\.(partial|replaced|removed)")  # see files.py
 RESULTS = ("adapter", "model")
@@ -109,13 +110,21 @@ def begin(run: Path, *, overwrite: bool) -> None:
         raise UserError(f"{run}: cannot be written to ({error.strerror})") from None
 
 
-def write_records(run: Path, config: Config, decisions: list[Decision], ranks: int) -> None:
-    """Write config.yaml (enough to run again) and environment.json (with every decision)."""
+def write_records(
+    run: Path, config: Config, decisions: list[Decision], ranks: int, data: dict[str, Any]
+) -> None:
+    """Write config.yaml (enough to run again) and environment.json (with every decision, and the
+    statistics of the data).
+    """
     write_text(run / "config.yaml", config.to_yaml())
     write_json(
         run / "environment.json",
         _environment()
-        | {"ranks": ranks, "decisions": [asdict(decision) for decision in decisions]},
+        | {
+            "ranks": ranks,
+            "decisions": [asdict(decision) for decision in decisions],
+            "data": data,
+        },
     )
 
 

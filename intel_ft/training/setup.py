@@ -68,14 +68,7 @@ def read_inputs(config: Config) -> Inputs:
     check_folder(folder, config.model)
     tokenizer = load_tokenizer(config.model)
     check_teacher(config, tokenizer)
-    data = config.data
-    training = prepare(data, assets.resolve(data.train), tokenizer)
-    evaluation = None
-    if data.eval is not None:
-        other = data.model_copy(update={"split": data.eval_split or data.split})
-        evaluation = prepare(other, assets.resolve(data.eval), tokenizer)
-    elif data.eval_fraction:
-        training, evaluation = split_fraction(training, data.eval_fraction, config.train.seed)
+    training, evaluation = read_data(config, tokenizer)
     for name, part in (("train", training), ("eval", evaluation)):
         for line in part.report.lines() if part is not None else ():
             logger.info("%s: %s", name, line)
@@ -85,10 +78,22 @@ def read_inputs(config: Config) -> Inputs:
     window = getattr(text, "max_position_embeddings", None)
     if window and training.report.longest > window:
         raise UserError(
-            f"{data.train}: its longest example has {training.report.longest} tokens, the model's "
-            f"context window is {window}: set data.max_length={window} and data.on_long"
+            f"{config.data.train}: its longest example has {training.report.longest} tokens, the "
+            f"model's context window is {window}: set data.max_length={window} and data.on_long"
         )
     return Inputs(folder, tokenizer, training, evaluation, text, callbacks)
+
+
+def read_data(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
+    """The examples to train on and those to evaluate on, tokenized. Raises UserError."""
+    data = config.data
+    training = prepare(data, assets.resolve(data.train), tokenizer)
+    if data.eval is not None:
+        other = data.model_copy(update={"split": data.eval_split or data.split})
+        return training, prepare(other, assets.resolve(data.eval), tokenizer)
+    if data.eval_fraction:
+        return split_fraction(training, data.eval_fraction, config.train.seed)
+    return training, None
 
 
 def build(
@@ -100,7 +105,7 @@ def build(
     Raises EnvironmentProblem where this machine cannot hold the run.
     """
     backend = cpu.select(config.backend, config.model, world.local_size)
-    row_tokens = _row_tokens(config)
+    row_tokens = row_capacity(config)
     require_memory(config, inputs, backend.dtype, row_tokens.value, world.local_size)
     transformers.set_seed(config.train.seed)
     activations = activation_bytes(
@@ -234,7 +239,7 @@ def out_of_memory(config: Config, when: str) -> EnvironmentProblem:
     return EnvironmentProblem(f"out of memory {when}: {', '.join(remedies)}")
 
 
-def _row_tokens(config: Config) -> Decision:
+def row_capacity(config: Config) -> Decision:
     """Row capacity: long enough that matrix products run at full rate, and for any example."""
     chosen = config.train.max_tokens_per_row
     if isinstance(chosen, int):

@@ -1,0 +1,232 @@
+"""`plan`: what a config will need on a cluster, before any weight is loaded: read this first;
+called from cli.plan and insight.bench_plan.
+
+plan_model counts, plan_work says what goes through, plan_memory and plan_time predict, and
+plan_machine has the rates.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from intel_ft.backends import cpu
+from intel_ft.config import Config
+from intel_ft.errors import UserError
+from intel_ft.insight import plan_machine, plan_memory, plan_time
+from intel_ft.insight.plan_fit import by_row, changes, setting_of
+from intel_ft.insight.plan_machine import Machine
+from intel_ft.insight.plan_memory import Setting
+from intel_ft.insight.plan_model import ModelPlan, model_plan
+from intel_ft.insight.plan_work import Assumed, Rows, Work, sampled_steps, work_of
+from intel_ft.models.prepacked import can_prepack
+from intel_ft.training.setup import row_capacity
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where it is to run. ranks, sockets, cores, memory (bytes) and watts are a node's; None is
+    this machine's own. cpu: a name in plan_machine.CPUS, or None for cores like these. network:
+    bit/s between nodes. gemm_rate: FLOP/s of a node, in place of what is measured or assumed.
+    """
+
+    nodes: int = 1
+    ranks: int = 1
+    sockets: int = 1
+    cores: int | None = None
+    memory: int | None = None
+    cpu: str | None = None
+    network: float = 10e9
+    watts: float | None = None
+    gemm_rate: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a plan is computed from, once for all points of a sweep."""
+
+    config: Config
+    cluster: Cluster
+    model: ModelPlan
+    machine: Machine
+    assumed: Assumed | None
+
+
+def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inputs:
+    """Count the model and find the machine's rates. Raises UserError, EnvironmentProblem."""
+    model = model_plan(config)
+    if cluster.cpu is not None:
+        machine = plan_machine.named(cluster.cpu, cluster.sockets, cluster.cores)
+    else:
+        dtype = cpu.select(config.backend, config.model).dtype
+        prepacked = config.backend.prepack is not False and can_prepack(dtype)
+        cores = cluster.cores
+        machine = plan_machine.measured(model.products, dtype, cores, prepacked=prepacked)
+    if config.model.dtype != "auto":
+        machine = replace(machine, dtype=getattr(torch, config.model.dtype))
+    if cluster.gemm_rate is not None:
+        faster = cluster.gemm_rate / machine.gemm_rate
+        machine = replace(
+            machine,
+            gemm_rate=cluster.gemm_rate,
+            int8_rate=machine.int8_rate * faster,
+            source=f"{machine.source}; product rate as given",
+        )
+    return Inputs(config, cluster, model, machine, assumed)
+
+
+def plan(inputs: Inputs) -> dict[str, Any]:
+    """{model, cluster, data, memory, step, run, checkpoint, change}: sizes in GiB, times in
+    seconds, rates in GFLOP/s or token/s; `change` is what would make it fit, if it does not.
+    """
+    config, cluster, model = inputs.config, inputs.cluster, inputs.model
+    ranks = cluster.nodes * cluster.ranks
+    capacity = int(row_capacity(config).value)
+    work = work_of(config, model, capacity, inputs.assumed)
+    steps = sampled_steps(work, ranks)
+    available = _available(cluster) / cluster.ranks
+    setting = setting_of(
+        config,
+        model,
+        steps,
+        inputs.machine.dtype,
+        capacity,
+        ranks=ranks,
+        available=available,
+        keeps_best=work.evaluations > 0,
+    )
+    memory = plan_memory.memory(model.sizes, setting)
+    time = _times(inputs, work, steps, setting)
+    adapter = 4 * model.sizes.lora
+    saved = adapter + (4 * 2 * model.sizes.lora if "adam" in config.train.optimizer else 0)
+    saved += adapter if setting.keeps_best else 0
+    kept = min(config.train.keep_checkpoints, max(1, work.steps // config.train.save_steps))
+    return {
+        "model": {
+            "name": config.model.name_or_path,
+            "parameters": model.sizes.parameters,
+            "trainable": model.sizes.lora,
+            "layers": model.sizes.why_not_fused or "fused",
+        },
+        "cluster": {
+            "nodes": cluster.nodes,
+            "ranks": ranks,
+            "threads": _threads(inputs),
+            "node": inputs.machine.name,
+            "dtype": str(inputs.machine.dtype).removeprefix("torch."),
+            "gemm_gflops": inputs.machine.gemm_rate / 1e9,
+            "int8_gops": inputs.machine.int8_rate / 1e9,
+            "memory_gb_per_s": inputs.machine.bandwidth / 1e9,
+            "source": inputs.machine.source,
+        },
+        "data": {"source": work.source, "steps": work.steps, "row_capacity": capacity},
+        "memory": {
+            "layout": setting.layout,
+            "row_tokens": setting.row_tokens,
+            "parts": {name: part / cpu.GIB for name, part in vars(memory).items()},
+            "total": memory.total / cpu.GIB,
+            "needed": memory.needed / cpu.GIB,
+            "available": available / cpu.GIB,
+            "fits": memory.needed <= available,
+            "largest_row": plan_memory.largest_row(model.sizes, setting, available),
+            "rows": by_row(model, setting),
+        },
+        **time,
+        "checkpoint": {
+            "adapter": adapter / cpu.GIB,
+            "each": saved / cpu.GIB,
+            "kept": kept * saved / cpu.GIB,
+        },
+        "change": []
+        if memory.needed <= available
+        else changes(model, setting, available, cluster.nodes, cluster.ranks),
+    }
+
+
+def _available(cluster: Cluster) -> float:
+    """Bytes of a node; of this one what is free and what this process has taken itself."""
+    if cluster.memory is not None:
+        return cluster.memory
+    if cluster.cpu is not None:
+        raise UserError("--cpu: give --memory, too: how much a node has")
+    return cpu.available_bytes() + cpu.rss_gib() * cpu.GIB
+
+
+def _threads(inputs: Inputs) -> int:
+    """Of a rank."""
+    chosen = inputs.config.backend.threads
+    share = max(1, inputs.machine.cores // inputs.cluster.ranks)
+    if not isinstance(chosen, int):
+        return share
+    if chosen > share:
+        raise UserError(f"backend.threads={chosen}: a rank of this cluster has {share} cores")
+    return chosen
+
+
+def _times(inputs: Inputs, work: Work, steps: list[list[Rows]], setting: Setting) -> dict[str, Any]:
+    config, cluster, model = inputs.config, inputs.cluster, inputs.model
+    share = _threads(inputs) / inputs.machine.cores
+    int8 = setting.layout == "int8"
+    rates = plan_time.Rates(
+        gemm=inputs.machine.gemm_rate * share,
+        linear=(inputs.machine.int8_rate if int8 else inputs.machine.gemm_rate) * share,
+        bandwidth=inputs.machine.bandwidth * share,
+    )
+    collective = _collective(config)
+    exchange = plan_time.exchange_seconds(
+        model.sizes.lora, cluster.nodes, cluster.ranks, collective, cluster.network / 8
+    )
+    slowest, idle = [], 0.0
+    for ranks in steps:
+        times = [
+            plan_time.rank_seconds(
+                model, rates, rows, setting.itemsize, checkpointing=setting.checkpointing
+            )
+            for rows in ranks
+        ]
+        slowest.append(max(times, key=lambda seconds: seconds.total))
+        idle += 1 - sum(t.total for t in times) / len(times) / slowest[-1].total
+    parts = {
+        name: sum(getattr(seconds, name) for seconds in slowest) / len(slowest)
+        for name in vars(slowest[0])
+    }
+    parts["communication"] = exchange
+    seconds = sum(parts.values())
+    rows = [row for ranks in steps for share_ in ranks for row in share_]
+    tokens = sum(int(lengths.sum()) for lengths, _ in rows) / len(steps)
+    squares = sum(float((lengths.astype(float) ** 2).sum()) for lengths, _ in rows) / len(steps)
+    supervised = sum(count for _, count in rows) / len(steps)
+    cost = model.cost
+    flops = cost.linear * tokens + cost.attention * squares + cost.logits * supervised
+    ranks_count = cluster.nodes * cluster.ranks
+    # Forward alone is half of a product's work, and a third of what lies between.
+    evaluation = work.evaluations * work.evaluation_tokens / tokens * seconds / 2
+    total = work.steps * seconds + evaluation
+    kwh = None
+    if cluster.watts is not None:
+        kwh = cluster.watts * cluster.nodes * total / 3.6e6
+    return {
+        "step": {
+            "tokens": tokens,
+            "supervised_tokens": supervised,
+            "flops": flops,
+            "seconds": seconds,
+            "parts": parts,
+            "tokens_per_s": tokens / seconds,
+            "mfu": flops / seconds / (rates.gemm * ranks_count),
+            "communication_share": exchange / seconds,
+            "waiting_share": idle / len(steps),
+            "collective": collective,
+        },
+        "run": {
+            "steps": work.steps,
+            "seconds": total,
+            "evaluation_seconds": evaluation,
+            "kwh": kwh,
+        },
+    }
+
+
+def _collective(config: Config) -> str:
+    chosen = config.backend.collective
+    return "gloo" if chosen == "auto" else chosen

@@ -1,0 +1,115 @@
+"""Which settings decide a run's memory, what longer rows would take, and what to change where it
+does not fit; called from insight.plan.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from intel_ft.backends import cpu
+from intel_ft.config import Config
+from intel_ft.insight import plan_memory
+from intel_ft.insight.plan_memory import Layout, Setting
+from intel_ft.insight.plan_model import ModelPlan
+from intel_ft.insight.plan_work import Rows
+from intel_ft.models.cost import activation_bytes
+from intel_ft.models.frozen import has_room
+
+ROWS = (512, 1024, 2048, 4096, 8192, 16384)
+"""The row lengths whose memory is listed."""
+
+
+def setting_of(
+    config: Config,
+    model: ModelPlan,
+    steps: list[list[Rows]],
+    dtype: torch.dtype,
+    capacity: int,
+    *,
+    ranks: int,
+    available: float,
+    keeps_best: bool,
+) -> Setting:
+    """The setting of a run whose rows hold up to `capacity` tokens and in whose sampled `steps`
+    they are those; `available` bytes a rank decide, as in models.frozen, whether weights are
+    prepacked.
+    """
+    rows = [row for shares in steps for share in shares for row in share]
+    lengths = [int(segments.sum()) for segments, _ in rows]
+    largest = max(range(len(rows)), key=lambda index: lengths[index])
+    return Setting(
+        layout=_layout(config, model, dtype, capacity, available),
+        row_tokens=lengths[largest],
+        supervised=rows[largest][1],
+        uneven=len(set(lengths)) > 1,
+        checkpointing=config.train.activation_checkpointing,
+        itemsize=dtype.itemsize,
+        optimizer=config.train.optimizer,
+        ranks=ranks,
+        keeps_best=keeps_best,
+    )
+
+
+def _layout(
+    config: Config, model: ModelPlan, dtype: torch.dtype, capacity: int, available: float
+) -> Layout:
+    if config.model.base_dtype == "int8":
+        return "int8"
+    if config.backend.prepack != "auto":
+        return "prepacked" if config.backend.prepack else "as loaded"
+    if dtype != torch.bfloat16:
+        return "as loaded"
+    again = config.train.activation_checkpointing
+    activations = activation_bytes(model.description, capacity, again)
+    weights = 2 * dtype.itemsize * model.sizes.linear
+    free = available - plan_memory.RUNTIME - dtype.itemsize * model.sizes.parameters
+    return "prepacked" if has_room(weights, activations, free) else "as loaded"
+
+
+def by_row(model: ModelPlan, setting: Setting) -> list[dict[str, float]]:
+    """A rank's memory in GiB by the length of its rows, without checkpointing and with."""
+    share = setting.supervised / setting.row_tokens
+    found = []
+    for tokens in ROWS:
+        row = replace(setting, row_tokens=tokens, supervised=int(share * tokens))
+        plain, again = (
+            plan_memory.memory(model.sizes, replace(row, checkpointing=on)).total / cpu.GIB
+            for on in (False, True)
+        )
+        found.append({"tokens": tokens, "total": plain, "total_checkpointing": again})
+    return found
+
+
+def changes(
+    model: ModelPlan, setting: Setting, available: float, nodes: int, ranks: int
+) -> list[str]:
+    """Each change that would make it fit, the one that costs least first; or that none does."""
+    options: list[tuple[str, Setting]] = []
+    if setting.layout == "prepacked":
+        options.append(("backend.prepack=false", replace(setting, layout="as loaded")))
+    lean = replace(setting, layout="as loaded" if setting.layout == "prepacked" else setting.layout)
+    if not setting.checkpointing:
+        checkpointed = replace(lean, checkpointing=True)
+        options.append(("train.activation_checkpointing=true", checkpointed))
+        lean = checkpointed
+    found = []
+    for name, option in options:
+        total = plan_memory.memory(model.sizes, option).needed
+        if total <= available:
+            found.append(f"{name}: {total / cpu.GIB:.1f} GiB")
+    if row := plan_memory.largest_row(model.sizes, lean, available):
+        found.append(
+            f"train.max_tokens_per_row={row} and data.max_length at most that"
+            + (", with all of the above" if options else "")
+        )
+    if ranks > 1:
+        whole = plan_memory.memory(model.sizes, replace(setting, ranks=nodes)).needed
+        if whole <= available * ranks:
+            found.append(f"one rank a node instead of {ranks}: each holds all weights")
+    if not found:
+        least = plan_memory.memory(model.sizes, replace(lean, row_tokens=128, supervised=64)).needed
+        found.append(
+            f"nothing of this config: {least / cpu.GIB:.1f} GiB a rank is the least; take more "
+            "memory or a smaller model"
+        )
+    return found

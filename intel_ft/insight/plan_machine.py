@@ -1,0 +1,120 @@
+"""What a node computes and moves a second: measured on these cores, or of a named CPU by its data
+sheet; called from insight.plan.
+"""
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from intel_ft.backends import cpu, gemm
+from intel_ft.errors import UserError
+
+_REACHED = 0.5
+"""Share of the peak at base clock that products reach over all cores. Assumed: 16 cores of a
+virtual machine with AMX reached 1.4 TFLOP/s each (docs/performance.md), 0.68 of it at 2 GHz, and a
+full socket shares its memory among more of them."""
+
+_STREAMED = 0.8
+"""Share of the memory's nominal rate that STREAM usually reaches."""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A data sheet. clock: base, Hz; flops: of one core and cycle, in `dtype`; int8: operations of
+    one core and cycle; bandwidth: all memory channels, bytes a second.
+    """
+
+    cores: int
+    clock: float
+    flops: float
+    int8: float
+    bandwidth: float
+    dtype: torch.dtype
+    source: str
+
+
+_AMX = "AMX: 1024 bf16 and 2048 int8 operations a core and cycle (Intel, 4th Gen Xeon brief)"
+_BF16 = torch.bfloat16
+CPUS = {
+    "8380": Cpu(
+        *(40, 2.3e9, 64, 256, 8 * 3200e6 * 8, torch.float32),
+        "ark.intel.com, Xeon Platinum 8380: 40 cores, 2.3 GHz, 8 x DDR4-3200; two AVX-512 units",
+    ),
+    "8480+": Cpu(
+        *(56, 2.0e9, 1024, 2048, 8 * 4800e6 * 8, _BF16),
+        f"ark.intel.com, Xeon Platinum 8480+: 56 cores, 2.0 GHz, 8 x DDR5-4800; {_AMX}",
+    ),
+    "8592+": Cpu(
+        *(64, 1.9e9, 1024, 2048, 8 * 5600e6 * 8, _BF16),
+        f"ark.intel.com, Xeon Platinum 8592+: 64 cores, 1.9 GHz, 8 x DDR5-5600; {_AMX}",
+    ),
+    "6980P": Cpu(
+        *(128, 2.0e9, 1024, 2048, 12 * 6400e6 * 8, _BF16),
+        f"ark.intel.com, Xeon 6980P: 128 cores, 2.0 GHz, 12 x DDR5-6400; {_AMX}",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One node. Rates are of all `cores` together: products in `dtype` and in int8, a second, and
+    bytes of memory moved a second.
+    """
+
+    name: str
+    cores: int
+    dtype: torch.dtype
+    gemm_rate: float
+    int8_rate: float
+    bandwidth: float
+    source: str
+
+
+def named(name: str, sockets: int, cores: int | None) -> Machine:
+    """A node with `sockets` of a CPU in CPUS, or `cores` of them. Raises UserError."""
+    if name not in CPUS:
+        raise UserError(f"--cpu {name}: choose one of {', '.join(CPUS)}, or leave it out")
+    sheet = CPUS[name]
+    used = cores or sockets * sheet.cores
+    cycles = used * sheet.clock * _REACHED
+    return Machine(
+        f"{used} cores of {name}",
+        used,
+        sheet.dtype,
+        cycles * sheet.flops,
+        cycles * sheet.int8,
+        min(1.0, used / (sheet.cores * sockets)) * sockets * sheet.bandwidth * _STREAMED,
+        f"{sheet.source}; {_REACHED:.0%} of that assumed",
+    )
+
+
+def measured(
+    products: list[gemm.Product], dtype: torch.dtype, cores: int | None, *, prepacked: bool
+) -> Machine:
+    """This machine, or one of `cores` like these: its rates over a model's products, each at the
+    fastest time seen. Takes some seconds.
+    """
+    used = len(os.sched_getaffinity(0))
+    torch.set_num_threads(used)
+    floats: tuple[str, ...] = ("plain", "gradient")
+    if prepacked:
+        floats = (*gemm.FORWARD, *gemm.GRADIENT)
+    kinds = (*floats, "int8")
+    parts = [replace(p, columns=min(p.columns, 8192)) for p in products]
+    timings = [gemm.measure(part, dtype, kinds, 0.05) for part in parts]
+    whole = [
+        gemm.Timing(p, {k: s * p.flops / part.flops for k, s in timing.seconds.items()})
+        for p, part, timing in zip(products, parts, timings, strict=True)
+    ]
+    int8 = [gemm.Timing(t.product, dict.fromkeys(floats, t.seconds["int8"])) for t in whole]
+    scale = (cores or used) / used
+    return Machine(
+        cpu.cpu_name() if cores in (None, used) else f"{cores} cores like these {used}",
+        cores or used,
+        dtype,
+        scale * gemm.total_rate(whole),
+        scale * gemm.total_rate(int8),
+        scale * gemm.memory_bandwidth(0.3),
+        "measured just now" if scale == 1 else f"measured just now on {used} cores, scaled",
+    )

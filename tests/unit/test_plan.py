@@ -1,0 +1,324 @@
+"""What `plan` counts and predicts, against the models, optimizers and choices of a real run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from model_fixtures import SHAPE, row_of
+from peft import LoraConfig, get_peft_model
+
+from intel_ft.config import Config, build
+from intel_ft.errors import UserError
+from intel_ft.insight import plan_memory
+from intel_ft.insight.plan import Cluster, Inputs, plan
+from intel_ft.insight.plan_fit import setting_of
+from intel_ft.insight.plan_machine import CPUS, Machine, named
+from intel_ft.insight.plan_memory import Setting, largest_row, memory
+from intel_ft.insight.plan_model import ModelPlan, _sizes, model_plan
+from intel_ft.insight.plan_sweep import plotted, swept, values_of
+from intel_ft.insight.plan_table import lines, sweep_table
+from intel_ft.insight.plan_time import exchange_seconds, rank_seconds
+from intel_ft.insight.plan_work import Assumed
+from intel_ft.models import packed
+from intel_ft.models.adapter import fuse
+from intel_ft.models.frozen import lay_out
+from intel_ft.models.loss import loss_sum
+
+SHAPES = Path(__file__).parents[2] / "docs" / "shapes"
+GIB = 2**30
+MACHINE = Machine("a test's", 4, torch.bfloat16, 4e11, 8e11, 4e10, "made up")
+EQUAL = Setting("as loaded", 2048, 1024, uneven=False, checkpointing=False)
+
+
+def config(name: object = "tiny-python-llama", **sections: dict[str, object]) -> Config:
+    values: dict[str, dict[str, object]] = {
+        "model": {"name_or_path": str(name)},
+        "data": {"train": "docstring-to-python/train.jsonl"},
+        "output": {"directory": "out"},
+    }
+    for section, options in sections.items():
+        values[section] = values.get(section, {}) | options
+    return build(values, "test")
+
+
+@pytest.fixture(scope="module")
+def seven() -> ModelPlan:
+    return model_plan(config(SHAPES / "llama-2-7b"))
+
+
+def inputs(settings: Config, model: ModelPlan, tokens: int = 512, **cluster: object) -> Inputs:
+    options = {"memory": 256 * GIB} | cluster
+    return Inputs(settings, Cluster(**options), model, MACHINE, Assumed(1024, tokens))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # as the models' own safetensors index files sum up
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-2-70b", 68_976_648_192),
+        ("llama-3-8b", 8_030_261_248),
+    ],
+)
+def test_published_models_have_their_published_number_of_parameters(name, parameters) -> None:
+    sizes = model_plan(config(SHAPES / name)).sizes
+    assert sizes.parameters == parameters
+    assert sizes.why_not_fused is None
+    assert sizes.packs
+
+
+def test_lora_is_counted_as_peft_makes_it(seven) -> None:
+    # r (in + out) of q, k, v, o, gate, up, down in 32 layers
+    assert seven.sizes.lora == 16 * 32 * (4 * 8192 + 3 * (4096 + 11008))
+    some = model_plan(config(SHAPES / "llama-2-7b", method={"target_modules": ["q_proj"], "r": 8}))
+    assert some.sizes.lora == 8 * 32 * 8192
+    with pytest.raises(UserError, match="target_modules"):
+        model_plan(config(method={"target_modules": ["query"]}))
+
+
+def test_a_config_that_cannot_be_used_is_named(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(UserError, match=r"config\.json cannot be used"):
+        model_plan(config(tmp_path))
+    with pytest.raises(UserError, match="no such model folder"):
+        model_plan(config("./not-here"))
+
+
+def _model(dtype: torch.dtype) -> torch.nn.Module:
+    shape = SHAPE | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
+    base = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**shape), dtype=dtype, attn_implementation=packed.NAME
+    )
+    base.requires_grad_(False).eval()
+    settings = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    return get_peft_model(base, settings)
+
+
+def test_what_forward_keeps_is_what_autograd_saves() -> None:
+    model = _model(torch.bfloat16)
+    assert fuse(model).value == "fused"
+    row = row_of(500, 400, 124)
+    kept: dict[int, int] = {}
+
+    def saved(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+        loss = loss_sum(model, row, packed=True)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    real = sum(size for place, size in kept.items() if place not in own)
+    predicted = plan_memory._kept(_sizes(model), 1024, 512, 2, False)
+    assert loss.isfinite()
+    # Beside the layers: LoRA's narrow products, cos and sin, the head's gradient.
+    assert real == pytest.approx(predicted, rel=0.12)
+    assert real > predicted
+
+
+def test_adapter_and_optimizer_take_what_they_take() -> None:
+    model = _model(torch.bfloat16)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.numel() > 1)
+    sizes = _sizes(model)
+    parts = memory(sizes, EQUAL)
+    assert parts.optimizer == moments
+    held = sum(p.nbytes + p.grad.nbytes for p in trained)
+    assert parts.lora == held + 2 * sizes.lora  # and a copy in bf16 for the row
+    best = memory(sizes, replace(EQUAL, keeps_best=True))
+    assert best.lora - parts.lora == sum(p.nbytes for p in trained)
+
+
+def test_layouts_take_what_they_take(seven) -> None:
+    linear = seven.sizes.linear
+    sizes = {name: memory(seven.sizes, replace(EQUAL, layout=name)) for name in LAYOUTS}
+    assert {name: parts.linear_layers // linear for name, parts in sizes.items()} == LAYOUTS
+    for name, parts in sizes.items():
+        assert (parts.mapped > 0) == (name != "as loaded")
+        assert parts.needed == parts.total - parts.mapped
+
+
+LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4}
+
+
+def test_the_largest_row_fits_and_the_next_does_not(seven) -> None:
+    limit = 24 * GIB
+    for checkpointing in (False, True):
+        setting = replace(EQUAL, checkpointing=checkpointing)
+        tokens = largest_row(seven.sizes, setting, limit)
+        at = replace(setting, row_tokens=tokens, supervised=tokens // 2)
+        more = replace(setting, row_tokens=tokens + 128, supervised=tokens // 2 + 64)
+        assert memory(seven.sizes, at).needed <= limit < memory(seven.sizes, more).needed
+    assert largest_row(seven.sizes, EQUAL, GIB) == 0
+
+
+def test_checkpointing_and_shorter_rows_take_less(seven) -> None:
+    found = [
+        memory(seven.sizes, replace(EQUAL, row_tokens=n, supervised=n // 2, checkpointing=c)).total
+        for n, c in ((8192, False), (4096, False), (4096, True), (1024, True))
+    ]
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("gib", [1.2, 2.0, 64.0])
+def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
+    """The same decision as models.frozen, for a model of 0.24 GiB."""
+    settings = config(SHAPES / "llama-2-7b", model={"dtype": "bfloat16"})
+    model = model_plan(settings)
+    shrunk = replace(model, sizes=replace(model.sizes, linear=2**27, parameters=2**27))
+    rows = [[[(np.array([128]), 64)]]]
+    setting = setting_of(
+        settings,
+        shrunk,
+        rows,
+        torch.bfloat16,
+        128,
+        ranks=1,
+        available=gib * GIB,
+        keeps_best=False,
+    )
+    # What a run sees when it decides: the runtime and the loaded weights are gone from the memory.
+    free = gib * GIB - plan_memory.RUNTIME - 2 * 2**27
+    monkeypatch.setattr("intel_ft.backends.cpu.available_bytes", lambda: free)
+    monkeypatch.setattr("intel_ft.models.frozen.can_prepack", lambda _: True)
+    monkeypatch.setattr("intel_ft.models.frozen.replace_linears", lambda *_: None)
+    linear = type("Linear", (), {"weight": type("Weight", (), {"nbytes": 2 * 2**27})})
+    monkeypatch.setattr("intel_ft.models.frozen._linears", lambda _: [(None, "", linear)])
+    base = type("Base", (), {"dtype": torch.bfloat16})
+    activations = 128 * 32 * 2 * (6 * 4096 + 2 * 11008)
+    decision = lay_out(base, settings, activations)
+    assert (decision.value == "on") == (setting.layout == "prepacked")
+
+
+def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
+    settings = config(SHAPES / "llama-2-7b", train={"max_tokens_per_row": 16384})
+    model = model_plan(settings)
+    settings = settings.model_copy(
+        update={"train": settings.train.model_copy(update={"global_batch_size": 32})}
+    )
+    small = inputs(settings, model, memory=40 * GIB)
+    report = plan(small)
+    assert not report["memory"]["fits"]
+    assert "DOES NOT FIT" in "\n".join(lines(report))
+    changes = report["change"]
+    assert changes[0].startswith("train.activation_checkpointing=true")
+    train = settings.train.model_copy(update={"activation_checkpointing": True})
+    changed = replace(small, config=settings.model_copy(update={"train": train}))
+    assert plan(changed)["memory"]["fits"]
+    nothing = plan(replace(small, cluster=replace(small.cluster, memory=4 * GIB)))["change"]
+    assert len(nothing) == 1
+    assert "take more memory" in nothing[0]
+
+
+def test_a_step_counts_the_plans_own_rows(seven) -> None:
+    report = plan(inputs(config(SHAPES / "llama-2-7b"), seven))
+    step, sizes = report["step"], seven.sizes
+    assert step["tokens"] == 16 * 512
+    assert report["run"]["steps"] == 64
+    needed = 16 * (seven.cost.linear * 512 + seven.cost.attention * 512**2)
+    needed += seven.cost.logits * 16 * 256
+    assert step["flops"] == pytest.approx(needed)
+    assert sum(step["parts"].values()) == pytest.approx(step["seconds"])
+    products = step["parts"]["linear_layers"]
+    assert products == pytest.approx(4 * sizes.linear * step["tokens"] / MACHINE.gemm_rate)
+    assert 0.3 < step["mfu"] < 1
+    assert report["run"]["seconds"] == pytest.approx(64 * step["seconds"])
+
+
+def test_int8_and_checkpointing_change_the_time_of_products(seven) -> None:
+    name = SHAPES / "llama-2-7b"
+    again = {"activation_checkpointing": True}
+    plain, int8, checkpointed = (
+        plan(inputs(settings, seven))["step"]["parts"]["linear_layers"]
+        for settings in (
+            config(name),
+            config(name, model={"base_dtype": "int8"}),
+            config(name, train=again),
+        )
+    )
+    assert int8 == pytest.approx(plain / 2)
+    assert checkpointed == pytest.approx(1.5 * plain)
+
+
+def test_ranks_share_a_step_and_pay_for_the_exchange(seven) -> None:
+    settings = config(SHAPES / "llama-2-7b")
+    one, four = (plan(inputs(settings, seven, nodes=n, watts=500.0)) for n in (1, 4))
+    assert one["step"]["communication_share"] == 0
+    assert four["step"]["communication_share"] > 0
+    assert one["step"]["seconds"] / 4 < four["step"]["seconds"] < one["step"]["seconds"] / 2
+    assert four["cluster"]["ranks"] == 4
+    assert four["run"]["kwh"] == pytest.approx(500 * 4 * four["run"]["seconds"] / 3.6e6)
+    assert four["memory"]["parts"]["communication"] * GIB == 8 * seven.sizes.lora
+    halves = plan(inputs(settings, seven, ranks=2))
+    assert halves["cluster"]["threads"] == 2
+    assert halves["memory"]["available"] == 128
+
+
+def test_exchange_takes_what_was_measured() -> None:
+    assert exchange_seconds(10**7, 1, 1, "gloo", 1e9) == 0
+    assert exchange_seconds(10**7, 1, 2, "gloo", 1e9) == pytest.approx(0.0305, rel=0.1)
+    assert exchange_seconds(10**7, 1, 2, "ccl", 1e9) == pytest.approx(0.0087, rel=0.1)
+    # Between nodes the network is the slowest link: 2 * 3/4 of 40 MB over 0.1 GB/s.
+    assert exchange_seconds(10**7, 4, 1, "ccl", 1e8) == pytest.approx(0.6, rel=0.01)
+
+
+def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
+    """docs/performance.md: `small`, rows of one example, on two cores."""
+    from intel_ft.insight.plan_time import Rates
+    from intel_ft.insight.workloads import shape_model, workload
+    from intel_ft.models.cost import step_cost
+
+    shapes = shape_model(workload("small"), 16)
+    model = ModelPlan(None, _sizes(shapes), step_cost(shapes), [])
+    rates = Rates(gemm=443e9, linear=443e9, bandwidth=38.5e9)
+    for tokens, seconds in ((256, 0.463), (1024, 1.637), (2048, 3.593), (8192, 25.49)):
+        rows = [(np.array([tokens]), tokens // 2)]
+        predicted = rank_seconds(model, rates, rows, 2, checkpointing=False).total
+        assert predicted == pytest.approx(seconds, rel=0.1)
+
+
+def test_named_cpus_have_the_rates_of_their_data_sheets() -> None:
+    node = named("8480+", 2, None)
+    assert node.cores == 112
+    assert node.gemm_rate == pytest.approx(0.5 * 112 * 2.0e9 * 1024)
+    assert node.int8_rate == 2 * node.gemm_rate
+    assert node.bandwidth == pytest.approx(0.8 * 2 * 307.2e9)
+    half = named("8480+", 1, 28)
+    assert half.bandwidth == pytest.approx(node.bandwidth / 4)
+    assert all("ark.intel.com" in cpu.source for cpu in CPUS.values())
+    with pytest.raises(UserError, match="8480"):
+        named("486", 1, None)
+
+
+def test_data_that_cannot_be_read_is_assumed_and_said(seven) -> None:
+    settings = config(SHAPES / "llama-2-7b", data={"max_length": 600})
+    report = plan(replace(inputs(settings, seven), assumed=None))
+    assert "no tokenizer" in report["data"]["source"]
+    assert report["step"]["tokens"] == 16 * 300
+
+
+def test_a_sweep_goes_over_one_thing(seven) -> None:
+    start = inputs(config(SHAPES / "llama-2-7b"), seven)
+    points = swept(start, "nodes", [1, 2])
+    assert [point["cluster"]["nodes"] for point in points] == [1, 2]
+    assert [p["cluster"]["threads"] for p in swept(start, "threads", [1, 4])] == [1, 4]
+    rows = swept(start, "row-tokens", [1024, 4096])
+    assert [point["data"]["row_capacity"] for point in rows] == [1024, 4096]
+    assert rows[0]["memory"]["total"] < rows[1]["memory"]["total"]
+    table = sweep_table(points, "nodes")
+    assert [row[0] for row in table.rows] == ["1", "2"]
+    assert len(table.rows[0]) == len(table.columns)
+    assert plotted(points, "nodes").count("<polyline") == 2
+    assert values_of(start, "threads", None) == [1, 2, 4]
+    assert values_of(start, "row-tokens", None)[0] == 1024
+    with pytest.raises(UserError, match="--values"):
+        values_of(start, "nodes", "0,1")
+    with pytest.raises(UserError, match="a rank of this cluster has 4 cores"):
+        swept(start, "threads", [8])
