@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from intel_ft.cli.options import Base, Json, MaxNewTokens, Output, Source, Trust, show
+from intel_ft.cli.options import Base, Json, MaxNewTokens, Output, Trust, show
 
 
 def run(
-    source: Source,
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="As for merge; several only with --adapter."),
+    ],
     output: Output,
     format: Annotated[
         Literal["fp16", "int8", "int4", "nf4", "mxfp4", "auto"],
@@ -38,6 +41,9 @@ def run(
     generate: Annotated[int, typer.Option(help="Also check this many answers.")] = 0,
     max_new_tokens: MaxNewTokens = 256,
     measure: Annotated[bool, typer.Option(help="Measure on held-out data, if any.")] = True,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Keep adapters apart, for OpenVINO GenAI to apply.")
+    ] = False,
     device: Annotated[
         Literal["CPU", "GPU", "NPU"], typer.Option(help="What it is to run on.")
     ] = "CPU",
@@ -46,6 +52,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Write a model as OpenVINO IR with its tokenizer; an adapter is merged first."""
+    from intel_ft.errors import UserError
+    from intel_ft.export.adapters import export_adapters
     from intel_ft.export.gate import Gate, Limits, share
     from intel_ft.export.openvino import export
     from intel_ft.export.settings import for_device, read_settings
@@ -54,11 +62,34 @@ def run(
         None if max_ppl_increase is None else share(max_ppl_increase, "--max-ppl-increase"),
         None if min_agreement is None else share(min_agreement, "--min-agreement"),
     )
+    chosen = for_device(read_settings(settings, set or []), device)
+    if adapter:
+        if format == "auto" or limits.set:
+            raise UserError(
+                "--adapter measures each adapter at run time: give one --format, and "
+                "no limits of the gate"
+            )
+        show(
+            export_adapters(
+                sources,
+                output,
+                format,
+                settings=chosen,
+                calibration=calibration,
+                device=device,
+                base=base,
+                trust_remote_code=trust_remote_code,
+            ),
+            json,
+        )
+        return
+    if len(sources) > 1:
+        raise UserError("several models go into one folder only with --adapter")
     report = export(
-        source,
+        sources[0],
         output,
         format,
-        settings=for_device(read_settings(settings, set or []), device),
+        settings=chosen,
         calibration=calibration,
         gate=Gate(limits, data, split, generate, max_new_tokens, measure),
         device=device,

@@ -4,7 +4,7 @@ from export.openvino.
 
 import gc
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,23 @@ class Source:
     base: str | None
     trust_remote_code: bool
     allow_pickle: bool
+    merged: bool = True
+
+    def onto(self, artifact: Artifact) -> Artifact:
+        """`artifact` with its base where that is now."""
+        if self.base is None:
+            return artifact
+        return replace(artifact, base_model=self.base, base_revision=None)
 
     def folder(self, work: Path) -> Path:
-        """A checked model folder: its own, or that of the adapter merged, made in `work` if it is
-        not there.
+        """A checked model folder: its own, or an adapter's base, with the adapter merged in `work`
+        if that is wanted.
         """
-        model = self.artifact
-        if model.kind == "adapter":
+        model = self.onto(self.artifact)
+        if model.kind == "adapter" and self.merged:
             if not (work / MERGED).is_dir():
                 merge(
-                    model.location,
+                    self.artifact.location,
                     work / MERGED,
                     base=self.base,
                     trust_remote_code=self.trust_remote_code,
@@ -74,8 +81,9 @@ def prepare_bench(
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust))
     task = _task(artifact, tokenizer, gate)
     calibrate = find_calibration(artifact, tokenizer, calibration, settings)
-    for line in _said(task, calibrate):
-        log.info("%s", line)
+    if gate.measure:
+        log.info("%s", _said_task(task))
+    log.info("%s", _said_calibration(calibrate))
     reference = work / "reference"
     if task:
         stage(reference, lambda partial: _refer(source, work, task, partial))
@@ -106,30 +114,28 @@ def _task(artifact: Artifact, tokenizer: Any, gate: Gate) -> Task | None:
     return None
 
 
-def _said(task: Task | None, calibration: Calibration | None) -> list[str]:
-    measured = "nothing is measured: no held-out data"
-    if task:
-        held_out = task.held_out
-        measured = f"measuring on {held_out.source}: {len(held_out.prepared.examples)} examples"
-    calibrated = "no calibration data"
-    if calibration:
-        calibrated = (
-            f"calibrating on {calibration.source}: {len(calibration.rows)} examples, "
-            f"{calibration.tokens} tokens"
-        )
-    return [measured, calibrated]
+def _said_task(task: Task | None) -> str:
+    if task is None:
+        return "nothing is measured: there is no held-out data"
+    return f"measuring on {task.held_out.source}: {len(task.held_out.prepared.examples)} examples"
+
+
+def _said_calibration(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "no calibration data: what needs it is left out"
+    return (
+        f"calibrating on {calibration.source}: {len(calibration.rows)} examples, "
+        f"{calibration.tokens} tokens"
+    )
 
 
 def _refer(source: Source, work: Path, task: Task, partial: Path) -> None:
     """Measure the model itself, in torch: in float32 where that fits."""
-    from intel_ft.backends.cpu import GIB, available_bytes
     from intel_ft.inference.torch_lm import load_torch
     from intel_ft.models.load import parameter_count
 
     folder = source.folder(work)
-    needed, available = 5 * parameter_count(folder), available_bytes()
-    dtype = "float32" if needed < available else "bfloat16"
-    reason = f"{needed / GIB:.2g} GiB in float32, {available / GIB:.1f} GiB available"
+    dtype, reason = reference_dtype(folder)
     log.info("reference: torch in %s: %s", dtype, reason)
     model = load_torch(
         resolve(str(folder)),
@@ -146,3 +152,15 @@ def _refer(source: Source, work: Path, task: Task, partial: Path) -> None:
             "megabytes": 2 * parameter_count(folder) / 1e6,
         },
     )
+
+
+def reference_dtype(folder: Path) -> tuple[str, str]:
+    """In what torch computes what an IR is held against, and why: float32 where the weights fit,
+    with a quarter more for everything else.
+    """
+    from intel_ft.backends.cpu import GIB, available_bytes
+    from intel_ft.models.load import parameter_count
+
+    needed, available = 5 * parameter_count(folder), available_bytes()
+    reason = f"{needed / GIB:.2g} GiB in float32, {available / GIB:.1f} GiB available"
+    return ("float32" if needed < available else "bfloat16"), reason

@@ -13,7 +13,9 @@ import intel_ft
 from intel_ft.config import ModelConfig
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.agreement import Agreement, compare, probe, probe_logits
+from intel_ft.export.belonging import require_belonging
 from intel_ft.export.output import new_folder, quiet
+from intel_ft.export.weights import check_weights
 from intel_ft.inference.artifact import Artifact, read_json, resolve, write_base_id
 from intel_ft.inference.language_model import base_config, stop_tokens, tokenizer_config
 from intel_ft.provenance import Provenance
@@ -102,10 +104,12 @@ def _merge_into(
     import torch
 
     from intel_ft.inference.torch_lm import TorchLM
-    from intel_ft.models.load import load_base, load_tokenizer
+    from intel_ft.models.load import load_base, load_tokenizer, model_folder
     from intel_ft.models.saved_adapter import apply_adapter
 
     _refuse_quantized(config)
+    require_belonging(artifact, config)
+    check_weights(model_folder(config), fp16=False)
     tokenizer = load_tokenizer(
         tokenizer_config(artifact, trust_remote_code=config.trust_remote_code)
     )
@@ -119,7 +123,7 @@ def _merge_into(
 
     merged = model.merge_and_unload()
     merged.generation_config = _valid_generation(generation, tokenizer)
-    merged.save_pretrained(folder, max_shard_size="5GB")
+    merged.save_pretrained(folder, max_shard_size="2GB")
     tokenizer.save_pretrained(folder)
     write_base_id(folder, artifact.base_model)
     Provenance(

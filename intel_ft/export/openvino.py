@@ -29,8 +29,6 @@ from intel_ft.provenance import Provenance
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("openvino", "openvino_tokenizers", "openvino_genai", "nncf", "optimum.intel")
-
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -86,14 +84,13 @@ def export(
     key = _key(artifact, base, gate, calibration, settings)
     with workspace(output, key) as work:
         with quiet():
-            require_openvino(*PACKAGES)
-            _hush_nncf()
+            require_packages()
             model = Source(artifact, base, trust_remote_code, allow_pickle)
             bench = prepare_bench(model, work, gate, calibration, settings)
             attempts, chosen = _first_that_passes(bench, candidates(format, settings), gate.limits)
         record = export_record(bench, artifact, attempts, chosen, gate, device)
         folder = bench.folder(chosen.row.name)
-        _provenance(artifact).save(folder)
+        save_provenance(artifact, folder)
         write_ovms(folder, output.name, device, settings.kv_cache)
         if record["gate"] and record["gate"]["plot"]:
             write_text(folder / PLOT, plot(record["gate"]["table"], gate.limits))
@@ -114,10 +111,12 @@ def export(
     )
 
 
-def _hush_nncf() -> None:
-    """NNCF sets its logger to INFO when it is imported, and draws tables there."""
+def require_packages() -> None:
+    """Raise EnvironmentProblem where a package of the `openvino` extra does not load."""
+    require_openvino("openvino", "openvino_tokenizers", "openvino_genai", "nncf", "optimum.intel")
     import nncf
 
+    # It sets its logger to INFO when it is imported, and draws tables there.
     nncf.set_log_level(logging.ERROR)
 
 
@@ -157,12 +156,13 @@ def _first_that_passes(
     raise GateRefused(f"the gate refuses {tried}: {why}; nothing was written")
 
 
-def _provenance(artifact: Artifact) -> Provenance:
-    return Provenance(
+def save_provenance(artifact: Artifact, folder: Path) -> None:
+    """Write intel_ft.json of the IR in `folder`."""
+    Provenance(
         kind="openvino",
         base_model=public_id(artifact.base_model),
         base_revision=artifact.base_revision,
         template=artifact.template or "auto",
         system_prompt=artifact.system_prompt,
         version=intel_ft.__version__,
-    )
+    ).save(folder)

@@ -24,6 +24,7 @@ from intel_ft.distributed.world import World, started_as
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
 from intel_ft.models.adapter import load_weights, restore_weights
+from intel_ft.models.load import fingerprint
 from intel_ft.provenance import Provenance
 from intel_ft.training import checkpoint, run_folder
 from intel_ft.training.records import MetricsFile, ProgressLine, SignalStop
@@ -159,6 +160,7 @@ def _write_adapter(final: Path, trainer: PlanTrainer, config: Config, inputs: In
             template=inputs.training.template,
             system_prompt=config.data.system_prompt,
             version=__version__,
+            base_weights=fingerprint(inputs.folder),
         ).save(folder)
 
 
