@@ -12,7 +12,7 @@ from intel_ft.export.gate import Row
 from intel_ft.export.ir import IRWeights, ir_megabytes
 from intel_ft.export.measure import Quality, Task, measure
 from intel_ft.export.quantize import Calibration, quantize
-from intel_ft.export.recipe import Recipe, find_recipe, options_for
+from intel_ft.export.recipe import Recipe, find_recipe, options_for, uses_data
 from intel_ft.export.verify import verify
 from intel_ft.export.workspace import stage
 from intel_ft.files import write_json
@@ -54,9 +54,7 @@ class Attempt:
 
 def attempt(bench: Bench, candidate: Candidate) -> Attempt:
     """Make, verify and measure `candidate`; what an interrupted export measured is read again."""
-    recipe = find_recipe(bench.base_ids, candidate.format, candidate.settings)
-    calibration = bench.calibration if candidate.format != "fp16" else None
-    options = options_for(candidate.format, candidate.settings, recipe, calibration is not None)
+    recipe, options, calibration = _plan(bench, candidate)
     if candidate.format in ("int4", "int8"):
         log.info("%s", recipe.why)
     stated = _stated(options, candidate)
@@ -71,7 +69,7 @@ def attempt(bench: Bench, candidate: Candidate) -> Attempt:
     return Attempt(
         row=Row(candidate.name, candidate.format, stated, values["megabytes"], quality),
         recipe=recipe,
-        calibrated=calibration is not None and candidate.format != "int8",
+        calibrated=calibration is not None,
         weights=IRWeights(**values["weights"]),
         tokenizer_agrees=values["tokenizer_agrees"],
         runtime=values["runtime"],
@@ -80,10 +78,15 @@ def attempt(bench: Bench, candidate: Candidate) -> Attempt:
 
 def ensure_made(bench: Bench, candidate: Candidate) -> None:
     """Make the candidate's folder again where an interruption lost it after it was measured."""
-    recipe = find_recipe(bench.base_ids, candidate.format, candidate.settings)
-    calibration = bench.calibration if candidate.format != "fp16" else None
-    options = options_for(candidate.format, candidate.settings, recipe, calibration is not None)
-    _make(bench, candidate, options, calibration)
+    _make(bench, candidate, *_plan(bench, candidate)[1:])
+
+
+def _plan(bench: Bench, candidate: Candidate) -> tuple[Recipe, dict[str, Any], Calibration | None]:
+    """The base's recipe, the options in force, and the calibration data if they use any."""
+    settings = candidate.settings
+    recipe = find_recipe(bench.base_ids, candidate.format, settings)
+    options = options_for(candidate.format, settings, recipe, bench.calibration is not None)
+    return recipe, options, bench.calibration if uses_data(options, settings) else None
 
 
 def _stated(options: dict[str, Any], candidate: Candidate) -> dict[str, Any]:

@@ -3,7 +3,7 @@ export.openvino.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from intel_ft.export.settings import Format, Settings
 
@@ -40,13 +40,16 @@ def candidates(format: Format | Literal["auto"], settings: Settings) -> list[Can
         return [Candidate(format, format, settings)]
     own = settings.model_dump(exclude_unset=True)
     rungs: list[Candidate] = []
+    seen: list[tuple[Format, dict[str, Any]]] = []
     for name, kind, rung in _LADDER:
         kept = own if kind == "int4" else {k: v for k, v in own.items() if k in _EVERYWHERE[kind]}
         # The rungs above the first are its variations, not the recipe's.
-        recipe = {} if not rung else {"recipe": "none"}
-        candidate = Candidate(name, kind, Settings(**({**recipe, **rung} | kept)))
-        if all((r.format, r.settings) != (kind, candidate.settings) for r in rungs):
-            rungs.append(candidate)
+        recipe = {"recipe": "none"} if rung else {}
+        settings = Settings(**({**recipe, **rung} | kept))
+        what = (kind, settings.model_dump(exclude={"recipe"}))
+        if what not in seen:
+            seen.append(what)
+            rungs.append(Candidate(name, kind, settings))
     return rungs
 
 

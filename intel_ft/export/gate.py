@@ -10,6 +10,7 @@ from intel_ft.export.settings import Format
 from intel_ft.plot import scatter_plot
 
 PLOT = "export.svg"
+CONFIDENCE = 1.645  # standard errors: 95 % of a normal distribution lie below
 
 
 @dataclass(frozen=True)
@@ -25,23 +26,20 @@ class Limits:
         return self.max_ppl_increase is not None or self.min_agreement is not None
 
     def refusal(self, quality: Quality) -> str | None:
-        """Which limit `quality` misses, None where it keeps to both; a NaN misses them."""
+        """Which limit `quality` misses, None where it keeps to both; a NaN misses them.
+
+        Perplexity must keep to its limit with 95 % confidence (one-sided, the paired differences of
+        the tokens' losses taken as independent): a candidate is not kept for its luck.
+        """
         most, least = self.max_ppl_increase, self.min_agreement
-        if most is not None and not quality.ppl_increase <= most:
-            return f"perplexity {quality.ppl_increase:+.2%} (limit {most:+.2%})"
+        increase, error = quality.ppl_increase, quality.ppl_increase_error
+        if most is not None and not increase + CONFIDENCE * error <= most:
+            known = increase > most or error == 0
+            more = "" if known else ", which more held-out data might prove to be kept"
+            return f"perplexity {increase:+.2%} ± {error:.2%} (limit {most:+.2%}{more})"
         if least is not None and not quality.agreement >= least:
             return f"top-1 agreement {quality.agreement:.4f} (limit {least:g})"
         return None
-
-    def doubt(self, quality: Quality) -> str | None:
-        """A line where the held-out data cannot tell on which side of the limit this is."""
-        most = self.max_ppl_increase
-        if most is None or abs(quality.ppl_increase - most) > 2 * quality.ppl_increase_error:
-            return None
-        return (
-            f"perplexity {quality.ppl_increase:+.2%} ± {quality.ppl_increase_error:.2%} is within "
-            f"the error of the limit {most:+.2%}: more held-out data would decide it better"
-        )
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,6 @@ def _first_that_passes(
         row = attempts[-1].row
         why = limits.refusal(row.quality) if row.quality else None
         log.info("%s", line(row, why))
-        if row.quality and (doubt := limits.doubt(row.quality)):
-            log.warning("%s: %s", row.name, doubt)
         if why is None:
             ensure_made(bench, candidate)
             return attempts, attempts[-1]

@@ -108,6 +108,19 @@ def options_for(
     return options
 
 
+def uses_data(options: dict[str, Any], settings: Settings) -> bool:
+    """Whether calibration data would change anything."""
+    mixed = options.get("ratio", 1.0) < 1 and options.get("sensitivity_metric") != (
+        "weight_quantization_error"
+    )
+    return (
+        mixed
+        or settings.activations == "int8"
+        or options.get("quant_method") == "awq"
+        or any(options.get(key) for key in DATA_AWARE)
+    )
+
+
 def _users(settings: Settings) -> dict[str, Any]:
     own = {key: getattr(settings, key) for key in _SAME_NAME if getattr(settings, key) is not None}
     if settings.awq is not None:
