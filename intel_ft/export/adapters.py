@@ -205,7 +205,6 @@ def _write_adapter(source: Source, artifact: Artifact, place: Path) -> tuple[Any
     """The adapter on its base in torch, and its adapter_config.json, once `place` holds both with
     the scaling folded in.
     """
-    from peft.tuners.lora import LoraLayer
     from safetensors.torch import load_file, save_file
 
     from intel_ft.inference.torch_lm import load_torch
@@ -222,15 +221,7 @@ def _write_adapter(source: Source, artifact: Artifact, place: Path) -> tuple[Any
             f"{artifact.location}: OpenVINO GenAI cannot apply {foreign[0]} at run time: export it "
             "merged, without --adapter"
         )
-    scaling = {
-        name: module.scaling["default"]
-        for name, module in model.model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-    for name in tensors:
-        if name.endswith(".lora_B.weight"):
-            tensors[name] = tensors[name] * scaling[name.removesuffix(".lora_B.weight")]
-    save_file(tensors, place / WEIGHTS, metadata={"format": "pt"})
+    save_file(_folded(tensors, model.model), place / WEIGHTS, metadata={"format": "pt"})
     config = read_json(artifact.folder / ADAPTER_CONFIG)
     folded = config | {
         "base_model_name_or_path": source.base_ids()[0],
@@ -240,6 +231,22 @@ def _write_adapter(source: Source, artifact: Artifact, place: Path) -> tuple[Any
     }
     write_json(place / ADAPTER_CONFIG, folded)
     return model, config
+
+
+def _folded(tensors: dict[str, Any], model: Any) -> dict[str, Any]:
+    """`tensors` with each layer's scaling, as peft has it, multiplied into its B."""
+    from peft.tuners.lora import LoraLayer
+
+    scaling = {
+        name: module.scaling["default"]
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    ending = ".lora_B.weight"
+    return {
+        name: tensor * scaling[name.removesuffix(ending)] if name.endswith(ending) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _ask_torch(model: Any, artifact: Artifact) -> _Expected:
