@@ -24,8 +24,8 @@ from intel_ft.export.openvino import require_packages, save_provenance
 from intel_ft.export.output import quiet
 from intel_ft.export.record import export_record, write_record
 from intel_ft.export.settings import Format, Settings
-from intel_ft.export.workspace import fingerprint, give_name, workspace
-from intel_ft.files import write_json
+from intel_ft.export.workspace import fingerprint, workspace
+from intel_ft.files import name_folder, write_json
 from intel_ft.inference.artifact import ADAPTER_CONFIG, Artifact, read_json, resolve
 from intel_ft.inference.language_model import Sampling, base_config
 from intel_ft.models.adapter import WEIGHTS
@@ -129,7 +129,7 @@ def export_adapters(
         save_provenance(first, folder)
         write_ovms(folder, output.name, device, settings.kv_cache)
         write_record(folder, record)
-        give_name(folder, output)
+        name_folder(folder, output)
     return AdaptersReport(
         folder=str(output),
         base_model=first.base_model,

@@ -21,8 +21,8 @@ from intel_ft.export.output import quiet
 from intel_ft.export.recipe import public_id
 from intel_ft.export.record import export_record, write_record
 from intel_ft.export.settings import Format, Settings
-from intel_ft.export.workspace import drop, fingerprint, give_name, workspace
-from intel_ft.files import write_text
+from intel_ft.export.workspace import drop, fingerprint, workspace
+from intel_ft.files import name_folder, write_text
 from intel_ft.inference.artifact import Artifact, resolve
 from intel_ft.inference.extras import require_openvino
 from intel_ft.provenance import Provenance
@@ -95,7 +95,7 @@ def export(
         if record["gate"] and record["gate"]["plot"]:
             write_text(folder / PLOT, plot(record["gate"]["table"], gate.limits))
         write_record(folder, record)
-        give_name(folder, output)
+        name_folder(folder, output)
     log.info("exported %s: %s, %.1f MB", output, chosen.row.name, chosen.row.megabytes)
     return ExportReport(
         folder=str(output),

@@ -60,13 +60,6 @@ def stage(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def give_name(work: Path, output: Path) -> None:
-    """Move the finished folder `work` to `output`, which is absent or empty: whole or absent."""
-    with whole_folder(output) as partial:
-        for path in sorted(work.iterdir()):
-            path.rename(partial / path.name)
-
-
 def drop(folder: Path) -> None:
     """Remove a stage's folder, if there is one."""
     if folder.is_dir():
