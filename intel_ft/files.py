@@ -71,7 +71,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def name_folder(folder: Path, final: Path) -> None:
-    """Rename a folder that is whole and on disk to `final`, which is absent or empty, in one step."""
+    """Rename a whole folder, on disk already, to `final`, which is absent or empty: in one step."""
     if final.is_dir():
         final.rmdir()
     folder.rename(final)
