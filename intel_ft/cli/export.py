@@ -96,10 +96,12 @@ def run(
         base=base,
         trust_remote_code=trust_remote_code,
     )
-    if not json and report.gate:
+    if json:
+        show(report, json)
+        return
+    if report.gate:
         _show_table(report.gate)
-    values = vars(report) | {"weights": report.weights.elements}
-    show(values if json else {k: v for k, v in values.items() if k != "gate"}, json)
+    show(vars(report) | {"weights": report.weights.elements, "gate": None}, json)
 
 
 def _show_table(gate: dict[str, Any]) -> None:
