@@ -90,7 +90,9 @@ def options_for(
         return dict(recipe.options)
     options: dict[str, Any] = {"bits": 8 if format == "int8" else 4, "dtype": format}
     if format in FOUR_BIT:
-        options |= {"group_size": GROUP_SIZE[format], "group_size_fallback": "adjust", "ratio": 1.0}
+        # NNCF adjusts no groups of mxfp4 (3.4): layers that 32 does not divide stay in fp16.
+        fallback = "ignore" if format == "mxfp4" else "adjust"
+        options |= {"group_size": GROUP_SIZE[format], "group_size_fallback": fallback, "ratio": 1.0}
     if format == "int4":
         options |= {"sym": False}
         if calibrated and not recipe.used:
