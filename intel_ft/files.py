@@ -70,6 +70,14 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def name_folder(folder: Path, final: Path) -> None:
+    """Rename a whole folder, on disk already, to `final`, which is absent or empty: in one step."""
+    if final.is_dir():
+        final.rmdir()
+    folder.rename(final)
+    _fsync(final.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in UTF-8, aside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)

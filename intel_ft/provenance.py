@@ -14,7 +14,11 @@ FILE = "intel_ft.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """The base model's own id (also after merging) and how prompts were formed in training."""
+    """The base model's own id (also after merging) and how prompts were formed in training.
+
+    `base_weights`: what tells the base from another one (models.load.fingerprint), of an adapter
+    only.
+    """
 
     kind: str  # "adapter", "merged" or "openvino"
     base_model: str
@@ -22,6 +26,7 @@ class Provenance:
     template: str
     system_prompt: str | None
     version: str
+    base_weights: str | None = None
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`."""

@@ -13,7 +13,9 @@ import intel_ft
 from intel_ft.config import ModelConfig
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.agreement import Agreement, compare, probe, probe_logits
+from intel_ft.export.belonging import require_belonging
 from intel_ft.export.output import new_folder, quiet
+from intel_ft.export.weights import check_weights
 from intel_ft.inference.artifact import Artifact, read_json, resolve
 from intel_ft.inference.language_model import base_config, tokenizer_config
 from intel_ft.provenance import Provenance
@@ -105,11 +107,13 @@ def _merge_into(
     import torch
 
     from intel_ft.inference.torch_lm import TorchLM
-    from intel_ft.models.load import load_base, load_tokenizer
+    from intel_ft.models.load import load_base, load_tokenizer, model_folder
     from intel_ft.models.saved_adapter import apply_adapter
     from intel_ft.models.whole_folder import save_whole
 
     _refuse_quantized(config)
+    require_belonging(artifact, config)
+    check_weights(model_folder(config), fp16=False)
     tokenizer = load_tokenizer(
         tokenizer_config(artifact, trust_remote_code=config.trust_remote_code)
     )

@@ -1,235 +1,166 @@
-"""A model folder that OpenVINO runs: IR, tokenizer IR and records, verified; called from cli.export
-and cli.demo.
+"""A model folder that OpenVINO runs, the smallest that is still good: read this first to see what
+`export` does; called from cli.export and demo.
 """
 
-import gc
 import logging
-import shutil
+import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import intel_ft
-from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.agreement import TEXTS, probe, probe_logits
-from intel_ft.export.ir import IRWeights, read_weights
-from intel_ft.export.merge import merge
-from intel_ft.export.output import new_folder, quiet
+from intel_ft.errors import GateRefused, UserError
+from intel_ft.export.attempt import Attempt, Bench, attempt, ensure_made
+from intel_ft.export.candidates import Candidate, candidates
+from intel_ft.export.gate import PLOT, Gate, Limits, line, plot
+from intel_ft.export.groundwork import Source, prepare_bench
+from intel_ft.export.ir import IRWeights
+from intel_ft.export.layout import Device, write_ovms
+from intel_ft.export.output import quiet
+from intel_ft.export.recipe import public_id
+from intel_ft.export.record import export_record, write_record
+from intel_ft.export.settings import Format, Settings
+from intel_ft.export.workspace import drop, fingerprint, workspace
+from intel_ft.files import name_folder, write_text
 from intel_ft.inference.artifact import Artifact, resolve
 from intel_ft.inference.extras import require_openvino
-from intel_ft.inference.language_model import Sampling, base_config
-from intel_ft.models.whole_folder import write_base_id
 from intel_ft.provenance import Provenance
 
 log = logging.getLogger(__name__)
 
-Format = Literal["int8", "fp16"]
-PACKAGES = ("openvino", "openvino_tokenizers", "openvino_genai", "nncf", "optimum.intel")
-TASK = "text-generation-with-past"
-SCRATCH = ".scratch"
-
 
 @dataclass(frozen=True)
 class ExportReport:
-    """`tokenizer_agrees`: the tokenizer IR gives the same ids as the Hugging Face tokenizer."""
+    """`tokenizer_agrees`: the tokenizer IR gives the same ids as the Hugging Face tokenizer.
+    `gate`: as in export.json, None where nothing was measured. `peak_gib`: most memory that this
+    process held, mapped files included.
+    """
 
     folder: str
     base_model: str
     format: Format
+    name: str
     weights: IRWeights
     megabytes: float
     tokenizer_agrees: bool
     seconds: float
+    peak_gib: float
+    gate: dict[str, Any] | None
 
 
 def export(
     source: str,
     output: Path,
-    format: Format,
+    format: Format | Literal["auto"],
     *,
+    settings: Settings | None = None,
+    calibration: str | None = None,
+    gate: Gate | None = None,
+    device: Device = "CPU",
     base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> ExportReport:
     """Write `source` (run, adapter, merged folder, base folder or id) as an IR folder.
 
-    An adapter is merged first (`base`: see `merge`). fp16: every weight matrix in fp16. int8:
-    8-bit weights with a scale and zero point for each output channel (NNCF's int8_asym), or the
-    base model's own recipe where Optimum-Intel has one. The folder opens in OVModelForCausalLM and
-    in OpenVINO GenAI's LLMPipeline; it is compiled and asked for a few tokens before it gets its
-    name.
+    An adapter is merged first (`base`: see `merge`). The candidates of `format`, small to large,
+    are made, read back, measured against the model in torch on held-out data, and the first that
+    keeps to the gate's limits gets the name `output`. It opens in OVModelForCausalLM, in OpenVINO
+    GenAI's LLMPipeline and in OVMS. What was finished when it is interrupted is not done again.
 
-    Raises UserError for a source that cannot be exported, EnvironmentProblem without the `openvino`
-    extra, IntelFTError where the written IR is not what it should be. Nothing is left under
-    `output` then.
+    Raises UserError for a source or settings that cannot be exported, EnvironmentProblem without
+    the `openvino` extra, GateRefused where no candidate passes, IntelFTError where a written IR is
+    not what it should be. Nothing is left under `output` then.
     """
     start = time.monotonic()
+    gate, settings = gate or Gate(), settings or Settings()
+    if format == "auto" and not gate.limits.set:
+        gate = replace(gate, limits=Limits(max_ppl_increase=0.01))
+        log.info("auto: the limit is 1 % more perplexity, as none was given")
     artifact = resolve(source)
     if artifact.kind == "openvino":
         raise UserError(f"{source}: this is an OpenVINO model already")
-    with new_folder(output) as partial, quiet():
-        require_openvino(*PACKAGES)
-        _hush_nncf()
-        scratch = partial / SCRATCH
-        scratch.mkdir()
-        model = artifact
-        if artifact.kind == "adapter":
-            merge(
-                source,
-                scratch / "merged",
-                base=base,
-                trust_remote_code=trust_remote_code,
-                allow_pickle=allow_pickle,
-            )
-            model = resolve(str(scratch / "merged"))
-        folder = _safe_folder(model, trust_remote_code, allow_pickle)
-        if format == "fp16":
-            _convert(folder, partial, model.base_model, trust_remote_code)
-        else:
-            _convert(folder, scratch / "fp16", model.base_model, trust_remote_code)
-            _compress(scratch / "fp16", partial, model.base_model, trust_remote_code)
-        _add_tokenizer(folder, partial, trust_remote_code)
-        write_base_id(partial, artifact.base_model)
-        _provenance(artifact).save(partial)
-        shutil.rmtree(scratch)
-        gc.collect()
-        weights, tokenizer_agrees = _verify(partial, format)
-    size = sum(path.stat().st_size for path in output.rglob("*")) / 1e6
-    log.info("exported %s: %d-bit weights, %.1f MB", output, weights.bits, size)
+    key = _key(artifact, base, gate, calibration, settings)
+    with workspace(output, key) as work:
+        with quiet():
+            require_packages()
+            model = Source(artifact, base, trust_remote_code, allow_pickle)
+            bench = prepare_bench(model, work, gate, calibration, settings)
+            attempts, chosen = _first_that_passes(bench, candidates(format, settings), gate.limits)
+        record = export_record(bench, artifact, attempts, chosen, gate, device)
+        folder = bench.folder(chosen.row.name)
+        save_provenance(artifact, folder)
+        write_ovms(folder, output.name, device, settings.kv_cache)
+        if record["gate"] and record["gate"]["plot"]:
+            write_text(folder / PLOT, plot(record["gate"]["table"], gate.limits))
+        write_record(folder, record)
+        name_folder(folder, output)
+    log.info("exported %s: %s, %.1f MB", output, chosen.row.name, chosen.row.megabytes)
     return ExportReport(
         folder=str(output),
         base_model=artifact.base_model,
-        format=format,
-        weights=weights,
-        megabytes=size,
-        tokenizer_agrees=tokenizer_agrees,
+        format=chosen.row.format,
+        name=chosen.row.name,
+        weights=chosen.weights,
+        megabytes=chosen.row.megabytes,
+        tokenizer_agrees=chosen.tokenizer_agrees,
         seconds=time.monotonic() - start,
+        peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        gate=record["gate"],
     )
 
 
-def _hush_nncf() -> None:
-    """NNCF sets its logger to INFO when it is imported, and draws tables there."""
+def require_packages() -> None:
+    """Raise EnvironmentProblem where a package of the `openvino` extra does not load."""
+    require_openvino("openvino", "openvino_tokenizers", "openvino_genai", "nncf", "optimum.intel")
     import nncf
 
-    nncf.set_log_level(logging.WARNING)
+    # It sets its logger to INFO when it is imported, and draws tables there.
+    nncf.set_log_level(logging.ERROR)
 
 
-def _safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) -> Path:
-    """The local folder of `model`, refused where our own loader would refuse it."""
-    from intel_ft.models.load import check_folder, model_folder
+def _key(
+    artifact: Artifact, base: str | None, gate: Gate, calibration: str | None, settings: Settings
+) -> dict[str, Any]:
+    """What an interrupted export must share with this one to be gone on from."""
+    return {
+        "version": intel_ft.__version__,
+        "source": fingerprint(artifact.folder) if artifact.folder.is_dir() else artifact.location,
+        "base": base,
+        "data": [gate.data, gate.split, gate.generate, gate.max_new_tokens, gate.measure],
+        "calibration": [calibration, settings.samples, settings.sample_tokens],
+    }
 
-    config = base_config(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    folder = model_folder(config)
-    check_folder(folder, config)
-    return folder
 
+def _first_that_passes(
+    bench: Bench, ladder: list[Candidate], limits: Limits
+) -> tuple[list[Attempt], Attempt]:
+    """Every attempt up to the first that keeps to `limits`, and that one.
 
-def _convert(folder: Path, output: Path, base_model: str, trust_remote_code: bool) -> None:
-    """Trace the model in `folder` into an IR with fp16 weights in `output`.
-
-    bf16 weights become fp16 while they are loaded: `OVConfig(dtype="fp16")` is what asks for that,
-    without it Optimum-Intel (2.2) writes bf16 constants. bf16 reaches further than fp16 (65504),
-    which is why `_verify` looks for logits that are not finite.
+    Raises GateRefused where none does.
     """
-    from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig
-
-    try:
-        main_export(
-            str(folder),
-            output,
-            task=TASK,
-            ov_config=OVConfig(dtype="fp16"),
-            library_name="transformers",
-            trust_remote_code=trust_remote_code,
-        )
-    except ValueError as error:
-        raise UserError(f"{folder}: Optimum-Intel cannot export it: {error}") from error
-    write_base_id(output, base_model)
+    attempts: list[Attempt] = []
+    for candidate in ladder:
+        attempts.append(attempt(bench, candidate))
+        row = attempts[-1].row
+        why = limits.refusal(row.quality) if row.quality else None
+        log.info("%s", line(row, why))
+        if why is None:
+            ensure_made(bench, candidate)
+            return attempts, attempts[-1]
+        drop(bench.folder(candidate.name))
+    tried = ", ".join(candidate.name for candidate in ladder)
+    raise GateRefused(f"the gate refuses {tried}: {why}; nothing was written")
 
 
-def _compress(folder: Path, output: Path, base_model: str, trust_remote_code: bool) -> None:
-    """Compress the IR in `folder` to 8-bit weights in `output`."""
-    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
-    from optimum.intel.openvino.configuration import get_default_quantization_config
-
-    recipe = get_default_quantization_config(base_model, weight_format="int8") or {"bits": 8}
-    # Optimum fills `tokenizer` in with the folder it reads from, a scratch path that would then
-    # stand in openvino_config.json; data-free compression does not open it.
-    config = OVWeightQuantizationConfig.from_dict({"tokenizer": base_model, **recipe})
-    model = OVModelForCausalLM.from_pretrained(
-        folder, quantization_config=config, compile=False, trust_remote_code=trust_remote_code
-    )
-    model.save_pretrained(output)
-
-
-def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:
-    """The Hugging Face tokenizer's files, and its tokenizer and detokenizer IR, into `output`."""
-    from optimum.exporters.openvino.convert import export_tokenizer
-
-    from intel_ft.config import ModelConfig
-    from intel_ft.models.load import load_tokenizer
-
-    tokenizer = load_tokenizer(
-        ModelConfig(name_or_path=str(folder), trust_remote_code=trust_remote_code)
-    )
-    tokenizer.save_pretrained(output)
-    export_tokenizer(tokenizer, output, task=TASK)  # changes its padding side; swallows failures
-    for name in ("openvino_tokenizer.xml", "openvino_detokenizer.xml"):
-        if not (output / name).is_file():
-            raise UserError(
-                f"{folder}: openvino-tokenizers cannot convert this {type(tokenizer).__name__} "
-                f"({name} was not made), and OpenVINO GenAI does not run without it"
-            )
-
-
-def _provenance(artifact: Artifact) -> Provenance:
-    return Provenance(
+def save_provenance(artifact: Artifact, folder: Path) -> None:
+    """Write intel_ft.json of the IR in `folder`."""
+    Provenance(
         kind="openvino",
-        base_model=artifact.base_model,
+        base_model=public_id(artifact.base_model),
         base_revision=artifact.base_revision,
         template=artifact.template or "auto",
         system_prompt=artifact.system_prompt,
         version=intel_ft.__version__,
-    )
-
-
-def _verify(folder: Path, format: Format) -> tuple[IRWeights, bool]:
-    """Read back what was written: its types, its logits, a few generated tokens, its tokenizer."""
-    import numpy as np
-
-    from intel_ft.inference.openvino_lm import load_openvino
-
-    weights = read_weights(folder)
-    wanted = {"int8": ("i8", "u8"), "fp16": ("f16",)}[format]
-    # The remainder: norms, scales and rotary frequencies; in fp16 a few scalars stay f32.
-    if weights.share(*wanted) < 0.9:
-        raise IntelFTError(
-            f"the exported IR holds {weights.elements} weight elements by type, not {format}"
-        )
-    model: Any = load_openvino(resolve(str(folder)))
-    if not np.isfinite(probe_logits(model, probe(model.tokenizer))).all():
-        raise IntelFTError(
-            "the exported IR computes NaN or infinity: a weight or activation of this model is "
-            "beyond what fp16 holds (65504)"
-        )
-    prompt = model.tokenizer(TEXTS[0])["input_ids"]
-    model.generate(prompt, Sampling(max_new_tokens=4))
-    agrees = _tokenizer_agrees(folder, model.tokenizer)
-    if not agrees:
-        log.warning(
-            "the tokenizer IR gives other ids than the Hugging Face tokenizer: prompts given to "
-            "OpenVINO GenAI as text will differ; intel-ft itself is not affected"
-        )
-    return weights, agrees
-
-
-def _tokenizer_agrees(folder: Path, tokenizer: Any) -> bool:
-    import openvino_genai
-
-    converted = openvino_genai.Tokenizer(str(folder))
-    return all(
-        converted.encode(text).input_ids.data[0].tolist() == tokenizer(text)["input_ids"]
-        for text in (*TEXTS, "naïve café 東京 🙂  two spaces\t\n")
-    )
+    ).save(folder)

@@ -1,5 +1,5 @@
 """How good a model is on held-out examples: loss, perplexity, and what it generates; called from
-cli (eval, demo).
+cli (eval, demo) and export.
 """
 
 import ast
@@ -37,6 +37,15 @@ class EvalResult:
     parses: float | None = None
 
 
+@dataclass(frozen=True)
+class Answers:
+    """How greedy answers compare with the reference ones; the shares as in `EvalResult`."""
+
+    generated: int
+    exact_match: float | None
+    parses: float | None
+
+
 def evaluate(
     model: LanguageModel,
     prepared: Prepared,
@@ -62,15 +71,15 @@ def evaluate(
     if supervised == 0:
         raise UserError("nothing to evaluate: no supervised token in the data")
     loss = total / supervised
-    answers = _answers(model, prepared, system_prompt, generate, max_new_tokens)
+    answers = check_answers(model, prepared, system_prompt, generate, max_new_tokens)
     return EvalResult(
         loss=loss,
         perplexity=math.exp(loss) if loss < 700 else math.inf,
         supervised_tokens=supervised,
         examples=len(examples),
-        generated=len(answers),
-        exact_match=_share([answer.strip() == wanted.strip() for answer, wanted in answers]),
-        parses=_share([is_python(answer) for answer, _ in answers]),
+        generated=answers.generated,
+        exact_match=answers.exact_match,
+        parses=answers.parses,
     )
 
 
@@ -108,14 +117,14 @@ def is_python(text: str) -> bool:
         return False
 
 
-def _answers(
+def check_answers(
     model: LanguageModel,
     prepared: Prepared,
     system_prompt: str | None,
     count: int,
     max_new_tokens: int,
-) -> list[tuple[str, str]]:
-    """(answer, reference) of the first `count` conversations that end in an assistant's turn."""
+) -> Answers:
+    """Greedy answers to the first `count` conversations that end in an assistant's turn."""
     asked = [
         conversation.messages
         for conversation in prepared.conversations
@@ -126,7 +135,11 @@ def _answers(
     for messages in asked:
         prompt = prompt_tokens(model.tokenizer, prepared.template, messages[:-1], system_prompt)
         answers.append((model.generate(prompt, sampling).text, messages[-1].content))
-    return answers
+    return Answers(
+        generated=len(answers),
+        exact_match=_share([answer.strip() == wanted.strip() for answer, wanted in answers]),
+        parses=_share([is_python(answer) for answer, _ in answers]),
+    )
 
 
 def _share(hits: list[bool]) -> float | None:

@@ -85,6 +85,13 @@ class OpenVINOLM:
         config = openvino_genai.GenerationConfig(str(path)) if path.is_file() else None
         return stop_tokens(self.tokenizer, sorted(config.stop_token_ids) if config else [])
 
+    def precisions(self) -> dict[str, str]:
+        """What the plugin computes in, and what it keeps keys and values in, as it says itself."""
+        return {
+            "inference_precision": _type_name(self._compiled, "INFERENCE_PRECISION_HINT"),
+            "kv_cache_precision": _type_name(self._compiled, "KV_CACHE_PRECISION"),
+        }
+
     def generate(
         self, prompt_tokens: list[int], sampling: Sampling, stream: Stream | None = None
     ) -> Completion:
@@ -226,6 +233,10 @@ def _generate_in_thread(
     if text:
         text.end()
     return result
+
+
+def _type_name(compiled: Any, name: str) -> str:
+    return str(compiled.get_property(name).get_type_name())
 
 
 def _last_line(error: Exception) -> str:

@@ -104,7 +104,7 @@ def bench_scale(
 
 def plotted(report: dict[str, Any]) -> str:
     """The report as an SVG plot of token/s and MFU over the values that ran."""
-    from intel_ft.insight.plot import line_plot
+    from intel_ft.plot import line_plot
 
     points = [point for point in report["points"] if "error" not in point]
     return line_plot(

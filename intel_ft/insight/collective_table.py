@@ -3,8 +3,8 @@
 from typing import Any
 
 from intel_ft.insight.bench_collectives import COLLECTIVES, OURS
-from intel_ft.insight.plot import line_plot
 from intel_ft.insight.table import Table, machine_line
+from intel_ft.plot import line_plot
 
 
 def collectives_table(report: dict[str, Any]) -> Table:

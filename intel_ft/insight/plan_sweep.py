@@ -8,7 +8,7 @@ from typing import Any
 from intel_ft.errors import UserError
 from intel_ft.insight.plan import Inputs, plan
 from intel_ft.insight.plan_fit import ROWS
-from intel_ft.insight.plot import line_plot
+from intel_ft.plot import line_plot
 
 
 def values_of(inputs: Inputs, over: str, text: str | None) -> list[int]:

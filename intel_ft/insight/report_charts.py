@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from intel_ft.insight.plot import tick_step
+from intel_ft.plot import tick_step
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 230, 64, 12, 30, 34
 _MOST_POINTS = 600

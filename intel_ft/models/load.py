@@ -4,6 +4,7 @@ called from training, export and inference.
 What needs no torch is in models.tokenizer, and offered here too.
 """
 
+import hashlib
 import json
 import math
 import pickle
@@ -63,6 +64,27 @@ def parameter_count(folder: Path) -> int:
         for key, entry in _check_safetensors(path).items()
         if key != "__metadata__"
     )
+
+
+def fingerprint(folder: Path) -> str | None:
+    """What tells these weights from others in a moment: their dtypes, a colon, and a SHA-256 of
+    each tensor's name, shape and first 64 bytes, in whatever files they are; None for pickles.
+    """
+    samples, dtypes = {}, set()
+    for path in sorted(folder.glob("*.safetensors")):
+        header = _check_safetensors(path)
+        with path.open("rb") as file:
+            start = 8 + struct.unpack("<Q", file.read(8))[0]
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    file.seek(start + entry["data_offsets"][0])
+                    size = entry["data_offsets"][1] - entry["data_offsets"][0]
+                    samples[name] = (entry["shape"], file.read(min(64, size)).hex())
+                    dtypes.add(entry["dtype"])
+    if not samples:
+        return None
+    digest = hashlib.sha256(json.dumps(sorted(samples.items())).encode()).hexdigest()
+    return f"{'+'.join(sorted(dtypes))}:{digest}"
 
 
 def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = None) -> Any:

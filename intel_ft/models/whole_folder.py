@@ -13,7 +13,7 @@ BASE_KEY = "_name_or_path"
 def save_whole(model: Any, tokenizer: Any, folder: Path, base_model: str) -> None:
     """Write the weights and configuration of a Transformers model tuned from `base_model`."""
     model.generation_config = _valid_generation(model.generation_config, tokenizer)
-    model.save_pretrained(folder, max_shard_size="5GB")
+    model.save_pretrained(folder, max_shard_size="2GB")
     write_base_id(folder, base_model)
 
 

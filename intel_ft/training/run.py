@@ -24,6 +24,7 @@ from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
 from intel_ft.models.adapter import restore_weights
+from intel_ft.models.load import fingerprint
 from intel_ft.provenance import Provenance
 from intel_ft.training import checkpoint, run_folder
 from intel_ft.training.callbacks import trackers
@@ -175,6 +176,7 @@ def _write_result(final: Path, work: Workload, config: Config, inputs: Inputs) -
             template=inputs.training.template,
             system_prompt=config.data.system_prompt,
             version=__version__,
+            base_weights=fingerprint(inputs.folder),
         ).save(folder)
 
 

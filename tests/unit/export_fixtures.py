@@ -8,7 +8,10 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from intel_ft import assets
+from intel_ft.config import build
 from intel_ft.data.examples import Examples
+from intel_ft.models.load import fingerprint
 from intel_ft.provenance import Provenance
 
 PAGE = "".join(
@@ -103,3 +106,32 @@ def make_examples(tokenizer) -> Examples:
     for i, start in enumerate(offsets[:-1]):
         supervised[start : start + 5 + i] = False
     return Examples(tokens, supervised, offsets)
+
+
+def make_run(folder: Path, *, size: float = 0.02, **lora) -> Path:
+    """A finished run on the shipped model, as far as export looks at it: a random adapter, and a
+    configuration that names 24 training and 12 held-out examples.
+    """
+    base = assets.resolve("tiny-python-llama")
+    make_adapter(Path(base), folder / "adapter", size, **lora)
+    Provenance(
+        "adapter", "tiny-python-llama", None, "tokenizer", None, "0", fingerprint(Path(base))
+    ).save(folder / "adapter")
+    for name, count in (("train", 24), ("heldout", 12)):
+        path = Path(assets.resolve(f"docstring-to-python/{name}.jsonl"))
+        rows = sorted(path.read_text(encoding="utf-8").splitlines(), key=len)[40 : 40 + count]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    config = build(
+        {
+            "model": {"name_or_path": "tiny-python-llama"},
+            "data": {
+                "train": str(folder / "train.jsonl"),
+                "eval": str(folder / "heldout.jsonl"),
+                "template": "tokenizer",
+            },
+            "output": {"directory": folder},
+        },
+        "test",
+    )
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    return folder

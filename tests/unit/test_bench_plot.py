@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from intel_ft.insight.plot import line_plot, tick_step
+from intel_ft.plot import line_plot, tick_step
 
 SVG = "{http://www.w3.org/2000/svg}"
 

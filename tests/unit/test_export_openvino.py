@@ -1,23 +1,26 @@
 """Export: the IR holds what it says, and says what torch says; nothing half-written is left."""
 
+import json
 import shutil
-import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from export_fixtures import PAGE, make_adapter, make_base, make_examples
+from export_fixtures import PAGE, make_adapter, make_base, make_examples, make_run
 
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
 
 from intel_ft.data.formats import Conversation, Message
-from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.errors import EnvironmentProblem, GateRefused, UserError
+from intel_ft.export.gate import Gate, Limits
 from intel_ft.export.ir import read_weights
 from intel_ft.export.openvino import export
+from intel_ft.export.settings import Settings
 from intel_ft.inference.artifact import resolve
 from intel_ft.inference.evaluate import evaluate
 from intel_ft.inference.language_model import Sampling
@@ -64,12 +67,15 @@ def test_folder_is_complete_and_carries_the_base(made) -> None:
         "config.json",
         "generation_config.json",
         "intel_ft.json",
+        "export.json",
+        "graph.pbtxt",
+        "ovms_config.json",
     }
     assert not [name for name in names if name.startswith(".")]
     for path in (made.root / "int8").iterdir():
-        assert b".partial" not in path.read_bytes(), path  # no scratch path in any file
+        assert str(made.root).encode() not in path.read_bytes(), path  # no path of this machine
     artifact = resolve(str(made.root / "int8"))
-    assert (artifact.kind, artifact.base_model) == ("openvino", str(made.base))
+    assert (artifact.kind, artifact.base_model) == ("openvino", "base")  # the name, not the path
     assert (artifact.template, artifact.system_prompt) == ("alpaca", "Be brief.")
     assert made.int8.tokenizer_agrees
     assert made.fp16.tokenizer_agrees
@@ -146,6 +152,117 @@ def test_sampling_stopping_and_generating_for_evaluation(made) -> None:
     assert (result.generated, result.exact_match) == (2, 0.0)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.mark.parametrize(
+    ("format", "settings", "mode"),
+    [
+        ("int4", {"samples": 2, "ratio": 0.9}, "int4_asym"),
+        ("nf4", {"kv_cache": "f16", "sym": True}, "nf4"),
+        ("mxfp4", {}, "mxfp4"),
+        ("int8", {"activations": "int8", "samples": 2}, "int8 activations"),
+    ],
+)
+def test_every_format_opens_in_every_runtime(made, tmp_path, format, settings, mode) -> None:
+    import openvino_genai
+    from optimum.intel import OVModelForCausalLM
+
+    examples = [{"instruction": text, "output": text} for text in PAGE.split("\n\n")[:4]]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, examples)))
+    report = export(
+        str(made.root / "run"),
+        tmp_path / "ir",
+        format,
+        settings=Settings(**settings),
+        calibration=str(tmp_path / "data.jsonl"),
+    )
+    assert report.weights.mode == mode and report.gate is None
+    record = json.loads((tmp_path / "ir" / "export.json").read_text())
+    assert record["format"] == format and record["quantization"]["mode"] == mode
+    assert record["recipe"]["used"] is False and record["training"] is None
+    if "samples" in settings:
+        assert record["calibration"].items() >= {"source": "data.jsonl", "samples": 2}.items()
+    else:
+        assert record["calibration"] is None  # nothing in these options looks at data
+    if settings.get("kv_cache"):
+        assert record["runtime"]["kv_cache_precision"] == "f16"
+        assert '"KV_CACHE_PRECISION": "f16"' in (tmp_path / "ir" / "graph.pbtxt").read_text()
+    prompt = "def add(a, b):"
+    pipeline = openvino_genai.LLMPipeline(str(tmp_path / "ir"), "CPU")
+    assert len(pipeline.generate(prompt, max_new_tokens=5)) > 0
+    optimum = OVModelForCausalLM.from_pretrained(tmp_path / "ir")
+    tokenizer = open_model(resolve(str(tmp_path / "ir"))).tokenizer
+    answer = optimum.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=5)
+    assert answer.shape[1] > len(tokenizer(prompt)["input_ids"])
+
+
+def test_auto_takes_the_first_that_passes_and_goes_on_where_it_was_killed(
+    run, tmp_path, monkeypatch
+) -> None:
+    import intel_ft.export.attempt as module
+
+    made: list[str] = []
+    quantize = module.quantize
+
+    def counted(fp16, partial, options, *rest, **named) -> None:
+        made.append(partial.name)
+        if partial.name == ".int8.partial" and len(made) == 2:
+            raise KeyboardInterrupt
+        quantize(fp16, partial, options, *rest, **named)
+
+    monkeypatch.setattr(module, "quantize", counted)
+    settings = Settings(group_size=64, samples=4, ratio=0.5, scale_estimation=False)
+    strict = Gate(Limits(min_agreement=0.98))
+    arguments = (str(run), tmp_path / "ir", "auto")
+    with pytest.raises(KeyboardInterrupt):
+        export(*arguments, settings=settings, gate=strict)
+    assert not (tmp_path / "ir").exists()
+    assert made == [".int4.partial", ".int8.partial"]
+    report = export(*arguments, settings=settings, gate=strict)
+    assert made[2:] == [".int8.partial"]  # what was measured is not made again
+    assert report.name == "int8"
+    assert [path.name for path in tmp_path.iterdir()] == ["ir"]
+    record = json.loads((tmp_path / "ir" / "export.json").read_text())
+    rows = record["gate"]["table"]
+    assert [(row["name"], row["passed"]) for row in rows] == [("int4", False), ("int8", True)]
+    assert rows[0]["megabytes"] < rows[-1]["megabytes"] < record["gate"]["reference"]["megabytes"]
+    assert rows[0]["kl"] > rows[-1]["kl"] > 0
+    assert (tmp_path / "ir" / "export.svg").read_text().count("<circle") == 2
+    assert record["gate"]["data"]["examples"] == 12
+    assert record["training"]["config"]["data"]["train"] == "train.jsonl"
+    # The gate refuses what misses its limit, and leaves nothing.
+    with pytest.raises(GateRefused, match=r"int4: top-1 agreement 0\.\d+ \(limit 1\)"):
+        export(str(run), tmp_path / "no", "int4", settings=settings, gate=Gate(Limits(None, 1.0)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ir"]
+
+
+def test_calibration_is_on_training_examples_alone(run, monkeypatch) -> None:
+    from intel_ft.data.prepare import prepare
+    from intel_ft.export.evidence import find_calibration, find_heldout, run_config
+
+    artifact = resolve(str(run))
+    tokenizer = open_model(artifact).tokenizer
+    config = run_config(artifact)
+    held_out = find_heldout(artifact, tokenizer, None, None).prepared.examples
+    rows = find_calibration(artifact, tokenizer, None, Settings(samples=99)).rows
+    training = prepare(config.data, config.data.train, tokenizer).examples
+    assert [row.tolist() for row in rows] == [training[i][0].tolist() for i in range(24)]
+    unseen = {tuple(held_out[i][0]) for i in range(len(held_out))}
+    assert not unseen & {tuple(row) for row in rows}
+    # The same where the run held out a part of its own data.
+    split = config.data.model_copy(update={"eval": None, "eval_fraction": 0.25})
+    fraction = config.model_copy(update={"data": split})
+    monkeypatch.setattr("intel_ft.export.evidence.run_config", lambda _artifact: fraction)
+    held_out = find_heldout(artifact, tokenizer, None, None).prepared.examples
+    rows = find_calibration(artifact, tokenizer, None, Settings(samples=99)).rows
+    assert (len(held_out), len(rows)) == (6, 18)
+    unseen = {tuple(held_out[i][0]) for i in range(len(held_out))}
+    assert not unseen & {tuple(row) for row in rows}
+
+
 def test_stdout_is_left_alone(made, tmp_path) -> None:
     program = (
         "import sys; from pathlib import Path; from intel_ft.export.openvino import export; "
@@ -170,50 +287,11 @@ def test_refusals(made, tmp_path, monkeypatch) -> None:
     tensors = load_file(broken / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"][3, :] = 1e5
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(IntelFTError, match="beyond what fp16 holds"):
+    with pytest.raises(
+        UserError, match=r"down_proj.weight holds 9.98e\+04, beyond what fp16 holds"
+    ):
         export(str(broken), tmp_path / "ir", "fp16")
     monkeypatch.setitem(sys.modules, "openvino_tokenizers", None)
     with pytest.raises(EnvironmentProblem, match=r"openvino_tokenizers.*intel_ft\[openvino\]"):
         export(str(made.base), tmp_path / "ir", "int8")
-    assert not (tmp_path / "ir").exists()
-    assert not (tmp_path / ".ir.partial").exists()
-
-
-# Runs an export and stops itself for good at the moment that argv names.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import intel_ft.export.openvino as module
-step = getattr(module, sys.argv[3])
-def dies(*arguments, **named):
-    result = step(*arguments, **named)
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(module, sys.argv[3], dies)
-module.export(sys.argv[1], Path(sys.argv[2]), "int8")
-"""
-
-
-@pytest.mark.parametrize("moment", ["_convert", "_verify"])
-def test_killed_export_leaves_no_final_folder(made, tmp_path, moment) -> None:
-    arguments = [sys.executable, "-c", KILLED, str(made.base), str(tmp_path / "ir"), moment]
-    done = subprocess.run(arguments, stderr=subprocess.DEVNULL, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert not (tmp_path / "ir").exists()
-    assert (tmp_path / ".ir.partial").is_dir()
-    if moment == "_verify":
-        export(str(made.base), tmp_path / "ir", "int8")  # the next one clears it away
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["ir"]
-
-
-def test_full_disk_is_said_and_leaves_nothing(made, tmp_path, monkeypatch) -> None:
-    """OpenVINO says "basic_ios::clear: iostream error" when its disk is full (seen on a tmpfs)."""
-
-    def full(*_arguments) -> None:
-        raise RuntimeError("basic_ios::clear: iostream error")
-
-    usage = SimpleNamespace(total=1, used=1, free=0)
-    monkeypatch.setattr("intel_ft.export.openvino._convert", full)
-    monkeypatch.setattr("intel_ft.files.shutil.disk_usage", lambda _path: usage)
-    with pytest.raises(IntelFTError, match="the disk is full; nothing was left"):
-        export(str(made.base), tmp_path / "ir", "int8")
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beyond"]

@@ -1,4 +1,6 @@
-"""A line plot as SVG text, one panel a series over a shared log2 axis; called from cli.bench."""
+"""Plots as SVG text: lines in panels over a shared log2 axis, and labelled points; called from
+insight and export.
+"""
 
 import math
 from html import escape
@@ -22,12 +24,7 @@ def line_plot(
     inner = _WIDTH - _LEFT - _RIGHT
     across = [_LEFT + inner * ((math.log2(v) - low) / span if high > low else 0.5) for v in x]
     height = _TOP + len(series) * (_PANEL + _GAP) + 24
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="12" fill="{_INK}">',
-        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
-        _text(_LEFT, 22, title, "start", 'font-size="14"'),
-    ]
+    parts = _opening(title, height)
     for index, (name, values) in enumerate(series.items()):
         top = _TOP + index * (_PANEL + _GAP)
         colour = _COLOURS[index % len(_COLOURS)]
@@ -36,12 +33,76 @@ def line_plot(
     return "\n".join(parts)
 
 
+def scatter_plot(
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: list[tuple[float, float, str]],
+    limit: float | None = None,
+    ticks: int = 4,
+) -> str:
+    """Labelled points (x, y, label) over axes that start at 0, or below it where a y is; `limit`
+    is drawn as a dashed line across.
+    """
+    if not points:
+        raise ValueError("a plot needs at least one point")
+    heights = [y for _, y, _ in points] + ([limit] if limit is not None else [])
+    step_x = tick_step(max(x for x, _, _ in points), ticks)
+    step_y = tick_step(max(*heights, -min(heights), 1e-9), ticks)
+    below = math.ceil(max(0.0, -min(heights)) / step_y - 1e-9)
+    above = max(1, math.ceil(max(heights) / step_y - 1e-9))
+    inner, tall = _WIDTH - _LEFT - _RIGHT, 320
+    bottom = _TOP + tall
+
+    def across(x: float) -> float:
+        return _LEFT + inner * x / (step_x * ticks)
+
+    def down(y: float) -> float:
+        return bottom - tall * (y / step_y + below) / (above + below)
+
+    parts = _opening(title, bottom + 44)
+    for tick in range(-below, above + 1):
+        y = down(tick * step_y)
+        parts.append(_line(_LEFT, y, _WIDTH - _RIGHT, y))
+        parts.append(_text(_LEFT - 8, y + 4, f"{tick * step_y:,.10g}", "end"))
+    for tick in range(ticks + 1):
+        x = across(tick * step_x)
+        parts.append(_line(x, _TOP, x, bottom))
+        parts.append(_text(x, bottom + 16, f"{tick * step_x:,.10g}"))
+    if limit is not None:
+        y = down(limit)
+        parts.append(
+            f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" '
+            f'stroke="{_COLOURS[1]}" stroke-dasharray="6 4"/>'
+        )
+        parts.append(_text(_WIDTH - _RIGHT - 6, y - 6, "limit", "end"))
+    for x, y, label in points:
+        parts.append(
+            f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="4" fill="{_COLOURS[0]}"/>'
+        )
+        right = across(x) > _WIDTH / 2
+        place = across(x) - 8 if right else across(x) + 8
+        parts.append(_text(place, down(y) - 6, label, "end" if right else "start"))
+    parts.append(_text(_LEFT + inner / 2, bottom + 36, x_label))
+    parts.append(_text(_WIDTH - _RIGHT, _TOP - 8, y_label, "end"))
+    return "\n".join([*parts, "</svg>", ""])
+
+
 def tick_step(most: float, ticks: int) -> float:
     """The smallest of 1, 2, 2.5 or 5 times a power of ten that reaches `most` in `ticks` steps."""
     if most <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(most / ticks))
     return next(f * power for f in (1, 2, 2.5, 5, 10, 20) if f * power * ticks >= most * 0.999999)
+
+
+def _opening(title: str, height: int) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
+        f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="12" fill="{_INK}">',
+        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
+        _text(_LEFT, 22, title, "start", 'font-size="14"'),
+    ]
 
 
 def _panel(

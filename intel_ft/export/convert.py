@@ -1,0 +1,68 @@
+"""From a model folder to an fp16 IR with its tokenizer; called from export.openvino."""
+
+from pathlib import Path
+
+from intel_ft.config import ModelConfig
+from intel_ft.errors import UserError
+from intel_ft.export.weights import check_weights
+from intel_ft.inference.artifact import Artifact
+from intel_ft.inference.language_model import base_config
+from intel_ft.models.whole_folder import write_base_id
+
+TASK = "text-generation-with-past"
+
+
+def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) -> Path:
+    """The local folder of `model`, refused where our own loader would refuse it, and where a
+    weight is not finite or beyond fp16.
+    """
+    from intel_ft.models.load import check_folder, model_folder
+
+    config = base_config(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    folder = model_folder(config)
+    check_folder(folder, config)
+    check_weights(folder, fp16=True)
+    return folder
+
+
+def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -> None:
+    """Trace the model in `folder` into an IR with fp16 weights in `output`, tokenizer beside it.
+
+    bf16 weights become fp16 while they are loaded: `OVConfig(dtype="fp16")` is what asks for that,
+    without it Optimum-Intel (2.2) writes bf16 constants.
+    """
+    from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig
+
+    try:
+        main_export(
+            str(folder),
+            output,
+            task=TASK,
+            ov_config=OVConfig(dtype="fp16"),
+            library_name="transformers",
+            trust_remote_code=trust_remote_code,
+        )
+    except ValueError as error:
+        raise UserError(f"{folder}: Optimum-Intel cannot export it: {error}") from error
+    _add_tokenizer(folder, output, trust_remote_code)
+    write_base_id(output, base_id)
+
+
+def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:
+    """The Hugging Face tokenizer's files, and its tokenizer and detokenizer IR, into `output`."""
+    from optimum.exporters.openvino.convert import export_tokenizer
+
+    from intel_ft.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(
+        ModelConfig(name_or_path=str(folder), trust_remote_code=trust_remote_code)
+    )
+    tokenizer.save_pretrained(output)
+    export_tokenizer(tokenizer, output, task=TASK)  # changes its padding side; swallows failures
+    for name in ("openvino_tokenizer.xml", "openvino_detokenizer.xml"):
+        if not (output / name).is_file():
+            raise UserError(
+                f"{folder}: openvino-tokenizers cannot convert this {type(tokenizer).__name__} "
+                f"({name} was not made), and OpenVINO GenAI does not run without it"
+            )

@@ -1,0 +1,175 @@
+"""How far an IR is from the model it was made from, on held-out data; called from export.gate.
+
+The reference's distributions are written once and compared with every candidate: log-probabilities
+in float32, at the supervised positions of as many examples as fit REFERENCE_BYTES.
+"""
+
+import math
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.data.examples import Examples
+from intel_ft.errors import IntelFTError, UserError
+from intel_ft.export.evidence import SEED, HeldOut
+from intel_ft.files import write_json
+from intel_ft.inference.artifact import read_json
+from intel_ft.inference.evaluate import check_answers
+from intel_ft.inference.language_model import LanguageModel, Sampling
+
+REFERENCE_BYTES = 2**31
+LOG_PROBABILITIES, SUMMARY = "log_probabilities.npy", "reference.json"
+SPEED_PROMPTS, SPEED_TOKENS = 3, 32
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured: the positions of `held_out`, and `generate` greedy answers."""
+
+    held_out: HeldOut
+    system_prompt: str | None
+    generate: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one candidate against the reference; docs/export.md says what each is."""
+
+    perplexity: float
+    ppl_increase: float
+    ppl_increase_error: float
+    kl: float
+    agreement: float
+    exact_match: float | None
+    parses: float | None
+    first_token_ms: float | None
+    tokens_per_s: float | None
+
+
+def select(examples: Examples, vocabulary: int, most_bytes: int = REFERENCE_BYTES) -> list[int]:
+    """Indices of the examples that are measured: all, or a random part that fits `most_bytes`.
+
+    Raises UserError where nothing is supervised.
+    """
+    counts = examples.supervised_counts
+    order = np.random.default_rng(SEED).permutation(len(examples))
+    fits = np.cumsum(counts[order]) * vocabulary * 4 <= most_bytes
+    kept = sorted(int(index) for index in order[fits] if counts[index])
+    if not kept:
+        raise UserError("nothing to measure on: no supervised token in the held-out data")
+    return kept
+
+
+def write_reference(model: LanguageModel, task: Task, folder: Path) -> None:
+    """Write the reference's log-probabilities, float32 [positions, vocabulary], and a summary."""
+    examples = task.held_out.prepared.examples
+    vocabulary = model.logits(examples.tokens[:1], np.zeros(1, dtype=np.int64)).shape[1]
+    kept = select(examples, vocabulary)
+    positions = int(examples.supervised_counts[kept].sum())
+    table = np.lib.format.open_memmap(
+        folder / LOG_PROBABILITIES, mode="w+", dtype=np.float32, shape=(positions, vocabulary)
+    )
+    losses = []
+    start = 0
+    for logits, targets in _walk(model, examples, kept):
+        rows = _log_softmax(logits)
+        table[start : start + len(rows)] = rows
+        start += len(rows)
+        losses.append(_losses(rows, targets))
+    table.flush()
+    loss = float(np.concatenate(losses).mean())
+    if not math.isfinite(loss):
+        raise IntelFTError("the model itself has no finite loss on the held-out data: it is broken")
+    answers = check_answers(
+        model, task.held_out.prepared, task.system_prompt, task.generate, task.max_new_tokens
+    )
+    summary = {"examples": kept, "positions": positions, "perplexity": math.exp(loss)}
+    write_json(folder / SUMMARY, summary | asdict(answers))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What `write_reference` found: examples, positions, perplexity, answers."""
+    return read_json(folder / SUMMARY)
+
+
+def measure(model: LanguageModel, task: Task, reference: Path) -> Quality:
+    """Compare `model` with what `write_reference` wrote to `reference`."""
+    examples = task.held_out.prepared.examples
+    summary = read_summary(reference)
+    table = np.load(reference / LOG_PROBABILITIES, mmap_mode="r")
+    start, kl, same = 0, 0.0, 0
+    losses: list[npt.NDArray[np.float64]] = []
+    increases: list[npt.NDArray[np.float64]] = []
+    for logits, targets in _walk(model, examples, summary["examples"]):
+        ours = _log_softmax(logits[:, : table.shape[1]])
+        theirs = np.asarray(table[start : start + len(ours)])
+        start += len(ours)
+        kl += float(np.sum(np.exp(theirs) * (theirs - ours), dtype=np.float64))
+        same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+        losses.append(_losses(ours, targets))
+        increases.append(losses[-1] - _losses(theirs, targets))
+    loss, increase = np.concatenate(losses), np.concatenate(increases)
+    ratio = math.exp(min(float(increase.mean()), 700.0))
+    answers = check_answers(
+        model, task.held_out.prepared, task.system_prompt, task.generate, task.max_new_tokens
+    )
+    first, rate = _speed(model, examples, summary["examples"])
+    return Quality(
+        perplexity=math.exp(min(float(loss.mean()), 700.0)),
+        ppl_increase=ratio - 1,
+        ppl_increase_error=ratio * float(increase.std()) / math.sqrt(len(increase)),
+        kl=kl / start,
+        agreement=same / start,
+        exact_match=answers.exact_match,
+        parses=answers.parses,
+        first_token_ms=first,
+        tokens_per_s=rate,
+    )
+
+
+def _walk(model: LanguageModel, examples: Examples, kept: list[int]) -> Any:
+    """Logits [positions, vocabulary] and targets [positions] of each example with any."""
+    for index in kept:
+        tokens, supervised = examples[index]
+        targets = np.flatnonzero(supervised)
+        yield model.logits(tokens, targets - 1), tokens[targets]
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    total = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True))
+    return np.asarray(shifted - total, dtype=np.float32)
+
+
+def _losses(
+    log_probabilities: npt.NDArray[np.float32], targets: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    picked = np.take_along_axis(log_probabilities, targets[:, None].astype(np.int64), axis=1)
+    return -picked[:, 0].astype(np.float64)
+
+
+def _speed(
+    model: LanguageModel, examples: Examples, kept: list[int]
+) -> tuple[float | None, float | None]:
+    """Milliseconds to the first token and tokens a second after it, medians over a few prompts."""
+    firsts, rates = [], []
+    model.generate([int(token) for token in examples[kept[0]][0][:1]], Sampling(max_new_tokens=2))
+    for index in kept[:SPEED_PROMPTS]:
+        tokens, supervised = examples[index]
+        prompt = [int(token) for token in tokens[: int(np.argmax(supervised))]]
+        if not prompt:
+            continue
+        first = model.generate(prompt, Sampling(max_new_tokens=1)).seconds
+        whole = model.generate(prompt, Sampling(max_new_tokens=SPEED_TOKENS))
+        firsts.append(first * 1000)
+        if len(whole.new_tokens) > 1 and whole.seconds > first:
+            rates.append((len(whole.new_tokens) - 1) / (whole.seconds - first))
+    return (
+        statistics.median(firsts) if firsts else None,
+        statistics.median(rates) if rates else None,
+    )

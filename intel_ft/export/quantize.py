@@ -1,0 +1,102 @@
+"""From an fp16 IR to one of fewer bits, by Optimum-Intel and NNCF; called from export.attempt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.errors import UserError
+from intel_ft.export.settings import Settings
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token ids, int32 [tokens] each, that show NNCF what the model's inputs look like."""
+
+    source: str
+    rows: list[npt.NDArray[np.int32]]
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return sum(map(len, self.rows))
+
+
+def quantize(
+    folder: Path,
+    output: Path,
+    options: dict[str, Any],
+    settings: Settings,
+    calibration: Calibration | None,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Write the fp16 IR in `folder`, quantized as `options` (see `recipe.options_for`) say, to
+    `output`; with no options, the same IR with the KV-cache precision that is asked for.
+
+    Raises UserError for options that Optimum-Intel or NNCF refuse.
+    """
+    import nncf
+    from optimum.intel import OVConfig, OVModelForCausalLM, OVQuantizer
+
+    model = OVModelForCausalLM.from_pretrained(
+        folder, compile=False, trust_remote_code=trust_remote_code
+    )
+    if options:
+        try:
+            config = _config(options, settings)
+            data = _dataset(model, calibration) if calibration else None
+            OVQuantizer(model, trust_remote_code=trust_remote_code).quantize(
+                data, ov_config=OVConfig(quantization_config=config)
+            )
+        except (
+            ValueError,
+            nncf.ValidationError,
+            nncf.InvalidGroupSizeError,
+            nncf.ParameterNotSupportedError,
+        ) as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"this quantization is not possible: {text[:300]}") from error
+    if settings.kv_cache != "auto":
+        model.model.set_rt_info(settings.kv_cache, ["runtime_options", "KV_CACHE_PRECISION"])
+    model.save_pretrained(output)
+
+
+def _config(options: dict[str, Any], settings: Settings) -> Any:
+    from optimum.intel.openvino.configuration import (
+        OVMixedQuantizationConfig,
+        OVQuantizationConfig,
+        OVWeightQuantizationConfig,
+        _quantization_config_from_dict,
+    )
+
+    if "bits" not in options:  # a recipe of several stages
+        return _quantization_config_from_dict(options)
+    weights = OVWeightQuantizationConfig(**({"num_samples": settings.samples} | options))
+    if settings.activations == "none":
+        return weights
+    # 0.95 is NNCF's own for transformers; Optimum-Intel hands None on as "no smooth quant".
+    alpha = 0.95 if settings.smooth_quant_alpha is None else settings.smooth_quant_alpha
+    full = OVQuantizationConfig(
+        bits=8,
+        num_samples=settings.samples,
+        smooth_quant_alpha=alpha,
+        ignored_scope=options.get("ignored_scope"),
+    )
+    return full if options["bits"] == 8 else OVMixedQuantizationConfig(weights, full)
+
+
+def _dataset(model: Any, calibration: Calibration) -> Any:
+    import nncf
+    import torch
+
+    rows = [
+        {
+            "input_ids": torch.from_numpy(row.astype(np.int64))[None],
+            "attention_mask": torch.ones(1, len(row), dtype=torch.int64),
+        }
+        for row in calibration.rows
+    ]
+    return nncf.Dataset(rows, lambda row: model.prepare_inputs(**row))

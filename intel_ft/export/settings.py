@@ -1,0 +1,111 @@
+"""What a user may say about the quantization, from `--set` and a YAML file; called from cli.export
+and the rest of export.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from intel_ft.config import Section
+from intel_ft.errors import UserError
+
+Format = Literal["fp16", "int8", "int4", "nf4", "mxfp4"]
+FOUR_BIT: tuple[Format, ...] = ("int4", "nf4", "mxfp4")
+
+
+class Settings(Section):
+    """How weights (and activations) become smaller. None leaves a value to the base's recipe, or
+    else to the format's default. The names are NNCF's and Optimum-Intel's, where they have one.
+    """
+
+    recipe: Literal["auto", "none"] = "auto"  # the base's own in Optimum-Intel, where it has one
+    group_size: int | None = Field(None, ge=-1)  # weights that share a scale; -1: a whole channel
+    group_size_fallback: Literal["adjust", "error", "ignore"] | None = None
+    ratio: float | None = Field(None, ge=0, le=1)  # share of layers in 4 bits, the rest in 8
+    sym: bool | None = None  # without a zero point
+    all_layers: bool | None = None  # 4 bits for embeddings and the last layer, too
+    backup_precision: Literal["none", "int8_sym", "int8_asym"] | None = None
+    sensitivity_metric: (
+        Literal[
+            "weight_quantization_error",
+            "hessian_input_activation",
+            "mean_activation_variance",
+            "max_activation_variance",
+            "mean_activation_magnitude",
+        ]
+        | None
+    ) = None  # which layers `ratio` leaves in 8 bits
+    awq: bool | None = None
+    scale_estimation: bool | None = None
+    gptq: bool | None = None
+    lora_correction: bool | None = None
+    ignored_layers: list[str] | None = None  # patterns of IR node names, kept in fp16
+    activations: Literal["none", "int8"] = "none"  # int8 needs calibration data
+    smooth_quant_alpha: float | None = Field(None, ge=0, le=1)
+    dynamic_group_size: int | None = Field(None, ge=0)  # of activations at run time; 0 turns it off
+    kv_cache: Literal["auto", "u8", "u4", "f16", "bf16", "f32"] = "auto"
+    samples: int = Field(128, ge=1)  # calibration examples
+    sample_tokens: int = Field(512, ge=8)  # of each of them, at most
+
+    @model_validator(mode="after")
+    def _group(self) -> "Settings":
+        if self.group_size == 0:
+            raise ValueError("group_size must be above 0, or -1 for a scale a channel")
+        return self
+
+
+def read_settings(file: Path | None, pairs: list[str]) -> Settings:
+    """The settings in a YAML file with `KEY=VALUE` pairs on top.
+
+    Raises UserError, one line, naming the file or pair and the key.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{file}: not readable as YAML ({_line(error)})") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: expected KEY: VALUE lines")
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise UserError(f"--set {pair!r}: write it as KEY=VALUE")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair!r}: {_line(error)}") from None
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        origin = "--set" if file is None else f"{file} and --set" if pairs else str(file)
+        problems = dict.fromkeys(_describe(problem) for problem in error.errors())
+        raise UserError(f"{origin}: {'; '.join(problems)}") from None
+
+
+def _describe(problem: Any) -> str:
+    key = ".".join(map(str, problem["loc"][:1]))
+    if problem["type"] == "extra_forbidden":
+        known = list(Settings.model_fields)
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+        return f"unknown setting {key} ({hint})"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{key}={problem['input']}: {message[0].lower()}{message[1:]}" if key else message
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def for_device(settings: Settings, device: str) -> Settings:
+    """`settings`, for an NPU with what OpenVINO asks of its 4-bit weights and the user leaves open:
+    symmetric, a scale for each channel, every layer (OpenVINO GenAI's NPU guide, 2026).
+    """
+    if device != "NPU":
+        return settings
+    npu = {"recipe": "none", "sym": True, "group_size": -1, "ratio": 1.0}
+    return Settings(**(npu | settings.model_dump(exclude_unset=True)))

@@ -1,0 +1,153 @@
+"""An export that is killed, out of disk or given what does not belong together leaves nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from harness import run, start
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from export_fixtures import make_adapter, make_base
+
+if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
+    pytest.skip("needs the openvino extra", allow_module_level=True)
+
+from safetensors.torch import load_file, save_file
+
+from intel_ft.errors import UserError
+from intel_ft.export.openvino import export
+from intel_ft.models.load import fingerprint
+from intel_ft.provenance import Provenance
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make_base(tmp_path_factory.mktemp("faults") / "base")
+
+
+@pytest.fixture
+def adapter(base, tmp_path) -> Path:
+    """A run's adapter that says what it was trained on."""
+    folder = make_adapter(base, tmp_path / "run" / "adapter")
+    Provenance("adapter", str(base), None, "alpaca", None, "0", fingerprint(base)).save(folder)
+    return folder
+
+
+def test_killed_at_any_moment(base, adapter, tmp_path) -> None:
+    arguments = ("export", "run", "--format", "int8")
+    whole = run(*arguments, "-o", "whole", cwd=tmp_path, seconds=400)
+    assert whole.code == 0, whole.err
+    expected = (tmp_path / "whole" / "openvino_model.bin").read_bytes()
+    # Each kill waits for a stage to be there (or half there), and then a moment of its own.
+    chance = random.Random(7)
+    work = tmp_path / ".ir.export"
+    for sign in ("merged", ".fp16.partial", "fp16", "candidates/int8.json"):
+        running = start(*arguments, "-o", "ir", cwd=tmp_path)
+        seen = running.wait_until((work / sign).exists, seconds=400)
+        if seen and sign != "candidates/int8.json":
+            running.wait_until(lambda: chance.random() < 0.05, seconds=400)
+        running.kill(signal.SIGKILL)
+        code = running.wait(400).code
+        assert code in (-signal.SIGKILL, 0)
+        assert (tmp_path / "ir").exists() == (code == 0)
+        assert work.is_dir() == (code != 0)
+    if not (tmp_path / "ir").exists():
+        result = run(*arguments, "-o", "ir", cwd=tmp_path, seconds=400)
+        assert result.code == 0 and "going on from" in result.err, result.err
+    assert (tmp_path / "ir" / "openvino_model.bin").read_bytes() == expected
+    assert json.loads((tmp_path / "ir" / "export.json").read_text())["format"] == "int8"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {"run", "whole", "ir", ".streams"}, left
+
+
+@pytest.fixture(params=["300k", "700k"])
+def small_disk(request, tmp_path) -> Iterator[Path]:
+    """A file system of its own, too small for all that an export writes (about 1 MB)."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", disk]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a file system may not be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_full_disk(base, small_disk, tmp_path) -> None:
+    arguments = ("export", base, "-o", small_disk / "ir", "--format", "int8")
+    result = run(*arguments, cwd=tmp_path, seconds=400)
+    assert result.code == 1, result.err
+    assert "the disk is full; nothing was left" in result.last_line
+    assert "Traceback" not in result.err
+    assert list(small_disk.iterdir()) == []
+
+
+def _refused(source: Path, tmp_path: Path, *words: str, **named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        export(str(source), tmp_path / "ir", "int8", **named)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    assert not [path.name for path in tmp_path.iterdir() if "ir" in path.name]
+
+
+def test_a_corrupt_adapter(adapter, tmp_path) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    _refused(adapter, tmp_path, str(weights), "damaged")
+
+
+def test_an_adapter_of_another_base_of_the_same_shape(base, adapter, tmp_path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in base.iterdir():
+        os.link(path, other / path.name)
+    (other / "model.safetensors").unlink()
+    tensors = {name: tensor * 1.5 for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    _refused(adapter, tmp_path, str(adapter), "was not trained on", str(other), base=str(other))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(base, adapter, tmp_path, value) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = sorted(tensors)[3]
+    tensors[name][0, 0] = value
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    _refused(adapter, tmp_path, name, "NaN or infinity")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in base.iterdir():
+        os.link(path, broken / path.name)
+    (broken / "model.safetensors").unlink()
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][2, 2] = value
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    _refused(broken, tmp_path, "model.layers.1.mlp.up_proj.weight", "NaN or infinity")
+
+
+def test_another_tokenizer(base, adapter, tmp_path) -> None:
+    path = adapter / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    first, second = (token for token, id in vocabulary.items() if id in (300, 301))
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(values))
+    _refused(adapter, tmp_path, str(adapter), "tokenizer is not that of its base", str(base))
+
+
+def test_the_command_line_says_it_in_a_line(adapter, tmp_path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors[sorted(tensors)[0]][0, 0] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    result = run("export", "run", "-o", "ir", "--set", "samples=2", cwd=tmp_path, seconds=400)
+    assert result.code == 2 and result.last_line.startswith("error: "), result.err
+    assert "Traceback" not in result.err
+    result = run("export", "run", "-o", "ir", "--max-ppl-increase", "1%", cwd=tmp_path, seconds=400)
+    assert result.code == 2 and "no held-out data" in result.last_line, result.err

@@ -1,0 +1,184 @@
+"""Settings, recipes, limits and the ladder: what is said, and what NNCF is then told."""
+
+import math
+from importlib.util import find_spec
+
+import pytest
+
+if find_spec("optimum.intel") is None:
+    pytest.skip("needs the openvino extra", allow_module_level=True)
+
+from optimum.intel.openvino.configuration import get_default_quantization_config
+
+from intel_ft.errors import UserError
+from intel_ft.export.candidates import candidates
+from intel_ft.export.gate import Limits, share
+from intel_ft.export.measure import Quality
+from intel_ft.export.quantize import _config
+from intel_ft.export.recipe import find_recipe, options_for, public_id
+from intel_ft.export.settings import FOUR_BIT, Settings, for_device, read_settings
+
+
+def test_file_and_pairs(tmp_path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("group_size: 64\nawq: true\n")
+    found = read_settings(file, ["group_size=32", "kv_cache=u8", "ignored_layers=[lm_head]"])
+    assert (found.group_size, found.awq, found.kv_cache) == (32, True, "u8")
+    assert found.ignored_layers == ["lm_head"]
+    assert found.model_fields_set == {"group_size", "awq", "kv_cache", "ignored_layers"}
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("grup_size=64", ["grup_size", "did you mean group_size?"]),
+        ("ratio=1.5", ["--set", "ratio=1.5", "less than or equal to 1"]),
+        ("group_size=0", ["group_size must be above 0"]),
+        ("kv_cache=u2", ["kv_cache=u2", "'u8'"]),
+        ("awq", ["--set 'awq'", "KEY=VALUE"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line(pair, words) -> None:
+    with pytest.raises(UserError) as caught:
+        read_settings(None, [pair])
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_a_settings_file_that_is_none(tmp_path) -> None:
+    with pytest.raises(UserError, match="absent"):
+        read_settings(tmp_path / "absent.yaml", [])
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="expected KEY: VALUE"):
+        read_settings(tmp_path / "list.yaml", [])
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "meta-llama/Meta-Llama-3.1-8B-Instruct",
+        "microsoft/Phi-3.5-mini-instruct",
+        "mistralai/Mistral-7B-v0.1",
+        "/data/models/TinyLlama-1.1B-Chat-v1.0",
+    ],
+)
+def test_the_base_recipe_is_what_optimum_has(base) -> None:
+    recipe = find_recipe([base], "int4", Settings())
+    theirs = get_default_quantization_config(base, weight_format="int4")
+    assert recipe.used and theirs is not None
+    assert recipe.id == public_id(base) and recipe.id in recipe.why and "/data" not in recipe.why
+    options = options_for("int4", Settings(), recipe, calibrated=True)
+    for key in ("bits", "sym", "group_size", "ratio", "scale_estimation"):
+        if key in theirs:
+            assert options[key] == theirs[key], key
+    _config(options, Settings())  # Optimum-Intel takes it
+    # The user goes before the recipe, and may leave it out.
+    own = Settings(group_size=16)
+    assert options_for("int4", own, recipe, calibrated=True)["group_size"] == 16
+    none = find_recipe([base], "int4", Settings(recipe="none"))
+    assert not none.used and "recipe=none" in none.why
+    assert options_for("int4", Settings(recipe="none"), none, False)["group_size"] == 128
+
+
+def test_a_base_without_recipe_says_so() -> None:
+    recipe = find_recipe(["example/unknown", ""], "int4", Settings())
+    assert (recipe.id, recipe.used) == (None, False)
+    assert "no tuned recipe for example/unknown" in recipe.why
+    assert options_for("int4", Settings(), recipe, calibrated=False) == {
+        "bits": 4,
+        "dtype": "int4",
+        "group_size": 128,
+        "group_size_fallback": "adjust",
+        "ratio": 1.0,
+        "sym": False,
+    }
+
+
+def test_a_recipe_that_wants_data_goes_without_where_there_is_none() -> None:
+    recipe = find_recipe(["microsoft/phi-2"], "int4", Settings())
+    assert recipe.options["scale_estimation"] and "dataset" not in recipe.options
+    assert "scale_estimation" not in options_for("int4", Settings(), recipe, calibrated=False)
+    with pytest.raises(UserError, match="gptq needs calibration data"):
+        options_for("int4", Settings(gptq=True), recipe, calibrated=False)
+
+
+def test_a_recipe_of_several_stages_is_taken_whole_or_not() -> None:
+    recipe = find_recipe(["openai/gpt-oss-20b"], "int4", Settings())
+    options = options_for("int4", Settings(), recipe, calibrated=False)
+    assert type(_config(options, Settings())).__name__ == "_GPTOSSQuantizationConfig"
+    with pytest.raises(UserError, match=r"several stages.*ratio.*recipe=none"):
+        options_for("int4", Settings(ratio=0.5), recipe, calibrated=False)
+
+
+def test_fp16_takes_no_settings() -> None:
+    recipe = find_recipe(["x"], "fp16", Settings())
+    assert options_for("fp16", Settings(kv_cache="u8"), recipe, True) == {}
+    with pytest.raises(UserError, match="ratio says nothing"):
+        options_for("fp16", Settings(ratio=0.5), recipe, True)
+
+
+def test_every_setting_reaches_nncf() -> None:
+    own = Settings(
+        group_size=32,
+        ratio=0.7,
+        sym=True,
+        all_layers=True,
+        backup_precision="int8_sym",
+        sensitivity_metric="max_activation_variance",
+        awq=True,
+        gptq=True,
+        ignored_layers=["lm_head"],
+        dynamic_group_size=64,
+        samples=7,
+    )
+    recipe = find_recipe(["x"], "int4", own)
+    config = _config(options_for("int4", own, recipe, calibrated=True), own)
+    told = config.to_nncf_dict()
+    assert (told["mode"].value, told["group_size"], told["ratio"]) == ("int4_sym", 32, 0.7)
+    assert told["all_layers"] and told["awq"] and told["gptq"] and told["subset_size"] == 7
+    assert told["backup_mode"].value == "int8_sym"
+    assert told["sensitivity_metric"].value == "max_activation_variance"
+    assert told["ignored_scope"].patterns == ["lm_head"]
+    assert config.dq_group_size == 64
+    both = _config({"bits": 4, "dtype": "int4"}, Settings(activations="int8"))
+    assert type(both).__name__ == "OVMixedQuantizationConfig"
+
+
+def test_npu_wants_symmetric_channels() -> None:
+    npu = for_device(Settings(samples=3), "NPU")
+    assert (npu.sym, npu.group_size, npu.recipe, npu.samples) == (True, -1, "none", 3)
+    assert for_device(Settings(group_size=128), "NPU").group_size == 128
+    assert for_device(Settings(), "GPU") == Settings()
+
+
+def test_the_ladder_goes_up_and_keeps_what_the_user_sets() -> None:
+    names = [candidate.name for candidate in candidates("auto", Settings())]
+    assert names[0] == "int4" and names[-2:] == ["int8", "fp16"]
+    ladder = candidates("auto", Settings(sym=True, group_size=32, kv_cache="u8"))
+    # One group size leaves one rung of those that differ in nothing else.
+    four = [candidate for candidate in ladder if candidate.format in FOUR_BIT]
+    assert {candidate.settings.group_size for candidate in four} == {32}
+    assert [c.settings.ratio for c in four] == [None, 0.8, 0.6, 0.4]
+    assert all(c.settings.kv_cache == "u8" for c in ladder)
+    assert [c.settings.sym for c in ladder[-2:]] == [True, None]
+    only = candidates("nf4", Settings(sym=True))
+    assert [(c.name, c.settings.sym) for c in only] == [("nf4", True)]
+
+
+def test_shares_and_limits() -> None:
+    assert share("1%", "--x") == share("0.01", "--x") == pytest.approx(0.01)
+    assert share("0.05 %", "--x") == pytest.approx(0.0005)
+    for wrong in ("one", "-1%", "nan", ""):
+        with pytest.raises(UserError, match="--x"):
+            share(wrong, "--x")
+
+    def quality(increase: float, agreement: float) -> Quality:
+        return Quality(4.0, increase, 0.001, 0.0, agreement, None, None, None, None)
+
+    limits = Limits(0.01, 0.98)
+    assert limits.refusal(quality(0.0083, 0.99)) is None
+    assert "+1.10% ± 0.10% (limit +1.00%)" in str(limits.refusal(quality(0.011, 0.99)))
+    assert "more held-out data" in str(limits.refusal(quality(0.009, 0.99)))  # not yet proven
+    assert "0.9700" in str(limits.refusal(quality(0.0, 0.97)))
+    assert limits.refusal(quality(math.nan, 0.99)) and limits.refusal(quality(0.0, math.nan))
+    assert Limits().refusal(quality(9.0, 0.0)) is None and not Limits().set
