@@ -44,7 +44,10 @@ def test_a_signalled_job_is_requeued_and_goes_on(cluster, tmp_path, monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = fresh(tmp_path / "job")
     job = cluster.submit(folder / "job.sh")
-    wait((folder / "out/metrics.jsonl").exists, 240)
+    try:
+        wait((folder / "out/metrics.jsonl").exists, 240)
+    except AssertionError:
+        pytest.fail(cluster.run("scontrol", "show", "job", job) + cluster.run("sinfo"))
     cluster.run("scancel", "--signal=TERM", job)
     wait(lambda: cluster.field(job, "Restarts") == "1", 60)
     saved = [path.name for path in (folder / "out").glob("checkpoint-*")]

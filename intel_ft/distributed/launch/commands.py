@@ -164,5 +164,6 @@ def _torchrun(job: Job) -> Command:
             "for torchrun on every host --via slurm"
         )
     arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments += ["--nproc-per-node", str(job.ranks), "--no-python"]
+    # Without the dashes it takes options of the program for its own, abbreviated.
+    arguments += ["--nproc-per-node", str(job.ranks), "--no-python", "--"]
     return Command((*arguments, *job.program), {}, "torchrun")

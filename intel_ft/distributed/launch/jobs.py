@@ -122,7 +122,7 @@ def _launch(request: Request) -> list[str]:
 def _mpi_job(request: Request, nodes: int, ranks: int, image: str) -> dict[str, Any]:
     """Workers run sshd, the launcher starts the ranks over it; both see one shared volume."""
     launch = ["intel-ft", *_launch(request), "--hostfile", "/etc/mpi/hostfile"]
-    worker = ["/usr/sbin/sshd", "-De"]
+    worker = ["/usr/sbin/sshd", "-D", "-e", "-f", "/etc/intel-ft/sshd.conf"]  # docker/ssh
     return {
         "apiVersion": "kubeflow.org/v2beta1",
         "kind": "MPIJob",
@@ -157,7 +157,7 @@ def _train_job(request: Request, nodes: int, ranks: int, image: str) -> dict[str
             "runtimeRef": {"name": "torch-distributed"},
             "trainer": {
                 "image": image,
-                "command": ["torchrun", "--no-python", *train, "--ranks", str(nodes * ranks)],
+                "command": ["torchrun", "--no-python", "--", *train, "--ranks", str(nodes * ranks)],
                 "numNodes": nodes,
                 "numProcPerNode": ranks,
                 "resourcesPerNode": {"requests": {"cpu": _cores(), "memory": "64Gi"}},
@@ -176,7 +176,7 @@ def _pod(name: str, image: str, command: list[str], cores: str, memory: str) -> 
                 "image": image,
                 "command": command,
                 "workingDir": "/work",
-                "resources": {"requests": resources, "limits": resources},
+                "resources": {"requests": resources, "limits": dict(resources)},
                 "volumeMounts": [{"name": "work", "mountPath": "/work"}],
             }
         ],

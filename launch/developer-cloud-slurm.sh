@@ -1,0 +1,18 @@
+#!/bin/bash
+# Submit: sbatch launch/developer-cloud-slurm.sh, on a cluster in Intel's developer cloud that has Slurm.
+# Small: two nodes of the Sapphire Rapids kind, one hour. slurm.sh is the same with every safeguard.
+#SBATCH --job-name=lora
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --constraint=spr             # `sinfo -o "%N %f"` lists what nodes are called there
+#SBATCH --exclusive
+#SBATCH --time=01:00:00
+#SBATCH --output=runs/lora.logs-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=TERM@300            # to the ranks, which save and stop
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+srun --cpu-bind=none --kill-on-bad-exit=1 \
+    python -m intel_ft train run.yaml --resume --ranks 4 --logs runs/lora.logs

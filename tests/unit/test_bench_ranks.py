@@ -1,0 +1,49 @@
+"""What `bench ranks` makes of its arguments and of the runs; the runs themselves are e2e's."""
+
+import pytest
+
+from intel_ft.distributed import topology
+from intel_ft.distributed.topology import Core, Topology
+from intel_ft.errors import UserError
+from intel_ft.insight import bench_ranks
+from intel_ft.insight.table import ranks_table
+
+
+@pytest.fixture(autouse=True)
+def _sixty_four_cores(monkeypatch):
+    cores = tuple(Core(0, 0, (n,)) for n in range(64))
+    monkeypatch.setattr(topology, "read", lambda: Topology(cores, {}, None))
+
+
+def test_ranks_that_fit():
+    assert bench_ranks.values_of(None, 16) == [1, 2, 4]
+    assert bench_ranks.values_of("4,1,4", 16) == [1, 4]
+    for text, said in (("8", "1 to 4 ranks"), ("0", "1 to 4"), ("two", "whole numbers")):
+        with pytest.raises(UserError, match=said):
+            bench_ranks.values_of(text, 16)
+    with pytest.raises(UserError, match="this process may use 64"):
+        bench_ranks.values_of(None, 65)
+
+
+def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
+    asked = []
+
+    def run(task, ranks, cores, via):
+        asked.append((ranks, task.workload.batch))
+        rate = {1: 100.0, 2: 190.0, 4: 320.0}[ranks]
+        return {
+            "tokens_per_s": rate,
+            "step_s": 1.0,
+            "exchange_share": 0.1,
+            "rank_imbalance": 0.02,
+            "collective": "ccl",
+            "gradient_mib": 8.0,
+            "threads": 16,
+        }
+
+    monkeypatch.setattr(bench_ranks, "_run", run)
+    report = bench_ranks.bench_ranks("tiny", [1, 2, 4], 16, "mpirun", 1, 0.0)
+    assert asked == [(1, 32), (2, 64), (4, 128), (2, 32), (4, 32)]
+    assert [point["efficiency"] for point in report["weak"]] == pytest.approx([1, 0.95, 0.8])
+    assert report["strong"][0] == report["weak"][0]
+    assert "weak, 4" in ranks_table(report).markdown()
