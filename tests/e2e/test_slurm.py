@@ -2,6 +2,9 @@
 what an uninterrupted run computes.
 """
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import slurm
 from harness import MODEL, metrics, run, shortest_examples, write_config
@@ -35,8 +38,9 @@ def losses(run_folder):
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    with slurm.cluster(tmp_path / "cluster") as running:
+def cluster():
+    # pytest's own folders are too deep: a socket's path has 108 bytes at most.
+    with TemporaryDirectory() as folder, slurm.cluster(Path(folder)) as running:
         yield running
 
 
