@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from intel_ft.cli.options import Json, print_table
+from intel_ft.cli.options import Json, print_table, require_writable
 
 app = typer.Typer(
     help="Measure speed, memory and quality of training, against peers and the machine.",
@@ -132,13 +132,11 @@ def scale(
     json: Json = False,
 ) -> None:
     """How our token/s, MFU and memory change with row length, batch, LoRA's r or threads."""
-    from intel_ft.errors import UserError
     from intel_ft.files import write_text
     from intel_ft.insight.bench_scale import bench_scale, plotted, values_of
     from intel_ft.insight.table import scale_table
 
-    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
-        raise UserError(f"--plot {plot}: name a file in a folder that exists")
+    require_writable(plot)
     report = bench_scale(workload, over, values_of(over, values), repeat, seconds, threads)
     if plot is not None:
         write_text(plot, plotted(report))
@@ -209,12 +207,10 @@ def collectives(
     json: Json = False,
 ) -> None:
     """Latency and bandwidth of the ccl backend, gloo and mpi4py between ranks."""
-    from intel_ft.errors import UserError
     from intel_ft.files import write_text
     from intel_ft.insight.bench_collectives import COLLECTIVES, bench_collectives, sizes_of
 
-    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
-        raise UserError(f"--plot {plot}: name a file in a folder that exists")
+    require_writable(plot)
     report = bench_collectives(
         ranks,
         sizes_of(sizes),

@@ -61,6 +61,14 @@ Template = Annotated[
 ]
 
 
+def require_writable(plot: Path | None) -> None:
+    """Raise UserError where a plot could not be written, before anything runs for it."""
+    from intel_ft.errors import UserError
+
+    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
+        raise UserError(f"--plot {plot}: name a file in a folder that exists")
+
+
 def show(result: Any, as_json: bool) -> None:
     """Print a result (a dataclass or a mapping): aligned lines, or one JSON object."""
     values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else dict(result)  # type: ignore[arg-type]

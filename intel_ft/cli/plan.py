@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from intel_ft.cli.options import ConfigFile, Json, Overrides, print_table
+from intel_ft.cli.options import ConfigFile, Json, Overrides, print_table, require_writable
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -55,8 +55,7 @@ def run(
     settings = configuration.load(config, overrides)
     if sweep is None and (values or plot):
         raise UserError("--values and --plot belong to --sweep")
-    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
-        raise UserError(f"--plot {plot}: name a file in a folder that exists")
+    require_writable(plot)
     from intel_ft.insight.plan import Cluster, inputs_of, plan
     from intel_ft.insight.plan_work import Assumed
 

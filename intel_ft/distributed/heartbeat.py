@@ -82,7 +82,9 @@ class Heartbeat:
                 self._end(f"rank 0 cannot be reached for {self._timeout:g} s")
 
     def _end(self, text: str) -> None:
-        """Leave at once: the main thread may wait in a library, and launchers end the others."""
+        """Leave at once: the main thread may wait in a library, and launchers end the others. The
+        line does not go through logging, whose lock that thread may hold.
+        """
         rank = "" if self._world.rank == 0 else f"rank {self._world.rank}: "
         print(
             f"error: {rank}{text}: the job ends; --resume goes on from the last checkpoint",
