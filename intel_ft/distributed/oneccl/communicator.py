@@ -160,6 +160,8 @@ def _bytes(tensor: Tensor) -> Tensor:
 def _reducible(tensor: Tensor, operation: Any) -> tuple[Tensor, int]:
     """The tensor flat and in a dtype that oneCCL reduces, and the number of the operation."""
     number = _OPERATIONS[ReduceOp.SUM if operation == ReduceOp.AVG else operation]
+    if tensor.dtype in _TYPES and operation != ReduceOp.AVG and tensor.is_contiguous():
+        return tensor, number  # as it is, without the microseconds of what follows
     flat = tensor.detach().contiguous().view(-1)
     if flat.dtype == torch.bool:
         if operation == ReduceOp.AVG:

@@ -67,6 +67,7 @@ class CclGroup(_Base):  # type: ignore[misc]
             if size == int(started) and own != rank:
                 raise RuntimeError(f"rank {rank} was started as rank {own} by MPI: use MPI's ranks")
         self._seconds = timeout.total_seconds()
+        self._place = f"rank {rank} of {size}"
         self._ranks = Communicator(rank, size)
         self._count = 0
         self._submit("connecting", None, lambda: self._ranks.connect(store)).wait()
@@ -285,7 +286,7 @@ class CclGroup(_Base):  # type: ignore[misc]
     ) -> "Future[Any]":
         seconds = timeout.total_seconds() if timeout else self._seconds
         self._count += 1
-        describe = f"{name} (call {self._count} on rank {self.rank()} of {self.size()})"
+        describe = f"{name} (call {self._count} on {self._place})"
         return caller().submit(describe, seconds, action)
 
 

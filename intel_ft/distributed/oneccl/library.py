@@ -28,17 +28,17 @@ Handle = c_void_p  # of a communicator
 _TYPE, _OPERATION, _RANK, _STREAM = c_int, c_int, c_int, c_void_p
 _TO = (c_void_p, c_void_p, c_size_t, _TYPE)  # send buffer, receive buffer, elements, their type
 _SIGNATURES: dict[str, tuple[type, ...]] = {
-    "onecclGetVersion": (c_void_p,),
-    "onecclGetUniqueId": (c_void_p,),
-    "onecclCommInitRank": (c_void_p, c_size_t, UniqueId, _RANK),
-    "onecclCommFinalize": (Handle,),
-    "onecclCommDestroy": (Handle,),
-    "onecclAllReduce": (*_TO, _OPERATION, Handle, _STREAM),
-    "onecclReduce": (*_TO, _OPERATION, _RANK, Handle, _STREAM),
-    "onecclReduceScatter": (*_TO, _OPERATION, Handle, _STREAM),
-    "onecclBroadcast": (*_TO, _RANK, Handle, _STREAM),
-    "onecclAllGather": (*_TO, Handle, _STREAM),
-    "onecclAllToAll": (*_TO, Handle, _STREAM),
+    "GetVersion": (c_void_p,),
+    "GetUniqueId": (c_void_p,),
+    "CommInitRank": (c_void_p, c_size_t, UniqueId, _RANK),
+    "CommFinalize": (Handle,),
+    "CommDestroy": (Handle,),
+    "AllReduce": (*_TO, _OPERATION, Handle, _STREAM),
+    "Reduce": (*_TO, _OPERATION, _RANK, Handle, _STREAM),
+    "ReduceScatter": (*_TO, _OPERATION, Handle, _STREAM),
+    "Broadcast": (*_TO, _RANK, Handle, _STREAM),
+    "AllGather": (*_TO, Handle, _STREAM),
+    "AllToAll": (*_TO, Handle, _STREAM),
 }
 
 
@@ -52,13 +52,16 @@ class Library:
         for name in () if mpi else ("libfabric.so.1",):
             _load(name, folders)
         _load(_PLUGIN, folders)
+        self._functions = {}
         for name, types in _SIGNATURES.items():
-            getattr(self._ccl, name).argtypes = types
+            function = getattr(self._ccl, f"oneccl{name}")
+            function.argtypes = types
+            self._functions[name] = function
         self._ccl.onecclGetErrorString.restype = ctypes.c_char_p
 
     def call(self, name: str, *arguments: object) -> None:
         """Call `onecclNAME`; RuntimeError where it says no."""
-        result = getattr(self._ccl, f"oneccl{name}")(*arguments)
+        result = self._functions[name](*arguments)
         if result:
             text = self._ccl.onecclGetErrorString(result).decode(errors="replace")
             raise RuntimeError(f"oneCCL: {name} failed: {text} ({result})")
