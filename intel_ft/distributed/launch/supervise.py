@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 def supervise(command: Command, logs: Path) -> int:
-    """Run the command to its end; the exit code of the first rank that failed, else the launcher's,
-    or 128 + the number of the signal that ended it.
+    """Run the command to its end; the exit code of the first rank that failed, 1 where none said so
+    (it was killed), or 128 + the number of the signal that ended the launcher.
 
     A first SIGTERM or SIGINT asks the ranks, through a file in `logs`, to save after their step and
     stop; a second one kills. A launcher that still runs GRACE seconds after a rank ended the job
@@ -46,8 +46,8 @@ def supervise(command: Command, logs: Path) -> int:
         code = process.wait()
     _kill(process)
     with contextlib.suppress(OSError, ValueError):
-        code = int((logs / FAILED).read_text(encoding="utf-8")) if code else 0
-    return code if code >= 0 else 128 - code
+        return int((logs / FAILED).read_text(encoding="utf-8")) if code else 0
+    return 1 if code > 0 else 128 - code
 
 
 @contextlib.contextmanager
