@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intel_ft.models.adapter import is_linear
-
 FORWARD = ("plain", "prepacked")
 GRADIENT = ("gradient", "gradient_prepacked")
 
@@ -55,6 +53,8 @@ def linear_products(model: Any, rows: int, supervised_share: float) -> list[Prod
     """The products of one row of `rows` tokens: each linear layer's at every token, the head's at
     the supervised share of them. `model` may carry LoRA, and may be on `meta`.
     """
+    from intel_ft.models.adapter import is_linear  # which imports peft: not needed for a rate
+
     head = model.get_output_embeddings()
     shapes: Counter[tuple[int, int]] = Counter()
     for name, module in model.named_modules():
