@@ -1,10 +1,12 @@
 """A diagnosis as one screen of text; called from cli.doctor."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from intel_ft.insight.doctor.examine import Diagnosis, Facts
-from intel_ft.insight.doctor.findings import Finding
+from intel_ft.insight.doctor.findings import Finding, ranked
+from intel_ft.insight.doctor.hosts import Comparison
 
 _MARKS = {"usable": "+", "missing": "-", "mismatched": "!", "broken": "!"}
 
@@ -17,14 +19,31 @@ def lines(diagnosis: Diagnosis) -> list[str]:
     return [*(f"{name:<{width}}  {text}" for name, text in rows), "", *told(diagnosis.findings)]
 
 
+def compared(found: Comparison) -> list[str]:
+    """What differs between hosts, then findings: of the comparison, and of hosts, each once."""
+    text = [f"{len(found.hosts)} hosts: {', '.join(found.hosts)}", ""]
+    for fact, values in found.differences.items():
+        text.append(fact)
+        text += [f"    {value:<40} {', '.join(names)}" for value, names in values.items()]
+    if not found.differences:
+        text.append("They do not differ.")
+    text += ["", *told(found.findings)]
+    on: dict[Finding, list[str]] = {}
+    for name, host in found.hosts.items():
+        for finding in host["findings"]:
+            on.setdefault(Finding(**finding), []).append(name)
+    for finding in ranked(list(on)):
+        where = "all" if len(on[finding]) == len(found.hosts) else ", ".join(on[finding])
+        text += told((replace(finding, seen=f"{where}: {finding.seen}"),))
+    return text
+
+
 def told(findings: tuple[Finding, ...]) -> Iterator[str]:
     """Two lines a finding: what was seen, what to do."""
     for finding in findings:
         yield f"{finding.level.upper():<8} {finding.seen}"
         if finding.do:
             yield f"{'':<8}   -> {finding.do}"
-    if not findings:
-        yield "Nothing to say: all is well."
 
 
 def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
