@@ -10,6 +10,11 @@ import typer
 from intel_ft.cli.options import Json
 from intel_ft.errors import EnvironmentProblem
 
+_STYLES: dict[str, dict[str, Any]] = {
+    "ERROR": {"fg": "red", "bold": True},
+    "WARNING": {"fg": "yellow", "bold": True},
+}
+
 
 def run(
     hosts: Annotated[
@@ -34,8 +39,10 @@ def run(
 
 
 def _say(found: Any, failed: bool, lines: list[str], json: bool) -> None:
-    typer.echo(
-        json_text.dumps(dataclasses.asdict(found), ensure_ascii=False) if json else "\n".join(lines)
-    )
+    if json:
+        typer.echo(json_text.dumps(dataclasses.asdict(found), ensure_ascii=False))
+    else:
+        for line in lines:
+            typer.secho(line, **_STYLES.get(line.partition(" ")[0], {}))
     if failed:
         raise typer.Exit(EnvironmentProblem.exit_code)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from intel_ft.backends.host import cpu_name
 from intel_ft.backends.openmp import VARIABLE
 from intel_ft.distributed.layout import places, ranks_per_host
 from intel_ft.distributed.topology import Topology
@@ -84,8 +85,6 @@ def _product_rate(start: float, cpus: list[int]) -> float:
 
 
 def _key(topology: Topology) -> str:
-    from intel_ft.backends.cpu import cpu_name
-
     return f"{cpu_name()}, {topology.usable} cores, {len(topology.nodes)} NUMA nodes"
 
 

@@ -23,7 +23,7 @@ from intel_ft.insight.doctor.instructions import Instructions
 from intel_ft.insight.doctor.products import DTYPES, Executed
 from intel_ft.insight.doctor.runtime import Runtime
 from intel_ft.insight.doctor.software import Component
-from intel_ft.insight.doctor.trial import tried
+from intel_ft.insight.doctor.trial import NOT_TRIED, tried
 
 _COMPUTE = ("torch", "backend", "threads", *DTYPES, "openmp", "bandwidth")
 _SECONDS = 120.0  # that a process may be silent
@@ -65,6 +65,8 @@ def examine() -> Diagnosis:
     quiet = os.environ | {"HF_HUB_OFFLINE": "1"}
     computed, verbose = tried(_COMPUTE, quiet | {"ONEDNN_VERBOSE": "1"}, _SECONDS)
     after = host.throttled()
+    if computed["torch"].error is not None:  # which is then the error of all
+        computed = dict.fromkeys(_COMPUTE, NOT_TRIED) | {"torch": computed["torch"]}
     imported, _ = tried(software.steps(software.installed), quiet, _SECONDS)
     outcomes = computed | imported
     meanwhile = None if before is None or after is None else after - before
@@ -86,7 +88,7 @@ def findings(facts: Facts) -> list[Finding]:
     """Everything that is to be said of these facts."""
     return [
         *findings_software.of_software(list(facts.software)),
-        *findings_machine.of_execution(facts.instructions, facts.executed, facts.host.load),
+        *findings_machine.of_execution(facts.instructions, facts.executed, busy=facts.host.busy),
         *findings_machine.of_limits(facts.host),
         *findings_machine.of_load_and_clock(facts.host, facts.executed),
         *findings_software.of_runtime(facts.runtime, facts.host),

@@ -9,12 +9,12 @@ from intel_ft.insight.doctor.findings import Finding
 from intel_ft.insight.doctor.host import Host
 from intel_ft.insight.doctor.instructions import Instructions
 from intel_ft.insight.doctor.products import Executed, Product
+from intel_ft.insight.doctor.trial import NOT_TRIED
 
 _LEAST_MEMORY, _LITTLE_MEMORY = 1.0, 4.0  # GiB: torch and Transformers alone take 0.6
 _LEAST_DISK, _LITTLE_DISK = 1.0, 10.0
 _LITTLE_SHARED = 0.25  # GiB; containers get 64 MiB
 _SLOW = 0.5  # of the rate to expect
-_BELONGS_TO_US = 0.5  # load a core from which others are at work
 
 
 def of_limits(host: Host) -> Iterator[Finding]:
@@ -65,11 +65,11 @@ def of_limits(host: Host) -> Iterator[Finding]:
 
 def of_load_and_clock(host: Host, executed: Executed) -> Iterator[Finding]:
     """Who else computes here, and at which speed."""
-    if host.load > _BELONGS_TO_US * host.usable:
+    if host.busy:
         yield Finding(
             "note",
-            f"load {host.load:.1f} on {host.usable} cores: others compute here, so the rates are "
-            "not the machine's best",
+            f"the machine has {host.machine_cores} cores and a load of {host.load:.1f}: others "
+            "compute here, so the rates are not its best",
             "measure again when it is idle",
         )
     if executed.throttled:
@@ -101,27 +101,27 @@ def of_load_and_clock(host: Host, executed: Executed) -> Iterator[Finding]:
         )
 
 
-def of_execution(isa: Instructions, executed: Executed, load: float) -> Iterator[Finding]:
+def of_execution(isa: Instructions, executed: Executed, *, busy: bool) -> Iterator[Finding]:
     """Products that died, ran without the instructions that the CPU advertises, or were slow."""
+    fine = []
     for product in executed.products:
         if product.error is not None:
-            if product.error != "not tried":
+            if product.error != NOT_TRIED.error:
                 yield _failed(product)
-            continue
-        flag = instructions.best(product.dtype, isa.advertised)
-        if flag is not None and product.dtype != "float32":
-            yield from _unused(product, flag, isa)
-    yield from _slow(executed, load)
+        elif unused := _unused(product, isa):
+            yield unused
+        else:
+            fine.append(product)
+    yield from _slow(fine, busy=busy)
     rates = {product.dtype: product.rate for product in executed.products}
-    single, half = rates.get("float32"), rates.get("bfloat16")
+    single, half = rates["float32"], rates["bfloat16"]
     if single and half and half < single:
-        advertised = instructions.best("bfloat16", isa.advertised)
-        yield Finding(
-            "warning" if advertised else "note",
-            f"bf16 products are slower than fp32 here: {half:,.0f} to {single:,.0f} GFLOP/s"
-            + ("" if advertised else ", since this CPU has no instruction for bf16"),
-            "" if advertised else "model.dtype auto takes float32 here; leave it so",
-        )
+        emulated = instructions.best("bfloat16", isa.advertised) is None
+        seen = f"bf16 products are slower than fp32 here: {half:,.0f} to {single:,.0f} GFLOP/s"
+        if emulated:
+            yield Finding("note", f"{seen}: this CPU has no instruction for them", "")
+        else:
+            yield Finding("warning", seen, "model.dtype=float32, as long as that is so")
 
 
 def _failed(product: Product) -> Finding:
@@ -137,39 +137,39 @@ def _failed(product: Product) -> Finding:
     return Finding("error", f"a {product.dtype} product failed: {product.error}", do)
 
 
-def _unused(product: Product, flag: str, isa: Instructions) -> Iterator[Finding]:
-    ran = product.kernel or "no kernel of its own"
+def _unused(product: Product, isa: Instructions) -> Finding | None:
+    flag = instructions.best(product.dtype, isa.advertised)
+    if flag is None or product.dtype == "float32":  # which MKL does, and reports nothing
+        return None
     if product.kernel is not None and instructions.uses(product.kernel, flag):
-        return
+        return None
+    ran = product.kernel or "nothing"
     seen = f"{flag} is advertised but not used: for {product.dtype} oneDNN ran {ran}"
     if isa.limits:
         name, value = next(iter(isa.limits.items()))
-        yield Finding("warning", f"{seen}; {name}={value} forbids more", f"unset {name}")
-    elif flag.startswith("amx") and isa.tiles != "granted":
-        yield Finding(
+        return Finding("warning", f"{seen}; {name}={value} forbids more", f"unset {name}")
+    if flag.startswith("amx") and isa.tiles != "granted":
+        return Finding(
             "warning",
             f"{seen}; the kernel does not permit AMX tiles ({isa.tiles})",
-            "Linux 5.16 or newer is needed, and a container's seccomp profile has to allow "
-            "arch_prctl",
+            "use Linux 5.16 or newer, and a container whose seccomp profile allows arch_prctl",
         )
-    else:
-        yield Finding("warning", seen, "pip install --upgrade torch: newer ones bring newer oneDNN")
+    return Finding("warning", seen, "pip install --upgrade torch: newer ones bring newer oneDNN")
 
 
-def _slow(executed: Executed, load: float) -> Iterator[Finding]:
+def _slow(products: list[Product], *, busy: bool) -> Iterator[Finding]:
     slow = [
-        f"{product.dtype} {product.rate:,.0f} of {product.expected:,.0f}"
-        for product in executed.products
+        f"{product.dtype} {product.rate:,.0f} of {product.expected:,.0f} G/s expected"
+        for product in products
         if product.rate and product.expected and product.rate < _SLOW * product.expected
     ]
-    if slow:
-        shared = load > _BELONGS_TO_US * (executed.threads or 1)
+    if slow and busy:
+        seen = f"products are slow while others compute here: {', '.join(slow)}"
+        yield Finding("note", seen, "measure again when the machine is idle")
+    elif slow:
         yield Finding(
-            "note" if shared else "warning",
-            f"products are slow: {', '.join(slow)} G/s expected"
-            + (", while others compute here" if shared else ""),
-            "measure on idle cores"
-            if shared
-            else "try more ranks with fewer threads (`intel-ft launch CONFIG --tune`); a virtual "
+            "warning",
+            f"products are slow: {', '.join(slow)}",
+            "try more ranks with fewer threads (`intel-ft launch CONFIG --tune`); a virtual "
             "machine may have fewer real cores, or a lower clock, than it shows",
         )

@@ -9,6 +9,7 @@ from intel_ft.insight.doctor.findings import Finding, Level
 from intel_ft.insight.doctor.host import Host
 from intel_ft.insight.doctor.runtime import Runtime
 from intel_ft.insight.doctor.software import EVERY_RUN, Component
+from intel_ft.insight.doctor.trial import NOT_TRIED
 
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
@@ -46,6 +47,8 @@ def of_token(token: bool | None) -> Iterator[Finding]:
 
 def of_runtime(runtime: Runtime, host: Host) -> Iterator[Finding]:
     """OpenMP, pages, and what the environment sets."""
+    if runtime.problem is not None and runtime.problem != NOT_TRIED.error:
+        yield Finding("error", f"a run fails at its start: {runtime.problem}", "install it anew")
     kinds = {Path(path).name.split(".")[0].split("-")[0] for path in runtime.openmp}
     if len(kinds) > 1:
         yield Finding(

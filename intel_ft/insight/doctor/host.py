@@ -53,6 +53,11 @@ class Host:
     disk: dict[str, float]
     shared_memory: float | None
 
+    @property
+    def busy(self) -> bool:
+        """Whether others compute here, so that rates are not the machine's best."""
+        return self.load > 0.5 * self.machine_cores
+
 
 def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
     """The facts below `root`; `allowed` as in topology.read."""

@@ -79,8 +79,10 @@ def int8() -> float:
 
 def bandwidth() -> float:
     """Bytes of memory moved a second."""
-    from intel_ft.backends import gemm
+    from intel_ft.backends import gemm, host
 
+    if host.available_bytes() < 1.2 * gemm.triad_bytes():
+        raise MemoryError(f"it takes {gemm.triad_bytes() / 2**30:.1f} GiB to measure")
     return gemm.memory_bandwidth(SECONDS)
 
 

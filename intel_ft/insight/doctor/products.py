@@ -39,6 +39,7 @@ class Executed:
     threads: int | None
     products: tuple[Product, ...]
     bandwidth: float | None
+    bandwidth_error: str | None
     throttled: int | None
 
 
@@ -72,6 +73,7 @@ def read(
         threads=threads,
         products=tuple(products),
         bandwidth=None if moved is None else moved / 1e9,
+        bandwidth_error=outcomes["bandwidth"].error,
         throttled=throttled,
     )
 

@@ -21,10 +21,12 @@ _MORE = ("LD_PRELOAD", "I_MPI_PIN", "I_MPI_PIN_DOMAIN")
 
 @dataclass(frozen=True)
 class Runtime:
-    """`openmp`: the runtimes that torch loaded. `transparent`: always, madvise or never;
-    `reserved`: GiB of huge pages set aside. `variables`: what the user's environment sets.
+    """`problem`: why a run could decide nothing here. `openmp`: the runtimes that torch loaded.
+    `transparent`: always, madvise or never; `reserved`: GiB of huge pages set aside. `variables`:
+    what the user's environment sets.
     """
 
+    problem: str | None
     openmp: tuple[str, ...]
     decisions: tuple[Decision, ...]
     transparent: str | None
@@ -36,6 +38,7 @@ def read(outcomes: dict[str, Outcome]) -> Runtime:
     """The facts, from the steps `backend` and `openmp`."""
     made = [Decision(*values) for values in outcomes["backend"].value or []]
     return Runtime(
+        problem=outcomes["backend"].error,
         openmp=tuple(outcomes["openmp"].value or ()),
         decisions=(*made, openmp.wait_policy(), *_layout()),
         transparent=transparent_pages(),

@@ -1,5 +1,6 @@
 """A diagnosis as one screen of text; called from cli.doctor."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from intel_ft.insight.doctor.examine import Diagnosis, Facts
 from intel_ft.insight.doctor.findings import Finding, ranked
 from intel_ft.insight.doctor.hosts import Comparison
 
-_MARKS = {"usable": "+", "missing": "-", "mismatched": "!", "broken": "!"}
+_WIDTH = 80  # of a list that goes on in the next line
 
 
 def lines(diagnosis: Diagnosis) -> list[str]:
@@ -69,8 +70,8 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     )
     yield "clock", ", ".join(said)
     limit = "" if host.memory_limit is None else f", control group allows {host.memory_limit:.1f}"
-    moved = facts.executed.bandwidth
-    rate = "" if moved is None else f"; {moved:,.1f} GB/s"
+    moved, why = facts.executed.bandwidth, facts.executed.bandwidth_error
+    rate = f"; rate not measured ({why})" if moved is None else f"; {moved:,.1f} GB/s"
     yield "memory", f"{host.memory:.1f} GiB{limit}, {host.available:.1f} available{rate}"
     disks = [f"{free:,.1f} GiB free for {folder}" for folder, free in host.disk.items()]
     yield "disk", ", ".join(disks)
@@ -104,11 +105,14 @@ def _runtime(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _software(facts: Facts) -> Iterator[tuple[str, str]]:
-    for component in facts.software:
-        mark = "" if component.state == "usable" else f"{component.state}: "
-        yield f"{_MARKS[component.state]} {component.name}", f"{mark}{component.detail}"
-    said = {True: "present", False: "none", None: "unknown"}[facts.token]
-    yield f"{'+' if facts.token else '-'} Hub token", said
+    usable = [part for part in facts.software if part.state == "usable"]
+    names = "; ".join(f"{part.name} {part.detail}" for part in usable)
+    for number, line in enumerate(textwrap.wrap(names, _WIDTH, break_on_hyphens=False)):
+        yield "" if number else "usable", line
+    for part in facts.software:
+        if part.state != "usable":
+            yield part.state, f"{part.name}: {part.detail}"
+    yield "Hub token", {True: "present", False: "none", None: "unknown"}[facts.token]
 
 
 def _count(number: int, what: str) -> str:

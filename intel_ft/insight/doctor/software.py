@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intel_ft.distributed.launch import commands
-from intel_ft.distributed.oneccl.library import INSTALL
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.insight.doctor.trial import Outcome
 
 State = Literal["usable", "missing", "mismatched", "broken"]
+
+Find = Callable[[str], str | None]
+"""The version of a distribution, None where it is not installed."""
 
 _OPENVINO = "pip install 'intel_ft[openvino]'"
 
@@ -68,7 +70,7 @@ PACKAGES = (
 OPTIONAL_STEPS = ("token", "oneccl")  # besides those of PACKAGES
 
 
-def steps(find: Callable[[str], str | None]) -> list[str]:
+def steps(find: Find) -> list[str]:
     """The steps worth trying: packages that `find` finds, and IPEX only beside the torch it is
     made for, since elsewhere its import ends the process.
     """
@@ -84,7 +86,7 @@ def steps(find: Callable[[str], str | None]) -> list[str]:
     return [*OPTIONAL_STEPS, *found]
 
 
-def read(outcomes: dict[str, Outcome], find: Callable[[str], str | None]) -> list[Component]:
+def read(outcomes: dict[str, Outcome], find: Find) -> list[Component]:
     """All components, from the outcomes of their steps and from what `find` says is installed."""
     found = [_package(package, outcomes, find) for package in PACKAGES]
     found += [*_torchvision(outcomes, find), _ipex(outcomes, find), _oneccl(outcomes, find)]
@@ -105,9 +107,7 @@ def release(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def _package(
-    package: Package, outcomes: dict[str, Outcome], find: Callable[[str], str | None]
-) -> Component:
+def _package(package: Package, outcomes: dict[str, Outcome], find: Find) -> Component:
     outcome = outcomes.get(package.step or "", Outcome())
     has = find(package.name)
     if has is None and isinstance(outcome.value, dict):  # torch that was built here
@@ -131,7 +131,7 @@ def _package(
     )
 
 
-def _contradicts(name: str, has: str, find: Callable[[str], str | None]) -> tuple[str, str] | None:
+def _contradicts(name: str, has: str, find: Find) -> tuple[str, str] | None:
     """What another installed package makes of this one, and what to do."""
     if name == "optimum-intel":
         other = find("transformers")
@@ -148,9 +148,7 @@ def _contradicts(name: str, has: str, find: Callable[[str], str | None]) -> tupl
     return None
 
 
-def _torchvision(
-    outcomes: dict[str, Outcome], find: Callable[[str], str | None]
-) -> list[Component]:
+def _torchvision(outcomes: dict[str, Outcome], find: Find) -> list[Component]:
     """Only where it is in the way: nothing here needs it, and Transformers imports it."""
     outcome, has = outcomes.get("import torchvision", Outcome()), find("torchvision")
     if has is None or outcome.error is None:
@@ -163,7 +161,7 @@ def _torchvision(
 _IPEX = "intel_extension_for_pytorch"
 
 
-def _ipex(outcomes: dict[str, Outcome], find: Callable[[str], str | None]) -> Component:
+def _ipex(outcomes: dict[str, Outcome], find: Find) -> Component:
     name, use, has = "IPEX", "backend.name ipex", find(_IPEX)
     if has is None:
         return Component(name, use, "missing", "not installed; archived, native is faster", "")
@@ -178,24 +176,24 @@ def _ipex(outcomes: dict[str, Outcome], find: Callable[[str], str | None]) -> Co
     return Component(name, use, "usable", f"{has}; archived, native is faster", "")
 
 
-def _ipex_mismatch(find: Callable[[str], str | None]) -> str | None:
+def _ipex_mismatch(find: Find) -> str | None:
     has, torch = find(_IPEX), find("torch")
     if has is None or torch is None or release(has)[:2] == release(torch)[:2]:
         return None
     return f"{has} is made for torch {'.'.join(map(str, release(has)[:2]))}, here is {torch}"
 
 
-def _oneccl(outcomes: dict[str, Outcome], find: Callable[[str], str | None]) -> Component:
+def _oneccl(outcomes: dict[str, Outcome], find: Find) -> Component:
     outcome, has = outcomes["oneccl"], find("oneccl")
-    why = outcome.value or outcome.error
-    name, use = "oneCCL", "several ranks"
+    why, name, use = outcome.value or outcome.error, "oneCCL", "several ranks"
     if why is None:
         return Component(name, use, "usable", has or "of an oneAPI installation", "")
+    detail, install, rest = why.partition(": install it")  # as distributed.oneccl.library says
+    remedy = (install + rest).removeprefix(": ")
     if has is None and "not found" in why:
-        return Component(name, use, "missing", "not installed; gloo instead", INSTALL)
-    detail = why.removesuffix(f": {INSTALL}")
+        return Component(name, use, "missing", "not installed; gloo instead", remedy)
     state: State = "mismatched" if has not in (None, "2022.1.2") else "broken"
-    return Component(name, use, state, f"{has or ''} {detail}".strip(), INSTALL)
+    return Component(name, use, state, f"{has or ''} {detail}".strip(), remedy)
 
 
 def _mpi() -> Component:
