@@ -62,7 +62,7 @@ PACKAGES = (
     Package("openvino", (2026, 4), "export, generate", _OPENVINO, "openvino"),
     Package("openvino-tokenizers", (2026, 4), "export", _OPENVINO, None),
     Package("openvino-genai", (2026, 4), "generate, chat", _OPENVINO, None),
-    Package("nncf", (3,), "export in INT8 and INT4", _OPENVINO, None),
+    Package("nncf", (3, 4), "export in INT8 and INT4", _OPENVINO, None),
     Package(
         "bitsandbytes", (0, 50), "qlora", "pip install 'intel_ft[qlora]'", "import bitsandbytes"
     ),
