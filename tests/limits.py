@@ -1,4 +1,4 @@
-"""Real control groups for tests: a command with less CPU time and memory than this process has."""
+"""What a machine can forbid, for real: CPU time and memory by control groups, an instruction."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _TOP = Path("/sys/fs/cgroup")
+
+ILLEGAL = """
+import ctypes, mmap
+page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+page.write(b"\\x0f\\x0b")  # ud2
+ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+"""
 
 
 @contextmanager

@@ -16,12 +16,6 @@ import pytest
 
 SCRIPTS = Path(sys.executable).parent
 DOCTOR = [SCRIPTS / "intel-ft", "doctor"]
-ILLEGAL = """
-import ctypes, mmap
-page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-page.write(b"\\x0f\\x0b")  # ud2
-ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
-"""
 
 
 def doctor(*arguments, start=(), **environment):
@@ -69,7 +63,7 @@ def test_in_a_control_group_of_one_core_and_2_gib_with_onednn_held_back():
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (ILLEGAL, "cannot be imported: SIGILL"),
+        (limits.ILLEGAL, "cannot be imported: SIGILL"),
         ("raise OSError('libgomp.so.1: cannot open')", "OSError: libgomp.so.1: cannot open"),
     ],
 )

@@ -64,11 +64,3 @@ def write_distribution(folder: Path, name: str, version: str, code: str | None =
     write(info / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}")
     if code is not None:
         write(folder / name.replace("-", "_") / "__init__.py", code)
-
-
-ILLEGAL = """
-import ctypes, mmap
-page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-page.write(b"\\x0f\\x0b")  # ud2
-ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
-"""

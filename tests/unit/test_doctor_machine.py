@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 from doctor_facts import (
-    ILLEGAL,
     XEON,
     executed,
     read_host,
@@ -15,6 +14,7 @@ from doctor_facts import (
     write_memory,
     write_processor,
 )
+from limits import ILLEGAL
 from sys_trees import two_sockets_of_four_nodes, write, write_machine
 
 from intel_ft.backends import host as backend_host

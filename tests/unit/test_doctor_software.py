@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from doctor_facts import ILLEGAL, read_host, write_distribution
+from doctor_facts import read_host, write_distribution
+from limits import ILLEGAL
 from sys_trees import two_sockets_of_four_nodes, write
 
 from intel_ft.insight.doctor import findings_software, host, runtime, software
@@ -42,7 +43,7 @@ def seen(found, **outcomes):
 def finding(components, name):
     """What is said of this component; None where nothing is."""
     said = findings_software.of_software(list(components.values()))
-    return next((found for found in said if found.seen.startswith(f"{name}: ")), None)
+    return next((found for found in said if f"{name}: " in found.seen), None)
 
 
 def without(name, **others):

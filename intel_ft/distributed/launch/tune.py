@@ -25,7 +25,7 @@ def tuned(topology: Topology) -> tuple[int, str] | None:
     try:
         found = json.loads(_file().read_text(encoding="utf-8"))[_key(topology)]
         return int(found["ranks"]), str(found["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: no home
         return None
 
 

@@ -5,7 +5,7 @@ insight.doctor.examine.
 from collections.abc import Iterator
 from pathlib import Path
 
-from intel_ft.insight.doctor.findings import Finding, Level
+from intel_ft.insight.doctor.findings import Finding
 from intel_ft.insight.doctor.host import Host
 from intel_ft.insight.doctor.runtime import Runtime
 from intel_ft.insight.doctor.software import EVERY_RUN, Component
@@ -18,14 +18,18 @@ def of_software(components: list[Component]) -> Iterator[Finding]:
     """Packages that every run needs are errors; others that do not fit are warnings, and those
     that can be installed are notes.
     """
+    absent: dict[str, list[str]] = {}  # by remedy
     for component in components:
+        seen = f"{component.name}: {component.detail} (for {component.needed_for})"
         if component.state == "usable" or not component.remedy:
             continue
-        level: Level = "note" if component.state == "missing" else "warning"
         if component.needed_for == EVERY_RUN:
-            level = "error"
-        seen = f"{component.name}: {component.detail} (for {component.needed_for})"
-        yield Finding(level, seen, component.remedy)
+            yield Finding("error", seen, component.remedy)
+        elif component.state == "missing":
+            absent.setdefault(component.remedy, []).append(seen)
+        else:
+            yield Finding("warning", seen, component.remedy)
+    yield from (Finding("note", "; ".join(seen), remedy) for remedy, seen in absent.items())
     usable = {component.name: component for component in components if component.state == "usable"}
     if "MPI" in usable and usable["MPI"].detail.startswith("Open MPI") and "oneCCL" in usable:
         yield Finding(
@@ -37,7 +41,7 @@ def of_software(components: list[Component]) -> Iterator[Finding]:
 
 def of_token(token: bool | None) -> Iterator[Finding]:
     """Whether the Hub would know the user."""
-    if not token:
+    if token is False:
         yield Finding(
             "note",
             "no token for the Hub: push, and models behind a licence, will not work",

@@ -74,7 +74,7 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
         sockets=found.sockets,
         nodes=tuple(round(size, 1) for _, size in sorted(found.memory.items())),
         cores=len(found.cores),
-        threads_per_core=max(len(core.threads) for core in found.cores),
+        threads_per_core=max((len(core.threads) for core in found.cores), default=1),
         machine_cores=len(whole.cores),
         quota=found.quota,
         usable=found.usable,
@@ -122,7 +122,11 @@ def throttled(root: Path = Path("/")) -> int | None:
 def hub_cache() -> Path:
     """The folder that the Hub's library downloads to."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+    folder = Path(os.environ.get("HF_HOME") or f"{cache}/huggingface")
+    try:
+        return folder.expanduser()
+    except RuntimeError:  # a container's user without a name or a home
+        return folder
 
 
 def _free(folder: Path) -> float:

@@ -105,13 +105,12 @@ def _runtime(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _software(facts: Facts) -> Iterator[tuple[str, str]]:
-    usable = [part for part in facts.software if part.state == "usable"]
-    names = "; ".join(f"{part.name} {part.detail}" for part in usable)
-    for number, line in enumerate(textwrap.wrap(names, _WIDTH, break_on_hyphens=False)):
-        yield "" if number else "usable", line
+    parts: dict[str, list[str]] = {}
     for part in facts.software:
-        if part.state != "usable":
-            yield part.state, f"{part.name}: {part.detail}"
+        parts.setdefault(part.state, []).append(f"{part.name} {part.detail}")
+    for state, said in parts.items():
+        lines = textwrap.wrap("; ".join(said), _WIDTH, break_on_hyphens=False)
+        yield from zip([state, *[""] * len(lines)], lines, strict=False)
     yield "Hub token", {True: "present", False: "none", None: "unknown"}[facts.token]
 
 
