@@ -130,7 +130,7 @@ def test_hosts_that_differ(tmp_path):
     assert process.returncode == 3, err
     report = json.loads(out)
     assert list(report["hosts"]) == ["node1", "node2"]
-    detail = report["differences"]["software.transformers.detail"]
+    detail = report["differences"]["software.transformers"]
     assert list(detail.values()) == [["node1"], ["node2"]]
     assert list(detail)[1] == "4.57.0, but 5.5 is the oldest that will do"
     errors = seen(report, "error")

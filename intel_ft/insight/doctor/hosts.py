@@ -17,7 +17,7 @@ _LIKE = 1.25  # by which measured rates of equal hosts may differ
 
 # Different on equal hosts, too, or no matter.
 _OWN = ("name", "host.load", "host.available", "host.disk", "host.clock.now", "host.shared_memory")
-_OWN_ENDS = ("throttled", ".reason", ".error", ".remedy", ".needed_for")
+_OWN_ENDS = ("throttled", ".state", ".reason", ".error", ".remedy", ".needed_for")
 _RATES = (".rate", ".bandwidth")
 # `launch` refuses hosts that differ in these (distributed.launch.preflight).
 _MUST_MATCH = (
@@ -118,7 +118,7 @@ def _differences(facts: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[s
             for name, value in values.items():
                 text = f"{value:.4g}" if isinstance(value, float) else str(value)
                 by_value.setdefault(text, []).append(name)
-            found[fact] = by_value
+            found[fact.removesuffix(".detail")] = by_value
     return found
 
 

@@ -107,7 +107,12 @@ def _runtime(facts: Facts) -> Iterator[tuple[str, str]]:
 def _software(facts: Facts) -> Iterator[tuple[str, str]]:
     parts: dict[str, list[str]] = {}
     for part in facts.software:
-        parts.setdefault(part.state, []).append(f"{part.name} {part.detail}")
+        text = (
+            f"{part.name} {part.detail}"
+            if part.state == "usable"
+            else f"{part.name} ({part.detail})"
+        )
+        parts.setdefault(part.state, []).append(text)
     for state, said in parts.items():
         lines = textwrap.wrap("; ".join(said), _WIDTH, break_on_hyphens=False)
         yield from zip([state, *[""] * len(lines)], lines, strict=False)
