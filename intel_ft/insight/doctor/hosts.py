@@ -56,7 +56,9 @@ def examine(hostfile: Path, ssh: str, mpirun: str | None) -> Comparison:
         raise EnvironmentProblem(f"cannot be reached: {', '.join(problems)}")
     program = (sys.executable, "-m", "intel_ft.insight.doctor")
     said = answers(Job(program, left, 1, "", ssh, mpirun), "mpirun", _SECONDS)
-    return compare(said, [*_missing(problems, left, said)])
+    if not said:
+        raise EnvironmentProblem(f"none of {len(left)} hosts answered: see `intel-ft doctor` there")
+    return compare(said, [*missing(problems, left, said)])
 
 
 def compare(answers: list[dict[str, Any]], problems: list[Finding]) -> Comparison:
@@ -67,9 +69,10 @@ def compare(answers: list[dict[str, Any]], problems: list[Finding]) -> Compariso
     return Comparison(dict(sorted(hosts.items())), differences, tuple(ranked(found)))
 
 
-def _missing(
+def missing(
     problems: list[str], asked: tuple[str, ...], said: list[dict[str, Any]]
 ) -> Iterator[Finding]:
+    """Hosts with a problem, and those of `asked` that said nothing."""
     for problem in problems:
         yield Finding("error", f"cannot be reached: {problem}", "check its network, sshd and keys")
     if len(said) < len(asked):

@@ -19,7 +19,9 @@ State = Literal["usable", "missing", "mismatched", "broken"]
 Find = Callable[[str], str | None]
 """The version of a distribution, None where it is not installed."""
 
+_IPEX = "intel_extension_for_pytorch"
 _OPENVINO = "pip install 'intel_ft[openvino]'"
+_QLORA = "pip install 'intel_ft[qlora]'"
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,16 @@ class Package:
 
 EVERY_RUN = "every run"
 PACKAGES = (
-    Package("torch", (2, 8), EVERY_RUN, "pip install torch", "torch"),
     *(
-        Package(name, oldest, EVERY_RUN, f"pip install '{name}>={text}'", f"import {name}")
-        for name, oldest, text in (
-            ("transformers", (5, 5), "5.5"),
-            ("peft", (0, 21), "0.21"),
-            ("accelerate", (1, 13), "1.13"),
-            ("datasets", (4,), "4"),
+        Package(
+            name, oldest, EVERY_RUN, f"pip install '{name}>={'.'.join(map(str, oldest))}'", step
+        )
+        for name, oldest, step in (
+            ("torch", (2, 8), "torch"),
+            ("transformers", (5, 5), "import transformers"),
+            ("peft", (0, 21), "import peft"),
+            ("accelerate", (1, 13), "import accelerate"),
+            ("datasets", (4,), "import datasets"),
         )
     ),
     Package("optimum-intel", (2, 2), "export", _OPENVINO, None),
@@ -63,11 +67,8 @@ PACKAGES = (
     Package("openvino-tokenizers", (2026, 4), "export", _OPENVINO, None),
     Package("openvino-genai", (2026, 4), "generate, chat", _OPENVINO, None),
     Package("nncf", (3, 4), "export in INT8 and INT4", _OPENVINO, None),
-    Package(
-        "bitsandbytes", (0, 50), "qlora", "pip install 'intel_ft[qlora]'", "import bitsandbytes"
-    ),
+    Package("bitsandbytes", (0, 50), "qlora", _QLORA, "import bitsandbytes"),
 )
-OPTIONAL_STEPS = ("token", "oneccl")  # besides those of PACKAGES
 
 
 def steps(find: Find) -> list[str]:
@@ -83,7 +84,7 @@ def steps(find: Find) -> list[str]:
         found.append("import torchvision")
     if _ipex_mismatch(find) is None and find(_IPEX) is not None:
         found.append(f"import {_IPEX}")
-    return [*OPTIONAL_STEPS, *found]
+    return ["token", "oneccl", *found]
 
 
 def read(outcomes: dict[str, Outcome], find: Find) -> list[Component]:
@@ -156,9 +157,6 @@ def _torchvision(outcomes: dict[str, Outcome], find: Find) -> list[Component]:
     detail = f"{has} does not fit this torch, and breaks Transformers: {outcome.error}"
     remedy = "pip uninstall torchvision (text models do not need it)"
     return [Component("torchvision", "nothing", "broken", detail, remedy)]
-
-
-_IPEX = "intel_extension_for_pytorch"
 
 
 def _ipex(outcomes: dict[str, Outcome], find: Find) -> Component:
