@@ -1,7 +1,7 @@
 """A diagnosis as one screen of text; called from cli.doctor."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,18 +28,22 @@ def compared(found: Comparison) -> list[str]:
         text += [f"    {value:<40} {', '.join(names)}" for value, names in values.items()]
     if not found.differences:
         text.append("They do not differ.")
-    text += ["", *told(found.findings)]
     on: dict[Finding, list[str]] = {}
     for name, host in found.hosts.items():
         for finding in host["findings"]:
             on.setdefault(Finding(**finding), []).append(name)
-    for finding in ranked(list(on)):
-        where = "all" if len(on[finding]) == len(found.hosts) else ", ".join(on[finding])
-        text += told((replace(finding, seen=f"{where}: {finding.seen}"),))
-    return text
+    of_hosts = [
+        replace(finding, seen=f"{_where(names, found)}: {finding.seen}")
+        for finding, names in on.items()
+    ]
+    return [*text, "", *told(ranked([*found.findings, *of_hosts]))]
 
 
-def told(findings: tuple[Finding, ...]) -> Iterator[str]:
+def _where(names: list[str], found: Comparison) -> str:
+    return "all" if len(names) == len(found.hosts) else ", ".join(names)
+
+
+def told(findings: Iterable[Finding]) -> Iterator[str]:
     """Two lines a finding: what was seen, what to do."""
     for finding in findings:
         yield f"{finding.level.upper():<8} {finding.seen}"
