@@ -1,20 +1,21 @@
 """The native CPU backend: dtype, threads and memory; called from training, insight and cli."""
 
 import os
-import platform
 import resource
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from intel_ft.backends.allocator import keep_freed_memory
+from intel_ft.backends.host import available_bytes, cpu_flags, cpu_name, statm_pages
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.distributed import topology
 from intel_ft.errors import UserError
 
 GIB = 2**30
+
+__all__ = ["GIB", "Backend", "available_bytes", "cpu_flags", "cpu_name", "rss_gib", "select"]
 
 
 @dataclass(frozen=True)
@@ -72,50 +73,6 @@ def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
     return max(1, len(host.cores) // sharing), f"the cores this process may use{shared}"
 
 
-def cpu_flags() -> set[str]:
-    """The instruction-set flags that the kernel reports."""
-    return set(_cpuinfo("flags").split())
-
-
-def cpu_name() -> str:
-    """The CPU's model name."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == key:
-                return value.strip()
-    except OSError:
-        pass
-    return ""
-
-
-def available_bytes() -> int:
-    """Memory this process can still take: free memory, control group and address-space limit."""
-    limits = []
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            limits.append(int(line.split()[1]) * 1024)
-    try:
-        cap = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if cap != "max":
-            limits.append(int(cap) - used)
-    except (OSError, ValueError):
-        pass
-    space, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if space != resource.RLIM_INFINITY:
-        limits.append(space - _statm_pages(0) * resource.getpagesize())
-    return max(0, min(limits))
-
-
-def _statm_pages(field: int) -> int:
-    return int(Path("/proc/self/statm").read_text().split()[field])
-
-
 def rss_gib() -> float:
     """Resident memory of this process now, in GiB."""
-    return _statm_pages(1) * resource.getpagesize() / GIB
+    return statm_pages(1) * resource.getpagesize() / GIB

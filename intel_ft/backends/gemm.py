@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intel_ft.models.adapter import is_linear
-
 FORWARD = ("plain", "prepacked")
 GRADIENT = ("gradient", "gradient_prepacked")
 
@@ -55,6 +53,8 @@ def linear_products(model: Any, rows: int, supervised_share: float) -> list[Prod
     """The products of one row of `rows` tokens: each linear layer's at every token, the head's at
     the supervised share of them. `model` may carry LoRA, and may be on `meta`.
     """
+    from intel_ft.models.adapter import is_linear  # which imports peft: not needed for a rate
+
     head = model.get_output_embeddings()
     shapes: Counter[tuple[int, int]] = Counter()
     for name, module in model.named_modules():
@@ -107,9 +107,14 @@ def memory_bandwidth(seconds: float = 0.5) -> float:
     """Bytes a second of a = b + 2 c over buffers beyond any cache (STREAM's triad, McCalpin 1995),
     counting two reads and one write.
     """
-    elements = max(256 * 2**20, 2 * _last_level_cache()) // 4
+    elements = triad_bytes() // 12
     a, b, c = (torch.ones(elements) for _ in range(3))
     return 3 * 4 * elements / _fastest(lambda: torch.add(b, c, alpha=2.0, out=a), seconds)
+
+
+def triad_bytes() -> int:
+    """Memory that `memory_bandwidth` takes."""
+    return 3 * max(256 * 2**20, 2 * _last_level_cache())
 
 
 def _part(product: Product, most_flops: float) -> Product:

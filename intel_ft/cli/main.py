@@ -18,6 +18,7 @@ from intel_ft.cli import (
     bench,
     chat,
     demo,
+    doctor,
     eval,
     export,
     generate,
@@ -41,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
+    doctor,
     init,
     validate,
     plan,

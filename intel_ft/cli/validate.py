@@ -1,12 +1,14 @@
 """`intel-ft validate`."""
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intel_ft.cli.options import ConfigFile, Json, Overrides, show
-from intel_ft.config import Config
+
+if TYPE_CHECKING:  # doctor runs where its packages are missing, and imports this, too
+    from intel_ft.config import Config
 
 
 def run(
@@ -30,7 +32,7 @@ def run(
         show(_whole(settings), json)
 
 
-def _whole(settings: Config) -> dict[str, object]:
+def _whole(settings: "Config") -> dict[str, object]:
     from intel_ft.models.load import parameter_count
     from intel_ft.training.setup import read_inputs
 

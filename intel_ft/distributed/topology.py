@@ -2,14 +2,15 @@
 distributed.layout, distributed.launch and insight.
 
 Everything is read below a root folder, so that a recorded tree of another machine can be read too.
-The files: admin-guide/cputopology.rst and cgroup-v2.rst of
-Linux's documentation.
+The files: admin-guide/cputopology.rst of Linux's documentation.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from intel_ft.distributed import control_group
 
 _KIB = 2**20  # in a GiB
 
@@ -68,7 +69,7 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
     cores = tuple(
         Core(socket, node, tuple(cpus)) for (node, socket, _), cpus in sorted(threads.items())
     )
-    return Topology(cores, memory, _quota(_control_group(root)))
+    return Topology(cores, memory, control_group.quota(root))
 
 
 def bound() -> bool:
@@ -101,28 +102,6 @@ def _nodes(folder: Path) -> tuple[dict[int, float], dict[int, int]]:
             if "MemTotal:" in line:
                 memory[node] = int(line.split()[-2]) / _KIB
     return memory, node_of
-
-
-def _control_group(root: Path) -> list[Path]:
-    """The folders of this process's control group (version 2), innermost first."""
-    top = root / "sys/fs/cgroup"
-    inner = next(
-        (line[3:] for line in _text(root / "proc/self/cgroup").splitlines() if line[:3] == "0::"),
-        "/",
-    )
-    found = [top / inner.strip("/")]
-    while found[-1] != top and top in found[-1].parents:
-        found.append(found[-1].parent)
-    return found
-
-
-def _quota(groups: list[Path]) -> float | None:
-    quotas = []
-    for group in groups:
-        quota, _, period = _text(group / "cpu.max").partition(" ")
-        if quota.isdigit() and period.strip().isdigit():
-            quotas.append(int(quota) / int(period))
-    return min(quotas, default=None)
 
 
 def _number(path: Path) -> int:

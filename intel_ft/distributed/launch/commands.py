@@ -34,7 +34,7 @@ def command(job: Job, via: str, hostfile: Path | None = None) -> Command:
     if via == "torchrun":
         return _torchrun(job)
     program = job.mpirun or find("mpirun")
-    flavour = _flavour(program)
+    flavour = mpi_flavour(program)
     if via == "accelerate":
         return _accelerate(job, program, flavour, hostfile)
     return {"Intel MPI": _intel_mpi, "Open MPI": _open_mpi, "MPICH": _mpich}[flavour](job, program)
@@ -52,7 +52,7 @@ def find(name: str) -> str:
     return found
 
 
-def _flavour(program: str) -> str:
+def mpi_flavour(program: str) -> str:
     """Which MPI `mpirun` is."""
     try:
         done = subprocess.run(

@@ -17,7 +17,7 @@ from typing import Any
 from intel_ft.errors import EnvironmentProblem, UserError
 
 _PACKAGES = ("intel_ft", "torch", "transformers", "peft", "accelerate", "oneccl")
-_CLOCK = 30.0  # seconds that clocks may differ: file times and logs are compared by people
+CLOCK = 30.0  # seconds that clocks may differ: file times and logs are compared by people
 _REACH = 10  # seconds for a host to answer
 _EDGE = 2**16  # bytes hashed at each end of a weight file
 
@@ -122,7 +122,7 @@ def compare(reports: list[dict[str, Any]], hosts: int) -> None:
     latest = max(reports, key=lambda report: float(report["time"]))
     earliest = min(reports, key=lambda report: float(report["time"]))
     apart = latest["time"] - earliest["time"]
-    if apart > _CLOCK:
+    if apart > CLOCK:
         raise EnvironmentProblem(
             f"the clocks of {earliest['host']} and {latest['host']} are {apart:.0f} s apart: set "
             "them by NTP"

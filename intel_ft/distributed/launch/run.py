@@ -2,11 +2,8 @@
 cli.launch.
 """
 
-import json
 import logging
-import os
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +13,7 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed import topology
 from intel_ft.distributed.launch import preflight
 from intel_ft.distributed.launch.commands import Command, command
+from intel_ft.distributed.launch.everywhere import answers
 from intel_ft.distributed.launch.job import Job, read_hostfile
 from intel_ft.distributed.launch.supervise import supervise
 from intel_ft.distributed.launch.tune import tuned
@@ -131,26 +129,7 @@ def _reports(hosts: tuple[str, ...], request: Request) -> list[dict[str, Any]]:
     program += request.overrides
     job = Job(tuple(program), hosts, 1, "", request.ssh, request.mpirun)
     via = "mpirun" if request.via == "accelerate" else request.via
-    check = command(job, via)
-    try:
-        done = subprocess.run(
-            check.arguments,
-            check=False,
-            env=os.environ | check.environment,
-            capture_output=True,
-            text=True,
-            timeout=_PREFLIGHT,
-        )
-    except subprocess.TimeoutExpired:
-        raise EnvironmentProblem(
-            f"{check.launcher} started nothing on {len(hosts)} hosts in {_PREFLIGHT} s: check that "
-            "they can reach each other"
-        ) from None
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode and len(found) < len(hosts):
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        text = " ".join(said[-1:])[:200]
-        raise EnvironmentProblem(f"{check.launcher} failed on the hosts: {text}")
+    found = answers(job, via, _PREFLIGHT)
     preflight.compare(found, len(hosts))
     first = next((report for report in found if _same_host(report["host"], hosts[0])), found[0])
     return [first, *(report for report in found if report is not first)]

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from intel_ft.backends.host import cpu_name
 from intel_ft.backends.openmp import VARIABLE
 from intel_ft.distributed.layout import places, ranks_per_host
 from intel_ft.distributed.topology import Topology
@@ -24,7 +25,7 @@ def tuned(topology: Topology) -> tuple[int, str] | None:
     try:
         found = json.loads(_file().read_text(encoding="utf-8"))[_key(topology)]
         return int(found["ranks"]), str(found["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: no home
         return None
 
 
@@ -84,8 +85,6 @@ def _product_rate(start: float, cpus: list[int]) -> float:
 
 
 def _key(topology: Topology) -> str:
-    from intel_ft.backends.cpu import cpu_name
-
     return f"{cpu_name()}, {topology.usable} cores, {len(topology.nodes)} NUMA nodes"
 
 

@@ -1,0 +1,88 @@
+"""What differs between hosts, from answers such as they give; and how it is shown."""
+
+import copy
+
+from intel_ft.insight.doctor import hosts, screen
+from intel_ft.insight.doctor.findings import Finding
+
+
+def answer(name, **more):
+    """An answer with a few facts, in the form of the real ones."""
+    facts = {
+        "name": name,
+        "python": "3.11.7",
+        "intel_ft": "0.1.0",
+        "host": {"cpu": "Some CPU", "cores": 56, "load": len(name) * 0.1, "nodes": [128.0, 128.0]},
+        "executed": {
+            "threads": 56,
+            "bandwidth": 200.0,
+            "throttled": len(name),
+            "products": [{"dtype": "int8", "kernel": "amx", "rate": 100.0, "error": None}],
+        },
+        "software": [{"name": "torch", "state": "usable", "detail": "2.13.0", "remedy": ""}],
+    }
+    note = {"level": "note", "seen": "no token", "do": "hf auth login"}
+    found = {"time": 1000.0, "diagnosis": {"facts": facts, "findings": [note]}}
+    for path, value in more.items():
+        *folders, last = path.split("__")
+        inner = found["diagnosis"]["facts"]
+        for folder in folders:
+            inner = inner[int(folder) if folder.isdigit() else folder]
+        inner[last] = value
+    return found
+
+
+def said(comparison):
+    return [(finding.level, finding.seen) for finding in comparison.findings]
+
+
+def test_hosts_that_are_alike():
+    """Load, throttling and names are their own; rates within a quarter are the same."""
+    found = hosts.compare(
+        [answer("node10", executed__bandwidth=230.0), answer("n1"), answer("n2")], []
+    )
+    assert found.differences == {} and found.findings == () and not found.failed
+    text = "\n".join(screen.compared(found))
+    assert "They do not differ." in text
+    assert text.count("NOTE     all: no token") == 1
+
+
+def test_hosts_that_launch_refuses():
+    found = hosts.compare([answer("n1"), answer("n2", software__0__detail="2.8.0")], [])
+    assert found.differences == {"software.torch": {"2.13.0": ["n1"], "2.8.0": ["n2"]}}
+    assert said(found) == [("error", "hosts differ in software.torch: launch refuses")]
+    assert found.failed
+
+
+def test_a_host_that_is_slower_or_smaller():
+    slow = answer("n3", executed__products__0__rate=50.0, host__cores=28)
+    found = hosts.compare([answer("n1"), answer("n2"), slow], [])
+    assert found.differences["executed.products.int8.rate"] == {"100": ["n1", "n2"], "50": ["n3"]}
+    assert found.differences["host.cores"] == {"56": ["n1", "n2"], "28": ["n3"]}
+    ((level, text),) = said(found)
+    assert level == "warning" and "executed.products.int8.rate" in text and not found.failed
+    lines = screen.compared(found)
+    assert [line.split() for line in lines if "n3" in line][1] == ["28", "n3"]
+
+
+def test_clocks_that_are_apart():
+    late = answer("n2") | {"time": 1045.0}
+    assert said(hosts.compare([answer("n1"), late], [])) == [
+        ("error", "the clocks of n1 and n2 are 45 s apart: launch refuses")
+    ]
+
+
+def test_an_error_of_one_host_is_an_error_of_all():
+    broken = copy.deepcopy(answer("n2"))
+    broken["diagnosis"]["findings"].insert(0, {"level": "error", "seen": "torch: x", "do": "y"})
+    found = hosts.compare([answer("n1"), broken], [])
+    assert found.failed
+    lines = screen.compared(found)
+    assert lines.index("ERROR    n2: torch: x") < lines.index("NOTE     all: no token")
+
+
+def test_hosts_that_were_started_and_did_not_answer():
+    (found,) = hosts.missing([], ("n1", "n2"), [answer("n1")])
+    assert found == Finding(
+        "error", "2 hosts were started, 1 answered (n1)", "run `intel-ft doctor` on the others"
+    )
