@@ -4,14 +4,12 @@ Intel MPI's mpirun, in turns; called from cli.bench.
 
 import logging
 import os
-import shutil
 import socket
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from intel_ft.distributed.launch.commands import find, mpi_flavour
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.insight import process
 from intel_ft.insight.collective_model import ALGORITHMS, fit
@@ -105,24 +103,18 @@ def intel_mpirun() -> dict[str, str]:
     """The environment in which `mpirun` is Intel MPI's: of this Python's environment, else of the
     PATH. Raises EnvironmentProblem.
     """
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    found = shutil.which("mpirun", path=path)
-    if found is None:
-        raise EnvironmentProblem(f"mpirun was not found: {_INSTALL}")
-    root = os.environ.get("I_MPI_ROOT", str(Path(found).parent.parent))
-    environment = {
+    program = find("mpirun")
+    if mpi_flavour(program) != "Intel MPI":
+        raise EnvironmentProblem(f"{program} is not Intel MPI's: {_INSTALL}")
+    folder = Path(program).parent
+    root = os.environ.get("I_MPI_ROOT", str(folder.parent))
+    return {
         **os.environ,
-        "PATH": path,
+        "PATH": f"{folder}:{os.environ['PATH']}",
         "I_MPI_ROOT": root,
         # mpi4py would take the system's MPI, where there is one.
         "MPI4PY_LIBMPI": os.environ.get("MPI4PY_LIBMPI", f"{root}/lib/libmpi.so.12"),
     }
-    asked = subprocess.run(
-        [found, "--version"], env=environment, capture_output=True, text=True, check=False
-    )
-    if "Intel" not in asked.stdout:
-        raise EnvironmentProblem(f"{found} is not Intel MPI's: {_INSTALL}")
-    return environment
 
 
 def _run(

@@ -88,11 +88,11 @@ def test_mpirun_is_intel_mpis_or_missing(monkeypatch, tmp_path):
     with pytest.raises(EnvironmentProblem, match="was not found"):
         intel_mpirun()
     other = tmp_path / "mpirun"
-    other.write_text("#!/bin/sh\necho mpirun (Open MPI) 4.1.4\n")
+    other.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 4.1.4'\n")
     other.chmod(0o755)
     with pytest.raises(EnvironmentProblem, match="is not Intel MPI's"):
         intel_mpirun()
-    other.write_text("#!/bin/sh\necho Intel MPI Library in $I_MPI_ROOT\n")
+    other.write_text("#!/bin/sh\necho 'Intel(R) MPI Library'\n")
     environment = intel_mpirun()
     assert environment["PATH"].startswith(f"{tmp_path}{os.pathsep}")
     assert environment["I_MPI_ROOT"] == str(tmp_path.parent)
