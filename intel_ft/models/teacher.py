@@ -11,6 +11,8 @@ temperature T. T^2 keeps the gradient's size from shrinking as T grows.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ from torch import Tensor
 
 from intel_ft.batching.row import IGNORED, Row
 from intel_ft.config import Config, MethodConfig, ModelConfig
-from intel_ft.errors import UserError
+from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.models.cost import StepCost, step_cost
+from intel_ft.models.ir_teacher import IR_FILE, IRTeacher
 from intel_ft.models.load import (
     check_folder,
     load_base,
@@ -42,11 +46,14 @@ OWN_BASE = "base"
 
 @dataclass(frozen=True)
 class Teacher:
-    """model: a frozen one of its own, or None where it is the student without its adapter."""
+    """model: a frozen one of its own, an IR, or None where it is the student without its adapter;
+    cost: of reading, as if it trained; None likewise.
+    """
 
     method: MethodConfig
     model: Any
     tokens: int  # in the tokenizer's vocabulary; what logits lie beyond has no meaning
+    cost: StepCost | None = None
 
     def loss_sum(
         self, student: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None
@@ -59,6 +66,8 @@ class Teacher:
 
     @torch.no_grad()
     def _scores(self, student: Any, asked: Question) -> Scores:
+        if isinstance(self.model, IRTeacher):
+            return self.model.scores(asked)
         if self.model is not None:
             return scores(self.model, asked)
         with _evaluating(student), student.disable_adapter():
@@ -113,11 +122,13 @@ def check_teacher(config: Config, tokenizer: Any) -> None:
     folder = model_folder(other)
     if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
         raise UserError(f"method.teacher: {folder} is an adapter: merge it, and name that folder")
-    if (folder / "openvino_model.xml").is_file():
-        raise UserError(
-            f"method.teacher: {folder} is an OpenVINO model: name the one it was made of"
+    if not (folder / IR_FILE).is_file():
+        check_folder(folder, other)
+    elif find_spec("openvino") is None:
+        raise EnvironmentProblem(
+            f"method.teacher: {folder} is an OpenVINO model: pip install 'intel_ft[openvino]', or "
+            "name the model that it was made of"
         )
-    check_folder(folder, other)
     vocabulary, own = load_tokenizer(other).get_vocab(), tokenizer.get_vocab()
     if vocabulary != own:
         in_order = sorted(own, key=lambda token: int(own[token]))
@@ -148,9 +159,24 @@ def load_teacher(config: Config, dtype: torch.dtype, tokens: int, *, packed: boo
     if method.teacher == OWN_BASE and not method.trains_all:
         return Teacher(method, None, tokens)
     other = teacher_config(config)
+    folder = model_folder(other)
+    if (folder / IR_FILE).is_file():
+        return Teacher(method, IRTeacher(folder), tokens, step_cost(_shape_of(folder, other)))
     if not packed:
-        return Teacher(method, load_base(other, dtype), tokens)
+        alone = load_base(other, dtype)
+        return Teacher(method, alone, tokens, step_cost(alone))
     model, why_not = load_for_packing(other, dtype)
     if why_not is not None:
         raise UserError(f"method.teacher: {other.name_or_path} cannot read packed rows: {why_not}")
-    return Teacher(method, model, tokens)
+    return Teacher(method, model, tokens, step_cost(model))
+
+
+def _shape_of(folder: Path, config: ModelConfig) -> Any:
+    """A model of the folder's config.json without weights, to count operations of."""
+    import transformers
+
+    remote = config.trust_remote_code
+    found = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote)
+    with torch.device("meta"):
+        shape = transformers.AutoModelForCausalLM.from_config(found, trust_remote_code=remote)
+    return shape.requires_grad_(False)

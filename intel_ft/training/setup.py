@@ -122,7 +122,7 @@ def build(
     if config.method.name == "distill":
         tokens = len(inputs.tokenizer)
         teacher = load_teacher(config, backend.dtype, tokens, packed=packed)
-        cost = with_teacher(cost, step_cost(teacher.model or model))
+        cost = with_teacher(cost, teacher.cost or cost)
     examples = inputs.training.examples
     plan = Plan(
         lengths=examples.lengths,

@@ -108,7 +108,6 @@ def test_a_teacher_of_other_words(folder) -> None:
     [
         ("tuned", "adapter_config.json", "is an adapter: merge it"),
         ("run", "adapter/adapter_config.json", "is an adapter: merge it"),
-        ("ir", "openvino_model.xml", "is an OpenVINO model"),
         ("nothing", "", "no config.json"),
     ],
 )

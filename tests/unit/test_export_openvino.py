@@ -10,11 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from export_fixtures import PAGE, make_adapter, make_base, make_examples, make_run
 
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
 
+from intel_ft.batching.row import build_row
+from intel_ft.config import MethodConfig, ModelConfig, build
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.errors import EnvironmentProblem, GateRefused, UserError
 from intel_ft.export.gate import Gate, Limits
@@ -26,7 +29,11 @@ from intel_ft.inference.evaluate import evaluate
 from intel_ft.inference.language_model import Sampling
 from intel_ft.inference.open import open_model
 from intel_ft.inference.openvino_lm import OpenVINOLM
+from intel_ft.models.ir_teacher import IRTeacher
+from intel_ft.models.load import load_for_packing, load_tokenizer
+from intel_ft.models.teacher import Teacher
 from intel_ft.provenance import Provenance
+from intel_ft.training.run import train
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
@@ -295,3 +302,47 @@ def test_refusals(made, tmp_path, monkeypatch) -> None:
     with pytest.raises(EnvironmentProblem, match=r"openvino_tokenizers.*intel_ft\[openvino\]"):
         export(str(made.base), tmp_path / "ir", "int8")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beyond"]
+
+
+def test_an_ir_teaches_what_its_model_would(made) -> None:
+    settings = ModelConfig(name_or_path=str(made.base), dtype="float32")
+    model, why_not = load_for_packing(settings, torch.float32)
+    assert why_not is None
+    student = load_for_packing(settings, torch.float32)[0]
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.mul_(1.3)
+    method = MethodConfig(name="distill", teacher="x", teacher_weight=1.0)
+    tokenizer = load_tokenizer(settings)
+    size, examples = len(tokenizer), make_examples(tokenizer)
+    row = build_row(examples, np.array([2, 0, 1]))
+    wanted = Teacher(method, model, size).loss_sum(student, row, packed=True)
+    teacher = IRTeacher(made.root / "fp16")
+    found = Teacher(method, teacher, size).loss_sum(student, row, packed=True)
+    assert found.item() == pytest.approx(wanted.item(), rel=0.02)
+    swapped = build_row(examples, np.array([1, 2, 0]))
+    other = Teacher(method, teacher, size).loss_sum(student, swapped, packed=True)
+    assert other.item() == pytest.approx(found.item(), rel=1e-3)  # segments do not see each other
+
+
+def test_training_towards_an_ir(made, tmp_path) -> None:
+    rows = [{"instruction": f"Name {n}.", "output": f"It is {n}."} for n in range(8)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = build(
+        {
+            "model": {"name_or_path": str(made.base), "dtype": "float32"},
+            "data": {"train": str(tmp_path / "train.jsonl")},
+            "method": {"name": "distill", "teacher": str(made.root / "fp16"), "r": 4},
+            "train": {"max_steps": 2, "global_batch_size": 4, "report_to": []},
+            "output": {"directory": tmp_path / "out"},
+        },
+        "a test",
+    )
+    assert train(config).steps == 2
+    (made.root / "fp16" / "openvino_model.xml").rename(tmp_path / "moved.xml")
+    try:
+        (made.root / "fp16" / "openvino_model.xml").write_text("no IR")
+        with pytest.raises(UserError, match=r"method\.teacher: OpenVINO cannot load"):
+            train(config, overwrite=True)
+    finally:
+        (tmp_path / "moved.xml").rename(made.root / "fp16" / "openvino_model.xml")
