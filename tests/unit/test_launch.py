@@ -8,6 +8,8 @@ import subprocess
 
 import pytest
 import yaml
+from kubernetes_schemas import MPIJob, TrainJob
+from pydantic import ValidationError
 
 from intel_ft.distributed.launch import commands, jobs, preflight
 from intel_ft.distributed.launch.job import Job, forwarded, read_hostfile
@@ -166,6 +168,15 @@ def test_kubernetes_manifests(tmp_path):
     ]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 2)
     assert trainer["command"][-2:] == ["--ranks", "6"]
+
+
+@pytest.mark.parametrize(("via", "schema"), [("k8s", MPIJob), ("k8s-trainjob", TrainJob)])
+def test_kubernetes_manifests_hold_what_the_published_schemas_know(via, schema, tmp_path):
+    job = yaml.safe_load(jobs.write(request(tmp_path, via), 3, "registry.example/ft:1"))
+    schema.model_validate(job)
+    job["spec"]["slotPerWorker"] = 2  # a server would drop it
+    with pytest.raises(ValidationError, match="slotPerWorker"):
+        schema.model_validate(job)
 
 
 def test_jobs_choose_their_own_hosts_and_keep_what_is_done(tmp_path):
