@@ -163,6 +163,9 @@ def ranks(
     repeat: Annotated[int, typer.Option(min=1, help="Rounds over all values.")] = 3,
     seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,
     row_tokens: RowTokens = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="A quarter of the examples a step of fewest ranks.")
+    ] = None,
     rank: Annotated[int, typer.Option(min=1, help="LoRA's r.")] = 16,
     base_dtype: BaseDtype = "auto",
     backend: BackendName = "cpu",
@@ -177,7 +180,7 @@ def ranks(
 
     task = Task(
         OURS,
-        find(workload, row_tokens=row_tokens),
+        find(workload, row_tokens=row_tokens, batch=batch),
         rank=rank,
         seconds=seconds,
         base_dtype=base_dtype,

@@ -12,6 +12,7 @@ from intel_ft.insight.workloads import Workload
 OURS = "ours"
 PEERS = ("trl", "trl-packed", "transformers", "ipex")
 WARM_UP_STEPS = 2
+GPU_WARM_UP_STEPS = 5  # CUDA loads a product's kernel when a row of a new length first needs it
 LEAST_STEPS = 5
 LONG_STEP = 60.0  # seconds; where a step takes longer, one is warm-up and at least two are timed
 

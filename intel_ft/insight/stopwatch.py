@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from intel_ft.backends import cuda
 from intel_ft.batching.row import Row
-from intel_ft.insight.sides import LEAST_STEPS, LONG_STEP, WARM_UP_STEPS
+from intel_ft.insight.sides import GPU_WARM_UP_STEPS, LEAST_STEPS, LONG_STEP, WARM_UP_STEPS
 
 
 @dataclass
@@ -70,6 +70,8 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the time: how long the first step takes says how many to wait for."""
+        if args.device.type == "cuda":
+            self.warm_up = GPU_WARM_UP_STEPS
         self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:

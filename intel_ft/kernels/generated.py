@@ -5,7 +5,7 @@ kernels.ops.
 import os
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -27,8 +27,12 @@ def generated(formula: Callable[P, T]) -> Callable[P, T]:
         first = args[0]
         if not (isinstance(first, torch.Tensor) and first.is_cuda) or os.environ.get(DISABLE):
             return formula(*args, **kwargs)
-        # Backward runs outside of autocast: with it on here, all would be compiled twice.
+        # With autocast on, or where a gradient is wanted, all would be compiled once more.
+        plain: tuple[Any, ...] = tuple(
+            argument.detach() if isinstance(argument, torch.Tensor) else argument
+            for argument in args
+        )
         with torch.autocast("cuda", enabled=False):
-            return compiled(*args, **kwargs)
+            return compiled(*plain, **kwargs)
 
     return run

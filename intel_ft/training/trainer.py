@@ -255,6 +255,11 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             if isinstance(callback, ExportableState):
                 vars(callback).update(stored.get("attributes", {}))
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Not on a GPU, whose generators a CPU's checkpoint does not have: every step seeds them."""
+        if self.work.device.type == "cpu":
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
             checkpoint.load_optimizer(self, Path(checkpoint_folder))
