@@ -256,7 +256,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
                 vars(callback).update(stored.get("attributes", {}))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Not on a GPU, whose generators a CPU's checkpoint does not have: every step seeds them."""
+        """Not on a GPU: a CPU's checkpoint has no state of its, and every step seeds it."""
         if self.work.device.type == "cpu":
             super()._load_rng_state(checkpoint)
 
