@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "bad_alloc", "not enough memory")
 _PERHAPS_OUT_OF_MEMORY = "could not create a primitive"  # oneDNN, whatever the reason
 _LITTLE_MEMORY = 2**30
-_COLLECTIVES = ("gloo", "oneCCL")  # what their errors have in them
+_COLLECTIVES = ("gloo", "oneCCL", "NCCL")  # what their errors have in them
 
 
 @dataclass(frozen=True)
