@@ -31,7 +31,7 @@ class ModelConfig(Section):
 
     name_or_path: str = Field(min_length=1)
     revision: str | None = None
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # float16 is for GPUs
     # Of the frozen weights. auto: nf4 where method.name is qlora, else model.dtype.
     base_dtype: Literal["auto", "int8", "nf4"] = "auto"
     trust_remote_code: bool = False
@@ -115,7 +115,10 @@ class TrainConfig(Section):
     warmup_ratio: float = Field(0.03, ge=0.0, le=1.0)
     weight_decay: float = Field(0.0, ge=0.0)
     max_grad_norm: float = Field(1.0, gt=0)
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "sgd", "adafactor"] = "adamw_torch_fused"
+    # paged: states leave a full GPU for main memory; on a CPU the same as adamw_torch_fused.
+    optimizer: Literal[
+        "adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "sgd", "adafactor"
+    ] = "adamw_torch_fused"
     seed: int = Field(42, ge=0, lt=2**32)
     eval_steps: int | None = Field(None, ge=1)
     save_steps: int = Field(100, ge=1)
@@ -136,9 +139,10 @@ class TrainConfig(Section):
 class BackendConfig(Section):
     """What runs it. Threads `auto` means the cores this process may use."""
 
-    name: Literal["auto", "cpu"] = "auto"
+    name: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | Auto = "auto"
-    collective: Literal["auto", "ccl", "mpi", "gloo"] = "auto"  # how ranks exchange gradients
+    # how ranks exchange gradients; nccl is for backend.name=cuda, the others for cpu
+    collective: Literal["auto", "ccl", "mpi", "gloo", "nccl"] = "auto"
     timeout: int = Field(1800, ge=1)  # seconds that a rank waits for the others in an exchange
     heartbeat_timeout: int = Field(60, ge=1)  # seconds without a sign of life of a rank
     bind: Literal["auto", "none"] = "auto"  # ranks of one host to cores and memory of their own
@@ -171,6 +175,7 @@ class Config(Section):
         if self.train.early_stopping and not (self.data.eval or self.data.eval_fraction):
             raise ValueError("train.early_stopping needs data.eval or data.eval_fraction")
         self._base_fits_method()
+        self._fits_backend()
         return self
 
     def _base_fits_method(self) -> None:
@@ -183,6 +188,16 @@ class Config(Section):
                 "method.use_dora needs the base's weights as they are: no qlora, no "
                 "model.base_dtype, no backend.prepack=true"
             )
+
+    def _fits_backend(self) -> None:
+        backend, name = self.backend, self.backend.name
+        if name == "cuda" and backend.collective not in ("auto", "nccl"):
+            raise ValueError(f"backend.collective={backend.collective} is for backend.name=cpu")
+        if name == "cpu" and backend.collective == "nccl":
+            raise ValueError("backend.collective=nccl is for backend.name=cuda")
+        if name == "cuda" and (self.model.base_dtype == "int8" or backend.prepack is True):
+            key = "backend.prepack" if backend.prepack is True else "model.base_dtype=int8"
+            raise ValueError(f"{key} is for backend.name=cpu")
 
     @property
     def base_dtype(self) -> Literal["auto", "int8", "nf4"]:

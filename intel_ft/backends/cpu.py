@@ -14,6 +14,7 @@ from intel_ft.distributed import topology
 from intel_ft.errors import UserError
 
 GIB = 2**30
+CPU = torch.device("cpu")
 
 __all__ = ["GIB", "Backend", "available_bytes", "cpu_flags", "cpu_name", "rss_gib", "select"]
 
@@ -25,18 +26,24 @@ class Backend:
     dtype: torch.dtype
     threads: int
     decisions: tuple[Decision, ...]
+    device: torch.device = CPU
 
 
-def select(backend: BackendConfig, model: ModelConfig, sharing: int = 1) -> Backend:
+def select(
+    backend: BackendConfig, model: ModelConfig, sharing: int = 1, *, multiplies: bool = True
+) -> Backend:
     """Decide dtype and threads for this machine, where `sharing` ranks run; set torch's thread
-    count and the allocator.
+    count and the allocator. `multiplies`: the products are this CPU's, not a GPU's.
+
+    Raises UserError for a dtype that CPUs do not multiply in.
     """
+    if multiplies and model.dtype == "float16":
+        raise UserError("model.dtype=float16 is for GPUs: set bfloat16 or float32")
     dtype, dtype_reason = _dtype(model)
     threads, threads_reason = _threads(backend, sharing)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate, under a launcher, sets another
     decisions = (
-        Decision("backend.name", "cpu", "the native PyTorch path"),
         Decision("model.dtype", str(dtype).removeprefix("torch."), dtype_reason),
         Decision("backend.threads", str(threads), threads_reason),
         keep_freed_memory(),

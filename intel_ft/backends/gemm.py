@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intel_ft.backends import cuda
+from intel_ft.backends.cpu import CPU
+
 FORWARD = ("plain", "prepacked")
 GRADIENT = ("gradient", "gradient_prepacked")
 
@@ -69,7 +72,11 @@ def linear_products(model: Any, rows: int, supervised_share: float) -> list[Prod
 
 
 def model_rate(
-    products: list[Product], dtype: torch.dtype, seconds: float, most_flops: float | None = None
+    products: list[Product],
+    dtype: torch.dtype,
+    seconds: float,
+    most_flops: float | None = None,
+    device: torch.device = CPU,
 ) -> float:
     """FLOP/s over all products, both directions, each at its best; about `seconds` a product and
     kind. With `most_flops` large products are measured on a part of them, to be done soon.
@@ -77,7 +84,7 @@ def model_rate(
     timings = []
     for product in products:
         part = product if most_flops is None else _part(product, most_flops)
-        timing = measure(part, dtype, (*FORWARD, *GRADIENT), seconds)
+        timing = measure(part, dtype, (*FORWARD, *GRADIENT), seconds, device)
         larger = product.flops / part.flops
         scaled = {kind: value * larger for kind, value in timing.seconds.items()}
         timings.append(Timing(product, scaled))
@@ -93,13 +100,19 @@ def total_rate(timings: list[Timing]) -> float:
     return flops / seconds
 
 
-def measure(product: Product, dtype: torch.dtype, kinds: tuple[str, ...], seconds: float) -> Timing:
+def measure(
+    product: Product,
+    dtype: torch.dtype,
+    kinds: tuple[str, ...],
+    seconds: float,
+    device: torch.device = CPU,
+) -> Timing:
     """Time one product in each of these kinds; a kind that torch lacks here is left out."""
     found = {}
     for kind in kinds:
-        run = _runner(kind, product, dtype)
+        run = _runner(kind, product, dtype, device)
         if run is not None:
-            found[kind] = _fastest(run, seconds)
+            found[kind] = _fastest(run, seconds, device)
     return Timing(product, found)
 
 
@@ -124,30 +137,35 @@ def _part(product: Product, most_flops: float) -> Product:
     return replace(part, rows=min(part.rows, max(256, rows)))
 
 
-def _fastest(run: Callable[[], object], seconds: float) -> float:
+def _fastest(run: Callable[[], object], seconds: float, device: torch.device = CPU) -> float:
     """The shortest of at least two runs after a first one: anything slower is another's load."""
     run()
+    cuda.finish(device)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 2 or time.perf_counter() < end:
         start = time.perf_counter()
         run()
+        cuda.finish(device)
         times.append(time.perf_counter() - start)
     return min(times)
 
 
-def _runner(kind: str, product: Product, dtype: torch.dtype) -> Callable[[], Tensor] | None:
+def _runner(
+    kind: str, product: Product, dtype: torch.dtype, device: torch.device
+) -> Callable[[], Tensor] | None:
     rows, inner, columns = product.rows, product.inner, product.columns
     if kind == "plain":
-        x, weight = _random(rows, inner, dtype), _random(columns, inner, dtype)
+        x, weight = _random(rows, inner, dtype, device), _random(columns, inner, dtype, device)
         return lambda: F.linear(x, weight)
     if kind == "gradient":
-        grad, weight = _random(rows, columns, dtype), _random(columns, inner, dtype)
+        grad = _random(rows, columns, dtype, device)
+        weight = _random(columns, inner, dtype, device)
         return lambda: grad @ weight
     if kind == "int8":
         x, weight = _random(rows, inner, torch.int8), _random(columns, inner, torch.int8)
         return lambda: torch._int_mm(x, weight.T)
-    if dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device != CPU or dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     if kind == "gradient_prepacked":
         inner, columns = columns, inner
@@ -156,10 +174,11 @@ def _runner(kind: str, product: Product, dtype: torch.dtype) -> Callable[[], Ten
     return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
-def _random(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+def _random(rows: int, columns: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
     """[rows, columns] of noise that repeats, since drawing it costs more than a product."""
     block = torch.randn(2**16)
-    block = (block * 30).clamp(-127, 127).to(dtype) if dtype == torch.int8 else block.to(dtype)
+    block = (block * 30).clamp(-127, 127) if dtype == torch.int8 else block
+    block = block.to(device, dtype)
     needed = rows * columns
     return block.repeat(-(-needed // len(block)))[:needed].view(rows, columns)
 

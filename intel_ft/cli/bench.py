@@ -21,6 +21,11 @@ Lengths = Annotated[
     str, typer.Option(help="alpaca, long (documents of 2000-8000 tokens) or fixed (row tokens).")
 ]
 RowTokens = Annotated[int | None, typer.Option(help="Tokens of a packed row.")]
+BackendName = Annotated[Literal["cpu", "cuda"], typer.Option(help="What multiplies.")]
+BaseDtype = Annotated[
+    Literal["auto", "int8", "nf4"],
+    typer.Option(help="Of our side's frozen weights; nf4 is for the peers, too."),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads of every side; default all cores.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
 
@@ -49,9 +54,11 @@ def train(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Activation checkpointing on our side.")
     ] = False,
-    base_dtype: Annotated[
-        Literal["auto", "int8"], typer.Option(help="Of our side's frozen weights.")
-    ] = "auto",
+    base_dtype: BaseDtype = "auto",
+    backend: BackendName = "cpu",
+    peer_batch: Annotated[
+        int, typer.Option(min=1, help="Padded examples a forward, on the peers' side.")
+    ] = 4,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
@@ -70,6 +77,8 @@ def train(
         peer_checkpointing=peer_checkpointing,
         checkpointing=checkpointing,
         base_dtype=base_dtype,
+        backend=backend,
+        peer_batch=peer_batch,
     )
     from intel_ft.insight.bench_train import bench_train
     from intel_ft.insight.table import train_table
@@ -153,14 +162,31 @@ def ranks(
     ] = "mpirun",
     repeat: Annotated[int, typer.Option(min=1, help="Rounds over all values.")] = 3,
     seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,
+    row_tokens: RowTokens = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="A quarter of the examples a step of fewest ranks.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA's r.")] = 16,
+    base_dtype: BaseDtype = "auto",
+    backend: BackendName = "cpu",
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
     """Weak and strong scaling on this host: token/s, efficiency, imbalance, time in exchanges."""
     from intel_ft.insight.bench_ranks import bench_ranks, values_of
+    from intel_ft.insight.sides import OURS, Task
     from intel_ft.insight.table import ranks_table
+    from intel_ft.insight.workloads import workload as find
 
-    report = bench_ranks(workload, values_of(values, cores), cores, via, repeat, seconds)
+    task = Task(
+        OURS,
+        find(workload, row_tokens=row_tokens, batch=batch),
+        rank=rank,
+        seconds=seconds,
+        base_dtype=base_dtype,
+        backend=backend,
+    )
+    report = bench_ranks(task, values_of(values, cores), cores, via, repeat)
     _print(report, None if json else ranks_table(report), markdown)
 
 

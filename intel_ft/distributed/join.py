@@ -21,13 +21,15 @@ from intel_ft.errors import EnvironmentProblem
 
 _SIOCGIFADDR = 0x8915  # ioctl: the IPv4 address of a network interface (netdevice(7))
 
+_GROUPS = {"nccl": "cpu:gloo,cuda:nccl"}  # by the device of a collective's tensor
+
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def joined(world: World, backend: BackendConfig) -> Iterator[list[Decision]]:
+def joined(world: World, backend: BackendConfig, compute: str = "cpu") -> Iterator[list[Decision]]:
     """A context with torch.distributed's default group, made before anything else makes one; what
-    was chosen for it and why.
+    was chosen for it and why. compute: what backends.choice chose.
 
     Later errors of its collectives name what was not done within `backend.timeout` seconds; a rank
     without a sign of life for `backend.heartbeat_timeout` ends this process. Raises
@@ -40,7 +42,7 @@ def joined(world: World, backend: BackendConfig) -> Iterator[list[Decision]]:
         logging.getLogger("intel_ft").setLevel(logging.WARNING)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # results are the first rank's to print
     _tell_torch(world)
-    decisions = [choose(world, backend.collective)]
+    decisions = [choose(world, backend, compute)]
     timeout = timedelta(seconds=backend.timeout)
     if interface := network_interface(world):
         decisions.append(interface)
@@ -50,7 +52,10 @@ def joined(world: World, backend: BackendConfig) -> Iterator[list[Decision]]:
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         dist.init_process_group(
-            decisions[0].value, rank=world.rank, world_size=world.size, timeout=timeout
+            _GROUPS.get(decisions[0].value, decisions[0].value),
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
@@ -64,13 +69,25 @@ def joined(world: World, backend: BackendConfig) -> Iterator[list[Decision]]:
         yield decisions
     finally:
         heartbeat.stop()
-    dist.barrier()
+    world.barrier()
     dist.destroy_process_group()
 
 
-def choose(world: World, collective: str) -> Decision:
-    """ccl under Intel MPI where it loads, else mpi where torch has it, else gloo."""
+def choose(world: World, backend: BackendConfig, compute: str = "cpu") -> Decision:
+    """nccl between GPUs; between CPUs ccl under Intel MPI where it loads, else mpi where torch has
+    it, else gloo.
+    """
     name = "backend.collective"
+    if compute == "cuda":
+        if not dist.is_nccl_available():
+            raise EnvironmentProblem("backend.name=cuda: this torch was built without NCCL")
+        return Decision(name, "nccl", "between GPUs; what is on the hosts goes through gloo")
+    if backend.collective == "nccl":
+        raise EnvironmentProblem("backend.collective=nccl is between GPUs, and this runs on a CPU")
+    return _between_cpus(world, backend.collective, name)
+
+
+def _between_cpus(world: World, collective: str, name: str) -> Decision:
     if collective == "gloo":
         return Decision(name, "gloo", "set in the config")
     if collective == "mpi" or (collective == "auto" and dist.is_mpi_available()):

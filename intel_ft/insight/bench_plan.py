@@ -126,7 +126,7 @@ def _config(case: Case, folder: Path, steps: int, threads: int | None) -> Config
             "max_tokens_per_row": case.row_tokens,
             "report_to": [],
         },
-        "backend": {"threads": threads or "auto"},
+        "backend": {"name": "cpu", "threads": threads or "auto"},
         "output": {"directory": folder / "run"},
     }
     if case.shape is not None:

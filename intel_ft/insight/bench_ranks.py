@@ -9,17 +9,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from intel_ft.backends.choice import named
 from intel_ft.distributed import topology
 from intel_ft.distributed.launch.commands import command
 from intel_ft.distributed.launch.job import Job
 from intel_ft.distributed.launch.run import free_port
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.insight import machine
-from intel_ft.insight.sides import OURS, Task
-from intel_ft.insight.workloads import workload
+from intel_ft.insight.sides import Task
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,7 @@ def values_of(text: str | None, cores: int) -> list[int]:
     return values
 
 
-def bench_ranks(
-    name: str, values: list[int], cores: int, via: str, repeat: int, seconds: float
-) -> dict[str, Any]:
+def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int) -> dict[str, Any]:
     """Weak scaling (as many examples a rank) and strong (as many in all): {workload, cores,
     weak, strong, machine}; each is a list of points with `ranks`, the medians of rank_side's
     measurements, and `efficiency`: token/s over that of the fewest ranks, a rank.
@@ -57,7 +56,8 @@ def bench_ranks(
     the fewest ranks, and in strong scaling for all. Raises UserError, EnvironmentProblem, and
     IntelFTError where a run fails.
     """
-    batch = 4 * workload(name).batch * values[0]
+    batch = 4 * task.workload.batch * values[0]
+    named(task.backend)
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for turn in range(1, repeat + 1):
         for scaling in SCALINGS:
@@ -65,20 +65,22 @@ def bench_ranks(
                 if scaling == "strong" and ranks == values[0]:
                     continue  # the same as in weak scaling
                 examples = batch * ranks // values[0] if scaling == "weak" else batch
-                task = Task(OURS, workload(name, batch=examples), seconds=seconds)
-                run = _run(task, ranks, cores, via)
+                larger = replace(task, workload=replace(task.workload, batch=examples))
+                run = _run(larger, ranks, cores, via)
                 runs.setdefault((scaling, ranks), []).append(run)
                 rate = run["tokens_per_s"]
                 logger.info("%s, %d ranks, %d/%d: %.1f token/s", scaling, ranks, turn, repeat, rate)
     first = runs["weak", values[0]][0]
     runs["strong", values[0]] = runs["weak", values[0]]
     return {
-        "workload": name,
+        "workload": task.workload.name,
+        "batch": batch,
+        "row_tokens": task.workload.row_tokens,
         "cores": cores,
         "collective": runs["weak", values[-1]][0]["collective"],
         "gradient_mib": first["gradient_mib"],
         **{scaling: _points({n: runs[scaling, n] for n in values}) for scaling in SCALINGS},
-        "machine": machine.describe(first["threads"]),
+        "machine": machine.describe(first["threads"], task.backend),
     }
 
 

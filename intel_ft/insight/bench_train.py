@@ -8,6 +8,7 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
+from intel_ft.backends.choice import named
 from intel_ft.errors import IntelFTError
 from intel_ft.insight import machine, process
 from intel_ft.insight.sides import OURS, Task, require_peer
@@ -22,6 +23,7 @@ METRICS = (
     "gemm_gflops",
     "step_s",
 )
+GPU_METRICS = ("peak_gpu_gib", "peak_gpu_reserved_gib")
 
 
 def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
     `gemm_spread` is the highest GEMM rate of all runs over the lowest: 1 on an idle machine.
     """
     peers = list(dict.fromkeys(peers))
+    named(task.backend)
     for peer in peers:
         require_peer(peer)
     process.environment(task.threads)
@@ -59,6 +62,7 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
             "base_dtype": task.base_dtype,
             "checkpointing": task.checkpointing,
             "peer_checkpointing": task.peer_checkpointing,
+            "peer_batch": task.peer_batch,
             "peer_row_tokens": task.peer_row_tokens or task.workload.row_tokens,
         },
         OURS: ours,
@@ -67,7 +71,7 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
             for peer in peers
         },
         "machine": {
-            **machine.describe(runs[OURS][0]["threads"]),
+            **machine.describe(runs[OURS][0]["threads"], task.backend),
             "gemm_spread": max(rates) / min(rates),
         },
     }
@@ -78,14 +82,16 @@ def _line(run: dict[str, Any]) -> str:
     return (
         f"{run['tokens_per_s']:.1f} token/s, MFU {run['mfu']:.3f} of "
         f"{run['gemm_gflops']:.0f} GFLOP/s, {run['peak_rss_gib']:.2f} GiB"
+        + (f", {run['peak_gpu_gib']:.2f} GiB of the GPU" if "peak_gpu_gib" in run else "")
     )
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The medians over a side's runs, the spread of all their steps, and the runs themselves."""
+    metrics = [*METRICS, *(metric for metric in GPU_METRICS if metric in runs[0])]
     steps = sorted(seconds for run in runs for seconds in run["step_times"])
     return {
-        **{metric: statistics.median(run[metric] for run in runs) for metric in METRICS},
+        **{metric: statistics.median(run[metric] for run in runs) for metric in metrics},
         "step_s_p10": _quantile(steps, 0.1),
         "step_s_p90": _quantile(steps, 0.9),
         "runs": [{k: v for k, v in run.items() if k != "step_times"} for run in runs],

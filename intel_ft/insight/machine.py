@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from intel_ft.backends.cpu import cpu_flags, cpu_name
+from intel_ft.backends.cuda import gpu_name
 from intel_ft.insight.sides import installed
 
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -14,10 +15,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def describe(threads: int) -> dict[str, Any]:
-    """CPU, cores this process may use, what the CPU advertises, versions, load."""
+def describe(threads: int, backend: str = "cpu") -> dict[str, Any]:
+    """CPU, cores this process may use, what the CPU advertises, versions, load, any GPU used."""
     flags = cpu_flags()
     return {
+        **({"gpu": gpu_name()} if backend == "cuda" else {}),
         "cpu": cpu_name(),
         "cores": cores(),
         "threads": threads,

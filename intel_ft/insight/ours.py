@@ -5,6 +5,8 @@ insight.side.
 from pathlib import Path
 from typing import Any
 
+from intel_ft.backends import cuda
+from intel_ft.backends.choice import device_of
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config, build
 from intel_ft.data.examples import Examples
@@ -28,11 +30,14 @@ def our_trainer(
     count the tokens of the global batch, and stop after the same step.
     """
     config = _config(task, folder)
-    base = random_model(task.workload, task.seed, packed.NAME)
+    device = device_of(task.backend, world.local_rank)
+    base = random_model(task.workload, task.seed, packed.NAME, device)
     shape = task.workload
-    lay_out(base, config, activation_bytes(base.config, shape.row_tokens, task.checkpointing))
+    activations = activation_bytes(base.config, shape.row_tokens, task.checkpointing)
+    lay_out(base, config, activations, device=device)
     model = add_lora(base, config.method, task.workload.name, None)
     fuse(model)
+    cuda.forget_peak(device)
     plan = Plan(
         lengths=examples.lengths,
         supervised=examples.supervised_counts,
@@ -43,7 +48,7 @@ def our_trainer(
     )
     # The rate is measured after training; what the run's own records say of MFU is not read.
     work = Workload(
-        plan, examples, cost, gemm_rate=1.0, packed=True, world=world, trained=Adapter(model)
+        plan, examples, cost, 1.0, packed=True, world=world, trained=Adapter(model), device=device
     )
     trainer = trainer_for(config, model, work)
     tally = Tally()
@@ -76,6 +81,7 @@ def _config(task: Task, folder: Path) -> Config:
                 "activation_checkpointing": task.checkpointing,
                 "report_to": [],
             },
+            "backend": {"name": task.backend},
             "output": {"directory": folder},
         },
         "bench",

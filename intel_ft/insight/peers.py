@@ -1,5 +1,5 @@
 """The peers' sides of the benchmark: other trainers on the same examples, set up as their own
-documentation says for a CPU; called from insight.side.
+documentation says for a CPU or a GPU; called from insight.side.
 
 All take LoRA on all linear layers through peft, a bf16 model under bf16 autocast, sdpa attention,
 and as many examples an optimizer step as ours.
@@ -11,17 +11,21 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
+from intel_ft.backends import cuda
+from intel_ft.backends.choice import device_of
 from intel_ft.data.examples import Examples
 from intel_ft.insight.sides import Task
 from intel_ft.insight.stopwatch import Stopwatch, Tally
 from intel_ft.insight.workloads import lora_config, random_model
 
-BATCH = 4  # padded examples a forward
-
 
 def peer_trainer(task: Task, examples: Examples, folder: Path) -> tuple[Any, Stopwatch]:
     """The peer's Trainer, and the stopwatch that ends its training."""
-    model = random_model(task.workload, task.seed, "sdpa")
+    device = device_of(task.backend, 0)
+    model = random_model(task.workload, task.seed, "sdpa", device)
+    if task.base_dtype == "nf4":
+        _quantize(model)
+    cuda.forget_peak(device)
     tally = Tally()
     if task.side.startswith("trl"):
         trainer = _trl(task, model, examples, folder, tally)
@@ -85,9 +89,30 @@ def _optimize_with_ipex(trainer: Any) -> None:
     trainer.model = trainer.model_wrapped = model
 
 
+def _quantize(model: Any) -> None:
+    """What `from_pretrained` with BitsAndBytesConfig(load_in_4bit, "nf4", double quantization,
+    bf16 compute) makes of a model; that reads a folder, which a random model would have to fill.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    settings = {"compress_statistics": True, "quant_type": "nf4"}
+    head = model.get_output_embeddings()
+    linears = [(n, m) for n, m in model.named_modules() if type(m) is torch.nn.Linear]
+    for name, linear in [(n, m) for n, m in linears if m is not head]:
+        with torch.device("meta"):
+            quantized = Linear4bit(
+                *(linear.in_features, linear.out_features, False, torch.bfloat16), **settings
+            )
+        weight = Params4bit(linear.weight.data, requires_grad=False, **settings)
+        quantized.weight = weight.to(linear.weight.device)
+        model.set_submodule(name, quantized)
+        del linear.weight
+    model.is_loaded_in_4bit = True
+
+
 def _padded(task: Task) -> tuple[int, int]:
     """Examples a forward, and forwards an optimizer step."""
-    batch = min(BATCH, task.workload.batch)
+    batch = min(task.peer_batch, task.workload.batch)
     return batch, -(-task.workload.batch // batch)
 
 
@@ -100,7 +125,7 @@ def _arguments(task: Task, folder: Path, batch: int, accumulation: int) -> dict[
         "learning_rate": 2e-4,
         "seed": task.seed,
         "bf16": True,
-        "use_cpu": True,
+        "use_cpu": task.backend == "cpu",
         "gradient_checkpointing": task.peer_checkpointing,
         "dataloader_pin_memory": False,
         "save_strategy": "no",

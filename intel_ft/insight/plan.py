@@ -54,6 +54,8 @@ class Inputs:
 
 def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inputs:
     """Count the model and find the machine's rates. Raises UserError, EnvironmentProblem."""
+    if config.backend.name == "cuda":
+        raise UserError("backend.name=cuda: plan predicts CPUs only: set backend.name=cpu")
     model = model_plan(config)
     if cluster.cpu is not None:
         machine = plan_machine.named(cluster.cpu, cluster.sockets, cluster.cores)

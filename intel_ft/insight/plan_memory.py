@@ -20,7 +20,13 @@ _SPREAD = {"equal": 1.2, "differing": 1.35, "checkpointing": 2.0}
 """What activations take over what they hold, because freed memory is in pieces: with rows of equal
 and of differing lengths, and with checkpointing, whose kept inputs stand in between."""
 
-_OPTIMIZER = {"adamw_torch_fused": 8.0, "adamw_torch": 12.0, "adafactor": 0.5, "sgd": 0.0}
+_OPTIMIZER = {
+    "adamw_torch_fused": 8.0,
+    "paged_adamw_32bit": 8.0,
+    "adamw_torch": 12.0,
+    "adafactor": 0.5,
+    "sgd": 0.0,
+}
 """Bytes a trained parameter: two float32 moments, and a temporary where it is not fused."""
 
 

@@ -44,7 +44,7 @@ def settings(side: str, seed: int, steps: int, threads: int | None, folder: Path
                 "save_steps": 10**6,
                 "report_to": [],
             },
-            "backend": {"threads": threads or "auto"},
+            "backend": {"name": "cpu", "threads": threads or "auto"},
             "output": {"directory": folder / "run"},
         },
         "bench quality",

@@ -29,7 +29,7 @@ def measure(task_json: str, started: Started, folder: Path) -> dict[str, Any]:
     import numpy as np
     import transformers
 
-    from intel_ft.backends import cpu
+    from intel_ft.backends import choice, cuda
     from intel_ft.config import BackendConfig, ModelConfig
     from intel_ft.distributed.join import joined
     from intel_ft.distributed.world import World
@@ -40,9 +40,11 @@ def measure(task_json: str, started: Started, folder: Path) -> dict[str, Any]:
 
     task = Task.from_json(task_json)
     world = World(*astuple(started))
-    with joined(world, BackendConfig()) as decisions:
+    with joined(world, BackendConfig(), task.backend) as decisions:
         model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
-        backend = cpu.select(BackendConfig(), model, world.local_size)
+        backend = choice.select(
+            BackendConfig(), model, task.backend, world.local_size, world.local_rank
+        )
         transformers.set_seed(task.seed)
         examples = synthetic_examples(task.workload, task.seed)
         cost = step_cost(shape_model(task.workload, task.rank))
@@ -60,6 +62,7 @@ def measure(task_json: str, started: Started, folder: Path) -> dict[str, Any]:
             "collective": decisions[0].value if decisions else "none",
             "gradient_mib": sum(p.numel() * p.element_size() for p in trained) / 2**20,
             "threads": backend.threads,
+            **cuda.peak_gib(backend.device),
         }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from intel_ft.backends import cpu, gemm
+from intel_ft.backends import choice, cpu, cuda, gemm
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
@@ -28,9 +28,10 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
     The GEMM rate is measured after training, on the same threads, once the peak of resident memory
     has been read.
     """
-    backend = cpu.select(
+    backend = choice.select(
         BackendConfig(threads=task.threads or "auto"),
         ModelConfig(name_or_path=task.workload.name, dtype="bfloat16"),
+        task.backend,
     )
     transformers.set_seed(task.seed)
     examples = synthetic_examples(task.workload, task.seed)
@@ -45,20 +46,21 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
 
         trainer, watch = peer_trainer(task, examples, folder)
     trainer.train()
-    peak = peak_rss_gib()
+    peak = {"peak_rss_gib": peak_rss_gib(), **cuda.peak_gib(backend.device)}
     del trainer
     gc.collect()
+    cuda.forget_peak(backend.device)
     products = gemm.linear_products(
         shapes, task.workload.row_tokens, float(examples.supervised.mean())
     )
-    rate = gemm.model_rate(products, backend.dtype, seconds=0.2)
+    rate = gemm.model_rate(products, backend.dtype, seconds=0.2, device=backend.device)
     times, tally = watch.step_times, watch.tally
     seconds = sum(times)
     return {
         "tokens_per_s": sum(tally.lengths) / seconds,
         "supervised_tokens_per_s": tally.supervised / seconds,
         "mfu": cost.flops(tally.as_row()) / seconds / rate,
-        "peak_rss_gib": peak,
+        **peak,
         "gemm_gflops": rate / 1e9,
         "step_s": float(np.median(times)),
         "step_times": times,

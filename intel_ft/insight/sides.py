@@ -12,6 +12,7 @@ from intel_ft.insight.workloads import Workload
 OURS = "ours"
 PEERS = ("trl", "trl-packed", "transformers", "ipex")
 WARM_UP_STEPS = 2
+GPU_WARM_UP_STEPS = 5  # CUDA loads a product's kernel when a row of a new length first needs it
 LEAST_STEPS = 5
 LONG_STEP = 60.0  # seconds; where a step takes longer, one is warm-up and at least two are timed
 
@@ -19,8 +20,9 @@ LONG_STEP = 60.0  # seconds; where a step takes longer, one is warm-up and at le
 @dataclass(frozen=True)
 class Task:
     """One run of one side: `WARM_UP_STEPS` untimed steps, then timed ones for `seconds`, but at
-    least `LEAST_STEPS`. `peer_row_tokens` is the row of a packing peer, None the same as ours; the
-    last two fields are for our own side, and neither side's checkpointing is the other's.
+    least `LEAST_STEPS`. `peer_row_tokens` is the row of a packing peer, None the same as ours;
+    `peer_batch` a padding peer's examples a forward. `checkpointing` is our own side's alone, and
+    so is `base_dtype`, but nf4, which is for all. `backend`: cpu or cuda.
     """
 
     side: str
@@ -33,6 +35,8 @@ class Task:
     peer_checkpointing: bool = False
     checkpointing: bool = False
     base_dtype: str = "auto"
+    backend: str = "cpu"
+    peer_batch: int = 4
 
     def to_json(self) -> str:
         """One line that `from_json` reads back."""

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from intel_ft.backends import cuda
 from intel_ft.batching.row import Row
-from intel_ft.insight.sides import LEAST_STEPS, LONG_STEP, WARM_UP_STEPS
+from intel_ft.insight.sides import GPU_WARM_UP_STEPS, LEAST_STEPS, LONG_STEP, WARM_UP_STEPS
 
 
 @dataclass
@@ -69,10 +70,13 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the time: how long the first step takes says how many to wait for."""
+        if args.device.type == "cuda":
+            self.warm_up = GPU_WARM_UP_STEPS
         self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Note the time; forget the warm-up; stop when enough was seen."""
+        cuda.finish(args.device)
         now = time.perf_counter()
         if self.count is not None:
             self.count(state.global_step - 1)

@@ -29,6 +29,7 @@ def train_table(report: dict[str, Any]) -> Table:
         (title, *("failed" if "error" in side else cell(side) for side in sides.values()))
         for title, cell in _TRAIN_ROWS.items()
     ]
+    rows = [row for row in rows if any(row[1:])]  # no GPU, no GPU memory
     notes = [f"{n}: {side['error']}" for n, side in sides.items() if "error" in side]
     notes += _in_use(report["machine"])
     load = report["workload"]
@@ -147,6 +148,7 @@ def plan_table(report: dict[str, Any]) -> Table:
 def machine_line(machine: dict[str, Any]) -> str:
     """The machine in one line."""
     return (
+        f"{machine['gpu'] + '; ' if 'gpu' in machine else ''}"
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{' '.join(machine['isa'])}; torch {machine['torch']}, "
         f"transformers {machine['transformers']}; load {machine['load']:.1f}"
@@ -162,6 +164,10 @@ def _in_use(machine: dict[str, Any]) -> list[str]:
     ]
 
 
+def _gib(side: dict[str, Any], name: str) -> str:
+    return f"{side[name]:.2f}" if name in side else ""
+
+
 def _ratio(name: str) -> Callable[[dict[str, Any]], str]:
     return lambda side: f"{side[name]:.2f}" if name in side else ""
 
@@ -172,6 +178,8 @@ _TRAIN_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "MFU": lambda side: f"{side['mfu']:.3f}",
     "GEMM GFLOP/s": lambda side: f"{side['gemm_gflops']:,.0f}",
     "peak memory GiB": lambda side: f"{side['peak_rss_gib']:.2f}",
+    "peak GPU memory GiB": lambda side: _gib(side, "peak_gpu_gib"),
+    "reserved GPU memory GiB": lambda side: _gib(side, "peak_gpu_reserved_gib"),
     "step s": lambda side: f"{side['step_s']:.3g}",
     "step s, p10-p90": lambda side: f"{side['step_s_p10']:.3g}-{side['step_s_p90']:.3g}",
     "token/s, ours/peer": _ratio("ratio"),

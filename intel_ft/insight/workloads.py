@@ -105,17 +105,17 @@ def _log_normal(
     return np.clip(np.exp(random.normal(mean, sigma, count)), least, most).astype(np.int64)
 
 
-def random_model(workload: Workload, seed: int, attention: str) -> Any:
-    """The frozen base in bf16, made in place, so that no float32 copy exists. Its weights are
-    N(0, 0.02) noise that repeats, from another place in each: to draw 7 billion takes minutes.
+def random_model(workload: Workload, seed: int, attention: str, device: Any = "cpu") -> Any:
+    """The frozen base in bf16 on `device`, made there, so that no float32 copy exists. Its weights
+    are N(0, 0.02) noise that repeats, from another place in each: to draw 7 billion takes minutes.
     """
     import torch
     from transformers.initialization import no_init_weights
 
-    with no_init_weights():
+    with no_init_weights(), torch.device(device):
         model = _build(workload, attention)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(2**22, generator=generator).mul_(0.02).bfloat16()
+    noise = torch.randn(2**22, generator=generator).mul_(0.02).bfloat16().to(device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):

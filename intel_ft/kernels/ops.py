@@ -1,8 +1,9 @@
 """RMSNorm, SwiGLU, segment attention and cross-entropy with their gradients, by hand; called from
 models.
 
-Each takes bf16 tensors to the compiled kernels where those are loaded, and anything else (float32,
-no compiler) through the same formula in torch operations. Tensors are contiguous.
+Each takes bf16 tensors of a CPU to the compiled kernels where those are loaded, and anything else
+(float32, no compiler, a GPU) through the same formula in torch operations, which on a GPU become
+one kernel (kernels.generated). Tensors are contiguous.
 """
 
 import ctypes
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intel_ft.kernels import varlen
 from intel_ft.kernels.build import kernels
+from intel_ft.kernels.generated import generated
 
 
 def _call(name: str, *arguments: Any, returns: Any = None) -> Any:
@@ -32,7 +35,7 @@ def _c_value(value: Any) -> Any:
 
 
 def _compiled(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.bfloat16 and kernels().library is not None
+    return tensor.is_cpu and tensor.dtype == torch.bfloat16 and kernels().library is not None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -41,6 +44,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         out = torch.empty_like(x)
         _call("rms_norm", x, weight, eps, out, *x.shape)
         return out
+    return _rms_norm(x, weight, eps)
+
+
+@generated
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * (wide * scale).to(x.dtype)
@@ -54,6 +62,13 @@ def rms_norm_backward(
         out = torch.empty_like(x)
         _call("rms_norm_backward", x, weight, grad, residual, eps, out, *x.shape)
         return out
+    return _rms_norm_backward(x, weight, grad, eps, residual)
+
+
+@generated
+def _rms_norm_backward(
+    x: Tensor, weight: Tensor, grad: Tensor, eps: float, residual: Tensor | None
+) -> Tensor:
     wide, inner = x.float(), grad.float() * weight.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     out = scale * inner - wide * scale**3 * (wide * inner).mean(-1, keepdim=True)
@@ -66,6 +81,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         out = torch.empty_like(gate)
         _call("swiglu", gate, up, out, gate.numel())
         return out
+    return _swiglu(gate, up)
+
+
+@generated
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
@@ -75,6 +95,11 @@ def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Ten
         results = (torch.empty_like(gate), torch.empty_like(gate), torch.empty_like(gate))
         _call("swiglu_backward", gate, up, grad, *results, gate.numel())
         return results
+    return _swiglu_backward(gate, up, grad)
+
+
+@generated
+def _swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sigmoid = gate.float().sigmoid()
     silu = gate.float() * sigmoid
     wide = grad.float()
@@ -93,7 +118,7 @@ def attention(
 
     q [tokens, heads, dim]; k, v [tokens, kv_heads, dim]; cos, sin [tokens, dim]; bounds int64
     [segments + 1]. Returns the output like q, and the log of each softmax's sum, float32
-    [heads, tokens], which the gradient needs (empty without the compiled kernels).
+    [heads, tokens], which the gradient needs (empty where torch's operations make that).
     """
     if _compiled(q):
         out = torch.empty_like(q)
@@ -101,7 +126,10 @@ def attention(
         sizes = (len(bounds) - 1, q.shape[1], k.shape[1], q.shape[2])
         _call("attention", q, k, v, cos, sin, bounds, *sizes, scale, out, log_sums)
         return out, log_sums
-    return _attention(q, k, v, cos, sin, bounds, scale), q.new_empty(0)
+    q, k = _turned(q, k, cos, sin)
+    if varlen.usable(q):
+        return varlen.attend(q, k, v, bounds, scale)
+    return _by_segment(q, k, v, bounds, scale), q.new_empty(0)
 
 
 def attention_backward(
@@ -127,17 +155,33 @@ def attention_backward(
             *(q, k, v, cos, sin, bounds, *sizes, scale, out, log_sums, grad, *results, shared),
         )
         return results
-    with torch.enable_grad():
-        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-        result = _attention(q, k, v, cos, sin, bounds, scale)
-    grad_q, grad_k, grad_v = torch.autograd.grad(result, (q, k, v), grad)
-    return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
+    q, k = _turned(q, k, cos, sin)
+    if varlen.usable(q):
+        own = varlen.attend_backward(grad, q, k, v, bounds, scale, out, log_sums)
+        grad_q, grad_k, grad_v = own
+    else:
+        with torch.enable_grad():
+            q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+            result = _by_segment(q, k, v, bounds, scale)
+        grad_q, grad_k, grad_v = torch.autograd.grad(result, (q, k, v), grad)
+    return *_turned_back(grad_q, grad_k, cos, sin), grad_v.contiguous()
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, scale: float
-) -> Tensor:
+@generated
+def _turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k [tokens, heads, dim] by rotary positions (RoFormer, Su et al. 2021)."""
     q, k = (x * cos[:, None] + _half_turned(x) * sin[:, None] for x in (q, k))
+    return q, k
+
+
+@generated
+def _turned_back(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of `_turned`, contiguous."""
+    q, k = (x * cos[:, None] - _half_turned(x * sin[:, None]) for x in (q, k))
+    return q.contiguous(), k.contiguous()
+
+
+def _by_segment(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> Tensor:
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     parts = []
     for start, end in pairwise(bounds.tolist()):
@@ -155,20 +199,25 @@ def _half_turned(x: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> float:
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Summed cross-entropy of logits [rows, vocabulary], each row overwritten with its gradient:
-    softmax minus one-hot, or zeros where the target is negative.
+    softmax minus one-hot, or zeros where the target is negative. Returns a float64 scalar.
     """
     if _compiled(logits):
         total = _call("cross_entropy", logits, targets, *logits.shape, returns=ctypes.c_double)
-        return float(total)
-    wide = logits.float()
-    losses = F.cross_entropy(wide, targets, ignore_index=-100, reduction="none")
-    wide = wide.softmax(-1)
-    kept = targets >= 0
-    wide[torch.arange(len(targets))[kept], targets[kept]] -= 1
-    logits.copy_(wide * kept[:, None])
-    return float(losses.double().sum())
+        return torch.tensor(total, dtype=torch.float64)
+    return _cross_entropy(logits, targets)
+
+
+@generated
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    wide, kept = logits.float(), targets >= 0
+    log_sums = wide.logsumexp(-1, keepdim=True)
+    losses = log_sums - wide.gather(-1, targets.clamp_min(0)[:, None])
+    own = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    gradient = torch.where(kept[:, None], wide.softmax(-1) - own.float(), 0.0)
+    logits.copy_(gradient)
+    return torch.where(kept, losses[:, 0], 0.0).double().sum()
 
 
 def quantize(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.backends import cpu
+from intel_ft.backends.cpu import CPU
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem
@@ -19,14 +20,15 @@ from intel_ft.models.prepacked import can_prepack, prepacked_base
 
 
 class FrozenLinear(torch.nn.Linear):
-    """An `nn.Linear`, as peft wants it; its `weight` has shape and dtype but no memory, what
-    multiplies is `frozen_base`.
+    """An `nn.Linear` on `device`, as peft wants it; its `weight` has shape and dtype but no memory,
+    what multiplies is `frozen_base`.
     """
 
-    def __init__(self, linear: torch.nn.Linear, base: Base) -> None:
+    def __init__(self, linear: torch.nn.Linear, base: Base, device: torch.device) -> None:
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=False)
-        shape = torch.zeros(1, dtype=linear.weight.dtype).expand(linear.weight.shape)
+        one = torch.zeros(1, dtype=linear.weight.dtype, device=device)
+        shape = one.expand(linear.weight.shape)
         self.weight = torch.nn.Parameter(shape, requires_grad=False)
         self.frozen_base = base
 
@@ -37,9 +39,12 @@ class FrozenLinear(torch.nn.Linear):
         return out
 
 
-def lay_out(model: Any, config: Config, activations: int, sharing: int = 1) -> Decision:
+def lay_out(
+    model: Any, config: Config, activations: int, sharing: int = 1, device: torch.device = CPU
+) -> Decision:
     """Bring the frozen linear layers but the head into the form that the config asks for or, as
-    long as there is room, that multiplies fastest; in place, under an adapter or without one.
+    long as there is room, that multiplies fastest; in place, under an adapter or without one. The
+    whole model is on `device` then, and never was there in any other form.
 
     activations: bytes that training needs beside the weights; `sharing` ranks do the same on this
     host. Raises EnvironmentProblem for int8 where the CPU has no instructions for it.
@@ -50,9 +55,13 @@ def lay_out(model: Any, config: Config, activations: int, sharing: int = 1) -> D
         replace_linears(model, int8_base)
         return Decision("model.base_dtype", "int8", "set in the config")
     if config.base_dtype == "nf4":
-        replace_linears(model, nf4_base)
+        replace_linears(model, nf4_base, device)
+        model.to(device)
         asked = "set in the config" if config.model.base_dtype == "nf4" else "method.name is qlora"
         return Decision("model.base_dtype", "nf4", f"{asked}; its constants quantized, too")
+    if device.type != "cpu":
+        model.to(device)
+        return Decision("model.base_dtype", str(model.dtype).removeprefix("torch."), "as loaded")
     if config.method.use_dora:
         return Decision("backend.prepack", "off", "DoRA needs the weights as they are")
     on, reason = _prepack(model, config, activations, sharing)
@@ -81,14 +90,18 @@ def has_room(weights: int, activations: int, available: float) -> bool:
     return weights + activations <= available / 2
 
 
-def replace_linears(model: Any, kept_as: Callable[[Tensor, Tensor | None], Base]) -> None:
+def replace_linears(
+    model: Any, kept_as: Callable[[Tensor, Tensor | None], Base], device: torch.device = CPU
+) -> None:
     """Replace every linear layer but the head, in place, one after another: `kept_as` makes its
-    new form from weight [out, in] and bias.
+    new form from weight [out, in] and bias, which are brought to `device` first.
     """
     linears = _linears(model)
     while linears:
         parent, name, linear = linears.pop()
-        setattr(parent, name, FrozenLinear(linear, kept_as(linear.weight.detach(), linear.bias)))
+        bias = None if linear.bias is None else linear.bias.detach().to(device)
+        base = kept_as(linear.weight.detach().to(device), bias)
+        setattr(parent, name, FrozenLinear(linear, base, device))
 
 
 def _linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:

@@ -251,9 +251,10 @@ def _differs(decoder: Any, block: Any, layer: Layer) -> str | None:
     """Run one layer both ways on random input: None if they agree to rounding."""
     tokens, size = 12, len(layer.norm)
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, tokens, size, generator=generator).to(layer.norm.dtype)
+    hidden = torch.randn(1, tokens, size, generator=generator).to(layer.norm)
     bounds = torch.tensor([0, 5, tokens])
     positions = torch.cat([torch.arange(n) for n in bounds.diff().tolist()])[None]
+    positions = positions.to(hidden.device)
     try:
         turns = decoder.rotary_emb(hidden, position_ids=positions)
         own = block(hidden, position_embeddings=turns, cu_seq_lens_q=bounds)

@@ -43,19 +43,20 @@ class IRTeacher:
 
     def scores(self, asked: Question) -> Scores:
         """The logits at the supervised tokens, float32."""
-        tokens: Tensor = asked.inputs["input_ids"][0]
+        tokens: Tensor = asked.inputs["input_ids"][0].cpu()
+        predict = asked.predict.cpu()
         found = asked.inputs.get("cu_seq_lens_q")
         bounds = [0, len(tokens)] if found is None else found.tolist()
         values: list[Tensor] = []
         places: list[Tensor] = []
         for start, end in pairwise(bounds):
-            inside = ((asked.predict >= start) & (asked.predict < end)).nonzero()[:, 0]
+            inside = ((predict >= start) & (predict < end)).nonzero()[:, 0]
             if len(inside):
                 logits = self._logits(tokens[start:end])
-                values.append(logits[asked.predict[inside] - start])
+                values.append(logits[predict[inside] - start])
                 places.append(inside)
         order = torch.cat(places).argsort()
-        return Scores(torch.cat(values)[order], None)
+        return Scores(torch.cat(values)[order].to(asked.predict.device), None)
 
     def _logits(self, tokens: Tensor) -> Tensor:
         """Of one segment: [tokens, vocabulary]."""

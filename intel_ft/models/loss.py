@@ -20,6 +20,8 @@ from intel_ft.models.packed import NAME, ROW_QUANTUM, row_inputs
 CHUNK_BYTES = 32 * 2**20
 """How much of the logits exists at a time; larger gains nothing (docs/log.md)."""
 
+GPU_CHUNKS = 4  # so many times more: a GPU needs larger products to be busy
+
 
 def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None) -> Tensor:
     """The summed cross-entropy over a row's supervised tokens, a float32 scalar.
@@ -28,8 +30,8 @@ def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = 
     one example. A bf16 base runs under autocast so that the float32 LoRA weights multiply in bf16;
     `dtype` says so of a model whose weights are all float32.
     """
-    asked = question(row, packed=packed)
-    with computing_in(dtype or model.dtype):
+    asked = question(row, model.device, packed=packed)
+    with computing_in(dtype or model.dtype, model.device):
         if (head := plain_head(model)) is not None and not head.requires_grad:
             hidden = hidden_states(model, asked)
             loss: Tensor = HeadLoss.apply(hidden, head, asked.targets)  # type: ignore[no-untyped-call]
@@ -46,8 +48,10 @@ class Question:
     targets: Tensor
 
 
-def question(row: Row, *, packed: bool) -> Question:
-    """`row`, filled up for packed attention; raises ValueError as `loss_sum` needs."""
+def question(row: Row, device: torch.device, *, packed: bool) -> Question:
+    """`row`, filled up for packed attention, on `device` but for the segments' bounds, which are
+    for the host; raises ValueError as `loss_sum` needs.
+    """
     if packed:
         row = filled(row, ROW_QUANTUM)
     elif len(row.bounds) != 2:
@@ -56,15 +60,18 @@ def question(row: Row, *, packed: bool) -> Question:
         torch.from_numpy(array)
         for array in (row.tokens, row.positions, row.bounds, row.predict, row.targets)
     )
+    tokens, positions, predict, targets = (
+        tensor.to(device, non_blocking=True) for tensor in (tokens, positions, predict, targets)
+    )
     inputs = row_inputs(tokens, positions, bounds)
     if not packed:
         inputs = {"input_ids": inputs["input_ids"], "use_cache": False}
     return Question(inputs, predict, targets)
 
 
-def computing_in(dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Autocast for bf16, nothing for float32."""
-    return torch.autocast("cpu", torch.bfloat16) if dtype == torch.bfloat16 else nullcontext()
+def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast for bf16 and fp16, nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def hidden_states(model: Any, asked: Question) -> Tensor:
@@ -103,7 +110,8 @@ def scores(model: Any, asked: Question) -> Scores:
     if (head := plain_head(model)) is None:
         return Scores(model(**asked.inputs, logits_to_keep=asked.predict).logits[0], None)
     hidden = hidden_states(model, asked)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return Scores(hidden.to(dtype), head.to(dtype))
 
 
@@ -127,6 +135,10 @@ def _label_loss(targets: Tensor) -> LossOf:
 def chunk_rows(vocabulary: int, bytes_each: int) -> int:
     """Supervised tokens whose logits exist at a time."""
     return max(128, CHUNK_BYTES // (vocabulary * bytes_each) // 128 * 128)
+
+
+def _times(values: Tensor) -> int:
+    return GPU_CHUNKS if values.is_cuda else 1
 
 
 def _base(model: Any) -> Any:
@@ -157,10 +169,10 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """The loss, a float32 scalar."""
-        rows = chunk_rows(len(weight), weight.element_size())
+        rows = chunk_rows(len(weight), weight.element_size()) * _times(hidden)
         buffer = hidden.new_empty(min(rows, len(targets)), len(weight))
         grads = []
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(targets), rows):
             part = hidden[start : start + rows]
             logits = torch.mm(part, weight.T, out=buffer[: len(part)])
@@ -169,7 +181,7 @@ class HeadLoss(torch.autograd.Function):
                 grads.append(logits @ weight)
         if ctx.needs_input_grad[0]:  # of a row without supervised tokens, it is empty
             ctx.save_for_backward(torch.cat(grads) if grads else torch.zeros_like(hidden))
-        return torch.tensor(total, dtype=torch.float32)
+        return total.float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -190,9 +202,9 @@ class ChunkedLoss(torch.autograd.Function):
         grad = torch.zeros_like(values) if ctx.needs_input_grad[0] else None
         of_weight = None
         if weight is not None and ctx.needs_input_grad[1]:
-            of_weight = torch.zeros(weight.shape)
-        rows = chunk_rows(whole.vocabulary, 4)
-        total = torch.zeros(())
+            of_weight = torch.zeros(weight.shape, device=weight.device)
+        rows = chunk_rows(whole.vocabulary, 4) * _times(values)
+        total = torch.zeros((), device=values.device)
         for start in range(0, len(values), rows):
             chunk = slice(start, start + rows)
             logits = whole.logits(chunk)

@@ -17,6 +17,9 @@ from intel_ft.models.lora_linear import Dense
 
 BLOCK = 64  # weights that share a constant
 
+NF4_BYTES = (4 + 8 / BLOCK + 32 / (BLOCK * 256)) / 8
+"""Of a weight: four bits, 8 for each block's constant, 32 for each 256 of those."""
+
 
 @dataclass(frozen=True, eq=False)
 class NF4Base:
@@ -49,7 +52,7 @@ def nf4_base(weight: Tensor, bias: Tensor | None) -> NF4Base:
     from bitsandbytes.functional import quantize_4bit
 
     rows = weight.contiguous()
-    if weight.shape[1] % BLOCK:
+    if weight.is_cpu and weight.shape[1] % BLOCK:
         # bitsandbytes 0.50.2: the CPU's dequantization takes each row to begin a block, what
         # quantizes does not, and such weights come back wrong by a third. As one row they do not.
         rows = rows.view(1, -1)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from intel_ft.kernels import varlen
+
 NAME = "intel_ft_packed"
 
 QUANTUM = 32
@@ -40,7 +42,7 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each segment of one packed row.
+    """Causal attention inside each segment of one packed row, by FlashAttention where that can.
 
     query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim];
     cu_seq_lens_q int [segments + 1]. Returns [1, tokens, heads, head_dim].
@@ -50,6 +52,10 @@ def packed_attention(
         raise ValueError(f"{NAME} has no attention sinks, which this model uses")
     if cu_seq_lens_q is None:
         raise ValueError(f"{NAME} needs cu_seq_lens_q: this model does not pass it to attention")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    if varlen.usable(q) and softcap is None and not dropout:
+        return varlen.attend(q, k, v, cu_seq_lens_q, scale, sliding_window or None)[0][None], None
     if key.shape[1] != query.shape[1]:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -67,7 +73,7 @@ def packed_attention(
                 q,
                 k,
                 v,
-                attn_mask=None if window is None else _band(length, window),
+                attn_mask=None if window is None else _band(length, window, q.device),
                 dropout_p=dropout,
                 is_causal=window is None,
                 scale=scaling,
@@ -76,9 +82,9 @@ def packed_attention(
     return torch.cat(outputs, dim=1), None
 
 
-def _band(length: int, window: int) -> Tensor:
+def _band(length: int, window: int, device: torch.device) -> Tensor:
     """Boolean [length, length]: token i sees the `window` tokens that end with itself."""
-    ones = torch.ones(length, length, dtype=torch.bool)
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
     return ones.tril().triu(1 - window)
 
 
@@ -95,7 +101,7 @@ def _softcapped(
     length = q.shape[2]
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     scores = torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / softcap)) * softcap
-    scores = scores.masked_fill(~_band(length, window or length), float("-inf"))
+    scores = scores.masked_fill(~_band(length, window or length, q.device), float("-inf"))
     weights = F.dropout(scores.softmax(-1), p=dropout)
     return weights.to(v.dtype) @ v
 

@@ -59,8 +59,8 @@ class Teacher:
         self, student: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None
     ) -> Tensor:
         """The loss summed over a row's supervised tokens, a float32 scalar; see loss.loss_sum."""
-        asked = question(row, packed=packed)
-        with computing_in(dtype or student.dtype):
+        asked = question(row, student.device, packed=packed)
+        with computing_in(dtype or student.dtype, student.device):
             known = self._scores(student, asked)
             return chunked_loss(scores(student, asked), self._loss_of(known, asked.targets))
 

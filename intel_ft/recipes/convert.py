@@ -64,7 +64,6 @@ _SAME_UPDATE = {
     "adamw_hf": "the same update",
     "adamw_apex_fused": "the same update",
     "paged_adamw": "the same update; states lie in main memory anyway",
-    "paged_adamw_32bit": "the same update; states lie in main memory anyway",
     "paged_adamw_8bit": "states in 32 bit: an adapter's are small",
     "adamw_8bit": "states in 32 bit: an adapter's are small",
     "adamw_bnb_8bit": "states in 32 bit: an adapter's are small",

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerState
 
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.files import damage, remove_folder, whole_folder, write_json, write_manifest
+from intel_ft.training.optimizer_state import fitted, portable
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
     try:
         with whole_folder(final) as folder:
             trainer.work.trained.save(folder)
-            torch.save(trainer.optimizer.state_dict(), folder / "optimizer.pt")
+            torch.save(portable(trainer.optimizer.state_dict()), folder / "optimizer.pt")
             torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
             trainer._save_rng_state(str(folder))
             trainer.state.save_to_json(str(folder / STATE))
@@ -99,8 +100,13 @@ def is_last(checkpoint: Path, max_steps: int, early_stopping: int | None) -> boo
 
 def load_optimizer(trainer: Any, checkpoint: Path) -> None:
     """Give the trainer's optimizer and scheduler their state back."""
-    for part, name in ((trainer.optimizer, "optimizer.pt"), (trainer.lr_scheduler, "scheduler.pt")):
-        part.load_state_dict(torch.load(checkpoint / name, map_location="cpu", weights_only=True))
+    saved, schedule = (
+        torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+        for name in ("optimizer.pt", "scheduler.pt")
+    )
+    paged = trainer.args.optim.startswith("paged")
+    trainer.optimizer.load_state_dict(fitted(saved, trainer.optimizer.state_dict(), paged=paged))
+    trainer.lr_scheduler.load_state_dict(schedule)
 
 
 def load_best(checkpoint: Path) -> dict[str, torch.Tensor] | None:

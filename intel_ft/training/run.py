@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from intel_ft import __version__
-from intel_ft.backends import cpu
+from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.distributed.join import joined
@@ -28,16 +28,17 @@ from intel_ft.models.load import fingerprint
 from intel_ft.provenance import Provenance
 from intel_ft.training import checkpoint, run_folder
 from intel_ft.training.callbacks import trackers
+from intel_ft.training.optimizer_state import optimizer_name
 from intel_ft.training.records import MetricsFile, ProgressLine, SignalStop
 from intel_ft.training.setup import Inputs, base_id, build, out_of_memory, read_inputs
 from intel_ft.training.trainer import PlanTrainer, Workload
 
 logger = logging.getLogger(__name__)
 
-_OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory")
+_OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "bad_alloc", "not enough memory")
 _PERHAPS_OUT_OF_MEMORY = "could not create a primitive"  # oneDNN, whatever the reason
 _LITTLE_MEMORY = 2**30
-_COLLECTIVES = ("gloo", "oneCCL")  # what their errors have in them
+_COLLECTIVES = ("gloo", "oneCCL", "NCCL")  # what their errors have in them
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def train(
     earlier run's folder is touched only once everything else has been found good.
     """
     world = World(*astuple(started_as()))
-    with joined(world, config.backend) as decisions:
+    compute = choice.choose(config).value
+    with joined(world, config.backend, compute) as decisions:
         return _train(config, world, [*bound, *decisions], resume=resume, overwrite=overwrite)
 
 
@@ -94,6 +96,7 @@ def _train(
             logger.info("resuming from %s", start)
     with world.together():
         _require_same(world, config, work, start)
+    cuda.forget_peak(work.device)
     work.gemm_rate = float(world.sum(torch.tensor([work.gemm_rate], dtype=torch.float64)))
     with world.together(), _explained(config):
         if world.rank == 0:
@@ -215,7 +218,7 @@ def trainer_for(
         warmup_steps=math.ceil(settings.warmup_ratio * total),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim=settings.optimizer,
+        optim=optimizer_name(settings.optimizer, work.device),
         seed=settings.seed,
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
@@ -231,7 +234,7 @@ def trainer_for(
         dataloader_pin_memory=False,
         disable_tqdm=True,
         report_to="none",
-        use_cpu=True,
+        use_cpu=work.device.type == "cpu",
     )
     callbacks: list[Any] = [*users]
     if settings.early_stopping:

@@ -145,4 +145,5 @@ def _environment() -> dict[str, Any]:
         "isa": sorted(cpu.cpu_flags() & {"avx2", "avx512_bf16", "avx512_vnni", "amx_bf16"}),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
     }

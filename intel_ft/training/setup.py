@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from intel_ft import assets
-from intel_ft.backends import cpu, gemm, openmp
+from intel_ft.backends import choice, cpu, cuda, gemm, openmp
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
 from intel_ft.data.examples import Examples
@@ -19,7 +19,7 @@ from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
-from intel_ft.kernels.build import kernels
+from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.models import initial
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.cost import activation_bytes, step_cost, with_teacher
@@ -31,7 +31,7 @@ from intel_ft.models.load import (
     model_folder,
     parameter_count,
 )
-from intel_ft.models.nf4 import require_bitsandbytes
+from intel_ft.models.nf4 import NF4_BYTES, require_bitsandbytes
 from intel_ft.models.teacher import OWN_BASE, check_teacher, load_teacher, teacher_config
 from intel_ft.models.trained import Adapter, Trained, WholeModel
 from intel_ft.training.callbacks import require_trackers, user_callbacks
@@ -60,9 +60,12 @@ def read_inputs(config: Config) -> Inputs:
     Raises UserError for anything wrong with them, or with what the method or the user's callbacks
     need, EnvironmentProblem where they are not installed; changes nothing on disk.
     """
+    compute = choice.choose(config).value
     require_trackers(config.train)
     callbacks = user_callbacks(config.train.callbacks)
-    if config.base_dtype == "nf4":
+    if config.base_dtype == "nf4" or (
+        compute == "cuda" and config.train.optimizer.startswith("paged")
+    ):
         require_bitsandbytes()
     folder = model_folder(config.model)
     check_folder(folder, config.model)
@@ -104,24 +107,29 @@ def build(
 
     Raises EnvironmentProblem where this machine cannot hold the run.
     """
-    backend = cpu.select(config.backend, config.model, world.local_size)
+    compute = choice.choose(config)
+    backend = choice.select(
+        config.backend, config.model, compute.value, world.local_size, world.local_rank
+    )
     row_tokens = row_capacity(config)
-    require_memory(config, inputs, backend.dtype, row_tokens.value, world.local_size)
+    require_memory(config, inputs, backend, row_tokens.value, world.local_size)
     transformers.set_seed(config.train.seed)
     activations = activation_bytes(
         inputs.model_config, int(row_tokens.value), config.train.activation_checkpointing
     )
     trained: Trained
     if config.method.trains_all:
-        trained, why_not_packed, how = _whole_model(config, backend.dtype)
+        trained, why_not_packed, how = _whole_model(config, backend)
     else:
-        trained, why_not_packed, how = _adapter(config, backend.dtype, activations, world, start)
+        trained, why_not_packed, how = _adapter(config, backend, activations, world, start)
     model, packed = trained.model, why_not_packed is None
     cost = step_cost(model)
     teacher = None
     if config.method.name == "distill":
         tokens = len(inputs.tokenizer)
         teacher = load_teacher(config, backend.dtype, tokens, packed=packed)
+        if isinstance(teacher.model, torch.nn.Module):
+            teacher.model.to(backend.device)
         cost = with_teacher(cost, teacher.cost or cost)
     examples = inputs.training.examples
     plan = Plan(
@@ -133,7 +141,7 @@ def build(
         quadratic_cost=cost.quadratic_cost,
         one_example_a_row=not packed,
     )
-    gemm_rate = _gemm_rate(model, backend.dtype, int(row_tokens.value), examples)
+    gemm_rate = _gemm_rate(model, backend, int(row_tokens.value), examples)
     work = Workload(
         plan=plan,
         examples=examples,
@@ -145,11 +153,13 @@ def build(
         evaluation=None if inputs.evaluation is None else inputs.evaluation.examples,
         dtype=backend.dtype,
         teacher=teacher,
+        device=backend.device,
     )
     decisions = [
+        compute,
         *backend.decisions,
         openmp.wait_policy(),
-        kernels().decision,
+        gpu_kernels() if backend.device.type == "cuda" else kernels().decision,
         *how,
         row_tokens,
         Decision("packing", "on", "checked: this model keeps packed segments apart")
@@ -168,11 +178,11 @@ def build(
 
 
 def _adapter(
-    config: Config, dtype: torch.dtype, activations: int, world: World, start: Path | None
+    config: Config, backend: cpu.Backend, activations: int, world: World, start: Path | None
 ) -> tuple[Adapter, str | None, list[Decision]]:
     """The base with an adapter, why it cannot take packed rows, and what was decided about it."""
     method = config.method
-    base, why_not_packed = load_for_packing(config.model, dtype)
+    base, why_not_packed = load_for_packing(config.model, backend.dtype)
     model = add_lora(base, method, base_id(config), config.model.revision)
     begun: initial.Initial = {}
     if method.init in {"pissa", "olora"}:
@@ -181,12 +191,12 @@ def _adapter(
         else:
             begun = initial.load_from_original(start)[1]
         initial.take_out(model, begun)
-    layout = lay_out(model, config, activations, world.local_size)
+    layout = lay_out(model, config, activations, world.local_size, backend.device)
     return Adapter(model, begun), why_not_packed, [layout, fuse(model)]
 
 
 def _whole_model(
-    config: Config, dtype: torch.dtype
+    config: Config, backend: cpu.Backend
 ) -> tuple[WholeModel, str | None, list[Decision]]:
     """The model with float32 weights that all train, as `_adapter` returns it."""
     model, why_not_packed = load_for_packing(config.model, torch.float32)
@@ -194,7 +204,7 @@ def _whole_model(
         Decision("trained weights", "float32", "each step's change is smaller than bf16 can hold"),
         Decision("decoder layers", "the model's own", "all of their weights train"),
     ]
-    return WholeModel(model.requires_grad_(True)), why_not_packed, decisions
+    return WholeModel(model.to(backend.device).requires_grad_(True)), why_not_packed, decisions
 
 
 def base_id(config: Config) -> str:
@@ -204,11 +214,12 @@ def base_id(config: Config) -> str:
 
 
 def require_memory(
-    config: Config, inputs: Inputs, dtype: torch.dtype, row_tokens: str, sharing: int
+    config: Config, inputs: Inputs, backend: cpu.Backend, row_tokens: str, sharing: int
 ) -> None:
     """Refuse, before the weights are read, a run that this machine plainly cannot hold; `sharing`
-    ranks do the same here.
+    ranks do the same here, each on a GPU of its own if they are on GPUs.
     """
+    dtype = backend.dtype
     tokens = min(int(row_tokens), int(inputs.training.examples.lengths.sum()))
     parameters, method = parameter_count(inputs.folder), config.method
     weights = parameters * dtype.itemsize
@@ -221,6 +232,11 @@ def require_memory(
         inputs.model_config, tokens, config.train.activation_checkpointing
     )
     available = cpu.available_bytes() // sharing
+    if backend.device.type == "cuda":
+        available = cuda.available_bytes(backend.device)
+        if config.base_dtype == "nf4":
+            outside = 2 * inputs.model_config.vocab_size * inputs.model_config.hidden_size
+            weights = outside * dtype.itemsize + int(max(0, parameters - outside) * NF4_BYTES)
     if weights + activations > available:
         raise out_of_memory(
             config,
@@ -248,7 +264,8 @@ def row_capacity(config: Config) -> Decision:
     return Decision("train.max_tokens_per_row", str(tokens), "2048, or data.max_length if longer")
 
 
-def _gemm_rate(base: Any, dtype: torch.dtype, row_tokens: int, examples: Examples) -> float:
+def _gemm_rate(base: Any, backend: cpu.Backend, row_tokens: int, examples: Examples) -> float:
     share = float(examples.supervised.mean())
     products = gemm.linear_products(base, row_tokens, share)
-    return gemm.model_rate(products, dtype, seconds=0.03, most_flops=2.5e10)
+    most = 2.5e10 if backend.device.type == "cpu" else None
+    return gemm.model_rate(products, backend.dtype, 0.03, most, backend.device)

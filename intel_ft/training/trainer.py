@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from intel_ft.backends.cpu import rss_gib
+from intel_ft.backends import cuda
+from intel_ft.backends.cpu import CPU, rss_gib
 from intel_ft.batching.plan import Plan, Step
 from intel_ft.batching.row import Row, build_row
 from intel_ft.data.examples import Examples
@@ -70,7 +71,7 @@ class Workload:
     """What a run trains on: the plan over examples, the rows to evaluate on, and what they cost.
 
     trained: which weights; gemm_rate: of all ranks together, FLOP/s; dtype: of the products, None
-    the base's; teacher: of a distillation.
+    the base's; teacher: of a distillation; device: what multiplies.
     """
 
     plan: Plan
@@ -83,6 +84,7 @@ class Workload:
     evaluation: Examples | None = None
     dtype: torch.dtype | None = None
     teacher: Teacher | None = None
+    device: torch.device = CPU
     interval: Meter = field(default_factory=Meter)
     total: Meter = field(default_factory=Meter)
 
@@ -121,14 +123,19 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         step = self.plan.step(self.state.global_step)
         model.train()
         torch.manual_seed(self._seed(step.index))
-        loss = torch.zeros(1)
+        # fp16 would lose gradients as small as a mean's: there the sum's are divided afterwards.
+        after = step.supervised_tokens if self.work.dtype == torch.float16 else 1
+        loss = torch.zeros(1, device=self.work.device)
         for indices in step.rows(self.work.world.rank, self.work.world.size):
             row = build_row(self.work.examples, indices)
-            part = self._loss_sum(row) / step.supervised_tokens
+            part = self._loss_sum(row) / (step.supervised_tokens / after)
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
             self.work.interval.flops += self.work.cost.flops(row)
         self._exchange(loss)
+        if after != 1:
+            for summed in (loss, *(w.grad for w in self._trained() if w.grad is not None)):
+                summed.div_(after)
         self.work.interval.tokens += int(self.plan.lengths[step.examples].sum())
         self.work.interval.supervised_tokens += step.supervised_tokens
         self.work.interval.imbalance += _imbalance(step, self.work.world.size)
@@ -155,17 +162,23 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         """
         if self.work.world.size == 1:
             return
+        cuda.finish(self.work.device)
         began = time.perf_counter()
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        for weight in weights:
+        gradients = []
+        for weight in self._trained():
             if weight.grad is None:  # this rank's share was empty
                 weight.grad = torch.zeros_like(weight)
-        parts = [loss, *(weight.grad.view(-1) for weight in weights)]
+            gradients.append(weight.grad)
+        parts = [loss, *(gradient.view(-1) for gradient in gradients)]
         summed = self.work.world.sum(torch.cat(parts))
         sizes = [part.numel() for part in parts]
         for part, total in zip(parts, summed.split_with_sizes(sizes), strict=True):
             part.copy_(total)
+        cuda.finish(self.work.device)
         self.work.interval.exchange_seconds += time.perf_counter() - began
+
+    def _trained(self) -> list[Tensor]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Transformers' own, with another learning rate for LoRA's B where that is asked for."""
@@ -186,6 +199,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             flops = torch.tensor([self.work.interval.flops], dtype=torch.float64)
             self.work.interval.flops = float(self.work.world.sum(flops))
             logs.update(self.work.interval.rates(self.work.gemm_rate))
+            logs.update(cuda.peak_gib(self.work.device))
             self.work.total.add(self.work.interval)
             vars(self.work.interval).update(vars(Meter()))
         super().log(logs, start_time)
@@ -241,6 +255,11 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             if isinstance(callback, ExportableState):
                 vars(callback).update(stored.get("attributes", {}))
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Not on a GPU: a CPU's checkpoint has no state of its, and every step seeds it."""
+        if self.work.device.type == "cpu":
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
             checkpoint.load_optimizer(self, Path(checkpoint_folder))
@@ -272,6 +291,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Stop it."""
+        cuda.finish(self.work.device)
         self.work.interval.steps += 1
         self.work.interval.seconds += time.perf_counter() - self.began
 
@@ -293,7 +313,7 @@ def mean_loss(model: Any, work: Workload) -> float:
     was_training = model.training
     model.eval()
     step = plan.step(0)
-    total = torch.zeros(1, dtype=torch.float64)
+    total = torch.zeros(1, dtype=torch.float64, device=work.device)
     for indices in step.rows(work.world.rank, work.world.size):
         row = build_row(examples, indices)
         total += loss_sum(model, row, packed=work.packed, dtype=work.dtype)

@@ -1,6 +1,7 @@
 """The benchmark's arithmetic: workloads are seeded, medians and ratios are what they say."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from intel_ft.backends import gemm
+from intel_ft.backends.cpu import CPU
 from intel_ft.backends.gemm import Product, Timing
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.insight import bench_train, sides, stopwatch
@@ -158,9 +160,10 @@ def _watch(monkeypatch, seconds, ends):
     monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(now))
     watch = Stopwatch(tally := Tally(), seconds, lambda index: tally.add([index], 1))
     state, stopped = TrainerState(), []
-    watch.on_train_begin(None, state, TrainerControl())
+    on_cpu = SimpleNamespace(device=CPU)
+    watch.on_train_begin(on_cpu, state, TrainerControl())
     for state.global_step in range(1, len(ends) + 1):
-        stopped.append(watch.on_step_end(None, state, TrainerControl()).should_training_stop)
+        stopped.append(watch.on_step_end(on_cpu, state, TrainerControl()).should_training_stop)
     return watch, stopped
 
 

@@ -6,7 +6,9 @@ from intel_ft.distributed import topology
 from intel_ft.distributed.topology import Core, Topology
 from intel_ft.errors import UserError
 from intel_ft.insight import bench_ranks
+from intel_ft.insight.sides import OURS, Task
 from intel_ft.insight.table import ranks_table
+from intel_ft.insight.workloads import workload
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,8 @@ def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
         }
 
     monkeypatch.setattr(bench_ranks, "_run", run)
-    report = bench_ranks.bench_ranks("tiny", [1, 2, 4], 16, "mpirun", 1, 0.0)
+    task = Task(OURS, workload("tiny"), seconds=0.0)
+    report = bench_ranks.bench_ranks(task, [1, 2, 4], 16, "mpirun", 1)
     assert asked == [(1, 32), (2, 64), (4, 128), (2, 32), (4, 32)]
     assert [point["efficiency"] for point in report["weak"]] == pytest.approx([1, 0.95, 0.8])
     assert report["strong"][0] == report["weak"][0]

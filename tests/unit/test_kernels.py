@@ -183,7 +183,7 @@ def test_cross_entropy_and_its_gradient(compiled, rows, size, vocabulary) -> Non
     gradient, wanted = logits.clone(), logits.float()
     total, expected = ops.cross_entropy(gradient, targets), ops.cross_entropy(wanted, targets)
     assert math.isfinite(total)
-    assert total == pytest.approx(expected, rel=1e-5)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(gradient.float(), wanted, rtol=5e-3, atol=1e-6)
     assert not gradient[2::3].any()
 
@@ -234,7 +234,7 @@ def test_the_number_of_threads_changes_nothing(compiled) -> None:
         gradient = logits.clone()
         total = ops.cross_entropy(gradient, targets)
         results.append([out, *ops.attention_backward(*case, out, log_sums, grad), gradient])
-        results[-1].append(torch.tensor(round(total, 6)))
+        results[-1].append(total.round(decimals=6))
     torch.set_num_threads(before)
     assert all(map(torch.equal, *results))
 
@@ -299,7 +299,7 @@ def test_the_gradient_formulas_are_autograds(rows) -> None:
     loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
     loss.backward()
     buffer = logits.detach().clone()
-    assert ops.cross_entropy(buffer, targets) == pytest.approx(loss.item(), rel=1e-5)
+    assert ops.cross_entropy(buffer, targets).item() == pytest.approx(loss.item(), rel=1e-5)
     torch.testing.assert_close(buffer, logits.grad)
 
 

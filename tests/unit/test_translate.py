@@ -41,7 +41,7 @@ def test_the_write_ups_table_of_training_arguments() -> None:
     assert (train.learning_rate, train.scheduler, train.warmup_ratio) == (2e-4, "constant", 0.03)
     assert (train.max_grad_norm, train.weight_decay, train.max_steps) == (0.3, 0.001, None)
     assert (train.save_steps, train.logging_steps, train.epochs) == (25, 25, 1)
-    assert (train.global_batch_size, train.optimizer) == (4, "adamw_torch_fused")
+    assert (train.global_batch_size, train.optimizer) == (4, "paged_adamw_32bit")
     assert train.report_to == ["tensorboard"]
 
 

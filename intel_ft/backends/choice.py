@@ -1,0 +1,61 @@
+"""Which backend runs a config, and why; called from training, distributed and insight."""
+
+from functools import cache
+
+import torch
+
+from intel_ft.backends import cpu, cuda
+from intel_ft.config import BackendConfig, Config, ModelConfig
+from intel_ft.decisions import Decision
+
+_OF_CPUS = {"ccl", "mpi", "gloo"}
+
+
+def choose(config: Config) -> Decision:
+    """`cpu` or `cuda`. Raises EnvironmentProblem where cuda is asked for and is not there."""
+    reason = _asks_for_a_cpu(config)
+    return named(config.backend.name) if reason is None else Decision("backend.name", "cpu", reason)
+
+
+@cache
+def named(name: str) -> Decision:
+    """`cpu` or `cuda` for a backend's name, where nothing else of a config matters."""
+    if name == "cpu":
+        return Decision("backend.name", "cpu", "set in the config")
+    problem = cuda.why_not_usable()
+    if name == "cuda":
+        if problem is not None:
+            raise cuda.missing(problem)
+        return Decision("backend.name", "cuda", "set in the config")
+    if problem is not None:
+        return Decision("backend.name", "cpu", f"the native PyTorch path; {problem}")
+    return Decision("backend.name", "cuda", f"torch sees {cuda.gpu_name()}, faster than any CPU")
+
+
+def select(
+    backend: BackendConfig, model: ModelConfig, name: str, sharing: int = 1, local_rank: int = 0
+) -> cpu.Backend:
+    """Decide device, dtype and threads for this process, and set what torch has to be told.
+
+    name: `choose`'s; `sharing` ranks run on this host, this one is `local_rank` of them.
+    """
+    host = cpu.select(backend, model, sharing, multiplies=name == "cpu")
+    return host if name == "cpu" else cuda.select(model, host, local_rank)
+
+
+def _asks_for_a_cpu(config: Config) -> str | None:
+    """What an automatic choice has to respect; a config that says cuda was checked when read."""
+    if config.backend.name != "auto":
+        return None
+    if config.model.base_dtype == "int8":
+        return "model.base_dtype=int8 multiplies on CPUs only"
+    if config.backend.prepack is True:
+        return "backend.prepack=true is for CPUs"
+    if config.backend.collective in _OF_CPUS:
+        return f"backend.collective={config.backend.collective} is for CPUs"
+    return None
+
+
+def device_of(name: str, local_rank: int) -> torch.device:
+    """Where the tensors of this rank are."""
+    return torch.device("cuda", local_rank) if name == "cuda" else torch.device("cpu")
