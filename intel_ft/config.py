@@ -136,13 +136,14 @@ class TrainConfig(Section):
 class BackendConfig(Section):
     """What runs it. Threads `auto` means the cores this process may use."""
 
-    name: Literal["auto", "cpu"] = "auto"
+    name: Literal["auto", "cpu", "ipex"] = "auto"  # auto is never ipex, which is archived
     threads: int | Auto = "auto"
     collective: Literal["auto", "ccl", "mpi", "gloo"] = "auto"  # how ranks exchange gradients
     timeout: int = Field(1800, ge=1)  # seconds that a rank waits for the others in an exchange
     heartbeat_timeout: int = Field(60, ge=1)  # seconds without a sign of life of a rank
     bind: Literal["auto", "none"] = "auto"  # ranks of one host to cores and memory of their own
     prepack: bool | Auto = "auto"  # frozen bf16 weights in oneDNN's layouts, twice the memory
+    compile: bool | Auto = "auto"  # the model's own layers by torch.compile, in place of ours
 
 
 class OutputConfig(Section):
@@ -171,6 +172,8 @@ class Config(Section):
         if self.train.early_stopping and not (self.data.eval or self.data.eval_fraction):
             raise ValueError("train.early_stopping needs data.eval or data.eval_fraction")
         self._base_fits_method()
+        if self.backend.name == "ipex":
+            self._fits_ipex()
         return self
 
     def _base_fits_method(self) -> None:
@@ -183,6 +186,15 @@ class Config(Section):
                 "method.use_dora needs the base's weights as they are: no qlora, no "
                 "model.base_dtype, no backend.prepack=true"
             )
+
+    def _fits_ipex(self) -> None:
+        method, needed = self.method, "backend.name=ipex is for LoRA on a bf16 base"
+        if method.trains_all or method.use_dora:
+            raise ValueError(f"{needed}: no full weights, no method.use_dora")
+        if self.base_dtype != "auto" or self.model.dtype == "float32":
+            raise ValueError(f"{needed}: no qlora, model.base_dtype or model.dtype=float32")
+        if self.backend.compile is True:
+            raise ValueError("backend.compile=true is for backend.name=cpu, not for ipex")
 
     @property
     def base_dtype(self) -> Literal["auto", "int8", "nf4"]:

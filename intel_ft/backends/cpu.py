@@ -3,8 +3,10 @@
 import os
 import platform
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,11 +21,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Backend:
-    """What this process computes with."""
+    """What this process computes with; `optimize` is what it does to model and optimizer, in place,
+    before the first step.
+    """
 
     dtype: torch.dtype
     threads: int
     decisions: tuple[Decision, ...]
+    optimize: Callable[[Any, torch.optim.Optimizer], None] | None = None
 
 
 def select(backend: BackendConfig, model: ModelConfig, sharing: int = 1) -> Backend:

@@ -13,9 +13,9 @@ from intel_ft.insight.sides import Task
 from intel_ft.insight.stopwatch import Stopwatch, Tally
 from intel_ft.insight.workloads import random_model
 from intel_ft.models import packed
-from intel_ft.models.adapter import add_lora, fuse
+from intel_ft.models.adapter import add_lora
 from intel_ft.models.cost import StepCost, activation_bytes
-from intel_ft.models.frozen import lay_out
+from intel_ft.models.speed import hasten
 from intel_ft.models.trained import Adapter
 from intel_ft.training.run import trainer_for
 from intel_ft.training.trainer import Workload
@@ -30,9 +30,9 @@ def our_trainer(
     config = _config(task, folder)
     base = random_model(task.workload, task.seed, packed.NAME)
     shape = task.workload
-    lay_out(base, config, activation_bytes(base.config, shape.row_tokens, task.checkpointing))
+    activations = activation_bytes(base.config, shape.row_tokens, task.checkpointing)
     model = add_lora(base, config.method, task.workload.name, None)
-    fuse(model)
+    hasten(model, config, activations)
     plan = Plan(
         lengths=examples.lengths,
         supervised=examples.supervised_counts,

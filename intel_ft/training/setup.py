@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from intel_ft import assets
-from intel_ft.backends import cpu, gemm, openmp
+from intel_ft.backends import cpu, gemm, ipex, openmp
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
 from intel_ft.data.examples import Examples
@@ -21,9 +21,8 @@ from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.kernels.build import kernels
 from intel_ft.models import initial
-from intel_ft.models.adapter import add_lora, fuse
+from intel_ft.models.adapter import add_lora
 from intel_ft.models.cost import activation_bytes, step_cost, with_teacher
-from intel_ft.models.frozen import lay_out
 from intel_ft.models.load import (
     check_folder,
     load_for_packing,
@@ -32,6 +31,7 @@ from intel_ft.models.load import (
     parameter_count,
 )
 from intel_ft.models.nf4 import require_bitsandbytes
+from intel_ft.models.speed import compile_layers, hasten
 from intel_ft.models.teacher import OWN_BASE, check_teacher, load_teacher, teacher_config
 from intel_ft.models.trained import Adapter, Trained, WholeModel
 from intel_ft.training.callbacks import require_trackers, user_callbacks
@@ -60,6 +60,8 @@ def read_inputs(config: Config) -> Inputs:
     Raises UserError for anything wrong with them, or with what the method or the user's callbacks
     need, EnvironmentProblem where they are not installed; changes nothing on disk.
     """
+    if config.backend.name == "ipex":
+        ipex.require()
     require_trackers(config.train)
     callbacks = user_callbacks(config.train.callbacks)
     if config.base_dtype == "nf4":
@@ -104,7 +106,8 @@ def build(
 
     Raises EnvironmentProblem where this machine cannot hold the run.
     """
-    backend = cpu.select(config.backend, config.model, world.local_size)
+    select = ipex.select if config.backend.name == "ipex" else cpu.select
+    backend = select(config.backend, config.model, world.local_size)
     row_tokens = row_capacity(config)
     require_memory(config, inputs, backend.dtype, row_tokens.value, world.local_size)
     transformers.set_seed(config.train.seed)
@@ -145,6 +148,7 @@ def build(
         evaluation=None if inputs.evaluation is None else inputs.evaluation.examples,
         dtype=backend.dtype,
         teacher=teacher,
+        optimize=backend.optimize,
     )
     decisions = [
         *backend.decisions,
@@ -156,6 +160,7 @@ def build(
         if packed
         else Decision("packing", "off, one example a row", str(why_not_packed)),
         Decision("MFU's peak", f"{gemm_rate / 1e9:,.0f} GFLOP/s", "measured just now"),
+        *((ipex.archived(gemm_rate),) if config.backend.name == "ipex" else ()),
     ]
     for decision in decisions:
         logger.info("%s", decision)
@@ -181,8 +186,8 @@ def _adapter(
         else:
             begun = initial.load_from_original(start)[1]
         initial.take_out(model, begun)
-    layout = lay_out(model, config, activations, world.local_size)
-    return Adapter(model, begun), why_not_packed, [layout, fuse(model)]
+    how = hasten(model, config, activations, world.local_size)
+    return Adapter(model, begun), why_not_packed, how
 
 
 def _whole_model(
@@ -193,6 +198,7 @@ def _whole_model(
     decisions = [
         Decision("trained weights", "float32", "each step's change is smaller than bf16 can hold"),
         Decision("decoder layers", "the model's own", "all of their weights train"),
+        compile_layers(model, config),
     ]
     return WholeModel(model.requires_grad_(True)), why_not_packed, decisions
 

@@ -8,6 +8,7 @@ to skip.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Workload:
     """What a run trains on: the plan over examples, the rows to evaluate on, and what they cost.
 
     trained: which weights; gemm_rate: of all ranks together, FLOP/s; dtype: of the products, None
-    the base's; teacher: of a distillation.
+    the base's; teacher: of a distillation; optimize: see backends.cpu.Backend.
     """
 
     plan: Plan
@@ -83,6 +84,7 @@ class Workload:
     evaluation: Examples | None = None
     dtype: torch.dtype | None = None
     teacher: Teacher | None = None
+    optimize: Callable[[Any, torch.optim.Optimizer], None] | None = None
     interval: Meter = field(default_factory=Meter)
     total: Meter = field(default_factory=Meter)
 
@@ -100,6 +102,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         super().__init__(model=model, args=args, eval_dataset=work.evaluation)
         self.lora_plus_ratio = lora_plus_ratio
+        self.trained_parameters = sum(w.numel() for w in model.parameters() if w.requires_grad)
         self.work = work
         self.plan = work.plan
         self.best_weights: dict[str, Tensor] | None = None
@@ -168,10 +171,14 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         self.work.interval.exchange_seconds += time.perf_counter() - began
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Transformers' own, with another learning rate for LoRA's B where that is asked for."""
+        """Transformers' own, with another learning rate for LoRA's B where that is asked for, and
+        what the backend makes of it.
+        """
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.lora_plus_ratio != 1.0:
             hasten_b(optimizer, self.model, self.lora_plus_ratio)
+        if self.work.optimize is not None:
+            self.work.optimize(self.model, optimizer)
         return optimizer
 
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
