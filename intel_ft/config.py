@@ -172,6 +172,13 @@ class Config(Section):
         if self.train.early_stopping and not (self.data.eval or self.data.eval_fraction):
             raise ValueError("train.early_stopping needs data.eval or data.eval_fraction")
         self._base_fits_method()
+        if self.backend.compile is True and (
+            self.base_dtype != "auto" or self.backend.prepack is True
+        ):
+            raise ValueError(
+                "backend.compile=true needs the base's weights as they are: no qlora, no "
+                "model.base_dtype, no backend.prepack=true"
+            )
         if self.backend.name == "ipex":
             self._fits_ipex()
         return self

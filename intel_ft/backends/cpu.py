@@ -17,6 +17,7 @@ from intel_ft.distributed import topology
 from intel_ft.errors import UserError
 
 GIB = 2**30
+Optimize = Callable[[Any, torch.optim.Optimizer], None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Backend:
     dtype: torch.dtype
     threads: int
     decisions: tuple[Decision, ...]
-    optimize: Callable[[Any, torch.optim.Optimizer], None] | None = None
+    optimize: Optimize | None = None
 
 
 def select(backend: BackendConfig, model: ModelConfig, sharing: int = 1) -> Backend:

@@ -4,12 +4,12 @@ training.setup and insight. It is archived, and slower than the native path (doc
 
 import logging
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem
+from intel_ft.versions import installed
 
 if TYPE_CHECKING:
     from intel_ft.backends.cpu import Backend
@@ -23,7 +23,7 @@ def require() -> None:
     """Raise EnvironmentProblem where IPEX cannot be imported: looked up, not tried, because on a
     mismatch its `__init__` calls os.exit, which does not exist.
     """
-    ipex, torch = (_installed(package) for package in (PACKAGE, "torch"))
+    ipex, torch = (installed(package) for package in (PACKAGE, "torch"))
     if why_not := mismatch(ipex, torch):
         raise EnvironmentProblem(f"backend.name=ipex: {why_not}: {REMEDY}")
 
@@ -81,7 +81,7 @@ def archived(gemm_rate: float) -> Decision:
     return Decision(
         "IPEX",
         "archived",
-        f"2.8.0 is its last release; native torch {_installed('torch')} multiplies at "
+        f"2.8.0 is its last release; native torch {installed('torch')} multiplies at "
         f"{gemm_rate / 1e9:,.0f} GFLOP/s here, measured just now, and backend.name=cpu trains "
         "faster: `intel-ft bench train --peer ours-ipex` shows by how much",
     )
@@ -93,10 +93,3 @@ def _why(prepack: object) -> str:
 
 def _release(number: str) -> str:
     return ".".join(number.split(".")[:2])
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

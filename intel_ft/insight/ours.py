@@ -5,11 +5,12 @@ insight.side.
 from pathlib import Path
 from typing import Any
 
+from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config, build
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
-from intel_ft.insight.sides import Task
+from intel_ft.insight.sides import OURS_IPEX, Task
 from intel_ft.insight.stopwatch import Stopwatch, Tally
 from intel_ft.insight.workloads import random_model
 from intel_ft.models import packed
@@ -22,10 +23,16 @@ from intel_ft.training.trainer import Workload
 
 
 def our_trainer(
-    task: Task, examples: Examples, cost: StepCost, folder: Path, world: World
+    task: Task,
+    examples: Examples,
+    cost: StepCost,
+    folder: Path,
+    world: World,
+    optimize: Optimize | None = None,
 ) -> tuple[Any, Stopwatch]:
     """What `intel-ft train` would train with, and the stopwatch that ends it. All ranks of `world`
-    count the tokens of the global batch, and stop after the same step.
+    count the tokens of the global batch, and stop after the same step. `optimize`: see
+    backends.cpu.Backend.
     """
     config = _config(task, folder)
     base = random_model(task.workload, task.seed, packed.NAME)
@@ -43,7 +50,14 @@ def our_trainer(
     )
     # The rate is measured after training; what the run's own records say of MFU is not read.
     work = Workload(
-        plan, examples, cost, gemm_rate=1.0, packed=True, world=world, trained=Adapter(model)
+        plan,
+        examples,
+        cost,
+        gemm_rate=1.0,
+        packed=True,
+        world=world,
+        trained=Adapter(model),
+        optimize=optimize,
     )
     trainer = trainer_for(config, model, work)
     tally = Tally()
@@ -66,6 +80,7 @@ def _config(task: Task, folder: Path) -> Config:
                 "base_dtype": task.base_dtype,
             },
             "data": {"train": "synthetic", "max_length": min(task.workload.row_tokens, 8192)},
+            "backend": {"name": "ipex" if task.side == OURS_IPEX else "cpu"},
             "method": {"r": task.rank, "alpha": 2 * task.rank},
             "train": {
                 "max_steps": 10**6,

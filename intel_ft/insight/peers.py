@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
+from intel_ft.backends.cpu import Optimize
 from intel_ft.data.examples import Examples
 from intel_ft.insight.sides import Task
 from intel_ft.insight.stopwatch import Stopwatch, Tally
@@ -19,16 +20,20 @@ from intel_ft.insight.workloads import lora_config, random_model
 BATCH = 4  # padded examples a forward
 
 
-def peer_trainer(task: Task, examples: Examples, folder: Path) -> tuple[Any, Stopwatch]:
-    """The peer's Trainer, and the stopwatch that ends its training."""
+def peer_trainer(
+    task: Task, examples: Examples, folder: Path, optimize: Optimize | None = None
+) -> tuple[Any, Stopwatch]:
+    """The peer's Trainer, and the stopwatch that ends its training. `optimize`: see
+    backends.cpu.Backend; it is what IPEX's own fine-tuning examples do before training.
+    """
     model = random_model(task.workload, task.seed, "sdpa")
     tally = Tally()
     if task.side.startswith("trl"):
         trainer = _trl(task, model, examples, folder, tally)
     else:
         trainer = _transformers(task, model, examples, folder, tally)
-    if task.side == "ipex":
-        _optimize_with_ipex(trainer)
+    if optimize is not None:
+        optimize(trainer.model, trainer.create_optimizer())
     watch = Stopwatch(tally, task.seconds)
     trainer.add_callback(watch)
     return trainer, watch
@@ -71,18 +76,6 @@ def _transformers(task: Task, model: Any, examples: Examples, folder: Path, tall
         train_dataset=_dataset(examples, "labels", kept=None, masked=-100),
         data_collator=DataCollatorForSeq2Seq(_tokenizer()),
     )
-
-
-def _optimize_with_ipex(trainer: Any) -> None:
-    """What IPEX's own fine-tuning examples do before training; needs torch 2.8."""
-    import intel_extension_for_pytorch as ipex
-
-    trainer.create_optimizer()
-    trainer.model.train()
-    model, trainer.optimizer = ipex.optimize(
-        trainer.model, optimizer=trainer.optimizer, dtype=torch.bfloat16, inplace=True
-    )
-    trainer.model = trainer.model_wrapped = model
 
 
 def _padded(task: Task) -> tuple[int, int]:

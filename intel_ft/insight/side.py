@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
-from intel_ft.backends import cpu, gemm
+from intel_ft.backends import cpu, gemm, ipex
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.insight.process import answer
-from intel_ft.insight.sides import OURS, Task
+from intel_ft.insight.sides import IPEX_SIDES, OURS, OURS_IPEX, Task
 from intel_ft.insight.workloads import shape_model, synthetic_examples
 from intel_ft.models.cost import step_cost
 
@@ -28,22 +29,22 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
     The GEMM rate is measured after training, on the same threads, once the peak of resident memory
     has been read.
     """
-    backend = cpu.select(
-        BackendConfig(threads=task.threads or "auto"),
-        ModelConfig(name_or_path=task.workload.name, dtype="bfloat16"),
-    )
+    settings = BackendConfig(threads=task.threads or "auto")
+    model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
+    select = ipex.select if task.side in IPEX_SIDES else cpu.select
+    backend = select(settings, model)
     transformers.set_seed(task.seed)
     examples = synthetic_examples(task.workload, task.seed)
     shapes = shape_model(task.workload, task.rank)
     cost = step_cost(shapes)
-    if task.side == OURS:
+    if task.side in (OURS, OURS_IPEX):
         from intel_ft.insight.ours import our_trainer
 
-        trainer, watch = our_trainer(task, examples, cost, folder, World())
+        trainer, watch = our_trainer(task, examples, cost, folder, World(), backend.optimize)
     else:
         from intel_ft.insight.peers import peer_trainer
 
-        trainer, watch = peer_trainer(task, examples, folder)
+        trainer, watch = peer_trainer(task, examples, folder, backend.optimize)
     trainer.train()
     peak = peak_rss_gib()
     del trainer
@@ -67,6 +68,7 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
         "tokens": sum(tally.lengths),
         "supervised_tokens": tally.supervised,
         "threads": backend.threads,
+        "torch": str(torch.__version__),
     }
 
 

@@ -104,7 +104,7 @@ def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def restore_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Put back what `adapter_weights` copied; module by module, since IPEX's ask for all of theirs."""
+    """Put back what `adapter_weights` copied; by modules, since IPEX's ask for all of their own."""
     for name, value in weights.items():
         owner, _, own_name = name.rpartition(".")
         model.get_submodule(owner).load_state_dict({own_name: value}, strict=False)

@@ -4,8 +4,12 @@ training.setup and insight.
 
 from typing import Any
 
+import torch
+from transformers import AttentionInterface
+
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
+from intel_ft.models import packed
 from intel_ft.models.adapter import fuse
 from intel_ft.models.frozen import lay_out
 
@@ -18,10 +22,13 @@ def hasten(model: Any, config: Config, activations: int, sharing: int = 1) -> li
     """
     if config.backend.name == "ipex":
         return [Decision("decoder layers", "the model's own", "their linear layers become IPEX's")]
-    layout = lay_out(model, config, activations, sharing)
+    compiled = compile_layers(model, config)
     if config.backend.compile is True:
-        return [layout, compile_layers(model, config)]
-    return [layout, compile_layers(model, config), fuse(model)]
+        return [
+            compiled,
+            Decision("backend.prepack", "off", "torch.compile lays weights out itself"),
+        ]
+    return [lay_out(model, config, activations, sharing), compiled, fuse(model)]
 
 
 def compile_layers(model: Any, config: Config) -> Decision:
@@ -32,6 +39,9 @@ def compile_layers(model: Any, config: Config) -> Decision:
     if chosen is not True:
         why = "our fused layers are faster" if chosen == "auto" else "set in the config"
         return Decision(name, "off", why)
+    # Its loop over segments would be compiled anew for each number of them.
+    whole = torch.compiler.disable(packed.packed_attention)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(packed.NAME, whole)
     decoder = model.get_decoder()
     layers = list(getattr(decoder, "layers", [decoder]))
     for layer in layers:

@@ -8,7 +8,6 @@ to skip.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from intel_ft.backends.cpu import rss_gib
+from intel_ft.backends.cpu import Optimize, rss_gib
 from intel_ft.batching.plan import Plan, Step
 from intel_ft.batching.row import Row, build_row
 from intel_ft.data.examples import Examples
@@ -84,7 +83,7 @@ class Workload:
     evaluation: Examples | None = None
     dtype: torch.dtype | None = None
     teacher: Teacher | None = None
-    optimize: Callable[[Any, torch.optim.Optimizer], None] | None = None
+    optimize: Optimize | None = None
     interval: Meter = field(default_factory=Meter)
     total: Meter = field(default_factory=Meter)
 
