@@ -37,8 +37,8 @@ def compile_layers(model: Any, config: Config) -> Decision:
     """
     name, chosen = "backend.compile", config.backend.compile
     if chosen is not True:
-        why = "our fused layers are faster" if chosen == "auto" else "set in the config"
-        return Decision(name, "off", why)
+        measured = "slower where it was measured (docs/ipex.md)"
+        return Decision(name, "off", measured if chosen == "auto" else "set in the config")
     # Its loop over segments would be compiled anew for each number of them.
     whole = torch.compiler.disable(packed.packed_attention)  # type: ignore[no-untyped-call]
     AttentionInterface.register(packed.NAME, whole)

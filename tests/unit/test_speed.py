@@ -23,7 +23,8 @@ def config(**backend):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(**SHAPE)).requires_grad_(False)
+    shape = SHAPE | {"num_hidden_layers": 1}  # compiling takes seconds a layer
+    base = LlamaForCausalLM(LlamaConfig(**shape)).requires_grad_(False)
     base.set_attn_implementation(NAME)
     adapted = add_lora(base, config().method, "base", None)
     for name, weight in adapted.named_parameters():
@@ -46,7 +47,7 @@ def gradients(model, row):
 def test_compiled_layers_train_as_the_fused_ones_do(model):
     compiled = copy.deepcopy(model)
     fused = said(hasten(model, config(), 0))
-    assert fused["backend.compile"] == ("off", "our fused layers are faster")
+    assert fused["backend.compile"][0] == "off" and "measured" in fused["backend.compile"][1]
     assert fused["decoder layers"][0] == "fused"
     decisions = said(hasten(compiled, config(compile=True), 0))
     assert decisions["backend.compile"][0] == "on"
