@@ -32,7 +32,7 @@ BF16 = "model.dtype=bfloat16"
 
 
 def trained(folder, *arguments):
-    result = run("train", "config.yaml", BF16, *arguments, cwd=folder)
+    result = run("train", "config.yaml", BF16, *arguments, cwd=folder, seconds=300)
     assert result.code == 0, result.err
     return folder / "out", result
 
