@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup peers ccl cluster demo test lint format clean
+.PHONY: setup peers ccl cluster setup-ipex test-ipex demo test lint format clean
 
 setup: $(INSTALLED)
 
@@ -36,6 +36,29 @@ cluster:
 	RUNLEVEL=1 apt-get install --yes --no-install-recommends \
 	    iproute2 openssh-server openmpi-bin slurm-wlm munge
 
+# backend.name=ipex in an environment of its own (docs/ipex.md): torch 2.8, IPEX 2.8.0, oneCCL. The
+# default index's torch 2.8 brings gigabytes of CUDA libraries, which nothing here uses; without:
+#     make setup-ipex TORCH_INDEX=https://download.pytorch.org/whl/cpu
+VENV_IPEX := .venv-ipex
+BIN_IPEX := $(VENV_IPEX)/bin
+IPEX := $(VENV_IPEX)/.installed
+TORCH_INDEX ?=
+setup-ipex: $(IPEX)
+$(IPEX): requirements-ipex.lock requirements.lock requirements-ccl.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV_IPEX)
+	$(BIN_IPEX)/python -m pip install --quiet --constraint requirements-ipex.lock \
+	    $(addprefix --index-url ,$(TORCH_INDEX)) torch
+	grep -v '^torch==' requirements.lock > $(VENV_IPEX)/requirements.lock
+	$(BIN_IPEX)/python -m pip install --quiet --no-deps --requirement $(VENV_IPEX)/requirements.lock \
+	    --requirement requirements-ipex.lock --requirement requirements-ccl.lock
+	$(BIN_IPEX)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# What depends on the version of torch, and everything of IPEX; `make test` skips the latter.
+test-ipex: setup-ipex
+	OMP_NUM_THREADS=1 $(BIN_IPEX)/pytest tests/ipex tests/e2e/test_oneccl.py \
+	    tests/unit/test_kernels.py tests/unit/test_fused.py tests/unit/test_frozen.py
+
 demo: setup
 	rm -rf runs/demo
 	$(BIN)/intel-ft demo --output runs/demo
@@ -56,4 +79,4 @@ format: setup
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(VENV_IPEX) runs build dist *.egg-info

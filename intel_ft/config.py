@@ -139,7 +139,8 @@ class TrainConfig(Section):
 class BackendConfig(Section):
     """What runs it. Threads `auto` means the cores this process may use."""
 
-    name: Literal["auto", "cpu", "cuda"] = "auto"
+    # auto is never ipex, which is archived
+    name: Literal["auto", "cpu", "cuda", "ipex"] = "auto"
     threads: int | Auto = "auto"
     # how ranks exchange gradients; nccl is for backend.name=cuda, the others for cpu
     collective: Literal["auto", "ccl", "mpi", "gloo", "nccl"] = "auto"
@@ -147,6 +148,7 @@ class BackendConfig(Section):
     heartbeat_timeout: int = Field(60, ge=1)  # seconds without a sign of life of a rank
     bind: Literal["auto", "none"] = "auto"  # ranks of one host to cores and memory of their own
     prepack: bool | Auto = "auto"  # frozen bf16 weights in oneDNN's layouts, twice the memory
+    compile: bool | Auto = "auto"  # the model's own layers by torch.compile, in place of ours
 
 
 class OutputConfig(Section):
@@ -176,6 +178,15 @@ class Config(Section):
             raise ValueError("train.early_stopping needs data.eval or data.eval_fraction")
         self._base_fits_method()
         self._fits_backend()
+        if self.backend.compile is True and (
+            self.base_dtype != "auto" or self.backend.prepack is True
+        ):
+            raise ValueError(
+                "backend.compile=true needs the base's weights as they are: no qlora, no "
+                "model.base_dtype, no backend.prepack=true"
+            )
+        if self.backend.name == "ipex":
+            self._fits_ipex()
         return self
 
     def _base_fits_method(self) -> None:
@@ -198,6 +209,19 @@ class Config(Section):
         if name == "cuda" and (self.model.base_dtype == "int8" or backend.prepack is True):
             key = "backend.prepack" if backend.prepack is True else "model.base_dtype=int8"
             raise ValueError(f"{key} is for backend.name=cpu")
+        if name == "cuda" and backend.compile is True:
+            raise ValueError(
+                "backend.compile=true is for backend.name=cpu: on a GPU it has its own"
+            )
+
+    def _fits_ipex(self) -> None:
+        method, needed = self.method, "backend.name=ipex is for LoRA on a bf16 base"
+        if method.trains_all or method.use_dora:
+            raise ValueError(f"{needed}: no full weights, no method.use_dora")
+        if self.base_dtype != "auto" or self.model.dtype == "float32":
+            raise ValueError(f"{needed}: no qlora, model.base_dtype or model.dtype=float32")
+        if self.backend.compile is True:
+            raise ValueError("backend.compile=true is for backend.name=cpu, not for ipex")
 
     @property
     def base_dtype(self) -> Literal["auto", "int8", "nf4"]:

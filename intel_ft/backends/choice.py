@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from intel_ft.backends import cpu, cuda
+from intel_ft.backends import cpu, cuda, ipex
 from intel_ft.config import BackendConfig, Config, ModelConfig
 from intel_ft.decisions import Decision
 
@@ -12,16 +12,18 @@ _OF_CPUS = {"ccl", "mpi", "gloo"}
 
 
 def choose(config: Config) -> Decision:
-    """`cpu` or `cuda`. Raises EnvironmentProblem where cuda is asked for and is not there."""
+    """`cpu`, `cuda` or `ipex`. Raises EnvironmentProblem where what is asked for is not there."""
     reason = _asks_for_a_cpu(config)
     return named(config.backend.name) if reason is None else Decision("backend.name", "cpu", reason)
 
 
 @cache
 def named(name: str) -> Decision:
-    """`cpu` or `cuda` for a backend's name, where nothing else of a config matters."""
-    if name == "cpu":
-        return Decision("backend.name", "cpu", "set in the config")
+    """As `choose`, for a backend's name, where nothing else of a config matters."""
+    if name == "ipex":
+        ipex.require()
+    if name in ("cpu", "ipex"):
+        return Decision("backend.name", name, "set in the config")
     problem = cuda.why_not_usable()
     if name == "cuda":
         if problem is not None:
@@ -39,6 +41,8 @@ def select(
 
     name: `choose`'s; `sharing` ranks run on this host, this one is `local_rank` of them.
     """
+    if name == "ipex":
+        return ipex.select(backend, model, sharing)
     host = cpu.select(backend, model, sharing, multiplies=name == "cpu")
     return host if name == "cpu" else cuda.select(model, host, local_rank)
 
@@ -51,6 +55,8 @@ def _asks_for_a_cpu(config: Config) -> str | None:
         return "model.base_dtype=int8 multiplies on CPUs only"
     if config.backend.prepack is True:
         return "backend.prepack=true is for CPUs"
+    if config.backend.compile is True:
+        return "backend.compile=true is for CPUs"
     if config.backend.collective in _OF_CPUS:
         return f"backend.collective={config.backend.collective} is for CPUs"
     return None

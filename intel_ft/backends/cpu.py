@@ -2,7 +2,9 @@
 
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,18 +17,23 @@ from intel_ft.errors import UserError
 
 GIB = 2**30
 CPU = torch.device("cpu")
+Optimize = Callable[[Any, torch.optim.Optimizer], None]
+"""What a backend makes of model and optimizer, in place, before the first step."""
 
 __all__ = ["GIB", "Backend", "available_bytes", "cpu_flags", "cpu_name", "rss_gib", "select"]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What this process computes with."""
+    """What this process computes with; `optimize` is what it does to model and optimizer, in place,
+    before the first step.
+    """
 
     dtype: torch.dtype
     threads: int
     decisions: tuple[Decision, ...]
     device: torch.device = CPU
+    optimize: Optimize | None = None
 
 
 def select(

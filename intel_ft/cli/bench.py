@@ -35,7 +35,7 @@ def train(
     workload: WorkloadName = "small",
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="trl, trl-packed, transformers or ipex; may be repeated."),
+        typer.Option(help="trl, trl-packed, transformers, ipex or ours-ipex; may be repeated."),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each side, in turns.")] = 3,
     seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,

@@ -13,7 +13,7 @@ from intel_ft.distributed.launch.commands import find, mpi_flavour
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.insight import process
 from intel_ft.insight.collective_model import ALGORITHMS, fit
-from intel_ft.insight.sides import installed
+from intel_ft.versions import installed
 
 logger = logging.getLogger(__name__)
 

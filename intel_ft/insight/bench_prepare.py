@@ -14,7 +14,8 @@ from typing import Any
 from intel_ft.assets import resolve
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.insight import process
-from intel_ft.insight.sides import OURS, installed
+from intel_ft.insight.sides import OURS
+from intel_ft.versions import installed
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from typing import Any
 from intel_ft.backends.choice import named
 from intel_ft.errors import IntelFTError
 from intel_ft.insight import machine, process
-from intel_ft.insight.sides import OURS, Task, require_peer
+from intel_ft.insight.sides import OURS, Task, python_of, require_peer
 
 logger = logging.getLogger(__name__)
 
+SIDE = "intel_ft.insight.side"
 METRICS = (
     "tokens_per_s",
     "supervised_tokens_per_s",
@@ -31,7 +32,8 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
 
     Raises UserError and EnvironmentProblem before anything runs, IntelFTError where our own side
     fails. A peer that fails is reported as {"error": reason}, for that is a result too.
-    `gemm_spread` is the highest GEMM rate of all runs over the lowest: 1 on an idle machine.
+    `gemm_spread` is the highest GEMM rate of all runs over the lowest, among those of one torch: 1
+    on an idle machine.
     """
     peers = list(dict.fromkeys(peers))
     named(task.backend)
@@ -53,7 +55,6 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
             runs[side].append(run)
             logger.info("%s %d/%d: %s", side, turn, repeat, _line(run))
     ours = summarize(runs[OURS])
-    rates = [run["gemm_gflops"] for side in runs.values() for run in side]
     return {
         "workload": {
             **vars(task.workload),
@@ -72,9 +73,16 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
         },
         "machine": {
             **machine.describe(runs[OURS][0]["threads"], task.backend),
-            "gemm_spread": max(rates) / min(rates),
+            "gemm_spread": _spread([run for side in runs.values() for run in side]),
         },
     }
+
+
+def _spread(runs: list[dict[str, Any]]) -> float:
+    rates: dict[str, list[float]] = {}
+    for run in runs:
+        rates.setdefault(run["torch"], []).append(run["gemm_gflops"])
+    return max(max(same) / min(same) for same in rates.values())
 
 
 def _line(run: dict[str, Any]) -> str:
@@ -120,5 +128,7 @@ def run_task(task: Task) -> dict[str, Any]:
     """One run in a process of its own; all sides get the same environment."""
     load = os.getloadavg()[0]
     environment = process.environment(task.threads)
-    result = process.measured(task.side, "intel_ft.insight.side", [task.to_json()], environment)
+    result = process.measured(
+        task.side, SIDE, [task.to_json()], environment, python=python_of(task.side)
+    )
     return {**result, "load1": load}

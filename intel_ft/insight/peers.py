@@ -13,14 +13,19 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 
 from intel_ft.backends import cuda
 from intel_ft.backends.choice import device_of
+from intel_ft.backends.cpu import Optimize
 from intel_ft.data.examples import Examples
 from intel_ft.insight.sides import Task
 from intel_ft.insight.stopwatch import Stopwatch, Tally
 from intel_ft.insight.workloads import lora_config, random_model
 
 
-def peer_trainer(task: Task, examples: Examples, folder: Path) -> tuple[Any, Stopwatch]:
-    """The peer's Trainer, and the stopwatch that ends its training."""
+def peer_trainer(
+    task: Task, examples: Examples, folder: Path, optimize: Optimize | None = None
+) -> tuple[Any, Stopwatch]:
+    """The peer's Trainer, and the stopwatch that ends its training. `optimize`: see
+    backends.cpu.Backend; it is what IPEX's own fine-tuning examples do before training.
+    """
     device = device_of(task.backend, 0)
     model = random_model(task.workload, task.seed, "sdpa", device)
     if task.base_dtype == "nf4":
@@ -31,8 +36,8 @@ def peer_trainer(task: Task, examples: Examples, folder: Path) -> tuple[Any, Sto
         trainer = _trl(task, model, examples, folder, tally)
     else:
         trainer = _transformers(task, model, examples, folder, tally)
-    if task.side == "ipex":
-        _optimize_with_ipex(trainer)
+    if optimize is not None:
+        optimize(trainer.model, trainer.create_optimizer())
     watch = Stopwatch(tally, task.seconds)
     trainer.add_callback(watch)
     return trainer, watch
@@ -75,18 +80,6 @@ def _transformers(task: Task, model: Any, examples: Examples, folder: Path, tall
         train_dataset=_dataset(examples, "labels", kept=None, masked=-100),
         data_collator=DataCollatorForSeq2Seq(_tokenizer()),
     )
-
-
-def _optimize_with_ipex(trainer: Any) -> None:
-    """What IPEX's own fine-tuning examples do before training; needs torch 2.8."""
-    import intel_extension_for_pytorch as ipex
-
-    trainer.create_optimizer()
-    trainer.model.train()
-    model, trainer.optimizer = ipex.optimize(
-        trainer.model, optimizer=trainer.optimizer, dtype=torch.bfloat16, inplace=True
-    )
-    trainer.model = trainer.model_wrapped = model
 
 
 def _quantize(model: Any) -> None:

@@ -36,10 +36,11 @@ def measured(
     arguments: list[str],
     environment: Mapping[str, str],
     launcher: Sequence[str] = (),
+    python: str = sys.executable,
 ) -> dict[str, Any]:
     """What `launcher python -m module arguments` answers. Raises IntelFTError, naming `side`."""
     done = subprocess.run(
-        [*launcher, sys.executable, "-m", module, *arguments],
+        [*launcher, python, "-m", module, *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
 from intel_ft.backends import choice, cpu, cuda, gemm
@@ -17,7 +18,7 @@ from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.insight.process import answer
-from intel_ft.insight.sides import OURS, Task
+from intel_ft.insight.sides import IPEX_SIDES, OURS, OURS_IPEX, Task
 from intel_ft.insight.workloads import shape_model, synthetic_examples
 from intel_ft.models.cost import step_cost
 
@@ -28,23 +29,21 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
     The GEMM rate is measured after training, on the same threads, once the peak of resident memory
     has been read.
     """
-    backend = choice.select(
-        BackendConfig(threads=task.threads or "auto"),
-        ModelConfig(name_or_path=task.workload.name, dtype="bfloat16"),
-        task.backend,
-    )
+    settings = BackendConfig(threads=task.threads or "auto")
+    model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
+    backend = choice.select(settings, model, "ipex" if task.side in IPEX_SIDES else task.backend)
     transformers.set_seed(task.seed)
     examples = synthetic_examples(task.workload, task.seed)
     shapes = shape_model(task.workload, task.rank)
     cost = step_cost(shapes)
-    if task.side == OURS:
+    if task.side in (OURS, OURS_IPEX):
         from intel_ft.insight.ours import our_trainer
 
-        trainer, watch = our_trainer(task, examples, cost, folder, World())
+        trainer, watch = our_trainer(task, examples, cost, folder, World(), backend.optimize)
     else:
         from intel_ft.insight.peers import peer_trainer
 
-        trainer, watch = peer_trainer(task, examples, folder)
+        trainer, watch = peer_trainer(task, examples, folder, backend.optimize)
     trainer.train()
     peak = {"peak_rss_gib": peak_rss_gib(), **cuda.peak_gib(backend.device)}
     del trainer
@@ -69,6 +68,7 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
         "tokens": sum(tally.lengths),
         "supervised_tokens": tally.supervised,
         "threads": backend.threads,
+        "torch": str(torch.__version__),
     }
 
 

@@ -3,14 +3,23 @@ of a side is asked to do; called from insight. Imports nothing heavy.
 """
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+from intel_ft.backends import ipex
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.insight.workloads import Workload
+from intel_ft.versions import installed
 
 OURS = "ours"
-PEERS = ("trl", "trl-packed", "transformers", "ipex")
+OURS_IPEX = "ours-ipex"
+IPEX_SIDES = ("ipex", OURS_IPEX)
+PEERS = ("trl", "trl-packed", "transformers", *IPEX_SIDES)
+IPEX_PYTHON = "INTEL_FT_IPEX_PYTHON"
+"""Set in the environment, this is the Python of the sides that need IPEX."""
 WARM_UP_STEPS = 2
 GPU_WARM_UP_STEPS = 5  # CUDA loads a product's kernel when a row of a new length first needs it
 LEAST_STEPS = 5
@@ -55,19 +64,31 @@ def require_peer(peer: str) -> None:
         raise UserError(f"no peer {peer!r}: choose one of {', '.join(PEERS)}")
     if peer.startswith("trl") and installed("trl") is None:
         raise EnvironmentProblem(f"peer {peer}: trl is not installed: run `make peers`")
-    if peer == "ipex":
-        # Versions first: on a mismatch its import ends the process (os.exit does not exist).
-        ipex, torch = installed("intel_extension_for_pytorch"), installed("torch")
-        if ipex is None or torch is None or not torch.startswith("2.8."):
-            raise EnvironmentProblem(
-                "peer ipex: needs intel_extension_for_pytorch 2.8 and torch 2.8 in an environment "
-                f"of their own; here are {ipex or 'none'} and {torch}"
-            )
+    if peer in IPEX_SIDES:
+        _require_ipex(peer)
 
 
-def installed(package: str) -> str | None:
-    """The version of an installed distribution, or None."""
+def python_of(side: str) -> str:
+    """The Python that runs a side: this one, or for IPEX's that of `make setup-ipex`, beside this
+    environment, or the one that `IPEX_PYTHON` names.
+    """
+    if side not in IPEX_SIDES or ipex.mismatch(installed(ipex.PACKAGE), installed("torch")) is None:
+        return sys.executable
+    return os.environ.get(IPEX_PYTHON) or str(
+        Path(sys.prefix).with_name(".venv-ipex") / "bin/python"
+    )
+
+
+def _require_ipex(peer: str) -> None:
+    python = python_of(peer)
+    asked = "from intel_ft.backends.ipex import require; require()"
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+        done = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False)
+    except OSError:
+        raise EnvironmentProblem(
+            f"peer {peer}: no {python}: run `make setup-ipex`, or set {IPEX_PYTHON} to a Python "
+            "that has IPEX"
+        ) from None
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1].partition(": ")[2]
+        raise EnvironmentProblem(f"peer {peer}: {python}: {reason}")

@@ -96,16 +96,18 @@ def is_linear(module: torch.nn.Module) -> bool:
 
 
 def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of the trainable weights, by parameter name."""
-    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    """A copy of the trainable weights, by parameter name, as `state_dict` gives them: IPEX keeps
+    them in a layout of its own.
+    """
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {n: w.detach().clone() for n, w in model.state_dict().items() if n in trained}
 
 
 def restore_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Put back what `adapter_weights` copied."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
+    """Put back what `adapter_weights` copied; by modules, since IPEX's ask for all of their own."""
+    for name, value in weights.items():
+        owner, _, own_name = name.rpartition(".")
+        model.get_submodule(owner).load_state_dict({own_name: value}, strict=False)
 
 
 def load_weights(model: Any, folder: Path) -> None:

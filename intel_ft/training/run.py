@@ -189,7 +189,7 @@ def _summary(run: Path, trainer: PlanTrainer, work: Workload) -> Summary:
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return Summary(
         adapter=str(run / work.trained.folder),
-        trained_parameters=sum(w.numel() for w in trainer.model.parameters() if w.requires_grad),
+        trained_parameters=trainer.trained_parameters,
         steps=trainer.state.global_step or trainer.args.max_steps,
         train_loss=losses[-1] if losses else None,
         eval_loss=trainer.state.best_metric,

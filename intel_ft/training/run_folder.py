@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.files import write_json, write_text
 from intel_ft.training.checkpoint import checkpoints, newest_whole
+from intel_ft.versions import installed
 
 _OURS = re.compile(
     r"config\.yaml|environment\.json|metrics\.jsonl|samples\.jsonl|adapter|model|"
@@ -36,6 +36,10 @@ FIXED = {
         "teacher_weight",
     ),
 }
+_PACKAGES = (
+    *("torch", "transformers", "peft", "accelerate", "datasets", "openvino", "bitsandbytes"),
+    "intel_extension_for_pytorch",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -129,17 +133,11 @@ def write_records(
 
 
 def _environment() -> dict[str, Any]:
-    packages = {}
-    names = ("torch", "transformers", "peft", "accelerate", "datasets", "openvino", "bitsandbytes")
-    for name in names:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    versions = {name: installed(name) for name in _PACKAGES}
     return {
         "intel_ft": __version__,
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {name: number for name, number in versions.items() if number is not None},
         "host": platform.node(),
         "cpu": cpu.cpu_name(),
         "isa": sorted(cpu.cpu_flags() & {"avx2", "avx512_bf16", "avx512_vnni", "amx_bf16"}),

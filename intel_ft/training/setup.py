@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from intel_ft import assets
-from intel_ft.backends import choice, cpu, cuda, gemm, openmp
+from intel_ft.backends import choice, cpu, cuda, gemm, ipex, openmp
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
 from intel_ft.data.examples import Examples
@@ -21,9 +21,8 @@ from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.models import initial
-from intel_ft.models.adapter import add_lora, fuse
+from intel_ft.models.adapter import add_lora
 from intel_ft.models.cost import activation_bytes, step_cost, with_teacher
-from intel_ft.models.frozen import lay_out
 from intel_ft.models.load import (
     check_folder,
     load_for_packing,
@@ -32,6 +31,7 @@ from intel_ft.models.load import (
     parameter_count,
 )
 from intel_ft.models.nf4 import NF4_BYTES, require_bitsandbytes
+from intel_ft.models.speed import compile_layers, hasten
 from intel_ft.models.teacher import OWN_BASE, check_teacher, load_teacher, teacher_config
 from intel_ft.models.trained import Adapter, Trained, WholeModel
 from intel_ft.training.callbacks import require_trackers, user_callbacks
@@ -154,6 +154,7 @@ def build(
         dtype=backend.dtype,
         teacher=teacher,
         device=backend.device,
+        optimize=backend.optimize,
     )
     decisions = [
         compute,
@@ -166,6 +167,7 @@ def build(
         if packed
         else Decision("packing", "off, one example a row", str(why_not_packed)),
         Decision("MFU's peak", f"{gemm_rate / 1e9:,.0f} GFLOP/s", "measured just now"),
+        *((ipex.archived(gemm_rate),) if config.backend.name == "ipex" else ()),
     ]
     for decision in decisions:
         logger.info("%s", decision)
@@ -191,8 +193,8 @@ def _adapter(
         else:
             begun = initial.load_from_original(start)[1]
         initial.take_out(model, begun)
-    layout = lay_out(model, config, activations, world.local_size, backend.device)
-    return Adapter(model, begun), why_not_packed, [layout, fuse(model)]
+    how = hasten(model, config, activations, world.local_size, backend.device)
+    return Adapter(model, begun), why_not_packed, how
 
 
 def _whole_model(
@@ -203,6 +205,7 @@ def _whole_model(
     decisions = [
         Decision("trained weights", "float32", "each step's change is smaller than bf16 can hold"),
         Decision("decoder layers", "the model's own", "all of their weights train"),
+        compile_layers(model, config),
     ]
     return WholeModel(model.to(backend.device).requires_grad_(True)), why_not_packed, decisions
 

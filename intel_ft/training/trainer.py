@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from intel_ft.backends import cuda
-from intel_ft.backends.cpu import CPU, rss_gib
+from intel_ft.backends.cpu import CPU, Optimize, rss_gib
 from intel_ft.batching.plan import Plan, Step
 from intel_ft.batching.row import Row, build_row
 from intel_ft.data.examples import Examples
@@ -71,7 +71,8 @@ class Workload:
     """What a run trains on: the plan over examples, the rows to evaluate on, and what they cost.
 
     trained: which weights; gemm_rate: of all ranks together, FLOP/s; dtype: of the products, None
-    the base's; teacher: of a distillation; device: what multiplies.
+    the base's; teacher: of a distillation; device: what multiplies; optimize: see
+    backends.cpu.Backend.
     """
 
     plan: Plan
@@ -85,6 +86,7 @@ class Workload:
     dtype: torch.dtype | None = None
     teacher: Teacher | None = None
     device: torch.device = CPU
+    optimize: Optimize | None = None
     interval: Meter = field(default_factory=Meter)
     total: Meter = field(default_factory=Meter)
 
@@ -102,6 +104,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         super().__init__(model=model, args=args, eval_dataset=work.evaluation)
         self.lora_plus_ratio = lora_plus_ratio
+        self.trained_parameters = sum(w.numel() for w in model.parameters() if w.requires_grad)
         self.work = work
         self.plan = work.plan
         self.best_weights: dict[str, Tensor] | None = None
@@ -181,10 +184,14 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Transformers' own, with another learning rate for LoRA's B where that is asked for."""
+        """Transformers' own, with another learning rate for LoRA's B where that is asked for, and
+        what the backend makes of it.
+        """
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.lora_plus_ratio != 1.0:
             hasten_b(optimizer, self.model, self.lora_plus_ratio)
+        if self.work.optimize is not None:
+            self.work.optimize(self.model, optimizer)
         return optimizer
 
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:

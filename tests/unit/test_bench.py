@@ -1,6 +1,7 @@
 """The benchmark's arithmetic: workloads are seeded, medians and ratios are what they say."""
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,6 +193,7 @@ def _measured(tokens_per_s, rss, times):
         "step_s": float(np.median(times)),
         "step_times": times,
         "threads": 2,
+        "torch": "2.13.0",
     }
 
 
@@ -267,12 +269,37 @@ def test_missing_peers_name_the_remedy(monkeypatch):
     monkeypatch.setattr(sides, "installed", versions.get)
     with pytest.raises(EnvironmentProblem, match="make peers"):
         require_peer("trl-packed")
-    with pytest.raises(EnvironmentProblem, match=r"torch 2\.8"):
-        require_peer("ipex")
-    versions |= {"torch": "2.8.0+cpu", "intel_extension_for_pytorch": "2.8.0"}
-    require_peer("ipex")
     with pytest.raises(UserError, match="transformers"):
         require_peer("axolotl")
+
+
+@pytest.mark.parametrize("peer", sides.IPEX_SIDES)
+def test_ipex_runs_in_an_environment_of_its_own(peer, monkeypatch, tmp_path):
+    versions = {"torch": "2.13.0"}
+    monkeypatch.setattr(sides, "installed", versions.get)
+    monkeypatch.delenv(sides.IPEX_PYTHON, raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    beside = str(tmp_path / ".venv-ipex/bin/python")
+    assert sides.python_of(peer) == beside and sides.python_of("trl") == sys.executable
+    with pytest.raises(EnvironmentProblem, match=f"no {beside}: run `make setup-ipex`"):
+        require_peer(peer)
+    answer = tmp_path / "python"
+    answer.write_text("#!/bin/sh\necho 'Traceback' 'Problem: it has torch 9' >&2\nexit 1\n")
+    answer.chmod(0o700)
+    monkeypatch.setenv(sides.IPEX_PYTHON, str(answer))
+    with pytest.raises(EnvironmentProblem, match=f"{answer}: it has torch 9"):
+        require_peer(peer)
+    answer.write_text("#!/bin/sh\n")
+    require_peer(peer)
+    versions |= {"torch": "2.8.0+cpu", "intel_extension_for_pytorch": "2.8.0"}
+    assert sides.python_of(peer) == sys.executable
+
+
+def test_only_rates_of_one_torch_are_compared(monkeypatch):
+    other = {**_measured(1.0, 1.0, [1.0]), "gemm_gflops": 200.0, "torch": "2.8.0"}
+    _play(monkeypatch, {"ours": [_measured(1.0, 1.0, [1.0])], "ours-ipex": [other]})
+    report = bench_train.bench_train(Task("ours", TINY), ["ours-ipex"], 1)
+    assert report["machine"]["gemm_spread"] == 1.0
 
 
 def test_a_task_survives_its_way_to_the_other_process():

@@ -49,6 +49,14 @@ def refused(read, *arguments) -> str:
         (["name=full", "model.base_dtype=nf4"], "model.base_dtype is for frozen weights"),
         (["name=full", "backend.prepack=true"], "backend.prepack is for frozen weights"),
         (["lora_plus_ratio=0.5"], "method.lora_plus_ratio=0.5"),
+        (["backend.compile=true", "backend.prepack=true"], "no backend.prepack=true"),
+        (["backend.compile=true", "name=qlora"], "backend.compile=true needs"),
+        (["backend.name=ipex", "name=qlora"], "backend.name=ipex is for LoRA on a bf16 base"),
+        (["backend.name=ipex", "model.base_dtype=int8"], "no qlora, model.base_dtype"),
+        (["backend.name=ipex", "model.dtype=float32"], "model.dtype=float32"),
+        (["backend.name=ipex", "name=full"], "no full weights"),
+        (["backend.name=ipex", "use_dora=true"], "no method.use_dora"),
+        (["backend.name=ipex", "backend.compile=true"], "is for backend.name=cpu"),
     ],
 )
 def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:

@@ -1,0 +1,11 @@
+"""Which version of a distribution is installed; called from backends and insight."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed distribution, or None; nothing of it is imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
