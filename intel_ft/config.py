@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from intel_ft.conflicts import conflicts
 from intel_ft.errors import UserError
 
 Auto = Literal["auto"]
@@ -169,59 +170,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        row, longest = self.train.max_tokens_per_row, self.data.max_length
-        if isinstance(row, int) and row < longest:
-            raise ValueError(
-                f"train.max_tokens_per_row ({row}) must be at least data.max_length ({longest})"
-            )
-        if self.train.early_stopping and not (self.data.eval or self.data.eval_fraction):
-            raise ValueError("train.early_stopping needs data.eval or data.eval_fraction")
-        self._base_fits_method()
-        self._fits_backend()
-        if self.backend.compile is True and (
-            self.base_dtype != "auto" or self.backend.prepack is True
-        ):
-            raise ValueError(
-                "backend.compile=true needs the base's weights as they are: no qlora, no "
-                "model.base_dtype, no backend.prepack=true"
-            )
-        if self.backend.name == "ipex":
-            self._fits_ipex()
+        for sentence in conflicts(self):
+            raise ValueError(sentence)
         return self
-
-    def _base_fits_method(self) -> None:
-        method, prepack = self.method, self.backend.prepack is True
-        if method.trains_all and (self.model.base_dtype != "auto" or prepack):
-            key = "backend.prepack" if prepack else "model.base_dtype"
-            raise ValueError(f"{key} is for frozen weights, and all weights are trained here")
-        if method.use_dora and (self.base_dtype != "auto" or prepack):
-            raise ValueError(
-                "method.use_dora needs the base's weights as they are: no qlora, no "
-                "model.base_dtype, no backend.prepack=true"
-            )
-
-    def _fits_backend(self) -> None:
-        backend, name = self.backend, self.backend.name
-        if name == "cuda" and backend.collective not in ("auto", "nccl"):
-            raise ValueError(f"backend.collective={backend.collective} is for backend.name=cpu")
-        if name == "cpu" and backend.collective == "nccl":
-            raise ValueError("backend.collective=nccl is for backend.name=cuda")
-        if name == "cuda" and (self.model.base_dtype == "int8" or backend.prepack is True):
-            key = "backend.prepack" if backend.prepack is True else "model.base_dtype=int8"
-            raise ValueError(f"{key} is for backend.name=cpu")
-        if name == "cuda" and backend.compile is True:
-            raise ValueError(
-                "backend.compile=true is for backend.name=cpu: on a GPU it has its own"
-            )
-
-    def _fits_ipex(self) -> None:
-        method, needed = self.method, "backend.name=ipex is for LoRA on a bf16 base"
-        if method.trains_all or method.use_dora:
-            raise ValueError(f"{needed}: no full weights, no method.use_dora")
-        if self.base_dtype != "auto" or self.model.dtype == "float32":
-            raise ValueError(f"{needed}: no qlora, model.base_dtype or model.dtype=float32")
-        if self.backend.compile is True:
-            raise ValueError("backend.compile=true is for backend.name=cpu, not for ipex")
 
     @property
     def base_dtype(self) -> Literal["auto", "int8", "nf4"]:
