@@ -21,6 +21,7 @@ from intel_ft.distributed.launch.run import free_port
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.insight import machine
 from intel_ft.insight.sides import Task
+from intel_ft.insight.values import whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,8 @@ def values_of(text: str | None, cores: int) -> list[int]:
         raise UserError(f"--cores {cores}: this process may use {topology.read().usable}")
     if text is None:
         return [2**n for n in range(most.bit_length())]
-    try:
-        values = sorted({int(value) for value in text.split(",")})
-    except ValueError:
-        raise UserError(f"--values {text}: write whole numbers, as 1,2,4") from None
-    if values[0] < 1 or values[-1] > most:
+    values = whole_numbers(text, "1,2,4")
+    if values[-1] > most:
         raise UserError(f"--values {text}: 1 to {most} ranks of {cores} cores fit here")
     return values
 

@@ -11,6 +11,7 @@ from intel_ft.errors import IntelFTError, UserError
 from intel_ft.insight import machine, process
 from intel_ft.insight.bench_train import run_task, summarize
 from intel_ft.insight.sides import OURS, Task
+from intel_ft.insight.values import whole_numbers
 from intel_ft.insight.workloads import workload
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,7 @@ def values_of(over: str, text: str | None) -> list[int]:
     if text is None:
         cores = len(os.sched_getaffinity(0))
         return list(VALUES[over]) or [2**n for n in range(cores.bit_length())]
-    try:
-        values = sorted({int(value) for value in text.split(",")})
-    except ValueError:
-        raise UserError(f"--values {text}: write whole numbers, as 256,512") from None
-    if values[0] < 1:
-        raise UserError(f"--values {text}: {values[0]} is not above 0")
-    return values
+    return whole_numbers(text, "256,512")
 
 
 def task_at(over: str, value: int, name: str, seconds: float, threads: int | None) -> Task:

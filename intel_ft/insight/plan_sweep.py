@@ -5,9 +5,9 @@ cli.plan.
 from dataclasses import replace
 from typing import Any
 
-from intel_ft.errors import UserError
 from intel_ft.insight.plan import Inputs, plan
 from intel_ft.insight.plan_fit import ROWS
+from intel_ft.insight.values import whole_numbers
 from intel_ft.plot import line_plot
 
 
@@ -22,13 +22,7 @@ def values_of(inputs: Inputs, over: str, text: str | None) -> list[int]:
         longest = inputs.config.data.max_length
         rows = [row for row in ROWS if row >= longest]
         return {"nodes": [1, 2, 4, 8, 16], "threads": powers, "row-tokens": rows}[over]
-    try:
-        values = sorted({int(value) for value in text.split(",")})
-    except ValueError:
-        raise UserError(f"--values {text}: write whole numbers, as 1,2,4") from None
-    if values[0] < 1:
-        raise UserError(f"--values {text}: {values[0]} is not above 0")
-    return values
+    return whole_numbers(text, "1,2,4")
 
 
 def swept(inputs: Inputs, over: str, values: list[int]) -> list[dict[str, Any]]:
