@@ -1,5 +1,6 @@
 """A Llama of 0.1 M parameters that has learnt a page of Python by heart, and an adapter on it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -139,4 +140,6 @@ def make_run(folder: Path, *, size: float = 0.02, **lora) -> Path:
         "test",
     )
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    step = {"step": 1, "loss": 1.5, "tokens": 900, "supervised_tokens": 400}
+    (folder / "metrics.jsonl").write_text(json.dumps(step) + "\n", encoding="utf-8")
     return folder
