@@ -2,7 +2,6 @@
 from export.openvino.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
 from intel_ft.export.settings import Settings
+from intel_ft.export.training_record import read_training
 from intel_ft.inference.artifact import Artifact
 
 log = logging.getLogger(__name__)
@@ -81,25 +81,9 @@ def find_calibration(
 
 def training_record(artifact: Artifact) -> dict[str, Any] | None:
     """What export.json says about the run (docs/export.md), None without one."""
-    config = run_config(artifact)
-    if config is None:
+    if run_config(artifact) is None:
         return None
-    values = config.model_dump(mode="json", include={"model", "data", "method", "train"})
-    values["model"]["name_or_path"] = _name(config.model.name_or_path)
-    for key in ("train", "eval"):
-        if values["data"][key] is not None:
-            values["data"][key] = _name(values["data"][key])
-    lines = _metrics(artifact.folder.parent / "metrics.jsonl")
-    steps = [line for line in lines if "loss" in line]
-    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
-    return {
-        "config": values,
-        "steps": max((line["step"] for line in steps), default=None),
-        "tokens": sum(line.get("tokens", 0) for line in steps) or None,
-        "supervised_tokens": sum(line.get("supervised_tokens", 0) for line in steps) or None,
-        "train_loss": steps[-1]["loss"] if steps else None,
-        "eval_loss": min(losses, default=None),
-    }
+    return _or_none(lambda: read_training(artifact.folder.parent), "training is left out")
 
 
 def _training(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared]:
@@ -143,16 +127,3 @@ def _or_none(make: Callable[[], Found], without: str) -> Found | None:
     except UserError as error:
         log.warning("%s: the run's own data cannot be read (%s)", without, error)
         return None
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
-        return []
-
-
-def _name(source: str) -> str:
-    """A file's or folder's name without its path; a Hub id as it is."""
-    path = Path(assets.resolve(source))
-    return path.name if path.exists() or source.startswith(("/", ".", "~")) else source

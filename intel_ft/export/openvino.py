@@ -87,15 +87,9 @@ def export(
             require_packages()
             model = Source(artifact, base, trust_remote_code, allow_pickle)
             bench = prepare_bench(model, work, gate, calibration, settings)
-            attempts, chosen = _first_that_passes(bench, candidates(format, settings), gate.limits)
-        record = export_record(bench, artifact, attempts, chosen, gate, device)
-        folder = bench.folder(chosen.row.name)
-        save_provenance(artifact, folder)
-        write_ovms(folder, output.name, device, settings.kv_cache)
-        if record["gate"] and record["gate"]["plot"]:
-            write_text(folder / PLOT, plot(record["gate"]["table"], gate.limits))
-        write_record(folder, record)
-        name_folder(folder, output)
+            attempts = _first_that_passes(bench, candidates(format, settings), gate.limits)
+        record = finish(bench, artifact, attempts, gate, device, settings, output)
+    chosen = attempts[-1]
     log.info("exported %s: %s, %.1f MB", output, chosen.row.name, chosen.row.megabytes)
     return ExportReport(
         folder=str(output),
@@ -133,10 +127,32 @@ def _key(
     }
 
 
-def _first_that_passes(
-    bench: Bench, ladder: list[Candidate], limits: Limits
-) -> tuple[list[Attempt], Attempt]:
-    """Every attempt up to the first that keeps to `limits`, and that one.
+def finish(
+    bench: Bench,
+    artifact: Artifact,
+    attempts: list[Attempt],
+    gate: Gate,
+    device: Device,
+    settings: Settings,
+    output: Path,
+) -> dict[str, Any]:
+    """Give the folder of the last of `attempts` all that belongs beside an IR, and the name
+    `output`; its export.json.
+    """
+    chosen = attempts[-1]
+    record = export_record(bench, artifact, attempts, chosen, gate, device)
+    folder = bench.folder(chosen.row.name)
+    save_provenance(artifact, folder)
+    write_ovms(folder, output.name, device, settings.kv_cache)
+    if record["gate"] and record["gate"]["plot"]:
+        write_text(folder / PLOT, plot(record["gate"]["table"], gate.limits))
+    write_record(folder, record)
+    name_folder(folder, output)
+    return record
+
+
+def _first_that_passes(bench: Bench, ladder: list[Candidate], limits: Limits) -> list[Attempt]:
+    """Every attempt up to the first that keeps to `limits`.
 
     Raises GateRefused where none does.
     """
@@ -148,7 +164,7 @@ def _first_that_passes(
         log.info("%s", line(row, why))
         if why is None:
             ensure_made(bench, candidate)
-            return attempts, attempts[-1]
+            return attempts
         drop(bench.folder(candidate.name))
     tried = ", ".join(candidate.name for candidate in ladder)
     raise GateRefused(f"the gate refuses {tried}: {why}; nothing was written")

@@ -109,11 +109,6 @@ def collect(folder: Path, kind: str, local_base: str, base_id: str) -> tuple[lis
     return files, left
 
 
-def is_local(name: str) -> bool:
-    """Whether a model or data set is named by a path rather than by an id."""
-    return name.startswith(("/", "~", ".", "\\")) or name.count("/") > 1 or Path(name).is_dir()
-
-
 def _matches(name: str, pattern: str) -> bool:
     """As fnmatch, but `*` does not reach over a slash."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from intel_ft import assets
 from intel_ft.errors import UserError
-from intel_ft.hub.contents import CARD, is_local
+from intel_ft.export.training_record import is_local
+from intel_ft.hub.contents import CARD
 from intel_ft.hub.records import Records
 from intel_ft.inference.artifact import Artifact, read_json
 

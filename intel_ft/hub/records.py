@@ -2,21 +2,17 @@
 hub.card.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from intel_ft.errors import UserError
 from intel_ft.export.ir import IRWeights, read_weights
-from intel_ft.hub.contents import is_local
+from intel_ft.export.training_record import read_training
 from intel_ft.inference.artifact import Artifact, read_json
 from intel_ft.inference.extras import require_openvino
 
 EXPORT = "export.json"
-SECTIONS = ("model", "data", "method", "train")
 _ENVIRONMENT = ("packages", "cpu", "isa", "ranks")  # what the card tells; never the host
 
 
@@ -65,45 +61,6 @@ def read_records(artifact: Artifact, run: Path | None) -> Records:
             raise UserError(f"{artifact.folder / EXPORT}: not of the IR beside it: export it again")
         training = training or export.get("training")
     return Records(training, environment, export, weights)
-
-
-def read_training(run: Path) -> dict[str, Any]:
-    """What the run in `run` trained on and how it ended; its paths reduced to file names.
-
-    `tokens` and `supervised_tokens` are of all steps; `train_loss` is the last one logged,
-    `eval_loss` the best, that of the adapter that was kept; losses are nats a token.
-    """
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        metrics = [json.loads(line) for line in lines]
-        sections = {name: config[name] for name in SECTIONS}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{run}: not a run's folder, it has no {Path(error.filename).name}"
-        ) from None
-    except (ValueError, KeyError, TypeError, OSError, yaml.YAMLError) as error:
-        raise UserError(f"{run}: its records cannot be read ({error})") from None
-    steps = [line for line in metrics if "loss" in line]
-    evaluations = [line["eval_loss"] for line in metrics if "eval_loss" in line]
-    return {
-        "config": _without_paths(sections),
-        "steps": max((line["step"] for line in metrics), default=0),
-        "tokens": sum(line["tokens"] for line in steps),
-        "supervised_tokens": sum(line["supervised_tokens"] for line in steps),
-        "train_loss": steps[-1]["loss"] if steps else None,
-        "eval_loss": min(evaluations, default=None),
-    }
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    return (
-        Path(value).name if isinstance(value, str) and "/" in value and is_local(value) else value
-    )
 
 
 def _select(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -1,12 +1,18 @@
 """A Llama of 0.1 M parameters that has learnt a page of Python by heart, and an adapter on it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from intel_ft import assets
 from intel_ft.config import build
@@ -78,7 +84,7 @@ def make_model(vocabulary: int, hidden: int) -> LlamaForCausalLM:
 
 def make_adapter(base: Path, folder: Path, size: float = 0.05, **lora) -> Path:
     """Adapter folder as a run leaves it, of random weights with a visible effect."""
-    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
     torch.manual_seed(1)
@@ -134,4 +140,6 @@ def make_run(folder: Path, *, size: float = 0.02, **lora) -> Path:
         "test",
     )
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    step = {"step": 1, "loss": 1.5, "tokens": 900, "supervised_tokens": 400}
+    (folder / "metrics.jsonl").write_text(json.dumps(step) + "\n", encoding="utf-8")
     return folder

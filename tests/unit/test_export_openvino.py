@@ -240,6 +240,7 @@ def test_auto_takes_the_first_that_passes_and_goes_on_where_it_was_killed(
     assert (tmp_path / "ir" / "export.svg").read_text().count("<circle") == 2
     assert record["gate"]["data"]["examples"] == 12
     assert record["training"]["config"]["data"]["train"] == "train.jsonl"
+    assert (record["training"]["steps"], record["training"]["train_loss"]) == (1, 1.5)
     # The gate refuses what misses its limit, and leaves nothing.
     with pytest.raises(GateRefused, match=r"int4: top-1 agreement 0\.\d+ \(limit 1\)"):
         export(str(run), tmp_path / "no", "int4", settings=settings, gate=Gate(Limits(None, 1.0)))

@@ -1,0 +1,59 @@
+"""What a run's folder says about its training, as export.json and the model card have it; called
+from export.evidence, hub.records and hub.metadata.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from intel_ft.errors import UserError
+
+SECTIONS = ("model", "data", "method", "train")
+
+
+def read_training(run: Path) -> dict[str, Any]:
+    """What the run in `run` trained on and how it ended; its paths reduced to file names. The keys
+    are those of export.json's `training` (docs/export.md).
+
+    `tokens` and `supervised_tokens` are of all steps; `train_loss` is the last one logged,
+    `eval_loss` the best, that of the adapter that was kept; losses are nats a token. Raises
+    UserError where `run` is no run's folder or its records cannot be read.
+    """
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        metrics = [json.loads(line) for line in lines]
+        sections = {name: config[name] for name in SECTIONS}
+        steps = [line for line in metrics if "loss" in line]
+        losses = [line["eval_loss"] for line in metrics if "eval_loss" in line]
+        return {
+            "config": _without_paths(sections),
+            "steps": max((line["step"] for line in metrics), default=0),
+            "tokens": sum(line["tokens"] for line in steps),
+            "supervised_tokens": sum(line["supervised_tokens"] for line in steps),
+            "train_loss": steps[-1]["loss"] if steps else None,
+            "eval_loss": min(losses, default=None),
+        }
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run}: not a run's folder, it has no {Path(error.filename).name}"
+        ) from None
+    except (ValueError, KeyError, TypeError, OSError, yaml.YAMLError) as error:
+        raise UserError(f"{run}: its records cannot be read ({error})") from None
+
+
+def is_local(name: str) -> bool:
+    """Whether a model or data set is named by a path rather than by an id."""
+    return name.startswith(("/", "~", ".", "\\")) or name.count("/") > 1 or Path(name).is_dir()
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    return (
+        Path(value).name if isinstance(value, str) and "/" in value and is_local(value) else value
+    )
