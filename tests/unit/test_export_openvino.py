@@ -347,3 +347,16 @@ def test_training_towards_an_ir(made, tmp_path) -> None:
             train(config, overwrite=True)
     finally:
         (tmp_path / "moved.xml").rename(made.root / "fp16" / "openvino_model.xml")
+
+
+def test_a_small_model_drafts_for_a_large_one(made) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples/speculative.py"
+    folders = [made.root / "fp16", made.root / "int8"]
+    done = subprocess.run(
+        [sys.executable, example, *folders, "def sum_size(values):"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the same answer" in done.stdout
