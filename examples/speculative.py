@@ -3,9 +3,9 @@
     python examples/speculative.py LARGE SMALL "Write a function that reverses a list."
 
 LARGE and SMALL are folders of `intel-ft export` with the same tokenizer, such as a model and the
-student that was distilled from it (`method.name: distill`): the closer the student, the more of what
-it drafts is kept. The answer is the large model's own; what is gained is time, on machines where a
-token of the large model costs much more than one of the small. Prints both answers and both times.
+student that was distilled from it (`method.name: distill`): the closer the student, the more of
+what it drafts is kept. The answer is the large model's own; what is gained is time, on machines
+where a token of the large model costs much more than one of the small. Prints both answers' times.
 """
 
 import sys
