@@ -20,7 +20,7 @@ def _sixty_four_cores(monkeypatch):
 def test_ranks_that_fit():
     assert bench_ranks.values_of(None, 16) == [1, 2, 4]
     assert bench_ranks.values_of("4,1,4", 16) == [1, 4]
-    for text, said in (("8", "1 to 4 ranks"), ("0", "1 to 4"), ("two", "whole numbers")):
+    for text, said in (("8", "1 to 4 ranks"), ("0", "0 is not above 0"), ("two", "whole numbers")):
         with pytest.raises(UserError, match=said):
             bench_ranks.values_of(text, 16)
     with pytest.raises(UserError, match="this process may use 64"):
