@@ -1,4 +1,5 @@
-"""Which version of a distribution is installed; called from backends and insight."""
+"""Which version of a distribution is installed; called from backends, insight and
+distributed.launch."""
 
 from importlib.metadata import PackageNotFoundError, version
 

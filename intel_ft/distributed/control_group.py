@@ -7,6 +7,8 @@ limit anywhere between the process's group and the top counts.
 
 from pathlib import Path
 
+from intel_ft.distributed.kernel_files import kernel_text
+
 _NO_LIMIT = 2**60  # version 1 writes the largest number of pages for "no limit"
 
 
@@ -14,9 +16,12 @@ def quota(root: Path = Path("/")) -> float | None:
     """Time on CPUs, in cores; None where it is not limited."""
     found = []
     for group in _groups(root, "cpu"):
-        most, _, period = _text(group / "cpu.max").partition(" ")
+        most, _, period = kernel_text(group / "cpu.max").partition(" ")
         if not most:
-            most, period = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
+            most, period = (
+                kernel_text(group / "cpu.cfs_quota_us"),
+                kernel_text(group / "cpu.cfs_period_us"),
+            )
         if most.strip().isdigit() and period.strip().isdigit():
             found.append(int(most) / int(period))
     return min(found, default=None)
@@ -51,7 +56,7 @@ def _groups(root: Path, controller: str) -> list[Path]:
     """
     mounted = root / "sys/fs/cgroup"
     inner = ""
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in kernel_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):  # version 1, which comes first where both are
             mounted, inner = mounted / controller, path
@@ -66,17 +71,10 @@ def _groups(root: Path, controller: str) -> list[Path]:
 
 def _droppable(stat: Path) -> int:
     """Bytes of inactive file pages, those of groups inside included."""
-    values = dict(line.split(" ", 1) for line in _text(stat).splitlines() if " " in line)
+    values = dict(line.split(" ", 1) for line in kernel_text(stat).splitlines() if " " in line)
     return int(values.get("total_inactive_file", values.get("inactive_file", "0")))
 
 
 def _number(*paths: Path) -> int | None:
-    texts = [_text(path).strip() for path in paths]
+    texts = [kernel_text(path).strip() for path in paths]
     return next((int(text) for text in texts if text.isdigit()), None)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""  # another version, an older kernel, or a container that hides it

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from intel_ft.distributed import control_group
+from intel_ft.distributed.kernel_files import kernel_text
 
 _KIB = 2**20  # in a GiB
 
@@ -57,14 +58,14 @@ class Topology:
 def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
     """The host's topology; `allowed` are the CPU numbers to look at, by default this process's."""
     cpus = root / "sys/devices/system/cpu"
-    online = parse_list(_text(cpus / "online")) or os.sched_getaffinity(0)
+    online = parse_list(kernel_text(cpus / "online")) or os.sched_getaffinity(0)
     allowed = (os.sched_getaffinity(0) if allowed is None else allowed) & online
     memory, node_of = _nodes(root / "sys/devices/system/node")
     threads: dict[tuple[int, int, int], list[int]] = {}
     for cpu in sorted(allowed):
         topology = cpus / f"cpu{cpu}/topology"
         socket = _number(topology / "physical_package_id")
-        siblings = parse_list(_text(topology / "thread_siblings_list")) or {cpu}
+        siblings = parse_list(kernel_text(topology / "thread_siblings_list")) or {cpu}
         threads.setdefault((node_of.get(cpu, 0), max(0, socket), min(siblings)), []).append(cpu)
     cores = tuple(
         Core(socket, node, tuple(cpus)) for (node, socket, _), cpus in sorted(threads.items())
@@ -97,20 +98,13 @@ def _nodes(folder: Path) -> tuple[dict[int, float], dict[int, int]]:
     node_of: dict[int, int] = {}
     for path in sorted(folder.glob("node[0-9]*")):
         node = int(path.name.removeprefix("node"))
-        node_of |= dict.fromkeys(parse_list(_text(path / "cpulist")), node)
-        for line in _text(path / "meminfo").splitlines():
+        node_of |= dict.fromkeys(parse_list(kernel_text(path / "cpulist")), node)
+        for line in kernel_text(path / "meminfo").splitlines():
             if "MemTotal:" in line:
                 memory[node] = int(line.split()[-2]) / _KIB
     return memory, node_of
 
 
 def _number(path: Path) -> int:
-    text = _text(path).strip()
+    text = kernel_text(path).strip()
     return int(text) if text.lstrip("-").isdigit() else 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""  # an older kernel, or a container that hides it

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from intel_ft.errors import UserError
 from intel_ft.inference.artifact import IR_FILE, Artifact
 from intel_ft.inference.extras import require_openvino
+from intel_ft.inference.ir_logits import IRLogits
 from intel_ft.inference.language_model import (
     Completion,
     Sampling,
@@ -65,17 +66,11 @@ class OpenVINOLM:
             raise UserError(f"{self._folder}: {_last_line(error)}") from error
 
     @cached_property
-    def _compiled(self) -> Any:
-        import openvino
-
+    def _ir(self) -> IRLogits:
         try:
-            return openvino.Core().compile_model(self._folder / IR_FILE, "CPU", self._properties)
+            return IRLogits(self._folder, self._properties)
         except RuntimeError as error:
             raise UserError(f"{self._folder / IR_FILE}: {_last_line(error)}") from error
-
-    @cached_property
-    def _request(self) -> Any:
-        return self._compiled.create_infer_request()
 
     @cached_property
     def _stops(self) -> frozenset[int]:
@@ -88,8 +83,8 @@ class OpenVINOLM:
     def precisions(self) -> dict[str, str]:
         """What the plugin computes in, and what it keeps keys and values in, as it says itself."""
         return {
-            "inference_precision": _type_name(self._compiled, "INFERENCE_PRECISION_HINT"),
-            "kv_cache_precision": _type_name(self._compiled, "KV_CACHE_PRECISION"),
+            "inference_precision": _type_name(self._ir.compiled, "INFERENCE_PRECISION_HINT"),
+            "kv_cache_precision": _type_name(self._ir.compiled, "KV_CACHE_PRECISION"),
         }
 
     def generate(
@@ -171,18 +166,7 @@ class OpenVINOLM:
         self, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """See `LanguageModel.logits`."""
-        length = len(tokens)
-        feed = {
-            "input_ids": tokens.astype(np.int64)[None],
-            "attention_mask": np.ones((1, length), dtype=np.int64),
-            "position_ids": np.arange(length, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
-        known = {name for port in self._compiled.inputs for name in port.get_names()}
-        self._request.reset_state()
-        result = self._request.infer({name: feed[name] for name in feed if name in known})
-        logits: npt.NDArray[np.float32] = result["logits"][0][positions]
-        return logits
+        return self._ir.at(tokens, positions)
 
 
 def _generate_in_thread(

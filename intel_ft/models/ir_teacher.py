@@ -6,15 +6,14 @@ reads a row's segments one after another, each from an empty cache.
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from intel_ft.errors import UserError
+from intel_ft.inference.artifact import IR_FILE
+from intel_ft.inference.ir_logits import IRLogits
 from intel_ft.models.loss import Question, Scores
-
-IR_FILE = "openvino_model.xml"
 
 
 class IRTeacher:
@@ -25,21 +24,14 @@ class IRTeacher:
     """
 
     def __init__(self, folder: Path) -> None:
-        from intel_ft.inference.extras import require_openvino
-
-        require_openvino("openvino")
-        import openvino
-
         threads = {"INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
         try:
-            compiled = openvino.Core().compile_model(folder / IR_FILE, "CPU", threads)
+            self._ir = IRLogits(folder, threads)
         except RuntimeError as error:
             said = str(error).strip().splitlines()[-1].strip()
             raise UserError(
                 f"method.teacher: OpenVINO cannot load {folder / IR_FILE}: {said}"
             ) from error
-        self._known = {name for port in compiled.inputs for name in port.get_names()}
-        self._request: Any = compiled.create_infer_request()
 
     def scores(self, asked: Question) -> Scores:
         """The logits at the supervised tokens, float32."""
@@ -52,21 +44,9 @@ class IRTeacher:
         for start, end in pairwise(bounds):
             inside = ((predict >= start) & (predict < end)).nonzero()[:, 0]
             if len(inside):
-                logits = self._logits(tokens[start:end])
-                values.append(logits[predict[inside] - start])
+                asked_at = (predict[inside] - start).numpy()
+                found_there = self._ir.at(tokens[start:end].numpy(), asked_at)
+                values.append(torch.from_numpy(found_there))
                 places.append(inside)
         order = torch.cat(places).argsort()
         return Scores(torch.cat(values)[order].to(asked.predict.device), None)
-
-    def _logits(self, tokens: Tensor) -> Tensor:
-        """Of one segment: [tokens, vocabulary]."""
-        length = len(tokens)
-        feed = {
-            "input_ids": tokens[None].numpy(),
-            "attention_mask": torch.ones(1, length, dtype=torch.int64).numpy(),
-            "position_ids": torch.arange(length)[None].numpy(),
-            "beam_idx": torch.zeros(1, dtype=torch.int32).numpy(),
-        }
-        self._request.reset_state()
-        result = self._request.infer({name: feed[name] for name in feed if name in self._known})
-        return torch.from_numpy(result["logits"][0].copy())

@@ -22,8 +22,9 @@ from torch import Tensor
 from intel_ft.batching.row import IGNORED, Row
 from intel_ft.config import Config, MethodConfig, ModelConfig
 from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.inference.artifact import IR_FILE
 from intel_ft.models.cost import StepCost, step_cost
-from intel_ft.models.ir_teacher import IR_FILE, IRTeacher
+from intel_ft.models.ir_teacher import IRTeacher
 from intel_ft.models.load import (
     check_folder,
     load_base,

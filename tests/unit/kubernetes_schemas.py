@@ -80,7 +80,7 @@ class RunPolicy(Known):
 class MPIJobSpec(Known):
     slotsPerWorker: int = 1
     mpiImplementation: Literal["OpenMPI", "Intel"] = "OpenMPI"
-    sshAuthMountPath: str = "/root/.ssh"
+    sshAuthMountPath: str = ""
     runPolicy: RunPolicy = RunPolicy()
     mpiReplicaSpecs: dict[Literal["Launcher", "Worker"], Replicas]
 

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.versions import installed
 
 _PACKAGES = ("intel_ft", "torch", "transformers", "peft", "accelerate", "oneccl")
 CLOCK = 30.0  # seconds that clocks may differ: file times and logs are compared by people
@@ -71,7 +71,7 @@ def report(config_file: Path, overrides: list[str]) -> dict[str, Any]:
         "host": platform.node(),
         "problem": problem,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: installed(name) for name in _PACKAGES},
         "config": config,
         "base": base,
         "time": time.time(),
@@ -135,13 +135,6 @@ def _difference(first: Any, other: Any) -> str:
     return ", ".join(
         f"{key} {first[key]} and {other[key]}" for key in first if first[key] != other[key]
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

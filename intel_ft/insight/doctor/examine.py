@@ -24,6 +24,7 @@ from intel_ft.insight.doctor.products import DTYPES, Executed
 from intel_ft.insight.doctor.runtime import Runtime
 from intel_ft.insight.doctor.software import Component
 from intel_ft.insight.doctor.trial import NOT_TRIED, tried
+from intel_ft.versions import installed
 
 _COMPUTE = ("torch", "backend", "threads", *DTYPES, "openmp", "bandwidth")
 _SECONDS = 120.0  # that a process may be silent
@@ -67,7 +68,7 @@ def examine() -> Diagnosis:
     after = host.throttled()
     if computed["torch"].error is not None:  # which is then the error of all
         computed = dict.fromkeys(_COMPUTE, NOT_TRIED) | {"torch": computed["torch"]}
-    imported, _ = tried(software.steps(software.installed), quiet, _SECONDS)
+    imported, _ = tried(software.steps(installed), quiet, _SECONDS)
     outcomes = computed | imported
     meanwhile = None if before is None or after is None else after - before
     facts = Facts(
@@ -78,7 +79,7 @@ def examine() -> Diagnosis:
         instructions=isa,
         executed=products.read(computed, verbose, machine, isa, meanwhile),
         runtime=runtime.read(outcomes),
-        software=tuple(software.read(outcomes, software.installed)),
+        software=tuple(software.read(outcomes, installed)),
         token=imported["token"].value,
     )
     return Diagnosis(facts, tuple(ranked(findings(facts))))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from intel_ft.backends import host
 from intel_ft.distributed import control_group, topology
+from intel_ft.distributed.kernel_files import kernel_text
 
 _GIB = 2**30
 
@@ -62,7 +63,7 @@ class Host:
 def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
     """The facts below `root`; `allowed` as in topology.read."""
     found = topology.read(root, allowed)
-    online = topology.parse_list(_text(root / "sys/devices/system/cpu/online"))
+    online = topology.parse_list(kernel_text(root / "sys/devices/system/cpu/online"))
     whole = topology.read(root, online) if online else found
     limit = control_group.memory_limit(root)
     family = host.cpu_info("cpu family", root)
@@ -93,7 +94,7 @@ def clock(root: Path) -> Clock:
     folders = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
 
     def values(name: str) -> list[float]:
-        texts = [_text(folder / name).strip() for folder in folders]
+        texts = [kernel_text(folder / name).strip() for folder in folders]
         return [int(text) / 1e6 for text in texts if text.isdigit()]
 
     now = values("scaling_cur_freq")
@@ -105,8 +106,8 @@ def clock(root: Path) -> Clock:
         base=min(values("base_frequency"), default=None),
         highest=max(values("cpuinfo_max_freq"), default=None),
         allowed=min(values("scaling_max_freq"), default=None),
-        governor=_text(first / "scaling_governor").strip() or None,
-        driver=_text(first / "scaling_driver").strip() or None,
+        governor=kernel_text(first / "scaling_governor").strip() or None,
+        driver=kernel_text(first / "scaling_driver").strip() or None,
         throttled=throttled(root),
     )
 
@@ -114,7 +115,7 @@ def clock(root: Path) -> Clock:
 def throttled(root: Path = Path("/")) -> int | None:
     """How often cores and packages were slowed down for heat; None where that is not counted."""
     cpus = root / "sys/devices/system/cpu"
-    texts = [_text(path) for path in cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")]
+    texts = [kernel_text(path) for path in cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")]
     counts = [int(text) for text in texts if text.strip().isdigit()]
     return sum(counts) if counts else None
 
@@ -133,10 +134,3 @@ def _free(folder: Path) -> float:
     """Free GiB where `folder` is or would be made."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free / _GIB
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

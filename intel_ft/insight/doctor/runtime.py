@@ -11,6 +11,7 @@ from intel_ft.backends import openmp
 from intel_ft.decisions import Decision
 from intel_ft.distributed import topology
 from intel_ft.distributed.binding import as_list
+from intel_ft.distributed.kernel_files import kernel_text
 from intel_ft.distributed.launch.tune import tuned
 from intel_ft.distributed.layout import places, ranks_per_host
 from intel_ft.insight.doctor.trial import Outcome
@@ -53,7 +54,9 @@ def read(outcomes: dict[str, Outcome]) -> Runtime:
 
 def transparent_pages(root: Path = Path("/")) -> str | None:
     """The chosen one of `always [madvise] never`."""
-    found = re.search(r"\[(\w+)\]", _text(root / "sys/kernel/mm/transparent_hugepage/enabled"))
+    found = re.search(
+        r"\[(\w+)\]", kernel_text(root / "sys/kernel/mm/transparent_hugepage/enabled")
+    )
     return found[1] if found else None
 
 
@@ -72,7 +75,7 @@ def _layout() -> list[Decision]:
 def _reserved() -> float:
     total = 0
     for folder in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB"):
-        count = _text(folder / "nr_hugepages").strip()
+        count = kernel_text(folder / "nr_hugepages").strip()
         size = folder.name.removeprefix("hugepages-").removesuffix("kB")
         total += int(count or 0) * int(size) * 1024
     return total / 2**30
@@ -82,10 +85,3 @@ def _ours(name: str, value: str) -> bool:
     """Whether `intel-ft` itself set this variable at its start."""
     policy = openmp.wait_policy()
     return name == openmp.VARIABLE and value == policy.value and "environment" not in policy.reason
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

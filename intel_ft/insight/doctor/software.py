@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,14 +91,6 @@ def read(outcomes: dict[str, Outcome], find: Find) -> list[Component]:
     found = [_package(package, outcomes, find) for package in PACKAGES]
     found += [*_torchvision(outcomes, find), _ipex(outcomes, find), _oneccl(outcomes, find)]
     return [*found, _mpi(), _cuda(outcomes["torch"].value)]
-
-
-def installed(name: str) -> str | None:
-    """A distribution's version; None where there is none."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def release(text: str) -> tuple[int, ...]:
