@@ -19,6 +19,7 @@ from sys_trees import two_sockets_of_four_nodes, write
 from intel_ft.insight.doctor import findings_software, host, runtime, software
 from intel_ft.insight.doctor.runtime import Runtime
 from intel_ft.insight.doctor.trial import NOT_TRIED, Outcome, tried
+from intel_ft.versions import installed
 
 ROOT = Path(__file__).parents[2]
 WELL = {
@@ -86,8 +87,8 @@ def test_a_wrong_version(tmp_path, monkeypatch, name, version, level, said):
     """Of a distribution that is installed: the first on the path counts."""
     write_distribution(tmp_path, name, version)
     monkeypatch.syspath_prepend(tmp_path)
-    assert software.installed(name) == version
-    components = seen(WELL | {name: software.installed(name)})
+    assert installed(name) == version
+    components = seen(WELL | {name: installed(name)})
     findings = list(findings_software.of_software(list(components.values())))
     assert [found.level for found in findings if said in found.seen][:1] == [level], findings
 
