@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from intel_ft.backends.allocator import keep_freed_memory
 from intel_ft.backends.host import available_bytes, cpu_flags, cpu_name, statm_pages
+from intel_ft.backends.memory import keep_few_kernels, keep_freed_memory
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.distributed import topology
@@ -54,6 +54,7 @@ def select(
         Decision("model.dtype", str(dtype).removeprefix("torch."), dtype_reason),
         Decision("backend.threads", str(threads), threads_reason),
         keep_freed_memory(),
+        keep_few_kernels(),
     )
     return Backend(dtype, threads, decisions)
 

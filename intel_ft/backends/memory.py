@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next use; called from backends.cpu."""
+"""What is done with freed memory, and how many kernels are kept; called from backends.cpu."""
 
 import ctypes
 import os
@@ -6,6 +6,9 @@ import os
 from intel_ft.decisions import Decision
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt(3)
+
+KERNELS = 64
+"""Prepared products that oneDNN keeps: more than the different ones of a packed row, some 30."""
 
 
 def keep_freed_memory() -> Decision:
@@ -25,3 +28,16 @@ def keep_freed_memory() -> Decision:
     if not kept:
         return Decision(name, "the system's", "it is not glibc's")
     return Decision(name, "glibc's, keeping freed memory", "page faults cost more than it holds")
+
+
+def keep_few_kernels() -> Decision:
+    """Have oneDNN, and torch beside it, keep the kernels of few lengths of row; to be called before
+    the first product, and overruled by the variables themselves.
+
+    Each keeps 1024 by default, a quarter of a MiB each, for every length of row that came by. They
+    pile up for as long as new lengths come, and end up in the middle of the memory that large
+    tensors would fit into. Measured in docs/log.md.
+    """
+    kernels = os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # torch's: a second copy of each
+    return Decision("kernels kept", kernels, "each length of row brings its own, half a MiB each")
