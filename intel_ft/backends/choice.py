@@ -13,7 +13,7 @@ _OF_CPUS = {"ccl", "mpi", "gloo"}
 
 def choose(config: Config) -> Decision:
     """`cpu`, `cuda` or `ipex`. Raises EnvironmentProblem where what is asked for is not there."""
-    reason = _asks_for_a_cpu(config)
+    reason = asks_for_a_cpu(config)
     return named(config.backend.name) if reason is None else Decision("backend.name", "cpu", reason)
 
 
@@ -47,8 +47,10 @@ def select(
     return host if name == "cpu" else cuda.select(model, host, local_rank)
 
 
-def _asks_for_a_cpu(config: Config) -> str | None:
-    """What an automatic choice has to respect; a config that says cuda was checked when read."""
+def asks_for_a_cpu(config: Config) -> str | None:
+    """What an automatic choice has to respect, or None; a config that says cuda was checked when
+    read.
+    """
     if config.backend.name != "auto":
         return None
     if config.model.base_dtype == "int8":

@@ -21,11 +21,12 @@ def run(
         int | None, typer.Option(min=1, help="Cores a node; default this machine's, or the CPU's.")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory a node, as 256GiB; default what is free here.")
+        str | None, typer.Option(help="Memory a node, or a GPU, as 256GiB; default what is here.")
     ] = None,
     cpu: Annotated[
         str | None, typer.Option(help="8380, 8480+, 8592+ or 6980P; default cores like these.")
     ] = None,
+    gpu: Annotated[str | None, typer.Option(help="T4, L4, A100, H100 or H200, one a rank.")] = None,
     sockets: Annotated[int, typer.Option(min=1, help="Sockets a node, with --cpu.")] = 1,
     network: Annotated[float, typer.Option(min=0.001, help="Gbit/s between nodes.")] = 10.0,
     watts: Annotated[float | None, typer.Option(min=0, help="A node's power.")] = None,
@@ -66,6 +67,7 @@ def run(
         cores=cores,
         memory=None if memory is None else _bytes(memory),
         cpu=cpu,
+        gpu=gpu,
         network=network * 1e9,
         watts=watts,
         gemm_rate=None if gemm_tflops is None else gemm_tflops * 1e12,

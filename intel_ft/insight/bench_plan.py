@@ -34,7 +34,8 @@ _WARM_UP = 2
 @dataclass(frozen=True)
 class Case:
     """One configuration. shape: None is the shipped model; length: None is the shipped rows, some
-    100 tokens each, else text of exactly so many tokens; options: of the config's sections.
+    100 tokens each, else text of exactly so many tokens; options: of the config's sections;
+    teacher: the shape of one to distill from.
     """
 
     shape: Workload | None
@@ -42,6 +43,7 @@ class Case:
     batch: int
     length: int | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    teacher: Workload | None = None
 
 
 _SMALL = WORKLOADS["small"]
@@ -66,6 +68,10 @@ CASES = {
     "grouped": Case(_GROUPED, 1024, 8),
     "grouped int8": Case(_GROUPED, 2048, 16, options=_INT8),
     "grouped checkpointing": Case(_GROUPED, 2048, 16, options={**_AGAIN, **_PLAIN}),
+    "small full": Case(_SMALL, 1024, 8, options={"method": {"name": "full"}}),
+    "small NF4": Case(_SMALL, 1024, 8, options={"method": {"name": "qlora"}}),
+    "small DoRA": Case(_SMALL, 1024, 8, options={"method": {"use_dora": True}}),
+    "shipped, distilled from small": Case(None, 2048, 16, teacher=_SMALL),
     "wordy": Case(_WORDY, 2048, 16),
     "wordy int8, long": Case(_WORDY, 2048, 2, 1024, options=_INT8),
 }
@@ -134,6 +140,8 @@ def _config(case: Case, folder: Path, steps: int, threads: int | None) -> Config
     if case.length is not None:
         cut = {"max_length": case.length, "on_long": "truncate"}
         values["data"] = {"train": str(_text(case, folder)), "format": "text", **cut}
+    if case.teacher is not None:
+        values["method"] = {"name": "distill", "teacher": str(_model(case.teacher, folder))}
     for section, options in case.options.items():
         values[section] = values.get(section, {}) | options
     return build(values, "bench plan")

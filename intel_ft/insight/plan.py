@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from intel_ft.backends import cpu
+from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import Config
 from intel_ft.errors import UserError
 from intel_ft.insight import plan_machine, plan_memory, plan_time
@@ -19,6 +19,7 @@ from intel_ft.insight.plan_machine import Machine
 from intel_ft.insight.plan_memory import Setting
 from intel_ft.insight.plan_model import ModelPlan, model_plan
 from intel_ft.insight.plan_work import Assumed, Rows, Work, sampled_steps, work_of
+from intel_ft.models.cost import with_teacher
 from intel_ft.models.prepacked import can_prepack
 from intel_ft.training.setup import row_capacity
 
@@ -26,8 +27,9 @@ from intel_ft.training.setup import row_capacity
 @dataclass(frozen=True)
 class Cluster:
     """Where it is to run. ranks, sockets, cores, memory (bytes) and watts are a node's; None is
-    this machine's own. cpu: a name in plan_machine.CPUS, or None for cores like these. network:
-    bit/s between nodes. gemm_rate: FLOP/s of a node, in place of what is measured or assumed.
+    this machine's own. cpu: a name in plan_machine.CPUS, or None for cores like these; gpu: one in
+    plan_machine.GPUS, one a rank, whose memory then `memory` is. network: bit/s between nodes.
+    gemm_rate: FLOP/s of a node, in place of what is measured or assumed.
     """
 
     nodes: int = 1
@@ -36,6 +38,7 @@ class Cluster:
     cores: int | None = None
     memory: int | None = None
     cpu: str | None = None
+    gpu: str | None = None
     network: float = 10e9
     watts: float | None = None
     gemm_rate: float | None = None
@@ -54,10 +57,11 @@ class Inputs:
 
 def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inputs:
     """Count the model and find the machine's rates. Raises UserError, EnvironmentProblem."""
-    if config.backend.name == "cuda":
-        raise UserError("backend.name=cuda: plan predicts CPUs only: set backend.name=cpu")
+    gpu = _gpu(config, cluster)
     model = model_plan(config)
-    if cluster.cpu is not None:
+    if gpu is not None:
+        machine = plan_machine.named_gpus(gpu, cluster.ranks)
+    elif cluster.cpu is not None:
         machine = plan_machine.named(cluster.cpu, cluster.sockets, cluster.cores)
     else:
         dtype = cpu.select(config.backend, config.model).dtype
@@ -77,6 +81,30 @@ def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inpu
     return Inputs(config, cluster, model, machine, assumed)
 
 
+def _gpu(config: Config, cluster: Cluster) -> str | None:
+    """The GPU that it is to run on, as `choice.choose` would decide; None for a CPU."""
+    asked = cluster.gpu
+    if asked is not None:
+        if cluster.cpu is not None:
+            raise UserError("--gpu and --cpu: name one of them")
+        reason = choice.asks_for_a_cpu(config)
+        if config.backend.name in ("cpu", "ipex"):
+            reason = f"backend.name={config.backend.name}"
+        if reason is not None:
+            raise UserError(f"--gpu {asked}: {reason}")
+        return asked
+    known = ", ".join(plan_machine.GPUS)
+    if config.backend.name == "cuda" and (cluster.cpu or cuda.why_not_usable()):
+        raise UserError(f"backend.name=cuda: name a GPU with --gpu: {known}")
+    if cluster.cpu is not None or choice.choose(config).value != "cuda":
+        return None
+    here = cuda.gpu_name()
+    for name in plan_machine.GPUS:
+        if name in here.split():
+            return name
+    raise UserError(f"{here} is not known: name one like it with --gpu: {known}")
+
+
 def plan(inputs: Inputs) -> dict[str, Any]:
     """{model, cluster, data, memory, step, run, checkpoint, change}: sizes in GiB, times in
     seconds, rates in GFLOP/s or token/s; `change` is what would make it fit, if it does not.
@@ -86,7 +114,7 @@ def plan(inputs: Inputs) -> dict[str, Any]:
     capacity = int(row_capacity(config).value)
     work = work_of(config, model, capacity, inputs.assumed)
     steps = sampled_steps(work, ranks)
-    available = _available(cluster) / cluster.ranks
+    available = _available(inputs)
     setting = setting_of(
         config,
         model,
@@ -96,18 +124,19 @@ def plan(inputs: Inputs) -> dict[str, Any]:
         ranks=ranks,
         available=available,
         keeps_best=work.evaluations > 0,
+        gpu=inputs.machine.gpu_memory is not None,
     )
     memory = plan_memory.memory(model.sizes, setting)
     time = _times(inputs, work, steps, setting)
-    adapter = 4 * model.sizes.lora
-    saved = adapter + (4 * 2 * model.sizes.lora if "adam" in config.train.optimizer else 0)
-    saved += adapter if setting.keeps_best else 0
+    weights = 4 * model.sizes.trained
+    saved = weights + (4 * 2 * model.sizes.trained if "adam" in config.train.optimizer else 0)
+    saved += weights if setting.keeps_best else 0
     kept = min(config.train.keep_checkpoints, max(1, work.steps // config.train.save_steps))
     return {
         "model": {
             "name": config.model.name_or_path,
             "parameters": model.sizes.parameters,
-            "trainable": model.sizes.lora,
+            "trainable": model.sizes.trained,
             "layers": model.sizes.why_not_fused or "fused",
         },
         "cluster": {
@@ -115,6 +144,7 @@ def plan(inputs: Inputs) -> dict[str, Any]:
             "ranks": ranks,
             "threads": _threads(inputs),
             "node": inputs.machine.name,
+            "gpu": setting.gpu,
             "dtype": str(inputs.machine.dtype).removeprefix("torch."),
             "gemm_gflops": inputs.machine.gemm_rate / 1e9,
             "int8_gops": inputs.machine.int8_rate / 1e9,
@@ -135,7 +165,7 @@ def plan(inputs: Inputs) -> dict[str, Any]:
         },
         **time,
         "checkpoint": {
-            "adapter": adapter / cpu.GIB,
+            "weights": weights / cpu.GIB,
             "each": saved / cpu.GIB,
             "kept": kept * saved / cpu.GIB,
         },
@@ -145,17 +175,22 @@ def plan(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _available(cluster: Cluster) -> float:
-    """Bytes of a node; of this one what is free and what this process has taken itself."""
+def _available(inputs: Inputs) -> float:
+    """Bytes for a rank: of this node what is free and what this process has taken itself."""
+    cluster, of_gpu = inputs.cluster, inputs.machine.gpu_memory
+    if of_gpu is not None:
+        return of_gpu if cluster.memory is None else cluster.memory
     if cluster.memory is not None:
-        return cluster.memory
+        return cluster.memory / cluster.ranks
     if cluster.cpu is not None:
         raise UserError("--cpu: give --memory, too: how much a node has")
-    return cpu.available_bytes() + cpu.rss_gib() * cpu.GIB
+    return (cpu.available_bytes() + cpu.rss_gib() * cpu.GIB) / cluster.ranks
 
 
 def _threads(inputs: Inputs) -> int:
-    """Of a rank."""
+    """Of a rank; a GPU counts as one."""
+    if inputs.machine.gpu_memory is not None:
+        return 1
     chosen = inputs.config.backend.threads
     share = max(1, inputs.machine.cores // inputs.cluster.ranks)
     if not isinstance(chosen, int):
@@ -174,18 +209,13 @@ def _times(inputs: Inputs, work: Work, steps: list[list[Rows]], setting: Setting
         linear=(inputs.machine.int8_rate if int8 else inputs.machine.gemm_rate) * share,
         bandwidth=inputs.machine.bandwidth * share,
     )
-    collective = _collective(config)
+    collective = _collective(config, gpu=setting.gpu)
     exchange = plan_time.exchange_seconds(
-        model.sizes.lora, cluster.nodes, cluster.ranks, collective, cluster.network / 8
+        model.sizes.trained, cluster.nodes, cluster.ranks, collective, cluster.network / 8
     )
     slowest, idle = [], 0.0
     for ranks in steps:
-        times = [
-            plan_time.rank_seconds(
-                model, rates, rows, setting.itemsize, checkpointing=setting.checkpointing
-            )
-            for rows in ranks
-        ]
+        times = [plan_time.rank_seconds(model, rates, rows, setting) for rows in ranks]
         slowest.append(max(times, key=lambda seconds: seconds.total))
         idle += 1 - sum(t.total for t in times) / len(times) / slowest[-1].total
     parts = {
@@ -198,7 +228,7 @@ def _times(inputs: Inputs, work: Work, steps: list[list[Rows]], setting: Setting
     tokens = sum(int(lengths.sum()) for lengths, _ in rows) / len(steps)
     squares = sum(float((lengths.astype(float) ** 2).sum()) for lengths, _ in rows) / len(steps)
     supervised = sum(count for _, count in rows) / len(steps)
-    cost = model.cost
+    cost = model.cost if model.teacher is None else with_teacher(model.cost, model.teacher.cost)
     flops = cost.linear * tokens + cost.attention * squares + cost.logits * supervised
     ranks_count = cluster.nodes * cluster.ranks
     # Forward alone is half of a product's work, and a third of what lies between.
@@ -229,6 +259,8 @@ def _times(inputs: Inputs, work: Work, steps: list[list[Rows]], setting: Setting
     }
 
 
-def _collective(config: Config) -> str:
+def _collective(config: Config, *, gpu: bool) -> str:
     chosen = config.backend.collective
-    return "gloo" if chosen == "auto" else chosen
+    if chosen != "auto":
+        return chosen
+    return "nccl" if gpu else "gloo"

@@ -29,6 +29,7 @@ def setting_of(
     ranks: int,
     available: float,
     keeps_best: bool,
+    gpu: bool = False,
 ) -> Setting:
     """The setting of a run whose rows hold up to `capacity` tokens and in whose sampled `steps`
     they are those; `available` bytes a rank decide, as in models.frozen, whether weights are
@@ -38,7 +39,7 @@ def setting_of(
     lengths = [int(segments.sum()) for segments, _ in rows]
     largest = max(range(len(rows)), key=lambda index: lengths[index])
     return Setting(
-        layout=_layout(config, model, dtype, capacity, available),
+        layout=_layout(config, model, dtype, capacity, available, gpu),
         row_tokens=lengths[largest],
         supervised=rows[largest][1],
         uneven=len(set(lengths)) > 1,
@@ -47,18 +48,21 @@ def setting_of(
         optimizer=config.train.optimizer,
         ranks=ranks,
         keeps_best=keeps_best,
+        teacher=0 if model.teacher is None else model.teacher.weights,
+        gpu=gpu,
     )
 
 
 def _layout(
-    config: Config, model: ModelPlan, dtype: torch.dtype, capacity: int, available: float
+    config: Config, model: ModelPlan, dtype: torch.dtype, capacity: int, available: float, gpu: bool
 ) -> Layout:
-    if config.model.base_dtype == "int8":
-        return "int8"
+    """As models.frozen decides."""
+    if config.base_dtype != "auto":
+        return config.base_dtype
+    if gpu or config.method.trains_all or config.method.use_dora or dtype != torch.bfloat16:
+        return "as loaded"
     if config.backend.prepack != "auto":
         return "prepacked" if config.backend.prepack else "as loaded"
-    if dtype != torch.bfloat16:
-        return "as loaded"
     again = config.train.activation_checkpointing
     activations = activation_bytes(model.description, capacity, again)
     weights = 2 * dtype.itemsize * model.sizes.linear
@@ -85,9 +89,13 @@ def changes(
 ) -> list[str]:
     """Each change that would make it fit, the one that costs least first; or that none does."""
     options: list[tuple[str, Setting]] = []
+    lean = setting
     if setting.layout == "prepacked":
-        options.append(("backend.prepack=false", replace(setting, layout="as loaded")))
-    lean = replace(setting, layout="as loaded" if setting.layout == "prepacked" else setting.layout)
+        lean = replace(setting, layout="as loaded")
+        options.append(("backend.prepack=false", lean))
+    if setting.layout == "as loaded" and setting.gpu and model.sizes.linear:
+        lean = replace(setting, layout="nf4")
+        options.append(("method.name=qlora", lean))
     if not setting.checkpointing:
         checkpointed = replace(lean, checkpointing=True)
         options.append(("train.activation_checkpointing=true", checkpointed))
@@ -102,7 +110,7 @@ def changes(
             f"train.max_tokens_per_row={row} and data.max_length at most that"
             + (", with all of the above" if options else "")
         )
-    if ranks > 1:
+    if ranks > 1 and not setting.gpu:
         whole = plan_memory.memory(model.sizes, replace(setting, ranks=nodes)).needed
         if whole <= available * ranks:
             found.append(f"one rank a node instead of {ranks}: each holds all weights")
@@ -110,6 +118,6 @@ def changes(
         least = plan_memory.memory(model.sizes, replace(lean, row_tokens=128, supervised=64)).needed
         found.append(
             f"nothing of this config: {least / cpu.GIB:.1f} GiB a rank is the least; take more "
-            "memory or a smaller model"
+            f"memory or a smaller model{'' if model.sizes.linear else ', or train an adapter'}"
         )
     return found

@@ -1,5 +1,5 @@
-"""What a node computes and moves a second: measured on these cores, or of a named CPU by its data
-sheet; called from insight.plan.
+"""What a node computes and moves a second: measured on these cores, or of a named CPU or GPU by its
+data sheet; called from insight.plan.
 """
 
 import os
@@ -57,9 +57,33 @@ CPUS = {
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A data sheet. flops: a second in `dtype`, dense; bandwidth: bytes a second; memory: GiB that
+    nvidia-smi shows.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+    dtype: torch.dtype = _BF16
+
+
+GPUS = {
+    "T4": Gpu(65e12, 320e9, 15.0, torch.float16),
+    "L4": Gpu(121e12, 300e9, 22.5),
+    "A100": Gpu(312e12, 2039e9, 80.0),
+    "H100": Gpu(989e12, 3350e9, 79.6),
+    "H200": Gpu(989e12, 4800e9, 140.4),
+}
+_REACHED_BY_GPUS = 0.68
+"""An H200's products of a 7B model: 674 TFLOP/s (docs/cuda.md); of the others assumed."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """One node. Rates are of all `cores` together: products in `dtype` and in int8, a second, and
-    bytes of memory moved a second.
+    bytes of memory moved a second. Where it computes on GPUs they are the cores, and `gpu_memory`
+    is what one of them has, in bytes.
     """
 
     name: str
@@ -69,6 +93,25 @@ class Machine:
     int8_rate: float
     bandwidth: float
     source: str
+    gpu_memory: int | None = None
+
+
+def named_gpus(name: str, count: int) -> Machine:
+    """A node with so many of a GPU in GPUS. Raises UserError."""
+    if name not in GPUS:
+        raise UserError(f"--gpu {name}: choose one of {', '.join(GPUS)}")
+    sheet = GPUS[name]
+    rate = count * sheet.flops * _REACHED_BY_GPUS
+    return Machine(
+        f"{count} {name}",
+        count,
+        sheet.dtype,
+        rate,
+        rate,
+        count * sheet.bandwidth,
+        f"NVIDIA's data sheet; {_REACHED_BY_GPUS:.0%} of its products assumed",
+        int(sheet.memory * 2**30),
+    )
 
 
 def named(name: str, sockets: int, cores: int | None) -> Machine:

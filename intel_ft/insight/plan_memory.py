@@ -9,16 +9,23 @@ from typing import Literal
 
 from intel_ft.insight.plan_model import ModelSizes
 from intel_ft.models.loss import CHUNK_BYTES
+from intel_ft.models.nf4 import NF4_BYTES
 from intel_ft.models.packed import ROW_QUANTUM
 
-Layout = Literal["as loaded", "prepacked", "int8"]
+Layout = Literal["as loaded", "prepacked", "int8", "nf4"]
 
 RUNTIME = 0.75 * 2**30
 """Bytes of Python, torch, Transformers, peft, datasets, the tokenized data and oneDNN's kernels."""
 
+CONTEXT = 0.5 * 2**30
+"""Bytes of a GPU that CUDA takes for itself."""
+
 _SPREAD = {"equal": 1.2, "differing": 1.35, "checkpointing": 2.0}
 """What activations take over what they hold, because freed memory is in pieces: with rows of equal
 and of differing lengths, and with checkpointing, whose kept inputs stand in between."""
+
+_RESERVED = 1.09
+"""The same of all tensors on a GPU: torch held 15.18 GiB for 14.01 (docs/cuda.md)."""
 
 _OPTIMIZER = {
     "adamw_torch_fused": 8.0,
@@ -35,7 +42,8 @@ class Setting:
     """What memory depends on beside the model.
 
     row_tokens, supervised: of the largest row; uneven: rows differ in length; itemsize: bytes of
-    the base's dtype; keeps_best: an evaluation keeps a copy of the adapter.
+    the base's dtype; keeps_best: an evaluation keeps a copy of what is trained; teacher: bytes of
+    a distillation's; gpu: it is the memory of a GPU.
     """
 
     layout: Layout
@@ -47,6 +55,8 @@ class Setting:
     optimizer: str = "adamw_torch_fused"
     ranks: int = 1
     keeps_best: bool = False
+    teacher: int = 0
+    gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,18 +64,21 @@ class Memory:
     """Bytes of a rank, part by part; `base` is what is kept as loaded (embeddings, head, norms).
 
     mapped: pages of the weights' file that stay mapped though their layout has been changed. They
-    are resident, but the kernel drops them when memory is short.
+    are resident, but the kernel drops them when memory is short. trained: the weights that train,
+    their gradients and copies. unused: held for tensors, but in pieces too small for them.
     """
 
     runtime: int
     base: int
     linear_layers: int
     mapped: int
-    lora: int
+    teacher: int
+    trained: int
     optimizer: int
     activations: int
     logits: int
     communication: int
+    unused: int = 0
 
     @property
     def total(self) -> int:
@@ -79,30 +92,40 @@ class Memory:
 
 
 def memory(sizes: ModelSizes, setting: Setting) -> Memory:
-    """The peak of resident memory, in bytes, of one rank."""
-    item, lora = setting.itemsize, sizes.lora
+    """The peak of resident memory, in bytes, of one rank; with `setting.gpu` that of its GPU."""
+    item, trained = setting.itemsize, sizes.trained
     tokens = _filled(setting.row_tokens)
     supervised = min(tokens, _filled(setting.supervised))
-    spread = _SPREAD["differing" if setting.uneven else "equal"]
-    if setting.checkpointing:
-        spread = _SPREAD["checkpointing"]
     kept = _kept(sizes, tokens, supervised, item, setting.checkpointing)
     held = kept + tokens * _backward_bytes(sizes, setting)
-    # Parameters, their gradients, their copies in the base's dtype, and the best adapter so far.
+    if setting.layout == "nf4":  # the largest matrix in `itemsize` for as long as it multiplies
+        held += item * sizes.hidden * sizes.intermediate
+    # Parameters, their gradients, their copies in the base's dtype, and the best ones so far.
     copies = 4 + 4 + item + (4 if setting.keeps_best else 0)
     chunk = max(128, CHUNK_BYTES // (sizes.vocabulary * item) // 128 * 128)
     logits = item * (min(chunk, supervised) * sizes.vocabulary + 3 * supervised * sizes.hidden)
-    return Memory(
-        runtime=int(RUNTIME),
+    again = 0 if setting.gpu or setting.layout == "as loaded" else sizes.linear * item
+    found = Memory(
+        runtime=int(CONTEXT if setting.gpu else RUNTIME),
         base=sizes.kept_as_loaded * item,
         linear_layers=int(sizes.linear * _linear_bytes(setting)),
-        mapped=0 if setting.layout == "as loaded" else sizes.linear * item,
-        lora=lora * copies,
-        optimizer=int(lora * _OPTIMIZER[setting.optimizer]),
-        activations=int(spread * held),
+        mapped=again,
+        teacher=setting.teacher,
+        trained=trained * copies,
+        optimizer=int(trained * _OPTIMIZER[setting.optimizer]),
+        activations=int(_spread(setting) * held),
         logits=logits,
-        communication=2 * 4 * lora if setting.ranks > 1 else 0,
+        communication=2 * 4 * trained if setting.ranks > 1 else 0,
     )
+    return replace(found, unused=int((_RESERVED - 1) * found.total)) if setting.gpu else found
+
+
+def _spread(setting: Setting) -> float:
+    if setting.gpu:
+        return 1.0  # see _RESERVED
+    if setting.checkpointing:
+        return _SPREAD["checkpointing"]
+    return _SPREAD["differing" if setting.uneven else "equal"]
 
 
 def largest_row(sizes: ModelSizes, setting: Setting, limit: float) -> int:
@@ -131,6 +154,8 @@ def _linear_bytes(setting: Setting) -> float:
     """Bytes a frozen weight of a linear layer."""
     if setting.layout == "int8":
         return 2.0  # one byte, for each direction
+    if setting.layout == "nf4":
+        return NF4_BYTES
     return 2.0 * setting.itemsize if setting.layout == "prepacked" else float(setting.itemsize)
 
 

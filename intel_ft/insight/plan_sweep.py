@@ -5,6 +5,7 @@ cli.plan.
 from dataclasses import replace
 from typing import Any
 
+from intel_ft.errors import UserError
 from intel_ft.insight.plan import Inputs, plan
 from intel_ft.insight.plan_fit import ROWS
 from intel_ft.insight.values import whole_numbers
@@ -35,6 +36,8 @@ def _at(inputs: Inputs, over: str, value: int) -> Inputs:
         return replace(inputs, cluster=replace(inputs.cluster, nodes=value))
     config = inputs.config
     if over == "threads":
+        if inputs.machine.gpu_memory is not None:
+            raise UserError("--sweep threads: for CPUs")
         backend = config.backend.model_copy(update={"threads": value})
         return replace(inputs, config=config.model_copy(update={"backend": backend}))
     train = config.train.model_copy(update={"max_tokens_per_row": value})

@@ -15,8 +15,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         ("trained", f"{model['trainable']:,} ({share:.2f} %); decoder layers: {model['layers']}"),
         (
             "cluster",
-            f"{_count(cluster['nodes'], 'node')} of {cluster['node']}, "
-            f"{_count(cluster['ranks'], 'rank')} of {_count(cluster['threads'], 'thread')} in all, "
+            f"{_count(cluster['nodes'], 'node')} of {cluster['node']}, {_ranks(cluster)}, "
             f"{cluster['dtype']}",
         ),
         (
@@ -27,7 +26,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         ("data", report["data"]["source"]),
         ("", ""),
         ("memory", _verdict(memory)),
-        *((f"  {_words(name)}", f"{gib:8.2f} GiB") for name, gib in memory["parts"].items()),
+        *((f"  {_words(name)}", f"{g:8.2f} GiB") for name, g in memory["parts"].items() if g),
         (
             "  in all",
             f"{memory['total']:8.2f} GiB a rank, its largest row {memory['row_tokens']:,}",
@@ -56,7 +55,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         *([] if run["kwh"] is None else [("energy", f"{run['kwh']:,.2f} kWh")]),
         (
             "checkpoints",
-            f"adapter {_size(saved['adapter'])}, a checkpoint {_size(saved['each'])}, those kept "
+            f"weights {_size(saved['weights'])}, a checkpoint {_size(saved['each'])}, those kept "
             f"{_size(saved['kept'])}",
         ),
     ]
@@ -98,7 +97,15 @@ def _parts(step: dict[str, Any]) -> str:
     return ", ".join(
         f"{_words(name)} {100 * seconds / step['seconds']:.0f} %"
         for name, seconds in step["parts"].items()
+        if seconds
     )
+
+
+def _ranks(cluster: dict[str, Any]) -> str:
+    ranks = _count(cluster["ranks"], "rank")
+    if cluster["gpu"]:
+        return f"{ranks} in all, a GPU each"
+    return f"{ranks} of {_count(cluster['threads'], 'thread')} in all"
 
 
 def _words(name: str) -> str:

@@ -2,15 +2,17 @@
 
 Products take their operations over the rate measured for them, everything else its bytes over the
 memory's bandwidth. The constants are fitted to docs/performance.md's tables of the 2-core machine
-(row tokens 256-8192, batch 1-64, r 8-256, 1 and 2 threads), which they give back within 7 %.
+(row tokens 256-8192, batch 1-64, r 8-256, 1 and 2 threads), which they give back within 7 %; those
+of GPUs to docs/cuda.md's, within 25 %.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
+from intel_ft.insight.plan_memory import Setting
 from intel_ft.insight.plan_model import ModelPlan, ModelSizes
+from intel_ft.insight.plan_work import Rows
+from intel_ft.models.cost import StepCost, with_teacher
+from intel_ft.models.nf4 import NF4_BYTES
 from intel_ft.models.packed import ROW_QUANTUM
 
 _ATTENTION = 0.45  # attention's share of the product rate
@@ -20,10 +22,12 @@ _WEIGHTS = 1.5  # times that a row reads the weights, each direction's and the h
 _OPTIMIZER = 40  # bytes moved a trained parameter: clipping, AdamW
 _STEP = 0.1  # seconds a step of Trainer, plan and records
 _AGAIN = (1.5, 4 / 3, 1.4)  # with checkpointing: products, LoRA and attention, the rest
-_IN_NODE = {"ccl": 4.6e9, "mpi": 4.6e9, "gloo": 1.3e9}
+_LAUNCHES = {"nf4": 156, "as loaded": 128}  # kernels a row and layer that Python starts on a GPU
+_LAUNCH = 45e-6  # seconds of the host for each
+_IN_NODE = {"ccl": 4.6e9, "mpi": 4.6e9, "gloo": 1.3e9, "nccl": 1e11}
 """Bytes a second of a ring's link inside of a node: 40 MB summed by two ranks in 8.7 and 30.5 ms
-(oneCCL under Intel MPI, gloo)."""
-_LATENCY = {"ccl": 2e-5, "mpi": 2e-5, "gloo": 5e-4}  # seconds a message, from 4 KB sums
+(oneCCL under Intel MPI, gloo). NCCL's is assumed, of NVLink."""
+_LATENCY = {"ccl": 2e-5, "mpi": 2e-5, "gloo": 5e-4, "nccl": 2e-5}  # seconds a message, of 4 KB sums
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,17 @@ class Rates:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Where the time of a step goes."""
+    """Where the time of a step goes. linear_layers: the frozen ones; trained: the products of the
+    weights that train; host: what a GPU waits for Python.
+    """
 
     linear_layers: float
-    lora: float
+    trained: float
     attention: float
     logits: float
     memory: float
+    teacher: float
+    host: float
     fixed: float
     communication: float
 
@@ -55,34 +63,64 @@ class Seconds:
         return float(sum(vars(self).values()))
 
 
-def rank_seconds(
-    model: ModelPlan,
-    rates: Rates,
-    rows: list[tuple[npt.NDArray[np.int64], int]],
-    itemsize: int,
-    *,
-    checkpointing: bool,
-) -> Seconds:
-    """One rank's part of a step: rows of (lengths of the segments, supervised tokens)."""
-    sizes = model.sizes
-    tokens = sum(_filled(int(lengths.sum())) for lengths, _ in rows)
-    supervised = sum(_filled(count) for _, count in rows)
-    squares = sum(float((lengths.astype(float) ** 2).sum()) for lengths, _ in rows)
-    products, narrow, rest = _AGAIN if checkpointing else (1.0, 1.0, 1.0)
-    moved = tokens * _bytes_a_token(sizes, itemsize) * rest
-    moved += _WEIGHTS * 2 * itemsize * sizes.parameters * len(rows)
-    return Seconds(
-        linear_layers=products * 4 * sizes.linear * tokens / rates.linear,
-        lora=narrow * 6 * sizes.lora * tokens / rates.gemm,
-        attention=narrow * model.cost.attention * squares / (_ATTENTION * rates.gemm),
-        logits=model.cost.logits * supervised / rates.gemm,
-        memory=(moved + _OPTIMIZER * sizes.lora) / rates.bandwidth,
+def rank_seconds(model: ModelPlan, rates: Rates, rows: Rows, setting: Setting) -> Seconds:
+    """One rank's part of a step."""
+    sizes, cost, item = model.sizes, model.cost, setting.itemsize
+    work = _work(rows)
+    products, narrow, rest = _AGAIN if setting.checkpointing else (1.0, 1.0, 1.0)
+    moved = work.tokens * _bytes_a_token(sizes, item, sizes.why_not_fused is None) * rest
+    moved += _WEIGHTS * 2 * item * sizes.parameters * len(rows)
+    if setting.layout == "nf4":  # read and made `item` bytes again, once for each direction
+        moved += 2 * (NF4_BYTES + item) * sizes.linear * len(rows)
+    frozen = 4 * sizes.linear
+    found = Seconds(
+        linear_layers=products * frozen * work.tokens / rates.linear,
+        trained=narrow * (cost.linear - frozen) * work.tokens / rates.gemm,
+        attention=narrow * cost.attention * work.squares / (_ATTENTION * rates.gemm),
+        logits=cost.logits * work.supervised / rates.gemm,
+        memory=(moved + _OPTIMIZER * sizes.trained) / rates.bandwidth,
+        teacher=_teacher_seconds(model, rates, work, item),
+        host=0.0,
         fixed=_STEP,
         communication=0.0,
     )
+    if not setting.gpu:
+        return found
+    launches = _LAUNCHES[setting.layout] * sizes.layers * len(rows) * narrow
+    return replace(found, host=max(0.0, launches * _LAUNCH - (found.total - _STEP)))
 
 
-def exchange_seconds(lora: int, nodes: int, ranks: int, collective: str, network: float) -> float:
+@dataclass(frozen=True)
+class _Work:
+    """Of a step's rows, filled up: tokens, those supervised, and segments' lengths squared."""
+
+    tokens: int
+    supervised: int
+    squares: float
+
+
+def _work(rows: Rows) -> _Work:
+    return _Work(
+        sum(_filled(int(lengths.sum())) for lengths, _ in rows),
+        sum(_filled(count) for _, count in rows),
+        sum(float((lengths.astype(float) ** 2).sum()) for lengths, _ in rows),
+    )
+
+
+def _teacher_seconds(model: ModelPlan, rates: Rates, work: _Work, item: int) -> float:
+    """Of reading the rows, in layers that are not models.fused: a third of a step's movements."""
+    if model.teacher is None:
+        return 0.0
+    cost = with_teacher(StepCost(0.0, 0.0, 0.0), model.teacher.cost)
+    flops = cost.linear * work.tokens + cost.logits * work.supervised
+    flops += cost.attention * work.squares / _ATTENTION
+    moved = work.tokens * _bytes_a_token(model.teacher.sizes, item, fused=False) / 3
+    return flops / rates.gemm + moved / rates.bandwidth
+
+
+def exchange_seconds(
+    trained: int, nodes: int, ranks: int, collective: str, network: float
+) -> float:
     """Summing float32 gradients over nodes * ranks ranks in a ring, 2 (n - 1) / n of them over its
     slowest link (Patarasuk and Yuan 2009); network: bytes a second between nodes.
     """
@@ -90,14 +128,14 @@ def exchange_seconds(lora: int, nodes: int, ranks: int, collective: str, network
     if total == 1:
         return 0.0
     link = _IN_NODE[collective] if nodes == 1 else min(_IN_NODE[collective], network)
-    return 2 * (total - 1) * (4 * lora / total / link + _LATENCY[collective])
+    return 2 * (total - 1) * (4 * trained / total / link + _LATENCY[collective])
 
 
 def _filled(tokens: int) -> int:
     return -(-tokens // ROW_QUANTUM) * ROW_QUANTUM
 
 
-def _bytes_a_token(sizes: ModelSizes, itemsize: int) -> float:
+def _bytes_a_token(sizes: ModelSizes, itemsize: int, fused: bool) -> float:
     hidden, intermediate = _PASSES
     passes = hidden * sizes.hidden + intermediate * sizes.intermediate
-    return sizes.layers * itemsize * passes * (1.0 if sizes.why_not_fused is None else _UNFUSED)
+    return sizes.layers * itemsize * passes * (1.0 if fused else _UNFUSED)

@@ -13,9 +13,9 @@ from peft import LoraConfig, get_peft_model
 from intel_ft.config import Config, build
 from intel_ft.errors import UserError
 from intel_ft.insight import plan_memory
-from intel_ft.insight.plan import Cluster, Inputs, plan
+from intel_ft.insight.plan import Cluster, Inputs, inputs_of, plan
 from intel_ft.insight.plan_fit import setting_of
-from intel_ft.insight.plan_machine import CPUS, Machine, named
+from intel_ft.insight.plan_machine import CPUS, Machine, named, named_gpus
 from intel_ft.insight.plan_memory import Setting, largest_row, memory
 from intel_ft.insight.plan_model import ModelPlan, _sizes, model_plan
 from intel_ft.insight.plan_sweep import plotted, swept, values_of
@@ -72,9 +72,9 @@ def test_published_models_have_their_published_number_of_parameters(name, parame
 
 def test_lora_is_counted_as_peft_makes_it(seven) -> None:
     # r (in + out) of q, k, v, o, gate, up, down in 32 layers
-    assert seven.sizes.lora == 16 * 32 * (4 * 8192 + 3 * (4096 + 11008))
+    assert seven.sizes.trained == 16 * 32 * (4 * 8192 + 3 * (4096 + 11008))
     some = model_plan(config(SHAPES / "llama-2-7b", method={"target_modules": ["q_proj"], "r": 8}))
-    assert some.sizes.lora == 8 * 32 * 8192
+    assert some.sizes.trained == 8 * 32 * 8192
     with pytest.raises(UserError, match="target_modules"):
         model_plan(config(method={"target_modules": ["query"]}))
 
@@ -131,9 +131,9 @@ def test_adapter_and_optimizer_take_what_they_take() -> None:
     parts = memory(sizes, EQUAL)
     assert parts.optimizer == moments
     held = sum(p.nbytes + p.grad.nbytes for p in trained)
-    assert parts.lora == held + 2 * sizes.lora  # and a copy in bf16 for the row
+    assert parts.trained == held + 2 * sizes.trained  # and a copy in bf16 for the row
     best = memory(sizes, replace(EQUAL, keeps_best=True))
-    assert best.lora - parts.lora == sum(p.nbytes for p in trained)
+    assert best.trained - parts.trained == sum(p.nbytes for p in trained)
 
 
 def test_layouts_take_what_they_take(seven) -> None:
@@ -145,7 +145,7 @@ def test_layouts_take_what_they_take(seven) -> None:
         assert parts.needed == parts.total - parts.mapped
 
 
-LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4}
+LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4, "nf4": 0}
 
 
 def test_the_largest_row_fits_and_the_next_does_not(seven) -> None:
@@ -255,7 +255,7 @@ def test_ranks_share_a_step_and_pay_for_the_exchange(seven) -> None:
     assert one["step"]["seconds"] / 4 < four["step"]["seconds"] < one["step"]["seconds"] / 2
     assert four["cluster"]["ranks"] == 4
     assert four["run"]["kwh"] == pytest.approx(500 * 4 * four["run"]["seconds"] / 3.6e6)
-    assert four["memory"]["parts"]["communication"] * GIB == 8 * seven.sizes.lora
+    assert four["memory"]["parts"]["communication"] * GIB == 8 * seven.sizes.trained
     halves = plan(inputs(settings, seven, ranks=2))
     assert halves["cluster"]["threads"] == 2
     assert halves["memory"]["available"] == 128
@@ -280,7 +280,7 @@ def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
     rates = Rates(gemm=443e9, linear=443e9, bandwidth=38.5e9)
     for tokens, seconds in ((256, 0.463), (1024, 1.637), (2048, 3.593), (8192, 25.49)):
         rows = [(np.array([tokens]), tokens // 2)]
-        predicted = rank_seconds(model, rates, rows, 2, checkpointing=False).total
+        predicted = rank_seconds(model, rates, rows, EQUAL).total
         assert predicted == pytest.approx(seconds, rel=0.1)
 
 
@@ -295,6 +295,84 @@ def test_named_cpus_have_the_rates_of_their_data_sheets() -> None:
     assert all("ark.intel.com" in cpu.source for cpu in CPUS.values())
     with pytest.raises(UserError, match="8480"):
         named("486", 1, None)
+
+
+def test_a_whole_model_takes_18_bytes_a_parameter(seven) -> None:
+    settings = config(SHAPES / "llama-2-7b", method={"name": "full"})
+    model = model_plan(settings)
+    assert model.sizes.trained == model.sizes.parameters == seven.sizes.parameters
+    report = plan(inputs(settings, model))
+    parts = report["memory"]["parts"]
+    assert (parts["trained"] + parts["optimizer"]) * GIB == 18 * seven.sizes.parameters
+    assert parts["base"] == parts["linear_layers"] == 0
+    assert report["memory"]["layout"] == "as loaded"
+    assert report["model"]["layers"] == "all of their weights train"
+    assert report["step"]["parts"]["linear_layers"] == 0
+    lora = plan(inputs(config(SHAPES / "llama-2-7b"), seven))["step"]
+    assert 1.2 < report["step"]["flops"] / lora["flops"] < 1.6  # 6 for 4 a weight and token
+    small = plan(inputs(settings, model, memory=64 * GIB))
+    assert "train an adapter" in small["change"][-1]
+
+
+def test_a_teacher_is_loaded_and_read() -> None:
+    name, teacher = SHAPES / "llama-2-7b", SHAPES / "llama-2-13b"
+    own = config(name, method={"name": "distill", "teacher": "base"})
+    other = config(name, method={"name": "distill", "teacher": str(teacher)})
+    alone, base, larger = (
+        plan(inputs(settings, model_plan(settings))) for settings in (config(name), own, other)
+    )
+    weights = [report["memory"]["parts"]["teacher"] * GIB for report in (alone, base, larger)]
+    assert weights == [0, 0, 2 * model_plan(config(teacher)).sizes.parameters]
+    seconds = [report["step"]["parts"]["teacher"] for report in (alone, base, larger)]
+    assert seconds[0] == 0 < seconds[1] < seconds[2]
+    # Forward is half of what frozen weights cost with their gradient, of twice the parameters.
+    needed = [report["step"]["flops"] for report in (alone, base, larger)]
+    assert needed[1] / needed[0] == pytest.approx(1.5, rel=0.02)
+    assert needed[2] / needed[0] == pytest.approx(1.98, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("row_tokens", "options", "tensors", "tokens_per_s"),
+    [  # docs/cuda.md, an H200: GiB of tensors, token/s
+        (2048, {"method": {"name": "qlora", "r": 64}}, 12.52, 9800),
+        (2560, {"method": {"name": "qlora", "r": 64}}, 14.01, 10013),
+        (2048, {"method": {"r": 64}}, 21.50, 12055),
+    ],
+)
+def test_a_gpu_takes_what_was_measured(row_tokens, options, tensors, tokens_per_s) -> None:
+    train = {"max_tokens_per_row": row_tokens, "global_batch_size": 64}
+    settings = config(SHAPES / "llama-2-7b", train=train, **options)
+    tokens = row_tokens // 16
+    report = plan(inputs_of(settings, Cluster(gpu="H200"), Assumed(1024, tokens)))
+    memory = report["memory"]
+    assert memory["row_tokens"] == row_tokens
+    held = memory["total"] - memory["parts"]["unused"] - memory["parts"]["runtime"]
+    assert held == pytest.approx(tensors, rel=0.05)
+    assert report["step"]["tokens_per_s"] == pytest.approx(tokens_per_s, rel=0.25)
+    assert report["step"]["collective"] == "nccl"
+
+
+def test_gpus_are_chosen_as_a_run_would() -> None:
+    settings = config(SHAPES / "llama-2-7b", method={"name": "qlora", "r": 64})
+    two = plan(inputs_of(settings, Cluster(gpu="T4", ranks=2), Assumed(1024, 118)))
+    assert "1 node of 2 T4, 2 ranks in all, a GPU each, float16" in "\n".join(lines(two))
+    assert two["memory"]["available"] == named_gpus("T4", 1).gpu_memory / GIB
+    assert two["memory"]["fits"]
+    assert two["step"]["parts"]["host"] == 0  # so slow a GPU never waits for Python
+    bf16 = config(SHAPES / "llama-2-7b", method={"r": 64})
+    changes = plan(inputs_of(bf16, Cluster(gpu="T4"), Assumed(1024, 118)))["change"]
+    assert changes[0].startswith("method.name=qlora: ")
+    for wrong, cluster, part in (
+        ({"backend": {"name": "cpu"}}, Cluster(gpu="T4"), "--gpu T4: backend.name=cpu"),
+        ({"model": {"base_dtype": "int8"}}, Cluster(gpu="T4"), "CPUs only"),
+        ({}, Cluster(gpu="T4", cpu="8480+"), "--gpu and --cpu"),
+        ({}, Cluster(gpu="Voodoo"), "A100"),
+        ({"backend": {"name": "cuda"}}, Cluster(cpu="8480+"), "--gpu"),
+    ):
+        with pytest.raises(UserError, match=part):
+            inputs_of(config(SHAPES / "llama-2-7b", **wrong), cluster, None)
+    with pytest.raises(UserError, match="for CPUs"):
+        swept(inputs_of(settings, Cluster(gpu="T4"), Assumed(64, 118)), "threads", [1])
 
 
 def test_data_that_cannot_be_read_is_assumed_and_said(seven) -> None:
