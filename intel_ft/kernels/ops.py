@@ -89,6 +89,19 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def dropout(x: Tensor, rate: float, seed: int, onto: Tensor | None = None) -> Tensor:
+    """x with each element set to 0 with probability `rate`, the others over 1 - rate; added onto
+    `onto` in place where that is given. Seed (below 2^32) and shape decide which elements.
+    """
+    if _compiled(x):
+        out = torch.empty_like(x) if onto is None else onto
+        _call("dropout", x, onto, float(rate), seed, out, x.numel())
+        return out
+    generator = torch.Generator(x.device).manual_seed(seed)
+    kept = torch.empty_like(x).bernoulli_(1 - rate, generator=generator).mul_(x).div_(1 - rate)
+    return kept if onto is None else onto.add_(kept)
+
+
 def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of gate and up, and the forward's output again."""
     if _compiled(gate):

@@ -1,5 +1,5 @@
-// What the training step does between its matrix products: RMSNorm, SwiGLU, segment attention with
-// rotary positions, cross-entropy. All tensors are bfloat16 unless the name says otherwise; sums are
+// What the training step does between its matrix products: RMSNorm, SwiGLU, dropout, segment attention
+// with rotary positions, cross-entropy. All tensors are bfloat16 unless the name says otherwise; sums are
 // taken in float32. Built and loaded by build.py, called through ops.py, which says the shapes.
 //
 // The small products inside attention are torch's own brgemm (AMX or AVX512-BF16 through oneDNN).
@@ -64,6 +64,13 @@ inline float fast_exp(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-std::min(std::max(x, -87.0f), 87.0f))); }
 
+// 32 bits that look random, of a counter (lowbias32, Wellons 2018).
+inline uint32_t hashed(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
 }  // namespace
 
 extern "C" {
@@ -118,6 +125,19 @@ void swiglu(const bf16* gate, const bf16* up, bf16* out, int64_t count, int thre
   for (int64_t i = 0; i < count; ++i) {
     float g = widen(gate[i]);
     out[i] = narrow(g * sigmoid(g) * widen(up[i]));
+  }
+}
+
+// out = (onto +) x / (1 - rate) where an element is kept, which its place and `seed` decide; onto may
+// be null, or out itself.
+void dropout(const bf16* x, const bf16* onto, float rate, int64_t seed, bf16* out, int64_t count,
+             int threads) {
+  const uint32_t least = uint32_t(double(rate) * 4294967296.0);
+  const float scale = 1.0f / (1.0f - rate);
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < count; ++i) {
+    float kept = hashed(hashed(uint32_t(i)) + uint32_t(seed)) >= least ? widen(x[i]) * scale : 0.0f;
+    out[i] = narrow(onto ? widen(onto[i]) + kept : kept);
   }
 }
 

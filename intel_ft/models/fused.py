@@ -59,8 +59,7 @@ class DecoderLayer(torch.autograd.Function):
 
     cos, sin [tokens, head_dim] in the dtype of hidden; bounds int64 [segments + 1]; keep: None, or
     the tokens (each once) whose output somebody reads, int64 [kept]: what follows attention is
-    computed for those only. The LoRA weights are arguments only so that autograd knows of them. No
-    dropout.
+    computed for those only. The LoRA weights are arguments only so that autograd knows of them.
     """
 
     @staticmethod
@@ -198,7 +197,7 @@ def layer_of(block: Any) -> Layer | str:
     linears = [linear_of(module) for module in _modules(block)]
     found = [linear for linear in linears if linear is not None]
     if len(found) < len(linears):
-        return "dropout, DoRA or a special linear layer needs peft's own way"
+        return "DoRA or a special linear layer needs peft's own way"
     q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     return Layer(
         linears=Linears(*found),
@@ -255,6 +254,8 @@ def _differs(decoder: Any, block: Any, layer: Layer) -> str | None:
     bounds = torch.tensor([0, 5, tokens])
     positions = torch.cat([torch.arange(n) for n in bounds.diff().tolist()])[None]
     positions = positions.to(hidden.device)
+    training = block.training
+    block.eval()  # dropout would drop other elements each way
     try:
         turns = decoder.rotary_emb(hidden, position_ids=positions)
         own = block(hidden, position_embeddings=turns, cu_seq_lens_q=bounds)
@@ -262,6 +263,8 @@ def _differs(decoder: Any, block: Any, layer: Layer) -> str | None:
         ours = forward(block, hidden, position_embeddings=turns, cu_seq_lens_q=bounds)
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         return f"a trial of one layer failed ({str(error).splitlines()[0]})"
+    finally:
+        block.train(training)
     own = own[0] if isinstance(own, tuple) else own
     change = (own - hidden).float()
     if not (ours - own).float().norm() <= 0.05 * change.norm():  # true of NaN, too

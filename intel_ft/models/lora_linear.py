@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from peft.tuners import lora
 from torch import Tensor
 
+from intel_ft.kernels import ops
+
 Gradients = tuple[Tensor, ...]
 
 
@@ -64,15 +66,17 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class LoraLinear:
-    """x W^T + bias + scale * (x A^T) B^T, with the base frozen.
+    """x W^T + bias + scale * (dropout(x) A^T) B^T, with the base frozen.
 
-    a [rank, in] and b [out, rank] are float32, or both None where a layer has no LoRA.
+    a [rank, in] and b [out, rank] are float32, or both None where a layer has no LoRA; dropout:
+    peft's, which knows whether it is on, or None.
     """
 
     base: Base
     a: Tensor | None = None
     b: Tensor | None = None
     scale: float = 0.0
+    dropout: torch.nn.Dropout | None = None
 
     @property
     def trained(self) -> tuple[Tensor, ...]:
@@ -84,12 +88,17 @@ class LoraLinear:
         if self.a is None or self.b is None:
             return LoraStep(self.base)
         dtype = self.base.dtype
-        return LoraStep(self.base, self.a.to(dtype), (self.b * self.scale).to(dtype), self.scale)
+        weights = self.a.to(dtype), (self.b * self.scale).to(dtype)
+        if self.dropout is None or not self.dropout.training:
+            return LoraStep(self.base, *weights, self.scale)
+        seed = int(torch.randint(2**32, ()))
+        return LoraStep(self.base, *weights, self.scale, self.dropout.p, seed)
 
 
 @dataclass(frozen=True, eq=False)
 class LoraStep:
-    """The products of a `LoraLinear`: a and b in the base's dtype, the scale folded into b.
+    """The products of a `LoraLinear`: a and b in the base's dtype, the scale folded into b; which
+    elements are dropped follows from rate and seed, so that backward drops them again.
 
     Where a layer has no LoRA, its low-rank parts are None and its gradients are nothing.
     """
@@ -98,19 +107,21 @@ class LoraStep:
     a: Tensor | None = None
     b: Tensor | None = None
     scale: float = 0.0
+    rate: float = 0.0
+    seed: int = 0
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The output [tokens, out] for x [tokens, in], plus `onto` where that is given; and x A^T
-        [tokens, rank].
+        """The output [tokens, out] for x [tokens, in], plus `onto` where that is given; and
+        dropout(x) A^T [tokens, rank].
         """
         out = self.base.product(x, onto)
         if self.a is None or self.b is None:
             return out, None
-        low = x @ self.a.T
+        low = self._dropped(x) @ self.a.T
         return out.addmm_(low, self.b.T), low
 
     def narrow(self, grad: Tensor) -> Tensor | None:
-        """The gradient [tokens, rank] of x A^T, for grad [tokens, out]."""
+        """The gradient [tokens, rank] of dropout(x) A^T, for grad [tokens, out]."""
         return None if self.b is None else grad @ self.b
 
     def input_gradient(
@@ -118,9 +129,11 @@ class LoraStep:
     ) -> Tensor:
         """The gradient [tokens, in] of x, added onto `onto` in place."""
         grad_x = self.base.gradient(grad, onto)
-        if narrow is not None and self.a is not None:
-            grad_x.addmm_(narrow, self.a)
-        return grad_x
+        if narrow is None or self.a is None:
+            return grad_x
+        if self.rate:
+            return ops.dropout(narrow @ self.a, self.rate, self.seed, onto=grad_x)
+        return grad_x.addmm_(narrow, self.a)
 
     def lora_gradients(
         self, grad: Tensor, narrow: Tensor | None, x: Tensor, low: Tensor | None
@@ -128,7 +141,7 @@ class LoraStep:
         """The gradients of A and B, float32."""
         if narrow is None or low is None:
             return ()
-        return (narrow.T @ x).float(), (grad.T @ low).float().mul_(self.scale)
+        return (narrow.T @ self._dropped(x)).float(), (grad.T @ low).float().mul_(self.scale)
 
     def backward(
         self, grad: Tensor, x: Tensor, low: Tensor | None, onto: Tensor | None = None
@@ -137,6 +150,9 @@ class LoraStep:
         narrow = self.narrow(grad)
         grad_x = self.input_gradient(grad, narrow, onto)
         return grad_x, self.lora_gradients(grad, narrow, x, low)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.rate, self.seed) if self.rate else x
 
 
 class LoraFunction(torch.autograd.Function):
@@ -164,24 +180,22 @@ class LoraFunction(torch.autograd.Function):
 
 
 def linear_of(module: Any) -> LoraLinear | None:
-    """The layer as data, with or without LoRA, or None where it is not a plain one (dropout, DoRA,
-    quantized by a library, trained weights).
+    """The layer as data, with or without LoRA, or None where it is not a plain one (DoRA, quantized
+    by a library, trained weights).
     """
     if (base := _base_of(module)) is not None:
         return LoraLinear(base)
     if type(module) is not lora.Linear or (base := _base_of(module.base_layer)) is None:
         return None
-    if (
-        not isinstance(module.lora_dropout["default"], torch.nn.Identity)
-        or module.use_dora["default"]
-        or module.lora_bias["default"]
-    ):
+    if module.use_dora["default"] or module.lora_bias["default"]:
         return None
+    dropout = module.lora_dropout["default"]
     return LoraLinear(
         base,
         module.lora_A["default"].weight,
         module.lora_B["default"].weight,
         module.scaling["default"],
+        dropout if isinstance(dropout, torch.nn.Dropout) else None,
     )
 
 

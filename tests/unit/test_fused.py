@@ -1,12 +1,14 @@
 """Decoder layers as one function against the models' own: results, gradients, and refusals."""
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import peft
 import pytest
 import torch
 import transformers
-from model_fixtures import SHAPE, row_of
+from model_fixtures import SHAPE, row_of, same_dropout
 from transformers import AutoModelForCausalLM
 
 from intel_ft.batching.row import Row
@@ -92,6 +94,12 @@ def twice(config, **options):
 ROW = row_of(*LENGTHS)
 
 
+def all_supervised(row: Row) -> Row:
+    """A token's own successor to predict, whichever example that is of."""
+    every = np.arange(len(row.tokens))
+    return replace(row, predict=every, targets=np.roll(row.tokens, -1))
+
+
 def inputs(row=ROW):
     arrays = (torch.from_numpy(a) for a in (row.tokens, row.positions, row.bounds))
     return packed.row_inputs(*arrays)
@@ -174,11 +182,32 @@ def test_a_trial_that_is_not_a_number_is_refused(monkeypatch) -> None:
     assert fuse_layers(model) == "a trial of one layer gave another result"
 
 
-@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])
-def test_more_than_plain_lora_is_refused(options) -> None:
-    model = adapted(FUSED["llama"], **options)
-    assert fuse_layers(model) == "dropout, DoRA or a special linear layer needs peft's own way"
+def test_more_than_plain_lora_is_refused() -> None:
+    model = adapted(FUSED["llama"], use_dora=True)
+    assert fuse_layers(model) == "DoRA or a special linear layer needs peft's own way"
     assert not is_fused(model)
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("again", [False, True])
+def test_dropout_drops_the_same_in_backward(name, again) -> None:
+    """Also where activation checkpointing runs a layer again. Every token is supervised: the last
+    layer computes those alone, and would drop others.
+    """
+    row = all_supervised(row_of(*LENGTHS))
+    ours, plain = twice(FUSED[name], lora_dropout=0.3)
+    same_dropout(plain, torch.float32)
+    assert not ours.training
+    for model in (ours, plain):
+        model.train()
+    if again:
+        ours.gradient_checkpointing_enable({"use_reentrant": False})
+    found = []
+    for seed, model in ((5, ours), (5, plain), (6, ours)):
+        torch.manual_seed(seed)
+        found.append(step(model, row))
+    assert_same_step(found[0], found[1])
+    assert found[2][0] != found[0][0]
 
 
 def test_a_model_whose_attention_ignores_the_bounds_is_refused() -> None:

@@ -98,6 +98,28 @@ def test_swiglu_and_its_gradient(compiled, rows, size) -> None:
         assert_rows_close(found, wanted, 4e-3)
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dropout_keeps_its_share_and_repeats_itself(compiled, rate, dtype) -> None:
+    x = torch.full((1000, 300), 3.0, dtype=dtype)
+    dropped = ops.dropout(x, rate, 2**31 + 7)
+    kept = dropped != 0
+    assert kept.float().mean() == pytest.approx(1 - rate, abs=5 * (0.25 / x.numel()) ** 0.5)
+    for axis in (0, 1):  # no row and no column is special
+        share = kept.float().mean(axis)
+        noise = (rate * (1 - rate) / kept.shape[axis]) ** 0.5
+        assert (share - 1 + rate).abs().max() < 6 * noise
+    assert dropped[kept].float().mean() == pytest.approx(3 / (1 - rate), rel=8e-3)
+    assert torch.equal(ops.dropout(x, rate, 2**31 + 7), dropped)
+    for other in (2**31 + 8, 7, 2**32 - 1):
+        again = ops.dropout(x, rate, other) != 0
+        both = (again & kept).float().mean()
+        assert both == pytest.approx((1 - rate) ** 2, abs=0.01), other
+    onto = torch.ones_like(x)
+    assert ops.dropout(x, rate, 2**31 + 7, onto=onto) is onto
+    torch.testing.assert_close(onto.float(), 1 + dropped.float(), rtol=8e-3, atol=0.0)
+
+
 def attention_case(heads, kv_heads, dim, segments, size=1.0):
     tokens = sum(segments)
     bounds = F.pad(torch.tensor(segments).cumsum(0), (1, 0))

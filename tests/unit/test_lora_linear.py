@@ -5,6 +5,7 @@ import copy
 import peft
 import pytest
 import torch
+from model_fixtures import same_dropout
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.models.lora_linear import fuse_linears
@@ -49,6 +50,29 @@ def test_loss_and_every_gradient_equal_pefts(dtype, bound):
         assert error <= bound * (reference[name].norm() + 0.1 * whole), name
 
 
-@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}])
-def test_layers_with_more_than_plain_lora_keep_pefts_forward(options):
-    assert fuse_linears(adapted(torch.float32, **options)) == 0
+def test_layers_with_more_than_plain_lora_keep_pefts_forward():
+    assert fuse_linears(adapted(torch.float32, use_dora=True)) == 0
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+def test_dropout_drops_the_same_in_backward(dtype, bound):
+    """Against peft's layers and autograd, given the elements that ours drop."""
+    ours = adapted(dtype, lora_dropout=0.3)
+    theirs = copy.deepcopy(ours)
+    assert fuse_linears(ours) == 14
+    same_dropout(theirs, dtype)
+    half = dtype == torch.bfloat16
+    torch.manual_seed(5)
+    loss, gradients = step(ours, half)
+    torch.manual_seed(5)
+    wanted, reference = step(theirs, half)
+    assert loss == pytest.approx(wanted, rel=bound)
+    whole = torch.cat([g.flatten() for g in reference.values()]).norm()
+    for name, gradient in gradients.items():
+        error = (gradient - reference[name]).norm()
+        assert error <= bound * (reference[name].norm() + 0.1 * whole), name
+    torch.manual_seed(6)
+    assert step(ours, half)[0] != loss
+    ours.eval()
+    theirs.eval()
+    assert step(ours, half)[0] == pytest.approx(step(theirs, half)[0], rel=bound)
