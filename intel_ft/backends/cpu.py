@@ -17,6 +17,11 @@ from intel_ft.errors import UserError
 
 GIB = 2**30
 CPU = torch.device("cpu")
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Values of them that keep oneDNN from the CPU's bf16 products (oneDNN's developer guide, CPU
+dispatcher control)."""
+
 Optimize = Callable[[Any, torch.optim.Optimizer], None]
 """What a backend makes of model and optimizer, in place, before the first step."""
 
@@ -62,6 +67,9 @@ def select(
 def _dtype(model: ModelConfig) -> tuple[torch.dtype, str]:
     if model.dtype != "auto":
         return getattr(torch, model.dtype), "set in the config"
+    for name in _LIMITS:
+        if (value := os.environ.get(name, "")).upper() in _WITHOUT_BF16:
+            return torch.float32, f"{name}={value} forbids bf16 products"
     flags = cpu_flags()
     if "amx_bf16" in flags:
         return torch.bfloat16, "this CPU advertises AMX"

@@ -43,7 +43,7 @@ class Setting:
 
     row_tokens, supervised: of the largest row; uneven: rows differ in length; itemsize: bytes of
     the base's dtype; keeps_best: an evaluation keeps a copy of what is trained; teacher: bytes of
-    a distillation's; gpu: it is the memory of a GPU.
+    a distillation's; dropout: there is some; gpu: it is the memory of a GPU.
     """
 
     layout: Layout
@@ -56,6 +56,7 @@ class Setting:
     ranks: int = 1
     keeps_best: bool = False
     teacher: int = 0
+    dropout: bool = False
     gpu: bool = False
 
 

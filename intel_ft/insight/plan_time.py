@@ -6,6 +6,7 @@ memory's bandwidth. The constants are fitted to docs/performance.md's tables of 
 of GPUs to docs/cuda.md's, within 25 %.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from intel_ft.insight.plan_memory import Setting
@@ -17,6 +18,7 @@ from intel_ft.models.packed import ROW_QUANTUM
 
 _ATTENTION = 0.45  # attention's share of the product rate
 _PASSES = (140, 63)  # hidden- and intermediate-sized tensors read or written a token and layer
+_DROPPED = (42, 7)  # more of them with dropout, which models.fused does three times an input
 _UNFUSED = 2.0  # times as many where the layers are not models.fused
 _WEIGHTS = 1.5  # times that a row reads the weights, each direction's and the head's layout
 _OPTIMIZER = 40  # bytes moved a trained parameter: clipping, AdamW
@@ -68,7 +70,10 @@ def rank_seconds(model: ModelPlan, rates: Rates, rows: Rows, setting: Setting) -
     sizes, cost, item = model.sizes, model.cost, setting.itemsize
     work = _work(rows)
     products, narrow, rest = _AGAIN if setting.checkpointing else (1.0, 1.0, 1.0)
-    moved = work.tokens * _bytes_a_token(sizes, item, sizes.why_not_fused is None) * rest
+    passes = [a + b * setting.dropout for a, b in zip(_PASSES, _DROPPED, strict=True)]
+    moved = work.tokens * _bytes_a_token(sizes, item, passes) * rest
+    if sizes.why_not_fused is not None:
+        moved *= _UNFUSED
     moved += _WEIGHTS * 2 * item * sizes.parameters * len(rows)
     if setting.layout == "nf4":  # read and made `item` bytes again, once for each direction
         moved += 2 * (NF4_BYTES + item) * sizes.linear * len(rows)
@@ -114,7 +119,7 @@ def _teacher_seconds(model: ModelPlan, rates: Rates, work: _Work, item: int) -> 
     cost = with_teacher(StepCost(0.0, 0.0, 0.0), model.teacher.cost)
     flops = cost.linear * work.tokens + cost.logits * work.supervised
     flops += cost.attention * work.squares / _ATTENTION
-    moved = work.tokens * _bytes_a_token(model.teacher.sizes, item, fused=False) / 3
+    moved = work.tokens * _UNFUSED * _bytes_a_token(model.teacher.sizes, item, _PASSES) / 3
     return flops / rates.gemm + moved / rates.bandwidth
 
 
@@ -135,7 +140,6 @@ def _filled(tokens: int) -> int:
     return -(-tokens // ROW_QUANTUM) * ROW_QUANTUM
 
 
-def _bytes_a_token(sizes: ModelSizes, itemsize: int, fused: bool) -> float:
-    hidden, intermediate = _PASSES
-    passes = hidden * sizes.hidden + intermediate * sizes.intermediate
-    return sizes.layers * itemsize * passes * (1.0 if fused else _UNFUSED)
+def _bytes_a_token(sizes: ModelSizes, itemsize: int, passes: Sequence[int]) -> float:
+    hidden, intermediate = passes
+    return sizes.layers * itemsize * (hidden * sizes.hidden + intermediate * sizes.intermediate)

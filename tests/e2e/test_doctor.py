@@ -58,6 +58,7 @@ def test_in_a_control_group_of_one_core_and_2_gib_with_onednn_held_back():
     unused = [text for text in seen(report, "warning") if "advertised but not used" in text]
     assert len(unused) == 2, report["findings"]
     assert all("ONEDNN_MAX_CPU_ISA=AVX512_CORE forbids more" in text for text in unused)
+    assert decisions["model.dtype"] == "float32"  # what a run would take
 
 
 @pytest.mark.parametrize(
