@@ -48,7 +48,7 @@ def setting_of(
         optimizer=config.train.optimizer,
         ranks=ranks,
         keeps_best=keeps_best,
-        teacher=0 if model.teacher is None else model.teacher.weights,
+        teacher=None if model.teacher is None else model.teacher.weights,
         dropout=config.method.dropout > 0,
         gpu=gpu,
     )

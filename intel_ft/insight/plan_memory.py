@@ -24,6 +24,12 @@ _SPREAD = {"equal": 1.2, "differing": 1.35, "checkpointing": 2.0}
 """What activations take over what they hold, because freed memory is in pieces: with rows of equal
 and of differing lengths, and with checkpointing, whose kept inputs stand in between."""
 
+_UNFUSED, _DORA = 1.6, 2.6
+"""What activations take over what `_unfused` counts, where models.fused does not compute them."""
+
+_OF_TEACHER = 5 * 4
+"""Bytes for each logit of a chunk while a student is held against its teacher, in float32."""
+
 _RESERVED = 1.09
 """The same of all tensors on a GPU: torch held 15.18 GiB for 14.01 (docs/cuda.md)."""
 
@@ -43,7 +49,7 @@ class Setting:
 
     row_tokens, supervised: of the largest row; uneven: rows differ in length; itemsize: bytes of
     the base's dtype; keeps_best: an evaluation keeps a copy of what is trained; teacher: bytes of
-    a distillation's; dropout: there is some; gpu: it is the memory of a GPU.
+    a distillation's, None without; dropout: there is some; gpu: it is the memory of a GPU.
     """
 
     layout: Layout
@@ -55,7 +61,7 @@ class Setting:
     optimizer: str = "adamw_torch_fused"
     ranks: int = 1
     keeps_best: bool = False
-    teacher: int = 0
+    teacher: int | None = None
     dropout: bool = False
     gpu: bool = False
 
@@ -105,13 +111,15 @@ def memory(sizes: ModelSizes, setting: Setting) -> Memory:
     copies = 4 + 4 + item + (4 if setting.keeps_best else 0)
     chunk = max(128, CHUNK_BYTES // (sizes.vocabulary * item) // 128 * 128)
     logits = item * (min(chunk, supervised) * sizes.vocabulary + 3 * supervised * sizes.hidden)
+    if setting.teacher is not None:
+        logits += _OF_TEACHER * min(chunk, supervised) * sizes.vocabulary
     again = 0 if setting.gpu or setting.layout == "as loaded" else sizes.linear * item
     found = Memory(
         runtime=int(CONTEXT if setting.gpu else RUNTIME),
         base=sizes.kept_as_loaded * item,
         linear_layers=int(sizes.linear * _linear_bytes(setting)),
         mapped=again,
-        teacher=setting.teacher,
+        teacher=setting.teacher or 0,
         trained=trained * copies,
         optimizer=int(trained * _OPTIMIZER[setting.optimizer]),
         activations=int(_spread(setting) * held),
@@ -183,8 +191,10 @@ def _unfused(sizes: ModelSizes, item: int) -> tuple[int, int]:
     norms keep their float32 input twice, products their input, activations input and output.
     """
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    more = _DORA if sizes.dora else _UNFUSED
     attention = (8 + 3 * item) * sizes.hidden + item * 4 * (queries + keys)
-    return attention, (8 + 3 * item) * sizes.hidden + item * 5 * sizes.intermediate
+    after = (8 + 3 * item) * sizes.hidden + item * 5 * sizes.intermediate
+    return int(more * attention), int(more * after)
 
 
 def _backward_bytes(sizes: ModelSizes, setting: Setting) -> float:

@@ -3,7 +3,7 @@ insight.plan.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ class ModelSizes:
 
     linear: weights of the frozen linear layers but the head; kept_as_loaded: all other frozen
     parameters (embeddings, head, norms, biases; a tied head once). trained: those of the adapter,
-    or all. why_not_fused: None where models.fused computes the layers.
+    or all. why_not_fused: None where models.fused computes the layers; dora: with DoRA, which is
+    dearest of those that are not.
     """
 
     parameters: int
@@ -43,6 +44,7 @@ class ModelSizes:
     vocabulary: int
     why_not_fused: str | None
     packs: bool
+    dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def model_plan(config: Config) -> ModelPlan:
     else:
         model = add_lora(model, config.method, config.model.name_or_path, None)
     products = gemm.linear_products(model, 1024, 0.5)
-    return ModelPlan(description, _sizes(model), step_cost(model), products, _teacher(config))
+    sizes = replace(_sizes(model), dora=config.method.use_dora)
+    return ModelPlan(description, sizes, step_cost(model), products, _teacher(config))
 
 
 def _teacher(config: Config) -> TeacherPlan | None:

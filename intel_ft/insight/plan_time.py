@@ -19,7 +19,7 @@ from intel_ft.models.packed import ROW_QUANTUM
 _ATTENTION = 0.45  # attention's share of the product rate
 _PASSES = (140, 63)  # hidden- and intermediate-sized tensors read or written a token and layer
 _DROPPED = (42, 7)  # more of them with dropout, which models.fused does three times an input
-_UNFUSED = 2.0  # times as many where the layers are not models.fused
+_UNFUSED, _DORA = 4.5, 10.0  # times as many where the layers are not models.fused
 _WEIGHTS = 1.5  # times that a row reads the weights, each direction's and the head's layout
 _OPTIMIZER = 40  # bytes moved a trained parameter: clipping, AdamW
 _STEP = 0.1  # seconds a step of Trainer, plan and records
@@ -73,7 +73,7 @@ def rank_seconds(model: ModelPlan, rates: Rates, rows: Rows, setting: Setting) -
     passes = [a + b * setting.dropout for a, b in zip(_PASSES, _DROPPED, strict=True)]
     moved = work.tokens * _bytes_a_token(sizes, item, passes) * rest
     if sizes.why_not_fused is not None:
-        moved *= _UNFUSED
+        moved *= _DORA if sizes.dora else _UNFUSED
     moved += _WEIGHTS * 2 * item * sizes.parameters * len(rows)
     if setting.layout == "nf4":  # read and made `item` bytes again, once for each direction
         moved += 2 * (NF4_BYTES + item) * sizes.linear * len(rows)
