@@ -20,8 +20,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         ),
         (
             "a node",
-            f"{cluster['gemm_gflops']:,.0f} GFLOP/s, int8 {cluster['int8_gops']:,.0f} GOP/s, "
-            f"memory {cluster['memory_gb_per_s']:,.0f} GB/s ({cluster['source']})",
+            f"{_products(cluster)}, memory {cluster['memory_gb_per_s']:,.0f} GB/s "
+            f"({cluster['source']})",
         ),
         ("data", report["data"]["source"]),
         ("", ""),
@@ -99,6 +99,11 @@ def _parts(step: dict[str, Any]) -> str:
         for name, seconds in step["parts"].items()
         if seconds
     )
+
+
+def _products(cluster: dict[str, Any]) -> str:
+    rate = f"{cluster['gemm_gflops']:,.0f} GFLOP/s"
+    return rate if cluster["gpu"] else f"{rate}, int8 {cluster['int8_gops']:,.0f} GOP/s"
 
 
 def _ranks(cluster: dict[str, Any]) -> str:

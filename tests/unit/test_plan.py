@@ -368,6 +368,7 @@ def test_gpus_are_chosen_as_a_run_would() -> None:
         ({}, Cluster(gpu="T4", cpu="8480+"), "--gpu and --cpu"),
         ({}, Cluster(gpu="Voodoo"), "A100"),
         ({"backend": {"name": "cuda"}}, Cluster(cpu="8480+"), "--gpu"),
+        ({"backend": {"name": "ipex"}}, Cluster(gpu="T4"), "backend.name=ipex"),
     ):
         with pytest.raises(UserError, match=part):
             inputs_of(config(SHAPES / "llama-2-7b", **wrong), cluster, None)
