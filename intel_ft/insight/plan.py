@@ -23,7 +23,7 @@ from intel_ft.models.cost import with_teacher
 from intel_ft.models.prepacked import can_prepack
 from intel_ft.training.setup import row_capacity
 
-_OF_CPUS = ("cpu", "ipex")
+_CPU_BACKENDS = ("cpu", "ipex")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _gpu(config: Config, cluster: Cluster) -> str | None:
         if cluster.cpu is not None:
             raise UserError("--gpu and --cpu: name one of them")
         reason = choice.asks_for_a_cpu(config)
-        if config.backend.name in _OF_CPUS:
+        if config.backend.name in _CPU_BACKENDS:
             reason = f"backend.name={config.backend.name}"
         if reason is not None:
             raise UserError(f"--gpu {asked}: {reason}")
@@ -98,7 +98,7 @@ def _gpu(config: Config, cluster: Cluster) -> str | None:
     known = ", ".join(plan_machine.GPUS)
     if config.backend.name == "cuda" and (cluster.cpu or cuda.why_not_usable()):
         raise UserError(f"backend.name=cuda: name a GPU with --gpu: {known}")
-    if cluster.cpu is not None or config.backend.name in _OF_CPUS:
+    if cluster.cpu is not None or config.backend.name in _CPU_BACKENDS:
         return None
     if choice.choose(config).value != "cuda":
         return None

@@ -113,12 +113,12 @@ def memory(sizes: ModelSizes, setting: Setting) -> Memory:
     logits = item * (min(chunk, supervised) * sizes.vocabulary + 3 * supervised * sizes.hidden)
     if setting.teacher is not None:
         logits += _OF_TEACHER * min(chunk, supervised) * sizes.vocabulary
-    again = 0 if setting.gpu or setting.layout == "as loaded" else sizes.linear * item
+    file_stays = setting.layout != "as loaded" and not setting.gpu
     found = Memory(
         runtime=int(CONTEXT if setting.gpu else RUNTIME),
         base=sizes.kept_as_loaded * item,
         linear_layers=int(sizes.linear * _linear_bytes(setting)),
-        mapped=again,
+        mapped=sizes.linear * item if file_stays else 0,
         teacher=setting.teacher or 0,
         trained=trained * copies,
         optimizer=int(trained * _OPTIMIZER[setting.optimizer]),

@@ -187,9 +187,13 @@ def linear_of(module: Any) -> LoraLinear | None:
         return LoraLinear(base)
     if type(module) is not lora.Linear or (base := _base_of(module.base_layer)) is None:
         return None
-    if module.use_dora["default"] or module.lora_bias["default"]:
-        return None
     dropout = module.lora_dropout["default"]
+    if (
+        not isinstance(dropout, torch.nn.Identity | torch.nn.Dropout)
+        or module.use_dora["default"]
+        or module.lora_bias["default"]
+    ):
+        return None
     return LoraLinear(
         base,
         module.lora_A["default"].weight,
