@@ -140,9 +140,17 @@ def run(*arguments: str | Path, cwd: Path, seconds: float = 120, **options: Any)
 
 def installed(*arguments: str | Path, cwd: Path) -> Result:
     """Run the installed `intel-ft` script, in a fresh process, to its end."""
-    script = Path(sys.executable).parent / "intel-ft"
+    return _fresh([Path(sys.executable).parent / "intel-ft", *arguments], cwd)
+
+
+def unforked(*arguments: str | Path, cwd: Path) -> Result:
+    """Run `python -m intel_ft ARGUMENTS` in a fresh process: CUDA works in no forked one."""
+    return _fresh([sys.executable, "-m", "intel_ft", *arguments], cwd)
+
+
+def _fresh(command: list[str | Path], cwd: Path) -> Result:
     done = subprocess.run(
-        [script, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
     )
     return Result(done.returncode, done.stdout, done.stderr)
 

@@ -3,11 +3,18 @@ cli.main (which sets it) and training.setup (which tells it). Imports nothing he
 """
 
 import os
+import time
 from functools import cache
+from pathlib import Path
 
 from intel_ft.decisions import Decision
 
 VARIABLE = "OMP_WAIT_POLICY"
+
+_STAT = Path("/proc/stat")
+_WATCHED = 0.1  # seconds
+_IDLE = slice(3, 5)  # of a CPU's times, proc(5): idle, and waiting for a disk
+_ALL = slice(0, 8)  # without a guest's, which are in the others already
 
 
 @cache
@@ -18,11 +25,34 @@ def wait_policy() -> Decision:
     on idle cores passive ones lose 6 % with 2 threads and 25 % with 16.
     """
     cores = len(os.sched_getaffinity(0))
-    load = os.getloadavg()[0]
     if chosen := os.environ.get(VARIABLE):
         return Decision(VARIABLE, chosen, "set in the environment")
     if cores <= 4:
         return Decision(VARIABLE, "PASSIVE", f"{cores} cores are seldom one program's own")
-    if load > cores / 4:
-        return Decision(VARIABLE, "PASSIVE", f"the machine is in use already, load {load:.1f}")
+    if (busy := busy_cores()) > cores / 4:
+        return Decision(VARIABLE, "PASSIVE", f"{busy:.1f} of these {cores} cores are busy already")
     return Decision(VARIABLE, "", "not set: these cores look idle, so threads may spin")
+
+
+def busy_cores() -> float:
+    """How many of the cores that this process may use are at work, over a tenth of a second.
+
+    Not the load average: after a run it stays high for minutes. The load where /proc/stat has no
+    times, as in some containers.
+    """
+    before = _times()
+    time.sleep(_WATCHED)
+    spent = [
+        [after - start for start, after in zip(first, second, strict=True)]
+        for first, second in zip(before, _times(), strict=True)
+    ]
+    if not any(map(sum, spent)):
+        return os.getloadavg()[0]
+    return sum(1 - sum(part[_IDLE]) / sum(part) for part in spent if sum(part))
+
+
+def _times() -> list[list[int]]:
+    """Ticks that each core of this process has spent, by kind."""
+    own = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    lines = (line.split() for line in _STAT.read_text(encoding="ascii").splitlines())
+    return [[int(word) for word in words[1:]][_ALL] for words in lines if words[0] in own]

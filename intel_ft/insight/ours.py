@@ -5,6 +5,8 @@ insight.side.
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from intel_ft.backends import cuda
 from intel_ft.backends.choice import device_of
 from intel_ft.backends.cpu import Optimize
@@ -17,39 +19,54 @@ from intel_ft.insight.stopwatch import Stopwatch, Tally
 from intel_ft.insight.workloads import random_model
 from intel_ft.models import packed
 from intel_ft.models.adapter import add_lora
-from intel_ft.models.cost import StepCost, activation_bytes
+from intel_ft.models.cost import activation_bytes, step_cost
 from intel_ft.models.speed import hasten
-from intel_ft.models.trained import Adapter
+from intel_ft.models.trained import Adapter, Trained, WholeModel
 from intel_ft.training.run import trainer_for
+from intel_ft.training.setup import row_capacity
 from intel_ft.training.trainer import Workload
 
 
 def our_trainer(
-    task: Task,
-    examples: Examples,
-    cost: StepCost,
-    folder: Path,
-    world: World,
-    optimize: Optimize | None = None,
+    task: Task, examples: Examples, folder: Path, world: World, optimize: Optimize | None = None
 ) -> tuple[Any, Stopwatch]:
     """What `intel-ft train` would train with, and the stopwatch that ends it. All ranks of `world`
     count the tokens of the global batch, and stop after the same step. `optimize`: see
     backends.cpu.Backend.
     """
-    config = _config(task, folder)
     device = device_of(task.backend, world.local_rank)
     base = random_model(task.workload, task.seed, packed.NAME, device)
-    shape = task.workload
-    activations = activation_bytes(base.config, shape.row_tokens, task.checkpointing)
-    model = add_lora(base, config.method, task.workload.name, None)
-    hasten(model, config, activations, device=device)
+    return trainer_of(_config(task, folder), base, examples, task.seconds, world, device, optimize)
+
+
+def trainer_of(
+    config: Config,
+    base: Any,
+    examples: Examples,
+    seconds: float,
+    world: World,
+    device: torch.device,
+    optimize: Optimize | None = None,
+) -> tuple[Any, Stopwatch]:
+    """The same for a `base` on `device` that `config` trains, or an adapter on it."""
+    method, rows = config.method, int(row_capacity(config).value)
+    activations = activation_bytes(base.config, rows, config.train.activation_checkpointing)
+    dtype = base.dtype
+    trained: Trained
+    if method.trains_all:
+        trained = WholeModel(base.float().requires_grad_(True))
+    else:
+        model = add_lora(base, method, config.model.name_or_path, None)
+        hasten(model, config, activations, device=device)
+        trained = Adapter(model)
     cuda.forget_peak(device)
+    cost = step_cost(trained.model)
     plan = Plan(
         lengths=examples.lengths,
         supervised=examples.supervised_counts,
-        global_batch_size=task.workload.batch,
-        max_tokens_per_row=task.workload.row_tokens,
-        seed=task.seed,
+        global_batch_size=config.train.global_batch_size,
+        max_tokens_per_row=rows,
+        seed=config.train.seed,
         quadratic_cost=cost.quadratic_cost,
     )
     # The rate is measured after training; what the run's own records say of MFU is not read.
@@ -60,18 +77,19 @@ def our_trainer(
         gemm_rate=1.0,
         packed=True,
         world=world,
-        trained=Adapter(model),
+        trained=trained,
+        dtype=dtype,
         device=device,
         optimize=optimize,
     )
-    trainer = trainer_for(config, model, work)
+    trainer = trainer_for(config, trained.model, work)
     tally = Tally()
 
     def count(index: int) -> None:
         step = plan.step(index)
         tally.add(examples.lengths[step.examples].tolist(), step.supervised_tokens)
 
-    watch = Stopwatch(tally, task.seconds, count, lambda enough: bool(world.largest(int(enough))))
+    watch = Stopwatch(tally, seconds, count, lambda enough: bool(world.largest(int(enough))))
     trainer.add_callback(watch)
     return trainer, watch
 

@@ -5,6 +5,7 @@ plan_model counts, plan_work says what goes through, plan_memory and plan_time p
 plan_machine has the rates.
 """
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from intel_ft.insight.plan_fit import by_row, changes, setting_of
 from intel_ft.insight.plan_machine import Machine
 from intel_ft.insight.plan_memory import Setting
 from intel_ft.insight.plan_model import ModelPlan, model_plan
+from intel_ft.insight.plan_probe import probed
 from intel_ft.insight.plan_work import Assumed, Rows, Work, sampled_steps, work_of
 from intel_ft.models.cost import with_teacher
 from intel_ft.models.prepacked import can_prepack
@@ -60,6 +62,7 @@ class Inputs:
 def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inputs:
     """Count the model and find the machine's rates. Raises UserError, EnvironmentProblem."""
     gpu = _gpu(config, cluster)
+    here = gpu is None and cluster.cpu is None
     model = model_plan(config)
     if gpu is not None:
         machine = plan_machine.named_gpus(gpu, cluster.ranks)
@@ -80,7 +83,21 @@ def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inpu
             int8_rate=machine.int8_rate * faster,
             source=f"{machine.source}; product rate as given",
         )
-    return Inputs(config, cluster, model, machine, assumed)
+    inputs = Inputs(config, cluster, model, machine, assumed)
+    return _probed(inputs) if here and model.sizes.packs else inputs
+
+
+def _probed(inputs: Inputs) -> Inputs:
+    """With what some layers took here, on as many threads as a rank has."""
+    run = _run(inputs)
+    threads = min(_threads(inputs), len(os.sched_getaffinity(0)))
+    backend = inputs.config.backend.model_copy(update={"threads": threads})
+    config = inputs.config.model_copy(update={"backend": backend})
+    rows = [row for ranks in run.steps for row in ranks[0]]
+    rates = _rates(inputs, threads, run.setting)
+    found = probed(config, inputs.model, rows, run.setting, rates)
+    machine = replace(inputs.machine, slowdown=found.slowdown, runtime=found.runtime)
+    return replace(inputs, machine=machine)
 
 
 def _gpu(config: Config, cluster: Cluster) -> str | None:
@@ -109,29 +126,56 @@ def _gpu(config: Config, cluster: Cluster) -> str | None:
     raise UserError(f"{here} is not known: name one like it with --gpu: {known}")
 
 
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What the config asks for: tokens that a row holds, what goes through, and its memory: bytes
+    a rank that are there, and what decides how many it needs.
+    """
+
+    capacity: int
+    work: Work
+    steps: list[list[Rows]]
+    available: float
+    setting: Setting
+
+
+def _run(inputs: Inputs) -> _Run:
+    config, machine = inputs.config, inputs.machine
+    ranks = inputs.cluster.nodes * inputs.cluster.ranks
+    capacity = int(row_capacity(config).value)
+    work = work_of(config, inputs.model, capacity, inputs.assumed)
+    steps = sampled_steps(work, ranks)
+    available = _available(inputs)
+    setting = setting_of(
+        config,
+        inputs.model,
+        steps,
+        machine.dtype,
+        capacity,
+        ranks=ranks,
+        available=available,
+        keeps_best=work.evaluations > 0,
+        gpu=machine.gpu_memory is not None,
+    )
+    named = work.named if _as_stored(inputs) else None
+    setting = replace(setting, runtime=machine.runtime, named=named)
+    return _Run(capacity, work, steps, available, setting)
+
+
+def _as_stored(inputs: Inputs) -> bool:
+    """Whether weights stay in the file's dtype: then pages that nobody reads are never loaded."""
+    return getattr(inputs.model.description, "dtype", None) == inputs.machine.dtype
+
+
 def plan(inputs: Inputs) -> dict[str, Any]:
     """{model, cluster, data, memory, step, run, checkpoint, change}: sizes in GiB, times in
     seconds, rates in GFLOP/s or token/s; `change` is what would make it fit, if it does not.
     """
     config, cluster, model = inputs.config, inputs.cluster, inputs.model
-    ranks = cluster.nodes * cluster.ranks
-    capacity = int(row_capacity(config).value)
-    work = work_of(config, model, capacity, inputs.assumed)
-    steps = sampled_steps(work, ranks)
-    available = _available(inputs)
-    setting = setting_of(
-        config,
-        model,
-        steps,
-        inputs.machine.dtype,
-        capacity,
-        ranks=ranks,
-        available=available,
-        keeps_best=work.evaluations > 0,
-        gpu=inputs.machine.gpu_memory is not None,
-    )
+    run = _run(inputs)
+    work, setting, available = run.work, run.setting, run.available
     memory = plan_memory.memory(model.sizes, setting)
-    time = _times(inputs, work, steps, setting)
+    time = _times(inputs, run)
     weights = 4 * model.sizes.trained
     saved = weights + (4 * 2 * model.sizes.trained if "adam" in config.train.optimizer else 0)
     saved += weights if setting.keeps_best else 0
@@ -145,7 +189,7 @@ def plan(inputs: Inputs) -> dict[str, Any]:
         },
         "cluster": {
             "nodes": cluster.nodes,
-            "ranks": ranks,
+            "ranks": cluster.nodes * cluster.ranks,
             "threads": _threads(inputs),
             "node": inputs.machine.name,
             "gpu": setting.gpu,
@@ -153,9 +197,10 @@ def plan(inputs: Inputs) -> dict[str, Any]:
             "gemm_gflops": inputs.machine.gemm_rate / 1e9,
             "int8_gops": inputs.machine.int8_rate / 1e9,
             "memory_gb_per_s": inputs.machine.bandwidth / 1e9,
+            "slowdown": inputs.machine.slowdown,
             "source": inputs.machine.source,
         },
-        "data": {"source": work.source, "steps": work.steps, "row_capacity": capacity},
+        "data": {"source": work.source, "steps": work.steps, "row_capacity": run.capacity},
         "memory": {
             "layout": setting.layout,
             "row_tokens": setting.row_tokens,
@@ -204,22 +249,30 @@ def _threads(inputs: Inputs) -> int:
     return chosen
 
 
-def _times(inputs: Inputs, work: Work, steps: list[list[Rows]], setting: Setting) -> dict[str, Any]:
-    config, cluster, model = inputs.config, inputs.cluster, inputs.model
-    share = _threads(inputs) / inputs.machine.cores
-    int8 = setting.layout == "int8"
-    rates = plan_time.Rates(
-        gemm=inputs.machine.gemm_rate * share,
-        linear=(inputs.machine.int8_rate if int8 else inputs.machine.gemm_rate) * share,
-        bandwidth=inputs.machine.bandwidth * share,
+def _rates(inputs: Inputs, threads: int, setting: Setting) -> plan_time.Rates:
+    """What the roofline takes for so many threads (or GPUs) of a node."""
+    machine = inputs.machine
+    share = threads / machine.cores
+    linear = machine.int8_rate if setting.layout == "int8" else machine.gemm_rate
+    return plan_time.Rates(
+        gemm=machine.gemm_rate * share, linear=linear * share, bandwidth=machine.bandwidth * share
     )
+
+
+def _times(inputs: Inputs, run: _Run) -> dict[str, Any]:
+    config, cluster, model = inputs.config, inputs.cluster, inputs.model
+    work, steps, setting = run.work, run.steps, run.setting
+    rates = _rates(inputs, _threads(inputs), setting)
     collective = _collective(config, gpu=setting.gpu)
     exchange = plan_time.exchange_seconds(
         model.sizes.trained, cluster.nodes, cluster.ranks, collective, cluster.network / 8
     )
     slowest, idle = [], 0.0
     for ranks in steps:
-        times = [plan_time.rank_seconds(model, rates, rows, setting) for rows in ranks]
+        times = [
+            plan_time.rank_seconds(model, rates, rows, setting).slower(inputs.machine.slowdown)
+            for rows in ranks
+        ]
         slowest.append(max(times, key=lambda seconds: seconds.total))
         idle += 1 - sum(t.total for t in times) / len(times) / slowest[-1].total
     parts = {

@@ -9,6 +9,7 @@ import torch
 
 from intel_ft.backends import cpu, gemm
 from intel_ft.errors import UserError
+from intel_ft.insight.plan_memory import RUNTIME
 
 _REACHED = 0.5
 """Share of the peak at base clock that products reach over all cores. Assumed: 16 cores of a
@@ -83,7 +84,7 @@ _REACHED_BY_GPUS = 0.68
 class Machine:
     """One node. Rates are of all `cores` together: products in `dtype` and in int8, a second, and
     bytes of memory moved a second. Where it computes on GPUs they are the cores, and `gpu_memory`
-    is what one of them has, in bytes.
+    is what one of them has, in bytes. slowdown and runtime: see plan_probe.Probe.
     """
 
     name: str
@@ -94,6 +95,8 @@ class Machine:
     bandwidth: float
     source: str
     gpu_memory: int | None = None
+    slowdown: float = 1.0
+    runtime: float = RUNTIME
 
 
 def named_gpus(name: str, count: int) -> Machine:

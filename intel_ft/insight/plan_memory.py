@@ -49,7 +49,9 @@ class Setting:
 
     row_tokens, supervised: of the largest row; uneven: rows differ in length; itemsize: bytes of
     the base's dtype; keeps_best: an evaluation keeps a copy of what is trained; teacher: bytes of
-    a distillation's, None without; dropout: there is some; gpu: it is the memory of a GPU.
+    a distillation's, None without; dropout: there is some; gpu: it is the memory of a GPU; runtime:
+    bytes of a process that are not the model's; named: the first tokens of the vocabulary, whose
+    embeddings alone are ever read from the file, None where it may be any.
     """
 
     layout: Layout
@@ -64,6 +66,8 @@ class Setting:
     teacher: int | None = None
     dropout: bool = False
     gpu: bool = False
+    runtime: float = RUNTIME
+    named: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,13 @@ def memory(sizes: ModelSizes, setting: Setting) -> Memory:
     logits = item * (min(chunk, supervised) * sizes.vocabulary + 3 * supervised * sizes.hidden)
     if setting.teacher is not None:
         logits += _OF_TEACHER * min(chunk, supervised) * sizes.vocabulary
+    read = sizes.kept_as_loaded
+    if setting.named is not None and not setting.gpu:
+        read -= sizes.embeddings * max(0, sizes.vocabulary - setting.named) // sizes.vocabulary
     file_stays = setting.layout != "as loaded" and not setting.gpu
     found = Memory(
-        runtime=int(CONTEXT if setting.gpu else RUNTIME),
-        base=sizes.kept_as_loaded * item,
+        runtime=int(CONTEXT if setting.gpu else setting.runtime),
+        base=read * item,
         linear_layers=int(sizes.linear * _linear_bytes(setting)),
         mapped=sizes.linear * item if file_stays else 0,
         teacher=setting.teacher or 0,

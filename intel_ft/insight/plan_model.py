@@ -26,7 +26,8 @@ class ModelSizes:
     """Counts of parameters and the dimensions that activations follow.
 
     linear: weights of the frozen linear layers but the head; kept_as_loaded: all other frozen
-    parameters (embeddings, head, norms, biases; a tied head once). trained: those of the adapter,
+    parameters (embeddings, head, norms, biases; a tied head once); embeddings: those of them that
+    are embeddings alone, a row for each token. trained: those of the adapter,
     or all. why_not_fused: None where models.fused computes the layers; dora: with DoRA, which is
     dearest of those that are not.
     """
@@ -45,6 +46,7 @@ class ModelSizes:
     why_not_fused: str | None
     packs: bool
     dora: bool = False
+    embeddings: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,11 @@ def model_plan(config: Config) -> ModelPlan:
     """What `config` trains. Raises UserError for a model or target modules that do not exist,
     EnvironmentProblem for a Hub id of which no configuration is here and that cannot be reached.
     """
-    description = _description(config.model)
+    return counted(config, description_of(config.model), _teacher(config))
+
+
+def counted(config: Config, description: Any, teacher: TeacherPlan | None = None) -> ModelPlan:
+    """The same for a model of that description in place of the config's own."""
     model = _without_weights(config.model, description)
     if config.method.trains_all:
         model.requires_grad_(True)
@@ -84,14 +90,14 @@ def model_plan(config: Config) -> ModelPlan:
         model = add_lora(model, config.method, config.model.name_or_path, None)
     products = gemm.linear_products(model, 1024, 0.5)
     sizes = replace(_sizes(model), dora=config.method.use_dora)
-    return ModelPlan(description, sizes, step_cost(model), products, _teacher(config))
+    return ModelPlan(description, sizes, step_cost(model), products, teacher)
 
 
 def _teacher(config: Config) -> TeacherPlan | None:
     if config.method.name != "distill":
         return None
     other = teacher_config(config)
-    model = _without_weights(other, _description(other))
+    model = _without_weights(other, description_of(other))
     sizes = _sizes(model)
     ir = (model_folder(other, weights=False) / IR_FILE).with_suffix(".bin")
     weights = ir.stat().st_size if ir.is_file() else 2 * sizes.parameters
@@ -119,6 +125,8 @@ def _sizes(model: Any) -> ModelSizes:
         if is_linear(module) and module is not head and not module.weight.requires_grad
     )
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    table = base.get_input_embeddings().weight
+    alone = not table.requires_grad and (head is None or head.weight is not table)
     heads = text.num_attention_heads
     return ModelSizes(
         parameters=frozen or trained,
@@ -134,6 +142,7 @@ def _sizes(model: Any) -> ModelSizes:
         vocabulary=text.vocab_size,
         why_not_fused=_why_not_fused(base, trains_all=not frozen),
         packs=bool(base._supports_attention_backend),
+        embeddings=table.numel() if alone else 0,
     )
 
 
@@ -145,7 +154,7 @@ def _why_not_fused(base: Any, *, trains_all: bool) -> str | None:
     return layer if isinstance(layer, str) else None
 
 
-def _description(config: ModelConfig) -> Any:
+def description_of(config: ModelConfig) -> Any:
     """The model's config.json as Transformers reads it."""
     folder = model_folder(config, weights=False)
     try:

@@ -23,6 +23,7 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"{_products(cluster)}, memory {cluster['memory_gb_per_s']:,.0f} GB/s "
             f"({cluster['source']})",
         ),
+        *_slowdown(cluster["slowdown"]),
         ("data", report["data"]["source"]),
         ("", ""),
         ("memory", _verdict(memory)),
@@ -81,6 +82,11 @@ def sweep_table(points: list[dict[str, Any]], over: str) -> Table:
     ]
     titles = ("GiB a rank", "fits", "step s", "token/s", "MFU", "exchange %", "hours", "kWh")
     return Table((over.replace("-", " "), *titles), rows)
+
+
+def _slowdown(times: float) -> list[tuple[str, str]]:
+    """A fact, where layers were timed."""
+    return [] if times == 1 else [("its layers", f"took {times:.2f} times the roofline's time")]
 
 
 def _verdict(memory: dict[str, Any]) -> str:

@@ -22,10 +22,11 @@ _DROPPED = (42, 7)  # more of them with dropout, which models.fused does three t
 _UNFUSED, _DORA = 4.5, 10.0  # times as many where the layers are not models.fused
 _WEIGHTS = 1.5  # times that a row reads the weights, each direction's and the head's layout
 _OPTIMIZER = 40  # bytes moved a trained parameter: clipping, AdamW
-_STEP = 0.1  # seconds a step of Trainer, plan and records
+STEP = 0.1  # seconds a step of Trainer, plan and records
 _AGAIN = (1.5, 4 / 3, 1.4)  # with checkpointing: products, LoRA and attention, the rest
 _LAUNCHES = {"nf4": 156, "as loaded": 128}  # kernels a row and layer that Python starts on a GPU
 _LAUNCH = 45e-6  # seconds of the host for each
+_OF_LAYERS = ("linear_layers", "trained", "attention", "memory")
 _IN_NODE = {"ccl": 4.6e9, "mpi": 4.6e9, "gloo": 1.3e9, "nccl": 1e11}
 """Bytes a second of a ring's link inside of a node: 40 MB summed by two ranks in 8.7 and 30.5 ms
 (oneCCL under Intel MPI, gloo). NCCL's is assumed, of NVLink."""
@@ -64,6 +65,10 @@ class Seconds:
         """All parts."""
         return float(sum(vars(self).values()))
 
+    def slower(self, times: float) -> "Seconds":
+        """With layers that take so many times as long."""
+        return replace(self, **{name: times * getattr(self, name) for name in _OF_LAYERS})
+
 
 def rank_seconds(model: ModelPlan, rates: Rates, rows: Rows, setting: Setting) -> Seconds:
     """One rank's part of a step."""
@@ -86,13 +91,13 @@ def rank_seconds(model: ModelPlan, rates: Rates, rows: Rows, setting: Setting) -
         memory=(moved + _OPTIMIZER * sizes.trained) / rates.bandwidth,
         teacher=_teacher_seconds(model, rates, work, item),
         host=0.0,
-        fixed=_STEP,
+        fixed=STEP,
         communication=0.0,
     )
     if not setting.gpu:
         return found
     launches = _LAUNCHES[setting.layout] * sizes.layers * len(rows) * narrow
-    return replace(found, host=max(0.0, launches * _LAUNCH - (found.total - _STEP)))
+    return replace(found, host=max(0.0, launches * _LAUNCH - (found.total - STEP)))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Assumed:
 @dataclass(frozen=True, eq=False)
 class Work:
     """The plan over the examples, how many steps a run takes, the tokens it evaluates on at a time
-    and how often, and where the lengths come from.
+    and how often, and where the lengths come from. named: the first so many tokens of the
+    vocabulary have all that the data names; None where it could not be read.
     """
 
     plan: Plan
@@ -39,13 +40,14 @@ class Work:
     evaluation_tokens: int
     evaluations: int
     source: str
+    named: int | None = None
 
 
 def work_of(config: Config, model: ModelPlan, row_tokens: int, assumed: Assumed | None) -> Work:
     """Read and tokenize the config's data, or take what is `assumed`; where the data cannot be
     read, examples of half of data.max_length are assumed, and `source` says why.
     """
-    evaluation = 0
+    evaluation, named = 0, None
     if assumed is None:
         try:
             training, held_out = read_data(config, load_tokenizer(config.model))
@@ -54,6 +56,7 @@ def work_of(config: Config, model: ModelPlan, row_tokens: int, assumed: Assumed 
         else:
             lengths = training.examples.lengths
             supervised = training.examples.supervised_counts
+            named = int(training.examples.tokens.max()) + 1
             evaluation = 0 if held_out is None else held_out.report.tokens
             source = f"{config.data.train}: {len(lengths):,} examples"
     else:
@@ -81,7 +84,7 @@ def work_of(config: Config, model: ModelPlan, row_tokens: int, assumed: Assumed 
     settings = config.train
     steps = settings.max_steps or max(1, round(settings.epochs * plan.steps_per_epoch))
     every = settings.eval_steps or plan.steps_per_epoch
-    return Work(plan, steps, evaluation, steps // every if evaluation else 0, source)
+    return Work(plan, steps, evaluation, steps // every if evaluation else 0, source, named)
 
 
 def sampled_steps(work: Work, ranks: int) -> list[list[Rows]]:

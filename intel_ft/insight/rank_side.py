@@ -35,8 +35,7 @@ def measure(task_json: str, started: Started, folder: Path) -> dict[str, Any]:
     from intel_ft.distributed.world import World
     from intel_ft.insight.ours import our_trainer
     from intel_ft.insight.sides import Task
-    from intel_ft.insight.workloads import shape_model, synthetic_examples
-    from intel_ft.models.cost import step_cost
+    from intel_ft.insight.workloads import synthetic_examples
 
     task = Task.from_json(task_json)
     world = World(*astuple(started))
@@ -47,8 +46,7 @@ def measure(task_json: str, started: Started, folder: Path) -> dict[str, Any]:
         )
         transformers.set_seed(task.seed)
         examples = synthetic_examples(task.workload, task.seed)
-        cost = step_cost(shape_model(task.workload, task.rank))
-        trainer, watch = our_trainer(task, examples, cost, folder, world)
+        trainer, watch = our_trainer(task, examples, folder, world)
         trainer.train()
         trained = [p for p in trainer.model.parameters() if p.requires_grad]
         work = trainer.work

@@ -39,7 +39,7 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
     if task.side in (OURS, OURS_IPEX):
         from intel_ft.insight.ours import our_trainer
 
-        trainer, watch = our_trainer(task, examples, cost, folder, World(), backend.optimize)
+        trainer, watch = our_trainer(task, examples, folder, World(), backend.optimize)
     else:
         from intel_ft.insight.peers import peer_trainer
 

@@ -3,6 +3,7 @@
 Random weights and tokens take the same time as real ones, and nothing has to be downloaded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -90,10 +91,20 @@ def synthetic_examples(workload: Workload, seed: int) -> Examples:
     else:
         prompt = _log_normal(random, 3.9, 0.5, 20, 400, count)
         completion = _log_normal(random, 3.8, 0.9, 5, 400, count)
+    return random_examples(random, prompt, completion, workload.vocabulary)
+
+
+def random_examples(
+    random: np.random.Generator,
+    prompt: npt.NDArray[np.int64],
+    completion: npt.NDArray[np.int64],
+    vocabulary: int,
+) -> Examples:
+    """Random tokens: of example i prompt[i], and completion[i] that are supervised."""
     offsets = np.concatenate(([0], np.cumsum(prompt + completion)))
     position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], prompt + completion)
     return Examples(
-        tokens=random.integers(3, workload.vocabulary, offsets[-1], dtype=np.int32),
+        tokens=random.integers(3, vocabulary, offsets[-1], dtype=np.int32),
         supervised=position >= np.repeat(prompt, prompt + completion),
         offsets=offsets,
     )
@@ -106,14 +117,20 @@ def _log_normal(
 
 
 def random_model(workload: Workload, seed: int, attention: str, device: Any = "cpu") -> Any:
-    """The frozen base in bf16 on `device`, made there, so that no float32 copy exists. Its weights
-    are N(0, 0.02) noise that repeats, from another place in each: to draw 7 billion takes minutes.
+    """The frozen base in bf16 on `device`; see `with_noise`."""
+    return with_noise(lambda: _build(workload, attention), seed, device)
+
+
+def with_noise(build: Callable[[], Any], seed: int, device: Any = "cpu") -> Any:
+    """The frozen model that `build` makes, on `device`, made there, so that no other copy exists.
+    Its weights are N(0, 0.02) noise that repeats, from another place in each: to draw 7 billion
+    takes minutes.
     """
     import torch
     from transformers.initialization import no_init_weights
 
     with no_init_weights(), torch.device(device):
-        model = _build(workload, attention)
+        model = build()
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(2**22, generator=generator).mul_(0.02).bfloat16().to(device)
     with torch.no_grad():

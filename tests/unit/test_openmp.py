@@ -1,6 +1,8 @@
-"""How threads wait is decided by the machine's size and load, and never over the user's head."""
+"""How threads wait is decided by the machine's size and use, and never over the user's head."""
 
+import multiprocessing
 import os
+import time
 
 import pytest
 
@@ -8,7 +10,7 @@ from intel_ft.backends import openmp
 
 
 @pytest.mark.parametrize(
-    ("cores", "load", "environment", "value"),
+    ("cores", "busy", "environment", "value"),
     [
         (2, 0.0, None, "PASSIVE"),
         (16, 0.1, None, ""),
@@ -16,11 +18,38 @@ from intel_ft.backends import openmp
         (2, 9.0, "ACTIVE", "ACTIVE"),
     ],
 )
-def test_wait_policy(cores, load, environment, value, monkeypatch):
+def test_wait_policy(cores, busy, environment, value, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(openmp, "busy_cores", lambda: busy)
     monkeypatch.delenv(openmp.VARIABLE, raising=False)
     if environment:
         monkeypatch.setenv(openmp.VARIABLE, environment)
     decision = openmp.wait_policy.__wrapped__()
     assert decision.value == value and decision.reason
+
+
+def _keep_busy(core, seconds):
+    os.sched_setaffinity(0, {core})
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def test_a_busy_core_is_seen_at_once(monkeypatch):
+    core = min(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {core})
+    other = multiprocessing.get_context("fork").Process(target=_keep_busy, args=(core, 30))
+    other.start()
+    try:
+        time.sleep(0.2)
+        assert openmp.busy_cores() > 0.7
+    finally:
+        other.kill()
+        other.join()
+
+
+def test_without_times_the_load_average_is_taken(tmp_path, monkeypatch):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
+    monkeypatch.setattr(openmp, "_STAT", stat)
+    assert openmp.busy_cores() == pytest.approx(os.getloadavg()[0], abs=1)

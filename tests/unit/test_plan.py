@@ -12,12 +12,13 @@ from peft import LoraConfig, get_peft_model
 
 from intel_ft.config import Config, build
 from intel_ft.errors import UserError
-from intel_ft.insight import plan_memory
+from intel_ft.insight import plan_memory, plan_probe
 from intel_ft.insight.plan import Cluster, Inputs, inputs_of, plan
 from intel_ft.insight.plan_fit import setting_of
 from intel_ft.insight.plan_machine import CPUS, Machine, named, named_gpus
 from intel_ft.insight.plan_memory import Setting, largest_row, memory
 from intel_ft.insight.plan_model import ModelPlan, _sizes, model_plan
+from intel_ft.insight.plan_probe import shortened
 from intel_ft.insight.plan_sweep import plotted, swept, values_of
 from intel_ft.insight.plan_table import lines, sweep_table
 from intel_ft.insight.plan_time import exchange_seconds, rank_seconds
@@ -146,6 +147,20 @@ def test_layouts_take_what_they_take(seven) -> None:
 
 
 LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4, "nf4": 0}
+
+
+def test_embeddings_that_the_data_does_not_name_are_not_read(seven) -> None:
+    sizes = seven.sizes
+    assert sizes.embeddings == 32000 * 4096
+    whole = memory(sizes, EQUAL).base
+    assert memory(sizes, replace(EQUAL, named=8000)).base == whole - 2 * 24000 * 4096
+    assert memory(sizes, replace(EQUAL, named=40000)).base == whole
+    report = plan(inputs_of(config(train={"max_steps": 2}), Cluster(cpu="8480+", memory=GIB), None))
+    as_float32 = plan(
+        inputs_of(config(model={"dtype": "float32"}), Cluster(cpu="8480+", memory=GIB), None)
+    )
+    tied = report["memory"]["parts"]["base"]
+    assert as_float32["memory"]["parts"]["base"] == pytest.approx(2 * tied)
 
 
 def test_the_largest_row_fits_and_the_next_does_not(seven) -> None:
@@ -374,6 +389,39 @@ def test_gpus_are_chosen_as_a_run_would() -> None:
             inputs_of(config(SHAPES / "llama-2-7b", **wrong), cluster, None)
     with pytest.raises(UserError, match="for CPUs"):
         swept(inputs_of(settings, Cluster(gpu="T4"), Assumed(64, 118)), "threads", [1])
+
+
+def test_the_first_layers_are_timed_here() -> None:
+    settings = config(train={"max_steps": 2, "global_batch_size": 8})
+    found = inputs_of(settings, Cluster(), None)
+    assert 0.2 < found.machine.slowdown < 20
+    assert 0.3 < found.machine.runtime / GIB < 1.5
+    report, as_counted = (
+        plan(replace(found, machine=replace(found.machine, slowdown=times)))["step"]["parts"]
+        for times in (found.machine.slowdown, 1.0)
+    )
+    for part in ("linear_layers", "attention", "memory"):
+        assert report[part] == pytest.approx(found.machine.slowdown * as_counted[part])
+    assert report["fixed"] == as_counted["fixed"]
+
+
+def test_what_is_timed_is_the_model_with_fewer_layers() -> None:
+    qwen = transformers.Qwen3Config(
+        num_hidden_layers=6, hidden_size=320, layer_types=["full_attention"] * 6
+    )
+    short = shortened(qwen, 2)
+    assert (short.num_hidden_layers, len(short.layer_types), short.hidden_size) == (2, 2, 320)
+    assert qwen.num_hidden_layers == 6
+
+
+def test_where_no_layer_can_be_timed_the_roofline_stands(monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(plan_probe.logger, "warning", lambda text, *v: said.append(text % v))
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no other Python starts with it
+    found = inputs_of(config(train={"max_steps": 2}), Cluster(), None).machine
+    assert (found.slowdown, found.runtime) == (1.0, plan_memory.RUNTIME)
+    assert len(said) == 1
+    assert "no layer was timed here" in said[0]
 
 
 def test_data_that_cannot_be_read_is_assumed_and_said(seven) -> None:
