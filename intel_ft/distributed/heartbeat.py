@@ -43,14 +43,18 @@ class Heartbeat:
         self._store.set(str(world.rank), "0")
         dist.barrier()
         self._done = time.monotonic()  # when the thread last got through the store
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._thread.start()
-        threading.Thread(target=self._watch, name="heartbeat watch", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=self._run, name="heartbeat", daemon=True),
+            threading.Thread(target=self._watch, name="heartbeat watch", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Stop beating and watching."""
+        """Stop beating and watching: no thread may use the store while Python ends."""
         self._stopped.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         watched = range(1, self._world.size) if self._world.rank == 0 else [0]

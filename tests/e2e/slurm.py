@@ -20,7 +20,7 @@ _CONFIG = """\
 ClusterName=test
 SlurmctldHost={controller}
 SlurmUser=root
-AuthInfo=cred_expire=5
+AuthInfo=cred_expire=10
 StateSaveLocation={folder}/state
 SlurmctldPidFile=/run/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log

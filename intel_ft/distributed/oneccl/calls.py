@@ -41,14 +41,20 @@ class Caller:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._current: _Call | None = None
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._worker = threading.Thread(target=self._work, name="oneccl", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="oneccl-watch", daemon=True)
         self._worker.start()
-        threading.Thread(target=self._watch, name="oneccl-watch", daemon=True).start()
+        self._watcher.start()
 
     def stop(self) -> None:
-        """End the thread: one that runs while Python ends would crash it. Not when broken."""
+        """End the threads: one that frees a tensor while Python ends would crash it. Not when
+        broken.
+        """
         self._calls.put(None)
+        self._stopped.set()
         self._worker.join()
+        self._watcher.join()
 
     def submit(self, describe: str, seconds: float, action: Callable[[], Any]) -> "Future[Any]":
         """Ask for a call that may take `seconds`; the future has its result, or RuntimeError."""
@@ -80,20 +86,22 @@ class Caller:
             del call, result, error  # no tensor is kept until the next call
 
     def _watch(self) -> None:
-        while self.broken is None:
-            time.sleep(_WATCH_SECONDS)
-            with self._lock:
-                call = self._current
-                if call is None or time.monotonic() - call.began < call.seconds:
-                    continue
-                self.broken = (
-                    f"oneCCL: {call.describe} was not done after {call.seconds:g} s: another rank "
-                    "has stopped, or asks for something else"
-                )
-            call.future.set_exception(RuntimeError(self.broken))
-            while not self._calls.empty():
-                if (waiting := self._calls.get()) is not None:
-                    waiting.future.set_exception(RuntimeError(self.broken))
+        while self.broken is None and not self._stopped.wait(_WATCH_SECONDS):
+            self._fail_overdue()
+
+    def _fail_overdue(self) -> None:
+        with self._lock:
+            call = self._current
+            if call is None or time.monotonic() - call.began < call.seconds:
+                return
+            self.broken = (
+                f"oneCCL: {call.describe} was not done after {call.seconds:g} s: another rank "
+                "has stopped, or asks for something else"
+            )
+        call.future.set_exception(RuntimeError(self.broken))
+        while not self._calls.empty():
+            if (waiting := self._calls.get()) is not None:
+                waiting.future.set_exception(RuntimeError(self.broken))
 
 
 @cache
