@@ -60,15 +60,21 @@ for verb in (
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(bench.app, name="bench")
 
+# These compute nothing here, and need not look how busy the cores are.
+_LIGHT = {"init", "validate", "launch", "push", "report"}
+
 
 @app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and leave."),
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks. Works after a verb, too."),
 ) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    if context.invoked_subcommand not in _LIGHT and (policy := openmp.wait_policy().value):
+        os.environ[openmp.VARIABLE] = policy
 
 
 def main() -> None:
@@ -97,6 +103,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """One line for people and the exit code."""
     if isinstance(error, IntelFTError):
         return f"error: {_rank()}{error}", error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message(), error.exit_code
     if isinstance(error, click.ClickException):
         return f"error: {error.format_message()} (see intel-ft --help)", 2
     if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -129,5 +137,3 @@ def _set_up_logging(debug: bool) -> None:
         logging.captureWarnings(True)
         logging.getLogger("py.warnings").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if policy := openmp.wait_policy().value:
-        os.environ[openmp.VARIABLE] = policy

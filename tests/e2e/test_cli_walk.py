@@ -128,6 +128,11 @@ def test_help_answers_within_half_a_second() -> None:
     assert statistics.median(cpu_seconds("--help") for _ in range(5)) < 0.5
 
 
+def test_without_a_verb_the_help_is_what_one_gets() -> None:
+    assert intel_ft(code=2).stderr.startswith("Usage: intel-ft [OPTIONS]")
+    assert intel_ft("bench", code=2).stderr.startswith("Usage: intel-ft bench")
+
+
 def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
     text = intel_ft("--help").stdout
     for verb in ("validate", "train", "eval", "merge", "export", "generate", "chat", "demo"):
