@@ -57,7 +57,8 @@ def run(
     if sweep is None and (values or plot):
         raise UserError("--values and --plot belong to --sweep")
     require_writable(plot)
-    from intel_ft.insight.plan import Cluster, inputs_of, plan
+    from intel_ft.insight.plan import plan
+    from intel_ft.insight.plan_inputs import Cluster, inputs_of
     from intel_ft.insight.plan_work import Assumed
 
     cluster = Cluster(

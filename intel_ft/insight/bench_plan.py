@@ -21,7 +21,8 @@ from intel_ft.config import Config, build
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.files import write_text
 from intel_ft.insight import machine, process
-from intel_ft.insight.plan import Cluster, inputs_of, plan
+from intel_ft.insight.plan import plan
+from intel_ft.insight.plan_inputs import Cluster, inputs_of
 from intel_ft.insight.workloads import WORKLOADS, Workload, random_model
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 """What a node computes and moves a second: measured on these cores, or of a named CPU or GPU by its
-data sheet; called from insight.plan.
+data sheet; called from insight.plan_inputs.
 """
 
 import os

@@ -1,5 +1,5 @@
 """A model's sizes and products from its configuration alone, no weight loaded; called from
-insight.plan.
+insight.plan_inputs.
 """
 
 import warnings

@@ -1,6 +1,6 @@
 """What a few layers of the model really take on this machine, in place of what the roofline and the
-memory of other machines say: `probed`, called from insight.plan, starts this module as a process of
-its own, `python -m intel_ft.insight.plan_probe CONFIG EXAMPLES LAYERS`.
+memory of other machines say. `probed`, called from insight.plan_inputs, starts this module as a
+process of its own: `python -m intel_ft.insight.plan_probe CONFIG EXAMPLES LAYERS`.
 """
 
 import json

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.insight.plan import Inputs, plan
+from intel_ft.insight.plan import plan
 from intel_ft.insight.plan_fit import ROWS
+from intel_ft.insight.plan_inputs import Inputs
 from intel_ft.insight.values import whole_numbers
 from intel_ft.plot import line_plot
 

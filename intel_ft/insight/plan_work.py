@@ -1,5 +1,5 @@
 """What a run goes through: the lengths of its examples, read or assumed, and the rows of some of
-its steps; called from insight.plan.
+its steps; called from insight.plan_inputs.
 """
 
 from dataclasses import dataclass
@@ -29,52 +29,65 @@ class Assumed:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """The plan over the examples, how many steps a run takes, the tokens it evaluates on at a time
-    and how often, and where the lengths come from. named: the first so many tokens of the
-    vocabulary have all that the data names; None where it could not be read.
+class Examples:
+    """Tokens of each training example, all and supervised ones; tokens of all held-out examples;
+    where this comes from. named: the first so many tokens of the vocabulary have all that the data
+    names; None where it was not read.
     """
 
-    plan: Plan
-    steps: int
-    evaluation_tokens: int
-    evaluations: int
+    lengths: npt.NDArray[np.int64]
+    supervised: npt.NDArray[np.int64]
+    held_out_tokens: int
     source: str
     named: int | None = None
 
 
-def work_of(config: Config, model: ModelPlan, row_tokens: int, assumed: Assumed | None) -> Work:
+@dataclass(frozen=True, eq=False)
+class Work:
+    """The plan over the examples, and how many steps and evaluations a run takes."""
+
+    plan: Plan
+    steps: int
+    evaluations: int
+
+
+def examples_of(config: Config, assumed: Assumed | None) -> Examples:
     """Read and tokenize the config's data, or take what is `assumed`; where the data cannot be
     read, examples of half of data.max_length are assumed, and `source` says why.
     """
-    evaluation, named = 0, None
+    reason = ""
     if assumed is None:
         try:
             training, held_out = read_data(config, load_tokenizer(config.model))
         except IntelFTError as error:
             assumed, reason = Assumed(), f" ({error})"
         else:
-            lengths = training.examples.lengths
-            supervised = training.examples.supervised_counts
-            named = int(training.examples.tokens.max()) + 1
-            evaluation = 0 if held_out is None else held_out.report.tokens
-            source = f"{config.data.train}: {len(lengths):,} examples"
-    else:
-        reason = ""
-    if assumed is not None:
-        count = assumed.examples or config.train.global_batch_size
-        tokens = assumed.tokens or max(8, config.data.max_length // 2)
-        lengths = np.full(count, tokens, dtype=np.int64)
-        supervised = lengths // 2
-        source = f"assumed: {count:,} examples of {tokens} tokens, half supervised{reason}"
-    if int(lengths.max()) > row_tokens:
+            data = training.examples
+            return Examples(
+                data.lengths,
+                data.supervised_counts,
+                0 if held_out is None else held_out.report.tokens,
+                f"{config.data.train}: {len(data.lengths):,} examples",
+                int(data.tokens.max()) + 1,
+            )
+    count = assumed.examples or config.train.global_batch_size
+    tokens = assumed.tokens or max(8, config.data.max_length // 2)
+    lengths = np.full(count, tokens, dtype=np.int64)
+    source = f"assumed: {count:,} examples of {tokens} tokens, half supervised{reason}"
+    return Examples(lengths, lengths // 2, 0, source)
+
+
+def work_of(config: Config, model: ModelPlan, row_tokens: int, examples: Examples) -> Work:
+    """The run over the examples. Raises UserError where one is longer than a row's tokens."""
+    longest = int(examples.lengths.max())
+    if longest > row_tokens:
         raise UserError(
-            f"an example has {int(lengths.max())} tokens, a row holds {row_tokens}: raise "
+            f"an example has {longest} tokens, a row holds {row_tokens}: raise "
             "train.max_tokens_per_row"
         )
     plan = Plan(
-        lengths,
-        supervised,
+        examples.lengths,
+        examples.supervised,
         config.train.global_batch_size,
         row_tokens,
         config.train.seed,
@@ -84,7 +97,7 @@ def work_of(config: Config, model: ModelPlan, row_tokens: int, assumed: Assumed 
     settings = config.train
     steps = settings.max_steps or max(1, round(settings.epochs * plan.steps_per_epoch))
     every = settings.eval_steps or plan.steps_per_epoch
-    return Work(plan, steps, evaluation, steps // every if evaluation else 0, source, named)
+    return Work(plan, steps, steps // every if examples.held_out_tokens else 0)
 
 
 def sampled_steps(work: Work, ranks: int) -> list[list[Rows]]:

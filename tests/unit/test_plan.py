@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from intel_ft.config import Config, build
 from intel_ft.errors import UserError
 from intel_ft.insight import plan_memory, plan_probe
-from intel_ft.insight.plan import Cluster, Inputs, inputs_of, plan
+from intel_ft.insight.plan import plan
 from intel_ft.insight.plan_fit import setting_of
+from intel_ft.insight.plan_inputs import Cluster, Inputs, inputs_of
 from intel_ft.insight.plan_machine import CPUS, Machine, named, named_gpus
 from intel_ft.insight.plan_memory import Setting, largest_row, memory
 from intel_ft.insight.plan_model import ModelPlan, _sizes, model_plan
@@ -22,7 +23,7 @@ from intel_ft.insight.plan_probe import shortened
 from intel_ft.insight.plan_sweep import plotted, swept, values_of
 from intel_ft.insight.plan_table import lines, sweep_table
 from intel_ft.insight.plan_time import exchange_seconds, rank_seconds
-from intel_ft.insight.plan_work import Assumed
+from intel_ft.insight.plan_work import Assumed, examples_of
 from intel_ft.models import packed
 from intel_ft.models.adapter import fuse
 from intel_ft.models.frozen import lay_out
@@ -52,7 +53,8 @@ def seven() -> ModelPlan:
 
 def inputs(settings: Config, model: ModelPlan, tokens: int = 512, **cluster: object) -> Inputs:
     options = {"memory": 256 * GIB} | cluster
-    return Inputs(settings, Cluster(**options), model, MACHINE, Assumed(1024, tokens))
+    examples = examples_of(settings, Assumed(1024, tokens))
+    return Inputs(settings, Cluster(**options), model, MACHINE, examples)
 
 
 @pytest.mark.parametrize(
