@@ -9,7 +9,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -18,19 +17,64 @@ from torch.futures import Future
 _WATCH_SECONDS = 0.2
 
 
-@dataclass(eq=False)
-class _Call:
-    """What to do, by when, and where the answer goes. `describe` names it in an error."""
+class Call:
+    """What to do and by when; then what came of it. `describe` names it in an error.
 
-    describe: str
-    seconds: float
-    action: Callable[[], Any]
-    future: "Future[Any]" = field(default_factory=Future)
-    began: float = 0.0
+    torch's Future is made for those who ask for it: it takes as long as a wake-up of the thread.
+    """
+
+    def __init__(self, describe: str, seconds: float, action: Callable[[], Any]) -> None:
+        self.describe, self.seconds, self.action = describe, seconds, action
+        self.began = 0.0
+        self._result: Any = None
+        self._error: Exception | None = None
+        self._running = threading.Lock()  # held until it is done
+        self._running.acquire()
+        self._guard = threading.Lock()
+        self._future: Future[Any] | None = None
+        self._done = False
+
+    def wait(self) -> Any:
+        """Its result, once it is done; raises what it failed with."""
+        with self._running:
+            pass
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def is_done(self) -> bool:
+        """Whether it is done, or has failed."""
+        return self._done
+
+    def future(self) -> "Future[Any]":
+        """Its result, for callbacks."""
+        with self._guard:
+            if self._future is not None:
+                return self._future
+            future = self._future = Future()
+            if not self._done:
+                return future
+        self._tell(future)
+        return future
+
+    def finish(self, result: Any, error: Exception | None) -> None:
+        """Say what came of it."""
+        with self._guard:
+            self._result, self._error, self._done = result, error, True
+            future = self._future
+        self._running.release()
+        if future is not None:
+            self._tell(future)
+
+    def _tell(self, future: "Future[Any]") -> None:
+        if self._error is None:
+            future.set_result(self._result)
+        else:
+            future.set_exception(self._error)
 
 
 class Caller:
-    """Makes calls in order and gives futures of their results.
+    """Makes calls in order.
 
     oneCCL cannot take a call back. One that is not done in time fails, and so does every other from
     then on, with the same error.
@@ -38,8 +82,8 @@ class Caller:
 
     def __init__(self) -> None:
         self.broken: str | None = None
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._current: _Call | None = None
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._current: Call | None = None
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._worker = threading.Thread(target=self._work, name="oneccl", daemon=True)
@@ -56,15 +100,15 @@ class Caller:
         self._worker.join()
         self._watcher.join()
 
-    def submit(self, describe: str, seconds: float, action: Callable[[], Any]) -> "Future[Any]":
-        """Ask for a call that may take `seconds`; the future has its result, or RuntimeError."""
-        call = _Call(describe, seconds, action)
+    def submit(self, describe: str, seconds: float, action: Callable[[], Any]) -> Call:
+        """Ask for a call that may take `seconds`; it fails with RuntimeError if it takes longer."""
+        call = Call(describe, seconds, action)
         with self._lock:
             if self.broken is None:
                 self._calls.put(call)
-                return call.future
-        call.future.set_exception(RuntimeError(self.broken))
-        return call.future
+                return call
+        call.finish(None, RuntimeError(self.broken))
+        return call
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -79,10 +123,7 @@ class Caller:
                 if self.broken is not None:
                     return  # too late: the asker has been told
                 self._current = None
-            if error is None:
-                call.future.set_result(result)
-            else:
-                call.future.set_exception(error)
+            call.finish(result, error)
             del call, result, error  # no tensor is kept until the next call
 
     def _watch(self) -> None:
@@ -98,10 +139,10 @@ class Caller:
                 f"oneCCL: {call.describe} was not done after {call.seconds:g} s: another rank "
                 "has stopped, or asks for something else"
             )
-        call.future.set_exception(RuntimeError(self.broken))
+        call.finish(None, RuntimeError(self.broken))
         while not self._calls.empty():
             if (waiting := self._calls.get()) is not None:
-                waiting.future.set_exception(RuntimeError(self.broken))
+                waiting.finish(None, RuntimeError(self.broken))
 
 
 @cache

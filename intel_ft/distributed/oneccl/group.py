@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed import ProcessGroup, ReduceOp, Work
 from torch.futures import Future
 
-from intel_ft.distributed.oneccl.calls import caller
+from intel_ft.distributed.oneccl.calls import Call, caller
 from intel_ft.distributed.oneccl.communicator import Communicator, operation_of
 from intel_ft.distributed.oneccl.library import under_intel_mpi
 
@@ -33,22 +33,22 @@ _alive: "weakref.WeakSet[CclGroup]" = weakref.WeakSet()
 class _Work(Work):
     """A call on its way. torch's own work around a future would wait and not raise."""
 
-    def __init__(self, future: "Future[Any]") -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self._future = future
+        self._call = call
 
     def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
         """Until it is done; raises what it failed with. The call's own timeout holds."""
-        self._future.wait()
+        self._call.wait()
         return True
 
     def is_completed(self) -> bool:
         """Whether it is done, or has failed."""
-        return self._future.done()
+        return self._call.is_done()
 
     def get_future(self) -> "Future[Any]":
         """Its result, for callbacks."""
-        return self._future
+        return self._call.future()
 
 
 _Base: Any = ProcessGroup  # its overloads are for callers; torch's C++ calls the forms below
@@ -281,9 +281,7 @@ class CclGroup(_Base):  # type: ignore[misc]
         timeout = None if opts is None or opts.timeout == _NO_TIMEOUT else opts.timeout
         return _Work(self._submit(name, timeout, action))
 
-    def _submit(
-        self, name: str, timeout: timedelta | None, action: Callable[[], Any]
-    ) -> "Future[Any]":
+    def _submit(self, name: str, timeout: timedelta | None, action: Callable[[], Any]) -> Call:
         seconds = timeout.total_seconds() if timeout else self._seconds
         self._count += 1
         describe = f"{name} (call {self._count} on {self._place})"
