@@ -219,7 +219,18 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     if _compiled(logits):
         total = _call("cross_entropy", logits, targets, *logits.shape, returns=ctypes.c_double)
         return torch.tensor(total, dtype=torch.float64)
-    return _cross_entropy(logits, targets)
+    return (_cross_entropy_in_place if logits.is_cpu else _cross_entropy)(logits, targets)
+
+
+def _cross_entropy_in_place(logits: Tensor, targets: Tensor) -> Tensor:
+    """One operation after another, so without the whole tensors that a formula has on the way."""
+    wide, own = logits.float(), targets.clamp_min(0)[:, None]
+    chosen, largest = wide.gather(-1, own), wide.amax(-1, keepdim=True)
+    sums = wide.sub_(largest).exp_().sum(-1, keepdim=True)
+    wide.div_(sums).scatter_add_(-1, own, torch.full_like(chosen, -1.0))
+    logits.copy_(wide.masked_fill_(targets[:, None] < 0, 0.0))
+    losses = sums.log() - (chosen - largest)
+    return torch.where(targets >= 0, losses[:, 0], 0.0).double().sum()
 
 
 @generated

@@ -104,7 +104,7 @@ def cluster(folder: Path) -> Iterator[Slurm]:
         _daemon(slurm.head, "slurmctld", "-i", "-f", own / "slurm.conf")
         for host in machines.hosts:
             _daemon(host, "slurmd", "-f", own / "slurm.conf")
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while slurm.run("sinfo", "--noheader", "--format=%T") != "idle":
             assert time.monotonic() < end, slurm.logs()
             time.sleep(0.05)
