@@ -7,13 +7,14 @@ from intel_ft.inference.language_model import LanguageModel
 def open_model(
     artifact: Artifact,
     *,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> LanguageModel:
     """Load `artifact` with the engine for its kind: OpenVINO for an IR, otherwise torch.
 
-    `dtype` ("bfloat16" or "float32") is of the weights in torch; an IR has its own.
+    `dtype` ("bfloat16", "float32" or "auto", see load_torch) is of the weights in torch; an IR has
+    its own.
     """
     if artifact.kind == "openvino":
         from intel_ft.inference.openvino_lm import load_openvino

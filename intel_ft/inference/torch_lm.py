@@ -26,17 +26,20 @@ from intel_ft.models.whole_folder import stop_tokens
 def load_torch(
     artifact: Artifact,
     *,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> "TorchLM":
-    """Load `artifact` (not an IR) with weights in `dtype`; an adapter's own stay in fp32."""
+    """Load `artifact` (not an IR) with weights in `dtype`, "auto" being bfloat16 where the CPU
+    multiplies in it, else float32; an adapter's own stay in fp32.
+    """
     import torch
 
+    from intel_ft.backends.cpu import fastest_dtype
     from intel_ft.models.load import load_base, load_tokenizer
 
     config = base_config(artifact, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    model = load_base(config, getattr(torch, dtype))
+    model = load_base(config, fastest_dtype()[0] if dtype == "auto" else getattr(torch, dtype))
     if artifact.kind == "adapter":
         model = apply_adapter(model, artifact.folder)
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust_remote_code))

@@ -11,6 +11,7 @@ import torch
 from export_fixtures import PAGE, make_adapter, make_base, make_examples
 from transformers import AutoModelForCausalLM
 
+from intel_ft.backends import cpu
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.prompt import prompt_tokens
@@ -64,7 +65,17 @@ def test_adapter_changes_the_loss_and_bf16_is_near(base, model, tmp_path) -> Non
     examples = _prepared(make_examples(model.tokenizer))
     plain = evaluate(model, examples).loss
     assert abs(evaluate(open_model(resolve(str(adapter))), examples).loss - plain) > 0.02
-    assert evaluate(open_model(resolve(str(base))), examples).loss == pytest.approx(plain, rel=0.01)
+    half = open_model(resolve(str(base)), dtype="bfloat16")
+    assert evaluate(half, examples).loss == pytest.approx(plain, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16)]
+)
+def test_weights_are_in_what_the_cpu_multiplies_fastest_in(base, flags, dtype, monkeypatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: flags)
+    assert open_model(resolve(str(base))).model.dtype == dtype
 
 
 def test_nothing_to_measure_and_a_broken_model(model) -> None:
