@@ -123,6 +123,8 @@ def start(
     folder = cwd / ".streams"
     folder.mkdir(exist_ok=True)
     out, err = folder / f"{name}.out", folder / f"{name}.err"
+    for stream in (out, err):
+        stream.touch()  # it may be killed before it opens them
     with _lock:
         process = _fork_server().Process(
             target=_child,

@@ -49,5 +49,8 @@ def test_translated_and_run(name, tmp_path) -> None:
     if "eval" in values["data"]:
         few.append(f"data.eval={data}")
     done = run("train", "run.yaml", *few, cwd=tmp_path)
+    if "model.base_dtype=int8: this CPU has neither VNNI nor AMX" in done.err:
+        assert done.code == 3
+        pytest.skip("this CPU has no int8 dot products")
     assert done.code == 0, done.err
     assert [line["step"] for line in metrics(tmp_path / "out") if "loss" in line] == [1, 2]

@@ -35,7 +35,8 @@ def step(model, half):
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+# bf16: 2e-2 where a CPU multiplies in it; torch's own way round it, elsewhere, rounds more often.
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_loss_and_every_gradient_equal_pefts(dtype, bound):
     ours = adapted(dtype)
     theirs = copy.deepcopy(ours)

@@ -428,7 +428,7 @@ def test_where_no_layer_can_be_timed_the_roofline_stands(monkeypatch) -> None:
 
 def test_data_that_cannot_be_read_is_assumed_and_said(seven) -> None:
     settings = config(SHAPES / "llama-2-7b", data={"max_length": 600})
-    report = plan(replace(inputs(settings, seven), assumed=None))
+    report = plan(replace(inputs(settings, seven), examples=examples_of(settings, None)))
     assert "no tokenizer" in report["data"]["source"]
     assert report["step"]["tokens"] == 16 * 300
 
