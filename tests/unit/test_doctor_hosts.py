@@ -54,6 +54,26 @@ def test_hosts_that_launch_refuses():
     assert found.failed
 
 
+def test_hosts_that_launch_does_not_refuse():
+    """torchvision's name begins with torch's."""
+    answers = [answer("n1"), answer("n2")]
+    for found, version in zip(answers, ("0.26", "0.27"), strict=True):
+        vision = {"name": "torchvision", "state": "usable", "detail": version, "remedy": ""}
+        found["diagnosis"]["facts"]["software"].append(vision)
+    compared = hosts.compare(answers, [])
+    ((level, text),) = said(compared)
+    assert level == "warning" and "software.torchvision" in text and not compared.failed
+
+
+def test_hosts_of_one_name():
+    found = hosts.compare([answer("vm"), answer("n1"), answer("vm", host__cores=28)], [])
+    assert list(found.hosts) == ["n1", "vm", "vm (2)"]
+    assert found.differences["host.cores"] == {"56": ["n1", "vm"], "28": ["vm (2)"]}
+    assert ("warning", "2 hosts are named vm: logs and errors cannot tell them apart") in said(
+        found
+    )
+
+
 def test_a_host_that_is_slower_or_smaller():
     slow = answer("n3", executed__products__0__rate=50.0, host__cores=28)
     found = hosts.compare([answer("n1"), answer("n2"), slow], [])

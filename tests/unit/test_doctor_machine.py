@@ -235,7 +235,10 @@ def test_amx_that_is_advertised_but_not_used(tmp_path):
     limited = replace(AMX, limits={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"})
     (found,) = of_execution(tmp_path, limited, ran=ran)
     assert found.do == "unset ONEDNN_MAX_CPU_ISA"
-    refused = replace(AMX, tiles="Operation not permitted")
+    torchs = replace(AMX, limits={"ATEN_CPU_CAPABILITY": "avx2"})
+    (found,) = of_execution(tmp_path, torchs, ran=ran)
+    assert "forbids more" not in found.seen
+    refused = replace(AMX, tiles="Operation not permitted", limits=limited.limits)
     (found,) = of_execution(tmp_path, refused, ran=ran)
     assert "does not permit AMX tiles (Operation not permitted)" in found.seen
 
@@ -345,6 +348,28 @@ def test_a_full_disk_and_little_shared_memory():
     ).stdout
     assert "error 0.1 GiB free for /dev/shm/hf" in out
     assert "warning /dev/shm has 64 MiB" in out
+
+
+def test_a_disk_that_will_soon_be_full(tmp_path):
+    machine = replace(quiet(tmp_path), disk={"/data": 4.0, "/": 500.0})
+    assert ("warning", "4.0 GiB free for /data") in levels(findings_machine.of_limits(machine))
+
+
+def test_a_cache_that_another_user_owns(tmp_path):
+    """As in a container that is run with another --user than it was built for."""
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    (tmp_path / "root").mkdir(mode=0o700)
+    nobody = SMALL.replace("for finding", "import os; os.seteuid(65534)\nfor finding")
+    out = subprocess.run(
+        [sys.executable, "-c", nobody],
+        env=os.environ | {"HF_HOME": str(tmp_path / "root/hf")},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"error this user may not enter {tmp_path / 'root/hf'}" in out
 
 
 def with_clock(root, **files):

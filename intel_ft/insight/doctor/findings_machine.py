@@ -49,7 +49,13 @@ def of_limits(host: Host) -> Iterator[Finding]:
             "end other programs or raise the limit; `intel-ft plan CONFIG` says what a run needs",
         )
     for folder, free in host.disk.items():
-        if free < _LITTLE_DISK:
+        if free is None:
+            yield Finding(
+                "error",
+                f"this user may not enter {folder}",
+                "set HF_HOME (models) to a folder of this user's, or start elsewhere",
+            )
+        elif free < _LITTLE_DISK:
             yield Finding(
                 "error" if free < _LEAST_DISK else "warning",
                 f"{free:.1f} GiB free for {folder}",
@@ -145,15 +151,15 @@ def _unused(product: Product, isa: Instructions) -> Finding | None:
         return None
     ran = product.kernel or "nothing"
     seen = f"{flag} is advertised but not used: for {product.dtype} oneDNN ran {ran}"
-    if isa.limits:
-        name, value = next(iter(isa.limits.items()))
-        return Finding("warning", f"{seen}; {name}={value} forbids more", f"unset {name}")
     if flag.startswith("amx") and isa.tiles != "granted":
         return Finding(
             "warning",
             f"{seen}; the kernel does not permit AMX tiles ({isa.tiles})",
             "use Linux 5.16 or newer, and a container whose seccomp profile allows arch_prctl",
         )
+    for name, value in isa.limits.items():
+        if name != "ATEN_CPU_CAPABILITY":  # which is torch's own, not oneDNN's
+            return Finding("warning", f"{seen}; {name}={value} forbids more", f"unset {name}")
     return Finding("warning", seen, "pip install --upgrade torch: newer ones bring newer oneDNN")
 
 

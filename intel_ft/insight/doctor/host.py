@@ -32,7 +32,8 @@ class Clock:
 @dataclass(frozen=True)
 class Host:
     """What this process may use of the machine. Memory and disk are GiB, `quota` is in cores,
-    `disk` has the free space of the working folder and of the Hub's cache.
+    `disk` has the free space of the working folder and of the Hub's cache, None where this user may
+    not look.
     """
 
     cpu: str
@@ -51,7 +52,7 @@ class Host:
     available: float
     load: float
     clock: Clock
-    disk: dict[str, float]
+    disk: dict[str, float | None]
     shared_memory: float | None
 
     @property
@@ -130,7 +131,10 @@ def hub_cache() -> Path:
         return folder
 
 
-def _free(folder: Path) -> float:
+def _free(folder: Path) -> float | None:
     """Free GiB where `folder` is or would be made."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(there).free / _GIB
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        return shutil.disk_usage(there).free / _GIB
+    except PermissionError:
+        return None

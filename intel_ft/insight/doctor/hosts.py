@@ -1,6 +1,7 @@
 """`doctor --hosts`: the diagnosis of every host, and what differs; called from cli.doctor."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from intel_ft.distributed.launch.job import Job, read_hostfile
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.insight.doctor.findings import Finding, ranked
 
-_SECONDS = 400.0  # more than a host whose every step is silent takes
+_SECONDS = 400.0  # several steps may be silent, 120 s each
 _LIKE = 1.25  # by which measured rates of equal hosts may differ
 
 # Different on equal hosts, too, or no matter.
@@ -20,10 +21,10 @@ _OWN = ("name", "host.load", "host.available", "host.disk", "host.clock.now", "h
 _OWN_ENDS = ("throttled", ".state", ".reason", ".error", ".remedy", ".needed_for")
 _RATES = (".rate", ".bandwidth")
 # `launch` refuses hosts that differ in these (distributed.launch.preflight).
-_MUST_MATCH = (
+_MUST_MATCH = {
     *("python", "intel_ft"),
     *(f"software.{name}" for name in ("torch", "transformers", "peft", "accelerate", "oneCCL")),
-)
+}
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,14 @@ def examine(hostfile: Path, ssh: str, mpirun: str | None) -> Comparison:
 
 def compare(answers: list[dict[str, Any]], problems: list[Finding]) -> Comparison:
     """Each answer is {"time": seconds, "diagnosis": as JSON}, taken at about the same moment."""
-    hosts = {answer["diagnosis"]["facts"]["name"]: answer["diagnosis"] for answer in answers}
+    said = Counter(answer["diagnosis"]["facts"]["name"] for answer in answers)
+    hosts: dict[str, dict[str, Any]] = {}
+    for answer in answers:
+        name = answer["diagnosis"]["facts"]["name"]
+        again = sum(known.partition(" ")[0] == name for known in hosts)
+        hosts[f"{name} ({again + 1})" if again else name] = answer["diagnosis"]
     differences = _differences({name: found["facts"] for name, found in hosts.items()})
-    found = [*problems, *_clocks(answers), *_unlike(differences)]
+    found = [*problems, *_namesakes(said), *_clocks(answers), *_unlike(differences)]
     return Comparison(dict(sorted(hosts.items())), differences, tuple(ranked(found)))
 
 
@@ -84,6 +90,16 @@ def missing(
         )
 
 
+def _namesakes(said: Counter[str]) -> Iterator[Finding]:
+    for name, count in said.items():
+        if count > 1:
+            yield Finding(
+                "warning",
+                f"{count} hosts are named {name}: logs and errors cannot tell them apart",
+                "give each a name of its own (hostnamectl hostname NAME)",
+            )
+
+
 def _clocks(answers: list[dict[str, Any]]) -> Iterator[Finding]:
     by_time = sorted(answers, key=lambda answer: float(answer["time"]))
     apart = by_time[-1]["time"] - by_time[0]["time"]
@@ -94,7 +110,7 @@ def _clocks(answers: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _unlike(differences: dict[str, dict[str, list[str]]]) -> Iterator[Finding]:
-    must = [fact for fact in differences if fact.startswith(_MUST_MATCH)]
+    must = [fact for fact in differences if fact in _MUST_MATCH]
     if must:
         yield Finding(
             "error",

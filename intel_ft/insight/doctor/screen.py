@@ -77,7 +77,10 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     moved, why = facts.executed.bandwidth, facts.executed.bandwidth_error
     rate = f"; rate not measured ({why})" if moved is None else f"; {moved:,.1f} GB/s"
     yield "memory", f"{host.memory:.1f} GiB{limit}, {host.available:.1f} available{rate}"
-    disks = [f"{free:,.1f} GiB free for {folder}" for folder, free in host.disk.items()]
+    disks = [
+        f"{folder} may not be entered" if free is None else f"{free:,.1f} GiB free for {folder}"
+        for folder, free in host.disk.items()
+    ]
     yield "disk", ", ".join(disks)
 
 

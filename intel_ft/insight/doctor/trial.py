@@ -3,9 +3,12 @@ insight.doctor.examine.
 """
 
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,22 +61,30 @@ def _run(
     command: list[str], environment: Mapping[str, str], seconds: float
 ) -> tuple[Outcome, str, str]:
     """How the process ended, as the outcome of the step that it did not answer; stdout, stderr."""
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        return Outcome(error=f"no answer in {seconds:g} s"), out, err
-    return _ended(process.returncode, err), out, err
+    out, silent = b"", False
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        with process:
+            stream = process.stdout
+            assert stream is not None
+            while select.select([stream], [], [], seconds)[0]:
+                if not (part := os.read(stream.fileno(), 2**16)):
+                    break
+                out += part
+            else:
+                silent = True
+                process.kill()
+        errors.seek(0)
+        said, err = out.decode(errors="replace"), errors.read().decode(errors="replace")
+    if silent:
+        return Outcome(error=f"no answer in {seconds:g} s"), said, err
+    return _ended(process.returncode, err), said, err
 
 
 def _ended(code: int, stderr: str) -> Outcome:
