@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intel_ft.cli.options import Json, show
+from intel_ft.cli.options import Json, MaxNewTokens, show
 
 
 def run(
@@ -14,6 +14,11 @@ def run(
         Path | None,
         typer.Option("--output", "-o", help="The page; default report.html in the only RUN."),
     ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(min=0, help="Have base and result answer so many held-out examples first."),
+    ] = 0,
+    max_new_tokens: MaxNewTokens = 128,
     json: Json = False,
 ) -> None:
     """One self-contained HTML page of one run, or of several side by side."""
@@ -26,6 +31,11 @@ def run(
     page = runs[0] / "report.html" if output is None else output
     if page.is_dir():
         raise UserError(f"{page} is a folder: name a file")
+    if samples:
+        from intel_ft.insight.report_samples import write_samples
+
+        for each in runs:
+            write_samples(each, samples, max_new_tokens)
     text = report(runs)
     try:
         write_text(page, text)

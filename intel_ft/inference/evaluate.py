@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.data.examples import Examples
+from intel_ft.data.formats import Message
 from intel_ft.data.prepare import Prepared
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.errors import IntelFTError, UserError
@@ -124,22 +125,42 @@ def check_answers(
     count: int,
     max_new_tokens: int,
 ) -> Answers:
-    """Greedy answers to the first `count` conversations that end in an assistant's turn."""
-    asked = [
-        conversation.messages
-        for conversation in prepared.conversations
-        if conversation.messages and conversation.messages[-1].role == "assistant"
-    ][:count]
-    sampling = Sampling(max_new_tokens=max_new_tokens)
-    answers = []
-    for messages in asked:
-        prompt = prompt_tokens(model.tokenizer, prepared.template, messages[:-1], system_prompt)
-        answers.append((model.generate(prompt, sampling).text, messages[-1].content))
+    """How `greedy_answers` compare with the reference ones."""
+    asked = answerable(prepared, count)
+    found = greedy_answers(model, prepared, system_prompt, count, max_new_tokens)
+    answers = [(a, messages[-1].content) for a, messages in zip(found, asked, strict=True)]
     return Answers(
         generated=len(answers),
         exact_match=_share([answer.strip() == wanted.strip() for answer, wanted in answers]),
         parses=_share([is_python(answer) for answer, _ in answers]),
     )
+
+
+def answerable(prepared: Prepared, count: int) -> list[tuple[Message, ...]]:
+    """The first `count` conversations that end in an assistant's turn."""
+    return [
+        conversation.messages
+        for conversation in prepared.conversations
+        if conversation.messages and conversation.messages[-1].role == "assistant"
+    ][:count]
+
+
+def greedy_answers(
+    model: LanguageModel,
+    prepared: Prepared,
+    system_prompt: str | None,
+    count: int,
+    max_new_tokens: int,
+) -> list[str]:
+    """What `model` says in place of the last turn of each of the `answerable` conversations."""
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    return [
+        model.generate(
+            prompt_tokens(model.tokenizer, prepared.template, messages[:-1], system_prompt),
+            sampling,
+        ).text
+        for messages in answerable(prepared, count)
+    ]
 
 
 def _share(hits: list[bool]) -> float | None:

@@ -31,7 +31,7 @@ class Checkpoint:
 @dataclass(frozen=True)
 class RunRecords:
     """steps: the lines of metrics.jsonl with a training loss; evaluations: those with an
-    evaluation's; samples: answers before and after training, where somebody wrote some.
+    evaluation's; samples: answers before and after training, if `report --samples` wrote some.
     """
 
     name: str
@@ -72,9 +72,9 @@ def read_run(folder: Path) -> RunRecords:
     checkpoints = _checkpoints(folder)
     if not checkpoints:
         missing.append("no checkpoint")
-    finished = (folder / "adapter").is_dir()
+    finished = any((folder / name).is_dir() for name in ("adapter", "model"))
     if not finished:
-        missing.append("no adapter/: the run is not finished, or was ended before its end")
+        missing.append("no adapter/, no model/: the run is not finished, or ended before its end")
     samples = _json_lines(folder / "samples.jsonl", missing) if _is(folder, "samples.jsonl") else []
     return RunRecords(
         name=folder.resolve().name,

@@ -42,6 +42,15 @@ def test_plan_foretells_the_run_and_report_shows_it(tmp_path) -> None:
     assert "examples by their tokens, train" in page
     assert "<td>400</td>" in page
     assert "no evaluation" in page
+    assert "Samples" not in page
+    answered = run("report", "out", "--samples", "2", "--max-new-tokens", "12", cwd=tmp_path)
+    assert answered.code == 0, answered.err
+    samples = (tmp_path / "out" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads((tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert len(samples) == 2
+    assert json.loads(samples[0])["prompt"] == first["instruction"]
+    assert all(json.loads(line)["before"] for line in samples)
+    assert "Samples" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     # A run's folder with a report in it is still a run's folder.
     again = run("train", "config.yaml", "--overwrite", "train.max_steps=1", cwd=tmp_path)
     assert again.code == 0, again.err
@@ -82,6 +91,7 @@ def test_plan_without_weights_on_a_cluster(tmp_path) -> None:
         (["report", "nowhere"], 2, "no such run folder"),
         (["report", "a", "b"], 2, "-o"),
         (["report", ".", "-o", "."], 2, "is a folder"),
+        (["report", ".", "--samples", "1"], 2, "has not finished"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, code, part) -> None:

@@ -175,6 +175,12 @@ def test_a_killed_run_says_what_it_lacks(tmp_path) -> None:
         assert said in page
 
 
+def test_a_run_that_trained_all_weights_is_finished(tmp_path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "adapter").rename(folder / "model")
+    assert "not finished" not in report([folder])
+
+
 def test_each_missing_file_is_named_and_the_rest_shown(tmp_path) -> None:
     for name in ("metrics.jsonl", "environment.json", "config.yaml"):
         folder = make_run(tmp_path / name)
