@@ -82,7 +82,8 @@ def answer_into(
     partial = output.with_name(f"{output.name}.partial")
     if output.exists():
         raise UserError(f"{output} exists already: name another file, or remove it")
-    settings = settings | {"prompts": [one.messages[-1].whole for one in wanted if not one.sample]}
+    prompts = [[(m.role, m.whole) for m in one.messages] for one in wanted if not one.sample]
+    settings = settings | {"prompts": json.loads(json.dumps(prompts))}  # as it will be read again
     lines = _earlier(partial, settings, resume)
     done = {(line["index"], line["sample"]) for line in lines}
     missing = [one for one in wanted if (one.index, one.sample) not in done]

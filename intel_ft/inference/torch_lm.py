@@ -93,7 +93,7 @@ class TorchLM:
         import torch
         from transformers import GenerationConfig
 
-        from intel_ft.inference.torch_sampling import SeededRows, StopTexts
+        from intel_ft.inference.torch_sampling import RepetitionPenalty, SeededRows, StopTexts
 
         width = max(map(len, prompts))
         wanted = room_for_answer(
@@ -101,13 +101,12 @@ class TorchLM:
         )
         for one in prompts:
             room_for_answer(one, 1, self.context_window)
-        pad = self.tokenizer.pad_token_id
-        pad = min(self._stops, default=0) if pad is None else pad
+        # A stop token, where `finish` cuts off what follows the end of a row.
+        pad = min(self._stops, default=self.tokenizer.pad_token_id or 0)
         # Rows draw their tokens in a processor, each with its own seed: to generate() it is greedy.
         config = GenerationConfig(
             max_new_tokens=wanted,
             do_sample=False,
-            repetition_penalty=sampling.repetition_penalty,
             eos_token_id=sorted(self._stops) or None,
             pad_token_id=pad,
         )
@@ -116,13 +115,19 @@ class TorchLM:
         for row, one in enumerate(prompts):
             ids[row, width - len(one) :] = torch.tensor(one)
             mask[row, width - len(one) :] = 1
+        processors: list[Any] = []
+        if sampling.repetition_penalty != 1:
+            starts = [width - len(one) for one in prompts]
+            processors.append(RepetitionPenalty(sampling.repetition_penalty, starts))
+        if sampling.temperature:
+            processors.append(SeededRows(sampling, seeds))
         start = time.monotonic()
         with torch.inference_mode():
             answers = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=[SeededRows(sampling, seeds)] if sampling.temperature else [],
+                logits_processor=processors,
                 stopping_criteria=[StopTexts(self.tokenizer, sampling.stop, width)],
                 streamer=streamer,
             )

@@ -43,6 +43,26 @@ class SeededRows(LogitsProcessor):  # type: ignore[misc]
         return warped - noise.log()
 
 
+class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
+    """Makes what was said less likely (Keskar et al. 2019). Transformers' own takes the padding in
+    front of a row for said, so that an answer would depend on the rest of the batch.
+    """
+
+    def __init__(self, penalty: float, starts: list[int]) -> None:
+        self._penalty, self._starts = penalty, starts
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores: [rows, vocabulary]; starts: where each row's prompt begins in input_ids."""
+        scores = scores.clone()
+        for row, start in enumerate(self._starts):
+            said = input_ids[row, start:]
+            before = scores[row, said]
+            scores[row, said] = torch.where(
+                before < 0, before * self._penalty, before / self._penalty
+            )
+        return scores
+
+
 class StopTexts(StoppingCriteria):  # type: ignore[misc]
     """Ends a row whose new text holds a stop text; its tokens may be cut anywhere in it."""
 

@@ -3,7 +3,9 @@
 from importlib.util import find_spec
 
 import pytest
+import torch
 from export_fixtures import PAGE, make_adapter, make_base
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from intel_ft.data.formats import Message
 from intel_ft.errors import UserError
@@ -63,11 +65,22 @@ def test_stop_texts_end_an_answer_and_are_not_in_it(model, prompts) -> None:
     assert alone.stopped and len(alone.new_tokens) < 24
     batch = model.generate_many(prompts[:2], [0, 0], sampling)
     assert batch[0].text == whole[:place] and batch[0].stopped
+    assert len(batch[0].new_tokens) == len(alone.new_tokens)  # not what fills the row up
     # The beginning of a stop text is held back, but not lost if it does not go on.
     streamed.clear()
     last = whole[-2:] + "never"
     model.generate(prompts[0], Sampling(max_new_tokens=24, stop=(last,)), streamed.append)
     assert "".join(streamed) == whole
+
+
+def test_padding_is_not_taken_for_said() -> None:
+    from intel_ft.inference.torch_sampling import RepetitionPenalty
+
+    rows, scores = torch.tensor([[5, 6, 7, 8], [0, 0, 7, 7]]), torch.randn(2, 61)
+    theirs = RepetitionPenaltyLogitsProcessor(1.5)
+    found = RepetitionPenalty(1.5, [0, 2])(rows, scores)
+    assert torch.equal(found[:1], theirs(rows[:1], scores[:1]))
+    assert torch.equal(found[1:], theirs(rows[1:, 2:], scores[1:]))
 
 
 def test_a_batch_at_the_edge_of_the_window(model, prompts) -> None:
