@@ -9,6 +9,7 @@ from typing import Any
 
 from intel_ft.backends import cpu
 from intel_ft.config import Config
+from intel_ft.distributed import oneccl
 from intel_ft.insight import plan_memory, plan_time
 from intel_ft.insight.plan_fit import by_row, changes
 from intel_ft.insight.plan_inputs import Inputs, Run, rates_of, run_of, threads_of
@@ -72,7 +73,7 @@ def plan(inputs: Inputs) -> dict[str, Any]:
         },
         "change": []
         if memory.needed <= available
-        else changes(model, setting, available, cluster.nodes, cluster.ranks),
+        else changes(config, model, setting, available, cluster.nodes, cluster.ranks),
     }
 
 
@@ -134,7 +135,10 @@ def _times(inputs: Inputs, run: Run) -> dict[str, Any]:
 
 
 def _collective(config: Config, *, gpu: bool) -> str:
+    """As join decides, started by `launch`, whose mpirun comes with oneCCL."""
     chosen = config.backend.collective
     if chosen != "auto":
         return chosen
-    return "nccl" if gpu else "gloo"
+    if gpu:
+        return "nccl"
+    return "gloo" if oneccl.why_not_usable() else "ccl"

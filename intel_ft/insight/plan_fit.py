@@ -3,6 +3,7 @@ does not fit; called from insight.plan.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -62,6 +63,8 @@ def _layout(
         return config.base_dtype
     if gpu or config.method.trains_all or config.method.use_dora or dtype != torch.bfloat16:
         return "as loaded"
+    if config.backend.name == "ipex" or config.backend.compile is True:
+        return "as loaded"  # or in a layout of theirs, in its place
     if config.backend.prepack != "auto":
         return "prepacked" if config.backend.prepack else "as loaded"
     again = config.train.activation_checkpointing
@@ -85,31 +88,37 @@ def by_row(model: ModelPlan, setting: Setting) -> list[dict[str, float]]:
     return found
 
 
+def _may_quantize(config: Config) -> bool:
+    """Whether method.name=qlora could stand in place of what is there."""
+    method, backend = config.method, config.backend
+    left_as_they_are = method.use_dora or backend.compile is True or backend.name == "ipex"
+    return method.name == "lora" and not left_as_they_are
+
+
 def changes(
-    model: ModelPlan, setting: Setting, available: float, nodes: int, ranks: int
+    config: Config, model: ModelPlan, setting: Setting, available: float, nodes: int, ranks: int
 ) -> list[str]:
     """Each change that would make it fit, the one that costs least first; or that none does."""
-    options: list[tuple[str, Setting]] = []
-    lean = setting
+    steps: list[tuple[str, dict[str, Any]]] = []
     if setting.layout == "prepacked":
-        lean = replace(setting, layout="as loaded")
-        options.append(("backend.prepack=false", lean))
-    if setting.layout == "as loaded" and setting.gpu and model.sizes.linear:
-        lean = replace(setting, layout="nf4")
-        options.append(("method.name=qlora", lean))
+        steps.append(("backend.prepack=false", {"layout": "as loaded"}))
     if not setting.checkpointing:
-        checkpointed = replace(lean, checkpointing=True)
-        options.append(("train.activation_checkpointing=true", checkpointed))
-        lean = checkpointed
-    found = []
-    for name, option in options:
-        total = plan_memory.memory(model.sizes, option).needed
+        steps.append(("train.activation_checkpointing=true", {"checkpointing": True}))
+    if setting.layout in ("as loaded", "prepacked") and _may_quantize(config):
+        # On a CPU NF4 is the dearer of the two, on a GPU the cheaper.
+        place = 0 if setting.gpu else len(steps)
+        steps.insert(place, ("method.name=qlora", {"layout": "nf4"}))
+    found, taken, lean = [], [], setting
+    for name, change in steps:  # each with those before it
+        lean = replace(lean, **change)
+        taken.append(name)
+        total = plan_memory.memory(model.sizes, lean).needed
         if total <= available:
-            found.append(f"{name}: {total / cpu.GIB:.1f} GiB")
+            found.append(f"{' '.join(taken)}: {total / cpu.GIB:.1f} GiB")
     if row := plan_memory.largest_row(model.sizes, lean, available):
         found.append(
             f"train.max_tokens_per_row={row} and data.max_length at most that"
-            + (", with all of the above" if options else "")
+            + (f", with {' '.join(taken)}" if taken else "")
         )
     if ranks > 1 and not setting.gpu:
         whole = plan_memory.memory(model.sizes, replace(setting, ranks=nodes)).needed

@@ -2,13 +2,12 @@
 from insight.plan.
 """
 
-import os
+import re
 from dataclasses import dataclass, replace
-
-import torch
 
 from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import Config
+from intel_ft.distributed import topology
 from intel_ft.errors import UserError
 from intel_ft.insight import plan_machine, plan_time
 from intel_ft.insight.plan_fit import setting_of
@@ -67,20 +66,20 @@ def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inpu
 
     Raises UserError, EnvironmentProblem.
     """
-    gpu = _gpu(config, cluster)
+    gpu, chosen = _gpu(config, cluster), config.model.dtype
     here = gpu is None and cluster.cpu is None
     model = model_plan(config)
     if gpu is not None:
-        machine = plan_machine.named_gpus(gpu, cluster.ranks)
+        machine = plan_machine.named_gpus(gpu, cluster.ranks, chosen)
+        if cluster.gpu is None:
+            machine = replace(machine, gpu_memory=cuda.gpu_bytes())
     elif cluster.cpu is not None:
-        machine = plan_machine.named(cluster.cpu, cluster.sockets, cluster.cores)
+        machine = plan_machine.named(cluster.cpu, cluster.sockets, cluster.cores, chosen)
     else:
         dtype = cpu.select(config.backend, config.model).dtype
         prepacked = config.backend.prepack is not False and can_prepack(dtype)
         cores = cluster.cores
         machine = plan_machine.measured(model.products, dtype, cores, prepacked=prepacked)
-    if config.model.dtype != "auto":
-        machine = replace(machine, dtype=getattr(torch, config.model.dtype))
     if cluster.gemm_rate is not None:
         faster = cluster.gemm_rate / machine.gemm_rate
         machine = replace(
@@ -90,13 +89,14 @@ def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inpu
             source=f"{machine.source}; product rate as given",
         )
     inputs = Inputs(config, cluster, model, machine, examples_of(config, assumed))
-    return _probed(inputs) if here and model.sizes.packs else inputs
+    ours = config.backend.name != "ipex"  # whose layers are not those that would be timed
+    return _probed(inputs) if here and ours and model.sizes.packs else inputs
 
 
 def _probed(inputs: Inputs) -> Inputs:
     """With what some layers took here, on as many threads as a rank has."""
     run = run_of(inputs)
-    threads = min(threads_of(inputs), len(os.sched_getaffinity(0)))
+    threads = min(threads_of(inputs), topology.read().usable)
     backend = inputs.config.backend.model_copy(update={"threads": threads})
     config = inputs.config.model_copy(update={"backend": backend})
     rows = [row for ranks in run.steps for row in ranks[0]]
@@ -127,7 +127,7 @@ def _gpu(config: Config, cluster: Cluster) -> str | None:
         return None
     here = cuda.gpu_name()
     for name in plan_machine.GPUS:
-        if name in here.split():
+        if name in re.split(r"[\s-]", here):  # NVIDIA A100-SXM4-80GB
             return name
     raise UserError(f"{here} is not known: name one like it with --gpu: {known}")
 

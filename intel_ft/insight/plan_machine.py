@@ -2,12 +2,12 @@
 data sheet; called from insight.plan_inputs.
 """
 
-import os
 from dataclasses import dataclass, replace
 
 import torch
 
 from intel_ft.backends import cpu, gemm
+from intel_ft.distributed import topology
 from intel_ft.errors import UserError
 from intel_ft.insight.plan_memory import RUNTIME
 
@@ -22,36 +22,40 @@ _STREAMED = 0.8
 
 @dataclass(frozen=True)
 class Cpu:
-    """A data sheet. clock: base, Hz; flops: of one core and cycle, in `dtype`; int8: operations of
-    one core and cycle; bandwidth: all memory channels, bytes a second.
+    """A data sheet. clock: base, Hz; flops: of one core and cycle, by dtype, that which `auto`
+    takes first; int8: operations of one core and cycle; bandwidth: all memory channels, bytes a
+    second.
     """
 
     cores: int
     clock: float
-    flops: float
+    flops: "Rates"
     int8: float
     bandwidth: float
-    dtype: torch.dtype
     source: str
 
 
-_AMX = "AMX: 1024 bf16 and 2048 int8 operations a core and cycle (Intel, 4th Gen Xeon brief)"
-_BF16 = torch.bfloat16
+Rates = dict[torch.dtype, float]
+
+_UNITS = "two AVX-512 units: 64 float32 operations a core and cycle"
+_AMX = f"AMX: 1024 bf16 and 2048 int8 ones (Intel, 4th Gen Xeon brief); {_UNITS}"
+_WITHOUT_AMX: Rates = {torch.float32: 64}
+_WITH_AMX: Rates = {torch.bfloat16: 1024, torch.float32: 64}
 CPUS = {
     "8380": Cpu(
-        *(40, 2.3e9, 64, 256, 8 * 3200e6 * 8, torch.float32),
-        "ark.intel.com, Xeon Platinum 8380: 40 cores, 2.3 GHz, 8 x DDR4-3200; two AVX-512 units",
+        *(40, 2.3e9, _WITHOUT_AMX, 256, 8 * 3200e6 * 8),
+        f"ark.intel.com, Xeon Platinum 8380: 40 cores, 2.3 GHz, 8 x DDR4-3200; {_UNITS}",
     ),
     "8480+": Cpu(
-        *(56, 2.0e9, 1024, 2048, 8 * 4800e6 * 8, _BF16),
+        *(56, 2.0e9, _WITH_AMX, 2048, 8 * 4800e6 * 8),
         f"ark.intel.com, Xeon Platinum 8480+: 56 cores, 2.0 GHz, 8 x DDR5-4800; {_AMX}",
     ),
     "8592+": Cpu(
-        *(64, 1.9e9, 1024, 2048, 8 * 5600e6 * 8, _BF16),
+        *(64, 1.9e9, _WITH_AMX, 2048, 8 * 5600e6 * 8),
         f"ark.intel.com, Xeon Platinum 8592+: 64 cores, 1.9 GHz, 8 x DDR5-5600; {_AMX}",
     ),
     "6980P": Cpu(
-        *(128, 2.0e9, 1024, 2048, 12 * 6400e6 * 8, _BF16),
+        *(128, 2.0e9, _WITH_AMX, 2048, 12 * 6400e6 * 8),
         f"ark.intel.com, Xeon 6980P: 128 cores, 2.0 GHz, 12 x DDR5-6400; {_AMX}",
     ),
 }
@@ -59,22 +63,26 @@ CPUS = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """A data sheet. flops: a second in `dtype`, dense; bandwidth: bytes a second; memory: GiB that
-    nvidia-smi shows.
+    """A data sheet. flops: a second by dtype, dense, that which `auto` takes first; bandwidth:
+    bytes a second; memory: GiB that nvidia-smi shows of the largest sold.
     """
 
-    flops: float
+    flops: Rates
     bandwidth: float
     memory: float
-    dtype: torch.dtype = _BF16
+
+
+def _tensor_cores(half: float, single: float) -> Rates:
+    """bf16 and float16 at one rate; float32 as torch has it, without TF32."""
+    return {torch.bfloat16: half, torch.float16: half, torch.float32: single}
 
 
 GPUS = {
-    "T4": Gpu(65e12, 320e9, 15.0, torch.float16),
-    "L4": Gpu(121e12, 300e9, 22.5),
-    "A100": Gpu(312e12, 2039e9, 80.0),
-    "H100": Gpu(989e12, 3350e9, 79.6),
-    "H200": Gpu(989e12, 4800e9, 140.4),
+    "T4": Gpu({torch.float16: 65e12, torch.float32: 8.1e12}, 320e9, 15.0),
+    "L4": Gpu(_tensor_cores(121e12, 30.3e12), 300e9, 22.5),
+    "A100": Gpu(_tensor_cores(312e12, 19.5e12), 2039e9, 80.0),
+    "H100": Gpu(_tensor_cores(989e12, 67e12), 3350e9, 79.6),
+    "H200": Gpu(_tensor_cores(989e12, 67e12), 4800e9, 140.4),
 }
 _REACHED_BY_GPUS = 0.68
 """An H200's products of a 7B model: 674 TFLOP/s (docs/cuda.md); of the others assumed."""
@@ -99,16 +107,17 @@ class Machine:
     runtime: float = RUNTIME
 
 
-def named_gpus(name: str, count: int) -> Machine:
-    """A node with so many of a GPU in GPUS. Raises UserError."""
+def named_gpus(name: str, count: int, chosen: str) -> Machine:
+    """A node with so many of a GPU in GPUS; `chosen` is model.dtype. Raises UserError."""
     if name not in GPUS:
         raise UserError(f"--gpu {name}: choose one of {', '.join(GPUS)}")
     sheet = GPUS[name]
-    rate = count * sheet.flops * _REACHED_BY_GPUS
+    dtype = _dtype(name, sheet.flops, chosen)
+    rate = count * sheet.flops[dtype] * _REACHED_BY_GPUS
     return Machine(
         f"{count} {name}",
         count,
-        sheet.dtype,
+        dtype,
         rate,
         rate,
         count * sheet.bandwidth,
@@ -117,22 +126,35 @@ def named_gpus(name: str, count: int) -> Machine:
     )
 
 
-def named(name: str, sockets: int, cores: int | None) -> Machine:
-    """A node with `sockets` of a CPU in CPUS, or `cores` of them. Raises UserError."""
+def named(name: str, sockets: int, cores: int | None, chosen: str) -> Machine:
+    """A node with `sockets` of a CPU in CPUS, or `cores` of them; `chosen` is model.dtype. Raises
+    UserError.
+    """
     if name not in CPUS:
         raise UserError(f"--cpu {name}: choose one of {', '.join(CPUS)}, or leave it out")
     sheet = CPUS[name]
     used = cores or sockets * sheet.cores
+    dtype = _dtype(name, sheet.flops, chosen)
     cycles = used * sheet.clock * _REACHED
     return Machine(
         f"{used} cores of {name}",
         used,
-        sheet.dtype,
-        cycles * sheet.flops,
+        dtype,
+        cycles * sheet.flops[dtype],
         cycles * sheet.int8,
         min(1.0, used / (sheet.cores * sockets)) * sockets * sheet.bandwidth * _STREAMED,
         f"{sheet.source}; {_REACHED:.0%} of that assumed",
     )
+
+
+def _dtype(name: str, rates: Rates, chosen: str) -> torch.dtype:
+    if chosen == "auto":
+        return next(iter(rates))
+    dtype: torch.dtype = getattr(torch, chosen)
+    if dtype not in rates:
+        known = ", ".join(str(known).removeprefix("torch.") for known in rates)
+        raise UserError(f"model.dtype={chosen}: {name} has no instructions for it, only {known}")
+    return dtype
 
 
 def measured(
@@ -141,7 +163,7 @@ def measured(
     """This machine, or one of `cores` like these: its rates over a model's products, each at the
     fastest time seen. Takes some seconds.
     """
-    used = len(os.sched_getaffinity(0))
+    used = topology.read().usable
     torch.set_num_threads(used)
     floats: tuple[str, ...] = ("plain", "gradient")
     if prepacked:

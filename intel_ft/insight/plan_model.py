@@ -15,7 +15,7 @@ from intel_ft.config import Config, ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.inference.artifact import IR_FILE
 from intel_ft.models.adapter import add_lora, is_linear
-from intel_ft.models.cost import StepCost, step_cost
+from intel_ft.models.cost import StepCost, expert_weights, step_cost
 from intel_ft.models.fused import layer_of
 from intel_ft.models.load import model_folder
 from intel_ft.models.teacher import OWN_BASE, teacher_config
@@ -27,9 +27,9 @@ class ModelSizes:
 
     linear: weights of the frozen linear layers but the head; kept_as_loaded: all other frozen
     parameters (embeddings, head, norms, biases; a tied head once); embeddings: those of them that
-    are embeddings alone, a row for each token. trained: those of the adapter,
-    or all. why_not_fused: None where models.fused computes the layers; dora: with DoRA, which is
-    dearest of those that are not.
+    are embeddings alone, a row for each token; experts: those of them that a token meets in
+    mixtures of experts. trained: those of the adapter, or all. why_not_fused: None where
+    models.fused computes the layers; dora: with DoRA, which is dearest of those that are not.
     """
 
     parameters: int
@@ -47,6 +47,7 @@ class ModelSizes:
     packs: bool
     dora: bool = False
     embeddings: int = 0
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,16 @@ def counted(config: Config, description: Any, teacher: TeacherPlan | None = None
         model = add_lora(model, config.method, config.model.name_or_path, None)
     products = gemm.linear_products(model, 1024, 0.5)
     sizes = replace(_sizes(model), dora=config.method.use_dora)
+    if (other := _not_ours(config)) is not None:
+        sizes = replace(sizes, why_not_fused=other)
     return ModelPlan(description, sizes, step_cost(model), products, teacher)
+
+
+def _not_ours(config: Config) -> str | None:
+    """Why models.speed leaves the layers to others."""
+    if config.backend.name == "ipex":
+        return "their linear layers become IPEX's"
+    return "torch.compile compiles them" if config.backend.compile is True else None
 
 
 def _teacher(config: Config) -> TeacherPlan | None:
@@ -143,6 +153,7 @@ def _sizes(model: Any) -> ModelSizes:
         why_not_fused=_why_not_fused(base, trains_all=not frozen),
         packs=bool(base._supports_attention_backend),
         embeddings=table.numel() if alone else 0,
+        experts=expert_weights(model)[0],
     )
 
 

@@ -82,10 +82,11 @@ def rank_seconds(model: ModelPlan, rates: Rates, rows: Rows, setting: Setting) -
     moved += _WEIGHTS * 2 * item * sizes.parameters * len(rows)
     if setting.layout == "nf4":  # read and made `item` bytes again, once for each direction
         moved += 2 * (NF4_BYTES + item) * sizes.linear * len(rows)
-    frozen = 4 * sizes.linear
+    frozen, experts = 4 * sizes.linear, 4 * sizes.experts
+    seconds_a_token = frozen / rates.linear + experts / rates.gemm
     found = Seconds(
-        linear_layers=products * frozen * work.tokens / rates.linear,
-        trained=narrow * (cost.linear - frozen) * work.tokens / rates.gemm,
+        linear_layers=products * seconds_a_token * work.tokens,
+        trained=narrow * (cost.linear - frozen - experts) * work.tokens / rates.gemm,
         attention=narrow * cost.attention * work.squares / (_ATTENTION * rates.gemm),
         logits=cost.logits * work.supervised / rates.gemm,
         memory=(moved + _OPTIMIZER * sizes.trained) / rates.bandwidth,

@@ -9,6 +9,8 @@ or padded is not needed and does not count.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from intel_ft.batching.row import Row
 from intel_ft.models.adapter import is_linear
 
@@ -52,6 +54,8 @@ def step_cost(model: Any) -> StepCost:
             trained += module.weight.numel()
         else:
             frozen += module.weight.numel()
+    experts_frozen, experts_trained = expert_weights(model)
+    frozen, trained = frozen + experts_frozen, trained + experts_trained
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     # Causal scores and values: 2 products, half of 2 L^2 d each, forward; twice that backward.
@@ -61,6 +65,20 @@ def step_cost(model: Any) -> StepCost:
         attention=attention,
         logits=(6.0 if head_trains(head) else 4.0) * config.hidden_size * config.vocab_size,
     )
+
+
+def expert_weights(model: Any) -> tuple[int, int]:
+    """The weights, frozen and trained, that a token meets in mixtures of experts. Transformers
+    keeps them as parameters of three dimensions, a slice an expert.
+    """
+    config = model.config.get_text_config()
+    chosen = getattr(config, "num_experts_per_tok", None)
+    counts = [0, 0]
+    for module in model.modules() if chosen else ():
+        for weight in module.parameters(recurse=False):
+            if weight.dim() == 3 and not isinstance(module, torch.nn.Conv1d):
+                counts[weight.requires_grad] += weight.numel() // weight.shape[0] * chosen
+    return counts[0], counts[1]
 
 
 def head_trains(head: Any) -> bool:

@@ -10,13 +10,16 @@ import transformers
 from model_fixtures import SHAPE, row_of
 from peft import LoraConfig, get_peft_model
 
+from intel_ft.backends import gemm
 from intel_ft.config import Config, build
+from intel_ft.distributed import topology
+from intel_ft.distributed.topology import Core, Topology
 from intel_ft.errors import UserError
 from intel_ft.insight import plan_memory, plan_probe
 from intel_ft.insight.plan import plan
 from intel_ft.insight.plan_fit import setting_of
 from intel_ft.insight.plan_inputs import Cluster, Inputs, inputs_of
-from intel_ft.insight.plan_machine import CPUS, Machine, named, named_gpus
+from intel_ft.insight.plan_machine import CPUS, Machine, measured, named, named_gpus
 from intel_ft.insight.plan_memory import Setting, largest_row, memory
 from intel_ft.insight.plan_model import ModelPlan, _sizes, model_plan
 from intel_ft.insight.plan_probe import shortened
@@ -26,6 +29,7 @@ from intel_ft.insight.plan_time import exchange_seconds, rank_seconds
 from intel_ft.insight.plan_work import Assumed, examples_of
 from intel_ft.models import packed
 from intel_ft.models.adapter import fuse
+from intel_ft.models.cost import expert_weights, step_cost
 from intel_ft.models.frozen import lay_out
 from intel_ft.models.loss import loss_sum
 
@@ -225,7 +229,8 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
     assert not report["memory"]["fits"]
     assert "DOES NOT FIT" in "\n".join(lines(report))
     changes = report["change"]
-    assert changes[0].startswith("train.activation_checkpointing=true")
+    assert changes[0].startswith("train.activation_checkpointing=true: ")
+    assert changes[1].startswith("train.activation_checkpointing=true method.name=qlora: ")
     train = settings.train.model_copy(update={"activation_checkpointing": True})
     changed = replace(small, config=settings.model_copy(update={"train": train}))
     assert plan(changed)["memory"]["fits"]
@@ -290,7 +295,6 @@ def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
     """docs/performance.md: `small`, rows of one example, on two cores."""
     from intel_ft.insight.plan_time import Rates
     from intel_ft.insight.workloads import shape_model, workload
-    from intel_ft.models.cost import step_cost
 
     shapes = shape_model(workload("small"), 16)
     model = ModelPlan(None, _sizes(shapes), step_cost(shapes), [])
@@ -302,16 +306,58 @@ def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
 
 
 def test_named_cpus_have_the_rates_of_their_data_sheets() -> None:
-    node = named("8480+", 2, None)
+    node = named("8480+", 2, None, "auto")
     assert node.cores == 112
     assert node.gemm_rate == pytest.approx(0.5 * 112 * 2.0e9 * 1024)
     assert node.int8_rate == 2 * node.gemm_rate
     assert node.bandwidth == pytest.approx(0.8 * 2 * 307.2e9)
-    half = named("8480+", 1, 28)
+    half = named("8480+", 1, 28, "auto")
     assert half.bandwidth == pytest.approx(node.bandwidth / 4)
     assert all("ark.intel.com" in cpu.source for cpu in CPUS.values())
     with pytest.raises(UserError, match="8480"):
-        named("486", 1, None)
+        named("486", 1, None, "auto")
+    single = named("8480+", 2, None, "float32")  # which AMX does not compute
+    assert (single.dtype, single.gemm_rate) == (torch.float32, node.gemm_rate / 16)
+    slow, fast = (named_gpus("H200", 1, dtype).gemm_rate for dtype in ("float32", "auto"))
+    assert slow < fast / 10
+    with pytest.raises(UserError, match="has no instructions for it"):
+        named("8380", 1, None, "bfloat16")
+    with pytest.raises(UserError, match="has no instructions for it"):
+        named_gpus("T4", 1, "bfloat16")
+
+
+def test_only_cores_that_compute_at_the_same_time_are_measured(monkeypatch) -> None:
+    """Hyperthreads share a core, and a container's quota may allow less than there are."""
+    before = torch.get_num_threads()
+    cores = (Core(0, 0, (0, 1)), Core(0, 0, (2, 3)))
+    products = [gemm.Product(64, 64, 64)]
+    try:
+        for quota, usable in ((None, 2), (1.0, 1)):
+            monkeypatch.setattr(topology, "read", lambda q=quota: Topology(cores, {0: 8}, q))
+            found = measured(products, torch.float32, None, prepacked=False)
+            assert (found.cores, torch.get_num_threads()) == (usable, usable)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_experts_are_counted_as_often_as_a_token_meets_them() -> None:
+    shape = transformers.Qwen3MoeConfig(
+        **SHAPE | {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
+    )
+    model = transformers.Qwen3MoeForCausalLM(shape)
+    model.requires_grad_(False)
+    an_expert = 3 * 32 * shape.hidden_size
+    assert expert_weights(model) == (2 * an_expert * shape.num_hidden_layers, 0)
+    assert expert_weights(model.requires_grad_(True))[0] == 0
+    assert step_cost(model).linear > 6 * expert_weights(model)[1]
+
+
+def test_layers_that_others_compute_are_not_taken_for_ours() -> None:
+    ours = model_plan(config()).sizes
+    for backend in ({"name": "ipex"}, {"compile": True}):
+        sizes = model_plan(config(backend=backend)).sizes
+        assert ours.why_not_fused is None and sizes.why_not_fused is not None
+        assert memory(sizes, EQUAL).activations > 1.5 * memory(ours, EQUAL).activations
 
 
 def test_a_whole_model_takes_18_bytes_a_parameter(seven) -> None:
@@ -373,7 +419,7 @@ def test_gpus_are_chosen_as_a_run_would() -> None:
     settings = config(SHAPES / "llama-2-7b", method={"name": "qlora", "r": 64})
     two = plan(inputs_of(settings, Cluster(gpu="T4", ranks=2), Assumed(1024, 118)))
     assert "1 node of 2 T4, 2 ranks in all, a GPU each, float16" in "\n".join(lines(two))
-    assert two["memory"]["available"] == named_gpus("T4", 1).gpu_memory / GIB
+    assert two["memory"]["available"] == named_gpus("T4", 1, "auto").gpu_memory / GIB
     assert two["memory"]["fits"]
     assert two["step"]["parts"]["host"] == 0  # so slow a GPU never waits for Python
     bf16 = config(SHAPES / "llama-2-7b", method={"r": 64})
