@@ -60,10 +60,9 @@ def nf4_base(weight: Tensor, bias: Tensor | None) -> NF4Base:
     return NF4Base(values, state, weight.shape, bias, weight.dtype)
 
 
-def require_bitsandbytes() -> None:
-    """Raise EnvironmentProblem where it is not installed."""
+def require_bitsandbytes(what: str, instead: str) -> None:
+    """Raise EnvironmentProblem where it is not installed: `what` needs it, `instead` does not."""
     if find_spec("bitsandbytes") is None:
         raise EnvironmentProblem(
-            "an NF4 base (method.name=qlora) needs bitsandbytes: pip install bitsandbytes, or "
-            "choose model.base_dtype=int8"
+            f"{what} needs bitsandbytes: pip install bitsandbytes, or choose {instead}"
         )

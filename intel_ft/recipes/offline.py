@@ -12,6 +12,8 @@ from intel_ft.data.sources import load_rows
 from intel_ft.data.templates import choose
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.models.load import check_folder, load_tokenizer, model_folder, parameter_count
+from intel_ft.models.teacher import OWN_BASE, check_teacher
+from intel_ft.training.setup import require_installed
 
 NOT_HERE = "not here nor in the Hub's cache: not looked at"
 
@@ -19,15 +21,19 @@ NOT_HERE = "not here nor in the Hub's cache: not looked at"
 def check_offline(config: Config) -> dict[str, str]:
     """What was found of each part, by the part's name; HF_HUB_OFFLINE=1 must be set by now.
 
-    Raises UserError for anything wrong with what is here. Whether examples fit data.max_length is
+    Raises UserError for anything wrong with what is here, EnvironmentProblem for a tracker, backend
+    or library that is not installed. Whether examples fit data.max_length is
     not among it: that takes model and data together, which is what plain `validate` does.
     """
     data = config.data
+    require_installed(config)
     found = {
         "config": f"{config.method.name}, {_length(config)}",
         "model": _unless_absent(config.model.name_or_path, lambda: _model(config)),
         "data.train": _unless_absent(data.train, lambda: _data(config, data.train, data.split)),
     }
+    if (teacher := config.method.teacher) not in (None, OWN_BASE):
+        found["method.teacher"] = _unless_absent(str(teacher), lambda: _teacher(config))
     if source := data.eval:
         split = data.eval_split or data.split
         found["data.eval"] = _unless_absent(source, lambda: _data(config, source, split))
@@ -51,6 +57,11 @@ def _model(config: Config) -> str:
     check_folder(folder, config.model)
     load_tokenizer(config.model)
     return f"{parameter_count(folder):,} parameters"
+
+
+def _teacher(config: Config) -> str:
+    check_teacher(config, load_tokenizer(config.model))
+    return "the student's vocabulary"
 
 
 def _data(config: Config, source: str, split: str) -> str:

@@ -60,13 +60,7 @@ def read_inputs(config: Config) -> Inputs:
     Raises UserError for anything wrong with them, or with what the method or the user's callbacks
     need, EnvironmentProblem where they are not installed; changes nothing on disk.
     """
-    compute = choice.choose(config).value
-    require_trackers(config.train)
-    callbacks = user_callbacks(config.train.callbacks)
-    if config.base_dtype == "nf4" or (
-        compute == "cuda" and config.train.optimizer.startswith("paged")
-    ):
-        require_bitsandbytes()
+    callbacks = require_installed(config)
     folder = model_folder(config.model)
     check_folder(folder, config.model)
     tokenizer = load_tokenizer(config.model)
@@ -85,6 +79,19 @@ def read_inputs(config: Config) -> Inputs:
             f"model's context window is {window}: set data.max_length={window} and data.on_long"
         )
     return Inputs(folder, tokenizer, training, evaluation, text, callbacks)
+
+
+def require_installed(config: Config) -> list[Any]:
+    """The user's callbacks. Raises EnvironmentProblem where backend, trackers or what the method
+    needs are not there, UserError for a callback that cannot be made.
+    """
+    compute = choice.choose(config).value
+    require_trackers(config.train)
+    if config.base_dtype == "nf4":
+        require_bitsandbytes("an NF4 base (method.name=qlora)", "model.base_dtype=int8")
+    elif compute == "cuda" and (paged := config.train.optimizer).startswith("paged"):
+        require_bitsandbytes(f"train.optimizer={paged}", "adamw_torch_fused")
+    return user_callbacks(config.train.callbacks)
 
 
 def read_data(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
@@ -166,7 +173,6 @@ def build(
         Decision("packing", "on", "checked: this model keeps packed segments apart")
         if packed
         else Decision("packing", "off, one example a row", str(why_not_packed)),
-        Decision("MFU's peak", f"{gemm_rate / 1e9:,.0f} GFLOP/s", "measured just now"),
         *((ipex.archived(gemm_rate),) if config.backend.name == "ipex" else ()),
     ]
     for decision in decisions:
@@ -227,8 +233,10 @@ def require_memory(
     parameters, method = parameter_count(inputs.folder), config.method
     weights = parameters * dtype.itemsize
     if method.trains_all:  # weights and gradients, AdamW's two moments, copies to multiply with
-        moments = 8 if config.train.optimizer.startswith("adamw") else 0
-        weights = parameters * (8 + moments + (dtype.itemsize if dtype != torch.float32 else 0))
+        moments = 8 if "adamw" in config.train.optimizer else 0
+        copies = dtype.itemsize if dtype != torch.float32 else 0
+        best = 4 if inputs.evaluation is not None else 0  # so far, kept aside
+        weights = parameters * (8 + moments + copies + best)
     if method.name == "distill" and (method.trains_all or method.teacher != OWN_BASE):
         weights += parameter_count(model_folder(teacher_config(config))) * dtype.itemsize
     activations = activation_bytes(

@@ -110,6 +110,24 @@ def test_offline_looks_at_what_is_here(tmp_path) -> None:
     assert "8 examples" in succeeded(result).out and "7,475,456 parameters" in result.out
 
 
+def test_offline_needs_no_network_for_the_rest(tmp_path) -> None:
+    """Trackers, callbacks, and a teacher that is here."""
+    here = ["--offline", *overrides("dolly-lora", write_form(tmp_path, "dolly"))]
+    recipe = FOLDER / "dolly-lora.yaml"
+    wrong = run("validate", recipe, *here, "train.callbacks=[nowhere:Callback]", cwd=tmp_path)
+    assert wrong.code == 2 and "nowhere" in wrong.last_line
+    if find_spec("wandb") is None:
+        tracker = run("validate", recipe, *here, "train.report_to=[wandb]", cwd=tmp_path)
+        assert tracker.code == 3 and "wandb is not installed" in tracker.last_line
+    for teacher, part in (
+        ("nobodys/teacher", "not here nor in the Hub's cache"),
+        ("tiny-python-llama", "the student's vocabulary"),
+    ):
+        distill = ["method.name=distill", f"method.teacher={teacher}"]
+        found = succeeded(run("validate", recipe, *here, *distill, cwd=tmp_path))
+        assert f"{teacher}: {part}" in found.out
+
+
 def test_offline_finds_what_is_wrong_with_what_is_here(tmp_path) -> None:
     data = write_form(tmp_path, "question_answer")
     recipe = FOLDER / "dolly-lora.yaml"
