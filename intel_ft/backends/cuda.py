@@ -41,11 +41,6 @@ def gpu_name() -> str:
     return torch.cuda.get_device_name(0)
 
 
-def gpu_bytes() -> int:
-    """Memory of the first GPU."""
-    return int(torch.cuda.get_device_properties(0).total_memory)
-
-
 def select(model: ModelConfig, host: Backend, local_rank: int) -> Backend:
     """This rank's GPU and the dtype that it multiplies in; `host` is what its CPU threads do.
 

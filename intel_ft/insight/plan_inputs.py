@@ -5,6 +5,8 @@ from insight.plan.
 import re
 from dataclasses import dataclass, replace
 
+import torch
+
 from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import Config
 from intel_ft.distributed import topology
@@ -72,7 +74,7 @@ def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inpu
     if gpu is not None:
         machine = plan_machine.named_gpus(gpu, cluster.ranks, chosen)
         if cluster.gpu is None:
-            machine = replace(machine, gpu_memory=cuda.gpu_bytes())
+            machine = replace(machine, gpu_memory=cuda.memory_bytes(torch.device("cuda", 0)))
     elif cluster.cpu is not None:
         machine = plan_machine.named(cluster.cpu, cluster.sockets, cluster.cores, chosen)
     else:

