@@ -37,7 +37,8 @@ ENTRYPOINT ["intel-ft"]
 CMD ["--help"]
 
 # Intel MPI and oneCCL (1.8 GB). mpirun starts ranks on other nodes through ssh: as the same user, on
-# port 2222, with a key that compose.yaml makes for its own two nodes. No key is in the image.
+# port 2222, with a key that compose.yaml makes for its own two nodes, or Kubeflow's MPI operator for a
+# job. No key is in the image.
 FROM train AS mpi
 ARG UID=1000
 USER 0
@@ -51,4 +52,5 @@ RUN pip install --no-cache-dir --no-deps --requirement /opt/intel-ft/requirement
 ENV I_MPI_ROOT=/opt/intel-ft
 COPY docker/ssh/client.conf /etc/ssh/ssh_config.d/intel-ft.conf
 COPY docker/ssh/server.conf /etc/intel-ft/sshd.conf
+COPY docker/ssh/kubernetes.conf /etc/intel-ft/sshd-kubernetes.conf
 USER $UID

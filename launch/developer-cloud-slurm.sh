@@ -1,5 +1,6 @@
 #!/bin/bash
-# Submit: sbatch launch/developer-cloud-slurm.sh, on a cluster in Intel's developer cloud that has Slurm.
+# Submit: mkdir -p runs && sbatch launch/developer-cloud-slurm.sh, on a cluster in Intel's developer cloud
+# that has Slurm (which opens its log before the script runs).
 # Small: two nodes of the Sapphire Rapids kind, one hour. slurm.sh is the same with every safeguard.
 #SBATCH --job-name=lora
 #SBATCH --nodes=2
@@ -14,5 +15,5 @@
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-srun --cpu-bind=none --kill-on-bad-exit=1 \
+srun --mpi=none --cpu-bind=none --kill-on-bad-exit=1 \
     python -m intel_ft train run.yaml --resume --ranks 4 --logs runs/lora.logs

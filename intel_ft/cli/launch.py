@@ -41,7 +41,9 @@ def run(
         Path | None, typer.Option("--output", "-o", help="The job file; default: print it.")
     ] = None,
     submit: Annotated[bool, typer.Option("--submit", help="Also hand the job in.")] = False,
-    image: Annotated[str, typer.Option(help="Container image of a job for k8s.")] = "intel-ft",
+    image: Annotated[
+        str | None, typer.Option(help="Of a job for k8s; default: intel-ft:mpi, or intel-ft.")
+    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="First measure how many ranks this host likes.")
     ] = False,
@@ -74,6 +76,8 @@ def run(
     )
     if via in jobs.KINDS:
         text = jobs.write(request, nodes, image)
+        if output is not None and via in ("slurm", "pbs"):
+            jobs.make_folder(request)
         _hand_in(via, text, output, submit=submit and not dry_run)
         return
     if dry_run:
@@ -83,6 +87,9 @@ def run(
             typer.echo(f"# {decision}")
         for name, value in sorted(command.environment.items()):
             typer.echo(f"export {name}={shlex.quote(value)}")
+        for path, text in command.files.items():
+            typer.echo(f"mkdir -p {shlex.quote(str(path.parent))}")
+            typer.echo(f"printf %s {shlex.quote(text)} > {shlex.quote(str(path))}")
         typer.echo(shlex.join(command.arguments))
         return
     if code := launch(request):
@@ -99,7 +106,7 @@ def _tune() -> None:
 
 def _hand_in(via: str, text: str, output: Path | None, *, submit: bool) -> None:
     from intel_ft.distributed.launch import jobs
-    from intel_ft.errors import UserError
+    from intel_ft.errors import EnvironmentProblem, UserError
     from intel_ft.files import write_text
 
     if output is None:
@@ -108,6 +115,13 @@ def _hand_in(via: str, text: str, output: Path | None, *, submit: bool) -> None:
         typer.echo(text, nl=False)
         return
     write_text(output, text)
-    typer.echo(f"{output}: {shlex.join(jobs.submission(via, output))}")
+    command = jobs.submission(via, output)
+    typer.echo(f"{output}: {shlex.join(command)}")
     if submit:
-        os.execvp(jobs.submission(via, output)[0], jobs.submission(via, output))
+        try:
+            os.execvp(command[0], command)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"{command[0]} cannot be run ({error.strerror}): hand {output} in from a host that "
+                "has it"
+            ) from None

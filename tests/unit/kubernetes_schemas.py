@@ -43,6 +43,14 @@ class Volume(Known):
     persistentVolumeClaim: Claim
 
 
+class Socket(Known):
+    port: int
+
+
+class Probe(Known):
+    tcpSocket: Socket
+
+
 class Container(Known):
     name: str
     image: str
@@ -52,6 +60,7 @@ class Container(Known):
     workingDir: str = ""
     resources: Resources = Resources()
     volumeMounts: list[Mount] = []
+    readinessProbe: Probe | None = None
 
 
 class Pod(Known):
@@ -79,7 +88,8 @@ class RunPolicy(Known):
 
 class MPIJobSpec(Known):
     slotsPerWorker: int = 1
-    mpiImplementation: Literal["OpenMPI", "Intel"] = "OpenMPI"
+    mpiImplementation: Literal["OpenMPI", "Intel", "MPICH"] = "OpenMPI"
+    launcherCreationPolicy: Literal["AtStartup", "WaitForWorkersReady"] = "AtStartup"
     sshAuthMountPath: str = ""
     runPolicy: RunPolicy = RunPolicy()
     mpiReplicaSpecs: dict[Literal["Launcher", "Worker"], Replicas]

@@ -1,9 +1,13 @@
 """The images' lists of packages are complete and pinned, and their users are nobody special."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -11,6 +15,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
+PATH = f"{os.environ['PATH']}:/usr/sbin"
 LEFT_OUT = {
     "train": {"torch", "torchvision"},  # torch comes first, with its own dependencies
     "inference": {"torch", "openvino-telemetry"},
@@ -70,6 +75,41 @@ def test_two_nodes_share_keys_and_work() -> None:
     assert first["environment"]["MASTER_ADDR"] == first["hostname"] == "node1"
     target = first["build"]["target"]
     assert f" AS {target}\n" in (DOCKER / "cpu.Dockerfile").read_text()
+
+
+@pytest.mark.skipif(shutil.which("sshd", path=PATH) is None, reason="sshd is missing")
+def test_the_workers_of_an_mpi_job_have_an_sshd_that_takes_the_operators_keys() -> None:
+    """It mounts id_rsa (ECDSA, in OpenSSL's form), id_rsa.pub and authorized_keys, and no more."""
+    spec = yaml.safe_load((ROOT / "launch/k8s-mpijob.yaml").read_text())["spec"]
+    worker = spec["mpiReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    text = (DOCKER / "cpu.Dockerfile").read_text()
+    target = text.split(f" AS {worker['image'].partition(':')[2]}\n")[1]
+    source = re.search(rf"(?m)^COPY (\S+) {worker['command'][-1]}$", target)
+    assert source is not None, "the image has no such configuration"
+    config = (ROOT / source[1]).read_text()
+    assert f"Port {worker['readinessProbe']['tcpSocket']['port']}\n" in config
+    client = (DOCKER / "ssh/client.conf").read_text()
+    assert "IdentityFile ~/.ssh/id_rsa\n" in client and "Port 2222\n" in client
+    with TemporaryDirectory() as mount:  # pytest's own folders are closed to other users
+        said = sshd_reads(config.replace(spec["sshAuthMountPath"], mount), Path(mount))
+        assert f"hostkey {mount}/id_rsa\n" in said
+        assert f"authorizedkeysfile {mount}/authorized_keys\n" in said
+
+
+def sshd_reads(config: str, mount: Path) -> str:
+    """What sshd, run by an ordinary user, makes of a configuration and the keys in `mount`."""
+    key = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "521", "-m", "PEM", "-N", ""]
+    subprocess.run([*key, "-f", mount / "id_rsa"], check=True)
+    root = os.geteuid() == 0
+    if root:  # as the operator's: root's, readable for all
+        mount.chmod(0o755)
+        (mount / "id_rsa").chmod(0o644)
+    (mount / "sshd.conf").write_text(config)
+    command = [shutil.which("sshd", path=PATH), "-T", "-f", mount / "sshd.conf"]
+    user = 65534 if root else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, user=user)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
 def test_an_installed_package_has_every_file() -> None:

@@ -39,7 +39,7 @@ def generated(via, monkeypatch):
         max_restarts=2,
         elastic=False,
     )
-    return jobs.write(request, 4, "intel-ft:cpu")
+    return jobs.write(request, 4)
 
 
 def without_comments(text):
