@@ -15,8 +15,8 @@ _PREFERRED_MANY = 5  # linux/mempolicy.h: these nodes first, others rather than 
 
 
 def bind(started: Started, wanted: str) -> list[Decision]:
-    """Bind this process where several ranks share its host and nobody has done it: to its share of
-    the cores and to their NUMA nodes' memory. `wanted` is backend.bind.
+    """Bind this process where several ranks share its host and nobody has given it cores of its
+    own: to its share of the cores and to their NUMA nodes' memory. `wanted` is backend.bind.
     """
     name = "backend.bind"
     if started.local_size == 1:
@@ -26,12 +26,12 @@ def bind(started: Started, wanted: str) -> list[Decision]:
     if topology.bound():
         cpus = sorted(os.sched_getaffinity(0))
         return [Decision(name, as_list(cpus), "the launcher bound this rank to these cores")]
-    found = topology.read()
+    found = topology.read(allowed=topology.within_reach())
     try:
         place = places(found, started.local_size)[started.local_rank]
     except ValueError as error:
         return [Decision(name, "none", str(error))]
-    os.sched_setaffinity(0, place.cpus)
+    topology.take(place.cpus)
     memory = _prefer_memory(place) if len(found.memory) > 1 else ""
     why = f"rank {started.local_rank} of {started.local_size} on this host{memory}"
     return [Decision(name, as_list(place.cpus), why)]

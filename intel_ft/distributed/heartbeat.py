@@ -90,10 +90,7 @@ class Heartbeat:
         line does not go through logging, whose lock that thread may hold.
         """
         rank = "" if self._world.rank == 0 else f"rank {self._world.rank}: "
-        print(
-            f"error: {rank}{text}: the job ends; --resume goes on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        leave_exit_code(1)
+        line = f"{rank}{text}: the job ends; --resume goes on from the last checkpoint"
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        leave_exit_code(1, line)
         os._exit(1)

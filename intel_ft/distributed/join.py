@@ -5,6 +5,7 @@ training.run.
 import fcntl
 import logging
 import os
+import platform
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ import torch.distributed as dist
 from intel_ft.config import BackendConfig
 from intel_ft.decisions import Decision
 from intel_ft.distributed.heartbeat import Heartbeat
+from intel_ft.distributed.started import TORCHRUN
 from intel_ft.distributed.world import World
-from intel_ft.errors import EnvironmentProblem
+from intel_ft.errors import EnvironmentProblem, IntelFTError
 
 _SIOCGIFADDR = 0x8915  # ioctl: the IPv4 address of a network interface (netdevice(7))
+
+_ELSEWHERE = "192.0.2.1"  # RFC 5737: nobody's, so the way there is the default route
 
 _GROUPS = {"nccl": "cpu:gloo,cuda:nccl"}  # by the device of a collective's tensor
 
@@ -33,7 +37,8 @@ def joined(world: World, backend: BackendConfig, compute: str = "cpu") -> Iterat
 
     Later errors of its collectives name what was not done within `backend.timeout` seconds; a rank
     without a sign of life for `backend.heartbeat_timeout` ends this process. Raises
-    EnvironmentProblem.
+    EnvironmentProblem, and IntelFTError where the others do not come: a port may have been taken,
+    or a node lost, since somebody looked, so that another try may do.
     """
     if world.size == 1:
         yield []
@@ -58,7 +63,7 @@ def joined(world: World, backend: BackendConfig, compute: str = "cpu") -> Iterat
             timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:
-        raise EnvironmentProblem(
+        raise IntelFTError(
             f"rank {world.rank} of {world.size} could not join the others through {where} "
             f"({' '.join(str(error).split())[:200]}): check MASTER_ADDR, MASTER_PORT and firewalls"
         ) from error
@@ -116,16 +121,23 @@ def network_interface(world: World) -> Decision | None:
     if world.local_size == world.size:
         return Decision(name, "lo", "all ranks are on this host")
     host = os.environ["MASTER_ADDR"]
+    own, why = _source(host), f"the route to {host}"
+    if own is not None and own.startswith("127."):  # Debian gives a host's own name 127.0.1.1
+        own, why = _source(_ELSEWHERE), "the default route"
+    for _, interface in socket.if_nameindex() if own is not None else ():
+        if _address(interface) == own and interface != "lo":
+            return Decision(name, interface, why)
+    return None
+
+
+def _source(host: str) -> str | None:
+    """The address of this host from which packets to `host` leave; None without a route."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # sends nothing; the kernel picks the route
-            own = probe.getsockname()[0]
+            return str(probe.getsockname()[0])
     except OSError:
         return None
-    for _, interface in socket.if_nameindex():
-        if _address(interface) == own and interface != "lo":
-            return Decision(name, interface, f"the route to {host}")
-    return None
 
 
 def _address(interface: str) -> str | None:
@@ -146,9 +158,30 @@ def _tell_torch(world: World) -> None:
             "0's host, and MASTER_PORT"
         )
     environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    if world.rank == 0 and world.launcher != TORCHRUN:  # whose agent may be the one that listens
+        _require_own(environment["MASTER_ADDR"])
     # Ranks of one host have the same parent, and two jobs of one host have not.
     environment.setdefault("MASTER_PORT", str(20000 + os.getppid() % 20000))
     environment["RANK"] = str(world.rank)
     environment["WORLD_SIZE"] = str(world.size)
     environment["LOCAL_RANK"] = str(world.local_rank)
     environment["LOCAL_WORLD_SIZE"] = str(world.local_size)
+
+
+def _require_own(host: str) -> None:
+    """Raise EnvironmentProblem unless `host`, where rank 0 listens for the others, is this one."""
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise EnvironmentProblem(f"MASTER_ADDR={host} cannot be resolved ({error})") from None
+    for family, kind, protocol, _, address in addresses:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)  # port 0: any
+                return
+        except OSError:
+            continue
+    raise EnvironmentProblem(
+        f"MASTER_ADDR={host} is no address of {platform.node()}, where rank 0 runs: set it to rank "
+        "0's host, or unset it if an earlier job left it"
+    )

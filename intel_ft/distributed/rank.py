@@ -8,13 +8,16 @@ import faulthandler
 import logging
 import os
 import signal
+import sys
+import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
 from intel_ft.decisions import Decision
 from intel_ft.distributed.binding import bind
-from intel_ft.distributed.started import started_as
-from intel_ft.errors import EnvironmentProblem
+from intel_ft.distributed.started import TORCHRUN, started_as
+from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError
 
 LOGS = "INTEL_FT_LOGS"  # the folder of logs, for what writes more into it
 FAILED = "failed"  # the file there that has the exit code of the first rank that failed
@@ -36,6 +39,8 @@ def begin(expected: Expected, wanted_binding: str) -> list[Decision]:
     """Check that the world is the one that was launched, log to a file of this rank's own, and bind
     to cores. Raises EnvironmentProblem.
     """
+    if expected.logs is not None:
+        os.environ[LOGS] = str(expected.logs)  # first, so that `launch` hears of what is wrong here
     started = started_as()
     if expected.ranks is not None and started.size != expected.ranks:
         raise EnvironmentProblem(
@@ -44,14 +49,12 @@ def begin(expected: Expected, wanted_binding: str) -> list[Decision]:
         )
     if expected.ranks is not None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # if the launcher is killed
-    if expected.master is not None:
-        host, _, port = expected.master.rpartition(":")
-        os.environ.setdefault("MASTER_ADDR", host)
-        os.environ.setdefault("MASTER_PORT", port)
+    if expected.master is not None and started.launcher != TORCHRUN:  # which has its own
+        # Whatever an earlier job left in the environment.
+        os.environ["MASTER_ADDR"], _, os.environ["MASTER_PORT"] = expected.master.rpartition(":")
     if started.size > 1:
         os.environ["RANK"] = str(started.rank)  # error lines name it
     if expected.logs is not None:
-        os.environ[LOGS] = str(expected.logs)
         _log_to(expected.logs / f"rank-{started.rank}.log")
     if started.rank:
         for handler in logging.getLogger().handlers:
@@ -63,13 +66,33 @@ def begin(expected: Expected, wanted_binding: str) -> list[Decision]:
     return decisions
 
 
-def leave_exit_code(code: int) -> None:
+def leave_exit_code(code: int, why: str | None = None) -> None:
     """Tell `launch` the code this process ends with: launchers return one of their own, and hang
-    where a host is gone.
+    where a host is gone. `why`, by default the error that is being handled, goes to its log.
     """
     if logs := os.environ.get(LOGS):
         with contextlib.suppress(OSError), (Path(logs) / FAILED).open("x") as file:
             file.write(f"{code}\n")
+        if why := why or _error():
+            _append(Path(logs) / f"rank-{os.environ.get('RANK', '0')}.log", why)
+
+
+def _error() -> str | None:
+    """The error that is being handled; with a traceback if it is none of ours."""
+    error = sys.exc_info()[1]
+    if error is None or isinstance(error, FailedElsewhere | KeyboardInterrupt):
+        return None
+    known = isinstance(error, IntelFTError)
+    return str(error) if known else "".join(traceback.format_exception(error))
+
+
+def _append(log: Path, text: str) -> None:
+    """Not through logging, whose lock another thread may hold. A rank that failed before it had a
+    log gets none.
+    """
+    with contextlib.suppress(OSError), log.open("r+", encoding="utf-8") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {text.rstrip()}\n")
 
 
 def asked_to_stop() -> int | None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from intel_ft.errors import EnvironmentProblem
 
+TORCHRUN = "torchrun or accelerate"
+
 
 class _Launcher(NamedTuple):
     """The environment variables in which a launcher tells a process its place."""
@@ -23,7 +25,7 @@ class _Launcher(NamedTuple):
 # The first that is present has the say: torchrun may run inside of mpirun or srun, and mpirun
 # starts its own helpers with srun.
 _LAUNCHERS = (
-    _Launcher("torchrun or accelerate", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    _Launcher(TORCHRUN, "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     _Launcher("Intel MPI or MPICH", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     _Launcher(
         "Open MPI",
@@ -56,7 +58,11 @@ def started_as(environment: Mapping[str, str] = os.environ) -> Started:
     Several copies of a run that do not know of each other would train that many separate models
     into one folder.
     """
-    present = [launcher for launcher in _LAUNCHERS if environment.get(launcher.size)]
+    present = [
+        launcher
+        for launcher in _LAUNCHERS
+        if environment.get(launcher.size) and not _is_slurms(launcher, environment)
+    ]
     if not present:
         return Started()
     world = _world(environment, present[0])
@@ -69,6 +75,14 @@ def started_as(environment: Mapping[str, str] = os.environ) -> Started:
                 f"{present[0].size}={world.size}: unset the one that is not meant"
             )
     return world
+
+
+def _is_slurms(launcher: _Launcher, environment: Mapping[str, str]) -> bool:
+    """Whether srun set this launcher's variables: `--mpi=pmi2`, a cluster's default perhaps, gives
+    Intel MPI's rank and size and says nothing of hosts.
+    """
+    srun = "SLURM_STEP_NUM_TASKS" in environment
+    return srun and launcher.size == "PMI_SIZE" and launcher.local_size not in environment
 
 
 def _world(environment: Mapping[str, str], launcher: _Launcher) -> Started:

@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 from intel_ft.distributed import control_group
 from intel_ft.distributed.kernel_files import kernel_text
+from intel_ft.distributed.started import started_as
 
 _KIB = 2**20  # in a GiB
+
+_taken: set[int] = set()  # the CPUs that this process bound itself to
 
 
 class Core(NamedTuple):
@@ -74,13 +77,40 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
 
 
 def bound() -> bool:
-    """Whether this process has fewer CPUs than the process that started it: a launcher, or we
-    ourselves, bound it to cores of its own.
+    """Whether this process is bound to cores of its own: by `take`, or by a launcher to fewer CPUs
+    than there are for the ranks of this host, so few that as many for each of them fit. Launchers
+    also bind several ranks to the same cores: those of a socket, a NUMA node or a job.
     """
+    own = os.sched_getaffinity(0)
+    if own == _taken:
+        return True
+    all_ranks = within_reach()
+    needed = len(read(allowed=own).cores) * started_as().local_size
+    return own < all_ranks and needed <= len(read(allowed=all_ranks).cores)
+
+
+def take(cpus: tuple[int, ...]) -> None:
+    """Bind this process to these CPUs."""
+    os.sched_setaffinity(0, cpus)
+    _taken.clear()
+    _taken.update(cpus)
+
+
+def within_reach() -> set[int]:
+    """The CPUs that this process may bind itself to, whatever it is bound to now: those of the
+    process that started it, of which a cpuset of a control group may allow some.
+    """
+    own = os.sched_getaffinity(0)
     try:
-        return os.sched_getaffinity(0) < os.sched_getaffinity(os.getppid())
-    except OSError:
-        return False  # a parent of another user
+        wider = os.sched_getaffinity(os.getppid())
+        if not own < wider:
+            return own
+        os.sched_setaffinity(0, wider)  # the kernel takes away what is not allowed
+    except OSError:  # a parent that is hidden, or a sandbox
+        return own
+    found = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, own)
+    return found
 
 
 def parse_list(text: str) -> set[int]:

@@ -5,6 +5,7 @@ from cli.train and demo.
 import errno
 import logging
 import math
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -19,12 +20,13 @@ from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.distributed.join import joined
+from intel_ft.distributed.launch.preflight import packages
 from intel_ft.distributed.started import started_as
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
 from intel_ft.models.adapter import restore_weights
-from intel_ft.models.load import fingerprint
+from intel_ft.models.load import fingerprint, model_folder
 from intel_ft.provenance import Provenance
 from intel_ft.training import checkpoint, run_folder
 from intel_ft.training.callbacks import trackers
@@ -98,6 +100,9 @@ def _train(
         _require_same(world, config, work, start)
     cuda.forget_peak(work.device)
     work.gemm_rate = float(world.sum(torch.tensor([work.gemm_rate], dtype=torch.float64)))
+    measured = "measured just now" + (f", of {world.size} ranks" if world.size > 1 else "")
+    decisions.append(Decision("MFU's peak", f"{work.gemm_rate / 1e9:,.0f} GFLOP/s", measured))
+    logger.info("%s", decisions[-1])
     with world.together(), _explained(config):
         if world.rank == 0:
             run_folder.begin(run, overwrite=overwrite)
@@ -114,9 +119,16 @@ def _train(
 
 
 def _require_same(world: World, config: Config, work: Workload, start: Path | None) -> None:
-    """Raise EnvironmentProblem where ranks would not train the same run."""
+    """Raise EnvironmentProblem where ranks would not train the same run. What `launch` compares
+    before it starts them, too: Slurm and people do not.
+    """
+    if world.size == 1:
+        return
+    base = model_folder(config.model)
     for what, text in (
+        ("Python or package versions", f"{platform.python_version()} {packages()}"),
         ("config", config.to_yaml()),
+        ("base model", f"{fingerprint(base)} {(base / 'config.json').read_text('utf-8')}"),
         ("data or tokenizer", work.plan.fingerprint()),
         ("run folder, which is to be on a shared filesystem", start.name if start else ""),
     ):

@@ -2,20 +2,32 @@
 hosts report of themselves.
 """
 
+import re
 import shlex
 import stat
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 from kubernetes_schemas import MPIJob, TrainJob
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from intel_ft.cli.main import app
 from intel_ft.distributed.launch import commands, jobs, preflight
 from intel_ft.distributed.launch.job import Job, forwarded, read_hostfile
 from intel_ft.distributed.launch.run import Request
+from intel_ft.distributed.launch.supervise import supervise
 from intel_ft.errors import EnvironmentProblem, UserError
 
+ROOT = Path(__file__).parents[2]
+CONFIG = """\
+model: {name_or_path: tiny-python-llama}
+data: {train: docstring-to-python}
+output: {directory: runs/one}
+"""
 PROGRAM = ("python", "-m", "intel_ft", "train", "run.yaml")
 TWO_HOSTS = Job(PROGRAM, ("node1", "node2"), 4, "node1:29500")
 
@@ -116,6 +128,24 @@ def test_accelerate_needs_hosts_because_it_starts_one_process_without(tmp_path, 
         commands.command(Job(PROGRAM, (), 2, "127.0.0.1:1"), "accelerate")
 
 
+@pytest.mark.parametrize(
+    ("version", "lines"),
+    [("Intel(R) MPI", "node1\nnode3\n"), ("Open MPI", "node1 slots=2\nnode3 slots=2\n")],
+)
+def test_accelerate_gets_the_hosts_that_are_left(tmp_path, monkeypatch, version, lines):
+    """Not the user's file, which has node2, and `name:2`, which is not everybody's form."""
+    fake(tmp_path, monkeypatch, version)
+    job = Job(PROGRAM, ("node1", "node3"), 2, "node1:29500")
+    command = commands.command(job, "accelerate", tmp_path / "logs")
+    ((path, text),) = command.files.items()
+    assert (path, text) == (tmp_path / "logs/hosts", lines)
+    assert f"--mpirun_hostfile {path} " in shlex.join(command.arguments)
+    if version == "Open MPI":
+        return
+    command = replace(command, arguments=("grep", "-c", "node", str(path)))
+    assert supervise(command, tmp_path / "logs") == 0  # it is there when the command runs
+
+
 def test_forwarded_names_exist(monkeypatch):
     monkeypatch.setenv("OMP_PLACES", "cores")
     monkeypatch.delenv("LD_PRELOAD", raising=False)
@@ -153,6 +183,48 @@ def test_job_scripts_are_shell_and_resume(tmp_path, via):
     assert ("select=4" in text) == (via == "pbs")
 
 
+def test_the_folder_that_a_scheduler_writes_to_is_there(tmp_path, monkeypatch):
+    """It opens the job's output before the script runs, which could make it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    for via in ("slurm", "pbs"):
+        folder = f"runs {via}"
+        done = CliRunner().invoke(
+            app, ["launch", "run.yaml", f"output.directory={folder}/a/b", "--via", via, "-o", "job"]
+        )
+        assert done.exit_code == 0, done.output
+        text = (tmp_path / "job").read_text()
+        wanted = re.search(r"(?m)^#(?:SBATCH --output=|PBS -o )(.*)$", text)
+        assert Path(shlex.split(wanted[1], comments=False)[0]).parent.is_dir()
+        assert f"# Submit: mkdir -p '{folder}/a' && " in text
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot be made for the job"):
+        jobs.make_folder(request(tmp_path, "slurm", run=Path("file/run")))
+
+
+def test_a_job_that_cannot_be_handed_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    command = ["launch", "run.yaml", "--via", "slurm", "-o", "job.sh", "--submit"]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, EnvironmentProblem)
+    assert str(done.exception).startswith("sbatch cannot be run (No such file or directory)")
+
+
+def test_srun_says_nothing_of_pmi(tmp_path):
+    assert "\nsrun --mpi=none " in jobs.write(request(tmp_path, "slurm"), 2)
+
+
+def test_jobs_have_as_many_ranks_as_were_measured_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "tuned", lambda host: (3, "measured"))
+    free = request(tmp_path, "slurm", ranks_per_host=None)
+    assert "--ntasks-per-node=3\n" in jobs.write(free, 2)
+    assert "--ntasks-per-node=2\n" in jobs.write(request(tmp_path, "slurm"), 2)
+    monkeypatch.setattr(jobs, "tuned", lambda host: None)
+    assert "--ntasks-per-node=3\n" not in jobs.write(free, 2)
+
+
 def test_kubernetes_manifests(tmp_path):
     text = jobs.write(request(tmp_path, "k8s"), nodes=3, image="registry.example/ft:1")
     job = yaml.safe_load(text)
@@ -160,6 +232,7 @@ def test_kubernetes_manifests(tmp_path):
     assert job["metadata"]["name"] == "out-1"
     roles = job["spec"]["mpiReplicaSpecs"]
     assert (roles["Worker"]["replicas"], job["spec"]["slotsPerWorker"]) == (3, 2)
+    assert job["spec"]["launcherCreationPolicy"] == "WaitForWorkersReady"
     command = roles["Launcher"]["template"]["spec"]["containers"][0]["command"]
     assert command[:2] == ["intel-ft", "launch"]
     assert "/etc/mpi/hostfile" in command
@@ -168,6 +241,14 @@ def test_kubernetes_manifests(tmp_path):
     ]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 2)
     assert trainer["command"][-2:] == ["--ranks", "6"]
+
+
+def test_images_that_nobody_named_are_those_of_the_documentation(tmp_path):
+    documented = re.findall(r"-t (\S+) \.", (ROOT / "docker/README.md").read_text())
+    for via in ("k8s", "k8s-trainjob"):
+        text = jobs.write(request(tmp_path, via), 3)
+        assert set(re.findall(r"image: (\S+)", text)) == {jobs.IMAGES[via]} <= set(documented)
+        assert "shared" in text.split("apiVersion")[0]  # what holds the config and the data
 
 
 @pytest.mark.parametrize(("via", "schema"), [("k8s", MPIJob), ("k8s-trainjob", TrainJob)])

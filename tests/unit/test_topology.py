@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sys_trees import snc4_with_hbm, two_sockets_of_four_nodes, write_machine
 
-from intel_ft.distributed import topology
+from intel_ft.distributed import binding, topology
 from intel_ft.distributed.binding import as_list
 from intel_ft.distributed.layout import places, ranks_per_host
+from intel_ft.distributed.started import Started
 from intel_ft.distributed.topology import Core, Topology
 
 
@@ -106,6 +107,64 @@ def test_bound_means_fewer_than_the_parent_has():
     assert subprocess.run(own, capture_output=True, text=True, check=True).stdout == "True\n"
     free = [sys.executable, "-c", code]
     assert subprocess.run(free, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+class Kernel:
+    """A machine of `tree` where this process has the CPUs `own`, its parent those of `parent`, and
+    a cpuset allows `cpuset`.
+    """
+
+    def __init__(self, monkeypatch, tree, own, parent, cpuset, ranks, rank=0):
+        self.own, self.parent, self.cpuset = set(own), set(parent), set(cpuset)
+        monkeypatch.setattr(os, "getppid", lambda: 7)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(self.of(pid)))
+        monkeypatch.setattr(os, "sched_setaffinity", self.bind)
+        monkeypatch.setattr(topology, "_taken", set())
+        read = topology.read
+        monkeypatch.setattr(topology, "read", lambda allowed=None: read(tree, allowed))
+        for name in ("WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in (("SIZE", ranks), ("RANK", rank)):
+            monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", str(value))
+            monkeypatch.setenv(f"OMPI_COMM_WORLD_LOCAL_{name}", str(value))
+
+    def of(self, pid):
+        return self.parent if pid == 7 else self.own
+
+    def bind(self, _, cpus):
+        self.own = set(cpus) & self.cpuset
+
+
+ALL = range(16)  # two sockets of eight cores
+
+
+@pytest.mark.parametrize(
+    ("own", "cpuset", "ranks", "rank", "got"),
+    [
+        (ALL, ALL, 2, 1, range(8, 16)),  # nobody bound it
+        (range(8, 16), ALL, 2, 1, range(8, 16)),  # its launcher did
+        (range(8, 16), ALL, 4, 1, range(4, 8)),  # Open MPI: ranks 1 and 3 share the socket
+        (range(8), ALL, 4, 3, range(12, 16)),
+        (range(8), range(8), 2, 1, range(4, 8)),  # a Slurm job of half of a node, not bound
+        (range(4, 8), range(8), 2, 1, range(4, 8)),  # and bound
+        (range(3, 6), range(6), 4, 3, (4, 5)),  # cores that cannot be divided evenly
+    ],
+)
+def test_ranks_that_a_launcher_put_on_the_same_cores_get_their_own(
+    own, cpuset, ranks, rank, got, tmp_path, monkeypatch
+):
+    tree = write_machine(tmp_path, [("0-7", 1), ("8-15", 1)], 1)
+    kernel = Kernel(monkeypatch, tree, own, ALL, cpuset, ranks, rank)
+    monkeypatch.setattr(binding, "_prefer_memory", lambda place: "")
+    started = Started(rank, ranks, rank, ranks, "Open MPI")
+    by_launcher = set(own) == set(got)
+    assert topology.bound() == by_launcher
+    assert kernel.own == set(own)  # looking changes nothing
+    [decision] = binding.bind(started, "auto")
+    assert kernel.own == set(got)
+    assert decision.value == as_list(sorted(got))
+    assert ("the launcher bound" in decision.reason) == by_launcher
+    assert topology.bound()  # backends.cpu asks later
 
 
 def test_nodes_whose_cores_cannot_be_divided(tmp_path):

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from intel_ft.distributed.launch.job import Job, forwarded
@@ -25,18 +25,19 @@ class Command:
     arguments: tuple[str, ...]
     environment: dict[str, str]
     launcher: str
+    files: dict[Path, str] = field(default_factory=dict)
 
 
-def command(job: Job, via: str, hostfile: Path | None = None) -> Command:
-    """The command for `via`: mpirun, accelerate or torchrun. Raises EnvironmentProblem where it is
-    not installed.
+def command(job: Job, via: str, folder: Path = Path()) -> Command:
+    """The command for `via`: mpirun, accelerate or torchrun; files it needs are to be in `folder`.
+    Raises EnvironmentProblem where it is not installed.
     """
     if via == "torchrun":
         return _torchrun(job)
     program = job.mpirun or find("mpirun")
     flavour = mpi_flavour(program)
     if via == "accelerate":
-        return _accelerate(job, program, flavour, hostfile)
+        return _accelerate(job, program, flavour, folder / "hosts")
     return {"Intel MPI": _intel_mpi, "Open MPI": _open_mpi, "MPICH": _mpich}[flavour](job, program)
 
 
@@ -130,9 +131,11 @@ def _open_mpi(job: Job, program: str) -> Command:
     return Command((*arguments, *job.program), {}, "Open MPI")
 
 
-def _accelerate(job: Job, program: str, flavour: str, hostfile: Path | None) -> Command:
-    """Accelerate starts CPU ranks on several hosts through mpirun, and none on a single one."""
-    if hostfile is None:
+def _accelerate(job: Job, program: str, flavour: str, hostfile: Path) -> Command:
+    """Accelerate starts CPU ranks on several hosts through mpirun, and none on a single one. The
+    host file is one of our own: the user's may name hosts that are gone, in a form of ours.
+    """
+    if not job.hosts:
         raise UserError(
             "--via accelerate needs --hostfile: without one it starts a single process, whatever "
             "--num_processes says; use --via mpirun or torchrun"
@@ -154,7 +157,9 @@ def _accelerate(job: Job, program: str, flavour: str, hostfile: Path | None) -> 
     arguments += ["--main_process_port", port, "--mpirun_hostfile", str(hostfile)]
     arguments += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     # It puts its own Python before the program, which is `python -m intel_ft ...`.
-    return Command((*arguments, *job.program[1:]), environment, f"accelerate, {flavour}")
+    slots = f" slots={job.ranks_per_host}" if flavour == "Open MPI" else ""  # else -ppn says it
+    files = {hostfile: "".join(f"{host}{slots}\n" for host in job.hosts)}
+    return Command((*arguments, *job.program[1:]), environment, f"accelerate, {flavour}", files)
 
 
 def _torchrun(job: Job) -> Command:

@@ -1,5 +1,5 @@
 """What is checked on every host before a run starts there: each host reports, the launching one
-compares; called from distributed.launch.run, and as a program on each host.
+compares; called from distributed.launch.run and training.run, and as a program on each host.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ def report(config_file: Path, overrides: list[str]) -> dict[str, Any]:
         "host": platform.node(),
         "problem": problem,
         "python": platform.python_version(),
-        "packages": {name: installed(name) for name in _PACKAGES},
+        "packages": packages(),
         "config": config,
         "base": base,
         "time": time.time(),
@@ -79,6 +79,11 @@ def report(config_file: Path, overrides: list[str]) -> dict[str, Any]:
         "nodes": len(host.nodes),
         "port": port,
     }
+
+
+def packages() -> dict[str, str | None]:
+    """The versions that are to be the same on all hosts."""
+    return {name: installed(name) for name in _PACKAGES}
 
 
 def fingerprint(name_or_path: str) -> str:

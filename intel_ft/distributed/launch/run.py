@@ -15,12 +15,11 @@ from intel_ft.distributed.launch import preflight
 from intel_ft.distributed.launch.commands import Command, command
 from intel_ft.distributed.launch.everywhere import answers
 from intel_ft.distributed.launch.job import Job, read_hostfile
-from intel_ft.distributed.launch.supervise import supervise
+from intel_ft.distributed.launch.supervise import FINAL, supervise
 from intel_ft.distributed.launch.tune import tuned
 from intel_ft.distributed.layout import ranks_per_host
 from intel_ft.errors import EnvironmentProblem
 
-FINAL = (0, 2, 3, 4, 130, 143)  # exit codes after which a restart would end alike
 _PREFLIGHT = 180  # seconds for all hosts to report
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def launch(request: Request) -> int:
                 attempt + 1,
                 request.max_restarts,
             )
-            train = ("--resume",)
+            train = ("--resume", *(option for option in request.train if option == "--json"))
     return code
 
 
@@ -84,7 +83,7 @@ def prepare(request: Request, *, check: bool) -> tuple[Job, list[Decision]]:
 
 def starting(request: Request, job: Job) -> Command:
     """The launcher's command for the job."""
-    return command(job, request.via, request.hostfile)
+    return command(job, request.via, logs_of(request))
 
 
 def logs_of(request: Request) -> Path:

@@ -16,8 +16,10 @@ from types import FrameType
 
 from intel_ft.distributed.launch.commands import Command
 from intel_ft.distributed.rank import FAILED, STOP
+from intel_ft.files import write_text
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+FINAL = (0, 2, 3, 4, 130, 143)  # exit codes after which a restart would end alike
 _GENERATIONS = 5  # of orphans: a launcher, its proxies, their ranks
 GRACE = 20.0  # seconds that a launcher gets to end its ranks after one has failed
 
@@ -25,14 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 def supervise(command: Command, logs: Path) -> int:
-    """Run the command to its end; the exit code of the first rank that failed, 1 where none said so
-    (it was killed), or 128 + the number of the signal that ended the launcher.
+    """Run the command to its end; the exit code of the first rank that failed. Where none said so:
+    the launcher's if it is in FINAL (a rank may fail before it knows where to say so), 1 if not (a
+    rank was killed), or 128 + the number of the signal that ended the launcher.
 
     A first SIGTERM or SIGINT asks the ranks, through a file in `logs`, to save after their step and
     stop; a second one kills. A launcher that still runs GRACE seconds after a rank ended the job
     (because a host is gone) is killed, too.
     """
     logs.mkdir(parents=True, exist_ok=True)
+    for path, text in command.files.items():
+        write_text(path, text)
     _adopt_orphans()
     for name in (FAILED, STOP):
         (logs / name).unlink(missing_ok=True)
@@ -47,7 +52,9 @@ def supervise(command: Command, logs: Path) -> int:
     _kill(process)
     with contextlib.suppress(OSError, ValueError):
         return int((logs / FAILED).read_text(encoding="utf-8")) if code else 0
-    return 1 if code > 0 else 128 - code
+    if code < 0:
+        return 128 - code
+    return code if code in FINAL else 1
 
 
 @contextlib.contextmanager

@@ -114,8 +114,11 @@ def under_intel_mpi() -> bool:
     """Whether Intel MPI's (or MPICH's) mpirun started this process, so that MPI can carry it.
 
     Open MPI's cannot: oneCCL is built against MPICH's binary interface, and goes over TCP there.
+    Neither can srun, which may set PMI_RANK (`--mpi=pmi2`), but never mpirun's MPI_LOCALNRANKS.
     """
-    return "PMI_RANK" in os.environ
+    environment = os.environ
+    srun = "SLURM_STEP_NUM_TASKS" in environment and "MPI_LOCALNRANKS" not in environment
+    return "PMI_RANK" in environment and not srun
 
 
 def _folders() -> list[Path]:
