@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import convert
+from intel_ft.recipes import convert, steps
 from intel_ft.recipes.axolotl_keys import NEEDLESS, UNSUPPORTED
-from intel_ft.recipes.translation import Translation
+from intel_ft.recipes.translation import Translation, is_off
 
 NAME = "Axolotl"
 
@@ -26,8 +26,7 @@ def translate(t: Translation, devices: int) -> None:
     t.move("base_model", "model.name_or_path")
     t.move("revision_of_model", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
-    for key in ("bf16", "bfloat16"):
-        convert.precision(t, key)
+    convert.machine(t, ("bf16", "bfloat16"))
     _method(t)
     _datasets(t)
     for old, new, change, default in (
@@ -42,13 +41,13 @@ def translate(t: Translation, devices: int) -> None:
         ("max_steps", "train.max_steps", convert.whole, None),
     ):
         t.convert(old, new, change, default)
-    convert.batch(t, "micro_batch_size", 1, devices)
+    steps.batch(t, "micro_batch_size", 1, devices, ("sample_packing",))
     convert.optimizer(t, "optimizer", "adamw_torch_fused")
     convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
-    convert.warmup(t, 0.03)
-    convert.checkpoints(t, None)
+    steps.warmup(t, 0.03)
+    steps.checkpoints(t, None)
     t.convert("gradient_checkpointing", "train.activation_checkpointing", bool)
-    if t.config["data"].get("eval_fraction") or t.config["data"].get("eval"):
+    if t.got("data.eval_fraction") or t.got("data.eval"):
         t.convert("early_stopping_patience", "train.early_stopping", convert.whole)
     _trackers(t)
     t.move("output_dir", "output.directory", "model-out")
@@ -96,9 +95,15 @@ def _method(t: Translation) -> None:
 
 def _datasets(t: Translation) -> None:
     t.convert("sequence_len", "data.max_length", convert.whole, 512)
-    t.convert("excess_length_strategy", "data.on_long", _on_long, "drop")
-    _dataset(t, "datasets", "data.train", "data.split")
     template = t.take("chat_template")
+    if template is not None and not is_off(t.left.get("datasets[0].chat_template")):
+        t.meaningless.append(f"chat_template: {template}: the dataset's own goes first")
+        template = None
+    _dataset(t, "datasets", "data.train", "data.split")
+    if t.got("data.on_long"):
+        t.needless({"excess_length_strategy": "completions are split there before it counts"})
+    else:
+        t.convert("excess_length_strategy", "data.on_long", _on_long, "drop")
     if template is not None:
         _template(t, "chat_template", str(template))
     if t.flag("train_on_inputs"):
@@ -153,23 +158,35 @@ def _dataset(t: Translation, old: str, new: str, split: str) -> None:
         "type.field_output": "output",
     }
     for key, ours in fields.items():
-        value = t.take(f"{first}.{key}")
-        if value == ours:
-            t.meaningless.append(f"{first}.{key}: {value}: it is the name that is read here")
-        elif value is not None:
-            t.cannot(f"{first}.{key}", value, f"rename it to {ours} in the data")
-    if t.take(f"{first}.roles_to_train") is not None:
-        t.put("data.loss_on", "completion", f"{first}.roles_to_train")
+        convert.column(t, f"{first}.{key}", ours)
+    _learnt(t, first)
     t.needless(
         {
             f"{first}.ds_type": "told from the file's ending",
-            f"{first}.roles.*": "roles are user, assistant and system",
-            f"{first}.train_on_eos": "the end of every answer is learnt",
             f"{first}.trust_remote_code": "dataset scripts are never run",
         }
     )
-    rest = "the format's columns and templates are fixed here"
-    t.unsupported({f"{first}.*": rest, f"{old}[*": "one source is read: join them into one file"})
+    t.unsupported(
+        {
+            f"{first}.roles.*": "roles are user, assistant and system: rename them in the data",
+            f"{first}.*": "the format's columns and templates are fixed here",
+            f"{old}[*": "one source is read: join them into one file",
+        }
+    )
+
+
+def _learnt(t: Translation, first: str) -> None:
+    """Which turns of a conversation the loss is on: the assistant's, each with its end."""
+    roles, ends = t.take(f"{first}.roles_to_train"), t.take(f"{first}.train_on_eos")
+    if roles == ["assistant"]:
+        t.put("data.loss_on", "completion", f"{first}.roles_to_train: [assistant]")
+    elif roles is not None:
+        why = "the loss is on the assistant's turns, or on all (data.loss_on)"
+        t.cannot(f"{first}.roles_to_train", roles, why)
+    if ends == "turn":
+        t.meaningless.append(f"{first}.train_on_eos: turn: the end of every answer is learnt")
+    elif ends is not None:
+        t.cannot(f"{first}.train_on_eos", ends, "the end of every answer is learnt, and no other")
 
 
 def _kind(t: Translation, old: str, kind: str) -> None:
@@ -187,20 +204,21 @@ def _kind(t: Translation, old: str, kind: str) -> None:
         return
     t.put("data.format", found[0], f"{old}: {kind}")
     t.put("data.template", found[1], f"{old}: {kind}")
+    if kind == "completion":
+        t.put("data.on_long", "truncate", f"{old}: {kind}")
+        t.cannot(old, kind, "texts longer than sequence_len are split there, and cut here")
 
 
 def _template(t: Translation, old: str, name: str) -> None:
     """A chat template by Axolotl's name; the models' own ones are in their tokenizers."""
-    fallback = name.removeprefix("tokenizer_default_fallback_")
     if name == "jinja":
         t.cannot(old, name, "put it into the model folder's tokenizer and say template: tokenizer")
-    elif t.config["data"].get("format") in ("alpaca", "text"):
+    elif t.got("data.format") in ("alpaca", "text"):
         t.meaningless.append(f"{old}: {name}: the dataset's type says how it is written")
     elif name in _CHAT_TEMPLATES:
         t.put("data.template", _CHAT_TEMPLATES[name], f"{old}: {name}")
     else:
-        note = "the tokenizer's own chat template" + (f", else {fallback}" * (fallback != name))
-        t.put("data.template", "auto", f"{old}: {name}", note)
+        t.put("data.template", "auto", f"{old}: {name}", convert.OWN_TEMPLATE)
 
 
 def _trackers(t: Translation) -> None:

@@ -11,8 +11,8 @@ from intel_ft.config import MethodConfig, ModelConfig, TrainConfig
 from intel_ft.recipes.translation import Translation, choices
 
 SHARED_NEEDLESS = {
-    "fp16*": "weights and products are bfloat16 here, which needs no loss scaling",
-    "tf32": "a CUDA number format",
+    "fp16_*": "evaluation is in the precision of training, loss scaling is PyTorch's",
+    "tf32": "products are in model.dtype",
     "deepspeed*": "each rank holds the whole frozen model, only the adapter's gradients are shared",
     "fsdp*": "each rank holds the whole frozen model, only the adapter's gradients are shared",
     "ddp_*": "ranks exchange gradients once a step; see backend.collective",
@@ -40,14 +40,12 @@ SHARED_NEEDLESS = {
     "push_to_hub": "say `intel-ft push` after training",
     "run_name": "the run's folder is its name",
     "remove_columns": "columns a format does not need are left alone",
-    "device_map": "the model lies in this machine's memory",
+    "device_map": "each rank has the whole model",
     "low_cpu_mem_usage": "weights are mapped from their file",
-    "use_cpu": "it is what runs here",
-    "no_cuda": "it is what runs here",
     "include_num_input_tokens_seen": "metrics.jsonl counts tokens each step",
     "include_tokens_per_second": "metrics.jsonl has it each step",
     "skip_memory_metrics": "metrics.jsonl has the memory each step",
-    "use_liger_kernel": "CUDA kernels; the loss is chunked and fused here as well",
+    "use_liger_kernel": "the loss is chunked and fused here as well",
 }
 
 SHARED_UNSUPPORTED = {
@@ -60,14 +58,21 @@ SHARED_UNSUPPORTED = {
     "data_seed": "one seed is for data and weights: train.seed",
 }
 
-_SAME_UPDATE = {
-    "adamw_hf": "the same update",
-    "adamw_apex_fused": "the same update",
-    "paged_adamw": "the same update; states lie in main memory anyway",
-    "paged_adamw_8bit": "states in 32 bit: an adapter's are small",
-    "adamw_8bit": "states in 32 bit: an adapter's are small",
-    "adamw_bnb_8bit": "states in 32 bit: an adapter's are small",
+_IN_32_BIT = "states in 32 bit: an adapter's are small"
+_NEAREST = {
+    "adamw_hf": ("adamw_torch_fused", "the same update"),
+    "adamw_apex_fused": ("adamw_torch_fused", "the same update"),
+    "adamw_8bit": ("adamw_torch_fused", _IN_32_BIT),
+    "adamw_bnb_8bit": ("adamw_torch_fused", _IN_32_BIT),
+    "paged_adamw": ("paged_adamw_32bit", "its other name"),
+    "paged_adamw_8bit": ("paged_adamw_32bit", _IN_32_BIT),
 }
+
+OWN_TEMPLATE = (
+    "the tokenizer's own chat template; a base without one gets that of the data's format, chatml"
+    " for messages"
+)
+"""What data.template: auto means where the other trainer names a model family's template."""
 
 
 def number(value: Any) -> float:
@@ -111,8 +116,8 @@ def optimizer(t: Translation, old: str, default: str) -> None:
         t.put("train.optimizer", default, f"{t.dialect}'s default")
     elif value in choices(TrainConfig, "optimizer"):
         t.put("train.optimizer", value, f"{old}: {value}")
-    elif note := _SAME_UPDATE.get(str(value)):
-        t.put("train.optimizer", "adamw_torch_fused", f"{old}: {value}", note)
+    elif found := _NEAREST.get(str(value)):
+        t.put("train.optimizer", found[0], f"{old}: {value}", found[1])
     else:
         t.cannot(old, value, f"train.optimizer has {_list(choices(TrainConfig, 'optimizer'))}")
 
@@ -125,52 +130,6 @@ def adam(t: Translation, names: dict[str, float]) -> None:
             t.meaningless.append(f"{name}: {value}: it is AdamW's own value here")
         elif value is not None:
             t.cannot(name, value, f"AdamW's is {usual} here")
-
-
-def batch(t: Translation, per_device: str, default: int, devices: int) -> None:
-    """examples a device x accumulation x devices -> examples a step over all ranks."""
-    size, steps = t.read(per_device, whole), t.read("gradient_accumulation_steps", whole)
-    size, steps = size or default, steps or 1
-    old = f"{per_device}: {size} x gradient_accumulation_steps: {steps} x {devices} device(s)"
-    note = "--devices says how many it ran on"
-    t.put("train.global_batch_size", size * steps * devices, old, note)
-
-
-def warmup(t: Translation, default: float = 0.0) -> None:
-    """A share of the steps; a number of steps becomes one where the steps are known."""
-    absent = "warmup_steps" not in t.left and "warmup_ratio" not in t.left
-    steps, ratio = t.read("warmup_steps", number), t.read("warmup_ratio", number)
-    total = t.config.get("train", {}).get("max_steps")
-    if ratio is not None:
-        t.put("train.warmup_ratio", ratio, f"warmup_ratio: {ratio}")
-        if steps is not None:
-            t.cannot("warmup_steps", steps, "warmup_ratio was taken")
-    elif steps is not None and steps < 1:  # Transformers 5 takes a share here, too
-        t.put("train.warmup_ratio", steps, f"warmup_steps: {steps}")
-    elif steps is not None and total:
-        value = round(min(steps / total, 1.0), 6)
-        t.put("train.warmup_ratio", value, f"warmup_steps: {steps:g}", f"of {total} steps")
-    elif steps is not None:
-        t.cannot("warmup_steps", steps, "set train.warmup_ratio to it divided by the run's steps")
-    elif absent:
-        t.put("train.warmup_ratio", default, f"{t.dialect}'s default")
-
-
-def checkpoints(t: Translation, save_every: int | None) -> None:
-    """When to save and evaluate; epochs and shares of a run have no counterpart in steps."""
-    for what, key in (("save", "train.save_steps"), ("eval", "train.eval_steps")):
-        strategy = t.take(f"{what}_strategy")
-        if strategy is None and what == "eval":
-            strategy = t.take("evaluation_strategy")
-        default = save_every if what == "save" and strategy in (None, "steps") else None
-        t.convert(f"{what}_steps", key, whole, default)
-        if strategy == "steps":
-            t.meaningless.append(f"{what}_strategy: steps: {key} is in steps")
-        elif strategy not in (None, "no"):
-            t.cannot(f"{what}_strategy", strategy, f"{key} is in steps")
-        elif strategy == "no":
-            t.off.append(f"{what}_strategy")
-    t.convert("save_total_limit", "train.keep_checkpoints", whole)
 
 
 def report_to(t: Translation) -> None:
@@ -236,12 +195,32 @@ def modules(value: Any) -> str | list[str]:
     return names
 
 
-def precision(t: Translation, old: str) -> None:
-    """bf16 asked for: what is taken here anyway where the CPU has it."""
-    value = t.take(old)
-    if value is not None:
-        dtype = "auto" if value == "auto" else "bfloat16"
-        t.put("model.dtype", dtype, f"{old}: {value}")
+def column(t: Translation, old: str, ours: str, default: str | None = None) -> None:
+    """What the data calls a column or a role; None is a default that is the same as ours."""
+    given = t.take(old)
+    name = given or default or ours
+    if name != ours:
+        t.cannot(old, name, f"rename it to {ours} in the data")
+    elif given:
+        t.meaningless.append(f"{old}: {given}: it is the name that is read here")
+
+
+def machine(t: Translation, bf16: tuple[str, ...] = ("bf16",)) -> None:
+    """The precision of products, and whether a GPU may be taken. `bf16`: the trainer's keys."""
+    for key in bf16:
+        if (value := t.take(key)) is not None:
+            t.put("model.dtype", "auto" if value == "auto" else "bfloat16", f"{key}: {value}")
+    for key in ("fp16", "float16"):
+        if t.flag(key):
+            half_precision(t, f"{key}: true")
+    for key in ("use_cpu", "no_cuda"):
+        if t.flag(key):
+            t.put("backend.name", "cpu", f"{key}: true")
+
+
+def half_precision(t: Translation, old: str) -> None:
+    """float16 asked for: GPUs without bf16 take it by themselves, CPUs do not multiply in it."""
+    t.put("model.dtype", "auto", old, "float16 on a GPU without bf16, else the device's own")
 
 
 def _known(value: str, known: tuple[Any, ...]) -> str:

@@ -1,16 +1,11 @@
 """LLaMA-Factory's YAML in our terms; called from recipes.translate.
 
 Keys and defaults: hiyouga/LLaMA-Factory, src/llamafactory/hparams (model_args, data_args,
-finetuning_args; the rest are transformers.TrainingArguments) and data/README.md for
-dataset_info.json; https://llamafactory.readthedocs.io/en/latest/advanced/arguments.html
+finetuning_args; the rest are transformers.TrainingArguments); https://llamafactory.readthedocs.io/en/latest/advanced/arguments.html
 """
 
-import json
-from pathlib import Path
-from typing import Any
-
 from intel_ft.errors import UserError
-from intel_ft.recipes import convert
+from intel_ft.recipes import convert, llama_factory_data, steps
 from intel_ft.recipes.translation import Translation
 
 NAME = "LLaMA-Factory"
@@ -22,12 +17,10 @@ NEEDLESS = {
     "cache_dir": "the Hub's own HF_HOME says it",
     "use_fast_tokenizer": "always",
     "flash_attn": "attention inside packed segments is built in",
-    "enable_liger_kernel": "CUDA kernels; the loss is chunked and fused here as well",
-    "use_unsloth": "CUDA kernels; decoder layers are compiled kernels here as well",
+    "enable_liger_kernel": "the loss is chunked and fused here as well",
+    "use_unsloth": "decoder layers are compiled kernels here as well, where they can be",
     "use_unsloth_gc": "checkpoints are of whole decoder layers",
     "use_reentrant_gc": "checkpoints are of whole decoder layers, non-reentrant",
-    "packing": "rows are always packed, and no example attends to another",
-    "neat_packing": "rows are always packed, and no example attends to another",
     "ignore_pad_token_for_loss": "nothing is padded",
     "plot_loss": "metrics.jsonl and TensorBoard have it",
     "upcast_layernorm": "norms are computed in float32",
@@ -35,7 +28,7 @@ NEEDLESS = {
     "quantization_method": "the 4-bit base is made as it is loaded",
     "quantization_type": "NF4 is the 4-bit type here",
     "double_quantization": "a detail of the 4-bit base's scales",
-    "quantization_device_map": "the model lies in this machine's memory",
+    "quantization_device_map": "each rank has the whole model",
     "ray_*": "the launcher says it",
     "media_dir": "text only",
     "image_*": "text only",
@@ -78,7 +71,7 @@ UNSUPPORTED = {
     "use_llama_pro": "LLaMA Pro is not available",
     "use_dft_loss": "the loss is cross-entropy",
     "loraplus_lr_embedding": "embeddings have no adapter",
-    "pissa_iter": "PiSSA is by exact decomposition here",
+    "pissa_iter": "PiSSA is by a randomized method of 8 power iterations here",
     "disable_shuffling": "each epoch is shuffled by train.seed",
     "early_stopping_steps": "it needs data.eval or data.eval_fraction",
     "use_swanlab": "SwanLab is no tracker here",
@@ -100,8 +93,7 @@ def translate(t: Translation, devices: int) -> None:
     t.move("model_name_or_path", "model.name_or_path")
     t.move("model_revision", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
-    for key in ("bf16", "pure_bf16"):
-        convert.precision(t, key)
+    convert.machine(t, ("bf16", "pure_bf16"))
     _method(t)
     _data(t)
     for old, new, change, default in (
@@ -115,17 +107,17 @@ def translate(t: Translation, devices: int) -> None:
     ):
         t.convert(old, new, change, default)
     max_steps(t)
-    convert.batch(t, "per_device_train_batch_size", 8, devices)
+    steps.batch(t, "per_device_train_batch_size", 8, devices, ("packing", "neat_packing"))
     convert.optimizer(t, "optim", "adamw_torch_fused")
     convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
-    convert.warmup(t)
-    convert.checkpoints(t, 500)
+    steps.warmup(t)
+    steps.checkpoints(t, 500)
     if t.flag("disable_gradient_checkpointing"):
         t.put("train.activation_checkpointing", False, "disable_gradient_checkpointing")
         t.unsupported({"gradient_checkpointing": "disable_gradient_checkpointing was taken"})
     else:
         t.convert("gradient_checkpointing", "train.activation_checkpointing", bool, True)
-    if t.config["data"].get("eval_fraction") or t.config["data"].get("eval"):
+    if t.got("data.eval_fraction") or t.got("data.eval"):
         t.convert("early_stopping_steps", "train.early_stopping", convert.whole)
     convert.report_to(t)
     t.move("output_dir", "output.directory")
@@ -177,10 +169,7 @@ def _method(t: Translation) -> None:
 def _data(t: Translation) -> None:
     t.convert("cutoff_len", "data.max_length", convert.whole, 2048)
     t.put("data.on_long", "truncate", f"{NAME} cuts at cutoff_len")
-    folder = Path(str(t.take("dataset_dir") or "data"))
-    _source(t, "dataset", folder, "data.train")
-    _source(t, "eval_dataset", folder, "data.eval")
-    t.convert("max_samples", "data.split", lambda count: f"train[:{convert.whole(count)}]")
+    llama_factory_data.sources(t)
     value = t.take("template")
     template = None if value is None else str(value)
     if template in _TEMPLATES:
@@ -188,55 +177,9 @@ def _data(t: Translation) -> None:
     elif template == "default":
         t.cannot("template", template, "data.template has llama2, alpaca, dolly, chatml, none")
     elif template is not None:
-        note = "the tokenizer's own chat template, else that of the data's format"
-        t.put("data.template", "auto", f"template: {template}", note)
+        t.put("data.template", "auto", f"template: {template}", convert.OWN_TEMPLATE)
     if (system := t.take("default_system")) is not None:
         t.put("data.system_prompt", str(system), "default_system")
     if t.flag("train_on_prompt"):
         t.put("data.loss_on", "all", "train_on_prompt: true")
     t.convert("val_size", "data.eval_fraction", convert.share)
-
-
-def _source(t: Translation, old: str, folder: Path, new: str) -> None:
-    """The first dataset named, looked up in dataset_info.json where that lies beside the run."""
-    value = t.take(old)
-    if value is None:
-        return
-    names = value if isinstance(value, list) else [one.strip() for one in str(value).split(",")]
-    for extra in names[1:]:
-        t.cannot(old, extra, "one source is read: join them into one file")
-    name = str(names[0])
-    found = _registered(folder).get(name)
-    if not isinstance(found, dict):
-        t.put(new, str(folder / f"{name}.json"), f"{old}: {name}")
-        t.cannot(old, name, f"{folder}/dataset_info.json does not tell where it is: check {new}")
-        return
-    source = found.get("hf_hub_url") or str(folder / str(found.get("file_name", name)))
-    t.put(new, str(source), f"{old}: {name}", f"from {folder}/dataset_info.json")
-    for problem in _differences(found):
-        t.cannot(f"{old} {name}", problem, "rename it in the data: README.md lists the formats")
-
-
-def _differences(found: dict[str, Any]) -> list[str]:
-    """What dataset_info.json says of columns that our formats name differently."""
-    columns, tags = found.get("columns", {}), found.get("tags", {})
-    if found.get("formatting", "alpaca") == "alpaca":
-        ours = {"prompt": "instruction", "query": "input", "response": "output"}
-        named = {key: columns.get(key, name) for key, name in ours.items()}
-    else:
-        ours = {"messages": "messages", "role_tag": "role", "content_tag": "content"}
-        named = {
-            "messages": columns.get("messages", "conversations"),
-            "role_tag": tags.get("role_tag", "from"),
-            "content_tag": tags.get("content_tag", "value"),
-        }
-    differing = [f"{named[key]} (here {name})" for key, name in ours.items() if named[key] != name]
-    return differing + [f"{key} column" for key in ("history", "system", "tools") if key in columns]
-
-
-def _registered(folder: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -71,6 +71,11 @@ class Translation:
         self.config.setdefault(section, {})[name] = value
         self.mapped.append(f"{old} -> {new}: {_shown(value)}" + (f" ({note})" if note else ""))
 
+    def got(self, new: str) -> Any:
+        """What our key `new` has been set to so far; None where it has not."""
+        section, name = new.split(".")
+        return self.config.get(section, {}).get(name)
+
     def move(self, old: str, new: str, default: Any = None) -> Any:
         """Map `old` to `new` as it is; where absent, the other trainer's default. The value."""
         return self.convert(old, new, lambda value: value, default)

@@ -11,9 +11,9 @@ https://huggingface.co/docs/peft/package_reference/lora (LoraConfig).
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import convert
+from intel_ft.recipes import convert, steps
 from intel_ft.recipes.llama_factory import max_steps
-from intel_ft.recipes.translation import Translation
+from intel_ft.recipes.translation import Translation, is_off
 
 NAME = "TRL / Transformers"
 
@@ -47,11 +47,10 @@ NEEDLESS = {
     "lora_task_type": "causal language modelling is what is done",
     "bnb.bnb_4bit_quant_type": "NF4 is the 4-bit type here",
     "bnb.bnb_4bit_use_double_quant": "a detail of the 4-bit base's scales",
-    "bnb.bnb_4bit_compute_dtype": "products are bfloat16",
+    "bnb.bnb_4bit_compute_dtype": "products are in model.dtype",
     "bnb.*": "bitsandbytes' own detail",
-    "bnb_4bit_*": "NF4, with products in bfloat16, is the 4-bit base here",
+    "bnb_4bit_*": "NF4, with products in model.dtype, is the 4-bit base here",
     "use_bnb_nested_quant": "a detail of the 4-bit base's scales",
-    "packing": "rows are always packed, and no example attends to another",
     "packing_strategy": "rows are always packed, and no example attends to another",
     "eval_packing": "rows are always packed, and no example attends to another",
     "padding_free": "nothing is padded",
@@ -90,8 +89,8 @@ NEEDLESS = {
     "ignore_data_skip": "a resumed run goes on at its place in the data",
     "restore_callback_states_from_checkpoint": "a resumed run goes on as it was",
     "ignore_bias_buffers": "ranks exchange gradients once a step; see backend.collective",
-    "liger_kernel_config*": "CUDA kernels; the loss is chunked and fused here as well",
-    "torch_empty_cache_steps": "memory is this machine's own",
+    "liger_kernel_config*": "the loss is chunked and fused here as well",
+    "torch_empty_cache_steps": "PyTorch's cache of memory is left to itself",
 }
 
 UNSUPPORTED = {
@@ -108,11 +107,17 @@ UNSUPPORTED = {
     "eos_token": "tokens are those of the model's folder: change them there",
     "truncation_mode": "the end is cut, but for the answer's own",
     "loss_type": "the loss is cross-entropy",
-    "activation_offloading": "activations lie in main memory",
+    "activation_offloading": "activations stay where they are: see train.activation_checkpointing",
     "eval_on_start": "evaluation is each train.eval_steps",
     "eval_delay": "evaluation is each train.eval_steps",
-    "dataset_test_split": "name data.eval as well",
 }
+
+
+_SFT = (
+    *("dataset_name", "dataset_text_field", "max_length", "max_seq_length", "packing"),
+    *("completion_only_loss", "assistant_only_loss"),
+)
+"""What only TRL's SFTConfig and its command line have; the Trainer's defaults are others."""
 
 
 def regroup(flat: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +135,9 @@ def regroup(flat: dict[str, Any]) -> dict[str, Any]:
 
 def translate(t: Translation, devices: int) -> None:
     """Take every key of a set of arguments. Raises UserError for other training than SFT."""
+    sft = any(key.startswith("sft_config.") for key in t.left)
     t.left = regroup(t.left)
+    sft = sft or any(key in t.left for key in _SFT)
     for key in ("beta", "reward_model_path", "num_generations", "loss_weights"):
         if t.take(key) is not None:
             raise UserError(f"{t.origin}: {key}: only supervised fine-tuning is done here")
@@ -139,11 +146,10 @@ def translate(t: Translation, devices: int) -> None:
     t.move("model_revision", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
     for key in ("dtype", "torch_dtype"):
-        t.convert(key, "model.dtype", _dtype)
-    convert.precision(t, "bf16")
+        _dtype(t, key)
+    convert.machine(t)
     _method(t)
     _data(t)
-    sft = any(key in t.left for key in ("dataset_name", "max_length"))
     for old, new, change, default in (
         ("num_train_epochs", "train.epochs", convert.number, 3.0),
         ("learning_rate", "train.learning_rate", convert.number, 2e-5 if sft else 5e-5),
@@ -155,11 +161,11 @@ def translate(t: Translation, devices: int) -> None:
     ):
         t.convert(old, new, change, default)
     max_steps(t)
-    convert.batch(t, "per_device_train_batch_size", 8, devices)
+    steps.batch(t, "per_device_train_batch_size", 8, devices, ("packing",))
     convert.optimizer(t, "optim", "adamw_torch_fused")
     convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
-    convert.warmup(t)
-    convert.checkpoints(t, 500)
+    steps.warmup(t)
+    steps.checkpoints(t, 500)
     t.convert("gradient_checkpointing", "train.activation_checkpointing", bool, sft or None)
     convert.report_to(t)
     t.move("output_dir", "output.directory")
@@ -167,9 +173,13 @@ def translate(t: Translation, devices: int) -> None:
     t.unsupported(UNSUPPORTED | convert.SHARED_UNSUPPORTED)
 
 
-def _dtype(value: Any) -> str:
-    """Half precision is bfloat16 here."""
-    return {"float32": "float32", "auto": "auto"}.get(str(value), "bfloat16")
+def _dtype(t: Translation, key: str) -> None:
+    value = t.take(key)
+    name = str(value).removeprefix("torch.")
+    if name == "float16":
+        convert.half_precision(t, f"{key}: {value}")
+    elif value is not None:
+        t.put("model.dtype", name if name in ("float32", "auto") else "bfloat16", f"{key}: {value}")
 
 
 def _method(t: Translation) -> None:
@@ -196,7 +206,9 @@ def _method(t: Translation) -> None:
     t.convert(names[2], "method.dropout", convert.number, defaults[2])
     t.convert(names[3], "method.target_modules", convert.modules)
     if "target_modules" not in t.config["method"]:
-        t.meaningless.append("target_modules is not given: all-linear here, peft chooses by model")
+        t.impossible.append(
+            f"{names[3]} is not given: peft chooses by model, here it is all-linear"
+        )
     t.move(rest[0], "method.use_rslora")
     t.move(rest[1], "method.use_dora")
     if (value := t.take(rest[2])) is not None:
@@ -211,15 +223,49 @@ def _data(t: Translation) -> None:
         if name is not None:
             t.put("data.train", f"{name}:{part}" if part else str(name), f"{key}: {name}")
     t.move("dataset_train_split", "data.split")
+    _evaluation(t)
     field = t.take("dataset_text_field")
     if field == "text":
         t.put("data.format", "text", "dataset_text_field: text")
     elif field is not None:
         t.cannot("dataset_text_field", field, "rename the column to text")
-    for key in ("max_length", "max_seq_length"):
-        t.convert(key, "data.max_length", convert.whole, 1024 if key == "max_length" else None)
+    if is_off(t.left.get("max_length")) and "max_seq_length" in t.left:
+        t.convert("max_seq_length", "data.max_length", convert.whole)
+    else:
+        t.convert("max_length", "data.max_length", convert.whole, 1024)
+        t.unsupported({"max_seq_length": "max_length was taken"})
     t.put("data.on_long", "truncate", f"{NAME} cuts at max_length")
-    for key in ("completion_only_loss", "assistant_only_loss"):
-        value = t.left.pop(key, None)
-        if value is not None:
-            t.put("data.loss_on", "completion" if value else "all", f"{key}: {value}")
+    _loss(t, text=field is not None)
+
+
+def _evaluation(t: Translation) -> None:
+    """`trl sft` evaluates on another split of the same dataset; a set of objects names none."""
+    split = t.take("dataset_test_split")
+    if not steps.evaluates(t):
+        if split is not None:
+            t.meaningless.append(f"dataset_test_split: {split}: eval_strategy is no")
+    elif (source := t.got("data.train")) is None:
+        if split is not None:
+            t.cannot("dataset_test_split", split, "name data.eval as well")
+    else:
+        old = f"dataset_test_split: {split}" if split else f"{NAME}'s default"
+        t.put("data.eval", source, old, "a split of the same dataset")
+        t.put("data.eval_split", split or "test", old)
+
+
+def _loss(t: Translation, text: bool) -> None:
+    """Which tokens are learnt. `text`: the data is known to be ready-made text."""
+    whole = str(t.left.get("completion_only_loss")).lower() == "false"
+    masks = [key for key in ("completion_only_loss", "assistant_only_loss") if t.flag(key)]
+    if masks:
+        t.put("data.loss_on", "completion", f"{' and '.join(masks)}: true")
+    elif whole:
+        t.put("data.loss_on", "all", "completion_only_loss: false")
+    elif text:
+        t.put("data.loss_on", "all", "dataset_text_field", "TRL learns all tokens of text")
+    else:
+        t.impossible.append(
+            "completion_only_loss is not given: TRL then learns the completion alone of prompt and"
+            " completion, and all tokens of messages and text; here it is the completion: set"
+            " data.loss_on to all for messages"
+        )

@@ -47,7 +47,7 @@ def test_translated_and_run(name, tmp_path) -> None:
     few.append("method.modules_to_save=[]")  # this base's head is tied to its embeddings
     few.append("train.report_to=[]")  # a tracker that was installed would ask for its account
     if "eval" in values["data"]:
-        few.append(f"data.eval={data}")
+        few += [f"data.eval={data}", "data.eval_split=train"]  # a file has no other split
     done = run("train", "run.yaml", *few, cwd=tmp_path)
     if "model.base_dtype=int8: this CPU has neither VNNI nor AMX" in done.err:
         assert done.code == 3

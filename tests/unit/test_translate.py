@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intel_ft.config import MethodConfig
+from intel_ft.config import MethodConfig, load
 from intel_ft.errors import UserError
 from intel_ft.recipes.translate import translate
 from intel_ft.recipes.translation import flatten
@@ -32,6 +32,27 @@ def lists(translation):
     return [facts[key] for key in ("mapped", "no_meaning_here", "not_carried_over")]
 
 
+def translated(folder, /, **values):
+    return translate(written(folder, values))
+
+
+def trl(folder, /, **values):
+    return translated(folder, output_dir="out", **values)
+
+
+def axolotl(folder, /, **values):
+    return translated(folder, base_model="org/model", **values)
+
+
+def factory(folder, /, **values):
+    return translated(folder, model_name_or_path="org/model", stage="sft", **values)
+
+
+def has(texts, *parts):
+    """Whether one of `texts` has all the parts."""
+    return any(all(part in text for part in parts) for text in texts)
+
+
 def test_the_write_ups_table_of_training_arguments() -> None:
     """2e-4 constant, clipping at 0.3, r=64 and alpha=16: what the recipe cli-assistant has, too."""
     config = translate(FOREIGN / "training-arguments.json").checked()
@@ -43,6 +64,20 @@ def test_the_write_ups_table_of_training_arguments() -> None:
     assert (train.save_steps, train.logging_steps, train.epochs) == (25, 25, 1)
     assert (train.global_batch_size, train.optimizer) == (4, "paged_adamw_32bit")
     assert train.report_to == ["tensorboard"]
+
+
+def test_the_recipe_of_the_write_up_differs_in_what_the_docs_say() -> None:
+    translation = translate(FOREIGN / "training-arguments.json")
+    recipe = load(FOREIGN.parents[2] / "configs/cli-assistant.yaml")
+    differing = {
+        key
+        for name in ("method", "train")
+        for key, value in getattr(recipe, name)
+        if value != getattr(getattr(translation.checked(), name), key)
+    }
+    assert differing == {"target_modules", "optimizer", "activation_checkpointing"}
+    assert has(translation.impossible, "target_modules is not given")
+    assert not has(translation.meaningless, "target_modules")
 
 
 def test_axolotl() -> None:
@@ -89,9 +124,219 @@ def test_llama_factory_reads_dataset_info(tmp_path, monkeypatch) -> None:
     found = translate(written(tmp_path, values | {"dataset": "hub"}))
     assert found.checked().data.train == "org/set"
     differing = [text for text in found.impossible if text.startswith("dataset hub")]
-    assert [text.split(": ")[1] for text in differing] == ["text (here content)", "system column"]
+    assert [text.removeprefix("dataset hub.").split(": ")[:2] for text in differing] == [
+        ["tags.content_tag", "text"],
+        ["tags.user_tag", "human"],  # theirs where nothing is said
+        ["tags.assistant_tag", "gpt"],
+        ["columns.system", "sys"],
+    ]
     found = translate(written(tmp_path, values | {"dataset": "nowhere"}))
     assert any("check data.train" in text for text in found.impossible)
+
+
+def registered(folder, /, **fields):
+    """A translation with one dataset, of which dataset_info.json says `fields`."""
+    (folder / "dataset_info.json").write_text(json.dumps({"mine": fields}))
+    return factory(folder, dataset="mine", dataset_dir=str(folder))
+
+
+def test_llama_factory_says_which_rows_of_a_dataset(tmp_path) -> None:
+    found = registered(tmp_path, hf_hub_url="org/set", subset="en", split="test", num_samples=50)
+    data = found.checked().data
+    assert (data.train, data.split) == ("org/set:en", "test[:50]")
+    assert has(found.mapped, "num_samples: 50", "at random there")
+    info = {"mine": {"file_name": "in/a.json"}, "held": {"hf_hub_url": "org/held", "split": "dev"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    both = {"dataset": "mine", "eval_dataset": "held", "dataset_dir": str(tmp_path)}
+    data = factory(tmp_path, **both).checked().data
+    assert (data.eval, data.split, data.eval_split) == ("org/held", "train", "dev")
+    assert data.train == str(tmp_path / "in/a.json")
+    data = factory(tmp_path, **both, max_samples=7).checked().data
+    assert (data.split, data.eval_split) == ("train[:7]", "dev[:7]")
+    # A split of the training data alone is not that of the evaluation's.
+    both |= {"dataset": "held", "eval_dataset": "mine"}
+    data = factory(tmp_path, **both).checked().data
+    assert (data.split, data.eval_split) == ("dev", "train")
+    data = (
+        factory(tmp_path, dataset="org/a_set", dataset_dir="ONLINE", max_samples=9).checked().data
+    )
+    assert (data.train, data.split) == ("org/a_set", "train[:9]")
+
+
+def test_no_field_of_dataset_info_is_lost(tmp_path) -> None:
+    fields = {"folder": "a", "new_field": 1, "columns": {"images": "i", "kto_tag": "k"}}
+    found = registered(tmp_path, file_name="a.json", subset="en", **fields)
+    for key in ("folder", "new_field", "columns.images", "columns.kto_tag", "subset"):
+        assert has(found.impossible, f"dataset mine.{key}: "), key
+    tags = {"user_tag": "user", "assistant_tag": "bot", "function_tag": "call"}
+    found = registered(tmp_path, hf_hub_url="org/set", formatting="sharegpt", tags=tags)
+    assert has(found.impossible, "assistant_tag: bot: rename it to assistant")
+    assert has(found.impossible, "function_tag: call") and has(found.meaningless, "user_tag: user")
+    for key in ("script_url", "ms_hub_url"):
+        found = registered(tmp_path, **{key: "there"})
+        assert has(found.impossible, f"{key}: there")
+        assert found.checked().data.train == "CHANGE-ME"
+    found = registered(tmp_path, hf_hub_url="org/set", ms_hub_url="there")
+    assert found.checked().data.train == "org/set" and has(found.meaningless, "ms_hub_url: there")
+    with pytest.raises(UserError, match="mine: ranking"):
+        registered(tmp_path, file_name="a.json", ranking=True)
+
+
+@pytest.mark.parametrize(
+    "key", ["dataset_name", "max_length", "max_seq_length", "packing", "dataset_text_field"]
+)
+def test_trls_own_defaults_are_those_of_its_sft(key, tmp_path) -> None:
+    train = trl(tmp_path, **{key: 512 if "length" in key else "text"}).checked().train
+    assert (train.learning_rate, train.logging_steps) == (2e-5, 10)
+    assert train.activation_checkpointing
+
+
+def test_the_trainers_defaults_where_nothing_says_sft(tmp_path) -> None:
+    for values in ({"peft_config": {"r": 8}}, {"args": {"seed": 3}}):
+        train = trl(tmp_path, **values).checked().train
+        assert (train.learning_rate, train.logging_steps) == (5e-5, 500)
+        assert not train.activation_checkpointing
+    assert trl(tmp_path, sft_config={"seed": 3}).checked().train.learning_rate == 2e-5
+
+
+def test_a_packed_rows_batch_is_said_to_be_another(tmp_path) -> None:
+    found = (
+        trl(tmp_path, packing=True, max_length=777, per_device_train_batch_size=2),
+        axolotl(tmp_path, sample_packing=True, sequence_len=777, micro_batch_size=2),
+        factory(tmp_path, neat_packing=True, cutoff_len=777, per_device_train_batch_size=2),
+    )
+    for one in found:
+        assert one.checked().train.global_batch_size == 2
+        assert has(one.impossible, "packing: true", "777 tokens", "train_tokens / train_examples")
+        assert not has(one.meaningless, "packing: true")
+    assert not has(trl(tmp_path, packing=False).impossible, "packed row")
+
+
+def test_trl_evaluates_on_another_split(tmp_path) -> None:
+    data = trl(tmp_path, dataset_name="a/b", eval_strategy="epoch").checked().data
+    assert (data.eval, data.eval_split) == ("a/b", "test")
+    values = {"dataset_name": "a/b", "dataset_config": "en", "dataset_test_split": "dev"}
+    found = trl(tmp_path, **values, eval_strategy="steps")
+    data = found.checked().data
+    assert (data.eval, data.eval_split) == ("a/b:en", "dev")
+    assert found.checked().train.eval_steps == 10  # SFTConfig's logging_steps
+    for strategy in ("no", False):
+        found = trl(tmp_path, **values, eval_strategy=strategy)
+        assert found.checked().data.eval is None and "eval_strategy" in found.off
+        assert has(found.meaningless, "dataset_test_split: dev")
+
+
+def test_when_to_evaluate_and_save(tmp_path) -> None:
+    held = {"val_size": 0.1, "logging_steps": 7}
+    found = factory(tmp_path, **held, eval_strategy="epoch", eval_steps=30)
+    assert found.checked().train.eval_steps is None
+    assert has(found.mapped, "eval_strategy: epoch -> train.eval_steps: null")
+    assert has(found.meaningless, "eval_steps: 30")
+    steps = factory(tmp_path, **held, evaluation_strategy="steps", eval_steps=30)
+    assert steps.checked().train.eval_steps == 30
+    assert factory(tmp_path, **held, eval_strategy="steps").checked().train.eval_steps == 7
+    assert has(factory(tmp_path, **held, eval_strategy="no").impossible, "eval_strategy: no")
+    assert has(factory(tmp_path, eval_strategy="steps").impossible, "name data.eval")
+    found = factory(tmp_path, save_strategy="no")
+    assert has(found.impossible, "save_strategy: no") and "save_strategy" not in found.off
+    assert "save_steps" not in found.config["train"]  # 500 is for save_strategy: steps
+
+
+@pytest.mark.parametrize(
+    ("values", "loss"),
+    [
+        ({"completion_only_loss": True, "assistant_only_loss": False}, "completion"),
+        ({"completion_only_loss": False, "assistant_only_loss": True}, "completion"),
+        ({"assistant_only_loss": True}, "completion"),
+        ({"completion_only_loss": False, "assistant_only_loss": False}, "all"),
+        ({"completion_only_loss": False}, "all"),
+        ({"dataset_text_field": "text"}, "all"),
+    ],
+)
+def test_trls_loss_mask(values, loss, tmp_path) -> None:
+    found = trl(tmp_path, **values)
+    assert found.checked().data.loss_on == loss
+    assert not has(found.impossible, "completion_only_loss")
+
+
+def test_trls_loss_mask_where_only_the_data_tells_it(tmp_path) -> None:
+    for values in ({}, {"assistant_only_loss": False}, {"completion_only_loss": None}):
+        found = trl(tmp_path, **values)
+        assert found.checked().data.loss_on == "completion"
+        assert has(found.impossible, "completion_only_loss is not given", "all tokens of messages")
+
+
+def test_half_precision_is_the_devices_choice(tmp_path) -> None:
+    for found in (
+        trl(tmp_path, fp16=True, bf16=False),
+        trl(tmp_path, dtype="float16"),
+        trl(tmp_path, torch_dtype="torch.float16"),
+        axolotl(tmp_path, fp16=True),
+        factory(tmp_path, fp16=True),
+    ):
+        assert found.config["model"]["dtype"] == "auto"
+        assert has(found.mapped, "model.dtype: auto", "float16 on a GPU without bf16")
+    assert trl(tmp_path, dtype="bfloat16").checked().model.dtype == "bfloat16"
+    for key in ("use_cpu", "no_cuda"):
+        assert trl(tmp_path, **{key: True}).checked().backend.name == "cpu"
+        assert trl(tmp_path, **{key: False}).checked().backend.name == "auto"
+
+
+def test_paged_states_stay_paged(tmp_path) -> None:
+    for name in ("paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit"):
+        assert trl(tmp_path, optim=name).checked().train.optimizer == "paged_adamw_32bit"
+        assert axolotl(tmp_path, optimizer=name).checked().train.optimizer == "paged_adamw_32bit"
+    assert trl(tmp_path, optim="adamw_8bit").checked().train.optimizer == "adamw_torch_fused"
+
+
+def test_axolotl_splits_long_completions(tmp_path) -> None:
+    dataset = {"path": "a.jsonl", "type": "completion"}
+    found = axolotl(tmp_path, datasets=[dataset], excess_length_strategy="drop")
+    assert found.checked().data.on_long == "truncate"
+    assert has(found.impossible, "are split there, and cut here")
+    found = axolotl(tmp_path, datasets=[{"path": "a.jsonl", "type": "alpaca"}])
+    assert found.checked().data.on_long == "drop"
+
+
+def test_axolotls_keys_of_a_chat(tmp_path) -> None:
+    def chat(chat_template=None, /, **keys):
+        dataset = {"path": "a.jsonl", "type": "chat_template"} | keys
+        return axolotl(tmp_path, datasets=[dataset], chat_template=chat_template)
+
+    assert not chat(roles_to_train=["assistant"], train_on_eos="turn").impossible[:-1]
+    for keys in (
+        {"roles_to_train": ["assistant", "user"]},
+        {"train_on_eos": "last"},
+        {"roles": {"assistant": ["gpt"]}},
+    ):
+        found = chat(**keys)
+        assert has(found.impossible, f"datasets[0].{next(iter(keys))}")
+        assert "loss_on" not in found.config["data"]
+    for name in ("llama3", "tokenizer_default_fallback_alpaca"):
+        found = chat(name)
+        assert found.checked().data.template == "auto"
+        assert has(found.mapped, name, "a base without one", "chatml for messages")
+    assert chat("llama3", chat_template="chatml").config["data"]["template"] == "chatml"
+
+
+@pytest.mark.parametrize(
+    ("steps", "ratio", "share", "listed"),
+    [
+        (20, 0.0, 0.1, False),
+        (20, None, 0.1, False),
+        (20, 0.5, 0.1, True),
+        (0, 0.5, 0.5, False),
+        (0, 0.0, 0.0, False),
+        (None, 0.5, 0.5, False),
+        (None, None, 0.0, False),
+    ],
+)
+def test_which_warm_up_goes_first(steps, ratio, share, listed, tmp_path) -> None:
+    found = trl(tmp_path, max_steps=200, warmup_steps=steps, warmup_ratio=ratio)
+    assert found.checked().train.warmup_ratio == share
+    assert has(found.impossible, "warmup_ratio: 0.5") == listed
+    ignored = {(20, 0.0): "warmup_ratio", (0, 0.5): "warmup_steps"}.get((steps, ratio))
+    assert ignored is None or ignored in found.off
 
 
 @pytest.mark.parametrize(
@@ -158,7 +403,8 @@ KEYS = [
     *("lora_r", "optimizer", "learning_rate", "warmup_steps", "max_steps", "datasets", "seed"),
     *("report_to", "optim", "save_steps", "eval_strategy", "dtype", "lora_target", "template"),
     *("dataset", "cutoff_len", "packing", "load_in_8bit", "chat_template", "val_set_size"),
-    "dataset_text_field",
+    *("dataset_text_field", "completion_only_loss", "dataset_test_split", "dataset_dir"),
+    *("warmup_ratio", "eval_steps", "save_strategy", "fp16", "max_samples", "eval_dataset"),
 ]
 keys = st.one_of(st.sampled_from(KEYS), st.text(min_size=1, max_size=8))
 numbers = st.one_of(st.integers(-5, 5000), st.floats(allow_nan=False))
