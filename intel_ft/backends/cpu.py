@@ -18,7 +18,10 @@ from intel_ft.errors import UserError
 GIB = 2**30
 CPU = torch.device("cpu")
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+_WITHOUT_BF16 = {
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+    *("AVX512_CORE", "AVX512_CORE_VNNI"),
+}
 """Values of them that keep oneDNN from the CPU's bf16 products (oneDNN's developer guide, CPU
 dispatcher control)."""
 
@@ -72,15 +75,22 @@ def _dtype(model: ModelConfig) -> tuple[torch.dtype, str]:
 
 def fastest_dtype() -> tuple[torch.dtype, str]:
     """What this CPU multiplies fastest in, and why: bfloat16 where it has instructions for it."""
-    for name in _LIMITS:
-        if (value := os.environ.get(name, "")).upper() in _WITHOUT_BF16:
-            return torch.float32, f"{name}={value} forbids bf16 products"
+    if (limit := bf16_limit()) is not None:
+        return torch.float32, limit
     flags = cpu_flags()
     if "amx_bf16" in flags:
         return torch.bfloat16, "this CPU advertises AMX"
     if "avx512_bf16" in flags:
         return torch.bfloat16, "this CPU has AVX512-BF16"
     return torch.float32, "this CPU has neither AMX nor AVX512-BF16, bf16 would be emulated"
+
+
+def bf16_limit() -> str | None:
+    """What in the environment keeps oneDNN from this CPU's bf16 products, or None."""
+    for name in _LIMITS:
+        if (value := os.environ.get(name, "")).upper() in _WITHOUT_BF16:
+            return f"{name}={value} forbids bf16 products"
+    return None
 
 
 def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:

@@ -2,13 +2,14 @@
 and insight.
 
 MFU divides by `model_rate`: what a step would reach that did nothing but the model's own products,
-each the fastest way that oneDNN offers.
+each the fastest way that oneDNN offers or models.prepacked makes of it.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ from torch import Tensor
 
 from intel_ft.backends import cuda
 from intel_ft.backends.cpu import CPU
+from intel_ft.kernels import ops
+from intel_ft.models.int8 import can_int8, int8_base
+from intel_ft.models.prepacked import WIDEST, can_prepack, laid_out
 
 FORWARD = ("plain", "prepacked")
 GRADIENT = ("gradient", "gradient_prepacked")
+INT8_FORWARD = ("int8_prepacked",)
+INT8_GRADIENT = ("int8_gradient_prepacked",)
+"""The products of models.int8, with what rounds activations or gradients to 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,9 @@ class Product:
 
 @dataclass(frozen=True)
 class Timing:
-    """The fastest time seen for one product, in seconds, by kind: `FORWARD`, `GRADIENT`, int8."""
+    """The fastest time seen for one product, in seconds, by kind: `FORWARD`, `GRADIENT`, int8,
+    `INT8_FORWARD`, `INT8_GRADIENT`.
+    """
 
     product: Product
     seconds: dict[str, float]
@@ -91,11 +100,15 @@ def model_rate(
     return total_rate(timings)
 
 
-def total_rate(timings: list[Timing]) -> float:
+def total_rate(
+    timings: list[Timing],
+    forward: tuple[str, ...] = FORWARD,
+    gradient: tuple[str, ...] = GRADIENT,
+) -> float:
     """All operations over all time: the FLOP-weighted harmonic mean of the products' rates."""
     flops = sum(2 * timing.product.count * timing.product.flops for timing in timings)
     seconds = sum(
-        timing.product.count * (timing.best(FORWARD) + timing.best(GRADIENT)) for timing in timings
+        timing.product.count * (timing.best(forward) + timing.best(gradient)) for timing in timings
     )
     return flops / seconds
 
@@ -107,12 +120,12 @@ def measure(
     seconds: float,
     device: torch.device = CPU,
 ) -> Timing:
-    """Time one product in each of these kinds; a kind that torch lacks here is left out."""
+    """Time one product in each of these kinds; a kind that this machine lacks is left out."""
     found = {}
     for kind in kinds:
-        run = _runner(kind, product, dtype, device)
-        if run is not None:
-            found[kind] = _fastest(run, seconds, device)
+        times = [_fastest(run, seconds, device) for run in _ways(kind, product, dtype, device)]
+        if times:
+            found[kind] = min(times)
     return Timing(product, found)
 
 
@@ -151,27 +164,44 @@ def _fastest(run: Callable[[], object], seconds: float, device: torch.device = C
     return min(times)
 
 
-def _runner(
+def _ways(
     kind: str, product: Product, dtype: torch.dtype, device: torch.device
-) -> Callable[[], Tensor] | None:
+) -> Iterator[Callable[[], Tensor]]:
+    """The ways to do a product of one kind, one after another."""
     rows, inner, columns = product.rows, product.inner, product.columns
     if kind == "plain":
         x, weight = _random(rows, inner, dtype, device), _random(columns, inner, dtype, device)
-        return lambda: F.linear(x, weight)
-    if kind == "gradient":
+        yield lambda: F.linear(x, weight)
+    elif kind == "gradient":
         grad = _random(rows, columns, dtype, device)
         weight = _random(columns, inner, dtype, device)
-        return lambda: grad @ weight
-    if kind == "int8":
+        yield lambda: grad @ weight
+    elif kind == "int8":
         x, weight = _random(rows, inner, torch.int8), _random(columns, inner, torch.int8)
-        return lambda: torch._int_mm(x, weight.T)
-    if device != CPU or dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    if kind == "gradient_prepacked":
-        inner, columns = columns, inner
-    x, weight = _random(rows, inner, dtype), _random(columns, inner, dtype)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+        yield lambda: torch._int_mm(x, weight.T)
+    elif kind in (*INT8_FORWARD, *INT8_GRADIENT):
+        yield from _int8(kind in INT8_FORWARD, product, dtype)
+    elif device == CPU and can_prepack(dtype):
+        yield from _prepacked(rows, *((inner, columns) if kind in FORWARD else (columns, inner)))
+
+
+def _prepacked(rows: int, inner: int, columns: int) -> Iterator[Callable[[], Tensor]]:
+    """In one layout, and where that is wide also in parts, as models.prepacked multiplies."""
+    x = _random(rows, inner, torch.bfloat16)
+    weight = _random(columns, inner, torch.bfloat16)
+    for widest in sorted({min(columns, WIDEST), columns}):
+        yield partial(laid_out(weight, widest, rows).multiply, x, None, None)
+
+
+def _int8(forward: bool, product: Product, dtype: torch.dtype) -> Iterator[Callable[[], Tensor]]:
+    if not can_int8():
+        return
+    x = _random(product.rows, product.inner if forward else product.columns, dtype)
+    base = int8_base(_random(product.columns, product.inner, dtype), None)
+    if forward:  # not `product`, which rounds the same x only once
+        yield lambda: base.forward.multiply(ops.quantize(x), None, dtype)
+    else:
+        yield lambda: base.gradient(x, None)
 
 
 def _random(rows: int, columns: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:

@@ -14,6 +14,7 @@ from intel_ft.backends import cpu, gemm
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.insight import machine
 from intel_ft.insight.workloads import Workload, shape_model, synthetic_examples
+from intel_ft.models.int8 import can_int8
 
 _PRODUCT = """
 import sys, torch
@@ -25,7 +26,8 @@ torch.nn.functional.linear(x, torch.zeros(columns, inner, dtype=torch.bfloat16))
 
 def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[str, Any]:
     """Rates of each product in each kind, about `seconds` for one: {workload, products,
-    gemm_gflops, int8_gops, memory_gb_per_s, onednn_kernel, machine}.
+    gemm_gflops, int8_gops, int8_prepacked_gops, memory_gb_per_s, onednn_kernel, machine}. A rate is
+    None where this CPU has no such product.
     """
     backend = cpu.select(
         BackendConfig(threads=threads or "auto"),
@@ -33,7 +35,8 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
     )
     share = float(synthetic_examples(workload, 0).supervised.mean())
     products = gemm.linear_products(shape_model(workload, 1), workload.row_tokens, share)
-    kinds = (*gemm.FORWARD, *gemm.GRADIENT, "int8")
+    int8_base = (gemm.INT8_FORWARD, gemm.INT8_GRADIENT)
+    kinds = (*gemm.FORWARD, *gemm.GRADIENT, "int8", *gemm.INT8_FORWARD, *gemm.INT8_GRADIENT)
     timings = [gemm.measure(product, torch.bfloat16, kinds, seconds) for product in products]
     int8_operations = sum(product.count * product.flops for product in products)
     int8_seconds = sum(timing.product.count * timing.seconds["int8"] for timing in timings)
@@ -43,16 +46,22 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
             {
                 "layer": "head" if timing is timings[-1] else "linear",
                 **vars(timing.product),
-                "gflops": {k: timing.product.flops / s / 1e9 for k, s in timing.seconds.items()},
+                "gflops": {kind: _gigaflops(timing, kind) for kind in kinds},
             }
             for timing in timings
         ],
         "gemm_gflops": gemm.total_rate(timings) / 1e9,
         "int8_gops": int8_operations / int8_seconds / 1e9,
+        "int8_prepacked_gops": (gemm.total_rate(timings, *int8_base) / 1e9 if can_int8() else None),
         "memory_gb_per_s": gemm.memory_bandwidth() / 1e9,
         "onednn_kernel": onednn_kernel(products[0]),
         "machine": machine.describe(backend.threads),
     }
+
+
+def _gigaflops(timing: gemm.Timing, kind: str) -> float | None:
+    seconds = timing.seconds.get(kind)
+    return None if seconds is None else timing.product.flops / seconds / 1e9
 
 
 def onednn_kernel(product: gemm.Product) -> str | None:

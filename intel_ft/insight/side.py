@@ -4,6 +4,7 @@ in, a JSON measurement out on stdout; started by insight.bench_train.
 
 import gc
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 import transformers
 
 from intel_ft.backends import choice, cpu, cuda, gemm
+from intel_ft.backends.memory import keep_freed_memory
 from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.distributed import topology
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.insight.process import answer
@@ -29,9 +32,7 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
     The GEMM rate is measured after training, on the same threads, once the peak of resident memory
     has been read.
     """
-    settings = BackendConfig(threads=task.threads or "auto")
-    model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
-    backend = choice.select(settings, model, "ipex" if task.side in IPEX_SIDES else task.backend)
+    backend = _backend(task)
     transformers.set_seed(task.seed)
     examples = synthetic_examples(task.workload, task.seed)
     shapes = shape_model(task.workload, task.rank)
@@ -49,6 +50,7 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
     del trainer
     gc.collect()
     cuda.forget_peak(backend.device)
+    keep_freed_memory()  # the rate is measured alike for all, whatever they trained with
     products = gemm.linear_products(
         shapes, task.workload.row_tokens, float(examples.supervised.mean())
     )
@@ -70,6 +72,23 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
         "threads": backend.threads,
         "torch": str(torch.__version__),
     }
+
+
+def _backend(task: Task) -> cpu.Backend:
+    """What a side computes with. Our own sides get what a run of ours gives itself; a peer the same
+    threads, and memory and kernels kept as torch does by itself.
+    """
+    settings = BackendConfig(threads=task.threads or "auto")
+    model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
+    if task.side in IPEX_SIDES:  # backends.ipex has one way for both
+        return choice.select(settings, model, "ipex")
+    if task.side == OURS:
+        return choice.select(settings, model, task.backend)
+    threads = task.threads or topology.read().usable
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets another
+    host = cpu.Backend(torch.bfloat16, threads, ())
+    return host if task.backend == "cpu" else cuda.select(model, host, 0)
 
 
 def peak_rss_gib() -> float:

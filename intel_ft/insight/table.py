@@ -46,11 +46,14 @@ def gemm_table(report: dict[str, Any]) -> Table:
     rows = []
     for product in report["products"]:
         shape = "x".join(str(product[name]) for name in ("rows", "inner", "columns"))
-        rates = [f"{product['gflops'][kind]:,.0f}" for kind in kinds]
+        found = [product["gflops"][kind] for kind in kinds]
+        rates = ["-" if rate is None else f"{rate:,.0f}" for rate in found]
         rows.append((shape, product["layer"], f"{product['count']}", *rates))
+    prepacked = report["int8_prepacked_gops"]
     notes = (
         f"All products at their best: {report['gemm_gflops']:,.0f} GFLOP/s, int8 "
-        f"{report['int8_gops']:,.0f} GOP/s. Memory {report['memory_gb_per_s']:,.1f} GB/s. "
+        f"{report['int8_gops']:,.0f} GOP/s{f', prepacked {prepacked:,.0f}' if prepacked else ''}. "
+        f"Memory {report['memory_gb_per_s']:,.1f} GB/s. "
         f"oneDNN ran {report['onednn_kernel'] or 'nothing it names'}.",
         machine_line(report["machine"]),
     )

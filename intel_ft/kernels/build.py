@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from intel_ft.backends.cpu import cpu_flags, cpu_name
+from intel_ft.backends.cpu import bf16_limit, cpu_flags, cpu_name
 from intel_ft.decisions import Decision
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ def kernels() -> Kernels:
         return Kernels(None, f"{DISABLE} is set")
     if not {"avx512_bf16", "amx_bf16"} & cpu_flags():
         return Kernels(None, "this CPU has no bf16 instructions")
+    if (limit := bf16_limit()) is not None:  # torch's brgemm would end the process
+        return Kernels(None, limit)
     compilers = [os.environ.get("CXX"), *map(shutil.which, ("c++", "g++", "clang++"))]
     why_not = "no C++ compiler on the path (install g++ for a faster step)"
     for compiler in dict.fromkeys(filter(None, compilers)):

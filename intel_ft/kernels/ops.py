@@ -3,7 +3,8 @@ models.
 
 Each takes bf16 tensors of a CPU to the compiled kernels where those are loaded, and anything else
 (float32, no compiler, a GPU) through the same formula in torch operations, which on a GPU become
-one kernel (kernels.generated). Tensors are contiguous.
+one kernel (kernels.generated). Tensors are contiguous: the compiled kernels see no strides, and
+any others are refused.
 """
 
 import ctypes
@@ -28,6 +29,8 @@ def _call(name: str, *arguments: Any, returns: Any = None) -> Any:
 
 def _c_value(value: Any) -> Any:
     if isinstance(value, Tensor):
+        if not value.is_contiguous():
+            raise ValueError(f"a kernel was given a tensor of strides {value.stride()}")
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, float):
         return ctypes.c_float(value)

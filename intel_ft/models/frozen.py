@@ -13,7 +13,7 @@ from intel_ft.backends.cpu import CPU
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem
-from intel_ft.models.int8 import int8_base
+from intel_ft.models.int8 import can_int8, int8_base
 from intel_ft.models.lora_linear import Base, LoraFunction, LoraLinear
 from intel_ft.models.nf4 import nf4_base
 from intel_ft.models.prepacked import can_prepack, prepacked_base
@@ -50,7 +50,7 @@ def lay_out(
     host. Raises EnvironmentProblem for int8 where the CPU has no instructions for it.
     """
     if config.base_dtype == "int8":
-        if not {"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags():
+        if not can_int8():
             raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
         replace_linears(model, int8_base)
         return Decision("model.base_dtype", "int8", "set in the config")

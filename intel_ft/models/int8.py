@@ -14,6 +14,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from intel_ft.backends import cpu
 from intel_ft.kernels import ops
 
 
@@ -32,7 +33,7 @@ class Packed:
             *(values, 1.0, 128, self.values, self.scales, self.zeros, None),
             *(1.0, 0, dtype, "none", [], ""),
         )
-        return ops.scale_rows(out, scales, onto)
+        return ops.scale_rows(out, scales, None if onto is None else onto.contiguous())
 
 
 def _packed(values: Tensor, scales: Tensor) -> Packed:
@@ -59,7 +60,8 @@ class Int8Base:
 
     def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
         """See lora_linear.Base."""
-        return self.backward.multiply(ops.quantize(grad, self.scales), onto, self.dtype)
+        quantized = ops.quantize(grad.contiguous(), self.scales)
+        return self.backward.multiply(quantized, onto, self.dtype)
 
 
 def int8_base(weight: Tensor, bias: Tensor | None) -> Int8Base:
@@ -71,6 +73,11 @@ def int8_base(weight: Tensor, bias: Tensor | None) -> Int8Base:
     return Int8Base(_packed(values, scales), backward, scales, bias, weight.dtype)
 
 
+def can_int8() -> bool:
+    """Whether this CPU has instructions for it: without them oneDNN's product is a slow one."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags())
+
+
 _last: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
 
@@ -78,5 +85,5 @@ def _quantized_once(x: Tensor) -> tuple[Tensor, Tensor]:
     """x in 8 bits; q, k and v multiply the same x one after another, so the last one is kept."""
     global _last  # noqa: PLW0603
     if _last is None or _last[0]() is not x:
-        _last = (ref(x), ops.quantize(x))
+        _last = (ref(x), ops.quantize(x.contiguous()))
     return _last[1]

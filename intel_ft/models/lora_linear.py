@@ -161,7 +161,7 @@ class LoraFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: LoraLinear, *_: Tensor) -> Tensor:
         """The output [..., out] for x [..., in]."""
-        flat, step = x.reshape(-1, x.shape[-1]), linear.ready()
+        flat, step = x.reshape(-1, x.shape[-1]).contiguous(), linear.ready()
         out, low = step.forward(flat)
         ctx.step = step
         ctx.save_for_backward(flat, low)
@@ -171,7 +171,7 @@ class LoraFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, a and b."""
         (flat, low), step = ctx.saved_tensors, ctx.step
-        grad = gradients[0].reshape(len(flat), -1)
+        grad = gradients[0].reshape(len(flat), -1).contiguous()  # that of a sum is one number
         narrow = step.narrow(grad)
         grad_x = None
         if ctx.needs_input_grad[0]:

@@ -108,7 +108,9 @@ class Scores:
 def scores(model: Any, asked: Question) -> Scores:
     """`model`'s logits at the supervised tokens, not yet made where its head allows that."""
     if (head := plain_head(model)) is None:
-        return Scores(model(**asked.inputs, logits_to_keep=asked.predict).logits[0], None)
+        logits = model(**asked.inputs, logits_to_keep=asked.predict).logits[0]
+        # xLSTM has no logits_to_keep, and gives every token's.
+        return Scores(logits if len(logits) == len(asked.predict) else logits[asked.predict], None)
     hidden = hidden_states(model, asked)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -150,13 +152,66 @@ def plain_head(model: Any) -> Tensor | None:
     None for any other.
     """
     config = model.config.get_text_config()
-    special = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
     head = model.get_output_embeddings()
     plain = type(head) is torch.nn.Linear and head.bias is None
-    if not plain or any(getattr(config, name, None) is not None for name in special):
+    if not plain or any(getattr(config, name, None) is not None for name in _CHANGE_LOGITS):
         return None
+    base = _base(model)
+    if not hasattr(base, "has_plain_head"):
+        base.has_plain_head = _gives_its_product(base, head.weight)
     weight: Tensor = head.weight
-    return weight
+    return weight if base.has_plain_head else None
+
+
+_CHANGE_LOGITS = (
+    "final_logit_softcapping",  # Gemma 2
+    "logit_scale",  # Cohere
+    "logits_scaling",  # Granite
+    "logits_soft_cap",  # RecurrentGemma
+    "lm_head_multiplier",  # Falcon H1
+    "output_logit_soft_cap",  # xLSTM
+)
+"""What a config calls that which comes between the head's product and the logits. A model that has
+another name for it is found out by a trial.
+"""
+
+
+@torch.no_grad()
+def _gives_its_product(base: Any, weight: Tensor) -> bool:
+    """Whether `base`'s logits are its decoder's output times `weight`: run once, with a few made-up
+    outputs in the decoder's place, large enough for a cap to show.
+    """
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
+    hidden *= 100 / (hidden @ weight.T).abs().amax()
+    decoder = base.get_decoder()
+    own = vars(decoder).get("forward")
+    decoder.forward = lambda *_, **__: _Output(hidden)
+    try:
+        with torch.autocast(weight.device.type, enabled=False):
+            tokens = torch.zeros(1, 4, dtype=torch.int64, device=weight.device)
+            logits = base(input_ids=tokens, use_cache=False).logits.float()
+    except (TypeError, AttributeError, RuntimeError, ValueError, LookupError):
+        return False
+    finally:
+        del decoder.forward
+        if own is not None:
+            decoder.forward = own
+    product = (hidden @ weight.T).float()
+    return bool((logits - product).norm() <= 0.01 * product.norm())
+
+
+class _Output:
+    """A decoder's output that has hidden states [1, tokens, size], and nothing else."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 class HeadLoss(torch.autograd.Function):

@@ -62,15 +62,19 @@ def can_prepack(dtype: torch.dtype) -> bool:
 
 def prepacked_base(weight: Tensor, bias: Tensor | None) -> PrepackedBase:
     """weight [out, in], which may be freed afterwards."""
-    return PrepackedBase(_prepacked(weight), _prepacked(weight.T), bias, weight.dtype)
+    forward, backward = laid_out(weight, WIDEST), laid_out(weight.T, WIDEST)
+    return PrepackedBase(forward, backward, bias, weight.dtype)
 
 
-def _prepacked(matrix: Tensor) -> Prepacked:
+def laid_out(matrix: Tensor, widest: int, tokens: int = ROWS) -> Prepacked:
+    """A bf16 matrix [out, in], which may be freed afterwards, in parts of at most `widest` outputs;
+    `tokens`: see ROWS.
+    """
     out = len(matrix)
-    part = -(-out // -(-out // WIDEST))  # as few parts as allowed, as equal as
+    part = -(-out // -(-out // widest))  # as few parts as allowed, as equal as
     part = -(-part // 64) * 64  # whole blocks of the kernel make them
     reorder = torch.ops.mkldnn._reorder_linear_weight
-    parts = tuple(reorder(rows.contiguous(), ROWS) for rows in torch.split(matrix, part))
+    parts = tuple(reorder(rows.contiguous(), tokens) for rows in torch.split(matrix, part))
     return Prepacked(parts, part, out)
 
 

@@ -1,7 +1,9 @@
 """The benchmark's arithmetic: workloads are seeded, medians and ratios are what they say."""
 
 import dataclasses
+import os
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,15 +11,17 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from intel_ft.backends import gemm
+from intel_ft.backends import cpu, gemm
 from intel_ft.backends.cpu import CPU
 from intel_ft.backends.gemm import Product, Timing
+from intel_ft.decisions import Decision
+from intel_ft.distributed import topology
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
-from intel_ft.insight import bench_train, sides, stopwatch
+from intel_ft.insight import bench_gemm, bench_train, side, sides, stopwatch
 from intel_ft.insight.bench_gemm import kernel_name
 from intel_ft.insight.sides import Task, require_peer
 from intel_ft.insight.stopwatch import Stopwatch, Tally
-from intel_ft.insight.table import train_table
+from intel_ft.insight.table import gemm_table, train_table
 from intel_ft.insight.workloads import (
     WORKLOADS,
     random_model,
@@ -25,6 +29,7 @@ from intel_ft.insight.workloads import (
     synthetic_examples,
     workload,
 )
+from intel_ft.models import prepacked
 from intel_ft.models.cost import StepCost
 
 TINY = WORKLOADS["tiny"]
@@ -136,6 +141,67 @@ def test_measured_rates_are_of_the_right_size():
     rates = [product.flops / seconds for seconds in timing.seconds.values()]
     assert min(rates) > 1e8 and max(rates) < 1e15
     assert 1e8 < gemm.model_rate([product], torch.float32, 0.01) < 1e15
+
+
+@pytest.mark.parametrize(("kind", "inner"), [("prepacked", 32), ("gradient_prepacked", 12288)])
+def test_a_wide_product_is_timed_in_parts_too_as_a_step_multiplies_it(monkeypatch, kind, inner):
+    laid_out = []
+
+    def lay(weight, widest, tokens):
+        laid_out.append((tuple(weight.shape), widest, tokens))
+        seconds = 0.002 if widest == prepacked.WIDEST else 0.2
+        return SimpleNamespace(multiply=lambda *_: time.sleep(seconds))
+
+    monkeypatch.setattr(gemm, "can_prepack", lambda dtype: True)
+    monkeypatch.setattr(gemm, "laid_out", lay)
+    product = Product(4, inner, 12288 if inner == 32 else 32)
+    timing = gemm.measure(product, torch.bfloat16, (kind,), 0.01)
+    assert laid_out == [((12288, 32), widest, 4) for widest in (prepacked.WIDEST, 12288)]
+    assert timing.seconds[kind] < 0.1
+    laid_out.clear()
+    gemm.measure(Product(4, 32, 64), torch.bfloat16, ("prepacked",), 0.01)
+    assert laid_out == [((64, 32), 64, 4)]
+
+
+def test_int8_is_timed_as_the_int8_base_multiplies(monkeypatch):
+    product, kinds = Product(8, 32, 64), (*gemm.INT8_FORWARD, *gemm.INT8_GRADIENT)
+    monkeypatch.setattr(gemm, "can_int8", lambda: False)
+    assert not gemm.measure(product, torch.bfloat16, kinds, 0.01).seconds
+    monkeypatch.setattr(gemm, "can_int8", lambda: True)
+    quantized, quantize = [], gemm.ops.quantize
+    monkeypatch.setattr(
+        gemm.ops, "quantize", lambda x, *a: quantized.append(x.shape) or quantize(x, *a)
+    )
+    timing = gemm.measure(product, torch.bfloat16, kinds, 0.0)
+    assert tuple(timing.seconds) == kinds
+    counts = {tuple(shape): quantized.count(shape) for shape in quantized}
+    assert counts == {(64, 32): 2, (8, 32): 3, (8, 64): 3}  # the weight, activations, gradients
+
+
+@pytest.mark.parametrize("can_int8", [False, True])
+def test_a_product_that_this_cpu_lacks_is_a_dash(monkeypatch, can_int8):
+    monkeypatch.setattr(bench_gemm.cpu, "select", lambda *_: SimpleNamespace(threads=1))
+    monkeypatch.setattr(bench_gemm, "onednn_kernel", lambda product: None)
+    monkeypatch.setattr(gemm, "memory_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(gemm, "can_prepack", lambda dtype: False)
+    for module in (gemm, bench_gemm):
+        monkeypatch.setattr(module, "can_int8", lambda: can_int8)
+
+    def measure(product, dtype, kinds, seconds):
+        found = [k for k in kinds if "prepacked" not in k or (can_int8 and k.startswith("int8"))]
+        return Timing(product, dict.fromkeys(found, product.flops / 2000000000.0))
+
+    monkeypatch.setattr(gemm, "measure", measure)
+    report = bench_gemm.bench_gemm(TINY, 1, 0.01)
+    assert report["int8_prepacked_gops"] == (pytest.approx(2.0) if can_int8 else None)
+    table = gemm_table(report)
+    assert table.columns[3:] == (
+        *("plain", "prepacked", "gradient", "gradient prepacked", "int8"),
+        *("int8 prepacked", "int8 gradient prepacked"),
+    )
+    own = "2" if can_int8 else "-"
+    assert {row[3:] for row in table.rows} == {("2", "-", "2", "-", "2", own, own)}
+    assert (", prepacked 2." in table.notes[0]) == can_int8
 
 
 def test_onednn_names_its_kernel():
@@ -293,6 +359,22 @@ def test_ipex_runs_in_an_environment_of_its_own(peer, monkeypatch, tmp_path):
     require_peer(peer)
     versions |= {"torch": "2.8.0+cpu", "intel_extension_for_pytorch": "2.8.0"}
     assert sides.python_of(peer) == sys.executable
+
+
+@pytest.mark.parametrize(("name", "tuned"), [("ours", 2), ("trl", 0), ("transformers", 0)])
+def test_peers_get_our_threads_and_not_our_memory(monkeypatch, name, tuned):
+    calls, threads = [], []
+    for function in ("keep_freed_memory", "keep_few_kernels"):
+        monkeypatch.setattr(cpu, function, lambda: calls.append(1) or Decision("x", "x", "x"))
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    for task in (Task(name, TINY, threads=1), Task(name, TINY)):
+        calls.clear()
+        backend = side._backend(task)
+        assert (backend.dtype, backend.device) == (torch.bfloat16, CPU)
+        assert len(calls) == tuned
+        assert threads[-1] == backend.threads == int(os.environ["OMP_NUM_THREADS"])
+        assert backend.threads == (task.threads or topology.read().usable)
 
 
 def test_only_rates_of_one_torch_are_compared(monkeypatch):

@@ -67,6 +67,7 @@ def counted(model, row) -> float:
     frozen projections, which the definition of MFU counts (2N backward a token).
     """
     model.enable_input_require_grads()
+    loss.plain_head(model)  # its trial is once a model's, not a step's
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss_sum(model, row, packed=True).backward()
     model.zero_grad()

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from intel_ft.backends import cpu
 from intel_ft.config import MethodConfig, build
 from intel_ft.errors import EnvironmentProblem
-from intel_ft.models import frozen, packed, prepacked
+from intel_ft.models import frozen, int8, lora_linear, packed, prepacked
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.frozen import FrozenLinear, lay_out, replace_linears
 from intel_ft.models.int8 import int8_base
-from intel_ft.models.lora_linear import Dense
+from intel_ft.models.lora_linear import Dense, LoraFunction, LoraLinear
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.prepacked import can_prepack, prepacked_base
 
@@ -97,6 +97,58 @@ def test_int8_products_are_near_the_plain_ones(with_bias) -> None:
     onto = random(60, 96)
     wanted = plain.gradient(grad.float(), onto.float())
     assert distance(base.gradient(grad, onto), wanted) < 0.05  # its scales share a row
+
+
+@pytest.fixture
+def quantized(monkeypatch) -> list[bool]:
+    """Whether each tensor that is rounded to 8 bits was contiguous, as a kernel takes it."""
+    seen = []
+    quantize = int8.ops.quantize
+    monkeypatch.setattr(
+        int8.ops, "quantize", lambda x, *a: seen.append(x.is_contiguous()) or quantize(x, *a)
+    )
+    return seen
+
+
+def test_int8_takes_tensors_of_any_strides(quantized) -> None:
+    base = int8_base(random(64, 32).float(), None)
+    x, grad, onto = random(32, 40).float(), random(64, 40).float(), random(64, 40).float()
+    found = base.product(x.T, onto.T), base.gradient(grad.T, x.T)
+    assert quantized == [True] * 3
+    x, grad, onto = (tensor.T.contiguous() for tensor in (x, grad, onto))
+    assert torch.equal(found[0], base.product(x, onto))
+    assert torch.equal(found[1], base.gradient(grad, x))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_single_layer_takes_tensors_of_any_strides(rate, monkeypatch) -> None:
+    """Such as the gradient of a sum, and the parts of a split product."""
+    seen = []
+    dropout = lora_linear.ops.dropout
+    monkeypatch.setattr(
+        lora_linear.ops,
+        "dropout",
+        lambda x, *a, **k: seen.append(x.is_contiguous()) or dropout(x, *a, **k),
+    )
+    a, b = torch.randn(4, 32, requires_grad=True), torch.randn(64, 4, requires_grad=True)
+    base = Strict(torch.randn(64, 32), None)
+    linear = LoraLinear(base, a, b, 2.0, torch.nn.Dropout(rate))
+    wide = torch.randn(1, 7, 64, requires_grad=True)
+    LoraFunction.apply(wide[..., :32], linear, a, b).sum().backward()
+    assert wide.grad[..., :32].abs().min() > 0
+    assert all(seen) and bool(seen) == bool(rate)
+
+
+class Strict(Dense):
+    """A base that takes no other strides."""
+
+    def product(self, x, onto):
+        assert x.is_contiguous()
+        return super().product(x, onto)
+
+    def gradient(self, grad, onto):
+        assert grad.is_contiguous()
+        return super().gradient(grad, onto)
 
 
 def gradients(model) -> torch.Tensor:

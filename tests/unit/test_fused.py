@@ -51,6 +51,22 @@ REFUSED = {
         transformers.GraniteConfig(**SHAPE, residual_multiplier=0.3),
         "a trial of one layer gave another result",
     ),
+    "smollm3": (  # Llama's in the first three layers, without rotary positions in the fourth
+        transformers.SmolLM3Config(**SHAPE | {"num_hidden_layers": 4}),
+        "a trial of one layer gave another result",
+    ),
+    "llama-dropout": (
+        transformers.LlamaConfig(**SHAPE, attention_dropout=0.1),
+        "it has a dropout of its own",
+    ),
+    "seed-oss": (  # dropout by default, in attention and behind it
+        transformers.SeedOssConfig(**SHAPE, head_dim=8),
+        "it has a dropout of its own",
+    ),
+    "seed-oss-residual": (
+        transformers.SeedOssConfig(**SHAPE, head_dim=8, attention_dropout=0.0),
+        "it has a dropout of its own",
+    ),
 }
 LENGTHS = (5, 33, 1, 20)
 
@@ -174,6 +190,14 @@ def test_other_architectures_are_refused_with_a_reason_and_left_alone(name) -> N
     assert fuse_layers(model) == reason
     assert not is_fused(model)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_layer_that_adds_little_is_not_refused_for_its_rounding() -> None:
+    model = adapted(FUSED["llama"], dtype=torch.bfloat16)
+    for name, weight in model.named_parameters():
+        if "layernorm" in name:
+            weight.mul_(3e-4)
+    assert fuse_layers(model) is None
 
 
 def test_a_trial_that_is_not_a_number_is_refused(monkeypatch) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from intel_ft.kernels import build, ops
 from intel_ft.kernels.build import Kernels, kernels
 
 SEGMENTS = (1, 63, 64, 65, 200)
-NOT_HERE = ("no C++ compiler", "this CPU has no bf16", build.DISABLE)
+NOT_HERE = ("no C++ compiler", "this CPU has no bf16", build.DISABLE, "ONEDNN_MAX", "DNNL_MAX")
 
 
 @pytest.fixture
@@ -272,6 +273,27 @@ def test_float32_does_not_go_to_the_kernels_and_bf16_does(compiled, monkeypatch)
     assert called == ["swiglu"]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: ops.quantize(x.T),
+        lambda x: ops.scale_rows(x, torch.ones(4), x[:1].expand(4, 4)),
+        lambda x: ops.swiglu(x[:, :2], x[:, 2:]),
+        lambda x: ops.dropout(x, 0.5, 1, onto=x.T),
+    ],
+)
+def test_a_tensor_of_other_strides_never_reaches_a_kernel(monkeypatch, call) -> None:
+    reached = []
+    names = ("quantize", "scale_rows", "swiglu", "dropout")
+    library = SimpleNamespace(**{name: lambda *given: reached.append(given) for name in names})
+    monkeypatch.setattr(ops, "kernels", lambda: Kernels(library, "made up"))
+    ops.quantize(half(4, 4))
+    assert len(reached) == 1
+    with pytest.raises(ValueError, match="strides"):
+        call(half(4, 4))
+    assert len(reached) == 1
+
+
 def test_bf16_without_the_library_is_the_formula(only_torch) -> None:
     x, weight = half(3, 64), half(64)
     assert_rows_close(
@@ -369,7 +391,8 @@ def test_the_environment_can_switch_them_off(monkeypatch) -> None:
 
 
 def able(monkeypatch) -> None:
-    monkeypatch.delenv(build.DISABLE, raising=False)
+    for name in (build.DISABLE, "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(build, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
 
 
@@ -377,6 +400,16 @@ def test_a_cpu_without_bf16_has_none(monkeypatch) -> None:
     able(monkeypatch)
     monkeypatch.setattr(build, "cpu_flags", lambda: frozenset({"avx512f"}))
     assert rebuilt(monkeypatch) == Kernels(None, "this CPU has no bf16 instructions")
+
+
+@pytest.mark.parametrize("value", ["AVX2", "avx512_core", "AVX2_VNNI_2"])
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_a_limit_of_onednns_instructions_leaves_none(monkeypatch, tmp_path, name, value) -> None:
+    able(monkeypatch)
+    found = rebuilt(monkeypatch, CXX="/bin/false", PATH=tmp_path, **{name: value})
+    assert found == Kernels(None, f"{name}={value} forbids bf16 products")
+    found = rebuilt(monkeypatch, **{name: "AVX512_CORE_BF16"})
+    assert found.reason.startswith("/bin/false failed")
 
 
 def test_no_compiler_says_what_to_install(monkeypatch, tmp_path) -> None:

@@ -27,7 +27,7 @@ from intel_ft.models.load import (
     parameter_count,
 )
 from intel_ft.models.lora_linear import Dense
-from intel_ft.models.loss import loss_sum
+from intel_ft.models.loss import loss_sum, plain_head
 
 SHAPE = {
     "vocab_size": 61,
@@ -52,6 +52,8 @@ CONFIGS = {
         **GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=1
     ),
     "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=8),
+    # No rotary positions in the fourth layer.
+    "smollm3": transformers.SmolLM3Config(**GROUPED | {"num_hidden_layers": 4}),
     "gemma": transformers.GemmaConfig(**GROUPED, head_dim=8),
     "gemma2": transformers.Gemma2Config(
         **GROUPED,
@@ -87,6 +89,22 @@ UNPACKABLE = {
     "falcon-alibi": transformers.FalconConfig(**SHAPE, alibi=True),
     "gpt-oss": transformers.GptOssConfig(  # attention sinks, and no sdpa to fall back to
         **GROUPED, head_dim=8, num_local_experts=2, num_experts_per_tok=1
+    ),
+    # Logits capped, low enough to matter, under names of their own.
+    "recurrent-gemma": transformers.RecurrentGemmaConfig(
+        **SHAPE | {"num_hidden_layers": 3},  # the third has attention
+        num_key_value_heads=1,
+        lru_width=32,
+        head_dim=8,
+        logits_soft_cap=1.0,
+    ),
+    "xlstm": transformers.xLSTMConfig(
+        vocab_size=61,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_heads=4,
+        output_logit_soft_cap=1.0,
+        use_cache=False,
     ),
 }
 
@@ -212,6 +230,44 @@ def test_what_cannot_be_packed_says_why_and_trains_one_example_a_row(name, tmp_p
     plain = AutoModelForCausalLM.from_pretrained(settings.name_or_path, dtype=torch.float32)
     assert losses[0] == pytest.approx(reference_loss(plain, EXAMPLES).item(), rel=1e-5)
     assert losses[-1] < losses[0] * 0.98
+
+
+@pytest.mark.parametrize("change", [lambda x: 5 * torch.tanh(x / 5), lambda x: x / 4])
+def test_logits_changed_behind_the_head_are_found_out_whatever_their_name(llama, change) -> None:
+    model = load_base(llama, torch.float32)
+    row = build_row(EXAMPLES, np.array([2]))
+    assert plain_head(model) is model.lm_head.weight
+    own = type(model).forward
+
+    class Changed(type(model)):
+        def forward(self, *arguments, **options):
+            out = own(self, *arguments, **options)
+            out.logits = change(out.logits)
+            return out
+
+    plain = loss_sum(model, row, packed=False)
+    model = load_base(llama, torch.float32)
+    model.__class__ = Changed
+    assert plain_head(model) is None
+    assert "forward" not in vars(model.get_decoder())
+    expected = reference_loss(model, EXAMPLES.select(np.array([2])))
+    assert loss_sum(model, row, packed=False).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert expected.item() != pytest.approx(plain.item(), rel=1e-3)
+
+
+def test_the_models_own_attention_dropout_is_kept_in_packed_rows(tmp_path) -> None:
+    config = transformers.LlamaConfig(**GROUPED, attention_dropout=0.5)
+    base, reason = load_for_packing(save_model(config, tmp_path), torch.float32)
+    assert reason is None
+    model = add_lora(base, MethodConfig(r=4, alpha=8), "base", None)
+    assert fuse(model).value.startswith("the model's own")
+    row = build_row(EXAMPLES, np.arange(4))
+    losses = []
+    for training in (False, False, True, True):
+        model.train(training)
+        losses.append(loss_sum(model, row, packed=True).item())
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
 
 
 def test_a_model_that_is_not_packed_refuses_a_row_of_several(llama) -> None:
