@@ -289,6 +289,7 @@ def test_chat_from_a_pipe_answers_and_leaves_at_exit(ir) -> None:
 
 
 @openvino
+@pytest.mark.timeout(1200)  # six minutes where two slow cores do other things, too
 def test_the_demo_prints_one_object(tmp_path) -> None:
     done = intel_ft("demo", "--max-steps", 8, "--json", "--output", tmp_path / "demo")
     found = only_object(done.stdout)
