@@ -5,7 +5,7 @@ cli (eval, demo) and export.
 import ast
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Message
 from intel_ft.data.prepare import Prepared
 from intel_ft.data.prompt import prompt_tokens
+from intel_ft.data.templates import Template
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.inference.language_model import LanguageModel, Sampling
 
@@ -127,7 +128,7 @@ def check_answers(
 ) -> Answers:
     """How `greedy_answers` compare with the reference ones."""
     asked = answerable(prepared, count)
-    found = greedy_answers(model, prepared, system_prompt, count, max_new_tokens)
+    found = greedy_answers(model, prepared.template, asked, system_prompt, max_new_tokens)
     answers = [(a, messages[-1].content) for a, messages in zip(found, asked, strict=True)]
     return Answers(
         generated=len(answers),
@@ -147,19 +148,18 @@ def answerable(prepared: Prepared, count: int) -> list[tuple[Message, ...]]:
 
 def greedy_answers(
     model: LanguageModel,
-    prepared: Prepared,
+    template: Template,
+    asked: Sequence[tuple[Message, ...]],
     system_prompt: str | None,
-    count: int,
     max_new_tokens: int,
 ) -> list[str]:
-    """What `model` says in place of the last turn of each of the `answerable` conversations."""
+    """What `model` says in place of each conversation's last turn."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
     return [
         model.generate(
-            prompt_tokens(model.tokenizer, prepared.template, messages[:-1], system_prompt),
-            sampling,
+            prompt_tokens(model.tokenizer, template, messages[:-1], system_prompt), sampling
         ).text
-        for messages in answerable(prepared, count)
+        for messages in asked
     ]
 
 

@@ -15,6 +15,7 @@ from intel_ft.insight.plan_model import ModelPlan
 from intel_ft.insight.plan_work import Rows
 from intel_ft.models.cost import activation_bytes
 from intel_ft.models.frozen import has_room
+from intel_ft.models.speed import left_to_others
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 """The row lengths whose memory is listed."""
@@ -63,7 +64,7 @@ def _layout(
         return config.base_dtype
     if gpu or config.method.trains_all or config.method.use_dora or dtype != torch.bfloat16:
         return "as loaded"
-    if config.backend.name == "ipex" or config.backend.compile is True:
+    if left_to_others(config) is not None:
         return "as loaded"  # or in a layout of theirs, in its place
     if config.backend.prepack != "auto":
         return "prepacked" if config.backend.prepack else "as loaded"
@@ -90,9 +91,8 @@ def by_row(model: ModelPlan, setting: Setting) -> list[dict[str, float]]:
 
 def _may_quantize(config: Config) -> bool:
     """Whether method.name=qlora could stand in place of what is there."""
-    method, backend = config.method, config.backend
-    left_as_they_are = method.use_dora or backend.compile is True or backend.name == "ipex"
-    return method.name == "lora" and not left_as_they_are
+    method = config.method
+    return method.name == "lora" and not method.use_dora and left_to_others(config) is None
 
 
 def changes(

@@ -20,6 +20,9 @@ _STREAMED = 0.8
 """Share of the memory's nominal rate that STREAM usually reaches."""
 
 
+Rates = dict[torch.dtype, float]
+
+
 @dataclass(frozen=True)
 class Cpu:
     """A data sheet. clock: base, Hz; flops: of one core and cycle, by dtype, that which `auto`
@@ -29,13 +32,11 @@ class Cpu:
 
     cores: int
     clock: float
-    flops: "Rates"
+    flops: Rates
     int8: float
     bandwidth: float
     source: str
 
-
-Rates = dict[torch.dtype, float]
 
 _UNITS = "two AVX-512 units: 64 float32 operations a core and cycle"
 _AMX = f"AMX: 1024 bf16 and 2048 int8 ones (Intel, 4th Gen Xeon brief); {_UNITS}"

@@ -18,6 +18,7 @@ from intel_ft.models.adapter import add_lora, is_linear
 from intel_ft.models.cost import StepCost, expert_weights, step_cost
 from intel_ft.models.fused import layer_of
 from intel_ft.models.load import model_folder
+from intel_ft.models.speed import left_to_others
 from intel_ft.models.teacher import OWN_BASE, teacher_config
 
 
@@ -91,16 +92,9 @@ def counted(config: Config, description: Any, teacher: TeacherPlan | None = None
         model = add_lora(model, config.method, config.model.name_or_path, None)
     products = gemm.linear_products(model, 1024, 0.5)
     sizes = replace(_sizes(model), dora=config.method.use_dora)
-    if (other := _not_ours(config)) is not None:
+    if (other := left_to_others(config)) is not None:
         sizes = replace(sizes, why_not_fused=other)
     return ModelPlan(description, sizes, step_cost(model), products, teacher)
-
-
-def _not_ours(config: Config) -> str | None:
-    """Why models.speed leaves the layers to others."""
-    if config.backend.name == "ipex":
-        return "their linear layers become IPEX's"
-    return "torch.compile compiles them" if config.backend.compile is True else None
 
 
 def _teacher(config: Config) -> TeacherPlan | None:

@@ -133,7 +133,7 @@ def _tried(config: Config, setting: Setting, batch: int) -> Config:
             "report_to": [],
             "callbacks": [],
         },
-        "backend": {"name": "cpu"},  # as the roofline has it, also for IPEX
+        "backend": {"name": "cpu"},  # whatever else torch sees here
     }
     if setting.layout in ("prepacked", "as loaded"):
         changes["backend"]["prepack"] = setting.layout == "prepacked"

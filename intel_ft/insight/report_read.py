@@ -16,6 +16,7 @@ from intel_ft.errors import UserError
 from intel_ft.files import damage
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+SAMPLES = "samples.jsonl"
 _MOST = 20000  # characters shown of any file's text
 
 
@@ -75,7 +76,7 @@ def read_run(folder: Path) -> RunRecords:
     finished = any((folder / name).is_dir() for name in ("adapter", "model"))
     if not finished:
         missing.append("no adapter/, no model/: the run is not finished, or ended before its end")
-    samples = _json_lines(folder / "samples.jsonl", missing) if _is(folder, "samples.jsonl") else []
+    samples = _json_lines(folder / SAMPLES, missing) if _is(folder, SAMPLES) else []
     return RunRecords(
         name=folder.resolve().name,
         steps=steps,

@@ -10,9 +10,9 @@ from intel_ft.files import write_text
 from intel_ft.inference.artifact import resolve
 from intel_ft.inference.evaluate import answerable, greedy_answers
 from intel_ft.inference.open import open_model
+from intel_ft.insight.report_read import SAMPLES
+from intel_ft.models.load import load_tokenizer
 from intel_ft.training.setup import read_data
-
-SAMPLES = "samples.jsonl"
 
 
 def write_samples(run: Path, count: int, max_new_tokens: int) -> None:
@@ -25,13 +25,15 @@ def write_samples(run: Path, count: int, max_new_tokens: int) -> None:
     config = load(run / "config.yaml")
     base = resolve(assets.resolve(after.base_model))
     before = replace(base, base_revision=after.base_revision)
-    answers, asked = [], []
+    training, evaluation = read_data(config, load_tokenizer(config.model))
+    prepared = training if evaluation is None else evaluation
+    asked = answerable(prepared, count)
+    answers = []
     for artifact in (before, after):  # one after the other: both may not fit
         model = open_model(artifact, trust_remote_code=config.model.trust_remote_code)
-        training, evaluation = read_data(config, model.tokenizer)
-        prepared = training if evaluation is None else evaluation
-        asked = answerable(prepared, count)
-        answers.append(greedy_answers(model, prepared, after.system_prompt, count, max_new_tokens))
+        answers.append(
+            greedy_answers(model, prepared.template, asked, after.system_prompt, max_new_tokens)
+        )
         del model
     lines = [
         {"prompt": messages[-2].content if len(messages) > 1 else "", "before": a, "after": b}

@@ -241,9 +241,7 @@ def _differs(decoder: Any, block: Any, layer: Layer) -> str | None:
         block.train(training)
     own = own[0] if isinstance(own, tuple) else own
     change = (own - hidden).float()
-    rounding = (
-        torch.finfo(own.dtype).eps / 16 * own.float().norm()
-    )  # seen where a layer adds little
+    rounding = torch.finfo(own.dtype).eps / 16 * own.float().norm()  # where a layer adds little
     if not (ours - own).float().norm() <= 0.05 * change.norm() + rounding:  # true of NaN, too
         return "a trial of one layer gave another result"
     return None

@@ -24,7 +24,7 @@ def hasten(
     models.frozen.lay_out for the other arguments and what is raised.
     """
     if config.backend.name == "ipex":
-        return [Decision("decoder layers", "the model's own", "their linear layers become IPEX's")]
+        return [Decision("decoder layers", "the model's own", str(left_to_others(config)))]
     compiled = compile_layers(model, config)
     if config.backend.compile is True:
         return [
@@ -32,6 +32,13 @@ def hasten(
             Decision("backend.prepack", "off", "torch.compile lays weights out itself"),
         ]
     return [lay_out(model, config, activations, sharing, device), compiled, fuse(model)]
+
+
+def left_to_others(config: Config) -> str | None:
+    """Why none of our fast paths computes the layers, where backend settings say that others do."""
+    if config.backend.name == "ipex":
+        return "their linear layers become IPEX's"
+    return "torch.compile compiles them" if config.backend.compile is True else None
 
 
 def compile_layers(model: Any, config: Config) -> Decision:

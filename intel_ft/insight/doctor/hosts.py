@@ -64,12 +64,12 @@ def examine(hostfile: Path, ssh: str, mpirun: str | None) -> Comparison:
 
 def compare(answers: list[dict[str, Any]], problems: list[Finding]) -> Comparison:
     """Each answer is {"time": seconds, "diagnosis": as JSON}, taken at about the same moment."""
-    said = Counter(answer["diagnosis"]["facts"]["name"] for answer in answers)
+    said: Counter[str] = Counter()
     hosts: dict[str, dict[str, Any]] = {}
     for answer in answers:
         name = answer["diagnosis"]["facts"]["name"]
-        again = sum(known.partition(" ")[0] == name for known in hosts)
-        hosts[f"{name} ({again + 1})" if again else name] = answer["diagnosis"]
+        said[name] += 1
+        hosts[name if said[name] == 1 else f"{name} ({said[name]})"] = answer["diagnosis"]
     differences = _differences({name: found["facts"] for name, found in hosts.items()})
     found = [*problems, *_namesakes(said), *_clocks(answers), *_unlike(differences)]
     return Comparison(dict(sorted(hosts.items())), differences, tuple(ranked(found)))
