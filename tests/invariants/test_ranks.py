@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from worlds import assert_same, fresh, losses, wait_for
 
@@ -102,10 +103,18 @@ def test_bf16_is_the_same_to_its_rounding(tmp_path):
     assert losses(two / "out") == pytest.approx(losses(one / "out"), rel=0.01)
 
 
-@pytest.mark.parametrize(("launcher", "ranks"), [(alone, 1), (torchrun, 3)])
-def test_two_ranks_killed_go_on_as_any_number(reference, tmp_path, launcher, ranks):
+@pytest.mark.parametrize(
+    ("first", "launcher", "ranks"),
+    [
+        (torchrun, alone, 1),
+        (torchrun, torchrun, 3),
+        pytest.param(mpirun, alone, 1, marks=needs_oneccl),
+        pytest.param(mpirun, mpirun, 3, marks=needs_oneccl),
+    ],
+)
+def test_two_ranks_killed_go_on_as_any_number(reference, tmp_path, first, launcher, ranks):
     folder = fresh(tmp_path / "killed")
-    process = started(torchrun, 2, folder)
+    process = started(first, 2, folder)
     wait_for(folder / "out/checkpoint-4", process)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     began = time.monotonic()
@@ -138,8 +147,6 @@ def test_a_users_mistake_is_one_line(tmp_path):
 
 
 def ranks_of(launched):
-    """The processes of the ranks that a launcher started, in order."""
-    found = subprocess.run(
-        ["pgrep", "-P", str(launched.pid)], capture_output=True, text=True, check=True
-    )
-    return [int(number) for number in found.stdout.split()]
+    """The processes of the ranks that a launcher started, in order: those that started none."""
+    below = psutil.Process(launched.pid).children(recursive=True)
+    return sorted(process.pid for process in below if not process.children())
