@@ -107,7 +107,7 @@ def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
     shared = f", shared by {sharing} ranks" if sharing > 1 else ""
     if host.usable < len(host.cores):
         cores = max(1, host.usable // sharing)
-        return cores, f"the control group allows {host.quota:g} cores{shared}"
+        return cores, f"{host.quota_by} allows {host.quota:g} cores{shared}"
     return max(1, len(host.cores) // sharing), f"the cores this process may use{shared}"
 
 

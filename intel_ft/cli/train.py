@@ -34,7 +34,8 @@ def run(
     from intel_ft.distributed.rank import Expected, begin
 
     settings = configuration.load(config, overrides)
-    bound = begin(Expected(ranks, master, logs), settings.backend.bind)
+    backend = settings.backend
+    bound = begin(Expected(ranks, master, logs), backend.bind, backend.collective)
     from intel_ft.training.run import train
 
     show(train(settings, resume=resume, overwrite=overwrite, bound=bound), json)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from intel_ft.config import BackendConfig
 from intel_ft.decisions import Decision
 from intel_ft.distributed.heartbeat import Heartbeat
-from intel_ft.distributed.started import TORCHRUN
+from intel_ft.distributed.started import INTEL_MPI, TORCHRUN
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError
 
@@ -108,7 +108,7 @@ def _between_cpus(world: World, collective: str, name: str) -> Decision:
         return Decision(name, "ccl", "set in the config")
     if problem is not None:
         return Decision(name, "gloo", problem)
-    if world.launcher != "Intel MPI or MPICH":
+    if world.launcher != INTEL_MPI:
         return Decision(name, "gloo", "oneCCL without Intel MPI's mpirun is slower than gloo")
     return Decision(name, "ccl", "Intel MPI started this, and oneCCL loads")
 

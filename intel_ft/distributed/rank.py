@@ -35,9 +35,9 @@ class Expected(NamedTuple):
     logs: Path | None = None
 
 
-def begin(expected: Expected, wanted_binding: str) -> list[Decision]:
+def begin(expected: Expected, wanted_binding: str, collective: str = "auto") -> list[Decision]:
     """Check that the world is the one that was launched, log to a file of this rank's own, and bind
-    to cores. Raises EnvironmentProblem.
+    to cores. `collective` is backend.collective. Raises EnvironmentProblem.
     """
     if expected.logs is not None:
         os.environ[LOGS] = str(expected.logs)  # first, so that `launch` hears of what is wrong here
@@ -60,7 +60,7 @@ def begin(expected: Expected, wanted_binding: str) -> list[Decision]:
         for handler in logging.getLogger().handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.WARNING)
-    decisions = bind(started, wanted_binding)
+    decisions = bind(started, wanted_binding, collective)
     for decision in decisions:
         logging.getLogger(__name__).info("%s", decision)
     return decisions

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from intel_ft.errors import EnvironmentProblem
 
 TORCHRUN = "torchrun or accelerate"
+INTEL_MPI = "Intel MPI or MPICH"
 
 
 class _Launcher(NamedTuple):
@@ -26,7 +27,7 @@ class _Launcher(NamedTuple):
 # starts its own helpers with srun.
 _LAUNCHERS = (
     _Launcher(TORCHRUN, "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    _Launcher("Intel MPI or MPICH", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    _Launcher(INTEL_MPI, "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     _Launcher(
         "Open MPI",
         "OMPI_COMM_WORLD_SIZE",

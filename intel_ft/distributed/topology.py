@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from intel_ft.distributed import control_group
+from intel_ft.distributed import control_group, slurm
 from intel_ft.distributed.kernel_files import kernel_text
 from intel_ft.distributed.started import started_as
 
 _KIB = 2**20  # in a GiB
+SLURM = "Slurm"
 
 _taken: set[int] = set()  # the CPUs that this process bound itself to
 
@@ -34,12 +35,14 @@ class Topology:
     """What a process may use of its host.
 
     `cores` are in the order of their nodes; `memory` is GiB by NUMA node, those without cores (HBM
-    in flat mode) included; `quota` is the time, in cores, that control groups allow.
+    in flat mode) included; `quota` is the time, in cores, that control groups or Slurm allow, and
+    `quota_by` who does.
     """
 
     cores: tuple[Core, ...]
     memory: dict[int, float]
     quota: float | None
+    quota_by: str = "the control group"
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -73,7 +76,12 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
     cores = tuple(
         Core(socket, node, tuple(cpus)) for (node, socket, _), cpus in sorted(threads.items())
     )
-    return Topology(cores, memory, control_group.quota(root))
+    quota = control_group.quota(root)
+    if allowed == online:  # else Slurm or somebody else has said which ones
+        by_slurm = slurm.cores(len(cores), max((len(core.threads) for core in cores), default=1))
+        if by_slurm is not None and (quota is None or by_slurm < quota):
+            return Topology(cores, memory, by_slurm, SLURM)
+    return Topology(cores, memory, quota)
 
 
 def bound() -> bool:

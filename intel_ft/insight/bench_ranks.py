@@ -66,8 +66,8 @@ def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int
                 larger = replace(task, workload=replace(task.workload, batch=examples))
                 run = _run(larger, ranks, cores, via)
                 runs.setdefault((scaling, ranks), []).append(run)
-                said = [f"{name} {run[name]:.4g}" for name in _METRICS]
-                logger.info("%s, %d ranks, %d/%d: %s", scaling, ranks, turn, repeat, ", ".join(said))
+                said = ", ".join(f"{name} {run[name]:.4g}" for name in _METRICS)
+                logger.info("%s, %d ranks, %d/%d: %s", scaling, ranks, turn, repeat, said)
     first = runs["weak", values[0]][0]
     runs["strong", values[0]] = runs["weak", values[0]]
     return {

@@ -1,7 +1,9 @@
 """A run as a Slurm job on two nodes (see slurm.py): signalled, it saves, is requeued and goes on to
-what an uninterrupted run computes.
+what an uninterrupted run computes. And a job of fewer cores than its node has.
 """
 
+import os
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -65,3 +67,16 @@ def test_a_signalled_job_is_requeued_and_goes_on(cluster, tmp_path, monkeypatch)
     assert run("train", "config.yaml", cwd=alone).code == 0
     assert losses(folder / "out") == pytest.approx(losses(alone / "out"), rel=1e-5)
     assert len(losses(alone / "out")) == STEPS
+
+
+def test_a_job_of_one_core_uses_one(cluster, tmp_path):
+    """Without a cpuset (TaskPlugin=task/none) the variables are all that says so."""
+    if os.cpu_count() < 2:
+        pytest.skip("one core cannot be made fewer")
+    code = "from intel_ft.distributed.topology import read; print(read().usable, read().quota_by)"
+    look = f"{sys.executable} -c '{code}'"
+    (tmp_path / "job.sh").write_text(f"#!/bin/bash\n{look}\nsrun --mpi=none -c 1 {look}\n")
+    said = tmp_path / "said.txt"
+    job = cluster.submit(tmp_path / "job.sh", "--ntasks=1", f"--output={said}")
+    assert cluster.wait(job, "COMPLETED", "FAILED") == "COMPLETED", said.read_text()
+    assert said.read_text() == "1 Slurm\n1 Slurm\n"

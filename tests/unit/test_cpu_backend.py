@@ -1,10 +1,12 @@
-"""Which dtype a CPU multiplies in."""
+"""Which dtype a CPU multiplies in, and by how many threads."""
 
 import pytest
 import torch
 
 from intel_ft.backends import cpu
-from intel_ft.config import ModelConfig
+from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.distributed import topology
+from intel_ft.distributed.topology import Core, Topology
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,18 @@ def test_bf16_is_for_cpus_that_may_multiply_in_it(monkeypatch, flags, limit, dty
     assert found == dtype
     assert reason in why
     assert cpu._dtype(ModelConfig(name_or_path="any", dtype="bfloat16"))[0] == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("by", "sharing", "threads", "reason"),
+    [
+        ((), 1, 4, "the control group allows 4 cores"),
+        ((topology.SLURM,), 1, 4, "Slurm allows 4 cores"),
+        ((topology.SLURM,), 3, 1, "Slurm allows 4 cores, shared by 3 ranks"),
+    ],
+)
+def test_threads_by_who_limits_them(monkeypatch, by, sharing, threads, reason) -> None:
+    cores = tuple(Core(0, 0, (number,)) for number in range(8))
+    monkeypatch.setattr(topology, "read", lambda: Topology(cores, {}, 4.0, *by))
+    monkeypatch.setattr(topology, "bound", lambda: False)
+    assert cpu._threads(BackendConfig(), sharing) == (threads, reason)

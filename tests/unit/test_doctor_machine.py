@@ -1,6 +1,7 @@
 """The doctor's facts and findings of machines: recorded trees, real crashes, real limits."""
 
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -308,6 +309,17 @@ def test_less_than_one_core(tmp_path):
     machine = quiet(one_socket(tmp_path, quota="50000 100000"))
     assert ("warning", "the control group allows 0.5 cores, less than one") in levels(
         findings_machine.of_limits(machine)
+    )
+
+
+def test_a_slurm_job_without_a_cpuset(tmp_path, monkeypatch):
+    for name, value in (("SLURM_JOB_ID", "7"), ("SLURMD_NODENAME", platform.node())):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    machine = quiet(one_socket(tmp_path))
+    assert levels(findings_machine.of_limits(machine))[0] == (
+        "note",
+        "2 of 16 cores: Slurm allows 2",
     )
 
 

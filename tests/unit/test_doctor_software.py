@@ -16,6 +16,8 @@ from doctor_facts import read_host, write_distribution
 from limits import ILLEGAL
 from sys_trees import two_sockets_of_four_nodes, write
 
+from intel_ft.distributed import topology
+from intel_ft.distributed.topology import Core, Topology
 from intel_ft.insight.doctor import findings_software, host, runtime, software
 from intel_ft.insight.doctor.runtime import Runtime
 from intel_ft.insight.doctor.trial import NOT_TRIED, Outcome, tried
@@ -236,6 +238,21 @@ def of_runtime(found, machine=None):
     """(level, what was seen) for this runtime, on one NUMA node of 16 cores."""
     machine = machine or replace(host.read(), usable=16, nodes=(64.0,))
     return [(f.level, f.seen) for f in findings_software.of_runtime(found, machine)]
+
+
+@pytest.mark.parametrize(
+    ("by", "cores", "reason"),
+    [
+        ((), "0-1 | 4-5", "each rank binds itself"),
+        ((topology.SLURM,), "none", "Slurm allows 4 of 8 cores, and not certain ones"),
+    ],
+)
+def test_what_ranks_would_be_bound_to(monkeypatch, by, cores, reason):
+    host = Topology(tuple(Core(0, cpu // 4, (cpu,)) for cpu in range(8)), {}, 4.0, *by)
+    monkeypatch.setattr(topology, "read", lambda: host)
+    monkeypatch.setattr(runtime, "tuned", lambda host: None)
+    ranks, bound = runtime._layout()
+    assert (ranks.value, bound.value, bound.reason) == ("2", cores, reason)
 
 
 def test_two_openmp_runtimes_in_one_process(tmp_path):

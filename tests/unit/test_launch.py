@@ -147,9 +147,10 @@ def test_accelerate_gets_the_hosts_that_are_left(tmp_path, monkeypatch, version,
 
 
 def test_forwarded_names_exist(monkeypatch):
-    monkeypatch.setenv("OMP_PLACES", "cores")
+    for name in ("OMP_PLACES", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    assert {"OMP_PLACES", "PATH"} <= set(forwarded())
+    assert {"OMP_PLACES", "GOMP_SPINCOUNT", "PATH"} <= set(forwarded())
     assert "LD_PRELOAD" not in forwarded()
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from intel_ft.cli import train
 from intel_ft.distributed import join, rank
 from intel_ft.distributed.launch import run as launching
 from intel_ft.distributed.launch.commands import Command
@@ -114,6 +115,26 @@ def test_what_an_earlier_job_left_does_not_count(environment):
     environment.update(torchrun, MASTER_ADDR="localhost", MASTER_PORT="7")
     begin(Expected(None, "node1:29500"), "none")
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("localhost", "7")
+
+
+def test_binding_is_told_of_the_collective(tmp_path, environment, monkeypatch):
+    """A rank whose exchanges go over gloo leaves no core to oneCCL's workers."""
+    environment.update(HYDRA)
+    told = []
+
+    def bind(started, wanted, collective):
+        told.append((wanted, collective))
+        raise EnvironmentProblem("enough")
+
+    monkeypatch.setattr(rank, "bind", bind)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model: {name_or_path: tiny-python-llama}\ndata: {train: none.jsonl}\n"
+        f"output: {{directory: {tmp_path / 'out'}}}\nbackend: {{collective: gloo}}\n"
+    )
+    with pytest.raises(EnvironmentProblem, match="enough"):
+        train.run(config)
+    assert told == [("auto", "gloo")]
 
 
 def test_ranks_that_do_not_come_may_come_the_next_time(environment):

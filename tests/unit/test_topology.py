@@ -1,6 +1,7 @@
 """Cores, nodes and limits read from the trees of machines that are not here; and who gets what."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -12,8 +13,19 @@ from sys_trees import snc4_with_hbm, two_sockets_of_four_nodes, write_machine
 from intel_ft.distributed import binding, topology
 from intel_ft.distributed.binding import as_list
 from intel_ft.distributed.layout import places, ranks_per_host
-from intel_ft.distributed.started import Started
+from intel_ft.distributed.started import INTEL_MPI, Started
 from intel_ft.distributed.topology import Core, Topology
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """One without limits or wishes; what a rank sets there is taken away again."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith(("SLURM", "CCL_WORKER"))]:
+        del os.environ[name]
+    yield os.environ
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def everything(root):
@@ -58,6 +70,57 @@ def test_a_quota_anywhere_above_counts(tmp_path):
     assert sum(len(place.cpus) for place in places(found, 2)) == 4
     with pytest.raises(ValueError, match="5 ranks, but 4 usable cores"):
         places(found, 5)
+
+
+HERE = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": platform.node().partition(".")[0]}
+ELSEWHERE = HERE | {"SLURMD_NODENAME": "another"}
+# What Slurm 22.05 gives a job of `--threads-per-core=1 -c 4`, and `srun` in it.
+ONE_THREAD = HERE | {"SLURM_JOB_CPUS_PER_NODE": "4", "SLURM_THREADS_PER_CORE": "1"}
+
+
+def eight_cores(root, **more):
+    """Two sockets of four cores with two threads each."""
+    return write_machine(root, [("0-3,8-11", 1), ("4-7,12-15", 1)], 1, siblings=8, **more)
+
+
+@pytest.mark.parametrize(
+    ("variables", "cores"),
+    [
+        (HERE | {"SLURM_CPUS_ON_NODE": "4", "SLURM_JOB_CPUS_PER_NODE": "4"}, 2),
+        (HERE | {"SLURM_CPUS_ON_NODE": "4", "SLURM_JOB_CPUS_PER_NODE": "12(x2)"}, 2),  # a step
+        (HERE | {"SLURM_CPUS_ON_NODE": "12", "SLURM_JOB_CPUS_PER_NODE": "12,4"}, 6),
+        (HERE | {"SLURM_CPUS_ON_NODE": "12", "SLURM_CPUS_PER_TASK": "4"}, 6),  # three tasks' own
+        (HERE | {"SLURM_CPUS_ON_NODE": "1"}, 1),
+        (ONE_THREAD | {"SLURM_CPUS_ON_NODE": "4"}, 4),
+        (ONE_THREAD | {"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_ID": "0"}, 4),
+        # Intel MPI's mpirun takes all variables along to other hosts.
+        (ELSEWHERE | {"SLURM_CPUS_ON_NODE": "2", "SLURM_JOB_CPUS_PER_NODE": "12(x2)"}, 6),
+        (ELSEWHERE | {"SLURM_CPUS_ON_NODE": "2", "SLURM_JOB_CPUS_PER_NODE": "12,4"}, 8),
+        (HERE | {"SLURM_CPUS_ON_NODE": "8"}, 8),  # all, where a node is configured by its cores
+        (HERE | {"SLURM_CPUS_ON_NODE": "16"}, 8),
+        ({"SLURMD_NODENAME": HERE["SLURMD_NODENAME"], "SLURM_CPUS_ON_NODE": "4"}, 8),  # no job
+        # salloc's shell, on a host that is none of the job's
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_CPUS_PER_NODE": "4"}, 8),
+        *((HERE | {"SLURM_CPUS_ON_NODE": text}, 8) for text in ("", "0", "-4", "4.5", "many")),
+        (HERE | {"SLURM_CPUS_ON_NODE": "4", "SLURM_THREADS_PER_CORE": "0"}, 2),
+    ],
+)
+def test_slurm_without_cpusets_says_how_many(variables, cores, tmp_path, environment):
+    root = eight_cores(tmp_path)
+    environment.update(variables)
+    found = everything(root)
+    assert (found.usable, len(found.cores)) == (cores, 8)
+    assert cores == 8 or found.quota_by == topology.SLURM
+
+
+def test_slurms_cpuset_and_a_smaller_quota_have_the_say(tmp_path, environment):
+    root = eight_cores(tmp_path, quota="300000 100000")
+    environment.update(HERE | {"SLURM_CPUS_ON_NODE": "2"})
+    assert topology.read(root, allowed={0, 1, 2, 8, 9, 10}).usable == 3
+    assert everything(root).usable == 1
+    environment["SLURM_CPUS_ON_NODE"] = "12"
+    found = everything(root)
+    assert (found.quota, found.quota_by) == (3, "the control group")
 
 
 def test_a_bare_tree_is_one_node_of_what_is_allowed(tmp_path):
@@ -165,6 +228,81 @@ def test_ranks_that_a_launcher_put_on_the_same_cores_get_their_own(
     assert decision.value == as_list(sorted(got))
     assert ("the launcher bound" in decision.reason) == by_launcher
     assert topology.bound()  # backends.cpu asks later
+
+
+def sixteen_cores(monkeypatch, root, ranks, rank):
+    monkeypatch.setattr(binding, "_prefer_memory", lambda place: "")
+    tree = write_machine(root, [("0-7", 1), ("8-15", 1)], 1)
+    return Kernel(monkeypatch, tree, ALL, ALL, ALL, ranks, rank)
+
+
+def test_ranks_share_what_slurm_gives_without_a_place(tmp_path, monkeypatch, environment):
+    """Another job may be bound to the first cores."""
+    kernel = sixteen_cores(monkeypatch, tmp_path, 2, 1)
+    started = Started(1, 2, 1, 2, "Open MPI")
+    environment.update(HERE | {"SLURM_CPUS_ON_NODE": "4"})
+    [decision] = binding.bind(started, "auto")
+    assert decision.value == "none" and kernel.own == set(ALL)
+    assert decision.reason == "Slurm allows 4 of 16 cores, and not certain ones"
+    environment["SLURM_CPUS_ON_NODE"] = "16"
+    assert binding.bind(started, "auto")[0].value == "8-15"
+
+
+OFFLOAD = {"CCL_WORKER_OFFLOAD": "1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "own", "workers"),
+    [
+        (OFFLOAD, range(8, 15), "7,15"),
+        (OFFLOAD | {"CCL_WORKER_COUNT": "2"}, range(8, 14), "6,7,14,15"),
+        (OFFLOAD | {"CCL_WORKER_COUNT": "7"}, (8,), "1,2,3,4,5,6,7,9,10,11,12,13,14,15"),
+        (OFFLOAD | {"CCL_WORKER_COUNT": "8"}, range(8, 16), None),
+        (OFFLOAD | {"CCL_WORKER_COUNT": "many"}, range(8, 15), "7,15"),
+        (OFFLOAD | {"CCL_WORKER_AFFINITY": "0,8-9"}, range(10, 16), "0,8-9"),
+        (OFFLOAD | {"CCL_WORKER_AFFINITY": "auto"}, range(8, 16), "auto"),
+        (OFFLOAD | {"CCL_WORKER_AFFINITY": "0-15"}, range(8, 16), "0-15"),
+    ],
+)
+def test_oneccls_workers_get_the_last_cores(
+    variables, own, workers, tmp_path, monkeypatch, environment
+):
+    kernel = sixteen_cores(monkeypatch, tmp_path, 2, 1)
+    environment.update(variables)
+    bound, left = binding.bind(Started(1, 2, 1, 2, INTEL_MPI), "auto")
+    assert kernel.own == set(own) and bound.value == as_list(list(own))
+    assert environment.get("CCL_WORKER_AFFINITY") == workers
+    assert (left.name, left.value) == ("CCL_WORKER_AFFINITY", workers or "")
+    assert workers or left.reason == "not set: ranks of 8 cores cannot leave 8 to oneCCL's workers"
+    assert topology.bound()  # so that there are as many threads as cores
+
+
+@pytest.mark.parametrize(
+    ("offload", "collective", "launcher", "own"),
+    [
+        ("1", "ccl", "Open MPI", range(8, 15)),
+        ("1", "auto", "Open MPI", range(8, 16)),  # over gloo
+        ("1", "gloo", INTEL_MPI, range(8, 16)),
+        ("0", "auto", INTEL_MPI, range(8, 16)),
+        ("", "auto", INTEL_MPI, range(8, 16)),
+    ],
+)
+def test_workers_that_nobody_starts_get_none(
+    offload, collective, launcher, own, tmp_path, monkeypatch, environment
+):
+    kernel = sixteen_cores(monkeypatch, tmp_path, 2, 1)
+    environment["CCL_WORKER_OFFLOAD"] = offload
+    decisions = binding.bind(Started(1, 2, 1, 2, launcher), "auto", collective)
+    assert kernel.own == set(own)
+    assert len(decisions) == 1 + (15 not in own) == 1 + ("CCL_WORKER_AFFINITY" in environment)
+
+
+def test_workers_of_the_only_rank_of_a_host(tmp_path, monkeypatch, environment):
+    kernel = sixteen_cores(monkeypatch, tmp_path, 1, 0)
+    environment.update(OFFLOAD)
+    assert binding.bind(Started(0, 1, 0, 1, INTEL_MPI), "auto") == []  # there is nobody to tell
+    bound, left = binding.bind(Started(1, 2, 0, 1, INTEL_MPI), "auto")
+    assert kernel.own == set(range(15)) and (bound.value, left.value) == ("0-14", "15")
 
 
 def test_nodes_whose_cores_cannot_be_divided(tmp_path):

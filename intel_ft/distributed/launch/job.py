@@ -14,7 +14,8 @@ _LINE = re.compile(
 # What ranks on other hosts get of this environment, besides what the launcher sends by itself.
 FORWARDED = (
     *("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV", "TMPDIR"),
-    *("HF_*", "HUGGINGFACE_*", "TRANSFORMERS_*", "TOKENIZERS_*", "OMP_*", "KMP_*", "MKL_*"),
+    *("HF_*", "HUGGINGFACE_*", "TRANSFORMERS_*", "TOKENIZERS_*"),
+    *("OMP_*", "GOMP_*", "KMP_*", "MKL_*"),
     *("CCL_*", "FI_*", "I_MPI_*", "GLOO_*", "TORCH_*", "ONEDNN_*", "DNNL_*", "INTEL_FT_*"),
 )
 

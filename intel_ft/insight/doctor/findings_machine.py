@@ -21,7 +21,7 @@ def of_limits(host: Host) -> Iterator[Finding]:
     """Cores, memory and disk that a run may use."""
     if host.usable < host.machine_cores:
         limit = (
-            f"the control group allows {host.quota:g}"
+            f"{host.quota_by} allows {host.quota:g}"
             if host.quota is not None and host.quota < host.cores
             else "this process is bound to these"
         )

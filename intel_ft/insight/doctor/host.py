@@ -32,8 +32,8 @@ class Clock:
 @dataclass(frozen=True)
 class Host:
     """What this process may use of the machine. Memory and disk are GiB, `quota` is in cores,
-    `disk` has the free space of the working folder and of the Hub's cache, None where this user may
-    not look.
+    `quota_by` who set it, `disk` has the free space of the working folder and of the Hub's cache,
+    None where this user may not look.
     """
 
     cpu: str
@@ -46,6 +46,7 @@ class Host:
     threads_per_core: int
     machine_cores: int
     quota: float | None
+    quota_by: str
     usable: int
     memory: float
     memory_limit: float | None
@@ -79,6 +80,7 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
         threads_per_core=max((len(core.threads) for core in found.cores), default=1),
         machine_cores=len(whole.cores),
         quota=found.quota,
+        quota_by=found.quota_by,
         usable=found.usable,
         memory=host.memory_info("MemTotal", root) / _GIB,
         memory_limit=None if limit is None else limit / _GIB,

@@ -13,7 +13,7 @@ from intel_ft.distributed import topology
 from intel_ft.distributed.binding import as_list
 from intel_ft.distributed.kernel_files import kernel_text
 from intel_ft.distributed.launch.tune import tuned
-from intel_ft.distributed.layout import places, ranks_per_host
+from intel_ft.distributed.layout import places, ranks_per_host, why_not_bound
 from intel_ft.insight.doctor.trial import Outcome
 
 _PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_", "MALLOC_", "CCL_")
@@ -64,12 +64,14 @@ def _layout() -> list[Decision]:
     """How `launch` would divide this host among ranks, and which cores each would get."""
     host = topology.read()
     ranks, why = tuned(host) or ranks_per_host(host)
-    shares = [as_list(place.cpus) for place in places(host, ranks)]
-    cores = "all cores of this process" if ranks == 1 else " | ".join(shares)
-    return [
-        Decision("ranks per host", str(ranks), why),
-        Decision("backend.bind", cores, "each rank binds itself" if ranks > 1 else "one rank"),
-    ]
+    if ranks == 1:
+        cores, how = "all cores of this process", "one rank"
+    elif unbound := why_not_bound(host):
+        cores, how = "none", unbound
+    else:
+        shares = [as_list(place.cpus) for place in places(host, ranks)]
+        cores, how = " | ".join(shares), "each rank binds itself"
+    return [Decision("ranks per host", str(ranks), why), Decision("backend.bind", cores, how)]
 
 
 def _reserved() -> float:

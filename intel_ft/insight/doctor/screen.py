@@ -55,7 +55,8 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     host, clock = facts.host, facts.host.clock
     yield "host", f"{facts.name}; intel-ft {facts.intel_ft}, Python {facts.python}"
     yield "CPU", f"{host.cpu}{' (virtual machine)' if host.virtual else ''}"
-    limit = "" if host.quota is None else f", control group allows {host.quota:g}"
+    by = host.quota_by.removeprefix("the ")
+    limit = "" if host.quota is None else f", {by} allows {host.quota:g}"
     shape = (
         _count(host.sockets, "socket"),
         _count(max(1, len(host.nodes)), "NUMA node"),
