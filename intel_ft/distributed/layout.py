@@ -4,7 +4,7 @@ distributed.launch. Pure: it reads a Topology and changes nothing.
 
 from typing import NamedTuple
 
-from intel_ft.distributed.topology import SLURM, Core, Topology
+from intel_ft.distributed.topology import Core, Topology
 
 
 class Place(NamedTuple):
@@ -54,12 +54,13 @@ def ranks_per_host(topology: Topology) -> tuple[int, str]:
 
 
 def why_not_bound(topology: Topology) -> str | None:
-    """Why no rank may be bound to its place here, or None: two jobs that Slurm lets share a node
-    without cpusets would both take the first cores, and leave others idle.
+    """Why no rank may be bound to its place here, or None: two containers, or two jobs that Slurm
+    lets share a node, would both take the first cores, and leave others idle.
     """
-    if topology.quota_by != SLURM or topology.usable == len(topology.cores):
+    there = len(topology.cores)
+    if topology.usable == there:
         return None
-    return f"Slurm allows {topology.quota:g} of {len(topology.cores)} cores, and not certain ones"
+    return f"{topology.quota_by} allows {topology.quota:g} of {there} cores, and not certain ones"
 
 
 def _cut(cores: list[Core], parts: int) -> list[list[Core]]:

@@ -241,14 +241,16 @@ def of_runtime(found, machine=None):
 
 
 @pytest.mark.parametrize(
-    ("by", "cores", "reason"),
+    ("quota", "cores", "reason"),
     [
-        ((), "0-1 | 4-5", "each rank binds itself"),
-        ((topology.SLURM,), "none", "Slurm allows 4 of 8 cores, and not certain ones"),
+        ((None,), "0-3 | 4-7", "each rank binds itself"),
+        ((8.5,), "0-3 | 4-7", "each rank binds itself"),
+        ((4.0,), "none", "the control group allows 4 of 8 cores, and not certain ones"),
+        ((4.0, topology.SLURM), "none", "Slurm allows 4 of 8 cores, and not certain ones"),
     ],
 )
-def test_what_ranks_would_be_bound_to(monkeypatch, by, cores, reason):
-    host = Topology(tuple(Core(0, cpu // 4, (cpu,)) for cpu in range(8)), {}, 4.0, *by)
+def test_what_ranks_would_be_bound_to(monkeypatch, quota, cores, reason):
+    host = Topology(tuple(Core(0, cpu // 4, (cpu,)) for cpu in range(8)), {}, *quota)
     monkeypatch.setattr(topology, "read", lambda: host)
     monkeypatch.setattr(runtime, "tuned", lambda host: None)
     ranks, bound = runtime._layout()
