@@ -57,7 +57,7 @@ def started(launcher, ranks, folder, *arguments, dtype="float32"):
 
 
 def finished(process, code=0):
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == code, out + err
     return out, err
 
