@@ -17,6 +17,7 @@ from worlds import assert_same, fresh, losses
 
 from intel_ft import assets, demo
 from intel_ft.backends import ipex
+from intel_ft.backends.host import cpu_flags
 from intel_ft.config import BackendConfig, build
 from intel_ft.distributed.oneccl import why_not_usable
 from intel_ft.models.adapter import adapter_weights, add_lora, restore_weights
@@ -24,6 +25,8 @@ from intel_ft.models.load import load_for_packing
 from intel_ft.versions import installed
 
 _WHY_NOT = ipex.mismatch(installed(ipex.PACKAGE), installed("torch"))
+if _WHY_NOT is None and "avx512f" not in cpu_flags():
+    _WHY_NOT = "IPEX has no bf16 on this CPU without AVX512"
 pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=f"{_WHY_NOT}: make test-ipex")
 
 SCRIPTS = Path(sys.executable).parent
