@@ -3,12 +3,16 @@
 import ctypes
 import os
 
+from intel_ft.backends.host import cpu_flags
 from intel_ft.decisions import Decision
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt(3)
 
 KERNELS = 64
 """Prepared products that oneDNN keeps: more than the different ones of a packed row, some 30."""
+
+AMX_KERNELS = 512
+"""The same with AMX: those of all rows up to 3840 tokens, 17 for each multiple of 128."""
 
 
 def keep_freed_memory() -> Decision:
@@ -36,8 +40,12 @@ def keep_few_kernels() -> Decision:
 
     Each keeps 1024 by default, a quarter of a MiB each, for every length of row that came by. They
     pile up for as long as new lengths come, and end up in the middle of the memory that large
-    tensors would fit into. Measured in docs/log.md.
+    tensors would fit into. With AMX one takes five times as long to make, and too few cost more
+    time than they save memory. Measured in docs/log.md.
     """
-    kernels = os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    kept, reason = KERNELS, "each length of row brings its own, half a MiB each"
+    if "amx_bf16" in cpu_flags():
+        kept, reason = AMX_KERNELS, "with AMX each takes 2 to 4 ms to make"
+    kernels = os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(kept))
     os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # torch's: a second copy of each
-    return Decision("kernels kept", kernels, "each length of row brings its own, half a MiB each")
+    return Decision("kernels kept", kernels, reason)

@@ -1,9 +1,12 @@
-"""Products of ever new lengths must not pile up in memory."""
+"""Products of ever new lengths must not pile up in memory, nor be made again for every row."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from intel_ft.backends import memory
 
 PRODUCTS = """
 import ctypes, torch
@@ -24,8 +27,8 @@ def multiply(lengths):
         torch.ones(length, 96, dtype=torch.bfloat16) @ weight.T
     return mallinfo2().bytes
 
-before = multiply(range(128, 128 + 100))
-print((multiply(range(256, 256 + 200)) - before) / 200)
+before = multiply(range(128, 128 + 600))
+print((multiply(range(1000, 1000 + 200)) - before) / 200)
 """
 
 
@@ -39,3 +42,24 @@ def test_new_lengths_take_no_more_memory() -> None:
     if kept < 2**14:
         pytest.skip("oneDNN keeps no kernels for bf16 on this CPU")
     assert _bytes_a_length(few=True) < kept / 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "set_by_user", "kept"),
+    [
+        ({"avx2"}, None, "64"),
+        ({"avx512_bf16"}, None, "64"),
+        ({"avx512_bf16", "amx_bf16"}, None, "512"),
+        ({"amx_bf16"}, "99", "99"),
+    ],
+)
+def test_more_are_kept_where_they_take_long_to_make(monkeypatch, flags, set_by_user, kept):
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "")  # so that what the call sets is undone
+        monkeypatch.delenv(name)
+    if set_by_user:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", set_by_user)
+    monkeypatch.setattr(memory, "cpu_flags", lambda: flags)
+    assert memory.keep_few_kernels().value == kept
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
+    assert os.environ["LRU_CACHE_CAPACITY"] == "1"
