@@ -6,7 +6,7 @@ The files: admin-guide/cputopology.rst of Linux's documentation.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +55,11 @@ class Topology:
         return len({core.socket for core in self.cores})
 
     @property
+    def threads_per_core(self) -> int:
+        """Hardware threads of a core that may be used, the most that any has."""
+        return max((len(core.threads) for core in self.cores), default=1)
+
+    @property
     def usable(self) -> int:
         """Cores that can compute at the same time: a quota may allow less than there are."""
         limit = len(self.cores) if self.quota is None else int(self.quota)
@@ -76,12 +81,12 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
     cores = tuple(
         Core(socket, node, tuple(cpus)) for (node, socket, _), cpus in sorted(threads.items())
     )
-    quota = control_group.quota(root)
+    found = Topology(cores, memory, control_group.quota(root))
     if allowed == online:  # else Slurm or somebody else has said which ones
-        by_slurm = slurm.cores(len(cores), max((len(core.threads) for core in cores), default=1))
-        if by_slurm is not None and (quota is None or by_slurm < quota):
-            return Topology(cores, memory, by_slurm, SLURM)
-    return Topology(cores, memory, quota)
+        by_slurm = slurm.cores(len(cores), found.threads_per_core)
+        if by_slurm is not None and (found.quota is None or by_slurm < found.quota):
+            return replace(found, quota=by_slurm, quota_by=SLURM)
+    return found
 
 
 def bound() -> bool:

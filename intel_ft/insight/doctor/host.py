@@ -77,7 +77,7 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
         sockets=found.sockets,
         nodes=tuple(round(size, 1) for _, size in sorted(found.memory.items())),
         cores=len(found.cores),
-        threads_per_core=max((len(core.threads) for core in found.cores), default=1),
+        threads_per_core=found.threads_per_core,
         machine_cores=len(whole.cores),
         quota=found.quota,
         quota_by=found.quota_by,
