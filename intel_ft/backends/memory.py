@@ -40,8 +40,8 @@ def keep_few_kernels() -> Decision:
 
     Each keeps 1024 by default, a quarter of a MiB each, for every length of row that came by. They
     pile up for as long as new lengths come, and end up in the middle of the memory that large
-    tensors would fit into. With AMX one takes five times as long to make, and too few cost more
-    time than they save memory. Measured in docs/log.md.
+    tensors would fit into. With AMX one takes five times as long to make, so more are kept. See
+    docs/log.md.
     """
     kept, reason = KERNELS, "each length of row brings its own, half a MiB each"
     if "amx_bf16" in cpu_flags():
