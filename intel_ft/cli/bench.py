@@ -26,7 +26,7 @@ BaseDtype = Annotated[
     Literal["auto", "int8", "nf4"],
     typer.Option(help="Of our side's frozen weights; nf4 is for the peers, too."),
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads of every side; default all cores.")]
+Threads = Annotated[int | None, typer.Option(help="Of each process; default all its cores.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
 
 
@@ -50,6 +50,9 @@ def train(
     ] = False,
     rank: Annotated[int, typer.Option(min=1, help="LoRA's r.")] = 16,
     threads: Threads = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="That share the cores, of every side, through mpirun.")
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, examples and order.")] = 0,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Activation checkpointing on our side.")
@@ -79,6 +82,7 @@ def train(
         base_dtype=base_dtype,
         backend=backend,
         peer_batch=peer_batch,
+        processes=processes,
     )
     from intel_ft.insight.bench_train import bench_train
     from intel_ft.insight.table import train_table
@@ -130,7 +134,7 @@ def prepare(
 
 @app.command()
 def scale(
-    over: Annotated[str, typer.Option(help="row-tokens, batch, rank or threads.")],
+    over: Annotated[str, typer.Option(help="row-tokens, batch, rank, threads or processes.")],
     workload: WorkloadName = "small",
     values: Annotated[str | None, typer.Option(help="Such as 256,512; has a default each.")] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds over all values.")] = 1,
@@ -140,7 +144,7 @@ def scale(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """How our token/s, MFU and memory change with row length, batch, LoRA's r or threads."""
+    """How our token/s, MFU and memory change with row length, batch, r, threads or processes."""
     from intel_ft.files import write_text
     from intel_ft.insight.bench_scale import bench_scale, plotted, values_of
     from intel_ft.insight.table import scale_table

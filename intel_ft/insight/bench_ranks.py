@@ -2,31 +2,23 @@
 launcher; called from cli.bench.
 """
 
-import json
 import logging
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from intel_ft.backends.choice import named
 from intel_ft.distributed import topology
-from intel_ft.distributed.launch.commands import command
-from intel_ft.distributed.launch.job import Job
-from intel_ft.distributed.launch.run import free_port
-from intel_ft.errors import IntelFTError, UserError
+from intel_ft.errors import UserError
 from intel_ft.insight import machine
+from intel_ft.insight.runs import run_ranks
 from intel_ft.insight.sides import Task
 from intel_ft.insight.values import whole_numbers
 
 logger = logging.getLogger(__name__)
 
 SCALINGS = ("weak", "strong")
-_METRICS = ("tokens_per_s", "step_s", "exchange_share", "rank_imbalance")
+_METRICS = ("tokens_per_s", "mfu", "gemm_gflops", "step_s", "exchange_share", "rank_imbalance")
 
 
 def values_of(text: str | None, cores: int) -> list[int]:
@@ -47,7 +39,7 @@ def values_of(text: str | None, cores: int) -> list[int]:
 
 def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int) -> dict[str, Any]:
     """Weak scaling (as many examples a rank) and strong (as many in all): {workload, cores,
-    weak, strong, machine}; each is a list of points with `ranks`, the medians of rank_side's
+    weak, strong, machine}; each is a list of points with `ranks`, the medians of a run's
     measurements, and `efficiency`: token/s over that of the fewest ranks, a rank.
 
     The batch is 4 times the workload's, so that a step has several rows to share out: for each of
@@ -64,7 +56,7 @@ def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int
                     continue  # the same as in weak scaling
                 examples = batch * ranks // values[0] if scaling == "weak" else batch
                 larger = replace(task, workload=replace(task.workload, batch=examples))
-                run = _run(larger, ranks, cores, via)
+                run = run_ranks(replace(larger, processes=ranks, threads=cores), via)
                 runs.setdefault((scaling, ranks), []).append(run)
                 said = ", ".join(f"{name} {run[name]:.4g}" for name in _METRICS)
                 logger.info("%s, %d ranks, %d/%d: %s", scaling, ranks, turn, repeat, said)
@@ -91,26 +83,3 @@ def _points(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         rates = [result["tokens_per_s"] for result in results]
         points.append({"ranks": ranks, **medians, "efficiency": a_rank / base, "rates": rates})
     return points
-
-
-def _run(task: Task, ranks: int, cores: int, via: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "result.json"
-        program = [sys.executable, "-m", "intel_ft.insight.rank_side", task.to_json()]
-        port = free_port()
-        job = Job((*program, str(cores), str(file)), (), ranks, f"127.0.0.1:{port}")
-        start = command(job, via)
-        ports = {"MASTER_PORT": str(port)} if via == "mpirun" else {}
-        done = subprocess.run(
-            start.arguments,
-            env={**os.environ, **start.environment, "OMP_NUM_THREADS": str(cores), **ports},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode or not file.exists():
-            said = [line for line in done.stderr.splitlines() if "Error" in line or "error" in line]
-            text = (said or done.stderr.splitlines() or ["no word"])[-1][:200]
-            raise IntelFTError(f"{ranks} ranks by {start.launcher}: {text}")
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return result

@@ -1,5 +1,5 @@
-"""`bench scale`: our own side over row lengths, batches, ranks or threads, each value in a fresh
-process; called from cli.bench.
+"""`bench scale`: our own side over row lengths, batches, LoRA ranks, threads or processes, each
+value in a fresh process; called from cli.bench.
 """
 
 import logging
@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.insight import machine, process
-from intel_ft.insight.bench_train import run_task, summarize
+from intel_ft.insight import machine
+from intel_ft.insight.bench_train import summarize
+from intel_ft.insight.runs import placed, run_task
 from intel_ft.insight.sides import OURS, Task
 from intel_ft.insight.values import whole_numbers
 from intel_ft.insight.workloads import workload
@@ -21,6 +22,7 @@ VALUES = {
     "batch": (1, 2, 4, 8, 16, 32, 64),
     "rank": (8, 16, 32, 64, 128, 256),
     "threads": (),  # powers of two up to the cores
+    "processes": (),  # the same
 }
 PLOTTED = {"token/s": "tokens_per_s", "MFU": "mfu"}
 
@@ -47,7 +49,9 @@ def task_at(over: str, value: int, name: str, seconds: float, threads: int | Non
         return replace(task, workload=workload(name, "fixed", row_tokens=value))
     if over == "batch":
         return replace(task, workload=workload(name, batch=value))
-    return replace(task, rank=value) if over == "rank" else replace(task, threads=value)
+    if over == "threads":
+        return replace(task, threads=value)
+    return replace(task, rank=value) if over == "rank" else replace(task, processes=value)
 
 
 def bench_scale(
@@ -62,7 +66,7 @@ def bench_scale(
     """
     tasks = {value: task_at(over, value, name, seconds, threads) for value in values}
     for task in tasks.values():
-        process.environment(task.threads)
+        placed(task)
     runs: dict[int, list[dict[str, Any]]] = {value: [] for value in values}
     failed: dict[int, str] = {}
     for turn in range(1, repeat + 1):

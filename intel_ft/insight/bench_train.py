@@ -3,19 +3,18 @@ from cli.bench.
 """
 
 import logging
-import os
 import statistics
 from dataclasses import replace
 from typing import Any
 
 from intel_ft.backends.choice import named
 from intel_ft.errors import IntelFTError
-from intel_ft.insight import machine, process
-from intel_ft.insight.sides import OURS, Task, python_of, require_peer
+from intel_ft.insight import machine
+from intel_ft.insight.runs import placed, run_task
+from intel_ft.insight.sides import OURS, Task, require_peer
 
 logger = logging.getLogger(__name__)
 
-SIDE = "intel_ft.insight.side"
 METRICS = (
     "tokens_per_s",
     "supervised_tokens_per_s",
@@ -39,7 +38,7 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
     named(task.backend)
     for peer in peers:
         require_peer(peer)
-    process.environment(task.threads)
+    task = placed(task)
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *peers)}
     failed: dict[str, str] = {}
     for turn in range(1, repeat + 1):
@@ -64,6 +63,7 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
             "checkpointing": task.checkpointing,
             "peer_checkpointing": task.peer_checkpointing,
             "peer_batch": task.peer_batch,
+            "processes": task.processes,
             "peer_row_tokens": task.peer_row_tokens or task.workload.row_tokens,
         },
         OURS: ours,
@@ -122,13 +122,3 @@ def _quantile(ordered: list[float], share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-
-def run_task(task: Task) -> dict[str, Any]:
-    """One run in a process of its own; all sides get the same environment."""
-    load = os.getloadavg()[0]
-    environment = process.environment(task.threads)
-    result = process.measured(
-        task.side, SIDE, [task.to_json()], environment, python=python_of(task.side)
-    )
-    return {**result, "load1": load}

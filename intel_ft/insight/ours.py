@@ -30,13 +30,26 @@ from intel_ft.training.trainer import Workload
 def our_trainer(
     task: Task, examples: Examples, folder: Path, world: World, optimize: Optimize | None = None
 ) -> tuple[Any, Stopwatch]:
-    """What `intel-ft train` would train with, and the stopwatch that ends it. All ranks of `world`
-    count the tokens of the global batch, and stop after the same step. `optimize`: see
-    backends.cpu.Backend.
+    """What `intel-ft train` would train with, and the stopwatch that ends it. Each rank of `world`
+    counts its own examples; all stop after the same step. `optimize`: see backends.cpu.Backend.
     """
     device = device_of(task.backend, world.local_rank)
     base = random_model(task.workload, task.seed, packed.NAME, device)
     return trainer_of(_config(task, folder), base, examples, task.seconds, world, device, optimize)
+
+
+def exchanged(trainer: Any) -> dict[str, float]:
+    """Of training that has ended: {exchange_share (of the steps' time, waiting for slower ranks
+    included), rank_imbalance, gradient_mib}.
+    """
+    work = trainer.work
+    work.total.add(work.interval)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    return {
+        "exchange_share": work.total.exchange_seconds / work.total.seconds,
+        "rank_imbalance": work.total.imbalance / work.total.steps,
+        "gradient_mib": sum(weight.numel() * weight.element_size() for weight in trained) / 2**20,
+    }
 
 
 def trainer_of(
@@ -86,10 +99,10 @@ def trainer_of(
     tally = Tally()
 
     def count(index: int) -> None:
-        step = plan.step(index)
-        tally.add(examples.lengths[step.examples].tolist(), step.supervised_tokens)
+        own = plan.step(index).shares(world.size)[world.rank]
+        tally.add(examples.lengths[own].tolist(), int(examples.supervised_counts[own].sum()))
 
-    watch = Stopwatch(tally, seconds, count, lambda enough: bool(world.largest(int(enough))))
+    watch = Stopwatch(tally, seconds, count, world)
     trainer.add_callback(watch)
     return trainer, watch
 

@@ -15,18 +15,20 @@ from intel_ft.backends import cuda
 from intel_ft.backends.choice import device_of
 from intel_ft.backends.cpu import Optimize
 from intel_ft.data.examples import Examples
+from intel_ft.distributed.world import World
 from intel_ft.insight.sides import Task
 from intel_ft.insight.stopwatch import Stopwatch, Tally
 from intel_ft.insight.workloads import lora_config, random_model
 
 
 def peer_trainer(
-    task: Task, examples: Examples, folder: Path, optimize: Optimize | None = None
+    task: Task, examples: Examples, folder: Path, world: World, optimize: Optimize | None = None
 ) -> tuple[Any, Stopwatch]:
-    """The peer's Trainer, and the stopwatch that ends its training. `optimize`: see
-    backends.cpu.Backend; it is what IPEX's own fine-tuning examples do before training.
+    """The peer's Trainer, and the stopwatch that ends its training, after the same step on all
+    ranks of `world`. `optimize`: see backends.cpu.Backend; it is what IPEX's own fine-tuning
+    examples do before training.
     """
-    device = device_of(task.backend, 0)
+    device = device_of(task.backend, world.local_rank)
     model = random_model(task.workload, task.seed, "sdpa", device)
     if task.base_dtype == "nf4":
         _quantize(model)
@@ -38,7 +40,7 @@ def peer_trainer(
         trainer = _transformers(task, model, examples, folder, tally)
     if optimize is not None:
         optimize(trainer.model, trainer.create_optimizer())
-    watch = Stopwatch(tally, task.seconds)
+    watch = Stopwatch(tally, task.seconds, world=world)
     trainer.add_callback(watch)
     return trainer, watch
 
@@ -54,7 +56,7 @@ def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally)
 
     packed = task.side == "trl-packed"
     row = task.peer_row_tokens or task.workload.row_tokens
-    rows = round(task.workload.batch * float(examples.lengths.mean()) / row)
+    rows = round(_share(task) * float(examples.lengths.mean()) / row)
     arguments = SFTConfig(
         **_arguments(task, folder, *((1, max(1, rows)) if packed else _padded(task))),
         completion_only_loss=True,
@@ -104,9 +106,15 @@ def _quantize(model: Any) -> None:
 
 
 def _padded(task: Task) -> tuple[int, int]:
-    """Examples a forward, and forwards an optimizer step."""
-    batch = min(task.peer_batch, task.workload.batch)
-    return batch, -(-task.workload.batch // batch)
+    """Examples a forward, and forwards an optimizer step, of each process."""
+    share = _share(task)
+    batch = min(task.peer_batch, share)
+    return batch, -(-share // batch)
+
+
+def _share(task: Task) -> int:
+    """Examples of one process an optimizer step."""
+    return -(-task.workload.batch // task.processes)
 
 
 def _arguments(task: Task, folder: Path, batch: int, accumulation: int) -> dict[str, Any]:

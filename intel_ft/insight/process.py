@@ -5,6 +5,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any, TextIO
 from intel_ft.errors import IntelFTError, UserError
 
 logger = logging.getLogger(__name__)
+
+_ERROR = re.compile(r"(Error|Exception|Problem): \S")
 
 
 def environment(threads: int | None) -> dict[str, str]:
@@ -71,4 +74,5 @@ def _reason(code: int, stderr: str) -> str:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     lines = stderr.strip().splitlines()
-    return lines[-1] if lines else f"exit code {code}"
+    named = [line for line in lines if _ERROR.search(line)]  # a launcher has the last word
+    return (named or lines or [f"exit code {code}"])[-1]

@@ -1,5 +1,5 @@
-"""One run of one side in a process of its own: `python -m intel_ft.insight.side TASK`, a JSON task
-in, a JSON measurement out on stdout; started by insight.bench_train.
+"""One run of one side in processes of its own: `python -m intel_ft.insight.side TASK`, a JSON task
+in, a JSON measurement out on rank 0's stdout; started by insight.runs.
 """
 
 import gc
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from intel_ft.backends import choice, cpu, cuda, gemm
 from intel_ft.backends.memory import keep_freed_memory
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.distributed import topology
+from intel_ft.distributed.join import joined
+from intel_ft.distributed.started import started_as
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.insight.process import answer
@@ -26,27 +29,30 @@ from intel_ft.insight.workloads import shape_model, synthetic_examples
 from intel_ft.models.cost import step_cost
 
 
-def measure(task: Task, folder: Path) -> dict[str, Any]:
-    """Train as the task says and report rates, times and memory.
+def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
+    """Train as the task says and report rates, times and memory, of all ranks of `world` together.
 
-    The GEMM rate is measured after training, on the same threads, once the peak of resident memory
-    has been read.
+    The GEMM rate is measured after training, on the same threads, by all ranks at once, once the
+    peak of resident memory has been read.
     """
-    backend = _backend(task)
+    backend = _backend(task, world)
     transformers.set_seed(task.seed)
     examples = synthetic_examples(task.workload, task.seed)
     shapes = shape_model(task.workload, task.rank)
     cost = step_cost(shapes)
+    exchange: dict[str, float] = {}
     if task.side in (OURS, OURS_IPEX):
-        from intel_ft.insight.ours import our_trainer
+        from intel_ft.insight.ours import exchanged, our_trainer
 
-        trainer, watch = our_trainer(task, examples, folder, World(), backend.optimize)
+        trainer, watch = our_trainer(task, examples, folder, world, backend.optimize)
+        trainer.train()
+        exchange = exchanged(trainer)
     else:
         from intel_ft.insight.peers import peer_trainer
 
-        trainer, watch = peer_trainer(task, examples, folder, backend.optimize)
-    trainer.train()
-    peak = {"peak_rss_gib": peak_rss_gib(), **cuda.peak_gib(backend.device)}
+        trainer, watch = peer_trainer(task, examples, folder, world, backend.optimize)
+        trainer.train()
+    rss, gpu = peak_rss_gib(), cuda.peak_gib(backend.device)
     del trainer
     gc.collect()
     cuda.forget_peak(backend.device)
@@ -54,41 +60,48 @@ def measure(task: Task, folder: Path) -> dict[str, Any]:
     products = gemm.linear_products(
         shapes, task.workload.row_tokens, float(examples.supervised.mean())
     )
+    world.barrier()
     rate = gemm.model_rate(products, backend.dtype, seconds=0.2, device=backend.device)
     times, tally = watch.step_times, watch.tally
     seconds = sum(times)
+    own = (len(tally.lengths), sum(tally.lengths), tally.supervised, cost.flops(tally.as_row()))
+    total = world.sum(torch.tensor([*own, rate, rss], dtype=torch.float64)).tolist()
+    count, tokens, supervised, flops, rate, rss = total
     return {
-        "tokens_per_s": sum(tally.lengths) / seconds,
-        "supervised_tokens_per_s": tally.supervised / seconds,
-        "mfu": cost.flops(tally.as_row()) / seconds / rate,
-        **peak,
+        "tokens_per_s": tokens / seconds,
+        "supervised_tokens_per_s": supervised / seconds,
+        "mfu": flops / seconds / rate,
+        "peak_rss_gib": rss,
+        **gpu,
         "gemm_gflops": rate / 1e9,
         "step_s": float(np.median(times)),
         "step_times": times,
         "steps": len(times),
-        "examples": len(tally.lengths),
-        "tokens": sum(tally.lengths),
-        "supervised_tokens": tally.supervised,
+        "examples": int(count),
+        "tokens": int(tokens),
+        "supervised_tokens": int(supervised),
         "threads": backend.threads,
         "torch": str(torch.__version__),
+        **exchange,
     }
 
 
-def _backend(task: Task) -> cpu.Backend:
+def _backend(task: Task, world: World) -> cpu.Backend:
     """What a side computes with. Our own sides get what a run of ours gives itself; a peer the same
     threads, and memory and kernels kept as torch does by itself.
     """
     settings = BackendConfig(threads=task.threads or "auto")
     model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
+    place = (world.local_size, world.local_rank)
     if task.side in IPEX_SIDES:  # backends.ipex has one way for both
-        return choice.select(settings, model, "ipex")
+        return choice.select(settings, model, "ipex", *place)
     if task.side == OURS:
-        return choice.select(settings, model, task.backend)
+        return choice.select(settings, model, task.backend, *place)
     threads = task.threads or topology.read().usable
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets another
     host = cpu.Backend(torch.bfloat16, threads, ())
-    return host if task.backend == "cpu" else cuda.select(model, host, 0)
+    return host if task.backend == "cpu" else cuda.select(model, host, world.local_rank)
 
 
 def peak_rss_gib() -> float:
@@ -104,8 +117,19 @@ def peak_rss_gib() -> float:
 
 def main() -> None:
     """Run the task in argv; libraries that print get stderr, stdout is the measurement's alone."""
-    with answer() as stream, tempfile.TemporaryDirectory() as folder:
-        json.dump(measure(Task.from_json(sys.argv[1]), Path(folder)), stream)
+    task = Task.from_json(sys.argv[1])
+    world = World(*astuple(started_as()))
+    # A peer gets what torch has: oneCCL for CPUs is our own backend.
+    collective = BackendConfig(collective="auto" if task.side in (OURS, OURS_IPEX) else "gloo")
+    with (
+        answer() as stream,
+        tempfile.TemporaryDirectory() as folder,
+        joined(world, collective, task.backend) as decisions,
+    ):
+        result = measure(task, world, Path(folder))
+        if world.rank == 0:
+            collective_name = decisions[0].value if decisions else "none"
+            json.dump({**result, "collective": collective_name}, stream)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ class Task:
     """One run of one side: `WARM_UP_STEPS` untimed steps, then timed ones for `seconds`, but at
     least `LEAST_STEPS`. `peer_row_tokens` is the row of a packing peer, None the same as ours;
     `peer_batch` a padding peer's examples a forward. `checkpointing` is our own side's alone, and
-    so is `base_dtype`, but nf4, which is for all. `backend`: cpu or cuda.
+    so is `base_dtype`, but nf4, which is for all. `backend`: cpu or cuda. `processes` share the
+    cores, the batch, or the GPUs; `threads` are of each.
     """
 
     side: str
@@ -46,6 +47,7 @@ class Task:
     base_dtype: str = "auto"
     backend: str = "cpu"
     peer_batch: int = 4
+    processes: int = 1
 
     def to_json(self) -> str:
         """One line that `from_json` reads back."""

@@ -14,7 +14,10 @@ from transformers import TrainerCallback
 
 from intel_ft.backends import cuda
 from intel_ft.batching.row import Row
+from intel_ft.distributed.world import World
 from intel_ft.insight.sides import GPU_WARM_UP_STEPS, LEAST_STEPS, LONG_STEP, WARM_UP_STEPS
+
+ALONE = World()
 
 
 @dataclass
@@ -44,8 +47,8 @@ class Tally:
 class Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Ends the training after warm-up and `seconds` of timed steps; `step_times` has those.
 
-    `count`, if given, is called after each step with its number from 0, to add to `tally`. `agree`
-    makes one answer of what several ranks say to "enough?".
+    `count`, if given, is called after each step with its number from 0, to add to `tally`. All
+    ranks of `world` stop after the same step, that at which the first of them has had enough.
     """
 
     def __init__(
@@ -53,12 +56,12 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
         tally: Tally,
         seconds: float,
         count: Callable[[int], None] | None = None,
-        agree: Callable[[bool], bool] = bool,
+        world: World = ALONE,
     ) -> None:
         self.tally = tally
         self.seconds = seconds
         self.count = count
-        self.agree = agree
+        self.world = world
         self.ends: list[float] = []
         self.warm_up, self.least = WARM_UP_STEPS, LEAST_STEPS
         self._began = 0.0
@@ -88,5 +91,5 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
             self.tally.clear()
         self.ends.append(now)
         enough = now - self.ends[0] >= self.seconds and len(self.ends) > self.least
-        control.should_training_stop = self.agree(enough)
+        control.should_training_stop = bool(self.world.largest(int(enough)))
         return control

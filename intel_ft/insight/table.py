@@ -33,8 +33,9 @@ def train_table(report: dict[str, Any]) -> Table:
     notes = [f"{n}: {side['error']}" for n, side in sides.items() if "error" in side]
     notes += _in_use(report["machine"])
     load = report["workload"]
+    shared = f", {load['processes']} processes" if load["processes"] > 1 else ""
     return Table(
-        (f"{load['name']}, {load['lengths']}", *sides),
+        (f"{load['name']}, {load['lengths']}{shared}", *sides),
         rows,
         (*notes, machine_line(report["machine"])),
     )
@@ -96,6 +97,8 @@ def ranks_table(report: dict[str, Any]) -> Table:
             f"{scaling}, {point['ranks']}",
             f"{point['tokens_per_s']:,.0f}",
             f"{point['efficiency']:.3f}",
+            f"{point['mfu']:.3f}",
+            f"{point['gemm_gflops']:,.0f}",
             f"{point['step_s']:.3g}",
             f"{100 * point['exchange_share']:.1f}",
             f"{point['rank_imbalance']:.3f}",
@@ -103,7 +106,7 @@ def ranks_table(report: dict[str, Any]) -> Table:
         for scaling in ("weak", "strong")
         for point in report[scaling]
     ]
-    columns = ("token/s", "efficiency", "step s", "exchange, % of time", "imbalance")
+    columns = ("token/s", "efficiency", "MFU", "GFLOP/s", "step s", "exchange %", "imbalance")
     title = f"{report['workload']}, ranks of {report['cores']} cores"
     note = f"{report['collective']}, {report['gradient_mib']:.1f} MiB of gradients a step."
     return Table((title, *columns), rows, (note, machine_line(report["machine"])))

@@ -50,6 +50,25 @@ def test_train_counts_what_went_through():
     assert run["steps"] * peer["step_s_p10"] * 0.5 < seconds < run["steps"] * 3 * peer["step_s_p90"]
 
 
+def test_processes_share_the_work_of_every_side():
+    sides = ["train", "--workload", "tiny", "--peer", "transformers", "--processes", "2"]
+    done = bench(*sides, "--repeat", "1", "--seconds", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    ours, peer = report["ours"]["runs"][0], report["peers"]["transformers"]["runs"][0]
+    assert (ours["threads"], peer["threads"]) == (report["machine"]["cores"] // 2,) * 2
+    assert peer["collective"] == "gloo" and ours["collective"] in ("ccl", "gloo")
+    assert "exchange_share" not in peer and 0 < ours["exchange_share"] < 1
+
+    examples = synthetic_examples(TINY, 0)
+    plan = Plan(examples.lengths, examples.supervised_counts, TINY.batch, TINY.row_tokens, 0)
+    steps = list(plan.steps(WARM_UP_STEPS, WARM_UP_STEPS + ours["steps"]))
+    assert ours["tokens"] == sum(int(examples.lengths[step.examples].sum()) for step in steps)
+    assert ours["supervised_tokens"] == sum(step.supervised_tokens for step in steps)
+    assert peer["examples"] == peer["steps"] * TINY.batch
+    assert peer["tokens"] / peer["examples"] == pytest.approx(examples.lengths.mean(), rel=0.4)
+
+
 def test_scale_prints_a_table_and_writes_a_plot(tmp_path):
     plot = tmp_path / "plot.svg"
     sweep = ["scale", "--workload", "tiny", "--over", "row-tokens", "--values", "64,16"]
@@ -80,6 +99,8 @@ def test_gemm_prints_a_markdown_table():
         ["train", "--workload", "nope"],
         ["train", "--peer", "nope"],
         ["train", "--threads", "100000"],
+        ["train", "--processes", "100000"],
+        ["train", "--processes", "2", "--threads", "100000"],
         ["train", "--base-dtype", "int2"],
         ["gemm", "--lengths", "nope"],
         ["scale"],

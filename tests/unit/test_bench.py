@@ -16,6 +16,7 @@ from intel_ft.backends.cpu import CPU
 from intel_ft.backends.gemm import Product, Timing
 from intel_ft.decisions import Decision
 from intel_ft.distributed import topology
+from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.insight import bench_gemm, bench_train, side, sides, stopwatch
 from intel_ft.insight.bench_gemm import kernel_name
@@ -370,7 +371,7 @@ def test_peers_get_our_threads_and_not_our_memory(monkeypatch, name, tuned):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     for task in (Task(name, TINY, threads=1), Task(name, TINY)):
         calls.clear()
-        backend = side._backend(task)
+        backend = side._backend(task, World())
         assert (backend.dtype, backend.device) == (torch.bfloat16, CPU)
         assert len(calls) == tuned
         assert threads[-1] == backend.threads == int(os.environ["OMP_NUM_THREADS"])

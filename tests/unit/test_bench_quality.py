@@ -1,6 +1,7 @@
 """`bench quality`: the report, the plain training it compares with, the settings of both."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from intel_ft.assets import resolve
 from intel_ft.data.examples import Examples
 from intel_ft.demo import MODEL
+from intel_ft.distributed.launch.commands import command
+from intel_ft.distributed.launch.job import Job
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.insight import bench_quality as module
 from intel_ft.insight import plain, process
@@ -119,3 +122,11 @@ def test_plain_training_learns_its_examples_and_repeats(tmp_path):
 def test_a_process_that_fails_names_its_side_and_reason():
     with pytest.raises(IntelFTError, match=r"bench ours: .*no_such_module"):
         process.measured("ours", "no_such_module", [], process.environment(None))
+
+
+def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of_it():
+    for via in ("mpirun", "torchrun"):
+        start = command(Job((), (), 2, "127.0.0.1:0"), via)
+        environment = {**os.environ, **start.environment}
+        with pytest.raises(IntelFTError, match="bench ours: KeyError: 'workload'"):
+            process.measured("ours", "intel_ft.insight.side", ["{}"], environment, start.arguments)

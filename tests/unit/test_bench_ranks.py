@@ -1,11 +1,13 @@
 """What `bench ranks` makes of its arguments and of the runs; the runs themselves are e2e's."""
 
+from dataclasses import replace
+
 import pytest
 
 from intel_ft.distributed import topology
 from intel_ft.distributed.topology import Core, Topology
 from intel_ft.errors import UserError
-from intel_ft.insight import bench_ranks
+from intel_ft.insight import bench_ranks, runs
 from intel_ft.insight.sides import OURS, Task
 from intel_ft.insight.table import ranks_table
 from intel_ft.insight.workloads import workload
@@ -30,11 +32,14 @@ def test_ranks_that_fit():
 def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
     asked = []
 
-    def run(task, ranks, cores, via):
-        asked.append((ranks, task.workload.batch))
-        rate = {1: 100.0, 2: 190.0, 4: 320.0}[ranks]
+    def run(task, via):
+        assert (task.threads, via) == (16, "mpirun")
+        asked.append((task.processes, task.workload.batch))
+        rate = {1: 100.0, 2: 190.0, 4: 320.0}[task.processes]
         return {
             "tokens_per_s": rate,
+            "mfu": rate / 1000,
+            "gemm_gflops": 400.0,
             "step_s": 1.0,
             "exchange_share": 0.1,
             "rank_imbalance": 0.02,
@@ -43,10 +48,19 @@ def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
             "threads": 16,
         }
 
-    monkeypatch.setattr(bench_ranks, "_run", run)
+    monkeypatch.setattr(bench_ranks, "run_ranks", run)
     task = Task(OURS, workload("tiny"), seconds=0.0)
     report = bench_ranks.bench_ranks(task, [1, 2, 4], 16, "mpirun", 1)
     assert asked == [(1, 32), (2, 64), (4, 128), (2, 32), (4, 32)]
     assert [point["efficiency"] for point in report["weak"]] == pytest.approx([1, 0.95, 0.8])
     assert report["strong"][0] == report["weak"][0]
-    assert "weak, 4" in ranks_table(report).markdown()
+    assert "| weak, 4 | 320 | 0.800 | 0.320 | 400 |" in ranks_table(report).markdown()
+
+
+def test_processes_share_the_cores_that_there_are():
+    task = Task(OURS, workload("tiny"), processes=4)
+    assert runs.placed(task).threads == 16
+    assert runs.placed(replace(task, threads=3)).threads == 3
+    for wrong in (replace(task, threads=17), replace(task, processes=65)):
+        with pytest.raises(UserError, match="this process may use 64 cores"):
+            runs.placed(wrong)

@@ -32,6 +32,7 @@ def test_an_axis_changes_one_thing():
     rank = task_at("rank", 64, "tiny", 1.0, 2)
     assert (rank.rank, rank.threads, rank.workload.batch) == (64, 2, 8)
     assert task_at("threads", 1, "tiny", 1.0, 2).threads == 1
+    assert task_at("processes", 2, "tiny", 1.0, None).processes == 2
 
 
 def _measured(rate, gemm=400.0):
@@ -84,6 +85,6 @@ def test_nothing_measured_is_an_error(monkeypatch):
 
 def test_wrong_values_are_said_before_anything_runs(monkeypatch):
     monkeypatch.setattr(module, "run_task", None)
-    for over, value in (("threads", 100000), ("row-tokens", 4)):
+    for over, value in (("threads", 100000), ("processes", 100000), ("row-tokens", 4)):
         with pytest.raises(UserError):
             bench_scale("tiny", over, [value], 1, 0.0, None)
