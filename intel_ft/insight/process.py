@@ -51,7 +51,7 @@ def measured(
         check=False,
     )
     if done.returncode:
-        raise IntelFTError(f"bench {side}: {_reason(done.returncode, done.stderr)}")
+        raise IntelFTError(f"bench {side}: {_reason(done.returncode, done.stderr, bool(launcher))}")
     logger.debug("%s", done.stderr)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -68,11 +68,15 @@ def answer() -> Iterator[TextIO]:
         yield stream
 
 
-def _reason(code: int, stderr: str) -> str:
+def _reason(code: int, stderr: str, launched: bool) -> str:
+    """In one line. Of a process the last error, which may have others as its causes; of ranks the
+    first, which the others, and their launcher, end for.
+    """
     if code == -signal.SIGKILL:
         return "killed, which is how Linux ends a process when memory runs out"
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     lines = stderr.strip().splitlines()
-    named = [line for line in lines if _ERROR.search(line)]  # a launcher has the last word
-    return (named or lines or [f"exit code {code}"])[-1]
+    if launched and (errors := [line for line in lines if _ERROR.search(line)]):
+        return errors[0]
+    return lines[-1] if lines else f"exit code {code}"
