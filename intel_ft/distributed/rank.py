@@ -3,11 +3,9 @@ loads.
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -18,13 +16,11 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.binding import bind
 from intel_ft.distributed.started import TORCHRUN, started_as
 from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError
+from intel_ft.orphan import end_with_parent
 
 LOGS = "INTEL_FT_LOGS"  # the folder of logs, for what writes more into it
 FAILED = "failed"  # the file there that has the exit code of the first rank that failed
 STOP = "stop"  # the file there in which `launch` leaves the number of a signal it received
-
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Expected(NamedTuple):
@@ -48,7 +44,7 @@ def begin(expected: Expected, wanted_binding: str, collective: str = "auto") -> 
             f"(launcher: {started.launcher}): is the mpirun that started it another MPI's?"
         )
     if expected.ranks is not None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # if the launcher is killed
+        end_with_parent()  # if the launcher is killed
     if expected.master is not None and started.launcher != TORCHRUN:  # which has its own
         # Whatever an earlier job left in the environment.
         os.environ["MASTER_ADDR"], _, os.environ["MASTER_PORT"] = expected.master.rpartition(":")

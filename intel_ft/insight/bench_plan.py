@@ -24,6 +24,7 @@ from intel_ft.insight import machine, process
 from intel_ft.insight.plan import plan
 from intel_ft.insight.plan_inputs import Cluster, inputs_of
 from intel_ft.insight.workloads import WORKLOADS, Workload, random_model
+from intel_ft.orphan import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,14 @@ def _case(name: str, case: Case, folder: Path, steps: int, threads: int | None) 
     write_text(folder / "run.yaml", config.to_yaml())
     command = [sys.executable, "-c", _TRAIN, "train", str(folder / "run.yaml"), "--overwrite"]
     environment = process.environment(threads)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=end_with_parent,
+    )
     if done.returncode:
         raise IntelFTError(f"bench plan, {name}: {done.stderr.strip().splitlines()[-1]}")
     metrics = (config.output.directory / "metrics.jsonl").read_text().splitlines()

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from intel_ft.errors import IntelFTError, UserError
+from intel_ft.orphan import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def measured(
         capture_output=True,
         text=True,
         check=False,
+        preexec_fn=end_with_parent,  # else what was measured for nobody disturbs what comes next
     )
     if done.returncode:
         raise IntelFTError(f"bench {side}: {_reason(done.returncode, done.stderr, bool(launcher))}")

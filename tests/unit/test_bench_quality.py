@@ -2,6 +2,9 @@
 
 import math
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from intel_ft.assets import resolve
 from intel_ft.data.examples import Examples
 from intel_ft.demo import MODEL
-from intel_ft.distributed.launch.commands import command
+from intel_ft.distributed.launch.commands import Command, command
 from intel_ft.distributed.launch.job import Job
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.insight import bench_quality as module
@@ -130,3 +133,36 @@ def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of
         environment = {**os.environ, **start.environment}
         with pytest.raises(IntelFTError, match="bench ours: KeyError: 'workload'"):
             process.measured("ours", "intel_ft.insight.side", ["{}"], environment, start.arguments)
+
+
+@pytest.mark.parametrize("via", [None, "mpirun", "torchrun"])
+def test_what_a_killed_benchmark_measures_ends_with_it(via, tmp_path):
+    start = command(Job((), (), 2, "127.0.0.1:0"), via) if via else Command((), {}, "none")
+    (tmp_path / "idle.py").write_text(
+        "import os, pathlib, time\n"
+        "pathlib.Path(__file__).with_name(f'{os.getpid()}.pid').touch()\n"
+        "time.sleep(60)\n"
+    )
+    bench = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import os, sys; from intel_ft.insight import process; "
+            "process.measured('ours', 'idle', [], os.environ, sys.argv[1:])",
+            *start.arguments,
+        ],
+        env={**os.environ, **start.environment, "PYTHONPATH": str(tmp_path)},
+        start_new_session=True,
+    )
+    count = 2 if via else 1
+    _wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == count)
+    sides = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    bench.kill()
+    bench.wait()
+    _wait_until(lambda: not any(Path(f"/proc/{side}").exists() for side in sides))
+
+
+def _wait_until(so, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -17,8 +17,9 @@ from types import FrameType
 from intel_ft.distributed.launch.commands import Command
 from intel_ft.distributed.rank import FAILED, STOP
 from intel_ft.files import write_text
+from intel_ft.orphan import end_with_parent
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 FINAL = (0, 2, 3, 4, 130, 143)  # exit codes after which a restart would end alike
 _GENERATIONS = 5  # of orphans: a launcher, its proxies, their ranks
 GRACE = 20.0  # seconds that a launcher gets to end its ranks after one has failed
@@ -45,7 +46,7 @@ def supervise(command: Command, logs: Path) -> int:
         command.arguments,
         env=os.environ | command.environment,
         start_new_session=True,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - no other thread runs yet
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs yet
     )
     with _passing_signals_to(process, logs / STOP), _killing_when(process, logs / FAILED):
         code = process.wait()
@@ -97,11 +98,6 @@ def _killing_when(process: subprocess.Popen[bytes], failed: Path) -> Iterator[No
     finally:
         ended.set()
         thread.join()
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end the launcher, and so its ranks, when this process is killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _adopt_orphans() -> None:
