@@ -56,9 +56,7 @@ def _measured(
     task: Task, module: str, environment: dict[str, str], launcher: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     load = os.getloadavg()[0]
-    if (
-        task.backend == "cpu"
-    ):  # TRL's ranks would each take a GPU of its own, be it asked for or not
+    if task.backend == "cpu":  # else ranks of TRL take a GPU each, `use_cpu` or not
         environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
     result = process.measured(
         task.side, module, [task.to_json()], environment, launcher, python_of(task.side)

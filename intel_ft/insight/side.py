@@ -118,7 +118,7 @@ def peak_rss_gib() -> float:
 def main() -> None:
     """Run the task in argv; libraries that print get stderr, stdout is the measurement's alone."""
     task = Task.from_json(sys.argv[1])
-    world = World(*astuple(started_as()))
+    world = World(*astuple(started_as())) if task.processes > 1 else World()
     # A peer gets what torch has: oneCCL for CPUs is our own backend.
     collective = BackendConfig(collective="auto" if task.side in (OURS, OURS_IPEX) else "gloo")
     with (
@@ -128,8 +128,8 @@ def main() -> None:
     ):
         result = measure(task, world, Path(folder))
         if world.rank == 0:
-            collective_name = decisions[0].value if decisions else "none"
-            json.dump({**result, "collective": collective_name}, stream)
+            name = decisions[0].value if decisions else "none"
+            json.dump({**result, "collective": name}, stream)
 
 
 if __name__ == "__main__":
