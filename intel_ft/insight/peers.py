@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from intel_ft.backends import cuda
 from intel_ft.backends.choice import device_of
 from intel_ft.backends.cpu import Optimize
+from intel_ft.batching.plan import Plan
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
 from intel_ft.insight.sides import Task
@@ -63,10 +65,10 @@ def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally)
         packing=packed,
         max_length=row if packed else None,
     )
-    return _counted(SFTTrainer, tally)(
+    return _counted(SFTTrainer, tally, shuffled=packed)(
         model=model,
         args=arguments,
-        train_dataset=_dataset(examples, "completion_mask", kept=1, masked=0),
+        train_dataset=_dataset(task, examples, "completion_mask", kept=1, masked=0),
         processing_class=_tokenizer(),
         peft_config=lora_config(task.rank),
     )
@@ -79,7 +81,7 @@ def _transformers(task: Task, model: Any, examples: Examples, folder: Path, tall
     return _counted(Trainer, tally)(
         model=get_peft_model(model, lora_config(task.rank)),
         args=TrainingArguments(**_arguments(task, folder, *_padded(task))),
-        train_dataset=_dataset(examples, "labels", kept=None, masked=-100),
+        train_dataset=_dataset(task, examples, "labels", kept=None, masked=-100),
         data_collator=DataCollatorForSeq2Seq(_tokenizer()),
     )
 
@@ -135,16 +137,23 @@ def _arguments(task: Task, folder: Path, batch: int, accumulation: int) -> dict[
     }
 
 
-def _dataset(examples: Examples, mask: str, kept: int | None, masked: int) -> Any:
-    """Token ids and a mask column: `kept` (None: the token) where supervised, else `masked`."""
+def _dataset(task: Task, examples: Examples, mask: str, kept: int | None, masked: int) -> Any:
+    """Token ids and a mask column: `kept` (None: the token) where supervised, else `masked`. In the
+    order in which our own side trains on them, so that a step has the same examples.
+    """
     from datasets import Dataset
 
+    load = task.workload
+    plan = Plan(
+        examples.lengths, examples.supervised_counts, load.batch, load.row_tokens, task.seed
+    )
     rows = []
-    for index in range(len(examples)):
-        tokens, supervised = examples[index]
-        values = tokens if kept is None else kept
-        marked = torch.where(torch.from_numpy(supervised), torch.as_tensor(values), masked)
-        rows.append({"input_ids": tokens.tolist(), mask: marked.tolist()})
+    for step in plan.steps(0, plan.steps_per_epoch):
+        for index in step.examples:
+            tokens, supervised = examples[int(index)]
+            values = tokens if kept is None else kept
+            marked = torch.where(torch.from_numpy(supervised), torch.as_tensor(values), masked)
+            rows.append({"input_ids": tokens.tolist(), mask: marked.tolist()})
     return Dataset.from_list(rows)
 
 
@@ -163,10 +172,17 @@ def _tokenizer() -> Any:
     )
 
 
-def _counted(trainer: Any, tally: Tally) -> Any:
-    """`trainer`, a Trainer class, adding each batch's examples to `tally` as it trains on it."""
+def _counted(trainer: Any, tally: Tally, shuffled: bool = False) -> Any:
+    """`trainer`, a Trainer class, adding each batch's examples to `tally` as it trains on it, in
+    the dataset's order unless they are to be `shuffled`.
+    """
 
     class Counted(trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *dataset: Any) -> Any:
+            if shuffled:
+                return super()._get_train_sampler(*dataset)
+            return SequentialSampler(self.train_dataset)
+
         def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
             tally.add(_segment_lengths(inputs), int((inputs["labels"] != -100).sum()))
             return super().training_step(model, inputs, *rest, **more)
