@@ -64,9 +64,7 @@ def bench_scale(
     does not fit is a result too. Raises UserError before anything runs, IntelFTError where every
     value failed.
     """
-    tasks = {value: task_at(over, value, name, seconds, threads) for value in values}
-    for task in tasks.values():
-        placed(task)
+    tasks = {value: placed(task_at(over, value, name, seconds, threads)) for value in values}
     runs: dict[int, list[dict[str, Any]]] = {value: [] for value in values}
     failed: dict[int, str] = {}
     for turn in range(1, repeat + 1):

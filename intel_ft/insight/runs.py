@@ -34,9 +34,9 @@ def placed(task: Task) -> Task:
 
 
 def run_task(task: Task) -> dict[str, Any]:
-    """One run in fresh processes; all sides get the same environment."""
+    """One run of a `placed` task in fresh processes; all sides get the same environment."""
     if task.processes > 1:
-        return run_ranks(placed(task), "mpirun")
+        return run_ranks(task, "mpirun")
     return _measured(task, _SIDE, process.environment(task.threads))
 
 
