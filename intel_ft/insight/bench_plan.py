@@ -9,7 +9,6 @@ import json
 import logging
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -18,13 +17,12 @@ from typing import Any
 
 from intel_ft import assets
 from intel_ft.config import Config, build
-from intel_ft.errors import IntelFTError, UserError
+from intel_ft.errors import UserError
 from intel_ft.files import write_text
 from intel_ft.insight import machine, process
 from intel_ft.insight.plan import plan
 from intel_ft.insight.plan_inputs import Cluster, inputs_of
 from intel_ft.insight.workloads import WORKLOADS, Workload, random_model
-from intel_ft.orphan import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -102,17 +100,7 @@ def _case(name: str, case: Case, folder: Path, steps: int, threads: int | None) 
     predicted = plan(inputs_of(config, Cluster(), None))
     write_text(folder / "run.yaml", config.to_yaml())
     command = [sys.executable, "-c", _TRAIN, "train", str(folder / "run.yaml"), "--overwrite"]
-    environment = process.environment(threads)
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=end_with_parent,
-    )
-    if done.returncode:
-        raise IntelFTError(f"bench plan, {name}: {done.stderr.strip().splitlines()[-1]}")
+    process.finished(f"plan, {name}", command, process.environment(threads))
     metrics = (config.output.directory / "metrics.jsonl").read_text().splitlines()
     real = [json.loads(line) for line in metrics]
     memory = max(line["rss_gib"] for line in real)

@@ -43,20 +43,31 @@ def measured(
     python: str = sys.executable,
 ) -> dict[str, Any]:
     """What `launcher python -m module arguments` answers. Raises IntelFTError, naming `side`."""
+    command = [*launcher, python, "-m", module, *arguments]
+    result: dict[str, Any] = json.loads(finished(side, command, environment, bool(launcher)))
+    return result
+
+
+def finished(
+    side: str, command: list[str], environment: Mapping[str, str], launched: bool = False
+) -> str:
+    """What the command printed; where this process is killed it ends, too, rather than disturb what
+    is measured next. Raises IntelFTError, naming `side`, with its error, or where it was `launched`
+    as ranks that of the first that failed.
+    """
     done = subprocess.run(
-        [*launcher, python, "-m", module, *arguments],
+        command,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=end_with_parent,  # else what was measured for nobody disturbs what comes next
+        preexec_fn=end_with_parent,
     )
     if done.returncode:
-        raise IntelFTError(f"bench {side}: {_reason(done.returncode, done.stderr, bool(launcher))}")
+        raise IntelFTError(f"bench {side}: {_reason(done.returncode, done.stderr, launched)}")
     logger.debug("%s", done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return done.stdout
 
 
 @contextmanager

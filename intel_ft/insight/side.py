@@ -24,7 +24,7 @@ from intel_ft.distributed.started import started_as
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.insight.process import answer
-from intel_ft.insight.sides import IPEX_SIDES, OURS, OURS_IPEX, Task
+from intel_ft.insight.sides import IPEX_SIDES, OUR_SIDES, OURS, Task
 from intel_ft.insight.workloads import shape_model, synthetic_examples
 from intel_ft.models.cost import step_cost
 
@@ -40,18 +40,15 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
     examples = synthetic_examples(task.workload, task.seed)
     shapes = shape_model(task.workload, task.rank)
     cost = step_cost(shapes)
-    exchange: dict[str, float] = {}
-    if task.side in (OURS, OURS_IPEX):
-        from intel_ft.insight.ours import exchanged, our_trainer
-
-        trainer, watch = our_trainer(task, examples, folder, world, backend.optimize)
-        trainer.train()
-        exchange = exchanged(trainer)
+    if task.side in OUR_SIDES:
+        from intel_ft.insight.ours import exchanged
+        from intel_ft.insight.ours import our_trainer as side_trainer
     else:
-        from intel_ft.insight.peers import peer_trainer
+        from intel_ft.insight.peers import peer_trainer as side_trainer
 
-        trainer, watch = peer_trainer(task, examples, folder, world, backend.optimize)
-        trainer.train()
+    trainer, watch = side_trainer(task, examples, folder, world, backend.optimize)
+    trainer.train()
+    exchange = exchanged(trainer) if task.side in OUR_SIDES else {}
     rss, gpu = peak_rss_gib(), cuda.peak_gib(backend.device)
     del trainer
     gc.collect()
@@ -120,7 +117,7 @@ def main() -> None:
     task = Task.from_json(sys.argv[1])
     world = World(*astuple(started_as())) if task.processes > 1 else World()
     # A peer gets what torch has: oneCCL for CPUs is our own backend.
-    collective = BackendConfig(collective="auto" if task.side in (OURS, OURS_IPEX) else "gloo")
+    collective = BackendConfig(collective="auto" if task.side in OUR_SIDES else "gloo")
     with (
         answer() as stream,
         tempfile.TemporaryDirectory() as folder,

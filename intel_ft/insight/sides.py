@@ -16,6 +16,7 @@ from intel_ft.versions import installed
 
 OURS = "ours"
 OURS_IPEX = "ours-ipex"
+OUR_SIDES = (OURS, OURS_IPEX)
 IPEX_SIDES = ("ipex", OURS_IPEX)
 PEERS = ("trl", "trl-packed", "transformers", *IPEX_SIDES)
 IPEX_PYTHON = "INTEL_FT_IPEX_PYTHON"

@@ -20,6 +20,12 @@ def bench(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def plan_of(seed):
+    """The plan by which our side goes through the tiny examples."""
+    found = synthetic_examples(TINY, seed)
+    return Plan(found.lengths, found.supervised_counts, TINY.batch, TINY.row_tokens, seed)
+
+
 def tokens_of(plan, steps):
     """Of the steps behind the warm-up."""
     timed = plan.steps(WARM_UP_STEPS, WARM_UP_STEPS + steps)
@@ -41,8 +47,7 @@ def test_train_counts_what_went_through():
     assert set(report["machine"]) == machine
 
     # Ours: exactly the examples of the plan's steps behind the warm-up.
-    run, examples = ours["runs"][0], synthetic_examples(TINY, 5)
-    plan = Plan(examples.lengths, examples.supervised_counts, TINY.batch, TINY.row_tokens, 5)
+    run, plan = ours["runs"][0], plan_of(5)
     steps = list(plan.steps(WARM_UP_STEPS, WARM_UP_STEPS + run["steps"]))
     assert run["tokens"] == tokens_of(plan, run["steps"])
     assert run["supervised_tokens"] == sum(step.supervised_tokens for step in steps)
@@ -66,8 +71,7 @@ def test_processes_share_the_work_of_every_side():
     assert peer["collective"] == "gloo" and ours["collective"] in ("ccl", "gloo")
     assert "exchange_share" not in peer and 0 < ours["exchange_share"] < 1
 
-    examples = synthetic_examples(TINY, 0)
-    plan = Plan(examples.lengths, examples.supervised_counts, TINY.batch, TINY.row_tokens, 0)
+    plan = plan_of(0)
     steps = list(plan.steps(WARM_UP_STEPS, WARM_UP_STEPS + ours["steps"]))
     assert ours["tokens"] == tokens_of(plan, ours["steps"])
     assert ours["supervised_tokens"] == sum(step.supervised_tokens for step in steps)

@@ -4,12 +4,12 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hosts import wait
 
 from intel_ft.assets import resolve
 from intel_ft.data.examples import Examples
@@ -154,15 +154,8 @@ def test_what_a_killed_benchmark_measures_ends_with_it(via, tmp_path):
         start_new_session=True,
     )
     count = 2 if via else 1
-    _wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == count)
+    wait(lambda: len(list(tmp_path.glob("*.pid"))) == count, 30)
     sides = [int(path.stem) for path in tmp_path.glob("*.pid")]
     bench.kill()
     bench.wait()
-    _wait_until(lambda: not any(Path(f"/proc/{side}").exists() for side in sides))
-
-
-def _wait_until(so, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not so():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait(lambda: not any(Path(f"/proc/{side}").exists() for side in sides), 30)
