@@ -36,7 +36,6 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         use_rslora=method.use_rslora,
         init_lora_weights="gaussian" if method.init == "gaussian" else True,
         modules_to_save=_modules_to_save(model, method) or None,
-        base_model_name_or_path=base_name,
         revision=revision,
     )
     try:
@@ -49,7 +48,7 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
             f"method.target_modules: {str(error).splitlines()[0]} This model's linear layers are "
             f"{', '.join(linear)}"
         ) from None
-    # peft replaces the id we carry with the folder the base was loaded from.
+    # Only now: peft puts the folder of the base there, and warns if it replaces a name.
     adapted.peft_config["default"].base_model_name_or_path = base_name
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
