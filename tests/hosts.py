@@ -202,7 +202,7 @@ def _tool(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
-def wait(condition: Callable[[], Any], seconds: float = 10, poll: float = 0.005) -> None:
+def wait(condition: Callable[[], Any], seconds: float = 60, poll: float = 0.005) -> None:
     """Wait until it holds. Raises AssertionError."""
     end = time.monotonic() + seconds
     while not condition():

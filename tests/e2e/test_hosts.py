@@ -114,12 +114,12 @@ def test_a_link_that_is_down_and_up_again(cluster):
 def test_a_slow_link(cluster):
     third = cluster.hosts[2]
     cluster.shape(third, 0.01)
-    send = ["ssh", "node3", "echo; head -c 3000000 /dev/zero"]
+    send = ["ssh", "node3", "echo; head -c 6000000 /dev/zero"]
     with cluster.hosts[0].start(send, stdout=subprocess.PIPE) as sender:
         sender.stdout.readline()  # whatever else takes its time is over now
         began = time.monotonic()
-        assert len(sender.stdout.read()) == 3_000_000
-    assert time.monotonic() - began > 1, "24 Mbit at 10 Mbit/s"
+        assert len(sender.stdout.read()) == 6_000_000
+    assert time.monotonic() - began > 1, "48 Mbit at 10 Mbit/s"
 
 
 def test_nothing_is_left_of_a_cluster_whose_test_failed(tmp_path):

@@ -242,7 +242,7 @@ def test_ctrl_c_ends_an_upload_at_once(tmp_path) -> None:
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
             try:
-                assert process.wait(10) == 130
+                assert process.wait(60) == 130
             finally:
                 process.kill()
             assert process.stderr.read().endswith("\ninterrupted\n")

@@ -42,7 +42,11 @@ def losses(run_folder):
 @pytest.fixture
 def cluster():
     # pytest's own folders are too deep: a socket's path has 108 bytes at most.
-    with TemporaryDirectory() as folder, slurm.cluster(Path(folder)) as running:
+    # Its daemons may still write when they are told to end.
+    with (
+        TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        slurm.cluster(Path(folder)) as running,
+    ):
         yield running
 
 

@@ -42,8 +42,8 @@ def served(tmp_path_factory):
         _wait_for(f"http://127.0.0.1:{port}/health", server, folder.parent / "log")
         yield f"http://127.0.0.1:{port}", folder
     finally:
-        server.terminate()
-        server.wait(30)
+        server.kill()
+        server.wait()
 
 
 def _wait_for(url: str, server: subprocess.Popen, log: Path) -> None:

@@ -56,15 +56,18 @@ def test_killed_at_any_moment(base, adapter, tmp_path) -> None:
         running.kill(signal.SIGKILL)
         code = running.wait(400).code
         assert code in (-signal.SIGKILL, 0)
-        assert (tmp_path / "ir").exists() == (code == 0)
-        assert work.is_dir() == (code != 0)
+        if (tmp_path / "ir").exists():  # the kill came after the name was given
+            break
+        assert code != 0 and work.is_dir()
+    assert sign.startswith("candidates")  # the others come long before the end
     if not (tmp_path / "ir").exists():
         result = run(*arguments, "-o", "ir", cwd=tmp_path, seconds=400)
         assert result.code == 0 and "going on from" in result.err, result.err
     assert (tmp_path / "ir" / "openvino_model.bin").read_bytes() == expected
     assert json.loads((tmp_path / "ir" / "export.json").read_text())["format"] == "int8"
     left = {path.name for path in tmp_path.iterdir()}
-    assert left <= {"run", "whole", "ir", ".streams"}, left
+    working = {work.name} if code and (tmp_path / "ir").exists() else set()
+    assert left <= {"run", "whole", "ir", ".streams", *working}, left
 
 
 @pytest.fixture(params=["300k", "700k"])

@@ -39,7 +39,7 @@ def test_a_slow_server(drip, tmp_path) -> None:
         if drip:
             handler.send_response(200)
             handler.end_headers()
-        for _ in range(100):
+        for _ in range(600):
             if drip:
                 handler.wfile.write(b" ")
             time.sleep(0.1)
@@ -48,7 +48,7 @@ def test_a_slow_server(drip, tmp_path) -> None:
         start = time.monotonic()
         result = ask(url, tmp_path, "hi", "--timeout", "0.5")
     one_line(result, 3, url, "within 0.5 s", "--timeout")
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 40
 
 
 MALFORMED = {

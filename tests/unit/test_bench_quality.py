@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,8 +141,9 @@ def test_what_a_killed_benchmark_measures_ends_with_it(via, tmp_path):
     start = command(Job((), (), 2, "127.0.0.1:0"), via) if via else Command((), {}, "none")
     (tmp_path / "idle.py").write_text(
         "import os, pathlib, time\n"
+        "time.sleep(1)\n"  # until its launcher waits for it
         "pathlib.Path(__file__).with_name(f'{os.getpid()}.pid').touch()\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     bench = subprocess.Popen(
         [
@@ -154,8 +156,8 @@ def test_what_a_killed_benchmark_measures_ends_with_it(via, tmp_path):
         start_new_session=True,
     )
     count = 2 if via else 1
-    wait(lambda: len(list(tmp_path.glob("*.pid"))) == count, 30)
+    wait(lambda: bench.poll() is not None or len(list(tmp_path.glob("*.pid"))) == count, 240)
     sides = [int(path.stem) for path in tmp_path.glob("*.pid")]
     bench.kill()
-    bench.wait()
-    wait(lambda: not any(Path(f"/proc/{side}").exists() for side in sides), 30)
+    assert bench.wait() == -signal.SIGKILL
+    wait(lambda: not any(Path(f"/proc/{side}").exists() for side in sides), 120)

@@ -122,5 +122,5 @@ def test_an_installed_package_has_every_file() -> None:
         for path in package.glob(pattern)
     }
     for path in package.rglob("*"):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts:
             assert path in listed, f"{path} is in no wheel"

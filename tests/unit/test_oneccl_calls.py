@@ -12,7 +12,7 @@ def test_no_thread_outlives_stop():
     caller = calls.Caller()
     assert caller.submit("a call", 5, lambda: 7).wait() == 7
     caller.stop()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before  # which others may have left meanwhile
 
 
 def test_a_call_that_was_watched_is_let_go_once_it_is_done(monkeypatch):

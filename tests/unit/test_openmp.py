@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+from hosts import wait
 
 from intel_ft.backends import openmp
 
@@ -41,8 +42,7 @@ def test_a_busy_core_is_seen_at_once(monkeypatch):
     other = multiprocessing.get_context("fork").Process(target=_keep_busy, args=(core, 30))
     other.start()
     try:
-        time.sleep(0.2)
-        assert openmp.busy_cores() > 0.7
+        wait(lambda: openmp.busy_cores() > 0.7)
     finally:
         other.kill()
         other.join()
