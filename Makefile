@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Only errors: that an index lacks a package is none, where another has it.
+QUIET := --quiet --quiet
 INSTALLED := $(VENV)/.installed
 
 .PHONY: setup peers ccl cluster setup-ipex test-ipex demo test lint format clean
@@ -13,20 +15,20 @@ setup: $(INSTALLED)
 # the rest comes from the lock alone.
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install $(QUIET) --constraint requirements.lock torch
+	$(BIN)/python -m pip install $(QUIET) --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable .
 	touch $@
 
 # Other trainers, for `intel-ft bench train --peer`.
 peers: setup
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-peers.lock
+	$(BIN)/python -m pip install $(QUIET) --no-deps --requirement requirements-peers.lock
 
 # oneCCL and Intel MPI (0.5 GB to fetch, 1.8 GB on disk), for several ranks under mpirun.
 CCL := $(VENV)/.installed-ccl
 ccl: $(CCL)
 $(CCL): requirements-ccl.lock $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-ccl.lock
+	$(BIN)/python -m pip install $(QUIET) --no-deps --requirement requirements-ccl.lock
 	touch $@
 
 # What the tests of several hosts and of Slurm need; without it (or without root) they are skipped.
@@ -46,12 +48,12 @@ TORCH_INDEX ?=
 setup-ipex: $(IPEX)
 $(IPEX): requirements-ipex.lock requirements.lock requirements-ccl.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV_IPEX)
-	$(BIN_IPEX)/python -m pip install --quiet --constraint requirements-ipex.lock \
+	$(BIN_IPEX)/python -m pip install $(QUIET) --constraint requirements-ipex.lock \
 	    $(addprefix --index-url ,$(TORCH_INDEX)) torch
 	grep -v '^torch==' requirements.lock > $(VENV_IPEX)/requirements.lock
-	$(BIN_IPEX)/python -m pip install --quiet --no-deps --requirement $(VENV_IPEX)/requirements.lock \
+	$(BIN_IPEX)/python -m pip install $(QUIET) --no-deps --requirement $(VENV_IPEX)/requirements.lock \
 	    --requirement requirements-ipex.lock --requirement requirements-ccl.lock
-	$(BIN_IPEX)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN_IPEX)/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable .
 	touch $@
 
 # What depends on the version of torch, and everything of IPEX; `make test` skips the latter.
