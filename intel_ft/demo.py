@@ -41,16 +41,16 @@ def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
 
     `max_steps` is of the training. Raises UserError if `output` holds anything.
     """
+    from intel_ft.artifacts.resolve import resolve
     from intel_ft.assets import resolve as asset
     from intel_ft.data.formats import Message
     from intel_ft.data.prepare import prepare
     from intel_ft.data.prompt import prompt_tokens
+    from intel_ft.export.export import export
     from intel_ft.export.merge import merge
-    from intel_ft.export.openvino import export
-    from intel_ft.inference.artifact import resolve
     from intel_ft.inference.evaluate import EvalResult, evaluate
-    from intel_ft.inference.language_model import Sampling
-    from intel_ft.inference.open import open_model
+    from intel_ft.runtimes.language_model import Sampling
+    from intel_ft.runtimes.open_model import open_model
     from intel_ft.training.run import train
 
     began = time.monotonic()

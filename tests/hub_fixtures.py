@@ -4,8 +4,8 @@ import json
 import random
 from pathlib import Path
 
+from intel_ft.artifacts.provenance import Provenance
 from intel_ft.config import build
-from intel_ft.provenance import Provenance
 
 HOST = "node17.cluster.example"
 

@@ -22,18 +22,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from intel_ft.artifacts.resolve import read_json, resolve
+from intel_ft.bench.tables import Table
 from intel_ft.demo import PROMPT
 from intel_ft.errors import IntelFTError
-from intel_ft.export.attempt import attempt
-from intel_ft.export.candidates import Candidate, candidates
+from intel_ft.export.context import Source, prepare_bench
+from intel_ft.export.export import finish, require_packages
 from intel_ft.export.gate import COLUMNS, Gate, cells, line
-from intel_ft.export.groundwork import Source, prepare_bench
-from intel_ft.export.openvino import finish, require_packages
+from intel_ft.export.ladder import Candidate, candidates
 from intel_ft.export.output import quiet
 from intel_ft.export.settings import Settings
+from intel_ft.export.try_candidate import attempt
 from intel_ft.export.workspace import workspace
-from intel_ft.inference.artifact import read_json, resolve
-from intel_ft.insight.table import Table
 
 ROUNDS, TOKENS = 3, 64
 QUALITY = 6  # of gate.COLUMNS, the first: name, size, and distance from the model
@@ -194,12 +194,12 @@ def table(records: dict[str, dict[str, Any]], speeds: dict[str, dict[str, Any]])
 
 
 def _prompt(folder: Path) -> list[int]:
+    from intel_ft.artifacts.resolve import resolve
     from intel_ft.data.formats import Message
     from intel_ft.data.prompt import prompt_tokens
-    from intel_ft.inference.artifact import resolve
-    from intel_ft.inference.language_model import tokenizer_config
-    from intel_ft.inference.template import prompt_template
+    from intel_ft.inference.prompt_template import prompt_template
     from intel_ft.models.tokenizer import load_tokenizer
+    from intel_ft.runtimes.language_model import tokenizer_config
 
     artifact = resolve(str(folder))
     tokenizer = load_tokenizer(tokenizer_config(artifact))

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from statistics import median
 
-from intel_ft.insight.collective_model import Link, predicted_efficiency, prediction_errors
+from intel_ft.bench.alpha_beta_model import Link, predicted_efficiency, prediction_errors
 
 NODES = (16, 64, 256)
 GBIT = (10, 25, 100)

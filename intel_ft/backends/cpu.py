@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from intel_ft.backends.host import available_bytes, cpu_flags, cpu_name, statm_pages
-from intel_ft.backends.memory import keep_few_kernels, keep_freed_memory
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
-from intel_ft.distributed import topology
 from intel_ft.errors import UserError
+from intel_ft.host import topology
+from intel_ft.host.allocator import keep_few_kernels, keep_freed_memory
+from intel_ft.host.cpu import available_bytes, cpu_flags, cpu_name, statm_pages
 
 GIB = 2**30
 CPU = torch.device("cpu")

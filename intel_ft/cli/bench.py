@@ -66,8 +66,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Token/s, MFU and memory of LoRA training, ours and peers', each in a fresh process."""
-    from intel_ft.insight.sides import OURS, Task
-    from intel_ft.insight.workloads import workload as find
+    from intel_ft.bench.task import OURS, Task
+    from intel_ft.bench.workloads import workload as find
 
     task = Task(
         side=OURS,
@@ -84,8 +84,8 @@ def train(
         peer_batch=peer_batch,
         processes=processes,
     )
-    from intel_ft.insight.bench_train import bench_train
-    from intel_ft.insight.table import train_table
+    from intel_ft.bench.tables import train_table
+    from intel_ft.bench.train import bench_train
 
     report = bench_train(task, peer or [], repeat)
     _print(report, None if json else train_table(report), markdown)
@@ -102,11 +102,11 @@ def gemm(
     json: Json = False,
 ) -> None:
     """Rates of the workload's matrix products, and of memory."""
-    from intel_ft.insight.workloads import workload as find
+    from intel_ft.bench.workloads import workload as find
 
     chosen = find(workload, lengths, row_tokens)
-    from intel_ft.insight.bench_gemm import bench_gemm
-    from intel_ft.insight.table import gemm_table
+    from intel_ft.bench.gemm import bench_gemm
+    from intel_ft.bench.tables import gemm_table
 
     report = bench_gemm(chosen, threads, seconds)
     _print(report, None if json else gemm_table(report), markdown)
@@ -124,10 +124,10 @@ def prepare(
     json: Json = False,
 ) -> None:
     """Time from a file of rows to token ids, masks and a plan, ours and TRL's."""
-    from intel_ft.insight.bench_prepare import bench_prepare
+    from intel_ft.bench.prepare import bench_prepare
 
     report = bench_prepare(rows, repeat, peer or [])
-    from intel_ft.insight.table import prepare_table
+    from intel_ft.bench.tables import prepare_table
 
     _print(report, None if json else prepare_table(report), markdown)
 
@@ -145,9 +145,9 @@ def scale(
     json: Json = False,
 ) -> None:
     """How our token/s, MFU and memory change with row length, batch, r, threads or processes."""
+    from intel_ft.bench.scale import bench_scale, plotted, values_of
+    from intel_ft.bench.tables import scale_table
     from intel_ft.files import write_text
-    from intel_ft.insight.bench_scale import bench_scale, plotted, values_of
-    from intel_ft.insight.table import scale_table
 
     require_writable(plot)
     report = bench_scale(workload, over, values_of(over, values), repeat, seconds, threads)
@@ -177,10 +177,10 @@ def ranks(
     json: Json = False,
 ) -> None:
     """Weak and strong scaling on this host: token/s, efficiency, imbalance, time in exchanges."""
-    from intel_ft.insight.bench_ranks import bench_ranks, values_of
-    from intel_ft.insight.sides import OURS, Task
-    from intel_ft.insight.table import ranks_table
-    from intel_ft.insight.workloads import workload as find
+    from intel_ft.bench.ranks import bench_ranks, values_of
+    from intel_ft.bench.tables import ranks_table
+    from intel_ft.bench.task import OURS, Task
+    from intel_ft.bench.workloads import workload as find
 
     task = Task(
         OURS,
@@ -206,10 +206,10 @@ def quality(
     json: Json = False,
 ) -> None:
     """Held-out loss on the demo's task: our training beside plain Transformers and peft."""
-    from intel_ft.insight.bench_quality import SIDES, bench_quality
+    from intel_ft.bench.quality import SIDES, bench_quality
 
     report = bench_quality(side or list(SIDES), seeds, steps, threads)
-    from intel_ft.insight.table import quality_table
+    from intel_ft.bench.tables import quality_table
 
     _print(report, None if json else quality_table(report), markdown)
 
@@ -237,8 +237,8 @@ def collectives(
     json: Json = False,
 ) -> None:
     """Latency and bandwidth of the ccl backend, gloo and mpi4py between ranks."""
+    from intel_ft.bench.collectives import COLLECTIVES, bench_collectives, sizes_of
     from intel_ft.files import write_text
-    from intel_ft.insight.bench_collectives import COLLECTIVES, bench_collectives, sizes_of
 
     require_writable(plot)
     report = bench_collectives(
@@ -249,7 +249,7 @@ def collectives(
         repeat,
         hosts.split(",") if hosts else [],
     )
-    from intel_ft.insight.collective_table import collectives_table, plotted
+    from intel_ft.bench.collectives_table import collectives_table, plotted
 
     if plot is not None:
         write_text(plot, plotted(report))
@@ -267,10 +267,10 @@ def plan(
     json: Json = False,
 ) -> None:
     """Predicted memory and step time beside those of real runs, each in a fresh process."""
-    from intel_ft.insight.bench_plan import bench_plan
+    from intel_ft.planner.accuracy import bench_plan
 
     report = bench_plan(case or [], steps, threads)
-    from intel_ft.insight.table import plan_table
+    from intel_ft.bench.tables import plan_table
 
     _print(report, None if json else plan_table(report), markdown)
 

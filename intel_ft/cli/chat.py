@@ -24,7 +24,7 @@ def run(
     """Talk to MODEL, or to a server; /help lists commands, `exit` or Ctrl-D leaves."""
     from intel_ft.errors import UserError
     from intel_ft.inference.chat import Reply, chat, local_reply
-    from intel_ft.inference.language_model import Sampling
+    from intel_ft.runtimes.language_model import Sampling
 
     sampling = Sampling(
         max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())

@@ -27,8 +27,8 @@ def run(
     json: Json = False,
 ) -> None:
     """What this machine and its software can do, and what is wrong with them."""
-    from intel_ft.insight.doctor import examine, screen
-    from intel_ft.insight.doctor import hosts as several
+    from intel_ft.doctor import examine, screen
+    from intel_ft.doctor import hosts as several
 
     if hosts is None:
         found = examine.examine()

@@ -24,11 +24,11 @@ def run(
     json: options.Json = False,
 ) -> None:
     """Loss and perplexity of MODEL on DATA; with --generate also exact match and valid Python."""
+    from intel_ft.artifacts.resolve import resolve
     from intel_ft.config import check_data
     from intel_ft.data.prepare import prepare
-    from intel_ft.inference.artifact import resolve
     from intel_ft.inference.evaluate import evaluate
-    from intel_ft.inference.open import open_model
+    from intel_ft.runtimes.open_model import open_model
 
     artifact = resolve(source)
     prompt = system or artifact.system_prompt

@@ -54,8 +54,8 @@ def run(
     """Write a model as OpenVINO IR with its tokenizer; an adapter is merged first."""
     from intel_ft.errors import UserError
     from intel_ft.export.adapters import export_adapters
+    from intel_ft.export.export import export
     from intel_ft.export.gate import Gate, Limits, share
-    from intel_ft.export.openvino import export
     from intel_ft.export.settings import for_device, read_settings
 
     limits = Limits(

@@ -10,8 +10,8 @@ import typer
 from intel_ft.cli import options
 
 if TYPE_CHECKING:
-    from intel_ft.inference.answers import Engine
-    from intel_ft.inference.language_model import Sampling
+    from intel_ft.inference.batch_output import Engine
+    from intel_ft.runtimes.language_model import Sampling
 
 
 def run(
@@ -51,10 +51,10 @@ def run(
     from intel_ft.data.formats import Message
     from intel_ft.data.prompt import prompt_tokens
     from intel_ft.errors import UserError
-    from intel_ft.inference.answers import all_asked, answer_into, line_of
+    from intel_ft.inference.batch_output import all_asked, answer_into, line_of
     from intel_ft.inference.engines import local_engine, server_engine
-    from intel_ft.inference.language_model import Sampling
     from intel_ft.inference.prompts import read_prompts
+    from intel_ft.runtimes.language_model import Sampling
 
     if server and prompt is None:  # then the one argument is the prompt
         source, prompt = None, source

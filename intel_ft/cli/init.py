@@ -67,8 +67,8 @@ def _copy(recipe: str, output: Path, json: bool) -> None:
 
 def _translate(source: Path, output: Path, devices: int, json: bool) -> None:
     from intel_ft.files import write_text
+    from intel_ft.recipes.importer import translate
     from intel_ft.recipes.shipped import refuse_to_overwrite
-    from intel_ft.recipes.translate import translate
 
     refuse_to_overwrite(output)
     result = translate(source, devices)

@@ -54,8 +54,8 @@ def run(
 ) -> None:
     """Train CONFIG with several ranks, on this host or many."""
     from intel_ft import config as configuration
-    from intel_ft.distributed.launch import jobs
-    from intel_ft.distributed.launch.run import Request, launch, prepare, starting
+    from intel_ft.distributed.launch import scheduler_jobs
+    from intel_ft.distributed.launch.launcher import Request, launch, prepare, starting
 
     settings = configuration.load(config, overrides)
     if tune:
@@ -74,10 +74,10 @@ def run(
         max_restarts=max_restarts,
         elastic=elastic,
     )
-    if via in jobs.KINDS:
-        text = jobs.write(request, nodes, image)
+    if via in scheduler_jobs.KINDS:
+        text = scheduler_jobs.write(request, nodes, image)
         if output is not None and via in ("slurm", "pbs"):
-            jobs.make_folder(request)
+            scheduler_jobs.make_folder(request)
         _hand_in(via, text, output, submit=submit and not dry_run)
         return
     if dry_run:
@@ -97,15 +97,15 @@ def run(
 
 
 def _tune() -> None:
-    from intel_ft.distributed import topology
-    from intel_ft.distributed.launch.tune import measure
+    from intel_ft.distributed.launch.tune_ranks import measure
+    from intel_ft.host import topology
 
     for ranks, rate in measure(topology.read()):
         typer.echo(f"{ranks} ranks: {rate:.0f} GFLOP/s", err=True)
 
 
 def _hand_in(via: str, text: str, output: Path | None, *, submit: bool) -> None:
-    from intel_ft.distributed.launch import jobs
+    from intel_ft.distributed.launch import scheduler_jobs
     from intel_ft.errors import EnvironmentProblem, UserError
     from intel_ft.files import write_text
 
@@ -115,7 +115,7 @@ def _hand_in(via: str, text: str, output: Path | None, *, submit: bool) -> None:
         typer.echo(text, nl=False)
         return
     write_text(output, text)
-    command = jobs.submission(via, output)
+    command = scheduler_jobs.submission(via, output)
     typer.echo(f"{output}: {shlex.join(command)}")
     if submit:
         try:

@@ -13,7 +13,6 @@ import click
 import typer
 
 from intel_ft import __version__
-from intel_ft.backends import openmp
 from intel_ft.cli import (
     bench,
     chat,
@@ -31,8 +30,9 @@ from intel_ft.cli import (
     train,
     validate,
 )
-from intel_ft.distributed import rank
+from intel_ft.distributed import rank_startup
 from intel_ft.errors import FailedElsewhere, IntelFTError
+from intel_ft.host import openmp
 
 app = typer.Typer(
     name="intel-ft",
@@ -95,7 +95,7 @@ def main() -> None:
         if not isinstance(error, FailedElsewhere):
             print(line, file=sys.stderr)
         if code:
-            rank.leave_exit_code(code)
+            rank_startup.leave_exit_code(code)
     sys.exit(code)
 
 

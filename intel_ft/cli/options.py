@@ -113,10 +113,10 @@ def open_for_prompts(
     source: str, template: str, system: str | None, *, trust_remote_code: bool
 ) -> tuple[Any, Any, str | None]:
     """The model in `source`, the template its prompts take, and its system prompt."""
-    from intel_ft.inference.artifact import resolve
-    from intel_ft.inference.extras import keep_torch_away
-    from intel_ft.inference.open import open_model
-    from intel_ft.inference.template import prompt_template
+    from intel_ft.artifacts.resolve import resolve
+    from intel_ft.inference.prompt_template import prompt_template
+    from intel_ft.optional_packages import keep_torch_away
+    from intel_ft.runtimes.open_model import open_model
 
     artifact = resolve(source)
     if artifact.kind == "openvino":

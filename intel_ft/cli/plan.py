@@ -57,9 +57,9 @@ def run(
     if sweep is None and (values or plot):
         raise UserError("--values and --plot belong to --sweep")
     require_writable(plot)
-    from intel_ft.insight.plan import plan
-    from intel_ft.insight.plan_inputs import Cluster, inputs_of
-    from intel_ft.insight.plan_work import Assumed
+    from intel_ft.planner.inputs import Cluster, inputs_of
+    from intel_ft.planner.plan import plan
+    from intel_ft.planner.workload import Assumed
 
     cluster = Cluster(
         nodes=nodes,
@@ -76,14 +76,14 @@ def run(
     assumed = None if examples is None and tokens is None else Assumed(examples, tokens)
     inputs = inputs_of(settings, cluster, assumed)
     if sweep is None:
-        from intel_ft.insight.plan_table import lines
+        from intel_ft.planner.text import lines
 
         report = plan(inputs)
         typer.echo(json_text.dumps(report) if json else "\n".join(lines(report)))
         return
     from intel_ft.files import write_text
-    from intel_ft.insight.plan_sweep import plotted, swept, values_of
-    from intel_ft.insight.plan_table import sweep_table
+    from intel_ft.planner.sweep import plotted, swept, values_of
+    from intel_ft.planner.text import sweep_table
 
     points = swept(inputs, sweep, values_of(inputs, sweep, values))
     if plot is not None:

@@ -24,7 +24,7 @@ def run(
     """One self-contained HTML page of one run, or of several side by side."""
     from intel_ft.errors import UserError
     from intel_ft.files import write_text
-    from intel_ft.insight.report import report
+    from intel_ft.report.page import report
 
     if output is None and len(runs) > 1:
         raise UserError("several runs: say with -o where their report goes")
@@ -32,7 +32,7 @@ def run(
     if page.is_dir():
         raise UserError(f"{page} is a folder: name a file")
     if samples:
-        from intel_ft.insight.report_samples import write_samples
+        from intel_ft.report.samples import write_samples
 
         for each in runs:
             write_samples(each, samples, max_new_tokens)

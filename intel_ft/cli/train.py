@@ -31,7 +31,7 @@ def run(
 ) -> None:
     """Train an adapter as CONFIG says and write its run folder."""
     from intel_ft import config as configuration
-    from intel_ft.distributed.rank import Expected, begin
+    from intel_ft.distributed.rank_startup import Expected, begin
 
     settings = configuration.load(config, overrides)
     backend = settings.backend

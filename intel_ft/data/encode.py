@@ -18,10 +18,15 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from intel_ft.data.control_tokens import (
+    completion_controls,
+    content_controls,
+    without,
+    without_prefix_space,
+)
 from intel_ft.data.examples import Examples, joined
-from intel_ft.data.plain import completion_controls, content_controls, without, without_prefix_space
+from intel_ft.data.pieces import Layout, flat, lay_out, sums, without_last_space
 from intel_ft.data.spans import Marks, Span
-from intel_ft.data.stretches import Layout, flat, lay_out, sums, without_last_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

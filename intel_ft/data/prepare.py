@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.config import DataConfig
-from intel_ft.data.collector import collector_paused
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
-from intel_ft.data.fitting import cut
 from intel_ft.data.formats import Conversation, Format, conversations, detect
+from intel_ft.data.gc_pause import collector_paused
 from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import marks_of
 from intel_ft.data.templates import Template, choose, renderer
+from intel_ft.data.truncate import cut
 from intel_ft.errors import UserError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intel_ft.data.diagnosis import problem_with
+from intel_ft.data.read_errors import problem_with
 from intel_ft.errors import EnvironmentProblem, UserError
 
 if TYPE_CHECKING:

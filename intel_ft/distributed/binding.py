@@ -7,9 +7,9 @@ import ctypes
 import os
 
 from intel_ft.decisions import Decision
-from intel_ft.distributed import topology
-from intel_ft.distributed.layout import Place, places, why_not_bound
-from intel_ft.distributed.started import INTEL_MPI, Started
+from intel_ft.distributed.placement import Place, places, why_not_bound
+from intel_ft.host import topology
+from intel_ft.host.launcher_env import INTEL_MPI, Started
 
 _SET_MEMPOLICY = 238  # the system call's number on x86-64
 _PREFERRED_MANY = 5  # linux/mempolicy.h: these nodes first, others rather than fail; Linux 5.15

@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from intel_ft.distributed.rank import leave_exit_code
+from intel_ft.distributed.rank_startup import leave_exit_code
 from intel_ft.distributed.world import World
 
 BEATS = 6  # in a timeout

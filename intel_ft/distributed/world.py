@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from intel_ft.distributed.started import Started
 from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError
+from intel_ft.host.launcher_env import Started
 
 
 @dataclass(frozen=True)

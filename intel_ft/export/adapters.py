@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from intel_ft.artifacts.resolve import ADAPTER_CONFIG, Artifact, read_json, resolve
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.agreement import probe
-from intel_ft.export.attempt import attempt
-from intel_ft.export.belonging import require_belonging
-from intel_ft.export.candidates import candidates
+from intel_ft.export.adapter_match import require_belonging
+from intel_ft.export.context import Source, prepare_bench, reference_dtype
+from intel_ft.export.export import require_packages, save_provenance
+from intel_ft.export.export_json import export_record, write_record
 from intel_ft.export.gate import Gate
-from intel_ft.export.groundwork import Source, prepare_bench, reference_dtype
-from intel_ft.export.layout import Device, write_ovms
-from intel_ft.export.openvino import require_packages, save_provenance
+from intel_ft.export.ladder import candidates
+from intel_ft.export.logit_agreement import probe
 from intel_ft.export.output import quiet
-from intel_ft.export.record import export_record, write_record
+from intel_ft.export.ovms import Device, write_ovms
 from intel_ft.export.settings import Format, Settings
+from intel_ft.export.try_candidate import attempt
 from intel_ft.export.workspace import fingerprint, workspace
 from intel_ft.files import name_folder, write_json
-from intel_ft.inference.artifact import ADAPTER_CONFIG, Artifact, read_json, resolve
-from intel_ft.inference.language_model import Sampling, base_config
 from intel_ft.models.adapter import WEIGHTS
+from intel_ft.runtimes.language_model import Sampling, base_config
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def _write_adapter(source: Source, artifact: Artifact, place: Path) -> tuple[Any
     """
     from safetensors.torch import load_file, save_file
 
-    from intel_ft.inference.torch_lm import load_torch
+    from intel_ft.runtimes.torch_lm import load_torch
 
     model = load_torch(
         source.onto(artifact),

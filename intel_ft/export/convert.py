@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from intel_ft.artifacts.model_folder import write_base_id
+from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
-from intel_ft.export.weights import check_weights
-from intel_ft.inference.artifact import Artifact
-from intel_ft.inference.language_model import base_config
-from intel_ft.models.whole_folder import write_base_id
+from intel_ft.export.check_weights import check_weights
+from intel_ft.runtimes.language_model import base_config
 
 TASK = "text-generation-with-past"
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.artifacts.resolve import read_json
 from intel_ft.data.examples import Examples
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.evidence import SEED, HeldOut
+from intel_ft.export.datasets import SEED, HeldOut
 from intel_ft.files import write_json
-from intel_ft.inference.artifact import read_json
 from intel_ft.inference.evaluate import check_answers
-from intel_ft.inference.language_model import LanguageModel, Sampling
+from intel_ft.runtimes.language_model import LanguageModel, Sampling
 
 REFERENCE_BYTES = 2**31
 LOG_PROBABILITIES, SUMMARY = "log_probabilities.npy", "reference.json"

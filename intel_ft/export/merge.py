@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import intel_ft
+from intel_ft.artifacts.provenance import Provenance
+from intel_ft.artifacts.resolve import Artifact, read_json, resolve
 from intel_ft.config import ModelConfig
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.agreement import Agreement, compare, probe, probe_logits
-from intel_ft.export.belonging import require_belonging
+from intel_ft.export.adapter_match import require_belonging
+from intel_ft.export.check_weights import check_weights
+from intel_ft.export.logit_agreement import Agreement, compare, probe, probe_logits
 from intel_ft.export.output import new_folder, quiet
-from intel_ft.export.weights import check_weights
-from intel_ft.inference.artifact import Artifact, read_json, resolve
-from intel_ft.inference.language_model import base_config, tokenizer_config
-from intel_ft.provenance import Provenance
+from intel_ft.runtimes.language_model import base_config, tokenizer_config
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +106,10 @@ def _merge_into(
     """Write the merged model into `folder`; agreement, adapter's effect, rounding (MergeReport)."""
     import torch
 
-    from intel_ft.inference.torch_lm import TorchLM
+    from intel_ft.artifacts.model_folder import save_whole
     from intel_ft.models.load import load_base, load_tokenizer, model_folder
     from intel_ft.models.saved_adapter import apply_adapter
-    from intel_ft.models.whole_folder import save_whole
+    from intel_ft.runtimes.torch_lm import TorchLM
 
     _refuse_quantized(config)
     require_belonging(artifact, config)

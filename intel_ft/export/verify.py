@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from intel_ft.artifacts.ir import IRWeights, read_weights
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import IntelFTError
-from intel_ft.export.agreement import TEXTS, probe, probe_logits
-from intel_ft.export.ir import IRWeights, read_weights
+from intel_ft.export.logit_agreement import TEXTS, probe, probe_logits
 from intel_ft.export.settings import Format
-from intel_ft.inference.artifact import resolve
-from intel_ft.inference.language_model import Sampling
-from intel_ft.inference.openvino_lm import OpenVINOLM, load_openvino
+from intel_ft.runtimes.language_model import Sampling
+from intel_ft.runtimes.openvino_lm import OpenVINOLM, load_openvino
 
 log = logging.getLogger(__name__)
 

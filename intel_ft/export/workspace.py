@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import IntelFTError
 from intel_ft.files import remove_folder, require_absent_or_empty, whole_folder, write_json
-from intel_ft.inference.artifact import read_json
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from intel_ft import __version__
+from intel_ft.artifacts.resolve import Artifact, read_json
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.spans import Marks
 from intel_ft.data.templates import Template, renderer
@@ -15,7 +16,6 @@ from intel_ft.hub.card_table import number, table
 from intel_ft.hub.metadata import name_of, relation
 from intel_ft.hub.records import Records
 from intel_ft.hub.usage import usage
-from intel_ft.inference.artifact import Artifact, read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from intel_ft import assets
+from intel_ft.artifacts.resolve import Artifact, read_json
 from intel_ft.errors import UserError
-from intel_ft.export.training_record import is_local
 from intel_ft.hub.contents import CARD
 from intel_ft.hub.records import Records
-from intel_ft.inference.artifact import Artifact, read_json
+from intel_ft.training.run_record import is_local
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCardData

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.hub.card import check_card, write_card
 from intel_ft.hub.client import connect, explained, require_token, token
@@ -14,7 +15,6 @@ from intel_ft.hub.contents import CARD, File, collect
 from intel_ft.hub.metadata import Wishes, base_card, base_id, front_matter
 from intel_ft.hub.records import read_records
 from intel_ft.hub.secrets import refuse_secrets
-from intel_ft.inference.artifact import Artifact, resolve
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intel_ft.artifacts.ir import IRWeights, read_weights
+from intel_ft.artifacts.resolve import Artifact, read_json
 from intel_ft.errors import UserError
-from intel_ft.export.ir import IRWeights, read_weights
-from intel_ft.export.training_record import read_training
-from intel_ft.inference.artifact import Artifact, read_json
-from intel_ft.inference.extras import require_openvino
+from intel_ft.optional_packages import require_openvino
+from intel_ft.training.run_record import read_training
 
 EXPORT = "export.json"
 _ENVIRONMENT = ("packages", "cpu", "isa", "ranks")  # what the card tells; never the host

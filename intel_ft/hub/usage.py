@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from intel_ft.artifacts.resolve import Artifact
 from intel_ft.hub.metadata import name_of
-from intel_ft.inference.artifact import Artifact
 
 _INTEL_FT = """\
 With intel_ft, which writes prompts as in training:

@@ -7,8 +7,8 @@ from intel_ft.data.formats import Message
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.data.templates import Template
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.inference.commands import Talk, run_command
-from intel_ft.inference.language_model import LanguageModel, Sampling, Stream
+from intel_ft.inference.chat_commands import Talk, run_command
+from intel_ft.runtimes.language_model import LanguageModel, Sampling, Stream
 
 PROMPT = "Ask > "
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from intel_ft.data.prompt import prompt_encoder
 from intel_ft.data.templates import Template
-from intel_ft.inference.answers import Answer, Asked, Engine
-from intel_ft.inference.language_model import LanguageModel, Sampling
+from intel_ft.inference.batch_output import Answer, Asked, Engine
+from intel_ft.runtimes.language_model import LanguageModel, Sampling
 
 
 def local_engine(

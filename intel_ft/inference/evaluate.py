@@ -17,7 +17,7 @@ from intel_ft.data.prepare import Prepared
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.data.templates import Template
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.inference.language_model import LanguageModel, Sampling
+from intel_ft.runtimes.language_model import LanguageModel, Sampling
 
 Progress = Callable[[int, int], None]  # done, total
 

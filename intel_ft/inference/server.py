@@ -18,8 +18,8 @@ from intel_ft.data.formats import Message
 from intel_ft.data.prompt import prompt_text
 from intel_ft.data.templates import Template
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
-from intel_ft.inference.answers import Answer
-from intel_ft.inference.language_model import Sampling, Stream, first_stop
+from intel_ft.inference.batch_output import Answer
+from intel_ft.runtimes.language_model import Sampling, Stream, first_stop
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 MOST_BYTES = 64 << 20  # of one answer: a server that never ends is not one that answers

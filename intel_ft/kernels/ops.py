@@ -17,7 +17,7 @@ from torch import Tensor
 
 from intel_ft.kernels import varlen
 from intel_ft.kernels.build import kernels
-from intel_ft.kernels.generated import generated
+from intel_ft.kernels.inductor import generated
 
 
 def _call(name: str, *arguments: Any, returns: Any = None) -> Any:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from intel_ft.config import MethodConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
-from intel_ft.models.fused import fuse_layers
+from intel_ft.models.fused_decoder import fuse_layers
 from intel_ft.models.lora_linear import fuse_linears
 
 WEIGHTS = "adapter_model.safetensors"

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
-from intel_ft.models import packed
+from intel_ft.models import packed_attention
 from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
 
 __all__ = ["load_tokenizer", "model_folder"]  # from models.tokenizer; what is defined here, too
@@ -123,8 +123,8 @@ def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str |
     )
     if architecture is None or not architecture._supports_attention_backend:
         return load_base(model, dtype), "its attention cannot be exchanged"
-    base = load_base(model, dtype, packed.NAME)
-    if reason := packed.can_pack(base):
+    base = load_base(model, dtype, packed_attention.NAME)
+    if reason := packed_attention.can_pack(base):
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
     return base, reason
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from intel_ft.batching.row import IGNORED, Row, filled
 from intel_ft.kernels import ops
-from intel_ft.models.fused import is_fused
-from intel_ft.models.packed import NAME, ROW_QUANTUM, row_inputs
+from intel_ft.models.fused_decoder import is_fused
+from intel_ft.models.packed_attention import NAME, ROW_QUANTUM, row_inputs
 
 CHUNK_BYTES = 32 * 2**20
 """How much of the logits exists at a time; larger gains nothing (docs/log.md)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import convert, steps
+from intel_ft.recipes import schedule, values
 from intel_ft.recipes.axolotl_keys import NEEDLESS, UNSUPPORTED
 from intel_ft.recipes.translation import Translation, is_off
 
@@ -26,75 +26,75 @@ def translate(t: Translation, devices: int) -> None:
     t.move("base_model", "model.name_or_path")
     t.move("revision_of_model", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
-    convert.machine(t, ("bf16", "bfloat16"))
+    values.machine(t, ("bf16", "bfloat16"))
     _method(t)
     _datasets(t)
     for old, new, change, default in (
-        ("num_epochs", "train.epochs", convert.number, 1.0),
-        ("learning_rate", "train.learning_rate", convert.number, None),
-        ("weight_decay", "train.weight_decay", convert.number, 0.0),
-        ("max_grad_norm", "train.max_grad_norm", convert.number, 1.0),
-        ("gradient_clipping", "train.max_grad_norm", convert.number, None),
-        ("lr_scheduler", "train.scheduler", convert.scheduler, "cosine"),
-        ("seed", "train.seed", convert.number, 42),
-        ("logging_steps", "train.logging_steps", convert.whole, None),
-        ("max_steps", "train.max_steps", convert.whole, None),
+        ("num_epochs", "train.epochs", values.number, 1.0),
+        ("learning_rate", "train.learning_rate", values.number, None),
+        ("weight_decay", "train.weight_decay", values.number, 0.0),
+        ("max_grad_norm", "train.max_grad_norm", values.number, 1.0),
+        ("gradient_clipping", "train.max_grad_norm", values.number, None),
+        ("lr_scheduler", "train.scheduler", values.scheduler, "cosine"),
+        ("seed", "train.seed", values.number, 42),
+        ("logging_steps", "train.logging_steps", values.whole, None),
+        ("max_steps", "train.max_steps", values.whole, None),
     ):
         t.convert(old, new, change, default)
-    steps.batch(t, "micro_batch_size", 1, devices, ("sample_packing",))
-    convert.optimizer(t, "optimizer", "adamw_torch_fused")
-    convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
-    steps.warmup(t, 0.03)
-    steps.checkpoints(t, None)
+    schedule.batch(t, "micro_batch_size", 1, devices, ("sample_packing",))
+    values.optimizer(t, "optimizer", "adamw_torch_fused")
+    values.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
+    schedule.warmup(t, 0.03)
+    schedule.checkpoints(t, None)
     t.convert("gradient_checkpointing", "train.activation_checkpointing", bool)
     if t.got("data.eval_fraction") or t.got("data.eval"):
-        t.convert("early_stopping_patience", "train.early_stopping", convert.whole)
+        t.convert("early_stopping_patience", "train.early_stopping", values.whole)
     _trackers(t)
     t.move("output_dir", "output.directory", "model-out")
     t.needless(NEEDLESS)
-    t.needless(convert.SHARED_NEEDLESS)
-    t.unsupported(UNSUPPORTED | convert.SHARED_UNSUPPORTED)
+    t.needless(values.SHARED_NEEDLESS)
+    t.unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
 
 
 def _method(t: Translation) -> None:
     adapter, four, eight = t.take("adapter"), t.flag("load_in_4bit"), t.flag("load_in_8bit")
     if adapter is None:
-        convert.method(t, "full", "adapter: empty")
+        values.method(t, "full", "adapter: empty")
     elif adapter not in ("lora", "qlora"):
         raise UserError(f"{t.origin}: adapter: {adapter}: known here are lora, qlora and none")
     else:
         name = "qlora" if adapter == "qlora" or four else "lora"
-        convert.method(t, name, f"adapter: {adapter}" + (", load_in_4bit: true" if four else ""))
+        values.method(t, name, f"adapter: {adapter}" + (", load_in_4bit: true" if four else ""))
     if four and adapter == "qlora":
         t.meaningless.append("load_in_4bit: true: it is what qlora does")
     if eight and adapter == "lora":
-        convert.int8_base(t, "load_in_8bit: true")
+        values.int8_base(t, "load_in_8bit: true")
     elif eight:
         t.cannot("load_in_8bit", True, f"not with adapter: {adapter}")
     if adapter is None:
         t.needless({"lora_*": "all weights are trained", "peft_*": "all weights are trained"})
         return
-    t.convert("lora_r", "method.r", convert.whole, 8)
-    t.convert("lora_alpha", "method.alpha", convert.number, 16.0)
-    t.convert("lora_dropout", "method.dropout", convert.number, 0.0)
+    t.convert("lora_r", "method.r", values.whole, 8)
+    t.convert("lora_alpha", "method.alpha", values.number, 16.0)
+    t.convert("lora_dropout", "method.dropout", values.number, 0.0)
     if t.flag("lora_target_linear"):
         t.put("method.target_modules", "all-linear", "lora_target_linear: true")
         t.unsupported({"lora_target_modules": "lora_target_linear was taken"})
     else:
-        t.convert("lora_target_modules", "method.target_modules", convert.modules)
+        t.convert("lora_target_modules", "method.target_modules", values.modules)
     t.move("peft_use_dora", "method.use_dora")
     t.move("peft_use_rslora", "method.use_rslora")
-    convert.init_weights(t, "peft_init_lora_weights")
+    values.init_weights(t, "peft_init_lora_weights")
     for old, key in (
         ("lora_modules_to_save", "method.modules_to_save"),
         ("loraplus_lr_ratio", "method.lora_plus_ratio"),
     ):
         if (value := t.take(old)) is not None:
-            convert.field_or_cannot(t, old, key, value, "not in this version")
+            values.field_or_cannot(t, old, key, value, "not in this version")
 
 
 def _datasets(t: Translation) -> None:
-    t.convert("sequence_len", "data.max_length", convert.whole, 512)
+    t.convert("sequence_len", "data.max_length", values.whole, 512)
     template = t.take("chat_template")
     if template is not None and not is_off(t.left.get("datasets[0].chat_template")):
         t.meaningless.append(f"chat_template: {template}: the dataset's own goes first")
@@ -110,7 +110,7 @@ def _datasets(t: Translation) -> None:
         t.put("data.loss_on", "all", "train_on_inputs: true")
     if any(key.startswith("test_datasets[0]") for key in t.left):
         _dataset(t, "test_datasets", "data.eval", "data.eval_split")
-    t.convert("val_set_size", "data.eval_fraction", convert.share)
+    t.convert("val_set_size", "data.eval_fraction", values.share)
 
 
 def _on_long(value: Any) -> str:
@@ -158,7 +158,7 @@ def _dataset(t: Translation, old: str, new: str, split: str) -> None:
         "type.field_output": "output",
     }
     for key, ours in fields.items():
-        convert.column(t, f"{first}.{key}", ours)
+        values.column(t, f"{first}.{key}", ours)
     _learnt(t, first)
     t.needless(
         {
@@ -218,7 +218,7 @@ def _template(t: Translation, old: str, name: str) -> None:
     elif name in _CHAT_TEMPLATES:
         t.put("data.template", _CHAT_TEMPLATES[name], f"{old}: {name}")
     else:
-        t.put("data.template", "auto", f"{old}: {name}", convert.OWN_TEMPLATE)
+        t.put("data.template", "auto", f"{old}: {name}", values.OWN_TEMPLATE)
 
 
 def _trackers(t: Translation) -> None:
@@ -231,7 +231,7 @@ def _trackers(t: Translation) -> None:
         if (value := t.take(key)) is not None:
             named.append(tracker)
             t.meaningless.append(f"{key}: {_word(value)}: see train.report_to")
-    convert.trackers(t, named, "the trackers it names")
+    values.trackers(t, named, "the trackers it names")
 
 
 def _word(value: Any) -> str:

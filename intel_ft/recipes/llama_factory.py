@@ -5,7 +5,7 @@ finetuning_args; the rest are transformers.TrainingArguments); https://llamafact
 """
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import convert, llama_factory_data, steps
+from intel_ft.recipes import llama_factory_data, schedule, values
 from intel_ft.recipes.translation import Translation
 
 NAME = "LLaMA-Factory"
@@ -93,36 +93,36 @@ def translate(t: Translation, devices: int) -> None:
     t.move("model_name_or_path", "model.name_or_path")
     t.move("model_revision", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
-    convert.machine(t, ("bf16", "pure_bf16"))
+    values.machine(t, ("bf16", "pure_bf16"))
     _method(t)
     _data(t)
     for old, new, change, default in (
-        ("num_train_epochs", "train.epochs", convert.number, 3.0),
-        ("learning_rate", "train.learning_rate", convert.number, 5e-5),
-        ("weight_decay", "train.weight_decay", convert.number, 0.0),
-        ("max_grad_norm", "train.max_grad_norm", convert.number, 1.0),
-        ("lr_scheduler_type", "train.scheduler", convert.scheduler, "linear"),
-        ("seed", "train.seed", convert.number, 42),
-        ("logging_steps", "train.logging_steps", convert.whole, 500),
+        ("num_train_epochs", "train.epochs", values.number, 3.0),
+        ("learning_rate", "train.learning_rate", values.number, 5e-5),
+        ("weight_decay", "train.weight_decay", values.number, 0.0),
+        ("max_grad_norm", "train.max_grad_norm", values.number, 1.0),
+        ("lr_scheduler_type", "train.scheduler", values.scheduler, "linear"),
+        ("seed", "train.seed", values.number, 42),
+        ("logging_steps", "train.logging_steps", values.whole, 500),
     ):
         t.convert(old, new, change, default)
     max_steps(t)
-    steps.batch(t, "per_device_train_batch_size", 8, devices, ("packing", "neat_packing"))
-    convert.optimizer(t, "optim", "adamw_torch_fused")
-    convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
-    steps.warmup(t)
-    steps.checkpoints(t, 500)
+    schedule.batch(t, "per_device_train_batch_size", 8, devices, ("packing", "neat_packing"))
+    values.optimizer(t, "optim", "adamw_torch_fused")
+    values.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
+    schedule.warmup(t)
+    schedule.checkpoints(t, 500)
     if t.flag("disable_gradient_checkpointing"):
         t.put("train.activation_checkpointing", False, "disable_gradient_checkpointing")
         t.unsupported({"gradient_checkpointing": "disable_gradient_checkpointing was taken"})
     else:
         t.convert("gradient_checkpointing", "train.activation_checkpointing", bool, True)
     if t.got("data.eval_fraction") or t.got("data.eval"):
-        t.convert("early_stopping_steps", "train.early_stopping", convert.whole)
-    convert.report_to(t)
+        t.convert("early_stopping_steps", "train.early_stopping", values.whole)
+    values.report_to(t)
     t.move("output_dir", "output.directory")
-    t.needless(NEEDLESS | convert.SHARED_NEEDLESS)
-    t.unsupported(UNSUPPORTED | convert.SHARED_UNSUPPORTED)
+    t.needless(NEEDLESS | values.SHARED_NEEDLESS)
+    t.unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
 
 
 def max_steps(t: Translation) -> None:
@@ -130,7 +130,7 @@ def max_steps(t: Translation) -> None:
     if t.left.get("max_steps") in (-1, 0):
         t.off.append("max_steps")
         del t.left["max_steps"]
-    t.convert("max_steps", "train.max_steps", convert.whole)
+    t.convert("max_steps", "train.max_steps", values.whole)
 
 
 def _method(t: Translation) -> None:
@@ -138,36 +138,36 @@ def _method(t: Translation) -> None:
     if kind not in ("lora", "full"):
         raise UserError(f"{t.origin}: finetuning_type: {kind}: known here are lora and full")
     if kind == "full":
-        convert.method(t, "full", "finetuning_type: full")
+        values.method(t, "full", "finetuning_type: full")
         t.needless({"lora_*": "all weights are trained", "quantization_bit": "weights are trained"})
         return
     if bits == 4:
-        convert.method(t, "qlora", "quantization_bit: 4")
+        values.method(t, "qlora", "quantization_bit: 4")
     else:
-        convert.method(t, "lora", f"finetuning_type: {kind}")
+        values.method(t, "lora", f"finetuning_type: {kind}")
     if bits == 8:
-        convert.int8_base(t, "quantization_bit: 8")
+        values.int8_base(t, "quantization_bit: 8")
     elif bits not in (None, 4):
         t.cannot("quantization_bit", bits, "4 and 8 can be had")
-    rank = t.convert("lora_rank", "method.r", convert.whole, 8)
-    t.convert("lora_alpha", "method.alpha", convert.number, 2.0 * (rank or 8))
-    t.convert("lora_dropout", "method.dropout", convert.number, 0.0)
-    t.convert("lora_target", "method.target_modules", convert.modules, "all-linear")
+    rank = t.convert("lora_rank", "method.r", values.whole, 8)
+    t.convert("lora_alpha", "method.alpha", values.number, 2.0 * (rank or 8))
+    t.convert("lora_dropout", "method.dropout", values.number, 0.0)
+    t.convert("lora_target", "method.target_modules", values.modules, "all-linear")
     t.move("use_dora", "method.use_dora")
     t.move("use_rslora", "method.use_rslora")
     if t.flag("pissa_init"):
         t.left["pissa_init"] = "pissa"
-        convert.init_weights(t, "pissa_init")
+        values.init_weights(t, "pissa_init")
     for old, key, change in (
-        ("additional_target", "method.modules_to_save", convert.modules),
-        ("loraplus_lr_ratio", "method.lora_plus_ratio", convert.number),
+        ("additional_target", "method.modules_to_save", values.modules),
+        ("loraplus_lr_ratio", "method.lora_plus_ratio", values.number),
     ):
         if (value := t.read(old, change)) is not None:
-            convert.field_or_cannot(t, old, key, value, "not in this version")
+            values.field_or_cannot(t, old, key, value, "not in this version")
 
 
 def _data(t: Translation) -> None:
-    t.convert("cutoff_len", "data.max_length", convert.whole, 2048)
+    t.convert("cutoff_len", "data.max_length", values.whole, 2048)
     t.put("data.on_long", "truncate", f"{NAME} cuts at cutoff_len")
     llama_factory_data.sources(t)
     value = t.take("template")
@@ -177,9 +177,9 @@ def _data(t: Translation) -> None:
     elif template == "default":
         t.cannot("template", template, "data.template has llama2, alpaca, dolly, chatml, none")
     elif template is not None:
-        t.put("data.template", "auto", f"template: {template}", convert.OWN_TEMPLATE)
+        t.put("data.template", "auto", f"template: {template}", values.OWN_TEMPLATE)
     if (system := t.take("default_system")) is not None:
         t.put("data.system_prompt", str(system), "default_system")
     if t.flag("train_on_prompt"):
         t.put("data.loss_on", "all", "train_on_prompt: true")
-    t.convert("val_size", "data.eval_fraction", convert.share)
+    t.convert("val_size", "data.eval_fraction", values.share)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import convert
+from intel_ft.recipes import values as convert
 from intel_ft.recipes.translation import Translation, flatten
 
 _ELSEWHERE = {

@@ -12,7 +12,7 @@ from intel_ft.data.sources import load_rows
 from intel_ft.data.templates import choose
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.models.load import check_folder, load_tokenizer, model_folder, parameter_count
-from intel_ft.models.teacher import OWN_BASE, check_teacher
+from intel_ft.training.distillation import OWN_BASE, check_teacher
 from intel_ft.training.setup import require_installed
 
 NOT_HERE = "not here nor in the Hub's cache: not looked at"

@@ -11,7 +11,7 @@ https://huggingface.co/docs/peft/package_reference/lora (LoraConfig).
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import convert, steps
+from intel_ft.recipes import schedule, values
 from intel_ft.recipes.llama_factory import max_steps
 from intel_ft.recipes.translation import Translation, is_off
 
@@ -147,37 +147,37 @@ def translate(t: Translation, devices: int) -> None:
     t.move("trust_remote_code", "model.trust_remote_code")
     for key in ("dtype", "torch_dtype"):
         _dtype(t, key)
-    convert.machine(t)
+    values.machine(t)
     _method(t)
     _data(t)
     for old, new, change, default in (
-        ("num_train_epochs", "train.epochs", convert.number, 3.0),
-        ("learning_rate", "train.learning_rate", convert.number, 2e-5 if sft else 5e-5),
-        ("weight_decay", "train.weight_decay", convert.number, 0.0),
-        ("max_grad_norm", "train.max_grad_norm", convert.number, 1.0),
-        ("lr_scheduler_type", "train.scheduler", convert.scheduler, "linear"),
-        ("seed", "train.seed", convert.number, 42),
-        ("logging_steps", "train.logging_steps", convert.whole, 10 if sft else 500),
+        ("num_train_epochs", "train.epochs", values.number, 3.0),
+        ("learning_rate", "train.learning_rate", values.number, 2e-5 if sft else 5e-5),
+        ("weight_decay", "train.weight_decay", values.number, 0.0),
+        ("max_grad_norm", "train.max_grad_norm", values.number, 1.0),
+        ("lr_scheduler_type", "train.scheduler", values.scheduler, "linear"),
+        ("seed", "train.seed", values.number, 42),
+        ("logging_steps", "train.logging_steps", values.whole, 10 if sft else 500),
     ):
         t.convert(old, new, change, default)
     max_steps(t)
-    steps.batch(t, "per_device_train_batch_size", 8, devices, ("packing",))
-    convert.optimizer(t, "optim", "adamw_torch_fused")
-    convert.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
-    steps.warmup(t)
-    steps.checkpoints(t, 500)
+    schedule.batch(t, "per_device_train_batch_size", 8, devices, ("packing",))
+    values.optimizer(t, "optim", "adamw_torch_fused")
+    values.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
+    schedule.warmup(t)
+    schedule.checkpoints(t, 500)
     t.convert("gradient_checkpointing", "train.activation_checkpointing", bool, sft or None)
-    convert.report_to(t)
+    values.report_to(t)
     t.move("output_dir", "output.directory")
-    t.needless(NEEDLESS | convert.SHARED_NEEDLESS)
-    t.unsupported(UNSUPPORTED | convert.SHARED_UNSUPPORTED)
+    t.needless(NEEDLESS | values.SHARED_NEEDLESS)
+    t.unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
 
 
 def _dtype(t: Translation, key: str) -> None:
     value = t.take(key)
     name = str(value).removeprefix("torch.")
     if name == "float16":
-        convert.half_precision(t, f"{key}: {value}")
+        values.half_precision(t, f"{key}: {value}")
     elif value is not None:
         t.put("model.dtype", name if name in ("float32", "auto") else "bfloat16", f"{key}: {value}")
 
@@ -187,12 +187,12 @@ def _method(t: Translation) -> None:
     four = [key for key in ("load_in_4bit", "bnb.load_in_4bit") if t.flag(key)]
     eight = [key for key in ("load_in_8bit", "bnb.load_in_8bit") if t.flag(key)]
     if not lora and not four and not eight:
-        convert.method(t, "full", "no peft config and no use_peft")
+        values.method(t, "full", "no peft config and no use_peft")
         t.needless({"lora_*": "without use_peft all weights are trained"})
         return
-    convert.method(t, "qlora" if four else "lora", f"{four[0]}: true" if four else "peft")
+    values.method(t, "qlora" if four else "lora", f"{four[0]}: true" if four else "peft")
     if eight:
-        convert.int8_base(t, f"{eight[0]}: true")
+        values.int8_base(t, f"{eight[0]}: true")
     if any(key.startswith("peft.") for key in t.left):  # LoraConfig's own names and defaults
         names = ("peft.r", "peft.lora_alpha", "peft.lora_dropout", "peft.target_modules")
         defaults: tuple[Any, ...] = (8, 8.0, 0.0)
@@ -201,10 +201,10 @@ def _method(t: Translation) -> None:
         names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
         defaults = (16, 32.0, 0.05)
         rest = ("use_rslora", "use_dora", "lora_modules_to_save")
-    t.convert(names[0], "method.r", convert.whole, defaults[0])
-    t.convert(names[1], "method.alpha", convert.number, defaults[1])
-    t.convert(names[2], "method.dropout", convert.number, defaults[2])
-    t.convert(names[3], "method.target_modules", convert.modules)
+    t.convert(names[0], "method.r", values.whole, defaults[0])
+    t.convert(names[1], "method.alpha", values.number, defaults[1])
+    t.convert(names[2], "method.dropout", values.number, defaults[2])
+    t.convert(names[3], "method.target_modules", values.modules)
     if "target_modules" not in t.config["method"]:
         t.impossible.append(
             f"{names[3]} is not given: peft chooses by model, here it is all-linear"
@@ -212,8 +212,8 @@ def _method(t: Translation) -> None:
     t.move(rest[0], "method.use_rslora")
     t.move(rest[1], "method.use_dora")
     if (value := t.take(rest[2])) is not None:
-        convert.field_or_cannot(t, rest[2], "method.modules_to_save", value, "not in this version")
-    convert.init_weights(t, "peft.init_lora_weights")
+        values.field_or_cannot(t, rest[2], "method.modules_to_save", value, "not in this version")
+    values.init_weights(t, "peft.init_lora_weights")
 
 
 def _data(t: Translation) -> None:
@@ -230,9 +230,9 @@ def _data(t: Translation) -> None:
     elif field is not None:
         t.cannot("dataset_text_field", field, "rename the column to text")
     if is_off(t.left.get("max_length")) and "max_seq_length" in t.left:
-        t.convert("max_seq_length", "data.max_length", convert.whole)
+        t.convert("max_seq_length", "data.max_length", values.whole)
     else:
-        t.convert("max_length", "data.max_length", convert.whole, 1024)
+        t.convert("max_length", "data.max_length", values.whole, 1024)
         t.unsupported({"max_seq_length": "max_length was taken"})
     t.put("data.on_long", "truncate", f"{NAME} cuts at max_length")
     _loss(t, text=field is not None)
@@ -241,7 +241,7 @@ def _data(t: Translation) -> None:
 def _evaluation(t: Translation) -> None:
     """`trl sft` evaluates on another split of the same dataset; a set of objects names none."""
     split = t.take("dataset_test_split")
-    if not steps.evaluates(t):
+    if not schedule.evaluates(t):
         if split is not None:
             t.meaningless.append(f"dataset_test_split: {split}: eval_strategy is no")
     elif (source := t.got("data.train")) is None:

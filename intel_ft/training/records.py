@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from intel_ft.distributed.rank import asked_to_stop
+from intel_ft.distributed.rank_startup import asked_to_stop
 from intel_ft.distributed.world import World
 from intel_ft.errors import Stopped
 from intel_ft.files import write_text

@@ -16,18 +16,18 @@ import torch
 import transformers
 
 from intel_ft import __version__
+from intel_ft.artifacts.provenance import Provenance
 from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
-from intel_ft.distributed.join import joined
 from intel_ft.distributed.launch.preflight import packages
-from intel_ft.distributed.started import started_as
+from intel_ft.distributed.process_group import joined
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
+from intel_ft.host.launcher_env import started_as
 from intel_ft.models.adapter import restore_weights
 from intel_ft.models.load import fingerprint, model_folder
-from intel_ft.provenance import Provenance
 from intel_ft.training import checkpoint, run_folder
 from intel_ft.training.callbacks import trackers
 from intel_ft.training.optimizer_state import optimizer_name

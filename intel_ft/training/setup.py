@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from intel_ft import assets
-from intel_ft.backends import choice, cpu, cuda, gemm, ipex, openmp
+from intel_ft.backends import choice, cpu, cuda, ipex
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
 from intel_ft.data.examples import Examples
@@ -19,10 +19,13 @@ from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.host import openmp
 from intel_ft.kernels.build import gpu_kernels, kernels
-from intel_ft.models import initial
+from intel_ft.models import gemm_rate as gemm
+from intel_ft.models import lora_init
 from intel_ft.models.adapter import add_lora
-from intel_ft.models.cost import activation_bytes, step_cost, with_teacher
+from intel_ft.models.fast_path import compile_layers, hasten
+from intel_ft.models.flops import activation_bytes, step_cost, with_teacher
 from intel_ft.models.load import (
     check_folder,
     load_for_packing,
@@ -31,10 +34,9 @@ from intel_ft.models.load import (
     parameter_count,
 )
 from intel_ft.models.nf4 import NF4_BYTES, require_bitsandbytes
-from intel_ft.models.speed import compile_layers, hasten
-from intel_ft.models.teacher import OWN_BASE, check_teacher, load_teacher, teacher_config
-from intel_ft.models.trained import Adapter, Trained, WholeModel
 from intel_ft.training.callbacks import require_trackers, user_callbacks
+from intel_ft.training.distillation import OWN_BASE, check_teacher, load_teacher, teacher_config
+from intel_ft.training.trainable import Adapter, Trained, WholeModel
 from intel_ft.training.trainer import Workload
 
 logger = logging.getLogger(__name__)
@@ -192,13 +194,13 @@ def _adapter(
     method = config.method
     base, why_not_packed = load_for_packing(config.model, backend.dtype)
     model = add_lora(base, method, base_id(config), config.model.revision)
-    begun: initial.Initial = {}
+    begun: lora_init.Initial = {}
     if method.init in {"pissa", "olora"}:
         if start is None:
-            begun = initial.from_base(model, method.init, world.from_first)
+            begun = lora_init.from_base(model, method.init, world.from_first)
         else:
-            begun = initial.load_from_original(start)[1]
-        initial.take_out(model, begun)
+            begun = lora_init.load_from_original(start)[1]
+        lora_init.take_out(model, begun)
     how = hasten(model, config, activations, world.local_size, backend.device)
     return Adapter(model, begun), why_not_packed, how
 

@@ -26,12 +26,12 @@ from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.models.adapter import adapter_weights
-from intel_ft.models.cost import StepCost
+from intel_ft.models.flops import StepCost
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.teacher import Teacher
-from intel_ft.models.trained import Trained
 from intel_ft.training import checkpoint
+from intel_ft.training.distillation import Teacher
 from intel_ft.training.lora_plus import hasten_b
+from intel_ft.training.trainable import Trained
 
 
 @dataclass

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from intel_ft.batching.plan import Plan
-from intel_ft.insight.sides import WARM_UP_STEPS
-from intel_ft.insight.workloads import synthetic_examples, workload
+from intel_ft.bench.task import WARM_UP_STEPS
+from intel_ft.bench.workloads import synthetic_examples, workload
 
 SCRIPT = Path(sys.executable).parent / "intel-ft"
 TINY = workload("tiny")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from intel_ft.bench.collectives_worker import Ranks, measure
 from intel_ft.distributed.oneccl import why_not_usable
-from intel_ft.insight.collective_side import Ranks, measure
 
 SCRIPT = Path(sys.executable).parent / "intel-ft"
 COLLECTIVES = ["all-reduce", "broadcast", "all-gather"]

@@ -20,11 +20,11 @@ if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
 
 CHAT = """
 import sys
-from intel_ft.inference.artifact import resolve
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.inference.chat import chat, local_reply
-from intel_ft.inference.language_model import Sampling
-from intel_ft.inference.open import open_model
-from intel_ft.inference.template import prompt_template
+from intel_ft.runtimes.language_model import Sampling
+from intel_ft.runtimes.open_model import open_model
+from intel_ft.inference.prompt_template import prompt_template
 artifact = resolve(sys.argv[1])
 model = open_model(artifact)
 template, _ = prompt_template(artifact, model.tokenizer)
@@ -37,7 +37,7 @@ print("left", template)
 
 @pytest.fixture(scope="module")
 def ir(tmp_path_factory) -> Path:
-    from intel_ft.export.openvino import export
+    from intel_ft.export.export import export
 
     root = tmp_path_factory.mktemp("walk")
     make_adapter(make_base(root / "base"), root / "run" / "adapter")
@@ -110,11 +110,11 @@ def _post(api: str, body) -> tuple[int, bytes]:
 
 
 def test_the_demo_server_answers_as_openai_does(served, ir) -> None:
+    from intel_ft.artifacts.resolve import resolve
     from intel_ft.data.formats import Message
     from intel_ft.data.prompt import prompt_tokens
-    from intel_ft.inference.artifact import resolve
-    from intel_ft.inference.language_model import Sampling
-    from intel_ft.inference.open import open_model
+    from intel_ft.runtimes.language_model import Sampling
+    from intel_ft.runtimes.open_model import open_model
 
     artifact = resolve(str(ir))
     model = open_model(artifact)

@@ -19,7 +19,7 @@ from harness import Result
 from hub_fixtures import HOST, make_run
 from hub_server import SIGNATURE, TOKEN, Fault, Hub, Repository
 
-from intel_ft.provenance import Provenance
+from intel_ft.artifacts.provenance import Provenance
 
 REPO = "someone/tiny-tuned"
 SENT = {

@@ -77,7 +77,7 @@ def test_a_job_of_one_core_uses_one(cluster, tmp_path):
     """Without a cpuset (TaskPlugin=task/none) the variables are all that says so."""
     if os.cpu_count() < 2:
         pytest.skip("one core cannot be made fewer")
-    code = "from intel_ft.distributed.topology import read; print(read().usable, read().quota_by)"
+    code = "from intel_ft.host.topology import read; print(read().usable, read().quota_by)"
     look = f"{sys.executable} -c '{code}'"
     (tmp_path / "job.sh").write_text(f"#!/bin/bash\n{look}\nsrun --mpi=none -c 1 {look}\n")
     said = tmp_path / "said.txt"

@@ -21,10 +21,10 @@ if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
 
 from safetensors.torch import load_file, save_file
 
+from intel_ft.artifacts.provenance import Provenance
 from intel_ft.errors import UserError
-from intel_ft.export.openvino import export
+from intel_ft.export.export import export
 from intel_ft.models.load import fingerprint
-from intel_ft.provenance import Provenance
 
 
 @pytest.fixture(scope="module")

@@ -212,8 +212,8 @@ def test_what_makes_no_sense(arguments, part, tmp_path) -> None:
 def test_chat_goes_on_after_a_servers_failure(tmp_path) -> None:
     """Streamed answers, history, a failure between, commands, and a saved conversation."""
     from intel_ft.inference.chat import chat
-    from intel_ft.inference.language_model import Sampling
     from intel_ft.inference.server import Server
+    from intel_ft.runtimes.language_model import Sampling
 
     def behave(handler, body):
         if last_question(body) == "break":

@@ -17,7 +17,7 @@ from intel_ft.data.examples import Examples
 from intel_ft.kernels import ops
 from intel_ft.models import loss as loss_module
 from intel_ft.models.adapter import add_lora, fuse
-from intel_ft.models.fused import is_fused
+from intel_ft.models.fused_decoder import is_fused
 from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
 

@@ -16,7 +16,7 @@ from intel_ft.data.examples import Examples
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.packed import row_inputs
+from intel_ft.models.packed_attention import row_inputs
 
 VOCABULARY = 97
 few = settings(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sys_trees import GIB, write
 
-from intel_ft.insight.doctor import host, instructions, products
-from intel_ft.insight.doctor.trial import Outcome
+from intel_ft.doctor import host, instructions, products
+from intel_ft.doctor.trial import Outcome
 
 ALL_CPUS = set(range(1024))
 XEON = "avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16"

@@ -11,27 +11,29 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from intel_ft.backends import cpu, gemm
+from intel_ft.backends import cpu
 from intel_ft.backends.cpu import CPU
-from intel_ft.backends.gemm import Product, Timing
-from intel_ft.decisions import Decision
-from intel_ft.distributed import topology
-from intel_ft.distributed.world import World
-from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
-from intel_ft.insight import bench_gemm, bench_train, side, sides, stopwatch
-from intel_ft.insight.bench_gemm import kernel_name
-from intel_ft.insight.sides import Task, require_peer
-from intel_ft.insight.stopwatch import Stopwatch, Tally
-from intel_ft.insight.table import gemm_table, train_table
-from intel_ft.insight.workloads import (
+from intel_ft.bench import gemm as bench_gemm
+from intel_ft.bench import step_timer, train, worker
+from intel_ft.bench import task as sides
+from intel_ft.bench.gemm import kernel_name
+from intel_ft.bench.step_timer import Stopwatch, Tally
+from intel_ft.bench.tables import gemm_table, train_table
+from intel_ft.bench.task import Task, require_peer
+from intel_ft.bench.workloads import (
     WORKLOADS,
     random_model,
     shape_model,
     synthetic_examples,
     workload,
 )
-from intel_ft.models import prepacked
-from intel_ft.models.cost import StepCost
+from intel_ft.decisions import Decision
+from intel_ft.distributed.world import World
+from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.host import topology
+from intel_ft.models import gemm_rate, prepacked
+from intel_ft.models.flops import StepCost
+from intel_ft.models.gemm_rate import Product, Timing
 
 TINY = WORKLOADS["tiny"]
 
@@ -106,7 +108,7 @@ def test_random_model_is_seeded_bf16_and_frozen():
 
 
 def test_products_are_those_of_the_model():
-    products = gemm.linear_products(shape_model(WORKLOADS["llama3-8b-slice"], 16), 2048, 0.5)
+    products = gemm_rate.linear_products(shape_model(WORKLOADS["llama3-8b-slice"], 16), 2048, 0.5)
     counted = {(p.rows, p.inner, p.columns): p.count for p in products}
     assert counted == {
         (2048, 4096, 4096): 2 * 4,
@@ -124,24 +126,26 @@ def test_total_rate_weighs_by_operations_and_takes_the_best_kind():
         Timing(narrow, {"plain": 1.0, "gradient": 0.5}),
     ]
     flops = 3 * 2 * 2000.0 + 2 * 1000.0
-    assert gemm.total_rate(timings) == pytest.approx(flops / (3 * (1.0 + 3.0) + 1.5))
+    assert gemm_rate.total_rate(timings) == pytest.approx(flops / (3 * (1.0 + 3.0) + 1.5))
 
 
 def test_a_part_of_a_product_is_smaller_but_not_tiny():
     head = Product(2048, 4096, 128256)
-    part = gemm._part(head, 2.5e10)
+    part = gemm_rate._part(head, 2.5e10)
     assert (part.rows, part.inner, part.columns) == (256, 4096, 16384)
     small = Product(100, 64, 64, 7)
-    assert gemm._part(small, 2.5e10) == small
+    assert gemm_rate._part(small, 2.5e10) == small
 
 
 def test_measured_rates_are_of_the_right_size():
     product = Product(128, 256, 512)
-    timing = gemm.measure(product, torch.bfloat16, (*gemm.FORWARD, *gemm.GRADIENT, "int8"), 0.01)
+    timing = gemm_rate.measure(
+        product, torch.bfloat16, (*gemm_rate.FORWARD, *gemm_rate.GRADIENT, "int8"), 0.01
+    )
     assert {"plain", "gradient", "int8"} <= set(timing.seconds)
     rates = [product.flops / seconds for seconds in timing.seconds.values()]
     assert min(rates) > 1e8 and max(rates) < 1e15
-    assert 1e8 < gemm.model_rate([product], torch.float32, 0.01) < 1e15
+    assert 1e8 < gemm_rate.model_rate([product], torch.float32, 0.01) < 1e15
 
 
 @pytest.mark.parametrize(("kind", "inner"), [("prepacked", 32), ("gradient_prepacked", 12288)])
@@ -153,27 +157,27 @@ def test_a_wide_product_is_timed_in_parts_too_as_a_step_multiplies_it(monkeypatc
         seconds = 0.002 if widest == prepacked.WIDEST else 0.2
         return SimpleNamespace(multiply=lambda *_: time.sleep(seconds))
 
-    monkeypatch.setattr(gemm, "can_prepack", lambda dtype: True)
-    monkeypatch.setattr(gemm, "laid_out", lay)
+    monkeypatch.setattr(gemm_rate, "can_prepack", lambda dtype: True)
+    monkeypatch.setattr(gemm_rate, "laid_out", lay)
     product = Product(4, inner, 12288 if inner == 32 else 32)
-    timing = gemm.measure(product, torch.bfloat16, (kind,), 0.01)
+    timing = gemm_rate.measure(product, torch.bfloat16, (kind,), 0.01)
     assert laid_out == [((12288, 32), widest, 4) for widest in (prepacked.WIDEST, 12288)]
     assert timing.seconds[kind] < 0.1
     laid_out.clear()
-    gemm.measure(Product(4, 32, 64), torch.bfloat16, ("prepacked",), 0.01)
+    gemm_rate.measure(Product(4, 32, 64), torch.bfloat16, ("prepacked",), 0.01)
     assert laid_out == [((64, 32), 64, 4)]
 
 
 def test_int8_is_timed_as_the_int8_base_multiplies(monkeypatch):
-    product, kinds = Product(8, 32, 64), (*gemm.INT8_FORWARD, *gemm.INT8_GRADIENT)
-    monkeypatch.setattr(gemm, "can_int8", lambda: False)
-    assert not gemm.measure(product, torch.bfloat16, kinds, 0.01).seconds
-    monkeypatch.setattr(gemm, "can_int8", lambda: True)
-    quantized, quantize = [], gemm.ops.quantize
+    product, kinds = Product(8, 32, 64), (*gemm_rate.INT8_FORWARD, *gemm_rate.INT8_GRADIENT)
+    monkeypatch.setattr(gemm_rate, "can_int8", lambda: False)
+    assert not gemm_rate.measure(product, torch.bfloat16, kinds, 0.01).seconds
+    monkeypatch.setattr(gemm_rate, "can_int8", lambda: True)
+    quantized, quantize = [], gemm_rate.ops.quantize
     monkeypatch.setattr(
-        gemm.ops, "quantize", lambda x, *a: quantized.append(x.shape) or quantize(x, *a)
+        gemm_rate.ops, "quantize", lambda x, *a: quantized.append(x.shape) or quantize(x, *a)
     )
-    timing = gemm.measure(product, torch.bfloat16, kinds, 0.0)
+    timing = gemm_rate.measure(product, torch.bfloat16, kinds, 0.0)
     assert tuple(timing.seconds) == kinds
     counts = {tuple(shape): quantized.count(shape) for shape in quantized}
     assert counts == {(64, 32): 2, (8, 32): 3, (8, 64): 3}  # the weight, activations, gradients
@@ -183,16 +187,16 @@ def test_int8_is_timed_as_the_int8_base_multiplies(monkeypatch):
 def test_a_product_that_this_cpu_lacks_is_a_dash(monkeypatch, can_int8):
     monkeypatch.setattr(bench_gemm.cpu, "select", lambda *_: SimpleNamespace(threads=1))
     monkeypatch.setattr(bench_gemm, "onednn_kernel", lambda product: None)
-    monkeypatch.setattr(gemm, "memory_bandwidth", lambda: 1e9)
-    monkeypatch.setattr(gemm, "can_prepack", lambda dtype: False)
-    for module in (gemm, bench_gemm):
+    monkeypatch.setattr(gemm_rate, "memory_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(gemm_rate, "can_prepack", lambda dtype: False)
+    for module in (gemm_rate, bench_gemm):
         monkeypatch.setattr(module, "can_int8", lambda: can_int8)
 
     def measure(product, dtype, kinds, seconds):
         found = [k for k in kinds if "prepacked" not in k or (can_int8 and k.startswith("int8"))]
         return Timing(product, dict.fromkeys(found, product.flops / 2000000000.0))
 
-    monkeypatch.setattr(gemm, "measure", measure)
+    monkeypatch.setattr(gemm_rate, "measure", measure)
     report = bench_gemm.bench_gemm(TINY, 1, 0.01)
     assert report["int8_prepacked_gops"] == (pytest.approx(2.0) if can_int8 else None)
     table = gemm_table(report)
@@ -225,7 +229,7 @@ def test_tally_gives_the_cost_of_its_segments():
 def _watch(monkeypatch, seconds, ends):
     """A stopwatch that began at 100 s and saw steps end at these times; when it said stop."""
     now = iter([100.0, *ends])
-    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(step_timer.time, "perf_counter", lambda: next(now))
     watch = Stopwatch(tally := Tally(), seconds, lambda index: tally.add([index], 1))
     state, stopped = TrainerState(), []
     on_cpu = SimpleNamespace(device=CPU)
@@ -275,8 +279,8 @@ def _play(monkeypatch, results):
             raise result
         return result
 
-    monkeypatch.setattr(bench_train, "run_task", run)
-    monkeypatch.setattr(bench_train, "require_peer", lambda peer: None)
+    monkeypatch.setattr(train, "run_task", run)
+    monkeypatch.setattr(train, "require_peer", lambda peer: None)
     return order
 
 
@@ -286,7 +290,7 @@ def test_sides_take_turns_and_medians_are_compared(monkeypatch):
         "trl": [_measured(t, 4.0, [8.0]) for t in (20.0, 25.0, 1.0)],
     }
     order = _play(monkeypatch, results)
-    report = bench_train.bench_train(Task("ours", TINY), ["trl", "trl"], 3)
+    report = train.bench_train(Task("ours", TINY), ["trl", "trl"], 3)
     assert order == ["ours", "trl"] * 3
     assert report["ours"]["tokens_per_s"] == 100.0
     assert report["ours"]["step_s_p10"] == 1.0 and report["ours"]["step_s_p90"] == 3.0
@@ -305,7 +309,7 @@ def test_sides_take_turns_and_medians_are_compared(monkeypatch):
 def test_a_machine_in_use_is_said(monkeypatch):
     slow = {**_measured(1.0, 1.0, [1.0]), "gemm_gflops": 200.0}
     _play(monkeypatch, {"ours": [slow], "trl": [_measured(1.0, 1.0, [1.0])]})
-    report = bench_train.bench_train(Task("ours", TINY), ["trl"], 1)
+    report = train.bench_train(Task("ours", TINY), ["trl"], 1)
     assert report["machine"]["gemm_spread"] == 2.0
     assert "2.00-fold" in train_table(report).notes[0]
 
@@ -313,7 +317,7 @@ def test_a_machine_in_use_is_said(monkeypatch):
 def test_a_peer_that_fails_is_reported_and_not_run_again(monkeypatch):
     results = {"ours": [_measured(1.0, 1.0, [1.0])] * 2, "trl": [IntelFTError("no memory")]}
     order = _play(monkeypatch, results)
-    report = bench_train.bench_train(Task("ours", TINY), ["trl"], 2)
+    report = train.bench_train(Task("ours", TINY), ["trl"], 2)
     assert order == ["ours", "trl", "ours"]
     assert report["peers"]["trl"] == {"error": "no memory"}
     assert "trl: no memory" in train_table(report).notes
@@ -322,13 +326,13 @@ def test_a_peer_that_fails_is_reported_and_not_run_again(monkeypatch):
 def test_ours_failing_ends_the_benchmark(monkeypatch):
     _play(monkeypatch, {"ours": [IntelFTError("broken")]})
     with pytest.raises(IntelFTError, match="broken"):
-        bench_train.bench_train(Task("ours", TINY), [], 1)
+        train.bench_train(Task("ours", TINY), [], 1)
 
 
 def test_quantiles_are_numpys():
     values = [1.0, 4.0, 9.0, 16.0, 17.0, 30.0]
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
-        assert bench_train._quantile(values, share) == pytest.approx(np.quantile(values, share))
+        assert train._quantile(values, share) == pytest.approx(np.quantile(values, share))
 
 
 def test_missing_peers_name_the_remedy(monkeypatch):
@@ -371,7 +375,7 @@ def test_peers_get_our_threads_and_not_our_memory(monkeypatch, name, tuned):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     for task in (Task(name, TINY, threads=1), Task(name, TINY)):
         calls.clear()
-        backend = side._backend(task, World())
+        backend = worker._backend(task, World())
         assert (backend.dtype, backend.device) == (torch.bfloat16, CPU)
         assert len(calls) == tuned
         assert threads[-1] == backend.threads == int(os.environ["OMP_NUM_THREADS"])
@@ -381,7 +385,7 @@ def test_peers_get_our_threads_and_not_our_memory(monkeypatch, name, tuned):
 def test_only_rates_of_one_torch_are_compared(monkeypatch):
     other = {**_measured(1.0, 1.0, [1.0]), "gemm_gflops": 200.0, "torch": "2.8.0"}
     _play(monkeypatch, {"ours": [_measured(1.0, 1.0, [1.0])], "ours-ipex": [other]})
-    report = bench_train.bench_train(Task("ours", TINY), ["ours-ipex"], 1)
+    report = train.bench_train(Task("ours", TINY), ["ours-ipex"], 1)
     assert report["machine"]["gemm_spread"] == 1.0
 
 

@@ -5,10 +5,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from intel_ft.bench import collectives as module
+from intel_ft.bench.collectives import bench_collectives, intel_mpirun, sizes_of
+from intel_ft.bench.collectives_table import collectives_table, plotted
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
-from intel_ft.insight import bench_collectives as module
-from intel_ft.insight.bench_collectives import bench_collectives, intel_mpirun, sizes_of
-from intel_ft.insight.collective_table import collectives_table, plotted
 
 
 def test_sizes_are_read_sorted_and_bounded():

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from intel_ft.bench import prepare as module
+from intel_ft.bench.prepare import bench_prepare, write_rows
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
-from intel_ft.insight import bench_prepare as module
-from intel_ft.insight.bench_prepare import bench_prepare, write_rows
 
 
 def test_rows_are_alpaca_like_and_the_same_each_time(tmp_path):

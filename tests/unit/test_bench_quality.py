@@ -12,17 +12,18 @@ import pytest
 import torch
 from hosts import wait
 
+from intel_ft import subprocess_json
 from intel_ft.assets import resolve
+from intel_ft.bench import quality as module
+from intel_ft.bench import reference_trainer
+from intel_ft.bench.quality import bench_quality
+from intel_ft.bench.quality_worker import settings
+from intel_ft.bench.tables import quality_table
 from intel_ft.data.examples import Examples
 from intel_ft.demo import MODEL
 from intel_ft.distributed.launch.commands import Command, command
-from intel_ft.distributed.launch.job import Job
+from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.insight import bench_quality as module
-from intel_ft.insight import plain, process
-from intel_ft.insight.bench_quality import bench_quality
-from intel_ft.insight.quality_side import settings
-from intel_ft.insight.table import quality_table
 
 BASE = Path(resolve(MODEL))
 
@@ -101,7 +102,7 @@ def test_sides_differ_in_the_base_alone(tmp_path):
 
 
 def test_plain_loss_is_that_of_transformers():
-    examples, model = _examples(), plain.load(BASE).eval()
+    examples, model = _examples(), reference_trainer.load(BASE).eval()
     total = 0.0
     for index in range(len(examples)):
         tokens, supervised = examples[index]
@@ -110,22 +111,25 @@ def test_plain_loss_is_that_of_transformers():
         with torch.no_grad():
             total += float(model(input_ids=ids, labels=labels).loss) * int(supervised.sum())
     mean = total / int(examples.supervised.sum())
-    assert plain.heldout_loss(BASE, None, examples) == pytest.approx(mean, rel=2e-3)
+    assert reference_trainer.heldout_loss(BASE, None, examples) == pytest.approx(mean, rel=2e-3)
 
 
 def test_plain_training_learns_its_examples_and_repeats(tmp_path):
     examples, config = _examples(), settings("plain", 1, 4, None, tmp_path)
-    tokens, seconds = plain.train(config, BASE, examples, tmp_path / "adapter")
+    tokens, seconds = reference_trainer.train(config, BASE, examples, tmp_path / "adapter")
     assert tokens == 4 * len(examples.tokens) and seconds > 0
-    plain.train(config, BASE, examples, tmp_path / "again")
-    losses = [plain.heldout_loss(BASE, tmp_path / name, examples) for name in ("adapter", "again")]
-    before = plain.heldout_loss(BASE, None, examples)
+    reference_trainer.train(config, BASE, examples, tmp_path / "again")
+    losses = [
+        reference_trainer.heldout_loss(BASE, tmp_path / name, examples)
+        for name in ("adapter", "again")
+    ]
+    before = reference_trainer.heldout_loss(BASE, None, examples)
     assert losses[0] < before - 0.05 and math.isclose(*losses, rel_tol=1e-3)
 
 
 def test_a_process_that_fails_names_its_side_and_reason():
     with pytest.raises(IntelFTError, match=r"bench ours: .*no_such_module"):
-        process.measured("ours", "no_such_module", [], process.environment(None))
+        subprocess_json.measured("ours", "no_such_module", [], subprocess_json.environment(None))
 
 
 def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of_it():
@@ -133,7 +137,9 @@ def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of
         start = command(Job((), (), 2, "127.0.0.1:0"), via)
         environment = {**os.environ, **start.environment}
         with pytest.raises(IntelFTError, match="bench ours: KeyError: 'workload'"):
-            process.measured("ours", "intel_ft.insight.side", ["{}"], environment, start.arguments)
+            subprocess_json.measured(
+                "ours", "intel_ft.bench.worker", ["{}"], environment, start.arguments
+            )
 
 
 @pytest.mark.parametrize("via", [None, "mpirun", "torchrun"])

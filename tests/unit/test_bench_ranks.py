@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from intel_ft.distributed import topology
-from intel_ft.distributed.topology import Core, Topology
+from intel_ft.bench import ranks, run_worker
+from intel_ft.bench.tables import ranks_table
+from intel_ft.bench.task import OURS, Task
+from intel_ft.bench.workloads import workload
 from intel_ft.errors import UserError
-from intel_ft.insight import bench_ranks, runs
-from intel_ft.insight.sides import OURS, Task
-from intel_ft.insight.table import ranks_table
-from intel_ft.insight.workloads import workload
+from intel_ft.host import topology
+from intel_ft.host.topology import Core, Topology
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +20,13 @@ def _sixty_four_cores(monkeypatch):
 
 
 def test_ranks_that_fit():
-    assert bench_ranks.values_of(None, 16) == [1, 2, 4]
-    assert bench_ranks.values_of("4,1,4", 16) == [1, 4]
+    assert ranks.values_of(None, 16) == [1, 2, 4]
+    assert ranks.values_of("4,1,4", 16) == [1, 4]
     for text, said in (("8", "1 to 4 ranks"), ("0", "0 is not above 0"), ("two", "whole numbers")):
         with pytest.raises(UserError, match=said):
-            bench_ranks.values_of(text, 16)
+            ranks.values_of(text, 16)
     with pytest.raises(UserError, match="this process may use 64"):
-        bench_ranks.values_of(None, 65)
+        ranks.values_of(None, 65)
 
 
 def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
@@ -48,9 +48,9 @@ def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
             "threads": 16,
         }
 
-    monkeypatch.setattr(bench_ranks, "run_ranks", run)
+    monkeypatch.setattr(ranks, "run_ranks", run)
     task = Task(OURS, workload("tiny"), seconds=0.0)
-    report = bench_ranks.bench_ranks(task, [1, 2, 4], 16, "mpirun", 1)
+    report = ranks.bench_ranks(task, [1, 2, 4], 16, "mpirun", 1)
     assert asked == [(1, 32), (2, 64), (4, 128), (2, 32), (4, 32)]
     assert [point["efficiency"] for point in report["weak"]] == pytest.approx([1, 0.95, 0.8])
     assert report["strong"][0] == report["weak"][0]
@@ -59,8 +59,8 @@ def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
 
 def test_processes_share_the_cores_that_there_are():
     task = Task(OURS, workload("tiny"), processes=4)
-    assert runs.placed(task).threads == 16
-    assert runs.placed(replace(task, threads=3)).threads == 3
+    assert run_worker.placed(task).threads == 16
+    assert run_worker.placed(replace(task, threads=3)).threads == 3
     for wrong in (replace(task, threads=17), replace(task, processes=65)):
         with pytest.raises(UserError, match="this process may use 64 cores"):
-            runs.placed(wrong)
+            run_worker.placed(wrong)

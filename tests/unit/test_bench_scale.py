@@ -4,10 +4,10 @@ import os
 
 import pytest
 
+from intel_ft.bench import scale as module
+from intel_ft.bench.scale import bench_scale, plotted, task_at, values_of
+from intel_ft.bench.tables import scale_table
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.insight import bench_scale as module
-from intel_ft.insight.bench_scale import bench_scale, plotted, task_at, values_of
-from intel_ft.insight.table import scale_table
 
 
 def test_values_are_sorted_and_have_defaults(monkeypatch):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from intel_ft.insight.collective_model import (
+from intel_ft.bench.alpha_beta_model import (
     ALGORITHMS,
     Link,
     all_reduce_seconds,

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from intel_ft.batching.row import build_row
 from intel_ft.config import MethodConfig
 from intel_ft.data.examples import Examples
-from intel_ft.models import loss, packed
+from intel_ft.models import loss, packed_attention
 from intel_ft.models.adapter import add_lora, fuse
-from intel_ft.models.cost import StepCost, activation_bytes, step_cost
+from intel_ft.models.flops import StepCost, activation_bytes, step_cost
 from intel_ft.models.loss import loss_sum
 
 SHAPE = {
@@ -41,7 +41,7 @@ ROTARY = 1e-4
 @pytest.fixture
 def exact(monkeypatch):
     """No filling of rows and segments up to round lengths, which is not needed and not counted."""
-    monkeypatch.setattr(packed, "QUANTUM", 1)
+    monkeypatch.setattr(packed_attention, "QUANTUM", 1)
     monkeypatch.setattr(loss, "ROW_QUANTUM", 1)
 
 
@@ -53,7 +53,9 @@ def make_examples(lengths, prompt=2) -> Examples:
 
 def make_model(name, **lora):
     """A base with peft's own LoRA, whose plain operations torch can count one by one."""
-    base = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=packed.NAME)
+    base = AutoModelForCausalLM.from_config(
+        CONFIGS[name], attn_implementation=packed_attention.NAME
+    )
     base.requires_grad_(False).eval()
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
     return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
@@ -147,7 +149,7 @@ def test_activation_bytes_are_about_what_autograd_keeps() -> None:
 
 
 def saved_bytes(config, tokens, checkpointing) -> int:
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=packed.NAME)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=packed_attention.NAME)
     model = model.to(torch.bfloat16).requires_grad_(False)
     model = add_lora(model, MethodConfig(), "base", None).train()
     fuse(model)

@@ -5,8 +5,8 @@ import torch
 
 from intel_ft.backends import cpu
 from intel_ft.config import BackendConfig, ModelConfig
-from intel_ft.distributed import topology
-from intel_ft.distributed.topology import Core, Topology
+from intel_ft.host import topology
+from intel_ft.host.topology import Core, Topology
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from harness import run, shortest_examples, unforked, write_config
 
 from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import BackendConfig, ModelConfig, build
-from intel_ft.distributed import join
+from intel_ft.distributed import process_group
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.kernels import ops, varlen
@@ -108,12 +108,12 @@ def test_fp16_is_not_for_cpus():
 def test_ranks_on_gpus_talk_through_nccl():
     world = World(rank=0, size=2, local_rank=0, local_size=2, launcher="torchrun")
     if torch.distributed.is_nccl_available():
-        assert join.choose(world, BackendConfig(), "cuda").value == "nccl"
+        assert process_group.choose(world, BackendConfig(), "cuda").value == "nccl"
     else:
         with pytest.raises(EnvironmentProblem, match="NCCL"):
-            join.choose(world, BackendConfig(), "cuda")
+            process_group.choose(world, BackendConfig(), "cuda")
     with pytest.raises(EnvironmentProblem, match="nccl"):
-        join.choose(world, BackendConfig(collective="nccl"), "cpu")
+        process_group.choose(world, BackendConfig(collective="nccl"), "cpu")
 
 
 def test_a_paged_optimizer_is_a_plain_one_on_a_cpu():

@@ -9,11 +9,11 @@ import pytest
 from data_tokenizers import KINDS, TEMPLATES, tokenizer
 
 from intel_ft.config import DataConfig
-from intel_ft.data.collector import collector_paused
+from intel_ft.data.control_tokens import completion_controls, content_controls, without
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples, joined
 from intel_ft.data.formats import Conversation, Message
-from intel_ft.data.plain import completion_controls, content_controls, without
+from intel_ft.data.gc_pause import collector_paused
 from intel_ft.data.prepare import prepare
 from intel_ft.data.spans import marks_of
 from intel_ft.data.templates import renderer

@@ -2,8 +2,8 @@
 
 import copy
 
-from intel_ft.insight.doctor import hosts, screen
-from intel_ft.insight.doctor.findings import Finding
+from intel_ft.doctor import hosts, screen
+from intel_ft.doctor.findings import Finding
 
 
 def answer(name, **more):

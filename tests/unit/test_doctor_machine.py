@@ -18,11 +18,11 @@ from doctor_facts import (
 from limits import ILLEGAL
 from sys_trees import two_sockets_of_four_nodes, write, write_machine
 
-from intel_ft.backends import host as backend_host
-from intel_ft.distributed import control_group
-from intel_ft.insight.doctor import findings_machine, host, instructions, products
-from intel_ft.insight.doctor.instructions import Instructions
-from intel_ft.insight.doctor.trial import Outcome, tried
+from intel_ft.doctor import findings_machine, host, instructions, products
+from intel_ft.doctor.instructions import Instructions
+from intel_ft.doctor.trial import Outcome, tried
+from intel_ft.host import cgroup
+from intel_ft.host import cpu as backend_host
 
 AMX = Instructions(tuple(XEON.split()), "granted", {})
 
@@ -91,16 +91,16 @@ def test_limits_of_either_version_of_control_groups(tmp_path, version):
         write(top / "memory/pod/memory.stat", stat.replace("inactive", "total_inactive"))
         write(top / "memory/memory.limit_in_bytes", "9223372036854771712")
     write_memory(tmp_path, 64, 60)
-    assert control_group.quota(tmp_path) == 1.5
-    assert control_group.memory_limit(tmp_path) == 2**31
+    assert cgroup.quota(tmp_path) == 1.5
+    assert cgroup.memory_limit(tmp_path) == 2**31
     assert backend_host.available_bytes(tmp_path) == 2**31 - 2**29
 
 
 def test_no_limit_is_no_limit(tmp_path):
     write(tmp_path / "proc/self/cgroup", "0::/")
     write_memory(tmp_path, 64, 60)
-    assert control_group.quota(tmp_path) is None
-    assert control_group.memory_limit(tmp_path) is None
+    assert cgroup.quota(tmp_path) is None
+    assert cgroup.memory_limit(tmp_path) is None
     assert backend_host.available_bytes(tmp_path) == 60 * 2**30
 
 
@@ -153,7 +153,7 @@ def probe_with(steps):
     return [
         sys.executable,
         "-c",
-        f"import sys, os, signal, time\nfrom intel_ft.insight.doctor import probe\n"
+        f"import sys, os, signal, time\nfrom intel_ft.doctor import probe\n"
         f"def illegal():\n    exec({ILLEGAL!r}, {{}})\n"
         f"probe.STEPS = {{{steps}}}\nprobe.main(sys.argv[1:])",
     ]
@@ -272,7 +272,7 @@ program = Program(len(rules), ctypes.addressof(code))
 libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
-from intel_ft.insight.doctor.instructions import tile_permission
+from intel_ft.doctor.instructions import tile_permission
 print(tile_permission())
 """
 
@@ -340,7 +340,7 @@ def test_hardly_any_memory(tmp_path):
 SMALL = """
 from pathlib import Path
 from dataclasses import asdict
-from intel_ft.insight.doctor import findings_machine, host
+from intel_ft.doctor import findings_machine, host
 for finding in findings_machine.of_limits(host.read()):
     print(finding.level, finding.seen)
 """

@@ -16,11 +16,11 @@ from doctor_facts import read_host, write_distribution
 from limits import ILLEGAL
 from sys_trees import two_sockets_of_four_nodes, write
 
-from intel_ft.distributed import topology
-from intel_ft.distributed.topology import Core, Topology
-from intel_ft.insight.doctor import findings_software, host, runtime, software
-from intel_ft.insight.doctor.runtime import Runtime
-from intel_ft.insight.doctor.trial import NOT_TRIED, Outcome, tried
+from intel_ft.doctor import findings_software, host, runtime, software
+from intel_ft.doctor.runtime import Runtime
+from intel_ft.doctor.trial import NOT_TRIED, Outcome, tried
+from intel_ft.host import topology
+from intel_ft.host.topology import Core, Topology
 from intel_ft.versions import installed
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ def oneccl(root, prefix):
     """What the real search says with this oneCCL root and this Python's prefix."""
     code = (
         f"import sys; sys.prefix = {str(prefix)!r}\n"
-        "from intel_ft.insight.doctor import probe; probe.main(['oneccl'])"
+        "from intel_ft.doctor import probe; probe.main(['oneccl'])"
     )
     done, _ = tried(
         ["oneccl"], os.environ | {"CCL_ROOT": str(root)}, 60, (sys.executable, "-c", code)
@@ -269,7 +269,7 @@ def test_two_openmp_runtimes_in_one_process(tmp_path):
         pytest.skip("no compiler to make a library with")
     code = (
         "import ctypes; ctypes.CDLL('libgomp.so.1')\n"
-        "from intel_ft.insight.doctor import probe; probe.main(['openmp'])"
+        "from intel_ft.doctor import probe; probe.main(['openmp'])"
     )
     outcomes, _ = tried(
         ["openmp"],

@@ -13,11 +13,11 @@ if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
 
 import intel_ft.export.adapters as module
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.adapters import export_adapters
-from intel_ft.inference.artifact import resolve
-from intel_ft.inference.language_model import Sampling
-from intel_ft.inference.open import open_model
+from intel_ft.runtimes.language_model import Sampling
+from intel_ft.runtimes.open_model import open_model
 
 ADAPTERS = {
     "doubled": {"r": 4, "lora_alpha": 8},

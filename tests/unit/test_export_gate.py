@@ -8,15 +8,15 @@ import pytest
 import torch
 from export_fixtures import make_base, make_examples
 
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.data.prepare import Prepared
 from intel_ft.errors import UserError
-from intel_ft.export.evidence import HeldOut
+from intel_ft.export.datasets import HeldOut
 from intel_ft.export.gate import Limits, cells, plot
 from intel_ft.export.measure import Task, measure, read_summary, select, write_reference
-from intel_ft.inference.artifact import resolve
 from intel_ft.inference.evaluate import evaluate
-from intel_ft.inference.open import open_model
 from intel_ft.plot import scatter_plot
+from intel_ft.runtimes.open_model import open_model
 
 
 @pytest.fixture(scope="module")

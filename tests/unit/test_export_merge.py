@@ -8,12 +8,12 @@ import torch
 from export_fixtures import BASE_ID, PAGE, make_adapter, make_base, make_model
 from safetensors.torch import load_file, save_file
 
+from intel_ft.artifacts.provenance import Provenance
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.merge import merge
-from intel_ft.inference.artifact import resolve
-from intel_ft.inference.language_model import Sampling
-from intel_ft.inference.open import open_model
-from intel_ft.provenance import Provenance
+from intel_ft.runtimes.language_model import Sampling
+from intel_ft.runtimes.open_model import open_model
 
 
 @pytest.fixture(scope="module")

@@ -16,23 +16,23 @@ from export_fixtures import PAGE, make_adapter, make_base, make_examples, make_r
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
 
+from intel_ft.artifacts.ir import read_weights
+from intel_ft.artifacts.provenance import Provenance
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.batching.row import build_row
 from intel_ft.config import MethodConfig, ModelConfig, build
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.errors import EnvironmentProblem, GateRefused, UserError
+from intel_ft.export.export import export
 from intel_ft.export.gate import Gate, Limits
-from intel_ft.export.ir import read_weights
-from intel_ft.export.openvino import export
 from intel_ft.export.settings import Settings
-from intel_ft.inference.artifact import resolve
 from intel_ft.inference.evaluate import evaluate
-from intel_ft.inference.language_model import Sampling
-from intel_ft.inference.open import open_model
-from intel_ft.inference.openvino_lm import OpenVINOLM
-from intel_ft.models.ir_teacher import IRTeacher
 from intel_ft.models.load import load_for_packing, load_tokenizer
-from intel_ft.models.teacher import Teacher
-from intel_ft.provenance import Provenance
+from intel_ft.runtimes.language_model import Sampling
+from intel_ft.runtimes.open_model import open_model
+from intel_ft.runtimes.openvino_lm import OpenVINOLM
+from intel_ft.training.distillation import Teacher
+from intel_ft.training.ir_teacher import IRTeacher
 from intel_ft.training.run import train
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
@@ -209,7 +209,7 @@ def test_every_format_opens_in_every_runtime(made, tmp_path, format, settings, m
 def test_auto_takes_the_first_that_passes_and_goes_on_where_it_was_killed(
     run, tmp_path, monkeypatch
 ) -> None:
-    import intel_ft.export.attempt as module
+    import intel_ft.export.try_candidate as module
 
     made: list[str] = []
     quantize = module.quantize
@@ -249,7 +249,7 @@ def test_auto_takes_the_first_that_passes_and_goes_on_where_it_was_killed(
 
 def test_calibration_is_on_training_examples_alone(run, monkeypatch) -> None:
     from intel_ft.data.prepare import prepare
-    from intel_ft.export.evidence import find_calibration, find_heldout, run_config
+    from intel_ft.export.datasets import find_calibration, find_heldout, run_config
 
     artifact = resolve(str(run))
     tokenizer = open_model(artifact).tokenizer
@@ -263,7 +263,7 @@ def test_calibration_is_on_training_examples_alone(run, monkeypatch) -> None:
     # The same where the run held out a part of its own data.
     split = config.data.model_copy(update={"eval": None, "eval_fraction": 0.25})
     fraction = config.model_copy(update={"data": split})
-    monkeypatch.setattr("intel_ft.export.evidence.run_config", lambda _artifact: fraction)
+    monkeypatch.setattr("intel_ft.export.datasets.run_config", lambda _artifact: fraction)
     held_out = find_heldout(artifact, tokenizer, None, None).prepared.examples
     rows = find_calibration(artifact, tokenizer, None, Settings(samples=99)).rows
     assert (len(held_out), len(rows)) == (6, 18)
@@ -273,7 +273,7 @@ def test_calibration_is_on_training_examples_alone(run, monkeypatch) -> None:
 
 def test_stdout_is_left_alone(made, tmp_path) -> None:
     program = (
-        "import sys; from pathlib import Path; from intel_ft.export.openvino import export; "
+        "import sys; from pathlib import Path; from intel_ft.export.export import export; "
         "export(sys.argv[1], Path(sys.argv[2]), 'int8')"
     )
     done = subprocess.run(

@@ -23,11 +23,11 @@ if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
 from optimum.intel.openvino.configuration import get_default_quantization_config
 
 from intel_ft import assets
-from intel_ft.export.ir import read_weights
+from intel_ft.artifacts.ir import read_weights
+from intel_ft.artifacts.provenance import Provenance
+from intel_ft.export.export import export
 from intel_ft.export.merge import merge
-from intel_ft.export.openvino import export
 from intel_ft.export.settings import Settings
-from intel_ft.provenance import Provenance
 
 SHAPE = {
     "vocab_size": 4096,

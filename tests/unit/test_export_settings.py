@@ -11,8 +11,8 @@ if find_spec("optimum.intel") is None:
 from optimum.intel.openvino.configuration import get_default_quantization_config
 
 from intel_ft.errors import UserError
-from intel_ft.export.candidates import candidates
 from intel_ft.export.gate import Limits, share
+from intel_ft.export.ladder import candidates
 from intel_ft.export.measure import Quality
 from intel_ft.export.quantize import _config
 from intel_ft.export.recipe import find_recipe, options_for, public_id

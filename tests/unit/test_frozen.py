@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from intel_ft.backends import cpu
 from intel_ft.config import MethodConfig, build
 from intel_ft.errors import EnvironmentProblem
-from intel_ft.models import frozen, int8, lora_linear, packed, prepacked
+from intel_ft.models import frozen_base, int8, lora_linear, packed_attention, prepacked
 from intel_ft.models.adapter import add_lora, fuse
-from intel_ft.models.frozen import FrozenLinear, lay_out, replace_linears
+from intel_ft.models.frozen_base import FrozenLinear, lay_out, replace_linears
 from intel_ft.models.int8 import int8_base
 from intel_ft.models.lora_linear import Dense, LoraFunction, LoraLinear
 from intel_ft.models.loss import loss_sum
@@ -56,7 +56,7 @@ def seeded() -> None:
 @pytest.fixture
 def model():
     llama = transformers.LlamaConfig(**SHAPE)
-    base = AutoModelForCausalLM.from_config(llama, attn_implementation=packed.NAME)
+    base = AutoModelForCausalLM.from_config(llama, attn_implementation=packed_attention.NAME)
     return base.to(torch.bfloat16).requires_grad_(False)
 
 
@@ -223,6 +223,6 @@ def test_int8_is_what_the_config_says(model) -> None:
 
 
 def test_int8_without_vnni_is_refused(model, monkeypatch) -> None:
-    monkeypatch.setattr(frozen.cpu, "cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(frozen_base.cpu, "cpu_flags", lambda: {"avx2"})
     with pytest.raises(EnvironmentProblem, match="neither VNNI nor AMX"):
         lay_out(model, config(base_dtype="int8"), 0)

@@ -12,8 +12,8 @@ from model_fixtures import SHAPE, row_of, same_dropout
 from transformers import AutoModelForCausalLM
 
 from intel_ft.batching.row import Row
-from intel_ft.models import fused, packed
-from intel_ft.models.fused import fuse_layers, is_fused
+from intel_ft.models import fused_decoder, packed_attention
+from intel_ft.models.fused_decoder import fuse_layers, is_fused
 from intel_ft.models.lora_linear import fuse_linears
 from intel_ft.models.loss import loss_sum
 
@@ -80,7 +80,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def adapted(config, dtype=torch.float32, attention=packed.NAME, **options):
+def adapted(config, dtype=torch.float32, attention=packed_attention.NAME, **options):
     """A random model with random LoRA, its norms and biases neither one nor zero."""
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
@@ -118,7 +118,7 @@ def all_supervised(row: Row) -> Row:
 
 def inputs(row=ROW):
     arrays = (torch.from_numpy(a) for a in (row.tokens, row.positions, row.bounds))
-    return packed.row_inputs(*arrays)
+    return packed_attention.row_inputs(*arrays)
 
 
 def step(model, row=ROW):
@@ -145,9 +145,9 @@ def assert_same_step(one, other, bound=1e-5) -> None:
 def calls(monkeypatch) -> list:
     """One entry for each layer that runs fused."""
     seen = []
-    apply = fused.DecoderLayer.apply
+    apply = fused_decoder.DecoderLayer.apply
     monkeypatch.setattr(
-        fused.DecoderLayer, "apply", lambda *a: seen.append(a[4] is not None) or apply(*a)
+        fused_decoder.DecoderLayer, "apply", lambda *a: seen.append(a[4] is not None) or apply(*a)
     )
     return seen
 
@@ -202,7 +202,7 @@ def test_a_layer_that_adds_little_is_not_refused_for_its_rounding() -> None:
 
 def test_a_trial_that_is_not_a_number_is_refused(monkeypatch) -> None:
     model = adapted(FUSED["llama"])
-    monkeypatch.setattr(fused.ops, "swiglu", lambda gate, up: gate * torch.nan)
+    monkeypatch.setattr(fused_decoder.ops, "swiglu", lambda gate, up: gate * torch.nan)
     assert fuse_layers(model) == "a trial of one layer gave another result"
 
 

@@ -7,12 +7,12 @@ import torch
 from export_fixtures import PAGE, make_adapter, make_base
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.data.formats import Message
 from intel_ft.errors import UserError
-from intel_ft.inference.artifact import resolve
-from intel_ft.inference.language_model import Sampling
-from intel_ft.inference.open import open_model
 from intel_ft.inference.prompts import read_prompts
+from intel_ft.runtimes.language_model import Sampling
+from intel_ft.runtimes.open_model import open_model
 
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino_genai") is None or find_spec("optimum.intel") is None,
@@ -27,7 +27,7 @@ def model(request, tmp_path_factory):
     base = make_base(root / "base")
     if request.param == "torch":
         return open_model(resolve(str(base)), dtype="float32")
-    from intel_ft.export.openvino import export
+    from intel_ft.export.export import export
 
     make_adapter(base, root / "run" / "adapter", size=0.0)
     export(str(root / "run"), root / "ir", "fp16")
@@ -74,7 +74,7 @@ def test_stop_texts_end_an_answer_and_are_not_in_it(model, prompts) -> None:
 
 
 def test_padding_is_not_taken_for_said() -> None:
-    from intel_ft.inference.torch_sampling import RepetitionPenalty
+    from intel_ft.runtimes.torch_sampling import RepetitionPenalty
 
     rows, scores = torch.tensor([[5, 6, 7, 8], [0, 0, 7, 7]]), torch.randn(2, 61)
     theirs = RepetitionPenaltyLogitsProcessor(1.5)
@@ -96,7 +96,7 @@ def test_sampling_draws_from_the_distribution() -> None:
     """10,000 rows of three tokens: shares within four standard deviations."""
     import torch
 
-    from intel_ft.inference.torch_sampling import SeededRows
+    from intel_ft.runtimes.torch_sampling import SeededRows
 
     shares = torch.tensor([0.5, 0.3, 0.2])
     rows = 10_000

@@ -11,13 +11,13 @@ import yaml
 from hub_fixtures import HOST, make_run, write_adapter
 from huggingface_hub import ModelCard
 
+from intel_ft.artifacts.ir import read_weights
+from intel_ft.artifacts.provenance import Provenance
 from intel_ft.errors import UserError
-from intel_ft.export.ir import read_weights
 from intel_ft.hub.contents import BELONGS, File, collect
 from intel_ft.hub.metadata import Wishes
 from intel_ft.hub.push import PushReport, push
 from intel_ft.hub.secrets import refuse_secrets
-from intel_ft.provenance import Provenance
 
 ROWS = [
     {"name": "int4", "format": "int4", "megabytes": 4.137, "perplexity": 3.9137,

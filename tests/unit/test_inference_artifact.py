@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from intel_ft.artifacts.model_folder import write_base_id
+from intel_ft.artifacts.provenance import Provenance
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import UserError
-from intel_ft.inference.artifact import resolve
-from intel_ft.models.whole_folder import write_base_id
-from intel_ft.provenance import Provenance
 
 
 def _touch(folder: Path, name: str, text: str = "{}") -> Path:

@@ -11,18 +11,18 @@ import torch
 from export_fixtures import PAGE, make_adapter, make_base, make_examples
 from transformers import AutoModelForCausalLM
 
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.backends import cpu
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.inference.artifact import resolve
 from intel_ft.inference.chat import PROMPT, chat, local_reply
 from intel_ft.inference.evaluate import cross_entropy, evaluate, is_python
-from intel_ft.inference.language_model import Completion, Sampling
-from intel_ft.inference.open import open_model
-from intel_ft.inference.template import prompt_template
-from intel_ft.inference.text_stream import TextStream
+from intel_ft.inference.prompt_template import prompt_template
+from intel_ft.runtimes.language_model import Completion, Sampling
+from intel_ft.runtimes.open_model import open_model
+from intel_ft.runtimes.text_stream import TextStream
 
 KNOWN = PAGE[: PAGE.index(" sum(value")]  # ends where a token does
 

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from intel_ft.backends import memory
+from intel_ft.host import allocator
 
 PRODUCTS = """
 import ctypes, torch
-from intel_ft.backends.memory import keep_few_kernels
+from intel_ft.host.allocator import keep_few_kernels
 
 class Used(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in
@@ -59,7 +59,7 @@ def test_more_are_kept_where_they_take_long_to_make(monkeypatch, flags, set_by_u
         monkeypatch.delenv(name)
     if set_by_user:
         monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", set_by_user)
-    monkeypatch.setattr(memory, "cpu_flags", lambda: flags)
-    assert memory.keep_few_kernels().value == kept
+    monkeypatch.setattr(allocator, "cpu_flags", lambda: flags)
+    assert allocator.keep_few_kernels().value == kept
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
     assert os.environ["LRU_CACHE_CAPACITY"] == "1"

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from intel_ft.cli.main import app
-from intel_ft.distributed.launch import commands, jobs, preflight
-from intel_ft.distributed.launch.job import Job, forwarded, read_hostfile
-from intel_ft.distributed.launch.run import Request
+from intel_ft.distributed.launch import commands, preflight, scheduler_jobs
+from intel_ft.distributed.launch.job_spec import Job, forwarded, read_hostfile
+from intel_ft.distributed.launch.launcher import Request
 from intel_ft.distributed.launch.supervise import supervise
 from intel_ft.errors import EnvironmentProblem, UserError
 
@@ -173,7 +173,7 @@ def request(tmp_path, via, **more):
 
 @pytest.mark.parametrize("via", ["slurm", "pbs"])
 def test_job_scripts_are_shell_and_resume(tmp_path, via):
-    text = jobs.write(request(tmp_path, via), nodes=4, image="")
+    text = scheduler_jobs.write(request(tmp_path, via), nodes=4, image="")
     checked = subprocess.run(
         ["bash", "-n"], input=text, text=True, capture_output=True, check=False
     )
@@ -200,7 +200,7 @@ def test_the_folder_that_a_scheduler_writes_to_is_there(tmp_path, monkeypatch):
         assert f"# Submit: mkdir -p '{folder}/a' && " in text
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot be made for the job"):
-        jobs.make_folder(request(tmp_path, "slurm", run=Path("file/run")))
+        scheduler_jobs.make_folder(request(tmp_path, "slurm", run=Path("file/run")))
 
 
 def test_a_job_that_cannot_be_handed_in(tmp_path, monkeypatch):
@@ -214,20 +214,20 @@ def test_a_job_that_cannot_be_handed_in(tmp_path, monkeypatch):
 
 
 def test_srun_says_nothing_of_pmi(tmp_path):
-    assert "\nsrun --mpi=none " in jobs.write(request(tmp_path, "slurm"), 2)
+    assert "\nsrun --mpi=none " in scheduler_jobs.write(request(tmp_path, "slurm"), 2)
 
 
 def test_jobs_have_as_many_ranks_as_were_measured_best(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "tuned", lambda host: (3, "measured"))
+    monkeypatch.setattr(scheduler_jobs, "tuned", lambda host: (3, "measured"))
     free = request(tmp_path, "slurm", ranks_per_host=None)
-    assert "--ntasks-per-node=3\n" in jobs.write(free, 2)
-    assert "--ntasks-per-node=2\n" in jobs.write(request(tmp_path, "slurm"), 2)
-    monkeypatch.setattr(jobs, "tuned", lambda host: None)
-    assert "--ntasks-per-node=3\n" not in jobs.write(free, 2)
+    assert "--ntasks-per-node=3\n" in scheduler_jobs.write(free, 2)
+    assert "--ntasks-per-node=2\n" in scheduler_jobs.write(request(tmp_path, "slurm"), 2)
+    monkeypatch.setattr(scheduler_jobs, "tuned", lambda host: None)
+    assert "--ntasks-per-node=3\n" not in scheduler_jobs.write(free, 2)
 
 
 def test_kubernetes_manifests(tmp_path):
-    text = jobs.write(request(tmp_path, "k8s"), nodes=3, image="registry.example/ft:1")
+    text = scheduler_jobs.write(request(tmp_path, "k8s"), nodes=3, image="registry.example/ft:1")
     job = yaml.safe_load(text)
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
     assert job["metadata"]["name"] == "out-1"
@@ -237,9 +237,9 @@ def test_kubernetes_manifests(tmp_path):
     command = roles["Launcher"]["template"]["spec"]["containers"][0]["command"]
     assert command[:2] == ["intel-ft", "launch"]
     assert "/etc/mpi/hostfile" in command
-    trainer = yaml.safe_load(jobs.write(request(tmp_path, "k8s-trainjob"), 3, "i"))["spec"][
-        "trainer"
-    ]
+    trainer = yaml.safe_load(scheduler_jobs.write(request(tmp_path, "k8s-trainjob"), 3, "i"))[
+        "spec"
+    ]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 2)
     assert trainer["command"][-2:] == ["--ranks", "6"]
 
@@ -247,14 +247,18 @@ def test_kubernetes_manifests(tmp_path):
 def test_images_that_nobody_named_are_those_of_the_documentation(tmp_path):
     documented = re.findall(r"-t (\S+) \.", (ROOT / "docker/README.md").read_text())
     for via in ("k8s", "k8s-trainjob"):
-        text = jobs.write(request(tmp_path, via), 3)
-        assert set(re.findall(r"image: (\S+)", text)) == {jobs.IMAGES[via]} <= set(documented)
+        text = scheduler_jobs.write(request(tmp_path, via), 3)
+        assert (
+            set(re.findall(r"image: (\S+)", text))
+            == {scheduler_jobs.IMAGES[via]}
+            <= set(documented)
+        )
         assert "shared" in text.split("apiVersion")[0]  # what holds the config and the data
 
 
 @pytest.mark.parametrize(("via", "schema"), [("k8s", MPIJob), ("k8s-trainjob", TrainJob)])
 def test_kubernetes_manifests_hold_what_the_published_schemas_know(via, schema, tmp_path):
-    job = yaml.safe_load(jobs.write(request(tmp_path, via), 3, "registry.example/ft:1"))
+    job = yaml.safe_load(scheduler_jobs.write(request(tmp_path, via), 3, "registry.example/ft:1"))
     schema.model_validate(job)
     job["spec"]["slotPerWorker"] = 2  # a server would drop it
     with pytest.raises(ValidationError, match="slotPerWorker"):
@@ -263,9 +267,9 @@ def test_kubernetes_manifests_hold_what_the_published_schemas_know(via, schema, 
 
 def test_jobs_choose_their_own_hosts_and_keep_what_is_done(tmp_path):
     with pytest.raises(UserError, match="chooses the hosts"):
-        jobs.write(request(tmp_path, "slurm", hostfile=tmp_path / "h"), 2, "")
+        scheduler_jobs.write(request(tmp_path, "slurm", hostfile=tmp_path / "h"), 2, "")
     with pytest.raises(UserError, match="would lose"):
-        jobs.write(request(tmp_path, "pbs", train=("--overwrite",)), 2, "")
+        scheduler_jobs.write(request(tmp_path, "pbs", train=("--overwrite",)), 2, "")
 
 
 def report(host, **more):

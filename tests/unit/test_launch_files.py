@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from intel_ft.distributed import topology
-from intel_ft.distributed.launch import jobs
-from intel_ft.distributed.launch.run import Request
-from intel_ft.distributed.topology import Core, Topology
+from intel_ft.distributed.launch import scheduler_jobs
+from intel_ft.distributed.launch.launcher import Request
+from intel_ft.host import topology
+from intel_ft.host.topology import Core, Topology
 
 FOLDER = Path(__file__).parents[2] / "launch"
 GENERATED = {
@@ -39,7 +39,7 @@ def generated(via, monkeypatch):
         max_restarts=2,
         elastic=False,
     )
-    return jobs.write(request, 4)
+    return scheduler_jobs.write(request, 4)
 
 
 def without_comments(text):

@@ -11,16 +11,17 @@ from types import SimpleNamespace
 import pytest
 
 from intel_ft.cli import train
-from intel_ft.distributed import join, rank
-from intel_ft.distributed.launch import run as launching
+from intel_ft.distributed import process_group
+from intel_ft.distributed import rank_startup as rank
+from intel_ft.distributed.launch import launcher as launching
 from intel_ft.distributed.launch.commands import Command
-from intel_ft.distributed.launch.job import Job
+from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.distributed.launch.supervise import supervise
 from intel_ft.distributed.oneccl.library import under_intel_mpi
-from intel_ft.distributed.rank import Expected, begin
-from intel_ft.distributed.started import started_as
+from intel_ft.distributed.rank_startup import Expected, begin
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError
+from intel_ft.host.launcher_env import started_as
 
 HERE = "127.0.0.1"
 SRUN = {
@@ -73,37 +74,37 @@ def two_hosts(launcher="srun", rank=0):
 def test_the_interface_where_the_own_name_is_a_loopback_address(environment, monkeypatch):
     """Debian's installer writes `127.0.1.1 NAME` into /etc/hosts."""
     environment["MASTER_ADDR"] = "127.0.1.1"
-    sources = {"127.0.1.1": "127.0.0.1", join._ELSEWHERE: "10.0.0.5"}
-    monkeypatch.setattr(join, "_source", sources.get)
+    sources = {"127.0.1.1": "127.0.0.1", process_group._ELSEWHERE: "10.0.0.5"}
+    monkeypatch.setattr(process_group, "_source", sources.get)
     interfaces = {"lo": "127.0.0.1", "docker0": "172.17.0.1", "eth0": "10.0.0.5"}
-    monkeypatch.setattr(join, "_address", interfaces.get)
+    monkeypatch.setattr(process_group, "_address", interfaces.get)
     monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(interfaces, 1)))
-    found = join.network_interface(two_hosts())
+    found = process_group.network_interface(two_hosts())
     assert (found.value, found.reason) == ("eth0", "the default route")
-    del sources[join._ELSEWHERE]
-    assert join.network_interface(two_hosts()) is None
+    del sources[process_group._ELSEWHERE]
+    assert process_group.network_interface(two_hosts()) is None
     sources["node1"] = "10.0.0.5"
     environment["MASTER_ADDR"] = "node1"
-    assert join.network_interface(two_hosts()).reason == "the route to node1"
+    assert process_group.network_interface(two_hosts()).reason == "the route to node1"
 
 
 def test_the_source_is_what_the_kernel_says():
-    assert join._source("127.0.1.1") is not None
-    assert join._source("no.such.host.invalid") is None
+    assert process_group._source("127.0.1.1") is not None
+    assert process_group._source("no.such.host.invalid") is None
 
 
 def test_rank_0_listens_where_it_is(environment):
     for host in (HERE, "localhost"):
         environment["MASTER_ADDR"] = host
-        join._tell_torch(two_hosts())
+        process_group._tell_torch(two_hosts())
     environment["MASTER_ADDR"] = "192.0.2.7"  # RFC 5737: nobody's
     with pytest.raises(EnvironmentProblem, match=r"MASTER_ADDR=192.0.2.7 is no address of "):
-        join._tell_torch(two_hosts())
-    join._tell_torch(two_hosts(rank=1))  # which only connects to it
-    join._tell_torch(two_hosts("torchrun or accelerate"))  # whose agent may be elsewhere
+        process_group._tell_torch(two_hosts())
+    process_group._tell_torch(two_hosts(rank=1))  # which only connects to it
+    process_group._tell_torch(two_hosts("torchrun or accelerate"))  # whose agent may be elsewhere
     environment["MASTER_ADDR"] = "no.such.host.invalid"
     with pytest.raises(EnvironmentProblem, match="cannot be resolved"):
-        join._tell_torch(two_hosts())
+        process_group._tell_torch(two_hosts())
 
 
 def test_what_an_earlier_job_left_does_not_count(environment):
@@ -149,7 +150,7 @@ def test_ranks_that_do_not_come_may_come_the_next_time(environment):
         settings = BackendConfig(collective="gloo", timeout=2)
         with (
             pytest.raises(IntelFTError, match="could not join") as error,
-            join.joined(world, settings),
+            process_group.joined(world, settings),
         ):
             pass
     assert error.value.exit_code == 1 and 1 not in launching.FINAL

@@ -15,14 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from intel_ft.config import MethodConfig
 from intel_ft.distributed.world import World
 from intel_ft.errors import UserError
-from intel_ft.models import initial, packed
+from intel_ft.models import lora_init, packed_attention
 from intel_ft.models.adapter import add_lora, fuse
-from intel_ft.models.frozen import FrozenLinear, replace_linears
+from intel_ft.models.frozen_base import FrozenLinear, replace_linears
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.nf4 import nf4_base
-from intel_ft.models.teacher import Teacher
-from intel_ft.models.trained import Adapter
+from intel_ft.training.distillation import Teacher
 from intel_ft.training.lora_plus import hasten_b
+from intel_ft.training.trainable import Adapter
 
 ROW = row_of(40, 60, 30)
 # QLoRA (Dettmers et al. 2023), appendix E.
@@ -37,7 +37,7 @@ NF4_LEVELS = (
 def make_model(seed: int = 0, **changed) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE | changed)).requires_grad_(False)
-    model.set_attn_implementation(packed.NAME)
+    model.set_attn_implementation(packed_attention.NAME)
     return model.eval()
 
 
@@ -209,8 +209,8 @@ def begun(request, model):
     method = MethodConfig(r=4, alpha=6, init=request.param, use_rslora=True)
     original = copy.deepcopy(model)
     ours = add_lora(model, method, "base", None)
-    begun = initial.from_base(ours, request.param, World().from_first)
-    initial.take_out(ours, begun)
+    begun = lora_init.from_base(ours, request.param, World().from_first)
+    lora_init.take_out(ours, begun)
     return Adapter(ours, begun), original, request.param
 
 
@@ -249,7 +249,7 @@ def test_it_is_saved_for_the_original_base_and_loaded_from_there(begun, tmp_path
     for name, weight in adapter.model.named_parameters():
         if weight.requires_grad:
             assert torch.equal(weight, trained[name])
-    for name, pair in initial.load_from_original(tmp_path)[1].items():
+    for name, pair in lora_init.load_from_original(tmp_path)[1].items():
         assert all(map(torch.equal, pair, adapter.initial[name]))
     assert len(load_file(tmp_path / "adapter_model.safetensors")) == 2 * len(adapter.initial)
 
@@ -257,7 +257,7 @@ def test_it_is_saved_for_the_original_base_and_loaded_from_there(begun, tmp_path
 def test_a_rank_wider_than_the_layer_is_refused(model) -> None:
     ours = add_lora(model, MethodConfig(r=40, init="pissa"), "base", None)
     with pytest.raises(UserError, match=r"method\.r=40, but base_model.* is only \d+ wide"):
-        initial.from_base(ours, "pissa", World().from_first)
+        lora_init.from_base(ours, "pissa", World().from_first)
 
 
 @pytest.mark.parametrize("name", ["norm", "input_layernorm", "lm_head", "embed_tokens"])

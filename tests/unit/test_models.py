@@ -16,7 +16,7 @@ from intel_ft.batching.row import build_row
 from intel_ft.config import MethodConfig, ModelConfig
 from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
-from intel_ft.models import packed
+from intel_ft.models import packed_attention
 from intel_ft.models.adapter import adapter_weights, add_lora, fuse, load_weights, restore_weights
 from intel_ft.models.load import (
     check_folder,
@@ -149,7 +149,7 @@ EXAMPLES = make_examples(9, 2, 14, 5)
 
 def packed_logits(model, row) -> torch.Tensor:
     arrays = (torch.from_numpy(a) for a in (row.tokens, row.positions, row.bounds))
-    return model(**packed.row_inputs(*arrays)).logits[0]
+    return model(**packed_attention.row_inputs(*arrays)).logits[0]
 
 
 def reference_loss(model, examples: Examples) -> torch.Tensor:
@@ -317,7 +317,7 @@ def displaced(module, query, key, value, attention_mask, *, cu_seq_lens_q=None, 
     query = query.clone()
     for start, end in cu_seq_lens_q.view(-1).unfold(0, 2, 1)[1::2].tolist():
         query[:, :, start:end] *= -1
-    return packed.packed_attention(
+    return packed_attention.packed_attention(
         module, query, key, value, attention_mask, cu_seq_lens_q=cu_seq_lens_q, **kwargs
     )
 
@@ -328,12 +328,12 @@ def displaced(module, query, key, value, attention_mask, *, cu_seq_lens_q=None, 
 )
 def test_attention_that_is_not_exact_is_refused(llama, monkeypatch, attention, expected) -> None:
     functions = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
-    known = functions[packed.NAME]
-    functions.register(packed.NAME, attention)
+    known = functions[packed_attention.NAME]
+    functions.register(packed_attention.NAME, attention)
     try:
         model, reason = load_for_packing(llama, torch.float32)
     finally:
-        functions.register(packed.NAME, known)
+        functions.register(packed_attention.NAME, known)
     assert expected in reason
     assert model.config._attn_implementation == "sdpa"
     row = build_row(EXAMPLES, np.array([2]))
@@ -346,17 +346,17 @@ def test_attention_that_is_not_exact_is_refused(llama, monkeypatch, attention, e
 
 
 def test_a_model_that_keeps_the_bounds_to_itself_is_refused(llama, monkeypatch) -> None:
-    known = packed.packed_attention
+    known = packed_attention.packed_attention
     functions = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
 
     def without_bounds(*args, cu_seq_lens_q=None, **kwargs):
         return known(*args, **kwargs)
 
-    functions.register(packed.NAME, without_bounds)
+    functions.register(packed_attention.NAME, without_bounds)
     try:
         _, reason = load_for_packing(llama, torch.float32)
     finally:
-        functions.register(packed.NAME, known)
+        functions.register(packed_attention.NAME, known)
     assert "needs cu_seq_lens_q" in reason
 
 
@@ -364,10 +364,12 @@ def test_attention_sinks_and_chunks_are_refused() -> None:
     q = torch.zeros(1, 1, 3, 4)
     bounds = torch.tensor([0, 3])
     with pytest.raises(ValueError, match="sinks"):
-        packed.packed_attention(None, q, q, q, None, cu_seq_lens_q=bounds, s_aux=torch.zeros(1))
+        packed_attention.packed_attention(
+            None, q, q, q, None, cu_seq_lens_q=bounds, s_aux=torch.zeros(1)
+        )
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     model.config.attention_chunk_size = 4
-    assert packed.can_pack(model) == "its attention works in chunks"
+    assert packed_attention.can_pack(model) == "its attention works in chunks"
 
 
 # -- the adapter -----------------------------------------------------------------------------------

@@ -4,12 +4,12 @@ import threading
 import time
 import weakref
 
-from intel_ft.distributed.oneccl import calls
+from intel_ft.distributed.oneccl import call_thread
 
 
 def test_no_thread_outlives_stop():
     before = set(threading.enumerate())
-    caller = calls.Caller()
+    caller = call_thread.Caller()
     assert caller.submit("a call", 5, lambda: 7).wait() == 7
     caller.stop()
     assert set(threading.enumerate()) <= before  # which others may have left meanwhile
@@ -17,8 +17,8 @@ def test_no_thread_outlives_stop():
 
 def test_a_call_that_was_watched_is_let_go_once_it_is_done(monkeypatch):
     """A thread that frees a tensor while Python ends takes the process with it."""
-    monkeypatch.setattr(calls, "_WATCH_SECONDS", 2)
-    caller = calls.Caller()
+    monkeypatch.setattr(call_thread, "_WATCH_SECONDS", 2)
+    caller = call_thread.Caller()
     future = caller.submit("a slow call", 9, lambda: time.sleep(2.1))
     future.wait()
     let_go = weakref.ref(future)

@@ -7,7 +7,7 @@ import time
 import pytest
 from hosts import wait
 
-from intel_ft.backends import openmp
+from intel_ft.host import openmp
 
 
 @pytest.mark.parametrize(

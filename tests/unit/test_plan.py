@@ -10,28 +10,28 @@ import transformers
 from model_fixtures import SHAPE, row_of
 from peft import LoraConfig, get_peft_model
 
-from intel_ft.backends import gemm
 from intel_ft.config import Config, build
-from intel_ft.distributed import topology
-from intel_ft.distributed.topology import Core, Topology
 from intel_ft.errors import UserError
-from intel_ft.insight import plan_memory, plan_probe
-from intel_ft.insight.plan import plan
-from intel_ft.insight.plan_fit import setting_of
-from intel_ft.insight.plan_inputs import Cluster, Inputs, inputs_of
-from intel_ft.insight.plan_machine import CPUS, Machine, measured, named, named_gpus
-from intel_ft.insight.plan_memory import Setting, largest_row, memory
-from intel_ft.insight.plan_model import ModelPlan, _sizes, model_plan
-from intel_ft.insight.plan_probe import shortened
-from intel_ft.insight.plan_sweep import plotted, swept, values_of
-from intel_ft.insight.plan_table import lines, sweep_table
-from intel_ft.insight.plan_time import exchange_seconds, rank_seconds
-from intel_ft.insight.plan_work import Assumed, examples_of
-from intel_ft.models import packed
+from intel_ft.host import topology
+from intel_ft.host.topology import Core, Topology
+from intel_ft.models import gemm_rate, packed_attention
 from intel_ft.models.adapter import fuse
-from intel_ft.models.cost import expert_weights, step_cost
-from intel_ft.models.frozen import lay_out
+from intel_ft.models.flops import expert_weights, step_cost
+from intel_ft.models.frozen_base import lay_out
 from intel_ft.models.loss import loss_sum
+from intel_ft.planner import memory as plan_memory
+from intel_ft.planner import probe
+from intel_ft.planner.fit import setting_of
+from intel_ft.planner.hardware import CPUS, Machine, measured, named, named_gpus
+from intel_ft.planner.inputs import Cluster, Inputs, inputs_of
+from intel_ft.planner.memory import Setting, largest_row, memory
+from intel_ft.planner.model_sizes import ModelPlan, _sizes, model_plan
+from intel_ft.planner.plan import plan
+from intel_ft.planner.probe import shortened
+from intel_ft.planner.roofline import exchange_seconds, rank_seconds
+from intel_ft.planner.sweep import plotted, swept, values_of
+from intel_ft.planner.text import lines, sweep_table
+from intel_ft.planner.workload import Assumed, examples_of
 
 SHAPES = Path(__file__).parents[2] / "docs" / "shapes"
 GIB = 2**30
@@ -97,7 +97,7 @@ def test_a_config_that_cannot_be_used_is_named(tmp_path) -> None:
 def _model(dtype: torch.dtype) -> torch.nn.Module:
     shape = SHAPE | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
     base = transformers.AutoModelForCausalLM.from_config(
-        transformers.LlamaConfig(**shape), dtype=dtype, attn_implementation=packed.NAME
+        transformers.LlamaConfig(**shape), dtype=dtype, attn_implementation=packed_attention.NAME
     )
     base.requires_grad_(False).eval()
     settings = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
@@ -208,10 +208,10 @@ def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
     # What a run sees when it decides: the runtime and the loaded weights are gone from the memory.
     free = gib * GIB - plan_memory.RUNTIME - 2 * 2**27
     monkeypatch.setattr("intel_ft.backends.cpu.available_bytes", lambda: free)
-    monkeypatch.setattr("intel_ft.models.frozen.can_prepack", lambda _: True)
-    monkeypatch.setattr("intel_ft.models.frozen.replace_linears", lambda *_: None)
+    monkeypatch.setattr("intel_ft.models.frozen_base.can_prepack", lambda _: True)
+    monkeypatch.setattr("intel_ft.models.frozen_base.replace_linears", lambda *_: None)
     linear = type("Linear", (), {"weight": type("Weight", (), {"nbytes": 2 * 2**27})})
-    monkeypatch.setattr("intel_ft.models.frozen._linears", lambda _: [(None, "", linear)])
+    monkeypatch.setattr("intel_ft.models.frozen_base._linears", lambda _: [(None, "", linear)])
     base = type("Base", (), {"dtype": torch.bfloat16})
     activations = 128 * 32 * 2 * (6 * 4096 + 2 * 11008)
     decision = lay_out(base, settings, activations)
@@ -293,8 +293,8 @@ def test_exchange_takes_what_was_measured() -> None:
 
 def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
     """docs/performance.md: `small`, rows of one example, on two cores."""
-    from intel_ft.insight.plan_time import Rates
-    from intel_ft.insight.workloads import shape_model, workload
+    from intel_ft.bench.workloads import shape_model, workload
+    from intel_ft.planner.roofline import Rates
 
     shapes = shape_model(workload("small"), 16)
     model = ModelPlan(None, _sizes(shapes), step_cost(shapes), [])
@@ -330,7 +330,7 @@ def test_only_cores_that_compute_at_the_same_time_are_measured(monkeypatch) -> N
     """Hyperthreads share a core, and a container's quota may allow less than there are."""
     before = torch.get_num_threads()
     cores = (Core(0, 0, (0, 1)), Core(0, 0, (2, 3)))
-    products = [gemm.Product(64, 64, 64)]
+    products = [gemm_rate.Product(64, 64, 64)]
     try:
         for quota, usable in ((None, 2), (1.0, 1)):
             monkeypatch.setattr(topology, "read", lambda q=quota: Topology(cores, {0: 8}, q))
@@ -464,7 +464,7 @@ def test_what_is_timed_is_the_model_with_fewer_layers() -> None:
 
 def test_where_no_layer_can_be_timed_the_roofline_stands(monkeypatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(plan_probe.logger, "warning", lambda text, *v: said.append(text % v))
+    monkeypatch.setattr(probe.logger, "warning", lambda text, *v: said.append(text % v))
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no other Python starts with it
     found = inputs_of(config(train={"max_steps": 2}), Cluster(), None).machine
     assert (found.slowdown, found.runtime) == (1.0, plan_memory.RUNTIME)

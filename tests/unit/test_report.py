@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from intel_ft.errors import UserError
 from intel_ft.files import write_manifest
-from intel_ft.insight.report import report
-from intel_ft.insight.report_charts import bar_chart, line_chart
-from intel_ft.insight.report_read import read_run
+from intel_ft.report.charts import bar_chart, line_chart
+from intel_ft.report.page import report
+from intel_ft.report.read_run import read_run
 
 HOSTILE = (
     "</style></pre><script src=http://x/a.js>alert(1)</script><img src=x onerror='f()'>\"&\x00"

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sys_trees import snc4_with_hbm, two_sockets_of_four_nodes, write_machine
 
-from intel_ft.distributed import binding, topology
+from intel_ft.distributed import binding
 from intel_ft.distributed.binding import as_list
-from intel_ft.distributed.layout import places, ranks_per_host
-from intel_ft.distributed.started import INTEL_MPI, Started
-from intel_ft.distributed.topology import Core, Topology
+from intel_ft.distributed.placement import places, ranks_per_host
+from intel_ft.host import topology
+from intel_ft.host.launcher_env import INTEL_MPI, Started
+from intel_ft.host.topology import Core, Topology
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +166,7 @@ def test_bound_means_fewer_than_the_parent_has():
     mine = os.sched_getaffinity(0)
     if len(mine) < 2:
         pytest.skip("one CPU cannot be made fewer")
-    code = "from intel_ft.distributed.topology import bound; print(bound())"
+    code = "from intel_ft.host.topology import bound; print(bound())"
     own = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{min(mine)}]); {code}"]
     assert subprocess.run(own, capture_output=True, text=True, check=True).stdout == "True\n"
     free = [sys.executable, "-c", code]

@@ -23,10 +23,10 @@ from intel_ft.data.prepare import prepare
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.models.adapter import add_lora
-from intel_ft.models.cost import step_cost
+from intel_ft.models.flops import step_cost
 from intel_ft.models.load import load_for_packing
-from intel_ft.models.trained import Adapter
 from intel_ft.training.run import train
+from intel_ft.training.trainable import Adapter
 from intel_ft.training.trainer import PlanTrainer, Workload, mean_loss
 
 WORDS = ("def", "return", "class", "import", "while", "yield", "lambda", "raise", "global", "try")

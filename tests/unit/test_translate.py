@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from intel_ft.config import MethodConfig, load
 from intel_ft.errors import UserError
-from intel_ft.recipes.translate import translate
+from intel_ft.recipes.importer import translate
 from intel_ft.recipes.translation import flatten
 
 FOREIGN = Path(__file__).parent / "foreign"

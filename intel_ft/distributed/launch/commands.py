@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from intel_ft.distributed.launch.job import Job, forwarded
+from intel_ft.distributed.launch.job_spec import Job, forwarded
 from intel_ft.errors import EnvironmentProblem, UserError
 
 

@@ -54,7 +54,7 @@ def reach(hosts: tuple[str, ...], ssh: str) -> list[str]:
 def report(config_file: Path, overrides: list[str]) -> dict[str, Any]:
     """What this host has, as plain values."""
     from intel_ft import config as configuration
-    from intel_ft.distributed import topology
+    from intel_ft.host import topology
 
     problem, config, base = None, None, None
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from intel_ft.distributed.launch.commands import Command
-from intel_ft.distributed.rank import FAILED, STOP
+from intel_ft.distributed.rank_startup import FAILED, STOP
 from intel_ft.files import write_text
 from intel_ft.orphan import end_with_parent
 

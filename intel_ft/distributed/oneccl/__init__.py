@@ -12,8 +12,8 @@ import os
 
 import torch.distributed
 
-from intel_ft.distributed.oneccl.group import new_group
 from intel_ft.distributed.oneccl.library import under_intel_mpi, why_not_usable
+from intel_ft.distributed.oneccl.process_group import new_group
 
 __all__ = ["new_group", "why_not_usable"]
 

@@ -1,0 +1,115 @@
+"""What a path or id given on the command line is: run, adapter, merged model, IR or base model;
+called from inference, export and cli.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from intel_ft.artifacts.model_folder import BASE_KEY
+from intel_ft.artifacts.provenance import Provenance
+from intel_ft.errors import UserError
+
+IR_FILE = "openvino_model.xml"
+ADAPTER_CONFIG = "adapter_config.json"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+Kind = Literal["base", "adapter", "merged", "openvino"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model in one of its forms, and how prompts were formed when it was trained.
+
+    `location` is a local folder, or for a base model possibly a Hub id. `base_model` is the id the
+    walk began from, whatever the form; a base model is its own. `template` is None where the folder
+    does not say (a base model, or a folder that is not ours).
+    """
+
+    kind: Kind
+    location: str
+    base_model: str
+    base_revision: str | None = None
+    template: str | None = None
+    system_prompt: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder; for a Hub id, a path that does not exist."""
+        return Path(self.location)
+
+
+def resolve(path_or_id: str) -> Artifact:
+    """Recognise a run, adapter, merged, IR or model folder, or take a Hub id as a base model.
+
+    Raises UserError, one line, where there is no such folder, where a folder holds no model, and
+    where a run has not finished.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder that holds the model")
+    if not folder.is_dir():
+        return _hub_model(path_or_id, folder)
+    if (folder / IR_FILE).is_file():
+        return _described(
+            folder, "openvino", str(read_json(folder / "config.json").get(BASE_KEY, ""))
+        )
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        return _described(folder, "adapter", str(base or ""))
+    if (folder / "adapter" / ADAPTER_CONFIG).is_file():
+        return resolve(str(folder / "adapter"))
+    if (folder / "model" / "config.json").is_file():  # a run that trained all weights
+        return resolve(str(folder / "model"))
+    if (folder / "config.json").is_file():
+        provenance = Provenance.load(folder)
+        kind: Kind = "merged" if provenance and provenance.kind == "merged" else "base"
+        return _described(folder, kind, str(folder))
+    if (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{folder}: this run has not finished, it has no adapter or model folder: "
+            f"continue it with `intel-ft train {folder}/config.yaml --resume`"
+        )
+    raise UserError(
+        f"{folder}: no model here: expected a run with adapter/ or model/, an {ADAPTER_CONFIG}, "
+        f"a config.json with weights, or an {IR_FILE}"
+    )
+
+
+def _described(folder: Path, kind: Kind, base_model: str) -> Artifact:
+    """The artifact in `folder`; what its intel_ft.json says goes before `base_model`."""
+    provenance = Provenance.load(folder)
+    if provenance is None:
+        if kind == "adapter" and not base_model:
+            raise UserError(f"{folder / ADAPTER_CONFIG}: does not name its base model")
+        return Artifact(kind, str(folder), base_model or str(folder))
+    return Artifact(
+        kind,
+        str(folder),
+        provenance.base_model,
+        provenance.base_revision,
+        provenance.template,
+        provenance.system_prompt,
+    )
+
+
+def _hub_model(text: str, folder: Path) -> Artifact:
+    looks_local = text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(text)
+    if looks_local or ("/" in text and folder.parent.is_dir()):
+        raise UserError(f"{text}: no such folder")
+    return Artifact("base", text, text)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, empty if there is no such file; UserError if it is no object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return values

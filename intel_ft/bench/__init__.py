@@ -1,0 +1,1 @@
+"""How fast the product is, measured against peers and limits. Start at train.py."""

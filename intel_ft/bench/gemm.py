@@ -1,0 +1,100 @@
+"""`bench gemm`: matrix and memory rates of this machine over a workload's shapes; called from
+cli.bench.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from intel_ft.backends import cpu
+from intel_ft.bench import machine
+from intel_ft.bench.workloads import Workload, shape_model, synthetic_examples
+from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.models import gemm_rate
+from intel_ft.models.int8 import can_int8
+
+_PRODUCT = """
+import sys, torch
+rows, inner, columns = map(int, sys.argv[1:])
+x = torch.zeros(rows, inner, dtype=torch.bfloat16)
+torch.nn.functional.linear(x, torch.zeros(columns, inner, dtype=torch.bfloat16))
+"""
+
+
+def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[str, Any]:
+    """Rates of each product in each kind, about `seconds` for one: {workload, products,
+    gemm_gflops, int8_gops, int8_prepacked_gops, memory_gb_per_s, onednn_kernel, machine}. A rate is
+    None where this CPU has no such product.
+    """
+    backend = cpu.select(
+        BackendConfig(threads=threads or "auto"),
+        ModelConfig(name_or_path=workload.name, dtype="bfloat16"),
+    )
+    share = float(synthetic_examples(workload, 0).supervised.mean())
+    products = gemm_rate.linear_products(shape_model(workload, 1), workload.row_tokens, share)
+    int8_base = (gemm_rate.INT8_FORWARD, gemm_rate.INT8_GRADIENT)
+    kinds = (
+        *gemm_rate.FORWARD,
+        *gemm_rate.GRADIENT,
+        "int8",
+        *gemm_rate.INT8_FORWARD,
+        *gemm_rate.INT8_GRADIENT,
+    )
+    timings = [gemm_rate.measure(product, torch.bfloat16, kinds, seconds) for product in products]
+    int8_operations = sum(product.count * product.flops for product in products)
+    int8_seconds = sum(timing.product.count * timing.seconds["int8"] for timing in timings)
+    return {
+        "workload": workload.name,
+        "products": [
+            {
+                "layer": "head" if timing is timings[-1] else "linear",
+                **vars(timing.product),
+                "gflops": {kind: _gigaflops(timing, kind) for kind in kinds},
+            }
+            for timing in timings
+        ],
+        "gemm_gflops": gemm_rate.total_rate(timings) / 1e9,
+        "int8_gops": int8_operations / int8_seconds / 1e9,
+        "int8_prepacked_gops": (
+            gemm_rate.total_rate(timings, *int8_base) / 1e9 if can_int8() else None
+        ),
+        "memory_gb_per_s": gemm_rate.memory_bandwidth() / 1e9,
+        "onednn_kernel": onednn_kernel(products[0]),
+        "machine": machine.describe(backend.threads),
+    }
+
+
+def _gigaflops(timing: gemm_rate.Timing, kind: str) -> float | None:
+    seconds = timing.seconds.get(kind)
+    return None if seconds is None else timing.product.flops / seconds / 1e9
+
+
+def onednn_kernel(product: gemm_rate.Product) -> str | None:
+    """The name of the kernel that oneDNN runs a bf16 product with, such as
+    brg_matmul:avx10_1_512_amx, by its own report in a process of its own; None if it says none.
+    """
+    shape = [str(size) for size in (product.rows, product.inner, product.columns)]
+    done = subprocess.run(
+        [sys.executable, "-c", _PRODUCT, *shape],
+        env={**os.environ, "ONEDNN_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return kernel_name(done.stdout)
+
+
+def kernel_name(verbose: str) -> str | None:
+    """The implementation in the first matmul or inner product that ONEDNN_VERBOSE=1 reports.
+
+    A line is `onednn_verbose,v1,primitive,exec,cpu,<primitive>,<implementation>,...` (oneDNN's
+    developer guide, "Verbose Mode").
+    """
+    found = re.search(
+        r"^onednn_verbose,.*?exec,cpu,(?:matmul|inner_product),([^,]+),", verbose, re.M
+    )
+    return found[1] if found else None

@@ -1,0 +1,131 @@
+"""`bench prepare`: how fast rows become token ids, masks and a plan, beside TRL's preparation of
+the same file; called from cli.bench.
+"""
+
+import json
+import logging
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from intel_ft import subprocess_json
+from intel_ft.assets import resolve
+from intel_ft.bench.task import OURS
+from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.versions import installed
+
+logger = logging.getLogger(__name__)
+
+PEERS = ("trl", "trl-packed", "trl-single")
+TOKENIZER = "tiny-python-llama"
+WORDS = "docstring-to-python/train.jsonl"
+
+
+def bench_prepare(
+    rows: int, repeat: int, peers: list[str], tokenizer: str = TOKENIZER
+) -> dict[str, Any]:
+    """Prepare `rows` alpaca-like rows with ours and the peers in turns, `repeat` times each, every
+    time in a fresh process and without a cache: {rows, tokenizer, ours, peers, machine}.
+
+    Each side has the medians of seconds, rows_per_s and tokens_per_s, and its runs; a peer also
+    has `ratio`, its seconds over ours, or {"error": reason} where it failed. peers: see PEERS.
+    tokenizer: a model's folder or a shipped asset.
+
+    Raises UserError and EnvironmentProblem before anything runs, IntelFTError if ours fails.
+    """
+    peers = list(dict.fromkeys(peers))
+    for peer in peers:
+        if peer not in PEERS:
+            raise UserError(f"no peer {peer!r}: choose one of {', '.join(PEERS)}")
+        if installed("trl") is None:
+            raise EnvironmentProblem(f"peer {peer}: trl is not installed: run `make peers`")
+    if rows < 1 or repeat < 1:
+        raise UserError(f"{rows} rows, {repeat} runs: take at least one of each")
+    folder = resolve(tokenizer)
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise UserError(f"{tokenizer}: no folder with a tokenizer.json")
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *peers)}
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "rows.jsonl"
+        write_rows(file, rows)
+        for turn in range(1, repeat + 1):
+            for side in [side for side in runs if side not in failed]:
+                try:
+                    run = _run(side, file, folder)
+                except IntelFTError as error:
+                    if side == OURS:
+                        raise
+                    failed[side] = str(error)
+                    logger.warning("%s: %s", side, error)
+                    continue
+                runs[side].append(run)
+                logger.info("%s %d/%d: %.2f s", side, turn, repeat, run["seconds"])
+    from intel_ft.bench import machine  # after the runs: nothing heavy beside them
+
+    ours = _summary(runs[OURS])
+    summaries: dict[str, dict[str, Any]] = {}
+    for peer in peers:
+        if peer in failed:
+            summaries[peer] = {"error": failed[peer]}
+        else:
+            summary = _summary(runs[peer])
+            summaries[peer] = {**summary, "ratio": summary["seconds"] / ours["seconds"]}
+    return {
+        "rows": rows,
+        "tokenizer": tokenizer,
+        OURS: ours,
+        "peers": summaries,
+        "machine": machine.describe(len(os.sched_getaffinity(0))),
+    }
+
+
+def write_rows(file: Path, rows: int, seed: int = 0) -> None:
+    """Write `rows` rows of instruction, input (in 40 % of them) and output as JSON lines.
+
+    Lengths in characters are lognormal, with alpaca's medians: 55, 55 and 180. The words are
+    stretches of the shipped docstrings and code, so a tokenizer has the work of real text.
+    """
+    with Path(resolve(WORDS)).open(encoding="utf-8") as stream:
+        texts = [json.loads(line) for line in stream]
+    words = " ".join(f"{text['instruction']} {text['output']}" for text in texts)
+    random = Random(seed)
+
+    def stretch(median: float, spread: float, most: int) -> str:
+        length = min(max(round(median * random.lognormvariate(0, spread)), 5), most)
+        start = words.index(" ", random.randrange(len(words) - 2 * most))
+        return words[start : start + length].strip() or "x"
+
+    with file.open("w", encoding="utf-8") as stream:
+        for _ in range(rows):
+            row = {
+                "instruction": stretch(55, 0.45, 400),
+                "input": stretch(55, 0.8, 700) if random.random() < 0.4 else "",
+                "output": stretch(180, 0.9, 2500),
+            }
+            stream.write(json.dumps(row) + "\n")
+
+
+def _run(side: str, file: Path, tokenizer: str) -> dict[str, Any]:
+    """One run in a process of its own, with an empty cache folder."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        environment = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
+        arguments = [side, str(file), tokenizer]
+        return subprocess_json.measured(
+            side, "intel_ft.bench.prepare_worker", arguments, environment
+        )
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    seconds = statistics.median(run["seconds"] for run in runs)
+    return {
+        "seconds": seconds,
+        "rows_per_s": runs[0]["rows"] / seconds,
+        "tokens_per_s": runs[0]["tokens"] / seconds,
+        "tokens": runs[0]["tokens"],
+        "supervised_tokens": runs[0]["supervised_tokens"],
+        "runs": runs,
+    }

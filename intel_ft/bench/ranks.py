@@ -1,0 +1,85 @@
+"""`bench ranks`: the same work by 1, 2, 4, ... ranks of so many cores each, through a real
+launcher; called from cli.bench.
+"""
+
+import logging
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from intel_ft.backends.choice import named
+from intel_ft.bench import machine
+from intel_ft.bench.run_worker import run_ranks
+from intel_ft.bench.sweep_values import whole_numbers
+from intel_ft.bench.task import Task
+from intel_ft.errors import UserError
+from intel_ft.host import topology
+
+logger = logging.getLogger(__name__)
+
+SCALINGS = ("weak", "strong")
+_METRICS = ("tokens_per_s", "mfu", "gemm_gflops", "step_s", "exchange_share", "rank_imbalance")
+
+
+def values_of(text: str | None, cores: int) -> list[int]:
+    """How many ranks to run, sorted: those in `text`, or powers of two up to what the host holds.
+
+    Raises UserError for what is no number or does not fit.
+    """
+    most = topology.read().usable // cores
+    if most < 1:
+        raise UserError(f"--cores {cores}: this process may use {topology.read().usable}")
+    if text is None:
+        return [2**n for n in range(most.bit_length())]
+    values = whole_numbers(text, "1,2,4")
+    if values[-1] > most:
+        raise UserError(f"--values {text}: 1 to {most} ranks of {cores} cores fit here")
+    return values
+
+
+def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int) -> dict[str, Any]:
+    """Weak scaling (as many examples a rank) and strong (as many in all): {workload, cores,
+    weak, strong, machine}; each is a list of points with `ranks`, the medians of a run's
+    measurements, and `efficiency`: token/s over that of the fewest ranks, a rank.
+
+    The batch is 4 times the workload's, so that a step has several rows to share out: for each of
+    the fewest ranks, and in strong scaling for all. Raises UserError, EnvironmentProblem, and
+    IntelFTError where a run fails.
+    """
+    batch = 4 * task.workload.batch * values[0]
+    named(task.backend)
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for turn in range(1, repeat + 1):
+        for scaling in SCALINGS:
+            for ranks in values:
+                if scaling == "strong" and ranks == values[0]:
+                    continue  # the same as in weak scaling
+                examples = batch * ranks // values[0] if scaling == "weak" else batch
+                larger = replace(task, workload=replace(task.workload, batch=examples))
+                run = run_ranks(replace(larger, processes=ranks, threads=cores), via)
+                runs.setdefault((scaling, ranks), []).append(run)
+                said = ", ".join(f"{name} {run[name]:.4g}" for name in _METRICS)
+                logger.info("%s, %d ranks, %d/%d: %s", scaling, ranks, turn, repeat, said)
+    first = runs["weak", values[0]][0]
+    runs["strong", values[0]] = runs["weak", values[0]]
+    return {
+        "workload": task.workload.name,
+        "batch": batch,
+        "row_tokens": task.workload.row_tokens,
+        "cores": cores,
+        "collective": runs["weak", values[-1]][0]["collective"],
+        "gradient_mib": first["gradient_mib"],
+        **{scaling: _points({n: runs[scaling, n] for n in values}) for scaling in SCALINGS},
+        "machine": machine.describe(first["threads"], task.backend),
+    }
+
+
+def _points(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = []
+    for ranks, results in runs.items():
+        medians = {name: statistics.median(r[name] for r in results) for name in _METRICS}
+        a_rank = medians["tokens_per_s"] / ranks
+        base = points[0]["tokens_per_s"] / points[0]["ranks"] if points else a_rank
+        rates = [result["tokens_per_s"] for result in results]
+        points.append({"ranks": ranks, **medians, "efficiency": a_rank / base, "rates": rates})
+    return points

@@ -1,0 +1,145 @@
+"""`launch` from the hosts to the end of the run: checks, starts, and starts again; called from
+cli.launch.
+"""
+
+import logging
+import socket
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from intel_ft.decisions import Decision
+from intel_ft.distributed.launch import preflight
+from intel_ft.distributed.launch.commands import Command, command
+from intel_ft.distributed.launch.job_spec import Job, read_hostfile
+from intel_ft.distributed.launch.run_on_hosts import answers
+from intel_ft.distributed.launch.supervise import FINAL, supervise
+from intel_ft.distributed.launch.tune_ranks import tuned
+from intel_ft.distributed.placement import ranks_per_host
+from intel_ft.errors import EnvironmentProblem
+from intel_ft.host import topology
+
+_PREFLIGHT = 180  # seconds for all hosts to report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. `run` is the run's folder; `train` the arguments of `train`."""
+
+    config: Path
+    overrides: tuple[str, ...]
+    run: Path
+    train: tuple[str, ...]
+    hostfile: Path | None
+    ranks_per_host: int | None
+    via: str
+    ssh: str
+    mpirun: str | None
+    max_restarts: int
+    elastic: bool
+
+
+def launch(request: Request) -> int:
+    """Start the run and see it to its end; the exit code. Raises UserError or EnvironmentProblem
+    before anything was started.
+    """
+    train = request.train
+    for attempt in range(request.max_restarts + 1):
+        job, decisions = prepare(replace(request, train=train), check=True)
+        for decision in decisions if attempt == 0 else []:
+            logger.info("%s", decision)
+        code = supervise(starting(request, job), logs_of(request))
+        if code in FINAL:
+            return code
+        if attempt < request.max_restarts:
+            logger.warning(
+                "the run ended with exit code %d: restart %d of %d, from the last whole checkpoint",
+                code,
+                attempt + 1,
+                request.max_restarts,
+            )
+            train = ("--resume", *(option for option in request.train if option == "--json"))
+    return code
+
+
+def prepare(request: Request, *, check: bool) -> tuple[Job, list[Decision]]:
+    """The job to start now, and what was decided for it; `check` looks at the hosts first."""
+    hosts, slots = read_hostfile(request.hostfile) if request.hostfile else ((), None)
+    decisions = []
+    if hosts and check:
+        hosts = _reachable(hosts, request)
+    reports = _reports(hosts, request) if hosts and check else []
+    ranks, why = _ranks(request, slots, reports)
+    decisions.append(Decision("ranks per host", str(ranks), why))
+    port = reports[0]["port"] if reports else free_port()
+    master = f"{hosts[0] if hosts else '127.0.0.1'}:{port}"
+    decisions.append(Decision("master", master, "the first host" if hosts else "one host"))
+    job = Job((), hosts, ranks, master, request.ssh, request.mpirun)
+    return replace(job, program=_program(request, job)), decisions
+
+
+def starting(request: Request, job: Job) -> Command:
+    """The launcher's command for the job."""
+    return command(job, request.via, logs_of(request))
+
+
+def logs_of(request: Request) -> Path:
+    """Where each rank's log goes: beside the run's folder, which may not exist or be replaced."""
+    return request.run.with_name(f"{request.run.name}.logs")
+
+
+def _program(request: Request, job: Job) -> tuple[str, ...]:
+    program = [sys.executable, "-m", "intel_ft", "train", str(request.config), *request.overrides]
+    program += [*request.train, "--ranks", str(job.ranks), "--master", job.master]
+    return (*program, "--logs", str(logs_of(request)))
+
+
+def _ranks(request: Request, slots: int | None, reports: list[dict[str, Any]]) -> tuple[int, str]:
+    if request.ranks_per_host is not None:
+        return request.ranks_per_host, "set on the command line"
+    if slots is not None:
+        return slots, "set in the host file"
+    host = topology.read()
+    if (measured := tuned(host)) is not None:
+        return measured
+    if reports and (reports[0]["nodes"], reports[0]["cores"]) != (len(host.nodes), host.usable):
+        return reports[0]["nodes"], f"one for each NUMA node of {reports[0]['host']}"
+    return ranks_per_host(host)
+
+
+def _reachable(hosts: tuple[str, ...], request: Request) -> tuple[str, ...]:
+    problems = preflight.reach(hosts, request.ssh)
+    gone = {problem.partition(" ")[0] for problem in problems}
+    rest = tuple(host for host in hosts if host not in gone)
+    if problems and not (request.elastic and rest):
+        remedy = "" if request.elastic else "; --elastic goes on without them"
+        raise EnvironmentProblem(f"cannot be reached: {', '.join(problems)}{remedy}")
+    if problems:
+        logger.warning("going on without %s", ", ".join(problems))
+    return rest
+
+
+def _reports(hosts: tuple[str, ...], request: Request) -> list[dict[str, Any]]:
+    """What each host says of itself, first host first, compared."""
+    program = [sys.executable, "-m", "intel_ft.distributed.launch.preflight", str(request.config)]
+    program += request.overrides
+    job = Job(tuple(program), hosts, 1, "", request.ssh, request.mpirun)
+    via = "mpirun" if request.via == "accelerate" else request.via
+    found = answers(job, via, _PREFLIGHT)
+    preflight.compare(found, len(hosts))
+    first = next((report for report in found if _same_host(report["host"], hosts[0])), found[0])
+    return [first, *(report for report in found if report is not first)]
+
+
+def _same_host(name: str, other: str) -> bool:
+    return name.partition(".")[0] == other.partition(".")[0]
+
+
+def free_port() -> int:
+    """A port that nobody uses on this host now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,103 @@
+"""Facts of the instruction set: what the CPU advertises, what the kernel permits, and the rate
+that each should reach; called from insight.doctor.examine and findings.
+"""
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from intel_ft.doctor.host import Host
+from intel_ft.host import cpu
+
+_ADVERTISED = (
+    *("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
+)
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+
+# arch/x86/include/uapi/asm/prctl.h and Documentation/arch/x86/xstate.rst of Linux
+_ARCH_PRCTL = 158  # the system call's number on x86-64
+_GET_PERMITTED, _REQUEST = 0x1022, 0x1023
+_TILE_DATA = 18  # the state component
+
+REACHED = 0.5
+"""Share of the peak at base clock that products should reach, as insight.plan_machine assumes."""
+
+# Operations of one core and cycle: Intel's 4th Gen Xeon brief for AMX; elsewhere two 512-bit (AVX2:
+# 256-bit) units of multiply-adds (Intel's Optimization Reference Manual, instruction throughput).
+_OPERATIONS = {
+    "bfloat16": {"amx_bf16": 1024, "avx512_bf16": 128},
+    "int8": {"amx_int8": 2048, "avx512_vnni": 256, "avx_vnni": 128},
+    "float32": {"avx512f": 64, "fma": 32},
+}
+_ZEN_4 = ("AuthenticAMD", 25)  # does 512-bit instructions in two halves (AMD's guide 57647)
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """`advertised`: the flags that matter here. `tiles`: whether the kernel lets a process use
+    AMX's tiles: "granted", or why not; None where the CPU has none. `limits`: what the user's
+    environment forbids.
+    """
+
+    advertised: tuple[str, ...]
+    tiles: str | None
+    limits: dict[str, str]
+
+
+def read(root: Path = Path("/")) -> Instructions:
+    """The facts of this process."""
+    flags = cpu.cpu_flags(root)
+    return Instructions(
+        advertised=tuple(flag for flag in _ADVERTISED if flag in flags),
+        tiles=tile_permission() if "amx_tile" in flags else None,
+        limits={name: os.environ[name] for name in _LIMITS if os.environ.get(name)},
+    )
+
+
+def tile_permission() -> str:
+    """Ask the kernel for AMX's tile data, as oneDNN does: "granted", or the reason why not."""
+    if platform.machine() != "x86_64":
+        return "not an x86-64 system"
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    if libc.syscall(ctypes.c_long(_ARCH_PRCTL), ctypes.c_long(_REQUEST), ctypes.c_long(_TILE_DATA)):
+        return os.strerror(ctypes.get_errno())
+    permitted = ctypes.c_uint64()
+    libc.syscall(ctypes.c_long(_ARCH_PRCTL), ctypes.c_long(_GET_PERMITTED), ctypes.byref(permitted))
+    return "granted" if permitted.value >> _TILE_DATA & 1 else "asked for, but not permitted"
+
+
+def best(dtype: str, advertised: tuple[str, ...]) -> str | None:
+    """The advertised flag that multiplies this dtype fastest; None where it must be emulated."""
+    return next((flag for flag in _OPERATIONS[dtype] if flag in advertised), None)
+
+
+def expected(dtype: str, advertised: tuple[str, ...], machine: Host, threads: int) -> float | None:
+    """Operations a second to expect of `threads` cores: REACHED of the peak at base clock. None
+    where the CPU has no instruction for this dtype or no clock is known.
+    """
+    flag = best(dtype, advertised)
+    clock = machine.clock.base or machine.clock.now
+    if flag is None or clock is None:
+        return None
+    each = _OPERATIONS[dtype][flag]
+    if flag.startswith("avx512") and (machine.vendor, machine.family) == _ZEN_4:
+        each //= 2
+    return REACHED * min(threads, machine.usable) * clock * 1e9 * each
+
+
+def uses(kernel: str, flag: str) -> bool:
+    """Whether oneDNN's name of a kernel, such as brg_matmul:avx512_core_bf16, says that it uses
+    `flag`'s instructions or better ones.
+    """
+    enough = {
+        "amx_bf16": ("amx",),
+        "amx_int8": ("amx",),
+        "avx512_bf16": ("core_bf16", "core_fp16", "amx", "avx10"),
+        "avx512_vnni": ("vnni", "core_bf16", "core_fp16", "amx", "avx10"),
+        "avx_vnni": ("vnni", "core_bf16", "core_fp16", "amx", "avx10"),
+    }
+    return any(mark in kernel for mark in enough.get(flag, ("avx", "amx")))

@@ -1,0 +1,88 @@
+"""Facts of the runtime: OpenMP, allocator, pages, threads and binding as a run would have them;
+called from insight.doctor.examine.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from intel_ft.decisions import Decision
+from intel_ft.distributed.binding import as_list
+from intel_ft.distributed.launch.tune_ranks import tuned
+from intel_ft.distributed.placement import places, ranks_per_host, why_not_bound
+from intel_ft.doctor.trial import Outcome
+from intel_ft.host import openmp, topology
+from intel_ft.host.procfs import kernel_text
+
+_PREFIXES = ("OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_", "MALLOC_", "CCL_")
+_MORE = ("LD_PRELOAD", "I_MPI_PIN", "I_MPI_PIN_DOMAIN")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """`problem`: why a run could decide nothing here. `openmp`: the runtimes that torch loaded.
+    `transparent`: always, madvise or never; `reserved`: GiB of huge pages set aside. `variables`:
+    what the user's environment sets.
+    """
+
+    problem: str | None
+    openmp: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    transparent: str | None
+    reserved: float
+    variables: dict[str, str]
+
+
+def read(outcomes: dict[str, Outcome]) -> Runtime:
+    """The facts, from the steps `backend` and `openmp`."""
+    made = [Decision(*values) for values in outcomes["backend"].value or []]
+    return Runtime(
+        problem=outcomes["backend"].error,
+        openmp=tuple(outcomes["openmp"].value or ()),
+        decisions=(*made, openmp.wait_policy(), *_layout()),
+        transparent=transparent_pages(),
+        reserved=_reserved(),
+        variables={
+            name: value
+            for name, value in sorted(os.environ.items())
+            if (name.startswith(_PREFIXES) or name in _MORE) and not _ours(name, value)
+        },
+    )
+
+
+def transparent_pages(root: Path = Path("/")) -> str | None:
+    """The chosen one of `always [madvise] never`."""
+    found = re.search(
+        r"\[(\w+)\]", kernel_text(root / "sys/kernel/mm/transparent_hugepage/enabled")
+    )
+    return found[1] if found else None
+
+
+def _layout() -> list[Decision]:
+    """How `launch` would divide this host among ranks, and which cores each would get."""
+    host = topology.read()
+    ranks, why = tuned(host) or ranks_per_host(host)
+    if ranks == 1:
+        cores, how = "all cores of this process", "one rank"
+    elif unbound := why_not_bound(host):
+        cores, how = "none", unbound
+    else:
+        shares = [as_list(place.cpus) for place in places(host, ranks)]
+        cores, how = " | ".join(shares), "each rank binds itself"
+    return [Decision("ranks per host", str(ranks), why), Decision("backend.bind", cores, how)]
+
+
+def _reserved() -> float:
+    total = 0
+    for folder in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB"):
+        count = kernel_text(folder / "nr_hugepages").strip()
+        size = folder.name.removeprefix("hugepages-").removesuffix("kB")
+        total += int(count or 0) * int(size) * 1024
+    return total / 2**30
+
+
+def _ours(name: str, value: str) -> bool:
+    """Whether `intel-ft` itself set this variable at its start."""
+    policy = openmp.wait_policy()
+    return name == openmp.VARIABLE and value == policy.value and "environment" not in policy.reason

@@ -1,0 +1,1 @@
+"""What this machine is: CPU, memory, topology, limits, launcher variables. Start at topology.py."""

@@ -1,0 +1,169 @@
+"""`bench plan`: what `plan` predicts beside what `intel-ft train` then takes, over many shapes,
+rows and methods; called from cli.bench.
+
+Each case is a real run in a process of its own, of a random model that is written as a model folder
+first, on the shipped data.
+"""
+
+import json
+import logging
+import shutil
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intel_ft import assets, subprocess_json
+from intel_ft.bench import machine
+from intel_ft.bench.workloads import WORKLOADS, Workload, random_model
+from intel_ft.config import Config, build
+from intel_ft.errors import UserError
+from intel_ft.files import write_text
+from intel_ft.planner.inputs import Cluster, inputs_of
+from intel_ft.planner.plan import plan
+
+logger = logging.getLogger(__name__)
+
+TINY, DATA = "tiny-python-llama", "docstring-to-python/train.jsonl"
+_TRAIN = "from intel_ft.cli.main import main; main()"
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration. shape: None is the shipped model; length: None is the shipped rows, some
+    100 tokens each, else text of exactly so many tokens; options: of the config's sections;
+    teacher: the shape of one to distill from.
+    """
+
+    shape: Workload | None
+    row_tokens: int
+    batch: int
+    length: int | None = None
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    teacher: Workload | None = None
+
+
+_SMALL = WORKLOADS["small"]
+_GROUPED = Workload("grouped", 2048, 5632, 4, 32, 4, 32000)
+_WORDY = Workload("wordy", 1024, 3584, 4, 8, 2, 128256)
+_INT8 = {"model": {"base_dtype": "int8"}}
+_AGAIN = {"train": {"activation_checkpointing": True}}
+_PLAIN = {"backend": {"prepack": False}}
+
+CASES = {
+    "shipped": Case(None, 2048, 32),
+    "shipped, long rows": Case(None, 8192, 96),
+    "shipped, long rows, checkpointing": Case(None, 8192, 96, options=_AGAIN),
+    "small": Case(_SMALL, 2048, 16),
+    "small int8": Case(_SMALL, 2048, 16, options=_INT8),
+    "small as loaded": Case(_SMALL, 1024, 8, options=_PLAIN),
+    "small r=128": Case(_SMALL, 1024, 8, options={"method": {"r": 128}}),
+    "small checkpointing": Case(_SMALL, 4096, 32, options=_AGAIN),
+    "small 1024-token examples": Case(_SMALL, 4096, 4, 1024),
+    "small float32": Case(_SMALL, 1024, 8, options={"model": {"dtype": "float32"}}),
+    "small dropout": Case(_SMALL, 1024, 8, options={"method": {"dropout": 0.1}}),
+    "grouped": Case(_GROUPED, 1024, 8),
+    "grouped int8": Case(_GROUPED, 2048, 16, options=_INT8),
+    "grouped checkpointing": Case(_GROUPED, 2048, 16, options={**_AGAIN, **_PLAIN}),
+    "small full": Case(_SMALL, 1024, 8, options={"method": {"name": "full"}}),
+    "small NF4": Case(_SMALL, 1024, 8, options={"method": {"name": "qlora"}}),
+    "small DoRA": Case(_SMALL, 1024, 8, options={"method": {"use_dora": True}}),
+    "shipped, distilled from small": Case(None, 2048, 16, teacher=_SMALL),
+    "wordy": Case(_WORDY, 2048, 16),
+    "wordy int8, long": Case(_WORDY, 2048, 2, 1024, options=_INT8),
+}
+
+
+def bench_plan(names: list[str], steps: int, threads: int | None) -> dict[str, Any]:
+    """Predict and run these cases (all, if none is named), `steps` steps each: {cases, machine}.
+
+    Memory in GiB, times in seconds a step, the median behind the first two; errors are predicted
+    over real, minus 1. Raises UserError, and IntelFTError where a run fails.
+    """
+    for name in names:
+        if name not in CASES:
+            raise UserError(f"no case {name!r}: choose of {', '.join(CASES)}")
+    subprocess_json.environment(threads)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names or list(CASES):
+            found.append(_case(name, CASES[name], Path(folder), steps, threads))
+            logger.info("%s", found[-1])
+    return {"cases": found, "machine": machine.describe(threads or machine.cores())}
+
+
+def _case(name: str, case: Case, folder: Path, steps: int, threads: int | None) -> dict[str, Any]:
+    config = _config(case, folder, steps, threads)
+    predicted = plan(inputs_of(config, Cluster(), None))
+    write_text(folder / "run.yaml", config.to_yaml())
+    command = [sys.executable, "-c", _TRAIN, "train", str(folder / "run.yaml"), "--overwrite"]
+    subprocess_json.finished(f"plan, {name}", command, subprocess_json.environment(threads))
+    metrics = (config.output.directory / "metrics.jsonl").read_text().splitlines()
+    real = [json.loads(line) for line in metrics]
+    memory = max(line["rss_gib"] for line in real)
+    time = statistics.median(line["step_s"] for line in real[_WARM_UP:])
+    total, seconds = predicted["memory"]["total"], predicted["step"]["seconds"]
+    return {
+        "name": name,
+        "row_tokens": predicted["memory"]["row_tokens"],
+        "layout": predicted["memory"]["layout"],
+        "predicted_gib": total,
+        "real_gib": memory,
+        "memory_error": total / memory - 1,
+        "predicted_s": seconds,
+        "real_s": time,
+        "time_error": seconds / time - 1,
+    }
+
+
+def _config(case: Case, folder: Path, steps: int, threads: int | None) -> Config:
+    values: dict[str, dict[str, Any]] = {
+        "model": {"name_or_path": TINY},
+        "data": {"train": DATA},
+        "train": {
+            "max_steps": steps,
+            "global_batch_size": case.batch,
+            "max_tokens_per_row": case.row_tokens,
+            "report_to": [],
+        },
+        "backend": {"name": "cpu", "threads": threads or "auto"},
+        "output": {"directory": folder / "run"},
+    }
+    if case.shape is not None:
+        values["model"]["name_or_path"] = str(_model(case.shape, folder))
+    if case.length is not None:
+        cut = {"max_length": case.length, "on_long": "truncate"}
+        values["data"] = {"train": str(_text(case, folder)), "format": "text", **cut}
+    if case.teacher is not None:
+        values["method"] = {"name": "distill", "teacher": str(_model(case.teacher, folder))}
+    for section, options in case.options.items():
+        values[section] = values.get(section, {}) | options
+    return build(values, "bench plan")
+
+
+def _model(shape: Workload, folder: Path) -> Path:
+    """A folder with a random model of this shape and the shipped tokenizer."""
+    final = folder / shape.name
+    if final.exists():
+        return final
+    model = random_model(shape, 0, "sdpa")
+    for owner in (model.config, model.generation_config):
+        owner.bos_token_id, owner.eos_token_id, owner.pad_token_id = 0, 1, 2
+    model.save_pretrained(final)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(assets.resolve(TINY)) / name, final)
+    return final
+
+
+def _text(case: Case, folder: Path) -> Path:
+    """Rows of ready-made text, each longer than `case.length` tokens."""
+    rows = Path(assets.resolve(DATA)).read_text(encoding="utf-8").splitlines()
+    size = 8 * (case.length or 0)  # characters; the tokenizer makes a token of 3 or so
+    text = "\n".join(rows)
+    parts = [text[start : start + size] for start in range(0, 64 * size, size)]
+    path = folder / f"text-{case.length}.jsonl"
+    write_text(path, "".join(json.dumps({"text": part}) + "\n" for part in parts))
+    return path

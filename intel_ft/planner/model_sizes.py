@@ -1,0 +1,169 @@
+"""A model's sizes and products from its configuration alone, no weight loaded; called from
+insight.plan_inputs.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from intel_ft.artifacts.resolve import IR_FILE
+from intel_ft.config import Config, ModelConfig
+from intel_ft.errors import UserError
+from intel_ft.models import gemm_rate
+from intel_ft.models.adapter import add_lora, is_linear
+from intel_ft.models.fast_path import left_to_others
+from intel_ft.models.flops import StepCost, expert_weights, step_cost
+from intel_ft.models.fused_decoder import layer_of
+from intel_ft.models.load import model_folder
+from intel_ft.training.distillation import OWN_BASE, teacher_config
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Counts of parameters and the dimensions that activations follow.
+
+    linear: weights of the frozen linear layers but the head; kept_as_loaded: all other frozen
+    parameters (embeddings, head, norms, biases; a tied head once); embeddings: those of them that
+    are embeddings alone, a row for each token; experts: those of them that a token meets in
+    mixtures of experts. trained: those of the adapter, or all. why_not_fused: None where
+    models.fused computes the layers; dora: with DoRA, which is dearest of those that are not.
+    """
+
+    parameters: int
+    linear: int
+    kept_as_loaded: int
+    trained: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    why_not_fused: str | None
+    packs: bool
+    dora: bool = False
+    embeddings: int = 0
+    experts: int = 0
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """A distillation's teacher: how large it is, what reading costs (as if it trained), and the
+    bytes of its weights, 0 where they are the student's own.
+    """
+
+    sizes: ModelSizes
+    cost: StepCost
+    weights: int
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPlan:
+    """The sizes, a step's cost without a teacher's, and the products of a row of 1024 tokens, half
+    of them supervised, as the machine's rate is measured with. description: the model's
+    configuration.
+    """
+
+    description: Any
+    sizes: ModelSizes
+    cost: StepCost
+    products: list[gemm_rate.Product]
+    teacher: TeacherPlan | None = None
+
+
+def model_plan(config: Config) -> ModelPlan:
+    """What `config` trains. Raises UserError for a model or target modules that do not exist,
+    EnvironmentProblem for a Hub id of which no configuration is here and that cannot be reached.
+    """
+    return counted(config, description_of(config.model), _teacher(config))
+
+
+def counted(config: Config, description: Any, teacher: TeacherPlan | None = None) -> ModelPlan:
+    """The same for a model of that description in place of the config's own."""
+    model = _without_weights(config.model, description)
+    if config.method.trains_all:
+        model.requires_grad_(True)
+    else:
+        model = add_lora(model, config.method, config.model.name_or_path, None)
+    products = gemm_rate.linear_products(model, 1024, 0.5)
+    sizes = replace(_sizes(model), dora=config.method.use_dora)
+    if (other := left_to_others(config)) is not None:
+        sizes = replace(sizes, why_not_fused=other)
+    return ModelPlan(description, sizes, step_cost(model), products, teacher)
+
+
+def _teacher(config: Config) -> TeacherPlan | None:
+    if config.method.name != "distill":
+        return None
+    other = teacher_config(config)
+    model = _without_weights(other, description_of(other))
+    sizes = _sizes(model)
+    ir = (model_folder(other, weights=False) / IR_FILE).with_suffix(".bin")
+    weights = ir.stat().st_size if ir.is_file() else 2 * sizes.parameters
+    shared = config.method.teacher == OWN_BASE and not config.method.trains_all
+    return TeacherPlan(sizes, step_cost(model), 0 if shared else weights)
+
+
+def _without_weights(config: ModelConfig, description: Any) -> Any:
+    """The frozen model on torch's `meta` device."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoModelForCausalLM.from_config(
+            description, dtype=torch.bfloat16, trust_remote_code=config.trust_remote_code
+        ).requires_grad_(False)
+
+
+def _sizes(model: Any) -> ModelSizes:
+    text = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    linear = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if is_linear(module) and module is not head and not module.weight.requires_grad
+    )
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    table = base.get_input_embeddings().weight
+    alone = not table.requires_grad and (head is None or head.weight is not table)
+    heads = text.num_attention_heads
+    return ModelSizes(
+        parameters=frozen or trained,
+        linear=linear,
+        kept_as_loaded=frozen - linear,
+        trained=trained,
+        hidden=text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vocabulary=text.vocab_size,
+        why_not_fused=_why_not_fused(base, trains_all=not frozen),
+        packs=bool(base._supports_attention_backend),
+        embeddings=table.numel() if alone else 0,
+        experts=expert_weights(model)[0],
+    )
+
+
+def _why_not_fused(base: Any, *, trains_all: bool) -> str | None:
+    if trains_all:
+        return "all of their weights train"
+    blocks = getattr(base.get_decoder(), "layers", None)
+    layer = layer_of(blocks[0]) if blocks else "its decoder has no list of layers"
+    return layer if isinstance(layer, str) else None
+
+
+def description_of(config: ModelConfig) -> Any:
+    """The model's config.json as Transformers reads it."""
+    folder = model_folder(config, weights=False)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: its config.json cannot be used ({reason})") from None

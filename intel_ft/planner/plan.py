@@ -1,0 +1,145 @@
+"""`plan`: what a config will need on a cluster, before any weight is loaded: read this first;
+called from cli.plan and insight.bench_plan.
+
+plan_inputs gathers what it is computed from: plan_model counts, plan_machine has the rates,
+plan_work says what goes through, plan_probe tries some layers; plan_memory and plan_time predict.
+"""
+
+from typing import Any
+
+from intel_ft.backends import cpu
+from intel_ft.config import Config
+from intel_ft.distributed import oneccl
+from intel_ft.models.flops import with_teacher
+from intel_ft.planner import memory as plan_memory
+from intel_ft.planner import roofline
+from intel_ft.planner.fit import by_row, changes
+from intel_ft.planner.inputs import Inputs, Run, rates_of, run_of, threads_of
+
+
+def plan(inputs: Inputs) -> dict[str, Any]:
+    """{model, cluster, data, memory, step, run, checkpoint, change}: sizes in GiB, times in
+    seconds, rates in GFLOP/s or token/s; `change` is what would make it fit, if it does not.
+    """
+    config, cluster, model = inputs.config, inputs.cluster, inputs.model
+    run = run_of(inputs)
+    work, setting, available = run.work, run.setting, run.available
+    memory = plan_memory.memory(model.sizes, setting)
+    time = _times(inputs, run)
+    weights = 4 * model.sizes.trained
+    saved = weights + (4 * 2 * model.sizes.trained if "adam" in config.train.optimizer else 0)
+    saved += weights if setting.keeps_best else 0
+    kept = min(config.train.keep_checkpoints, max(1, work.steps // config.train.save_steps))
+    return {
+        "model": {
+            "name": config.model.name_or_path,
+            "parameters": model.sizes.parameters,
+            "trainable": model.sizes.trained,
+            "layers": model.sizes.why_not_fused or "fused",
+        },
+        "cluster": {
+            "nodes": cluster.nodes,
+            "ranks": cluster.nodes * cluster.ranks,
+            "threads": threads_of(inputs),
+            "node": inputs.machine.name,
+            "gpu": setting.gpu,
+            "dtype": str(inputs.machine.dtype).removeprefix("torch."),
+            "gemm_gflops": inputs.machine.gemm_rate / 1e9,
+            "int8_gops": inputs.machine.int8_rate / 1e9,
+            "memory_gb_per_s": inputs.machine.bandwidth / 1e9,
+            "slowdown": inputs.machine.slowdown,
+            "source": inputs.machine.source,
+        },
+        "data": {
+            "source": inputs.examples.source,
+            "steps": work.steps,
+            "row_capacity": run.capacity,
+        },
+        "memory": {
+            "layout": setting.layout,
+            "row_tokens": setting.row_tokens,
+            "parts": {name: part / cpu.GIB for name, part in vars(memory).items()},
+            "total": memory.total / cpu.GIB,
+            "needed": memory.needed / cpu.GIB,
+            "available": available / cpu.GIB,
+            "fits": memory.needed <= available,
+            "largest_row": plan_memory.largest_row(model.sizes, setting, available),
+            "rows": by_row(model, setting),
+        },
+        **time,
+        "checkpoint": {
+            "weights": weights / cpu.GIB,
+            "each": saved / cpu.GIB,
+            "kept": kept * saved / cpu.GIB,
+        },
+        "change": []
+        if memory.needed <= available
+        else changes(config, model, setting, available, cluster.nodes, cluster.ranks),
+    }
+
+
+def _times(inputs: Inputs, run: Run) -> dict[str, Any]:
+    config, cluster, model = inputs.config, inputs.cluster, inputs.model
+    work, steps, setting = run.work, run.steps, run.setting
+    rates = rates_of(inputs, threads_of(inputs), setting)
+    collective = _collective(config, gpu=setting.gpu)
+    exchange = roofline.exchange_seconds(
+        model.sizes.trained, cluster.nodes, cluster.ranks, collective, cluster.network / 8
+    )
+    slowest, idle = [], 0.0
+    for ranks in steps:
+        times = [
+            roofline.rank_seconds(model, rates, rows, setting).slower(inputs.machine.slowdown)
+            for rows in ranks
+        ]
+        slowest.append(max(times, key=lambda seconds: seconds.total))
+        idle += 1 - sum(t.total for t in times) / len(times) / slowest[-1].total
+    parts = {
+        name: sum(getattr(seconds, name) for seconds in slowest) / len(slowest)
+        for name in vars(slowest[0])
+    }
+    parts["communication"] = exchange
+    seconds = sum(parts.values())
+    rows = [row for ranks in steps for share_ in ranks for row in share_]
+    tokens = sum(int(lengths.sum()) for lengths, _ in rows) / len(steps)
+    squares = sum(float((lengths.astype(float) ** 2).sum()) for lengths, _ in rows) / len(steps)
+    supervised = sum(count for _, count in rows) / len(steps)
+    cost = model.cost if model.teacher is None else with_teacher(model.cost, model.teacher.cost)
+    flops = cost.linear * tokens + cost.attention * squares + cost.logits * supervised
+    ranks_count = cluster.nodes * cluster.ranks
+    # Forward alone is half of a product's work, and a third of what lies between.
+    evaluation = work.evaluations * inputs.examples.held_out_tokens / tokens * seconds / 2
+    total = work.steps * seconds + evaluation
+    kwh = None
+    if cluster.watts is not None:
+        kwh = cluster.watts * cluster.nodes * total / 3.6e6
+    return {
+        "step": {
+            "tokens": tokens,
+            "supervised_tokens": supervised,
+            "flops": flops,
+            "seconds": seconds,
+            "parts": parts,
+            "tokens_per_s": tokens / seconds,
+            "mfu": flops / seconds / (rates.gemm * ranks_count),
+            "communication_share": exchange / seconds,
+            "waiting_share": idle / len(steps),
+            "collective": collective,
+        },
+        "run": {
+            "steps": work.steps,
+            "seconds": total,
+            "evaluation_seconds": evaluation,
+            "kwh": kwh,
+        },
+    }
+
+
+def _collective(config: Config, *, gpu: bool) -> str:
+    """As join decides, started by `launch`, whose mpirun comes with oneCCL."""
+    chosen = config.backend.collective
+    if chosen != "auto":
+        return chosen
+    if gpu:
+        return "nccl"
+    return "gloo" if oneccl.why_not_usable() else "ccl"

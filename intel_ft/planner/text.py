@@ -1,0 +1,139 @@
+"""A plan as lines of text, and a sweep as a table; called from cli.plan."""
+
+from typing import Any
+
+from intel_ft.bench.tables import Table
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report of insight.plan, a line a fact."""
+    model, cluster, memory = report["model"], report["cluster"], report["memory"]
+    step, run, saved = report["step"], report["run"], report["checkpoint"]
+    share = 100 * model["trainable"] / model["parameters"]
+    facts = [
+        ("model", f"{model['name']}: {model['parameters']:,} parameters"),
+        ("trained", f"{model['trainable']:,} ({share:.2f} %); decoder layers: {model['layers']}"),
+        (
+            "cluster",
+            f"{_count(cluster['nodes'], 'node')} of {cluster['node']}, {_ranks(cluster)}, "
+            f"{cluster['dtype']}",
+        ),
+        (
+            "a node",
+            f"{_products(cluster)}, memory {cluster['memory_gb_per_s']:,.0f} GB/s "
+            f"({cluster['source']})",
+        ),
+        *_slowdown(cluster["slowdown"]),
+        ("data", report["data"]["source"]),
+        ("", ""),
+        ("memory", _verdict(memory)),
+        *((f"  {_words(name)}", f"{g:8.2f} GiB") for name, g in memory["parts"].items() if g),
+        (
+            "  in all",
+            f"{memory['total']:8.2f} GiB a rank, its largest row {memory['row_tokens']:,}",
+        ),
+        ("largest row", f"{memory['largest_row']:,} tokens would fit"),
+        ("rows", _rows(memory["rows"])),
+        *(("change", text) for text in report["change"]),
+        ("", ""),
+        (
+            "a step",
+            f"{step['tokens']:,.0f} tokens, {step['flops'] / 1e12:,.3g} TFLOP: "
+            f"{_duration(step['seconds'])}, {step['tokens_per_s']:,.0f} token/s, "
+            f"MFU {step['mfu']:.2f}",
+        ),
+        ("of that", _parts(step)),
+        (
+            "ranks",
+            f"exchange over {step['collective']} {100 * step['communication_share']:.1f} % of a "
+            f"step; waiting for the dearest share {100 * step['waiting_share']:.1f} %",
+        ),
+        (
+            "the run",
+            f"{_count(run['steps'], 'step')}: {_duration(run['seconds'])}, of which evaluation "
+            f"{_duration(run['evaluation_seconds'])}",
+        ),
+        *([] if run["kwh"] is None else [("energy", f"{run['kwh']:,.2f} kWh")]),
+        (
+            "checkpoints",
+            f"weights {_size(saved['weights'])}, a checkpoint {_size(saved['each'])}, those kept "
+            f"{_size(saved['kept'])}",
+        ),
+    ]
+    width = max(len(name) for name, _ in facts) + 2
+    return [f"{name:<{width}}{text}".rstrip() for name, text in facts]
+
+
+def sweep_table(points: list[dict[str, Any]], over: str) -> Table:
+    """A line a value; times of the whole run, memory of a rank."""
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{point['value']:,}",
+            f"{point['memory']['total']:.1f}",
+            "yes" if point["memory"]["fits"] else "no",
+            f"{point['step']['seconds']:.3g}",
+            f"{point['step']['tokens_per_s']:,.0f}",
+            f"{point['step']['mfu']:.2f}",
+            f"{100 * point['step']['communication_share']:.1f}",
+            f"{point['run']['seconds'] / 3600:,.2f}",
+            "" if point["run"]["kwh"] is None else f"{point['run']['kwh']:,.1f}",
+        )
+        for point in points
+    ]
+    titles = ("GiB a rank", "fits", "step s", "token/s", "MFU", "exchange %", "hours", "kWh")
+    return Table((over.replace("-", " "), *titles), rows)
+
+
+def _slowdown(times: float) -> list[tuple[str, str]]:
+    """A fact, where layers were timed."""
+    return [] if times == 1 else [("its layers", f"took {times:.2f} times the roofline's time")]
+
+
+def _verdict(memory: dict[str, Any]) -> str:
+    sizes = f"{memory['needed']:.1f} GiB needed a rank, {memory['available']:.1f} GiB there"
+    return f"{'fits' if memory['fits'] else 'DOES NOT FIT'}: {sizes}; weights {memory['layout']}"
+
+
+def _rows(rows: list[dict[str, float]]) -> str:
+    pairs = (f"{r['tokens']:,}: {r['total']:.1f} ({r['total_checkpointing']:.1f})" for r in rows)
+    return f"GiB a rank by row (with checkpointing): {', '.join(pairs)}"
+
+
+def _parts(step: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{_words(name)} {100 * seconds / step['seconds']:.0f} %"
+        for name, seconds in step["parts"].items()
+        if seconds
+    )
+
+
+def _products(cluster: dict[str, Any]) -> str:
+    rate = f"{cluster['gemm_gflops']:,.0f} GFLOP/s"
+    return rate if cluster["gpu"] else f"{rate}, int8 {cluster['int8_gops']:,.0f} GOP/s"
+
+
+def _ranks(cluster: dict[str, Any]) -> str:
+    ranks = _count(cluster["ranks"], "rank")
+    if cluster["gpu"]:
+        return f"{ranks} in all, a GPU each"
+    return f"{ranks} of {_count(cluster['threads'], 'thread')} in all"
+
+
+def _words(name: str) -> str:
+    return {"mapped": "file, mapped"}.get(name, name.replace("_", " "))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.2f} GiB" if gib >= 1 else f"{1024 * gib:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"

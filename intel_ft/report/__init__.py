@@ -1,0 +1,1 @@
+"""One HTML page of what a run did. Start at page.py."""

@@ -1,0 +1,42 @@
+"""Answers before and after training, for the report; called from cli.report."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from intel_ft import assets
+from intel_ft.artifacts.resolve import resolve
+from intel_ft.config import load
+from intel_ft.files import write_text
+from intel_ft.inference.evaluate import answerable, greedy_answers
+from intel_ft.models.load import load_tokenizer
+from intel_ft.report.read_run import SAMPLES
+from intel_ft.runtimes.open_model import open_model
+from intel_ft.training.setup import read_data
+
+
+def write_samples(run: Path, count: int, max_new_tokens: int) -> None:
+    """Have the base and what `run` trained answer its first `count` held-out examples, or its
+    training ones where it has none held out, and write RUN/samples.jsonl.
+
+    Raises UserError where the run has not finished, or its model or data are no longer there.
+    """
+    after = resolve(str(run))
+    config = load(run / "config.yaml")
+    base = resolve(assets.resolve(after.base_model))
+    before = replace(base, base_revision=after.base_revision)
+    training, evaluation = read_data(config, load_tokenizer(config.model))
+    prepared = training if evaluation is None else evaluation
+    asked = answerable(prepared, count)
+    answers = []
+    for artifact in (before, after):  # one after the other: both may not fit
+        model = open_model(artifact, trust_remote_code=config.model.trust_remote_code)
+        answers.append(
+            greedy_answers(model, prepared.template, asked, after.system_prompt, max_new_tokens)
+        )
+        del model
+    lines = [
+        {"prompt": messages[-2].content if len(messages) > 1 else "", "before": a, "after": b}
+        for messages, a, b in zip(asked, *answers, strict=True)
+    ]
+    write_text(run / SAMPLES, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,0 +1,44 @@
+"""The logits of an OpenVINO IR on this CPU; called from inference.openvino_lm and
+models.ir_teacher.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.artifacts.resolve import IR_FILE
+from intel_ft.optional_packages import require_openvino
+
+
+class IRLogits:
+    """The IR in `folder`, compiled; `properties` are OpenVINO's names, the rest its defaults.
+
+    Raises EnvironmentProblem without OpenVINO, RuntimeError where it cannot load the IR.
+    """
+
+    def __init__(self, folder: Path, properties: Mapping[str, str]) -> None:
+        require_openvino("openvino")
+        import openvino
+
+        self.compiled = openvino.Core().compile_model(folder / IR_FILE, "CPU", dict(properties))
+        self._inputs = {name for port in self.compiled.inputs for name in port.get_names()}
+        self._request: Any = self.compiled.create_infer_request()
+
+    def at(
+        self, tokens: npt.NDArray[Any], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """[positions, vocabulary], of one text of whole-number `tokens`, from an empty cache."""
+        length = len(tokens)
+        feed = {
+            "input_ids": tokens.astype(np.int64)[None],
+            "attention_mask": np.ones((1, length), dtype=np.int64),
+            "position_ids": np.arange(length, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        self._request.reset_state()
+        result = self._request.infer({name: feed[name] for name in feed if name in self._inputs})
+        logits: npt.NDArray[np.float32] = result["logits"][0][positions]
+        return logits

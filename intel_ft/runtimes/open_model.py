@@ -1,0 +1,27 @@
+"""Opening a model with the engine for its kind; called from cli, demo and export."""
+
+from intel_ft.artifacts.resolve import Artifact
+from intel_ft.runtimes.language_model import LanguageModel
+
+
+def open_model(
+    artifact: Artifact,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LanguageModel:
+    """Load `artifact` with the engine for its kind: OpenVINO for an IR, otherwise torch.
+
+    `dtype` ("bfloat16", "float32" or "auto", see load_torch) is of the weights in torch; an IR has
+    its own.
+    """
+    if artifact.kind == "openvino":
+        from intel_ft.runtimes.openvino_lm import load_openvino
+
+        return load_openvino(artifact)
+    from intel_ft.runtimes.torch_lm import load_torch
+
+    return load_torch(
+        artifact, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )

@@ -1,0 +1,229 @@
+"""An OpenVINO IR on this CPU, generating with OpenVINO GenAI; called from inference.language_model
+and export.openvino.
+
+Optimum, NNCF and openvino-tokenizers' Python side are for export; nothing here needs them.
+"""
+
+import queue
+import threading
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.artifacts.model_folder import stop_tokens
+from intel_ft.artifacts.resolve import IR_FILE, Artifact
+from intel_ft.errors import UserError
+from intel_ft.optional_packages import require_openvino
+from intel_ft.runtimes.ir_logits import IRLogits
+from intel_ft.runtimes.language_model import (
+    Completion,
+    Sampling,
+    Stream,
+    finish,
+    read_context_window,
+    room_for_answer,
+    tokenizer_config,
+)
+from intel_ft.runtimes.text_stream import TextStream
+
+
+def load_openvino(artifact: Artifact) -> "OpenVINOLM":
+    """The IR in `artifact`'s folder with the Hugging Face tokenizer that lies beside it."""
+    from intel_ft.models.tokenizer import load_tokenizer
+
+    return OpenVINOLM(artifact.folder, load_tokenizer(tokenizer_config(artifact)))
+
+
+class OpenVINOLM:
+    """A `LanguageModel` over an IR folder. Compiles on first use: once for GenAI, once for logits.
+
+    Both use the plugin's own defaults (on a CPU with AMX bf16 arithmetic, and for an int8 IR an
+    8-bit KV cache and activations quantized on the fly), because that is what the IR will run with
+    wherever it is served; `properties` (OpenVINO's names) says otherwise. Raises
+    EnvironmentProblem without the `openvino` extra, UserError for an IR that cannot be read.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: Any, properties: dict[str, str] | None = None
+    ) -> None:
+        require_openvino("openvino", "openvino_genai")
+        self.tokenizer = tokenizer
+        self.context_window = read_context_window(folder)
+        self._folder = folder
+        self._properties = properties or {}
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        import openvino_genai
+
+        try:
+            return openvino_genai.LLMPipeline(str(self._folder), "CPU", **self._properties)
+        except RuntimeError as error:
+            raise UserError(f"{self._folder}: {_last_line(error)}") from error
+
+    @cached_property
+    def _ir(self) -> IRLogits:
+        try:
+            return IRLogits(self._folder, self._properties)
+        except RuntimeError as error:
+            raise UserError(f"{self._folder / IR_FILE}: {_last_line(error)}") from error
+
+    @cached_property
+    def _stops(self) -> frozenset[int]:
+        import openvino_genai
+
+        path = self._folder / "generation_config.json"  # read alone: no pipeline for its sake
+        config = openvino_genai.GenerationConfig(str(path)) if path.is_file() else None
+        return stop_tokens(self.tokenizer, sorted(config.stop_token_ids) if config else [])
+
+    def precisions(self) -> dict[str, str]:
+        """What the plugin computes in, and what it keeps keys and values in, as it says itself."""
+        return {
+            "inference_precision": _type_name(self._ir.compiled, "INFERENCE_PRECISION_HINT"),
+            "kv_cache_precision": _type_name(self._ir.compiled, "KV_CACHE_PRECISION"),
+        }
+
+    def generate(
+        self, prompt_tokens: list[int], sampling: Sampling, stream: Stream | None = None
+    ) -> Completion:
+        """See `LanguageModel.generate`."""
+        import openvino
+
+        config = self._config(prompt_tokens, sampling, sampling.seed)
+        # Token ids, not text: the training template is already in them, and GenAI would apply the
+        # tokenizer's chat template to text once more.
+        prompt = openvino.Tensor(np.array([prompt_tokens], dtype=np.int64))
+        text = None
+        if stream:
+            text = TextStream(self.tokenizer, stream, self._stops, sampling.stop)
+        start = time.monotonic()
+        new_tokens = _generate_in_thread(self._pipeline, prompt, config, text)
+        seconds = time.monotonic() - start
+        return finish(self.tokenizer, new_tokens, self._stops, seconds, sampling.stop)
+
+    def generate_many(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
+    ) -> list[Completion]:
+        """See `LanguageModel.generate_many`. By GenAI's continuous batching: a prompt that has
+        ended makes room for the others at once.
+        """
+        import openvino
+
+        configs = [
+            self._config(one, sampling, seed) for one, seed in zip(prompts, seeds, strict=True)
+        ]
+        tensors = [openvino.Tensor(np.array([one], dtype=np.int64)) for one in prompts]
+        start = time.monotonic()
+        results = self._batch_pipeline.generate(tensors, configs)
+        seconds = time.monotonic() - start
+        return [
+            finish(
+                self.tokenizer,
+                list(result.m_generation_ids[0]),
+                self._stops,
+                seconds,
+                sampling.stop,
+            )
+            for result in results
+        ]
+
+    @cached_property
+    def _batch_pipeline(self) -> Any:
+        import openvino_genai
+
+        scheduler = openvino_genai.SchedulerConfig()
+        try:
+            return openvino_genai.ContinuousBatchingPipeline(
+                str(self._folder), scheduler, "CPU", self._properties
+            )
+        except RuntimeError as error:
+            raise UserError(f"{self._folder}: {_last_line(error)}") from error
+
+    def _config(self, prompt_tokens: list[int], sampling: Sampling, seed: int) -> Any:
+        import openvino_genai
+
+        wanted = room_for_answer(prompt_tokens, sampling.max_new_tokens, self.context_window)
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = wanted
+        config.do_sample = sampling.temperature > 0
+        config.repetition_penalty = sampling.repetition_penalty
+        config.stop_token_ids = set(self._stops)
+        if sampling.temperature > 0:
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p
+            config.rng_seed = seed
+            if sampling.top_k:  # GenAI's "all" is its default, a very large number; 0 is refused
+                config.top_k = sampling.top_k
+        config.stop_strings = set(sampling.stop)
+        config.include_stop_str_in_output = True  # it cuts at whole tokens, `finish` at characters
+        return config
+
+    def logits(
+        self, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """See `LanguageModel.logits`."""
+        return self._ir.at(tokens, positions)
+
+
+def _generate_in_thread(
+    pipeline: Any, prompt: Any, config: Any, text: TextStream | None
+) -> list[int]:
+    """Run the pipeline aside; stream, and hear Ctrl-C, here.
+
+    GenAI (2026.4) calls a streamer from a thread of its own, where an exception aborts the
+    process, and holds the calling thread, where Python would deliver signals. So the streamer only
+    fills a queue, and whatever this thread raises first cancels the generation.
+    """
+    import openvino_genai
+
+    arrived: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    cancelled = threading.Event()
+    result: list[int] = []
+    failure: list[Exception] = []
+
+    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
+        def write(self, token: int | list[int]) -> Any:
+            for one in [token] if isinstance(token, int) else token:
+                arrived.put(one)
+            status = openvino_genai.StreamingStatus
+            return status.CANCEL if cancelled.is_set() else status.RUNNING
+
+        def end(self) -> None:
+            pass
+
+    def work() -> None:
+        try:
+            result.extend(pipeline.generate(prompt, config, Streamer()).tokens[0])
+        except Exception as error:
+            failure.append(error)
+        finally:
+            arrived.put(None)
+
+    worker = threading.Thread(target=work, name="openvino-generate")
+    worker.start()
+    try:
+        while (token := arrived.get()) is not None:
+            if text:
+                text.add(token)
+    finally:
+        cancelled.set()
+        worker.join()
+    if failure:
+        raise failure[0]
+    if text:
+        text.end()
+    return result
+
+
+def _type_name(compiled: Any, name: str) -> str:
+    return str(compiled.get_property(name).get_type_name())
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO puts C++ source positions first and the matter last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"OpenVINO cannot load it: {lines[-1] if lines else error!r}"

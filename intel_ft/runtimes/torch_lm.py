@@ -1,0 +1,169 @@
+"""A base, adapter or merged model in torch on this CPU; called from inference.language_model and
+export.merge.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft.artifacts.model_folder import stop_tokens
+from intel_ft.artifacts.resolve import Artifact
+from intel_ft.models.saved_adapter import apply_adapter
+from intel_ft.runtimes.language_model import (
+    Completion,
+    Sampling,
+    Stream,
+    base_config,
+    finish,
+    room_for_answer,
+    tokenizer_config,
+)
+from intel_ft.runtimes.text_stream import TextStream
+
+
+def load_torch(
+    artifact: Artifact,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> "TorchLM":
+    """Load `artifact` (not an IR) with weights in `dtype`, "auto" being bfloat16 where the CPU
+    multiplies in it, else float32; an adapter's own stay in fp32.
+    """
+    import torch
+
+    from intel_ft.backends.cpu import fastest_dtype
+    from intel_ft.models.load import load_base, load_tokenizer
+
+    config = base_config(artifact, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    model = load_base(config, fastest_dtype()[0] if dtype == "auto" else getattr(torch, dtype))
+    if artifact.kind == "adapter":
+        model = apply_adapter(model, artifact.folder)
+    tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust_remote_code))
+    return TorchLM(model, tokenizer)
+
+
+class TorchLM:
+    """A `LanguageModel` over a transformers (or peft) model."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        from transformers import GenerationConfig
+
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.context_window = getattr(model.config, "max_position_embeddings", None)
+        own = model.generation_config
+        self._stops = stop_tokens(tokenizer, own.eos_token_id if own else None)
+        # Otherwise generate() fills in the base's own temperature, top_p and so on wherever a
+        # call leaves them at their defaults.
+        model.generation_config = GenerationConfig()
+
+    def generate(
+        self, prompt_tokens: list[int], sampling: Sampling, stream: Stream | None = None
+    ) -> Completion:
+        """See `LanguageModel.generate`."""
+        text = None
+        if stream:
+            text = TextStream(self.tokenizer, stream, self._stops, sampling.stop)
+        streamer = _Streamer(text, len(prompt_tokens)) if text else None
+        return self._generate([prompt_tokens], [sampling.seed], sampling, streamer)[0]
+
+    def generate_many(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
+    ) -> list[Completion]:
+        """See `LanguageModel.generate_many`."""
+        window = self.context_window
+        rooms = [room_for_answer(one, sampling.max_new_tokens, window) for one in prompts]
+        if len(prompts) == 1 or window is None or min(rooms) == sampling.max_new_tokens:
+            return self._generate(prompts, seeds, sampling)
+        # Beside a prompt that nearly fills the window the others would have to be brief, too.
+        pairs = zip(prompts, seeds, strict=True)
+        return [self._generate([one], [seed], sampling)[0] for one, seed in pairs]
+
+    def _generate(
+        self,
+        prompts: list[list[int]],
+        seeds: list[int],
+        sampling: Sampling,
+        streamer: "_Streamer | None" = None,
+    ) -> list[Completion]:
+        import torch
+        from transformers import GenerationConfig
+
+        from intel_ft.runtimes.torch_sampling import RepetitionPenalty, SeededRows, StopTexts
+
+        width = max(map(len, prompts))
+        wanted = room_for_answer(
+            max(prompts, key=len), sampling.max_new_tokens, self.context_window
+        )
+        for one in prompts:
+            room_for_answer(one, 1, self.context_window)
+        # A stop token, where `finish` cuts off what follows the end of a row.
+        pad = min(self._stops, default=self.tokenizer.pad_token_id or 0)
+        # Rows draw their tokens in a processor, each with its own seed: to generate() it is greedy.
+        config = GenerationConfig(
+            max_new_tokens=wanted,
+            do_sample=False,
+            eos_token_id=sorted(self._stops) or None,
+            pad_token_id=pad,
+        )
+        ids = torch.full((len(prompts), width), pad)
+        mask = torch.zeros_like(ids)
+        for row, one in enumerate(prompts):
+            ids[row, width - len(one) :] = torch.tensor(one)
+            mask[row, width - len(one) :] = 1
+        processors: list[Any] = []
+        if sampling.repetition_penalty != 1:
+            starts = [width - len(one) for one in prompts]
+            processors.append(RepetitionPenalty(sampling.repetition_penalty, starts))
+        if sampling.temperature:
+            processors.append(SeededRows(sampling, seeds))
+        start = time.monotonic()
+        with torch.inference_mode():
+            answers = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=processors,
+                stopping_criteria=[StopTexts(self.tokenizer, sampling.stop, width)],
+                streamer=streamer,
+            )
+        seconds = time.monotonic() - start
+        new = answers[:, width:].tolist()
+        return [finish(self.tokenizer, one, self._stops, seconds, sampling.stop) for one in new]
+
+    def logits(
+        self, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """See `LanguageModel.logits`."""
+        import torch
+
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=torch.from_numpy(tokens.astype(np.int64))[None],
+                logits_to_keep=torch.from_numpy(positions),
+                use_cache=False,
+            )
+        logits: npt.NDArray[np.float32] = output.logits[0].float().numpy()
+        return logits
+
+
+class _Streamer:
+    """What transformers' generate() calls: `put` with the prompt, then with each new token."""
+
+    def __init__(self, text: TextStream, prompt_length: int) -> None:
+        self._text = text
+        self._prompt_left = prompt_length
+
+    def put(self, value: Any) -> None:
+        for token in value.flatten().tolist():
+            if self._prompt_left:
+                self._prompt_left -= 1
+            else:
+                self._text.add(token)
+
+    def end(self) -> None:
+        self._text.end()

@@ -1,0 +1,183 @@
+"""The teacher of a distillation, and the loss that a student takes from it; called from training.
+
+At each supervised token (Hinton et al. 2015; reverse: MiniLLM, Gu et al. 2024)
+
+    (1 - w) * cross_entropy(labels) + w * T^2 * KL
+
+where KL is KL(teacher, student), forward, or KL(student, teacher), reverse, of both softmaxes at
+temperature T. T^2 keeps the gradient's size from shrinking as T grows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intel_ft.artifacts.resolve import IR_FILE
+from intel_ft.batching.row import IGNORED, Row
+from intel_ft.config import Config, MethodConfig, ModelConfig
+from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.models.flops import StepCost, step_cost
+from intel_ft.models.load import (
+    check_folder,
+    load_base,
+    load_for_packing,
+    load_tokenizer,
+    model_folder,
+)
+from intel_ft.models.loss import (
+    LossOf,
+    Question,
+    Scores,
+    chunked_loss,
+    computing_in,
+    question,
+    scores,
+)
+from intel_ft.training.ir_teacher import IRTeacher
+
+OWN_BASE = "base"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """model: a frozen one of its own, an IR, or None where it is the student without its adapter;
+    cost: of reading, as if it trained; None likewise.
+    """
+
+    method: MethodConfig
+    model: Any
+    tokens: int  # in the tokenizer's vocabulary; what logits lie beyond has no meaning
+    cost: StepCost | None = None
+
+    def loss_sum(
+        self, student: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The loss summed over a row's supervised tokens, a float32 scalar; see loss.loss_sum."""
+        asked = question(row, student.device, packed=packed)
+        with computing_in(dtype or student.dtype, student.device):
+            known = self._scores(student, asked)
+            return chunked_loss(scores(student, asked), self._loss_of(known, asked.targets))
+
+    @torch.no_grad()
+    def _scores(self, student: Any, asked: Question) -> Scores:
+        if isinstance(self.model, IRTeacher):
+            return self.model.scores(asked)
+        if self.model is not None:
+            return scores(self.model, asked)
+        with _evaluating(student), student.disable_adapter():
+            return scores(student, asked)
+
+    def _loss_of(self, known: Scores, targets: Tensor) -> LossOf:
+        method = self.method
+
+        def loss_of(logits: Tensor, rows: slice) -> Tensor:
+            with torch.no_grad():
+                teacher = known.logits(rows)[:, : self.tokens].float()
+            labels = targets[rows]
+            real = labels != IGNORED
+            apart = divergence(
+                logits[real, : self.tokens], teacher[real], method.temperature, method.divergence
+            )
+            own = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+            return (1 - method.teacher_weight) * own + method.teacher_weight * apart
+
+        return loss_of
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float, direction: str) -> Tensor:
+    """T^2 KL between the softmaxes of logits [tokens, vocabulary] at temperature T, summed."""
+    of_student = F.log_softmax(student / temperature, -1)
+    of_teacher = F.log_softmax(teacher / temperature, -1)
+    if direction == "reverse":
+        of_student, of_teacher = of_teacher, of_student
+    apart = F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
+    return temperature**2 * apart
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def check_teacher(config: Config, tokenizer: Any) -> None:
+    """Read the teacher's folder, without its weights, where it has one of its own.
+
+    Raises UserError where it is no whole model, or where its tokens are not the student's.
+    """
+    if config.method.teacher in (None, OWN_BASE):
+        return
+    other = teacher_config(config)
+    folder = model_folder(other)
+    if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
+        raise UserError(f"method.teacher: {folder} is an adapter: merge it, and name that folder")
+    if not (folder / IR_FILE).is_file():
+        check_folder(folder, other)
+    elif find_spec("openvino") is None:
+        raise EnvironmentProblem(
+            f"method.teacher: {folder} is an OpenVINO model: pip install 'intel_ft[openvino]', or "
+            "name the model that it was made of"
+        )
+    vocabulary, own = load_tokenizer(other).get_vocab(), tokenizer.get_vocab()
+    if vocabulary != own:
+        in_order = sorted(own, key=lambda token: int(own[token]))
+        strange = next((token for token in in_order if vocabulary.get(token) != own[token]), None)
+        example = f"{strange!r} is {own[strange]} and {vocabulary.get(strange)}" if strange else ""
+        raise UserError(
+            f"method.teacher: {other.name_or_path} has another vocabulary than "
+            f"{config.model.name_or_path} ({len(vocabulary)} and {len(own)} tokens"
+            f"{'; ' * bool(strange)}{example}): take a teacher with the student's own tokenizer"
+        )
+
+
+def teacher_config(config: Config) -> ModelConfig:
+    """Where the teacher is; `trust_remote_code` and `allow_pickle` are the student's."""
+    if config.method.teacher == OWN_BASE:
+        return config.model
+    update = {"name_or_path": config.method.teacher, "revision": None}
+    return config.model.model_copy(update=update)
+
+
+def load_teacher(config: Config, dtype: torch.dtype, tokens: int, *, packed: bool) -> Teacher:
+    """The teacher in `dtype`, to read rows as the student does: `packed` or not. A student that
+    trains all weights has no base left to share, so its base is loaded once more.
+
+    Raises UserError where the teacher cannot take packed rows and the student does.
+    """
+    method = config.method
+    if method.teacher == OWN_BASE and not method.trains_all:
+        return Teacher(method, None, tokens)
+    other = teacher_config(config)
+    folder = model_folder(other)
+    if (folder / IR_FILE).is_file():
+        return Teacher(method, IRTeacher(folder), tokens, step_cost(_shape_of(folder, other)))
+    if not packed:
+        alone = load_base(other, dtype)
+        return Teacher(method, alone, tokens, step_cost(alone))
+    model, why_not = load_for_packing(other, dtype)
+    if why_not is not None:
+        raise UserError(f"method.teacher: {other.name_or_path} cannot read packed rows: {why_not}")
+    return Teacher(method, model, tokens, step_cost(model))
+
+
+def _shape_of(folder: Path, config: ModelConfig) -> Any:
+    """A model of the folder's config.json without weights, to count operations of."""
+    import transformers
+
+    remote = config.trust_remote_code
+    found = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote)
+    with torch.device("meta"):
+        shape = transformers.AutoModelForCausalLM.from_config(found, trust_remote_code=remote)
+    return shape.requires_grad_(False)

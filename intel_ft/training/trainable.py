@@ -1,0 +1,132 @@
+"""What a method trains, an adapter or the whole model, as a checkpoint and as the run's result;
+called from training.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from intel_ft.artifacts.model_folder import save_whole
+from intel_ft.errors import UserError
+from intel_ft.models.adapter import adapter_weights, load_weights, restore_weights, save_adapter
+from intel_ft.models.lora_init import (
+    CONFIG,
+    Initial,
+    config_for_original,
+    load_from_original,
+    save_for_original,
+)
+
+_ADAPTER = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "modules_to_save",
+    "use_dora",
+    "use_rslora",
+)
+_ALL = "weights.safetensors"
+
+
+class Trained(Protocol):
+    """The weights that a method trains, inside of a model."""
+
+    @property
+    def folder(self) -> str:
+        """What the result is called in the run's folder."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What it is in its intel_ft.json."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the weights into a checkpoint, as exactly as they are."""
+        ...
+
+    def load(self, checkpoint: Path) -> None:
+        """Take the weights of a checkpoint, in place."""
+        ...
+
+    def check(self, checkpoint: Path) -> None:
+        """Raise UserError if the checkpoint's weights are not of this kind."""
+        ...
+
+    def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
+        """Write what eval, merge and export open; the tokenizer is saved by the caller."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT model's adapter; `initial` is the part of it that was taken out of the base."""
+
+    model: Any
+    initial: Initial = field(default_factory=dict)
+    folder: str = "adapter"
+    kind: str = "adapter"
+
+    def save(self, folder: Path) -> None:
+        """See Trained."""
+        save_adapter(self.model, folder)
+        if self.initial:
+            save_for_original(folder, self.initial)
+
+    def load(self, checkpoint: Path) -> None:
+        """See Trained."""
+        if self.initial:
+            set_peft_model_state_dict(self.model, load_from_original(checkpoint)[0])
+        else:
+            load_weights(self.model, checkpoint)
+
+    def check(self, checkpoint: Path) -> None:
+        """See Trained."""
+        current = vars(self.model.peft_config["default"])
+        if self.initial:
+            current = current | config_for_original(current)
+        stored = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
+        for name in _ADAPTER:
+            before, now = (
+                sorted(value) if isinstance(value, list | set) else value
+                for value in (stored.get(name), current[name])
+            )
+            if before != now:
+                raise UserError(
+                    f"{checkpoint}: its adapter has {name} {before}, the config says {now}: "
+                    "restore the section method, or start with --overwrite"
+                )
+
+    def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
+        """See Trained."""
+        self.save(folder)
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """All weights of a model, in float32 while they train, in bf16 as the result."""
+
+    model: Any
+    folder: str = "model"
+    kind: str = "merged"
+
+    def save(self, folder: Path) -> None:
+        """See Trained."""
+        save_file(adapter_weights(self.model), folder / _ALL)
+
+    def load(self, checkpoint: Path) -> None:
+        """See Trained."""
+        restore_weights(self.model, load_file(checkpoint / _ALL))
+
+    def check(self, checkpoint: Path) -> None:
+        """See Trained."""
+
+    def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
+        """See Trained. The model is in bf16 afterwards."""
+        save_whole(self.model.to(torch.bfloat16), tokenizer, folder, base_model)
