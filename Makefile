@@ -59,7 +59,7 @@ $(IPEX): requirements-ipex.lock requirements.lock requirements-ccl.lock pyprojec
 # What depends on the version of torch, and everything of IPEX; `make test` skips the latter.
 test-ipex: setup-ipex
 	OMP_NUM_THREADS=1 $(BIN_IPEX)/pytest tests/ipex tests/e2e/test_oneccl.py \
-	    tests/unit/test_kernels.py tests/unit/test_fused.py tests/unit/test_frozen.py
+	    tests/unit/kernels/test_ops.py tests/unit/models/test_fused_decoder.py tests/unit/models/test_frozen_base.py
 
 demo: setup
 	rm -rf runs/demo

@@ -1,4 +1,4 @@
-"""Shared by every folder of tests; its presence puts tests/ on the path, where harness.py is."""
+"""What every test shares: hypothesis settings, and seeded random weights."""
 
 import sys
 

@@ -1,5 +1,5 @@
 """The table of faults in docs/multi-node.md: each fault so many times, on two hosts made of
-namespaces (tests/hosts.py), as root:
+namespaces (tests/support/hosts.py), as root:
 
     tools/fault_table.py --runs 10 -- intel-ft launch config.yaml --hostfile hosts
 
@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path[:0] = [str(_TESTS), str(_TESTS / "faults")]
+sys.path.insert(0, str(_TESTS))
 
 
 def main() -> None:
     """Write each outcome as a line of JSON to stderr, and the table to stdout."""
-    import hosts
-    from cluster_faults import FAULTS, Outcome, suffer
+    from support import hosts
+    from support.cluster_faults import FAULTS, Outcome, suffer
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)

@@ -2,8 +2,8 @@
 
 python tools/shaped_links.py --gbit 1 --ms 0.1 -- intel-ft bench collectives --hosts node1,node2
 
-The hosts are network namespaces of this machine with an sshd each (tests/hosts.py; needs root),
-the links are tools/slow_switch.py's. What they were found to be is said on stderr before the
+The hosts are network namespaces of this machine with an sshd each (tests/support/hosts.py; needs
+root), the links are tools/slow_switch.py's. What they were found to be is said on stderr before the
 command starts: on a machine with few cores, less than was asked for.
 """
 
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from hosts import Cluster, Host, cluster, why_not
+from support.hosts import Cluster, Host, cluster, why_not
 
 _PROBE = """\
 import socket, sys, time

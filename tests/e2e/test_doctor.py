@@ -10,9 +10,8 @@ import sys
 import venv
 from pathlib import Path
 
-import hosts
-import limits
 import pytest
+from support import hosts, limits
 
 SCRIPTS = Path(sys.executable).parent
 DOCTOR = [SCRIPTS / "intel-ft", "doctor"]

@@ -3,17 +3,14 @@ through the command line, then run on the shipped model.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from harness import MODEL, metrics, run
+from support.harness import MODEL, metrics, run
+from support.sample_rows import write_form
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from sample_rows import write_form
-
-FOREIGN = Path(__file__).parents[1] / "unit" / "foreign"
+FOREIGN = Path(__file__).parents[1] / "unit/recipes/foreign"
 DATA = {
     "axolotl-lora-8bit.yaml": "alpaca",
     "axolotl-qlora-chat.yaml": "messages",

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import hosts
 import pytest
-from harness import MODEL, metrics, run, shortest_examples, write_config
+from support import hosts
+from support.harness import MODEL, metrics, run, shortest_examples, write_config
 
 from intel_ft.distributed.oneccl import why_not_usable
 

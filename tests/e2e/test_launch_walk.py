@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from worlds import assert_same, fresh, ranks_in, wait_for
+from support.worlds import assert_same, fresh, ranks_in, wait_for
 
 from intel_ft.distributed.oneccl import why_not_usable
 

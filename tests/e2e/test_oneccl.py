@@ -14,7 +14,7 @@ from intel_ft.assets import resolve
 from intel_ft.distributed.oneccl import why_not_usable
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PROGRAM = Path(__file__).with_name("collectives.py")
+PROGRAM = Path(__file__).parents[1] / "support/collectives.py"
 SCRIPTS = Path(sys.executable).parent
 
 pytestmark = pytest.mark.skipif(why_not_usable() is not None, reason=str(why_not_usable()))

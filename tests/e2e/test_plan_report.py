@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from harness import MODEL, installed, metrics, run, shortest_examples, write_config
+from support.harness import MODEL, installed, metrics, run, shortest_examples, write_config
 
 from intel_ft.files import write_json
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import Result
-from hub_fixtures import HOST, make_run
-from hub_server import SIGNATURE, TOKEN, Fault, Hub, Repository
+from support.harness import Result
+from support.hub_fixtures import HOST, make_run
+from support.hub_server import SIGNATURE, TOKEN, Fault, Hub, Repository
 
 from intel_ft.artifacts.provenance import Provenance
 

@@ -1,20 +1,17 @@
 """Every recipe of configs/ is listed, copied, checked without network, and trains a few steps."""
 
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
-from harness import MODEL, Result, metrics, run
+from support.harness import MODEL, Result, metrics, run
+from support.sample_rows import write_form
 
 from intel_ft.config import MethodConfig
 from intel_ft.recipes.shipped import FOLDER, recipes
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from sample_rows import write_form
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # In which form each recipe's real dataset comes.

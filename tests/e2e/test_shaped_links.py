@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-hosts = pytest.importorskip("hosts")
+from support import hosts
 
 TOOL = Path(__file__).parents[2] / "tools/shaped_links.py"
 

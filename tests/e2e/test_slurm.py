@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-import slurm
-from harness import MODEL, metrics, run, shortest_examples, write_config
-from hosts import wait
+from support import slurm
+from support.harness import MODEL, metrics, run, shortest_examples, write_config
+from support.hosts import wait
 
 STEPS = 12
 pytestmark = pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import MODEL, run
+from support.harness import MODEL, run
 from transformers.utils.import_utils import is_serve_available
 
 if not is_serve_available():

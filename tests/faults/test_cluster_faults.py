@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-import hosts
 import pytest
-from cluster_faults import suffer
+from support import hosts
+from support.cluster_faults import suffer
 
 from intel_ft.distributed.oneccl import why_not_usable
 

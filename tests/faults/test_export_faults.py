@@ -5,16 +5,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from harness import run, start
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from export_fixtures import make_adapter, make_base
+from support.export_fixtures import make_adapter, make_base
+from support.harness import run, start
 
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from harness import MODEL, run, shortest_examples, write_config
+from support.harness import MODEL, run, shortest_examples, write_config
 
 COUNTER = """
 import json

@@ -7,8 +7,8 @@ import socket
 import time
 
 import pytest
-from harness import Result, run
-from loopback import completion, last_question, send, serving
+from support.harness import Result, run
+from support.loopback import completion, last_question, send, serving
 
 
 def ask(url, folder, *more, **options) -> Result:

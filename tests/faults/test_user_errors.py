@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from harness import MODEL, Result, contents, run, shortest_examples, write_config
 from safetensors.torch import load_file, save_file
+from support.harness import MODEL, Result, contents, run, shortest_examples, write_config
 
 from intel_ft.files import damage
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import MODEL, metrics, run, shortest_examples, start, write_config
 from safetensors.torch import load_file
+from support.harness import MODEL, metrics, run, shortest_examples, start, write_config
 
 _TRAIN = {
     "max_steps": 4,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from worlds import assert_same, fresh, losses, wait_for
+from support.worlds import assert_same, fresh, losses, wait_for
 
 from intel_ft.distributed.oneccl import why_not_usable
 

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import contents, installed, metrics, run, shortest_examples, start, write_config
+from support.harness import (
+    contents,
+    installed,
+    metrics,
+    run,
+    shortest_examples,
+    start,
+    write_config,
+)
 
 from intel_ft.files import damage
 

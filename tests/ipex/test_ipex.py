@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import metrics, run, write_config
 from safetensors.torch import load_file
-from worlds import assert_same, fresh, losses
+from support.harness import metrics, run, write_config
+from support.worlds import assert_same, fresh, losses
 
 from intel_ft import assets, demo
 from intel_ft.backends import ipex

@@ -1,0 +1,176 @@
+"""Encoding in batches, ahead of time, gives what encoding row by row gives: ids, mask, bounds."""
+
+import gc
+import json
+from random import Random
+
+import numpy as np
+import pytest
+from support.data_tokenizers import KINDS, TEMPLATES, tokenizer
+
+from intel_ft.config import DataConfig
+from intel_ft.data.control_tokens import completion_controls, content_controls, without
+from intel_ft.data.encode import SpanEncoder
+from intel_ft.data.examples import Examples, joined
+from intel_ft.data.formats import Conversation, Message
+from intel_ft.data.gc_pause import collector_paused
+from intel_ft.data.prepare import prepare
+from intel_ft.data.spans import marks_of
+from intel_ft.data.templates import renderer
+
+WORDS = [
+    "How",
+    "are",
+    "you?",
+    "def f(x):\n    return x",
+    "🙂",
+    "é",
+    "  ",
+    "\n\n",
+    "thank",
+    "[INST]",
+]
+HOSTILE = ["</s>", "<|im_start|>system\n", "<|eot|>", "<think>", "<s>"]
+
+
+def some_conversations(count, systems, hostile):
+    random = Random(0)
+
+    def words():
+        vocabulary = WORDS + HOSTILE * (hostile and random.random() < 0.5)
+        return "x" + " ".join(random.choices(vocabulary, k=random.randint(1, 12))) + "."
+
+    found = []
+    for _ in range(count):
+        turns = [Message("system", words())] if systems and random.random() < 0.3 else []
+        for _ in range(random.randint(1, 3)):
+            context = words() if random.random() < 0.3 else ""
+            turns += [Message("user", words(), context), Message("assistant", words())]
+        found.append(Conversation(tuple(turns)))
+    return found
+
+
+def row_by_row(tok, spans):
+    """One example's ids and mask by the rules in data.encode's docstring, and nothing else."""
+    backend = tok.backend_tokenizer
+    if getattr(backend.pre_tokenizer, "add_prefix_space", False) is True:
+        backend = type(backend).from_str(backend.to_str())
+        backend.pre_tokenizer.add_prefix_space = False
+    added = backend.get_added_tokens_decoder()
+    sentencepiece = backend.encode("a", add_special_tokens=False).tokens[0].startswith("▁")
+
+    def ids_of(text, encoder=backend):
+        return encoder.encode(text, add_special_tokens=False).ids
+
+    def controls(ids, kinds):
+        return sum(id in kinds for id in ids)
+
+    swallows = sentencepiece and ids_of("a") == ids_of(" a")
+    ids, mask, prompt = [], [], []
+    for span in spans:
+        if span.kind in ("template", "content"):
+            prompt.append(span)
+            continue
+        if prompt:
+            if span.kind == "completion" and sentencepiece:
+                prompt[-1] = prompt[-1]._replace(text=prompt[-1].text.removesuffix(" "))
+            own = ids_of("".join(part.text for part in prompt))
+            kinds = content_controls(added)
+            written = [ids_of(part.text) for part in prompt if part.kind == "template"]
+            if controls(own, kinds) != sum(controls(part, kinds) for part in written):
+                plain, own = without(backend, kinds), []
+                for part, behind in zip(prompt, [*prompt[1:], None], strict=True):
+                    text = part.text
+                    if part.kind == "template" and behind and behind.kind == "content":
+                        text = text.removesuffix(" ") if sentencepiece else text
+                    own += ids_of(text, plain if part.kind == "content" else backend)
+            ids, mask, prompt = ids + own, mask + [False] * len(own), []
+        if span.kind in ("start", "end"):
+            own = [tok.convert_tokens_to_ids(span.text)]
+        else:
+            text = " " + span.text if swallows and span.text.startswith(" ") else span.text
+            own = ids_of(text)
+            if controls(own, completion_controls(added)):
+                own = ids_of(text, without(backend, completion_controls(added)))
+        ids, mask = ids + own, mask + [span.kind != "start"] * len(own)
+    return ids, mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("chunk", [1, 7, 2048])
+def test_batches_give_what_rows_give(monkeypatch, chunk, template, kind):
+    monkeypatch.setattr("intel_ft.data.encode._CHUNK", chunk)
+    tok = tokenizer(kind)
+    marks = marks_of(tok)
+    refuses = template == "tokenizer" and kind == "byte, no bos, pad is eos"
+    render = renderer(template, tok, marks, None)
+    rows = [render(talk) for talk in some_conversations(23, not refuses, hostile=True)]
+    examples = SpanEncoder(tok, marks).encode(iter(rows))
+    assert (examples.tokens.dtype, examples.supervised.dtype) == (np.int32, np.bool_)
+    assert examples.offsets.dtype == np.int64 and len(examples) == len(rows)
+    for index, spans in enumerate(rows):
+        ids, supervised = examples[index]
+        assert (ids.tolist(), supervised.tolist()) == row_by_row(tok, spans)
+
+
+def test_truncation_is_that_of_each_row(tmp_path):
+    tok = tokenizer("byte")
+    talks = some_conversations(60, systems=False, hostile=False)
+    file = tmp_path / "rows.jsonl"
+    turns = [[{"role": m.role, "content": m.whole} for m in talk.messages] for talk in talks]
+    file.write_text("\n".join(json.dumps({"messages": row}) for row in turns))
+    limit = 90
+    data = DataConfig(train=str(file), template="chatml", max_length=limit, on_long="truncate")
+    found = prepare(data, str(file), tok)
+    render = renderer("chatml", tok, marks_of(tok), None)
+    expected = []
+    for talk in talks:
+        ids, mask = row_by_row(tok, render(talk))
+        if len(ids) > limit:
+            last = limit - 1
+            if not (mask[last] and mask[last - 1]):  # in front of an answer: the one before ends it
+                last = max((i for i in range(last) if mask[i]), default=-1)
+            ids, mask = [*ids[:last], tok.eos_token_id], [*mask[:last], True]
+            if last < 0:
+                continue
+        expected.append((ids, [False, *mask[1:]]))
+    got = [tuple(part.tolist() for part in found.examples[i]) for i in range(len(found.examples))]
+    assert got == expected
+    assert found.report.dropped == len(talks) - len(expected) > 0
+    assert found.report.truncated > 0
+
+
+def test_a_failing_row_ends_the_encoding_with_its_own_error():
+    tok = tokenizer("byte")
+    marks = marks_of(tok)
+    render = renderer("chatml", tok, marks, None)
+
+    def rows():
+        yield from map(render, some_conversations(3, systems=False, hostile=False))
+        raise ZeroDivisionError("row 4")
+
+    with pytest.raises(ZeroDivisionError, match="row 4"):
+        SpanEncoder(tok, marks).encode(rows())
+
+
+def test_no_parts_join_to_no_examples():
+    assert len(joined([])) == 0
+    one = Examples(np.array([5, 6], np.int32), np.array([False, True]), np.array([0, 2]))
+    twice = joined([one, joined([]), one])
+    assert twice.tokens.tolist() == [5, 6, 5, 6] and twice.offsets.tolist() == [0, 2, 4]
+    assert twice.offsets.dtype == np.int64 and twice.tokens.dtype == np.int32
+
+
+def test_the_collector_runs_again_afterwards_as_before():
+    with pytest.raises(ValueError), collector_paused():
+        assert not gc.isenabled()
+        raise ValueError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

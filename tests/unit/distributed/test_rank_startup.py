@@ -1,0 +1,251 @@
+"""A rank before it trains: what its launcher's variables mean, where the others are, and what it
+tells `launch` when it cannot go on.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from intel_ft.cli import train
+from intel_ft.distributed import process_group
+from intel_ft.distributed import rank_startup as rank
+from intel_ft.distributed.launch import launcher as launching
+from intel_ft.distributed.launch.commands import Command
+from intel_ft.distributed.launch.job_spec import Job
+from intel_ft.distributed.launch.supervise import supervise
+from intel_ft.distributed.oneccl.library import under_intel_mpi
+from intel_ft.distributed.rank_startup import Expected, begin
+from intel_ft.distributed.world import World
+from intel_ft.errors import EnvironmentProblem, IntelFTError
+from intel_ft.host.launcher_env import started_as
+
+HERE = "127.0.0.1"
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_NODEID": "1",
+}
+PMI = {"PMI_SIZE": "4", "PMI_RANK": "3"}
+HYDRA = PMI | {"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """One that no launcher has touched; what a rank sets there is taken away again."""
+    before = dict(os.environ)
+    for name in (
+        *("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        *(*SRUN, *HYDRA, "OMPI_COMM_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "GLOO_SOCKET_IFNAME"),
+        rank.LOGS,
+    ):
+        os.environ.pop(name, None)
+    yield os.environ
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher", "mpi"),
+    [
+        (SRUN, "srun", False),
+        (SRUN | PMI, "srun", False),  # --mpi=pmi2, perhaps by MpiDefault
+        (SRUN | HYDRA, "Intel MPI or MPICH", True),  # mpirun in a job starts its helpers by srun
+        (HYDRA, "Intel MPI or MPICH", True),
+    ],
+)
+def test_srun_with_pmi_is_srun(variables, launcher, mpi, environment):
+    environment.update(variables)
+    found = started_as(environment)
+    assert (found.launcher, found.rank, found.size) == (launcher, 3, 4)
+    assert (found.local_rank, found.local_size) == (1, 2)
+    assert under_intel_mpi() == mpi
+
+
+def two_hosts(launcher="srun", rank=0):
+    return World(rank, 4, rank % 2, 2, launcher)
+
+
+def test_the_interface_where_the_own_name_is_a_loopback_address(environment, monkeypatch):
+    """Debian's installer writes `127.0.1.1 NAME` into /etc/hosts."""
+    environment["MASTER_ADDR"] = "127.0.1.1"
+    sources = {"127.0.1.1": "127.0.0.1", process_group._ELSEWHERE: "10.0.0.5"}
+    monkeypatch.setattr(process_group, "_source", sources.get)
+    interfaces = {"lo": "127.0.0.1", "docker0": "172.17.0.1", "eth0": "10.0.0.5"}
+    monkeypatch.setattr(process_group, "_address", interfaces.get)
+    monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(interfaces, 1)))
+    found = process_group.network_interface(two_hosts())
+    assert (found.value, found.reason) == ("eth0", "the default route")
+    del sources[process_group._ELSEWHERE]
+    assert process_group.network_interface(two_hosts()) is None
+    sources["node1"] = "10.0.0.5"
+    environment["MASTER_ADDR"] = "node1"
+    assert process_group.network_interface(two_hosts()).reason == "the route to node1"
+
+
+def test_the_source_is_what_the_kernel_says():
+    assert process_group._source("127.0.1.1") is not None
+    assert process_group._source("no.such.host.invalid") is None
+
+
+def test_rank_0_listens_where_it_is(environment):
+    for host in (HERE, "localhost"):
+        environment["MASTER_ADDR"] = host
+        process_group._tell_torch(two_hosts())
+    environment["MASTER_ADDR"] = "192.0.2.7"  # RFC 5737: nobody's
+    with pytest.raises(EnvironmentProblem, match=r"MASTER_ADDR=192.0.2.7 is no address of "):
+        process_group._tell_torch(two_hosts())
+    process_group._tell_torch(two_hosts(rank=1))  # which only connects to it
+    process_group._tell_torch(two_hosts("torchrun or accelerate"))  # whose agent may be elsewhere
+    environment["MASTER_ADDR"] = "no.such.host.invalid"
+    with pytest.raises(EnvironmentProblem, match="cannot be resolved"):
+        process_group._tell_torch(two_hosts())
+
+
+def test_what_an_earlier_job_left_does_not_count(environment):
+    environment.update(HYDRA | {"PMI_RANK": "0", "MPI_LOCALRANKID": "0"})
+    environment.update(MASTER_ADDR="old", MASTER_PORT="1")
+    begin(Expected(None, "node1:29500"), "none")
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node1", "29500")
+    torchrun = {"WORLD_SIZE": "4", "RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
+    environment.update(torchrun, MASTER_ADDR="localhost", MASTER_PORT="7")
+    begin(Expected(None, "node1:29500"), "none")
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("localhost", "7")
+
+
+def test_binding_is_told_of_the_collective(tmp_path, environment, monkeypatch):
+    """A rank whose exchanges go over gloo leaves no core to oneCCL's workers."""
+    environment.update(HYDRA)
+    told = []
+
+    def bind(started, wanted, collective):
+        told.append((wanted, collective))
+        raise EnvironmentProblem("enough")
+
+    monkeypatch.setattr(rank, "bind", bind)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model: {name_or_path: tiny-python-llama}\ndata: {train: none.jsonl}\n"
+        f"output: {{directory: {tmp_path / 'out'}}}\nbackend: {{collective: gloo}}\n"
+    )
+    with pytest.raises(EnvironmentProblem, match="enough"):
+        train.run(config)
+    assert told == [("auto", "gloo")]
+
+
+def test_ranks_that_do_not_come_may_come_the_next_time(environment):
+    """`launch --max-restarts` tries again: 1 is the only code after which it does."""
+    from intel_ft.config import BackendConfig
+
+    with socket.socket() as taken:
+        taken.bind((HERE, 0))
+        taken.listen()
+        environment.update(MASTER_ADDR=HERE, MASTER_PORT=str(taken.getsockname()[1]))
+        world = World(0, 2, 0, 2, "Open MPI")
+        settings = BackendConfig(collective="gloo", timeout=2)
+        with (
+            pytest.raises(IntelFTError, match="could not join") as error,
+            process_group.joined(world, settings),
+        ):
+            pass
+    assert error.value.exit_code == 1 and 1 not in launching.FINAL
+
+
+def code(*lines):
+    return (sys.executable, "-c", "\n".join(lines))
+
+
+def test_a_wrong_world_is_told_to_launch(tmp_path, environment):
+    """Two ranks that do not know of each other, as by the mpirun of another MPI."""
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model: {name_or_path: tiny-python-llama}\n"
+        f"data: {{train: none.jsonl}}\noutput: {{directory: {tmp_path / 'out'}}}\n"
+    )
+    train = (sys.executable, "-m", "intel_ft", "train", str(config), "--ranks", "2")
+    logs = tmp_path / "logs"
+    lost = ("import subprocess, sys", f"subprocess.run({(*train, '--logs', str(logs))!r})")
+    assert supervise(Command(code(*lost, "sys.exit(255)"), {}, "a launcher"), logs) == 3
+
+
+@pytest.mark.parametrize(
+    ("launchers", "wanted"), [(3, 3), (2, 2), (143, 143), (255, 1), (137, 1), (0, 0)]
+)
+def test_the_launchers_code_where_no_rank_left_one(launchers, wanted, tmp_path):
+    command = Command(code(f"raise SystemExit({launchers})"), {}, "a launcher")
+    assert supervise(command, tmp_path / "logs") == wanted
+
+
+def test_a_restart_keeps_json_and_resumes(tmp_path, monkeypatch):
+    request = SimpleNamespace(train=("--overwrite", "--json"), max_restarts=2)
+    asked = []
+
+    def prepare(request, *, check):
+        asked.append(request.train)
+        return Job((), (), 2, "master"), []
+
+    monkeypatch.setattr(launching, "replace", lambda request, **more: SimpleNamespace(**more))
+    monkeypatch.setattr(launching, "prepare", prepare)
+    monkeypatch.setattr(launching, "starting", lambda request, job: None)
+    monkeypatch.setattr(launching, "logs_of", lambda request: tmp_path)
+    codes = iter((1, 1, 0))
+    monkeypatch.setattr(launching, "supervise", lambda command, logs: next(codes))
+    assert launching.launch(request) == 0
+    assert asked == [("--overwrite", "--json"), ("--resume", "--json"), ("--resume", "--json")]
+
+
+def test_what_ends_a_rank_is_in_its_log(tmp_path, environment):
+    """Of a rank on another host the log is often all there is."""
+    log = tmp_path / "rank-3.log"
+    environment.update(RANK="3", **{rank.LOGS: str(tmp_path)})
+    rank.leave_exit_code(1, "rank 0 cannot be reached")
+    assert not log.exists()  # nobody began
+    log.write_text("step 1\n")
+    for error in (IntelFTError("the disk is full"), KeyError("name")):
+        try:
+            raise error
+        except Exception:
+            rank.leave_exit_code(1)
+    rank.leave_exit_code(1, "rank 0 cannot be reached")
+    lines = log.read_text().splitlines()
+    assert lines[0] == "step 1" and lines[1].endswith("error: the disk is full")
+    assert "Traceback" in lines[2] and "KeyError: 'name'" in lines
+    assert lines[-1].endswith("error: rank 0 cannot be reached")
+    assert (tmp_path / rank.FAILED).read_text() == "1\n"
+
+
+class Elsewhere(World):
+    """A world where one of the texts is another one on the other rank."""
+
+    def largest(self, number):
+        self.asked.append(number)
+        return number + (len(self.asked) == 2 * self.wrong - 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"), [(1, "Python or package versions"), (2, "config"), (3, "base model")]
+)
+def test_ranks_by_a_scheduler_are_compared_too(wrong, what, tmp_path, monkeypatch):
+    from intel_ft.config import build
+    from intel_ft.training.run import _require_same
+
+    config = build(
+        {
+            "model": {"name_or_path": "tiny-python-llama"},
+            "data": {"train": "x.jsonl"},
+            "output": {"directory": str(tmp_path)},
+        },
+        "test",
+    )
+    world = Elsewhere(0, 2, 0, 1, "srun")
+    object.__setattr__(world, "asked", [])
+    object.__setattr__(world, "wrong", wrong)
+    work = SimpleNamespace(plan=SimpleNamespace(fingerprint=lambda: "plan"))
+    with pytest.raises(EnvironmentProblem, match=f"do not have the same {what}"):
+        _require_same(world, config, work, None)

@@ -1,0 +1,114 @@
+"""The gate's figures against the same computed another way, and what it decides by them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from support.export_fixtures import make_base, make_examples
+
+from intel_ft.artifacts.resolve import resolve
+from intel_ft.data.prepare import Prepared
+from intel_ft.errors import UserError
+from intel_ft.export.datasets import HeldOut
+from intel_ft.export.gate import Limits, cells, plot
+from intel_ft.export.measure import Task, measure, read_summary, select, write_reference
+from intel_ft.inference.evaluate import evaluate
+from intel_ft.plot import scatter_plot
+from intel_ft.runtimes.open_model import open_model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model, the same with its weights disturbed, a task, and the first one's reference."""
+    root = tmp_path_factory.mktemp("gate")
+    base = make_base(root / "base")
+    model = open_model(resolve(str(base)), dtype="float32")
+    other = open_model(resolve(str(base)), dtype="float32")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    prepared = Prepared(make_examples(model.tokenizer), [], "none", None)
+    task = Task(HeldOut("page", prepared), None, 0, 8)
+    (root / "reference").mkdir()
+    write_reference(model, task, root / "reference")
+    return model, other, task, root / "reference"
+
+
+def test_a_model_agrees_with_itself(made) -> None:
+    model, _, task, reference = made
+    quality = measure(model, task, reference)
+    assert quality.ppl_increase == pytest.approx(0, abs=1e-6)
+    assert quality.kl == pytest.approx(0, abs=1e-6)
+    assert quality.agreement == 1.0
+    assert quality.first_token_ms > 0 and quality.tokens_per_s > 0
+    assert read_summary(reference)["perplexity"] == pytest.approx(quality.perplexity)
+    loss = evaluate(model, task.held_out.prepared).loss
+    assert quality.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_figures_are_what_torch_computes(made) -> None:
+    model, other, task, reference = made
+    quality = measure(other, task, reference)
+    first, second, targets = [], [], []
+    examples = task.held_out.prepared.examples
+    for index in range(len(examples)):
+        tokens, supervised = examples[index]
+        places = np.flatnonzero(supervised) - 1
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
+        with torch.no_grad():
+            first.append(model.model(ids).logits[0, places].double())
+            second.append(other.model(ids).logits[0, places].double())
+        targets.append(ids[0, places + 1])
+    p = torch.log_softmax(torch.cat(first), -1)
+    q = torch.log_softmax(torch.cat(second), -1)
+    target = torch.cat(targets)
+    loss_p = torch.nn.functional.nll_loss(p, target, reduction="none")
+    loss_q = torch.nn.functional.nll_loss(q, target, reduction="none")
+    difference = loss_q - loss_p
+    assert quality.perplexity == pytest.approx(float(loss_q.mean().exp()), rel=1e-4)
+    assert quality.ppl_increase == pytest.approx(float(difference.mean().exp()) - 1, rel=1e-3)
+    error = float(difference.std(correction=0) / len(target) ** 0.5)
+    assert quality.ppl_increase_error == pytest.approx(error * (1 + quality.ppl_increase), rel=1e-3)
+    kl = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+    assert quality.kl == pytest.approx(float(kl), rel=1e-3)
+    assert quality.agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
+    assert 0 < quality.agreement < 1 and quality.kl > 0.001
+
+
+def test_no_more_is_measured_than_fits(made) -> None:
+    task = made[2]
+    examples = task.held_out.prepared.examples
+    counts = examples.supervised_counts
+    some = select(examples, 384, int(counts.sum() * 384 * 4 * 0.6))
+    assert 0 < len(some) < len(examples) and some == sorted(some)
+    assert counts[some].sum() <= 0.6 * counts.sum()
+    assert select(examples, 384) == list(range(len(examples)))
+    with pytest.raises(UserError, match="no supervised token"):
+        select(examples, 384, 10)
+
+
+def test_table_and_plot() -> None:
+    row = {
+        "name": "int4 <a>",
+        "megabytes": 5.25,
+        "ppl_increase": 0.011,
+        "ppl_increase_error": 0.001,
+    }
+    assert cells(row)[:4] == ["int4 <a>", "5.2", "", "+1.10% ± 0.10%"]
+    svg = plot(
+        [row, row | {"name": "int8", "megabytes": 8.0, "ppl_increase": -0.001}], Limits(0.01)
+    )
+    assert svg.count("<circle") == 2 and "int4 &lt;a&gt;" in svg and ">limit<" in svg
+    from xml.etree import ElementTree
+
+    heights = [
+        float(node.get("cy"))
+        for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle")
+    ]
+    assert heights[0] < heights[1]  # the worse one is higher
+    with pytest.raises(ValueError, match="at least one point"):
+        scatter_plot("", "", "", [])
+    json.dumps(row)

@@ -1,0 +1,228 @@
+"""The forms that frozen weights are kept in, against the plain product; and which one is chosen."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from support.model_fixtures import SHAPE, row_of
+from transformers import AutoModelForCausalLM
+
+from intel_ft.backends import cpu
+from intel_ft.config import MethodConfig, build
+from intel_ft.errors import EnvironmentProblem
+from intel_ft.models import frozen_base, int8, lora_linear, packed_attention, prepacked
+from intel_ft.models.adapter import add_lora, fuse
+from intel_ft.models.frozen_base import FrozenLinear, lay_out, replace_linears
+from intel_ft.models.int8 import int8_base
+from intel_ft.models.lora_linear import Dense, LoraFunction, LoraLinear
+from intel_ft.models.loss import loss_sum
+from intel_ft.models.prepacked import can_prepack, prepacked_base
+
+VNNI = bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags())
+needs_vnni = pytest.mark.skipif(not VNNI, reason="this CPU has no int8 dot products")
+needs_bf16 = pytest.mark.skipif(not can_prepack(torch.bfloat16), reason="no bf16 in oneDNN here")
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).bfloat16()
+
+
+def config(**backend):
+    model = {"name_or_path": "x"}
+    if "base_dtype" in backend:
+        model["base_dtype"] = backend.pop("base_dtype")
+    return build(
+        {
+            "model": model,
+            "data": {"train": "x"},
+            "backend": backend,
+            "output": {"directory": "x"},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def model():
+    llama = transformers.LlamaConfig(**SHAPE)
+    base = AutoModelForCausalLM.from_config(llama, attn_implementation=packed_attention.NAME)
+    return base.to(torch.bfloat16).requires_grad_(False)
+
+
+@needs_bf16
+@pytest.mark.parametrize("widest", [6144, 128, 64])
+@pytest.mark.parametrize("tokens", [1, 77])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_prepacked_products_are_the_plain_ones(monkeypatch, widest, tokens, with_bias) -> None:
+    monkeypatch.setattr(prepacked, "WIDEST", widest)
+    weight, bias = random(200, 96), random(200) if with_bias else None
+    base, plain = prepacked_base(weight, bias), Dense(weight.float(), None)
+    assert len(base.forward.parts) == {6144: 1, 128: 2, 64: 4}[widest]
+    x, grad = random(tokens, 96), random(tokens, 200)
+    shift = 0.0 if bias is None else bias.float()
+    for onto in (None, random(tokens, 200)):
+        wanted = plain.product(x.float(), None if onto is None else onto.float()) + shift
+        assert distance(base.product(x, onto), wanted) < 4e-3
+    for onto in (None, random(tokens, 96)):
+        wanted = plain.gradient(grad.float(), None if onto is None else onto.float())
+        assert distance(base.gradient(grad, onto), wanted) < 4e-3
+
+
+@needs_vnni
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_int8_products_are_near_the_plain_ones(with_bias) -> None:
+    weight, bias = random(200, 96), random(200) if with_bias else None
+    weight[3] *= 50  # one loud output channel and one loud token leave the others exact
+    base, plain = int8_base(weight, bias), Dense(weight.float(), None)
+    x, grad = random(60, 96), random(60, 200)
+    x[5] *= 100
+    x[6] = 0
+    shift = torch.zeros(200) if bias is None else bias.float()
+    found, wanted = base.product(x, None), plain.product(x.float(), None) + shift
+    assert torch.equal(found[6], shift.bfloat16())
+    for row in (0, 5):  # the loud channel is one number a row
+        assert distance(found[row, 4:], wanted[row, 4:]) < 0.02
+    assert distance(found[:5, :3], wanted[:5, :3]) < 0.02
+    onto = random(60, 96)
+    wanted = plain.gradient(grad.float(), onto.float())
+    assert distance(base.gradient(grad, onto), wanted) < 0.05  # its scales share a row
+
+
+@pytest.fixture
+def quantized(monkeypatch) -> list[bool]:
+    """Whether each tensor that is rounded to 8 bits was contiguous, as a kernel takes it."""
+    seen = []
+    quantize = int8.ops.quantize
+    monkeypatch.setattr(
+        int8.ops, "quantize", lambda x, *a: seen.append(x.is_contiguous()) or quantize(x, *a)
+    )
+    return seen
+
+
+def test_int8_takes_tensors_of_any_strides(quantized) -> None:
+    base = int8_base(random(64, 32).float(), None)
+    x, grad, onto = random(32, 40).float(), random(64, 40).float(), random(64, 40).float()
+    found = base.product(x.T, onto.T), base.gradient(grad.T, x.T)
+    assert quantized == [True] * 3
+    x, grad, onto = (tensor.T.contiguous() for tensor in (x, grad, onto))
+    assert torch.equal(found[0], base.product(x, onto))
+    assert torch.equal(found[1], base.gradient(grad, x))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_single_layer_takes_tensors_of_any_strides(rate, monkeypatch) -> None:
+    """Such as the gradient of a sum, and the parts of a split product."""
+    seen = []
+    dropout = lora_linear.ops.dropout
+    monkeypatch.setattr(
+        lora_linear.ops,
+        "dropout",
+        lambda x, *a, **k: seen.append(x.is_contiguous()) or dropout(x, *a, **k),
+    )
+    a, b = torch.randn(4, 32, requires_grad=True), torch.randn(64, 4, requires_grad=True)
+    base = Strict(torch.randn(64, 32), None)
+    linear = LoraLinear(base, a, b, 2.0, torch.nn.Dropout(rate))
+    wide = torch.randn(1, 7, 64, requires_grad=True)
+    LoraFunction.apply(wide[..., :32], linear, a, b).sum().backward()
+    assert wide.grad[..., :32].abs().min() > 0
+    assert all(seen) and bool(seen) == bool(rate)
+
+
+class Strict(Dense):
+    """A base that takes no other strides."""
+
+    def product(self, x, onto):
+        assert x.is_contiguous()
+        return super().product(x, onto)
+
+    def gradient(self, grad, onto):
+        assert grad.is_contiguous()
+        return super().gradient(grad, onto)
+
+
+def gradients(model) -> torch.Tensor:
+    model = add_lora(model, MethodConfig(r=4, alpha=8), "base", None).train()
+    fuse(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0.0, 0.1, generator=generator)
+    loss_sum(model, row_of(40, 60, 30), packed=True).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+@needs_bf16
+def test_a_prepacked_model_gives_the_gradients_of_a_plain_one(model) -> None:
+    other = copy.deepcopy(model)
+    replace_linears(other, prepacked_base)
+    assert distance(gradients(other), gradients(model)) < 0.02
+
+
+@needs_vnni
+def test_an_int8_model_gives_gradients_within_a_bound_of_bf16s(model) -> None:
+    """docs/performance.md quotes this bound."""
+    other = copy.deepcopy(model)
+    replace_linears(other, int8_base)
+    assert distance(gradients(other), gradients(model)) < 0.1
+
+
+@needs_bf16
+def test_a_replaced_model_generates_as_before_and_keeps_its_head(model) -> None:
+    other = copy.deepcopy(model)
+    replace_linears(other, prepacked_base)
+    kinds = [type(m) for m in other.modules() if isinstance(m, torch.nn.Linear)]
+    assert kinds.count(FrozenLinear) == 7 * 3
+    assert type(other.get_output_embeddings()) is torch.nn.Linear
+    prompt = torch.tensor([[5, 6, 7, 8]])
+    for one in (model, other):
+        one.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        assert distance(other(prompt).logits, model(prompt).logits) < 0.02
+    x = random(2, 3, 32)
+    linear, own = (m.model.layers[0].mlp.up_proj for m in (other, model))
+    assert distance(linear(x), F.linear(x, own.weight)) < 4e-3
+
+
+@needs_bf16
+def test_prepacking_is_chosen_where_there_is_room(model, monkeypatch) -> None:
+    plain = copy.deepcopy(model)
+    monkeypatch.setattr(cpu, "available_bytes", lambda: 2**30)
+    decision = lay_out(plain, config(), activations=2**29)
+    assert (decision.name, decision.value) == ("backend.prepack", "off")
+    assert "half of the free memory" in decision.reason
+    assert not any(isinstance(m, FrozenLinear) for m in plain.modules())
+    assert lay_out(plain, config(prepack=False), 0).value == "off"
+    assert lay_out(plain, config(prepack=True), 2**40).value == "on"
+    assert lay_out(model, config(), activations=0).value == "on"
+    assert any(isinstance(m, FrozenLinear) for m in model.modules())
+
+
+def test_float32_has_no_layout_of_its_own(model) -> None:
+    model = model.float()
+    assert lay_out(model, config(), 0).value == "off"
+    with pytest.raises(EnvironmentProblem, match=r"backend\.prepack=true: not for"):
+        lay_out(model, config(prepack=True), 0)
+
+
+@needs_vnni
+def test_int8_is_what_the_config_says(model) -> None:
+    decision = lay_out(model, config(base_dtype="int8"), 0)
+    assert str(decision) == "model.base_dtype = int8 (set in the config)"
+
+
+def test_int8_without_vnni_is_refused(model, monkeypatch) -> None:
+    monkeypatch.setattr(frozen_base.cpu, "cpu_flags", lambda: {"avx2"})
+    with pytest.raises(EnvironmentProblem, match="neither VNNI nor AMX"):
+        lay_out(model, config(base_dtype="int8"), 0)

@@ -1,0 +1,499 @@
+"""What `plan` counts and predicts, against the models, optimizers and choices of a real run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from support.model_fixtures import SHAPE, row_of
+
+from intel_ft.config import Config, build
+from intel_ft.errors import UserError
+from intel_ft.host import topology
+from intel_ft.host.topology import Core, Topology
+from intel_ft.models import gemm_rate, packed_attention
+from intel_ft.models.adapter import fuse
+from intel_ft.models.flops import expert_weights, step_cost
+from intel_ft.models.frozen_base import lay_out
+from intel_ft.models.loss import loss_sum
+from intel_ft.planner import memory as plan_memory
+from intel_ft.planner import probe
+from intel_ft.planner.fit import setting_of
+from intel_ft.planner.hardware import CPUS, Machine, measured, named, named_gpus
+from intel_ft.planner.inputs import Cluster, Inputs, inputs_of
+from intel_ft.planner.memory import Setting, largest_row, memory
+from intel_ft.planner.model_sizes import ModelPlan, _sizes, model_plan
+from intel_ft.planner.plan import plan
+from intel_ft.planner.probe import shortened
+from intel_ft.planner.roofline import exchange_seconds, rank_seconds
+from intel_ft.planner.sweep import plotted, swept, values_of
+from intel_ft.planner.text import lines, sweep_table
+from intel_ft.planner.workload import Assumed, examples_of
+
+SHAPES = Path(__file__).parents[3] / "docs" / "shapes"
+GIB = 2**30
+MACHINE = Machine("a test's", 4, torch.bfloat16, 4e11, 8e11, 4e10, "made up")
+EQUAL = Setting("as loaded", 2048, 1024, uneven=False, checkpointing=False)
+
+
+def config(name: object = "tiny-python-llama", **sections: dict[str, object]) -> Config:
+    values: dict[str, dict[str, object]] = {
+        "model": {"name_or_path": str(name)},
+        "data": {"train": "docstring-to-python/train.jsonl"},
+        "output": {"directory": "out"},
+    }
+    for section, options in sections.items():
+        values[section] = values.get(section, {}) | options
+    return build(values, "test")
+
+
+@pytest.fixture(scope="module")
+def seven() -> ModelPlan:
+    return model_plan(config(SHAPES / "llama-2-7b"))
+
+
+def inputs(settings: Config, model: ModelPlan, tokens: int = 512, **cluster: object) -> Inputs:
+    options = {"memory": 256 * GIB} | cluster
+    examples = examples_of(settings, Assumed(1024, tokens))
+    return Inputs(settings, Cluster(**options), model, MACHINE, examples)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # as the models' own safetensors index files sum up
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-2-70b", 68_976_648_192),
+        ("llama-3-8b", 8_030_261_248),
+    ],
+)
+def test_published_models_have_their_published_number_of_parameters(name, parameters) -> None:
+    sizes = model_plan(config(SHAPES / name)).sizes
+    assert sizes.parameters == parameters
+    assert sizes.why_not_fused is None
+    assert sizes.packs
+
+
+def test_lora_is_counted_as_peft_makes_it(seven) -> None:
+    # r (in + out) of q, k, v, o, gate, up, down in 32 layers
+    assert seven.sizes.trained == 16 * 32 * (4 * 8192 + 3 * (4096 + 11008))
+    some = model_plan(config(SHAPES / "llama-2-7b", method={"target_modules": ["q_proj"], "r": 8}))
+    assert some.sizes.trained == 8 * 32 * 8192
+    with pytest.raises(UserError, match="target_modules"):
+        model_plan(config(method={"target_modules": ["query"]}))
+
+
+def test_a_config_that_cannot_be_used_is_named(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(UserError, match=r"config\.json cannot be used"):
+        model_plan(config(tmp_path))
+    with pytest.raises(UserError, match="no such model folder"):
+        model_plan(config("./not-here"))
+
+
+def _model(dtype: torch.dtype) -> torch.nn.Module:
+    shape = SHAPE | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
+    base = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**shape), dtype=dtype, attn_implementation=packed_attention.NAME
+    )
+    base.requires_grad_(False).eval()
+    settings = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    return get_peft_model(base, settings)
+
+
+def test_what_forward_keeps_is_what_autograd_saves() -> None:
+    model = _model(torch.bfloat16)
+    assert fuse(model).value == "fused"
+    row = row_of(500, 400, 124)
+    kept: dict[int, int] = {}
+
+    def saved(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+        loss = loss_sum(model, row, packed=True)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    real = sum(size for place, size in kept.items() if place not in own)
+    predicted = plan_memory._kept(_sizes(model), 1024, 512, 2, False)
+    assert loss.isfinite()
+    # Beside the layers: LoRA's narrow products, cos and sin, the head's gradient.
+    assert real == pytest.approx(predicted, rel=0.12)
+    assert real > predicted
+
+
+def test_adapter_and_optimizer_take_what_they_take() -> None:
+    model = _model(torch.bfloat16)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.numel() > 1)
+    sizes = _sizes(model)
+    parts = memory(sizes, EQUAL)
+    assert parts.optimizer == moments
+    held = sum(p.nbytes + p.grad.nbytes for p in trained)
+    assert parts.trained == held + 2 * sizes.trained  # and a copy in bf16 for the row
+    best = memory(sizes, replace(EQUAL, keeps_best=True))
+    assert best.trained - parts.trained == sum(p.nbytes for p in trained)
+
+
+def test_layouts_take_what_they_take(seven) -> None:
+    linear = seven.sizes.linear
+    sizes = {name: memory(seven.sizes, replace(EQUAL, layout=name)) for name in LAYOUTS}
+    assert {name: parts.linear_layers // linear for name, parts in sizes.items()} == LAYOUTS
+    for name, parts in sizes.items():
+        assert (parts.mapped > 0) == (name != "as loaded")
+        assert parts.needed == parts.total - parts.mapped
+
+
+LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4, "nf4": 0}
+
+
+def test_embeddings_that_the_data_does_not_name_are_not_read(seven) -> None:
+    sizes = seven.sizes
+    assert sizes.embeddings == 32000 * 4096
+    whole = memory(sizes, EQUAL).base
+    assert memory(sizes, replace(EQUAL, named=8000)).base == whole - 2 * 24000 * 4096
+    assert memory(sizes, replace(EQUAL, named=40000)).base == whole
+    report = plan(inputs_of(config(train={"max_steps": 2}), Cluster(cpu="8480+", memory=GIB), None))
+    as_float32 = plan(
+        inputs_of(config(model={"dtype": "float32"}), Cluster(cpu="8480+", memory=GIB), None)
+    )
+    tied = report["memory"]["parts"]["base"]
+    assert as_float32["memory"]["parts"]["base"] == pytest.approx(2 * tied)
+
+
+def test_the_largest_row_fits_and_the_next_does_not(seven) -> None:
+    limit = 24 * GIB
+    for checkpointing in (False, True):
+        setting = replace(EQUAL, checkpointing=checkpointing)
+        tokens = largest_row(seven.sizes, setting, limit)
+        at = replace(setting, row_tokens=tokens, supervised=tokens // 2)
+        more = replace(setting, row_tokens=tokens + 128, supervised=tokens // 2 + 64)
+        assert memory(seven.sizes, at).needed <= limit < memory(seven.sizes, more).needed
+    assert largest_row(seven.sizes, EQUAL, GIB) == 0
+
+
+def test_checkpointing_and_shorter_rows_take_less(seven) -> None:
+    found = [
+        memory(seven.sizes, replace(EQUAL, row_tokens=n, supervised=n // 2, checkpointing=c)).total
+        for n, c in ((8192, False), (4096, False), (4096, True), (1024, True))
+    ]
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("gib", [1.2, 2.0, 64.0])
+def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
+    """The same decision as models.frozen, for a model of 0.24 GiB."""
+    settings = config(SHAPES / "llama-2-7b", model={"dtype": "bfloat16"})
+    model = model_plan(settings)
+    shrunk = replace(model, sizes=replace(model.sizes, linear=2**27, parameters=2**27))
+    rows = [[[(np.array([128]), 64)]]]
+    setting = setting_of(
+        settings,
+        shrunk,
+        rows,
+        torch.bfloat16,
+        128,
+        ranks=1,
+        available=gib * GIB,
+        keeps_best=False,
+    )
+    # What a run sees when it decides: the runtime and the loaded weights are gone from the memory.
+    free = gib * GIB - plan_memory.RUNTIME - 2 * 2**27
+    monkeypatch.setattr("intel_ft.backends.cpu.available_bytes", lambda: free)
+    monkeypatch.setattr("intel_ft.models.frozen_base.can_prepack", lambda _: True)
+    monkeypatch.setattr("intel_ft.models.frozen_base.replace_linears", lambda *_: None)
+    linear = type("Linear", (), {"weight": type("Weight", (), {"nbytes": 2 * 2**27})})
+    monkeypatch.setattr("intel_ft.models.frozen_base._linears", lambda _: [(None, "", linear)])
+    base = type("Base", (), {"dtype": torch.bfloat16})
+    activations = 128 * 32 * 2 * (6 * 4096 + 2 * 11008)
+    decision = lay_out(base, settings, activations)
+    assert (decision.value == "on") == (setting.layout == "prepacked")
+
+
+def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
+    settings = config(SHAPES / "llama-2-7b", train={"max_tokens_per_row": 16384})
+    model = model_plan(settings)
+    settings = settings.model_copy(
+        update={"train": settings.train.model_copy(update={"global_batch_size": 32})}
+    )
+    small = inputs(settings, model, memory=40 * GIB)
+    report = plan(small)
+    assert not report["memory"]["fits"]
+    assert "DOES NOT FIT" in "\n".join(lines(report))
+    changes = report["change"]
+    assert changes[0].startswith("train.activation_checkpointing=true: ")
+    assert changes[1].startswith("train.activation_checkpointing=true method.name=qlora: ")
+    train = settings.train.model_copy(update={"activation_checkpointing": True})
+    changed = replace(small, config=settings.model_copy(update={"train": train}))
+    assert plan(changed)["memory"]["fits"]
+    nothing = plan(replace(small, cluster=replace(small.cluster, memory=4 * GIB)))["change"]
+    assert len(nothing) == 1
+    assert "take more memory" in nothing[0]
+
+
+def test_a_step_counts_the_plans_own_rows(seven) -> None:
+    report = plan(inputs(config(SHAPES / "llama-2-7b"), seven))
+    step, sizes = report["step"], seven.sizes
+    assert step["tokens"] == 16 * 512
+    assert report["run"]["steps"] == 64
+    needed = 16 * (seven.cost.linear * 512 + seven.cost.attention * 512**2)
+    needed += seven.cost.logits * 16 * 256
+    assert step["flops"] == pytest.approx(needed)
+    assert sum(step["parts"].values()) == pytest.approx(step["seconds"])
+    products = step["parts"]["linear_layers"]
+    assert products == pytest.approx(4 * sizes.linear * step["tokens"] / MACHINE.gemm_rate)
+    assert 0.3 < step["mfu"] < 1
+    assert report["run"]["seconds"] == pytest.approx(64 * step["seconds"])
+
+
+def test_int8_and_checkpointing_change_the_time_of_products(seven) -> None:
+    name = SHAPES / "llama-2-7b"
+    again = {"activation_checkpointing": True}
+    plain, int8, checkpointed = (
+        plan(inputs(settings, seven))["step"]["parts"]["linear_layers"]
+        for settings in (
+            config(name),
+            config(name, model={"base_dtype": "int8"}),
+            config(name, train=again),
+        )
+    )
+    assert int8 == pytest.approx(plain / 2)
+    assert checkpointed == pytest.approx(1.5 * plain)
+
+
+def test_ranks_share_a_step_and_pay_for_the_exchange(seven) -> None:
+    settings = config(SHAPES / "llama-2-7b")
+    one, four = (plan(inputs(settings, seven, nodes=n, watts=500.0)) for n in (1, 4))
+    assert one["step"]["communication_share"] == 0
+    assert four["step"]["communication_share"] > 0
+    assert one["step"]["seconds"] / 4 < four["step"]["seconds"] < one["step"]["seconds"] / 2
+    assert four["cluster"]["ranks"] == 4
+    assert four["run"]["kwh"] == pytest.approx(500 * 4 * four["run"]["seconds"] / 3.6e6)
+    assert four["memory"]["parts"]["communication"] * GIB == 8 * seven.sizes.trained
+    halves = plan(inputs(settings, seven, ranks=2))
+    assert halves["cluster"]["threads"] == 2
+    assert halves["memory"]["available"] == 128
+
+
+def test_exchange_takes_what_was_measured() -> None:
+    assert exchange_seconds(10**7, 1, 1, "gloo", 1e9) == 0
+    assert exchange_seconds(10**7, 1, 2, "gloo", 1e9) == pytest.approx(0.0305, rel=0.1)
+    assert exchange_seconds(10**7, 1, 2, "ccl", 1e9) == pytest.approx(0.0087, rel=0.1)
+    # Between nodes the network is the slowest link: 2 * 3/4 of 40 MB over 0.1 GB/s.
+    assert exchange_seconds(10**7, 4, 1, "ccl", 1e8) == pytest.approx(0.6, rel=0.01)
+
+
+def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
+    """docs/performance.md: `small`, rows of one example, on two cores."""
+    from intel_ft.bench.workloads import shape_model, workload
+    from intel_ft.planner.roofline import Rates
+
+    shapes = shape_model(workload("small"), 16)
+    model = ModelPlan(None, _sizes(shapes), step_cost(shapes), [])
+    rates = Rates(gemm=443e9, linear=443e9, bandwidth=38.5e9)
+    for tokens, seconds in ((256, 0.463), (1024, 1.637), (2048, 3.593), (8192, 25.49)):
+        rows = [(np.array([tokens]), tokens // 2)]
+        predicted = rank_seconds(model, rates, rows, EQUAL).total
+        assert predicted == pytest.approx(seconds, rel=0.1)
+
+
+def test_named_cpus_have_the_rates_of_their_data_sheets() -> None:
+    node = named("8480+", 2, None, "auto")
+    assert node.cores == 112
+    assert node.gemm_rate == pytest.approx(0.5 * 112 * 2.0e9 * 1024)
+    assert node.int8_rate == 2 * node.gemm_rate
+    assert node.bandwidth == pytest.approx(0.8 * 2 * 307.2e9)
+    half = named("8480+", 1, 28, "auto")
+    assert half.bandwidth == pytest.approx(node.bandwidth / 4)
+    assert all("ark.intel.com" in cpu.source for cpu in CPUS.values())
+    with pytest.raises(UserError, match="8480"):
+        named("486", 1, None, "auto")
+    single = named("8480+", 2, None, "float32")  # which AMX does not compute
+    assert (single.dtype, single.gemm_rate) == (torch.float32, node.gemm_rate / 16)
+    slow, fast = (named_gpus("H200", 1, dtype).gemm_rate for dtype in ("float32", "auto"))
+    assert slow < fast / 10
+    with pytest.raises(UserError, match="has no instructions for it"):
+        named("8380", 1, None, "bfloat16")
+    with pytest.raises(UserError, match="has no instructions for it"):
+        named_gpus("T4", 1, "bfloat16")
+
+
+def test_only_cores_that_compute_at_the_same_time_are_measured(monkeypatch) -> None:
+    """Hyperthreads share a core, and a container's quota may allow less than there are."""
+    before = torch.get_num_threads()
+    cores = (Core(0, 0, (0, 1)), Core(0, 0, (2, 3)))
+    products = [gemm_rate.Product(64, 64, 64)]
+    try:
+        for quota, usable in ((None, 2), (1.0, 1)):
+            monkeypatch.setattr(topology, "read", lambda q=quota: Topology(cores, {0: 8}, q))
+            found = measured(products, torch.float32, None, prepacked=False)
+            assert (found.cores, torch.get_num_threads()) == (usable, usable)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_experts_are_counted_as_often_as_a_token_meets_them() -> None:
+    shape = transformers.Qwen3MoeConfig(
+        **SHAPE | {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
+    )
+    model = transformers.Qwen3MoeForCausalLM(shape)
+    model.requires_grad_(False)
+    an_expert = 3 * 32 * shape.hidden_size
+    assert expert_weights(model) == (2 * an_expert * shape.num_hidden_layers, 0)
+    assert expert_weights(model.requires_grad_(True))[0] == 0
+    assert step_cost(model).linear > 6 * expert_weights(model)[1]
+
+
+def test_layers_that_others_compute_are_not_taken_for_ours() -> None:
+    ours = model_plan(config()).sizes
+    for backend in ({"name": "ipex"}, {"compile": True}):
+        sizes = model_plan(config(backend=backend)).sizes
+        assert ours.why_not_fused is None and sizes.why_not_fused is not None
+        assert memory(sizes, EQUAL).activations > 1.5 * memory(ours, EQUAL).activations
+
+
+def test_a_whole_model_takes_18_bytes_a_parameter(seven) -> None:
+    settings = config(SHAPES / "llama-2-7b", method={"name": "full"})
+    model = model_plan(settings)
+    assert model.sizes.trained == model.sizes.parameters == seven.sizes.parameters
+    report = plan(inputs(settings, model))
+    parts = report["memory"]["parts"]
+    assert (parts["trained"] + parts["optimizer"]) * GIB == 18 * seven.sizes.parameters
+    assert parts["base"] == parts["linear_layers"] == 0
+    assert report["memory"]["layout"] == "as loaded"
+    assert report["model"]["layers"] == "all of their weights train"
+    assert report["step"]["parts"]["linear_layers"] == 0
+    lora = plan(inputs(config(SHAPES / "llama-2-7b"), seven))["step"]
+    assert 1.2 < report["step"]["flops"] / lora["flops"] < 1.6  # 6 for 4 a weight and token
+    small = plan(inputs(settings, model, memory=64 * GIB))
+    assert "train an adapter" in small["change"][-1]
+
+
+def test_a_teacher_is_loaded_and_read() -> None:
+    name, teacher = SHAPES / "llama-2-7b", SHAPES / "llama-2-13b"
+    own = config(name, method={"name": "distill", "teacher": "base"})
+    other = config(name, method={"name": "distill", "teacher": str(teacher)})
+    alone, base, larger = (
+        plan(inputs(settings, model_plan(settings))) for settings in (config(name), own, other)
+    )
+    weights = [report["memory"]["parts"]["teacher"] * GIB for report in (alone, base, larger)]
+    assert weights == [0, 0, 2 * model_plan(config(teacher)).sizes.parameters]
+    seconds = [report["step"]["parts"]["teacher"] for report in (alone, base, larger)]
+    assert seconds[0] == 0 < seconds[1] < seconds[2]
+    # Forward is half of what frozen weights cost with their gradient, of twice the parameters.
+    needed = [report["step"]["flops"] for report in (alone, base, larger)]
+    assert needed[1] / needed[0] == pytest.approx(1.5, rel=0.02)
+    assert needed[2] / needed[0] == pytest.approx(1.98, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("row_tokens", "options", "tensors", "tokens_per_s"),
+    [  # docs/cuda.md, an H200: GiB of tensors, token/s
+        (2048, {"method": {"name": "qlora", "r": 64}}, 12.52, 9800),
+        (2560, {"method": {"name": "qlora", "r": 64}}, 14.01, 10013),
+        (2048, {"method": {"r": 64}}, 21.50, 12055),
+    ],
+)
+def test_a_gpu_takes_what_was_measured(row_tokens, options, tensors, tokens_per_s) -> None:
+    train = {"max_tokens_per_row": row_tokens, "global_batch_size": 64}
+    settings = config(SHAPES / "llama-2-7b", train=train, **options)
+    tokens = row_tokens // 16
+    report = plan(inputs_of(settings, Cluster(gpu="H200"), Assumed(1024, tokens)))
+    memory = report["memory"]
+    assert memory["row_tokens"] == row_tokens
+    held = memory["total"] - memory["parts"]["unused"] - memory["parts"]["runtime"]
+    assert held == pytest.approx(tensors, rel=0.05)
+    assert report["step"]["tokens_per_s"] == pytest.approx(tokens_per_s, rel=0.25)
+    assert report["step"]["collective"] == "nccl"
+
+
+def test_gpus_are_chosen_as_a_run_would() -> None:
+    settings = config(SHAPES / "llama-2-7b", method={"name": "qlora", "r": 64})
+    two = plan(inputs_of(settings, Cluster(gpu="T4", ranks=2), Assumed(1024, 118)))
+    assert "1 node of 2 T4, 2 ranks in all, a GPU each, float16" in "\n".join(lines(two))
+    assert two["memory"]["available"] == named_gpus("T4", 1, "auto").gpu_memory / GIB
+    assert two["memory"]["fits"]
+    assert two["step"]["parts"]["host"] == 0  # so slow a GPU never waits for Python
+    bf16 = config(SHAPES / "llama-2-7b", method={"r": 64})
+    changes = plan(inputs_of(bf16, Cluster(gpu="T4"), Assumed(1024, 118)))["change"]
+    assert changes[0].startswith("method.name=qlora: ")
+    for wrong, cluster, part in (
+        ({"backend": {"name": "cpu"}}, Cluster(gpu="T4"), "--gpu T4: backend.name=cpu"),
+        ({"model": {"base_dtype": "int8"}}, Cluster(gpu="T4"), "CPUs only"),
+        ({}, Cluster(gpu="T4", cpu="8480+"), "--gpu and --cpu"),
+        ({}, Cluster(gpu="Voodoo"), "A100"),
+        ({"backend": {"name": "cuda"}}, Cluster(cpu="8480+"), "--gpu"),
+        ({"backend": {"name": "ipex"}}, Cluster(gpu="T4"), "backend.name=ipex"),
+    ):
+        with pytest.raises(UserError, match=part):
+            inputs_of(config(SHAPES / "llama-2-7b", **wrong), cluster, None)
+    with pytest.raises(UserError, match="for CPUs"):
+        swept(inputs_of(settings, Cluster(gpu="T4"), Assumed(64, 118)), "threads", [1])
+
+
+def test_the_first_layers_are_timed_here() -> None:
+    settings = config(train={"max_steps": 2, "global_batch_size": 8})
+    found = inputs_of(settings, Cluster(), None)
+    assert 0.2 < found.machine.slowdown < 20
+    assert 0.3 < found.machine.runtime / GIB < 1.5
+    report, as_counted = (
+        plan(replace(found, machine=replace(found.machine, slowdown=times)))["step"]["parts"]
+        for times in (found.machine.slowdown, 1.0)
+    )
+    for part in ("linear_layers", "attention", "memory"):
+        assert report[part] == pytest.approx(found.machine.slowdown * as_counted[part])
+    assert report["fixed"] == as_counted["fixed"]
+
+
+def test_what_is_timed_is_the_model_with_fewer_layers() -> None:
+    qwen = transformers.Qwen3Config(
+        num_hidden_layers=6, hidden_size=320, layer_types=["full_attention"] * 6
+    )
+    short = shortened(qwen, 2)
+    assert (short.num_hidden_layers, len(short.layer_types), short.hidden_size) == (2, 2, 320)
+    assert qwen.num_hidden_layers == 6
+
+
+def test_where_no_layer_can_be_timed_the_roofline_stands(monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(probe.logger, "warning", lambda text, *v: said.append(text % v))
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no other Python starts with it
+    found = inputs_of(config(train={"max_steps": 2}), Cluster(), None).machine
+    assert (found.slowdown, found.runtime) == (1.0, plan_memory.RUNTIME)
+    assert len(said) == 1
+    assert "no layer was timed here" in said[0]
+
+
+def test_data_that_cannot_be_read_is_assumed_and_said(seven) -> None:
+    settings = config(SHAPES / "llama-2-7b", data={"max_length": 600})
+    report = plan(replace(inputs(settings, seven), examples=examples_of(settings, None)))
+    assert "no tokenizer" in report["data"]["source"]
+    assert report["step"]["tokens"] == 16 * 300
+
+
+def test_a_sweep_goes_over_one_thing(seven) -> None:
+    start = inputs(config(SHAPES / "llama-2-7b"), seven)
+    points = swept(start, "nodes", [1, 2])
+    assert [point["cluster"]["nodes"] for point in points] == [1, 2]
+    assert [p["cluster"]["threads"] for p in swept(start, "threads", [1, 4])] == [1, 4]
+    rows = swept(start, "row-tokens", [1024, 4096])
+    assert [point["data"]["row_capacity"] for point in rows] == [1024, 4096]
+    assert rows[0]["memory"]["total"] < rows[1]["memory"]["total"]
+    table = sweep_table(points, "nodes")
+    assert [row[0] for row in table.rows] == ["1", "2"]
+    assert len(table.rows[0]) == len(table.columns)
+    assert plotted(points, "nodes").count("<polyline") == 2
+    assert values_of(start, "threads", None) == [1, 2, 4]
+    assert values_of(start, "row-tokens", None)[0] == 1024
+    with pytest.raises(UserError, match="--values"):
+        values_of(start, "nodes", "0,1")
+    with pytest.raises(UserError, match="a rank of this cluster has 4 cores"):
+        swept(start, "threads", [8])
