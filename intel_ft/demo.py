@@ -7,14 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from intel_ft.assets import HELDOUT, MODEL, TRAIN
 from intel_ft.config import build
 from intel_ft.files import require_absent_or_empty
 
 logger = logging.getLogger(__name__)
 
-MODEL = "tiny-python-llama"
-TRAIN = "docstring-to-python/train.jsonl"
-HELDOUT = "docstring-to-python/heldout.jsonl"
 PROMPT = (
     "Write the Python method `Queue.peek(self)`.\n\n"
     "Return the first item of the queue without removing it."

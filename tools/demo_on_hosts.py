@@ -1,5 +1,5 @@
-"""The demo's task on several hosts made of namespaces (tests/support/hosts.py), as root: under Intel
-MPI and Open MPI, beside one rank, as a Markdown table:
+"""The demo's task on several hosts made of namespaces (tests/support/hosts.py), as root:
+under Intel MPI and Open MPI, beside one rank, as a Markdown table:
 
     python tools/demo_on_hosts.py --steps 80 --output runs/hosts
 
@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from support import hosts
 
-from intel_ft.assets import resolve
-from intel_ft.demo import HELDOUT, MODEL, TRAIN
+from intel_ft.assets import HELDOUT, MODEL, TRAIN, resolve
 
 SCRIPTS = Path(sys.executable).parent
 INTEL_FT = str(SCRIPTS / "intel-ft")

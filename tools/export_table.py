@@ -168,7 +168,7 @@ def speed(folder: Path) -> dict[str, Any]:
 
 def table(records: dict[str, dict[str, Any]], speeds: dict[str, dict[str, Any]]) -> Table:
     """export.json and `speed` of each format, by its name, below the model in torch."""
-    from intel_ft.backends.cpu import cpu_name
+    from intel_ft.host.cpu import cpu_name
 
     rows: list[tuple[str, ...]] = []
     for name, record in records.items():

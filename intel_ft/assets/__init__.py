@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+MODEL = "tiny-python-llama"
+TRAIN = "docstring-to-python/train.jsonl"
+HELDOUT = "docstring-to-python/heldout.jsonl"
+
 
 def resolve(source: str) -> str:
     """`source`, or the path of the shipped asset of that name where no such local path exists.

@@ -7,6 +7,7 @@ import torch
 from intel_ft.backends import cpu, cuda, ipex
 from intel_ft.config import BackendConfig, Config, ModelConfig
 from intel_ft.decisions import Decision
+from intel_ft.host import devices
 
 _OF_CPUS = {"ccl", "mpi", "gloo"}
 
@@ -24,14 +25,14 @@ def named(name: str) -> Decision:
         ipex.require()
     if name in ("cpu", "ipex"):
         return Decision("backend.name", name, "set in the config")
-    problem = cuda.why_not_usable()
+    problem = devices.why_not_usable()
     if name == "cuda":
         if problem is not None:
             raise cuda.missing(problem)
         return Decision("backend.name", "cuda", "set in the config")
     if problem is not None:
         return Decision("backend.name", "cpu", f"the native PyTorch path; {problem}")
-    return Decision("backend.name", "cuda", f"torch sees {cuda.gpu_name()}, faster than any CPU")
+    return Decision("backend.name", "cuda", f"torch sees {devices.gpu_name()}, faster than any CPU")
 
 
 def select(

@@ -1,7 +1,6 @@
 """The native CPU backend: dtype, threads and memory; called from training, insight and cli."""
 
 import os
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,22 +12,11 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.host import topology
 from intel_ft.host.allocator import keep_few_kernels, keep_freed_memory
-from intel_ft.host.cpu import available_bytes, cpu_flags, cpu_name, statm_pages
-
-GIB = 2**30
-CPU = torch.device("cpu")
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-_WITHOUT_BF16 = {
-    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
-    *("AVX512_CORE", "AVX512_CORE_VNNI"),
-}
-"""Values of them that keep oneDNN from the CPU's bf16 products (oneDNN's developer guide, CPU
-dispatcher control)."""
+from intel_ft.host.cpu import bf16_limit, cpu_flags
+from intel_ft.host.devices import CPU
 
 Optimize = Callable[[Any, torch.optim.Optimizer], None]
 """What a backend makes of model and optimizer, in place, before the first step."""
-
-__all__ = ["GIB", "Backend", "available_bytes", "cpu_flags", "cpu_name", "rss_gib", "select"]
 
 
 @dataclass(frozen=True)
@@ -85,14 +73,6 @@ def fastest_dtype() -> tuple[torch.dtype, str]:
     return torch.float32, "this CPU has neither AMX nor AVX512-BF16, bf16 would be emulated"
 
 
-def bf16_limit() -> str | None:
-    """What in the environment keeps oneDNN from this CPU's bf16 products, or None."""
-    for name in _LIMITS:
-        if (value := os.environ.get(name, "")).upper() in _WITHOUT_BF16:
-            return f"{name}={value} forbids bf16 products"
-    return None
-
-
 def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
     allowed = len(os.sched_getaffinity(0))
     if isinstance(backend.threads, int):
@@ -109,8 +89,3 @@ def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
         cores = max(1, host.usable // sharing)
         return cores, f"{host.quota_by} allows {host.quota:g} cores{shared}"
     return max(1, len(host.cores) // sharing), f"the cores this process may use{shared}"
-
-
-def rss_gib() -> float:
-    """Resident memory of this process now, in GiB."""
-    return statm_pages(1) * resource.getpagesize() / GIB

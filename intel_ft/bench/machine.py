@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from intel_ft.backends.cpu import cpu_flags, cpu_name
-from intel_ft.backends.cuda import gpu_name
+from intel_ft.host.cpu import cpu_flags, cpu_name
+from intel_ft.host.devices import gpu_name
 from intel_ft.versions import installed
 
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from intel_ft.backends import cuda
 from intel_ft.backends.choice import device_of
 from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan
@@ -17,6 +16,7 @@ from intel_ft.bench.workloads import random_model
 from intel_ft.config import Config, build
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
+from intel_ft.host import devices
 from intel_ft.models import packed_attention
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.fast_path import hasten
@@ -72,7 +72,7 @@ def trainer_of(
         model = add_lora(base, method, config.model.name_or_path, None)
         hasten(model, config, activations, device=device)
         trained = Adapter(model)
-    cuda.forget_peak(device)
+    devices.reset_peak(device)
     cost = step_cost(trained.model)
     plan = Plan(
         lengths=examples.lengths,

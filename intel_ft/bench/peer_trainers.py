@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from intel_ft.backends import cuda
 from intel_ft.backends.choice import device_of
 from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan
@@ -21,6 +20,7 @@ from intel_ft.bench.task import Task
 from intel_ft.bench.workloads import lora_config, random_model
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
+from intel_ft.host import devices
 
 
 def peer_trainer(
@@ -34,7 +34,7 @@ def peer_trainer(
     model = random_model(task.workload, task.seed, "sdpa", device)
     if task.base_dtype == "nf4":
         _quantize(model)
-    cuda.forget_peak(device)
+    devices.reset_peak(device)
     tally = Tally()
     if task.side.startswith("trl"):
         trainer = _trl(task, model, examples, folder, tally)

@@ -12,13 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from intel_ft.assets import resolve
+from intel_ft.assets import HELDOUT, MODEL, TRAIN, resolve
 from intel_ft.backends import cpu
 from intel_ft.bench import reference_trainer
 from intel_ft.bench.quality import BASE, PLAIN
 from intel_ft.config import Config, build
 from intel_ft.data.prepare import prepare
-from intel_ft.demo import HELDOUT, MODEL, TRAIN
 from intel_ft.models.load import load_tokenizer
 from intel_ft.subprocess_json import answer
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from intel_ft.backends import cuda
 from intel_ft.batching.row import Row
 from intel_ft.bench.task import GPU_WARM_UP_STEPS, LEAST_STEPS, LONG_STEP, WARM_UP_STEPS
 from intel_ft.distributed.world import World
+from intel_ft.host import devices
 
 ALONE = World()
 
@@ -79,7 +79,7 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Note the time; forget the warm-up; stop when enough was seen."""
-        cuda.finish(args.device)
+        devices.synchronize(args.device)
         now = time.perf_counter()
         if self.count is not None:
             self.count(state.global_step - 1)

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 import transformers
 
-from intel_ft.backends import choice, cpu, cuda
+from intel_ft.backends import choice, cuda
+from intel_ft.backends.cpu import Backend
 from intel_ft.bench.task import IPEX_SIDES, OUR_SIDES, OURS, Task
 from intel_ft.bench.workloads import shape_model, synthetic_examples
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.distributed.process_group import joined
 from intel_ft.distributed.world import World
-from intel_ft.errors import IntelFTError
-from intel_ft.host import topology
+from intel_ft.host import cpu, devices, topology
 from intel_ft.host.allocator import keep_freed_memory
 from intel_ft.host.launcher_env import started_as
 from intel_ft.models import gemm_rate
@@ -50,10 +50,10 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
     trainer, watch = side_trainer(task, examples, folder, world, backend.optimize)
     trainer.train()
     exchange = exchanged(trainer) if task.side in OUR_SIDES else {}
-    rss, gpu = peak_rss_gib(), cuda.peak_gib(backend.device)
+    rss, gpu = cpu.peak_rss_gib(), devices.peak_gib(backend.device)
     del trainer
     gc.collect()
-    cuda.forget_peak(backend.device)
+    devices.reset_peak(backend.device)
     keep_freed_memory()  # the rate is measured alike for all, whatever they trained with
     products = gemm_rate.linear_products(
         shapes, task.workload.row_tokens, float(examples.supervised.mean())
@@ -84,7 +84,7 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
     }
 
 
-def _backend(task: Task, world: World) -> cpu.Backend:
+def _backend(task: Task, world: World) -> Backend:
     """What a side computes with. Our own sides get what a run of ours gives itself; a peer the same
     threads, and memory and kernels kept as torch does by itself.
     """
@@ -98,19 +98,8 @@ def _backend(task: Task, world: World) -> cpu.Backend:
     threads = task.threads or topology.read().usable
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets another
-    host = cpu.Backend(torch.bfloat16, threads, ())
+    host = Backend(torch.bfloat16, threads, ())
     return host if task.backend == "cpu" else cuda.select(model, host, world.local_rank)
-
-
-def peak_rss_gib() -> float:
-    """The most memory this process has had resident, in GiB.
-
-    VmHWM and not ru_maxrss, which a process inherits from the one that started it.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / cpu.GIB
-    raise IntelFTError("/proc/self/status has no VmHWM")
 
 
 def main() -> None:

@@ -159,7 +159,7 @@ def reference_dtype(folder: Path) -> tuple[str, str]:
     """In what torch computes what an IR is held against, and why: float32 where the weights fit,
     with a quarter more for everything else.
     """
-    from intel_ft.backends.cpu import GIB, available_bytes
+    from intel_ft.host.cpu import GIB, available_bytes
     from intel_ft.models.load import parameter_count
 
     needed, available = 5 * parameter_count(folder), available_bytes()

@@ -33,7 +33,7 @@ PACKAGES = (
 
 def write_record(folder: Path, values: dict[str, Any]) -> None:
     """Write `values`, and what every record holds, to export.json in `folder`, as the last file."""
-    from intel_ft.backends.cpu import cpu_name
+    from intel_ft.host.cpu import cpu_name
 
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     write_json(

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from intel_ft.backends.cpu import bf16_limit, cpu_flags, cpu_name
 from intel_ft.decisions import Decision
+from intel_ft.host.cpu import bf16_limit, cpu_flags, cpu_name
 
 logger = logging.getLogger(__name__)
 

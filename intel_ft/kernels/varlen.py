@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from intel_ft.backends.cuda import BF16_CAPABILITY
+from intel_ft.host.devices import BF16_CAPABILITY
 
 
 def usable(q: Tensor) -> bool:

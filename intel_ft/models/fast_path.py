@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from intel_ft.backends.cpu import CPU
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
+from intel_ft.host.devices import CPU
 from intel_ft.models import packed_attention
 from intel_ft.models.adapter import fuse
 from intel_ft.models.frozen_base import lay_out

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intel_ft.backends import cpu
-from intel_ft.backends.cpu import CPU
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem
+from intel_ft.host import cpu
+from intel_ft.host.devices import CPU
 from intel_ft.models.int8 import can_int8, int8_base
 from intel_ft.models.lora_linear import Base, LoraFunction, LoraLinear
 from intel_ft.models.nf4 import nf4_base

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intel_ft.backends import cuda
-from intel_ft.backends.cpu import CPU
+from intel_ft.host import devices
+from intel_ft.host.devices import CPU
 from intel_ft.kernels import ops
 from intel_ft.models.int8 import can_int8, int8_base
 from intel_ft.models.prepacked import WIDEST, can_prepack, laid_out
@@ -153,13 +153,13 @@ def _part(product: Product, most_flops: float) -> Product:
 def _fastest(run: Callable[[], object], seconds: float, device: torch.device = CPU) -> float:
     """The shortest of at least two runs after a first one: anything slower is another's load."""
     run()
-    cuda.finish(device)
+    devices.synchronize(device)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 2 or time.perf_counter() < end:
         start = time.perf_counter()
         run()
-        cuda.finish(device)
+        devices.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times)
 

@@ -14,7 +14,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from intel_ft.backends import cpu
+from intel_ft.host import cpu
 from intel_ft.kernels import ops
 
 

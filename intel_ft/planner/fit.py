@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from intel_ft.backends import cpu
 from intel_ft.config import Config
+from intel_ft.host import cpu
 from intel_ft.models.fast_path import left_to_others
 from intel_ft.models.flops import activation_bytes
 from intel_ft.models.frozen_base import has_room

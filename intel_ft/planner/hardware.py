@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from intel_ft.backends import cpu
 from intel_ft.errors import UserError
-from intel_ft.host import topology
+from intel_ft.host import cpu, topology
 from intel_ft.models import gemm_rate as gemm
 from intel_ft.planner.memory import RUNTIME
 

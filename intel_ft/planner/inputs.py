@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from intel_ft.backends import choice, cpu, cuda
+from intel_ft.backends import choice
+from intel_ft.backends.cpu import select
 from intel_ft.config import Config
 from intel_ft.errors import UserError
-from intel_ft.host import topology
+from intel_ft.host import cpu, devices, topology
 from intel_ft.models.prepacked import can_prepack
 from intel_ft.planner import hardware, roofline
 from intel_ft.planner.fit import setting_of
@@ -74,11 +75,11 @@ def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inpu
     if gpu is not None:
         machine = hardware.named_gpus(gpu, cluster.ranks, chosen)
         if cluster.gpu is None:
-            machine = replace(machine, gpu_memory=cuda.memory_bytes(torch.device("cuda", 0)))
+            machine = replace(machine, gpu_memory=devices.memory_bytes(torch.device("cuda", 0)))
     elif cluster.cpu is not None:
         machine = hardware.named(cluster.cpu, cluster.sockets, cluster.cores, chosen)
     else:
-        dtype = cpu.select(config.backend, config.model).dtype
+        dtype = select(config.backend, config.model).dtype
         prepacked = config.backend.prepack is not False and can_prepack(dtype)
         cores = cluster.cores
         machine = hardware.measured(model.products, dtype, cores, prepacked=prepacked)
@@ -121,13 +122,13 @@ def _gpu(config: Config, cluster: Cluster) -> str | None:
             raise UserError(f"--gpu {asked}: {reason}")
         return asked
     known = ", ".join(hardware.GPUS)
-    if config.backend.name == "cuda" and (cluster.cpu or cuda.why_not_usable()):
+    if config.backend.name == "cuda" and (cluster.cpu or devices.why_not_usable()):
         raise UserError(f"backend.name=cuda: name a GPU with --gpu: {known}")
     if cluster.cpu is not None or config.backend.name in _CPU_BACKENDS:
         return None
     if choice.choose(config).value != "cuda":
         return None
-    here = cuda.gpu_name()
+    here = devices.gpu_name()
     for name in hardware.GPUS:
         if name in re.split(r"[\s-]", here):  # NVIDIA A100-SXM4-80GB
             return name

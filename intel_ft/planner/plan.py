@@ -7,9 +7,9 @@ plan_work says what goes through, plan_probe tries some layers; plan_memory and 
 
 from typing import Any
 
-from intel_ft.backends import cpu
 from intel_ft.config import Config
 from intel_ft.distributed import oneccl
+from intel_ft.host import cpu
 from intel_ft.models.flops import with_teacher
 from intel_ft.planner import memory as plan_memory
 from intel_ft.planner import roofline

@@ -19,15 +19,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from intel_ft import subprocess_json
-from intel_ft.backends import choice, cpu
+from intel_ft.backends import choice
 from intel_ft.batching.plan import Plan
 from intel_ft.bench.own_trainer import trainer_of
-from intel_ft.bench.worker import peak_rss_gib
 from intel_ft.bench.workloads import random_examples, with_noise
 from intel_ft.config import Config, load
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import write_text
+from intel_ft.host import cpu
 from intel_ft.models import packed_attention
 from intel_ft.planner.memory import RUNTIME, Setting, memory
 from intel_ft.planner.model_sizes import ModelPlan, ModelSizes, counted, description_of
@@ -182,7 +182,7 @@ def measure(config: Config, examples: list[list[int]], layers: int) -> dict[str,
     trainer, watch = trainer_of(config, base, made, 0.0, World(), torch.device("cpu"))
     watch.warm_up, watch.least = _WARM_UP, _TIMED
     trainer.train()
-    return {"step_s": float(np.median(watch.step_times)), "rss_gib": peak_rss_gib()}
+    return {"step_s": float(np.median(watch.step_times)), "rss_gib": cpu.peak_rss_gib()}
 
 
 def main() -> None:

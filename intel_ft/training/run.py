@@ -17,7 +17,7 @@ import transformers
 
 from intel_ft import __version__
 from intel_ft.artifacts.provenance import Provenance
-from intel_ft.backends import choice, cpu, cuda
+from intel_ft.backends import choice
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.distributed.launch.preflight import packages
@@ -25,6 +25,7 @@ from intel_ft.distributed.process_group import joined
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
+from intel_ft.host import cpu, devices
 from intel_ft.host.launcher_env import started_as
 from intel_ft.models.adapter import restore_weights
 from intel_ft.models.load import fingerprint, model_folder
@@ -98,7 +99,7 @@ def _train(
             logger.info("resuming from %s", start)
     with world.together():
         _require_same(world, config, work, start)
-    cuda.forget_peak(work.device)
+    devices.reset_peak(work.device)
     work.gemm_rate = float(world.sum(torch.tensor([work.gemm_rate], dtype=torch.float64)))
     measured = "measured just now" + (f", of {world.size} ranks" if world.size > 1 else "")
     decisions.append(Decision("MFU's peak", f"{work.gemm_rate / 1e9:,.0f} GFLOP/s", measured))

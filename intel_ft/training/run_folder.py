@@ -15,11 +15,11 @@ import torch
 import yaml
 
 from intel_ft import __version__
-from intel_ft.backends import cpu
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.files import write_json, write_text
+from intel_ft.host import cpu
 from intel_ft.training.checkpoint import checkpoints, newest_whole
 from intel_ft.versions import installed
 

@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from intel_ft import assets
-from intel_ft.backends import choice, cpu, cuda, ipex
+from intel_ft.backends import choice, ipex
+from intel_ft.backends.cpu import Backend
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
 from intel_ft.data.examples import Examples
@@ -19,7 +20,7 @@ from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
-from intel_ft.host import openmp
+from intel_ft.host import cpu, devices, openmp
 from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.models import gemm_rate as gemm
 from intel_ft.models import lora_init
@@ -188,7 +189,7 @@ def build(
 
 
 def _adapter(
-    config: Config, backend: cpu.Backend, activations: int, world: World, start: Path | None
+    config: Config, backend: Backend, activations: int, world: World, start: Path | None
 ) -> tuple[Adapter, str | None, list[Decision]]:
     """The base with an adapter, why it cannot take packed rows, and what was decided about it."""
     method = config.method
@@ -205,9 +206,7 @@ def _adapter(
     return Adapter(model, begun), why_not_packed, how
 
 
-def _whole_model(
-    config: Config, backend: cpu.Backend
-) -> tuple[WholeModel, str | None, list[Decision]]:
+def _whole_model(config: Config, backend: Backend) -> tuple[WholeModel, str | None, list[Decision]]:
     """The model with float32 weights that all train, as `_adapter` returns it."""
     model, why_not_packed = load_for_packing(config.model, torch.float32)
     decisions = [
@@ -225,7 +224,7 @@ def base_id(config: Config) -> str:
 
 
 def require_memory(
-    config: Config, inputs: Inputs, backend: cpu.Backend, row_tokens: str, sharing: int
+    config: Config, inputs: Inputs, backend: Backend, row_tokens: str, sharing: int
 ) -> None:
     """Refuse, before the weights are read, a run that this machine plainly cannot hold; `sharing`
     ranks do the same here, each on a GPU of its own if they are on GPUs.
@@ -246,7 +245,7 @@ def require_memory(
     )
     available = cpu.available_bytes() // sharing
     if backend.device.type == "cuda":
-        available = cuda.available_bytes(backend.device)
+        available = devices.available_bytes(backend.device)
         if config.base_dtype == "nf4":
             outside = 2 * inputs.model_config.vocab_size * inputs.model_config.hidden_size
             weights = outside * dtype.itemsize + int(max(0, parameters - outside) * NF4_BYTES)
@@ -277,7 +276,7 @@ def row_capacity(config: Config) -> Decision:
     return Decision("train.max_tokens_per_row", str(tokens), "2048, or data.max_length if longer")
 
 
-def _gemm_rate(base: Any, backend: cpu.Backend, row_tokens: int, examples: Examples) -> float:
+def _gemm_rate(base: Any, backend: Backend, row_tokens: int, examples: Examples) -> float:
     share = float(examples.supervised.mean())
     products = gemm.linear_products(base, row_tokens, share)
     most = 2.5e10 if backend.device.type == "cpu" else None

@@ -18,13 +18,15 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from intel_ft.backends import cuda
-from intel_ft.backends.cpu import CPU, Optimize, rss_gib
+from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan, Step
 from intel_ft.batching.row import Row, build_row
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
+from intel_ft.host import devices
+from intel_ft.host.cpu import rss_gib
+from intel_ft.host.devices import CPU
 from intel_ft.models.adapter import adapter_weights
 from intel_ft.models.flops import StepCost
 from intel_ft.models.loss import loss_sum
@@ -165,7 +167,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         """
         if self.work.world.size == 1:
             return
-        cuda.finish(self.work.device)
+        devices.synchronize(self.work.device)
         began = time.perf_counter()
         gradients = []
         for weight in self._trained():
@@ -177,7 +179,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         sizes = [part.numel() for part in parts]
         for part, total in zip(parts, summed.split_with_sizes(sizes), strict=True):
             part.copy_(total)
-        cuda.finish(self.work.device)
+        devices.synchronize(self.work.device)
         self.work.interval.exchange_seconds += time.perf_counter() - began
 
     def _trained(self) -> list[Tensor]:
@@ -206,7 +208,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             flops = torch.tensor([self.work.interval.flops], dtype=torch.float64)
             self.work.interval.flops = float(self.work.world.sum(flops))
             logs.update(self.work.interval.rates(self.work.gemm_rate))
-            logs.update(cuda.peak_gib(self.work.device))
+            logs.update(devices.peak_gib(self.work.device))
             self.work.total.add(self.work.interval)
             vars(self.work.interval).update(vars(Meter()))
         super().log(logs, start_time)
@@ -298,7 +300,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Stop it."""
-        cuda.finish(self.work.device)
+        devices.synchronize(self.work.device)
         self.work.interval.steps += 1
         self.work.interval.seconds += time.perf_counter() - self.began
 

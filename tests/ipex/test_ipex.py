@@ -67,7 +67,7 @@ def through_ipex(tmp_path_factory):
 
 
 def test_the_demos_task_reaches_the_native_heldout_loss(tmp_path):
-    heldout = Path(assets.resolve(demo.HELDOUT)).read_text().splitlines()[:48]
+    heldout = Path(assets.resolve(assets.HELDOUT)).read_text().splitlines()[:48]
     (tmp_path / "heldout.jsonl").write_text("\n".join(heldout))
     write_config(
         tmp_path / "config.yaml",
@@ -146,7 +146,7 @@ def test_two_ranks_over_oneccl_take_the_same_steps(through_ipex, tmp_path):
 
 @pytest.mark.parametrize("prepack", ["auto", False])
 def test_the_optimized_model_gives_and_takes_plain_weights(prepack):
-    values = {"model": {"name_or_path": demo.MODEL}, "data": {"train": "-"}, "method": {"r": 4}}
+    values = {"model": {"name_or_path": assets.MODEL}, "data": {"train": "-"}, "method": {"r": 4}}
     config = build({**values, "output": {"directory": "-"}}, "test")
     backend = ipex.select(BackendConfig(name="ipex", threads=1, prepack=prepack), config.model)
     base, _ = load_for_packing(config.model, backend.dtype)

@@ -14,11 +14,12 @@ from intel_ft.config import BackendConfig, ModelConfig, build
 from intel_ft.distributed import process_group
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.host import devices
 from intel_ft.kernels import ops, varlen
 from intel_ft.models.nf4 import NF4_BYTES, nf4_base
 from intel_ft.training.optimizer_state import fitted, optimizer_name, portable
 
-HAS_GPU = cuda.why_not_usable() is None
+HAS_GPU = devices.why_not_usable() is None
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU that torch can use")
 needs_none = pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 
@@ -76,7 +77,7 @@ def test_auto_takes_the_gpu_unless_the_config_asks_for_what_cpus_do(with_gpu):
 def test_auto_without_a_gpu_is_the_cpu_and_says_why():
     decision = choice.choose(config())
     assert decision.value == "cpu"
-    assert cuda.why_not_usable() in decision.reason
+    assert devices.why_not_usable() in decision.reason
 
 
 @needs_none

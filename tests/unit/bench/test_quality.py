@@ -13,14 +13,13 @@ import torch
 from support.hosts import wait
 
 from intel_ft import subprocess_json
-from intel_ft.assets import resolve
+from intel_ft.assets import MODEL, resolve
 from intel_ft.bench import quality as module
 from intel_ft.bench import reference_trainer
 from intel_ft.bench.quality import bench_quality
 from intel_ft.bench.quality_worker import settings
 from intel_ft.bench.tables import quality_table
 from intel_ft.data.examples import Examples
-from intel_ft.demo import MODEL
 from intel_ft.distributed.launch.commands import Command, command
 from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.errors import IntelFTError, UserError

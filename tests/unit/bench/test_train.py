@@ -12,7 +12,6 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from intel_ft.backends import cpu
-from intel_ft.backends.cpu import CPU
 from intel_ft.bench import gemm as bench_gemm
 from intel_ft.bench import step_timer, train, worker
 from intel_ft.bench import task as sides
@@ -31,6 +30,7 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.host import topology
+from intel_ft.host.devices import CPU
 from intel_ft.models import gemm_rate, prepacked
 from intel_ft.models.flops import StepCost
 from intel_ft.models.gemm_rate import Product, Timing

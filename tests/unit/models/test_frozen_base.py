@@ -9,9 +9,9 @@ import transformers
 from support.model_fixtures import SHAPE, row_of
 from transformers import AutoModelForCausalLM
 
-from intel_ft.backends import cpu
 from intel_ft.config import MethodConfig, build
 from intel_ft.errors import EnvironmentProblem
+from intel_ft.host import cpu
 from intel_ft.models import frozen_base, int8, lora_linear, packed_attention, prepacked
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.frozen_base import FrozenLinear, lay_out, replace_linears

@@ -207,7 +207,7 @@ def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
     )
     # What a run sees when it decides: the runtime and the loaded weights are gone from the memory.
     free = gib * GIB - plan_memory.RUNTIME - 2 * 2**27
-    monkeypatch.setattr("intel_ft.backends.cpu.available_bytes", lambda: free)
+    monkeypatch.setattr("intel_ft.host.cpu.available_bytes", lambda: free)
     monkeypatch.setattr("intel_ft.models.frozen_base.can_prepack", lambda _: True)
     monkeypatch.setattr("intel_ft.models.frozen_base.replace_linears", lambda *_: None)
     linear = type("Linear", (), {"weight": type("Weight", (), {"nbytes": 2 * 2**27})})
