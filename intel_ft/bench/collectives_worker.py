@@ -20,9 +20,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from intel_ft.config import BackendConfig
-from intel_ft.distributed.process_group import joined, network_interface
+from intel_ft.distributed.process_group import init_process_group, network_interface
 from intel_ft.distributed.world import World
-from intel_ft.host.launcher_env import started_as
+from intel_ft.host.launcher_env import launcher_env_of
 from intel_ft.subprocess_json import answer
 
 Array = NDArray[np.float32]
@@ -99,7 +99,7 @@ def _calls_in_a_batch(ranks: Ranks, call: Callable[[], object]) -> int:
 @contextmanager
 def _of_torch(backend: Literal["ccl", "gloo"], world: World) -> Iterator[Ranks]:
     """A process group as a training run makes it."""
-    with joined(world, BackendConfig(collective=backend, timeout=_TIMEOUT)):
+    with init_process_group(world, BackendConfig(collective=backend, timeout=_TIMEOUT)):
         yield Ranks(
             world.rank,
             world.size,
@@ -132,7 +132,7 @@ def main() -> None:
     """
     side, collectives, sizes = sys.argv[1:]
     with answer() as stream:
-        world = World(*astuple(started_as()))
+        world = World(*astuple(launcher_env_of()))
         if world.local_size < world.size and (interface := network_interface(world)):
             # libfabric over TCP would take the first that is up, which may lead nowhere.
             os.environ.setdefault("FI_TCP_IFACE", interface.value)

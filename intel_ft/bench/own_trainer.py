@@ -19,7 +19,7 @@ from intel_ft.distributed.world import World
 from intel_ft.host import devices
 from intel_ft.models import packed_attention
 from intel_ft.models.adapter import add_lora
-from intel_ft.models.fast_path import hasten
+from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.flops import activation_bytes, step_cost
 from intel_ft.training.run import trainer_for
 from intel_ft.training.setup import row_capacity
@@ -70,7 +70,7 @@ def trainer_of(
         trained = WholeModel(base.float().requires_grad_(True))
     else:
         model = add_lora(base, method, config.model.name_or_path, None)
-        hasten(model, config, activations, device=device)
+        apply_fast_path(model, config, activations, device=device)
         trained = Adapter(model)
     devices.reset_peak(device)
     cost = step_cost(trained.model)

@@ -8,10 +8,10 @@ import sys
 from intel_ft.bench.task import Task
 from intel_ft.distributed.placement import places
 from intel_ft.host import topology
-from intel_ft.host.launcher_env import Started, started_as
+from intel_ft.host.launcher_env import LauncherEnv, launcher_env_of
 
 
-def bind(threads: int | None, started: Started) -> None:
+def bind(threads: int | None, started: LauncherEnv) -> None:
     """A core a thread, the same for this rank however many run beside it: idle ones stay idle."""
     host = topology.read()
     cores = threads or host.usable // started.local_size
@@ -21,7 +21,7 @@ def bind(threads: int | None, started: Started) -> None:
 
 def main() -> None:
     """Bind before torch is imported, then measure."""
-    bind(Task.from_json(sys.argv[1]).threads, started_as())
+    bind(Task.from_json(sys.argv[1]).threads, launcher_env_of())
 
     from intel_ft.bench import worker
 

@@ -91,5 +91,5 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
             self.tally.clear()
         self.ends.append(now)
         enough = now - self.ends[0] >= self.seconds and len(self.ends) > self.least
-        control.should_training_stop = bool(self.world.largest(int(enough)))
+        control.should_training_stop = bool(self.world.all_reduce_max(int(enough)))
         return control

@@ -20,11 +20,11 @@ from intel_ft.backends.cpu import Backend
 from intel_ft.bench.task import IPEX_SIDES, OUR_SIDES, OURS, Task
 from intel_ft.bench.workloads import shape_model, synthetic_examples
 from intel_ft.config import BackendConfig, ModelConfig
-from intel_ft.distributed.process_group import joined
+from intel_ft.distributed.process_group import init_process_group
 from intel_ft.distributed.world import World
 from intel_ft.host import cpu, devices, topology
 from intel_ft.host.allocator import keep_freed_memory
-from intel_ft.host.launcher_env import started_as
+from intel_ft.host.launcher_env import launcher_env_of
 from intel_ft.models import gemm_rate
 from intel_ft.models.flops import step_cost
 from intel_ft.subprocess_json import answer
@@ -63,7 +63,7 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
     times, tally = watch.step_times, watch.tally
     seconds = sum(times)
     own = (len(tally.lengths), sum(tally.lengths), tally.supervised, cost.flops(tally.as_row()))
-    total = world.sum(torch.tensor([*own, rate, rss], dtype=torch.float64)).tolist()
+    total = world.all_reduce(torch.tensor([*own, rate, rss], dtype=torch.float64)).tolist()
     count, tokens, supervised, flops, rate, rss = total
     return {
         "tokens_per_s": tokens / seconds,
@@ -105,13 +105,13 @@ def _backend(task: Task, world: World) -> Backend:
 def main() -> None:
     """Run the task in argv; libraries that print get stderr, stdout is the measurement's alone."""
     task = Task.from_json(sys.argv[1])
-    world = World(*astuple(started_as())) if task.processes > 1 else World()
+    world = World(*astuple(launcher_env_of())) if task.processes > 1 else World()
     # A peer gets what torch has: oneCCL for CPUs is our own backend.
     collective = BackendConfig(collective="auto" if task.side in OUR_SIDES else "gloo")
     with (
         answer() as stream,
         tempfile.TemporaryDirectory() as folder,
-        joined(world, collective, task.backend) as decisions,
+        init_process_group(world, collective, task.backend) as decisions,
     ):
         result = measure(task, world, Path(folder))
         if world.rank == 0:

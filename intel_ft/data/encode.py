@@ -24,7 +24,7 @@ from intel_ft.data.control_tokens import (
     without,
     without_prefix_space,
 )
-from intel_ft.data.examples import Examples, joined
+from intel_ft.data.examples import Examples, concatenate
 from intel_ft.data.pieces import Layout, flat, lay_out, sums, without_last_space
 from intel_ft.data.spans import Marks, Span
 
@@ -92,7 +92,7 @@ class SpanEncoder:
                 waiting = layout, encoded
             if waiting:
                 parts.append(self._encoded(*waiting))
-        return joined(parts)
+        return concatenate(parts)
 
     def _encoded(self, layout: Layout, encoded: "Future[list[Encoding]]") -> Examples:
         stretches = layout.stretches

@@ -47,7 +47,7 @@ class Examples:
         return Examples(self.tokens[taken], self.supervised[taken], offsets)
 
 
-def joined(parts: Sequence[Examples]) -> Examples:
+def concatenate(parts: Sequence[Examples]) -> Examples:
     """All examples of `parts`, in their order; none if there are no parts."""
     lengths = [part.lengths for part in parts]
     return Examples(

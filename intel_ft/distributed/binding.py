@@ -9,14 +9,14 @@ import os
 from intel_ft.decisions import Decision
 from intel_ft.distributed.placement import Place, places, why_not_bound
 from intel_ft.host import topology
-from intel_ft.host.launcher_env import INTEL_MPI, Started
+from intel_ft.host.launcher_env import INTEL_MPI, LauncherEnv
 
 _SET_MEMPOLICY = 238  # the system call's number on x86-64
 _PREFERRED_MANY = 5  # linux/mempolicy.h: these nodes first, others rather than fail; Linux 5.15
 _WORKERS = "CCL_WORKER_AFFINITY"
 
 
-def bind(started: Started, wanted: str, collective: str = "auto") -> list[Decision]:
+def bind(started: LauncherEnv, wanted: str, collective: str = "auto") -> list[Decision]:
     """Bind this process where several ranks share its host and nobody has given it cores of its
     own: to its share of the cores and to their NUMA nodes' memory. `wanted` is backend.bind.
     oneCCL's workers, where the user asks for such threads, get cores that it leaves to them.
@@ -57,7 +57,7 @@ def as_list(numbers: tuple[int, ...] | list[int]) -> str:
     return ",".join(f"{a}-{b}" if b > a else str(a) for a, b in stretches)
 
 
-def _workers(started: Started, collective: str) -> int:
+def _workers(started: LauncherEnv, collective: str) -> int:
     """How many threads of oneCCL the user asks for in each rank, if it may be what ranks use: it
     polls in them, and each would take its time from this rank's or another's.
     """

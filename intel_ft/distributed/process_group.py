@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def joined(world: World, backend: BackendConfig, compute: str = "cpu") -> Iterator[list[Decision]]:
+def init_process_group(
+    world: World, backend: BackendConfig, compute: str = "cpu"
+) -> Iterator[list[Decision]]:
     """A context with torch.distributed's default group, made before anything else makes one; what
     was chosen for it and why. compute: what backends.choice chose.
 

@@ -13,24 +13,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError
-from intel_ft.host.launcher_env import Started
+from intel_ft.host.launcher_env import LauncherEnv
 
 
 @dataclass(frozen=True)
-class World(Started):
+class World(LauncherEnv):
     """All ranks, seen from this one."""
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """Each element's sum over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def from_first(self, tensor: Tensor) -> Tensor:
+    def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor on all ranks, in place."""
-        return self.sum(tensor if self.rank == 0 else tensor.zero_())
+        return self.all_reduce(tensor if self.rank == 0 else tensor.zero_())
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of all ranks' numbers."""
         if self.size == 1:
             return number
@@ -42,16 +42,16 @@ class World(Started):
         """Wait until every rank has come here; on the hosts, while `dist.barrier` under NCCL would
         take a GPU by a rule of its own.
         """
-        self.largest(0)
+        self.all_reduce_max(0)
 
     def require_same(self, text: str, problem: str) -> None:
         """Raise EnvironmentProblem(problem) unless all ranks have the same text."""
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
-        if self.largest(number) != number or -self.largest(-number) != number:
+        if self.all_reduce_max(number) != number or -self.all_reduce_max(-number) != number:
             raise EnvironmentProblem(problem)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """What fails inside on one rank fails on all; the first rank that failed says why."""
         if self.size == 1:
             yield
@@ -64,14 +64,14 @@ class World(Started):
         codes = torch.zeros(self.size, dtype=torch.int64)
         if error is not None:
             codes[self.rank] = error.exit_code if isinstance(error, IntelFTError) else 1
-        failed = self.sum(codes).nonzero().flatten().tolist()
+        failed = self.all_reduce(codes).nonzero().flatten().tolist()
         if error is not None and failed[0] == self.rank:
             raise error
         if failed:
             raise FailedElsewhere(int(codes[failed[0]]), failed[0])
 
     @contextmanager
-    def host_by_host(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """The first rank of each host goes in alone; the others find what it left in caches."""
         if self.local_rank:
             self.barrier()

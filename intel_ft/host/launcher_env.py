@@ -40,7 +40,7 @@ _LAUNCHERS = (
 
 
 @dataclass(frozen=True)
-class Started:
+class LauncherEnv:
     """rank 0 to size - 1, local_rank 0 to local_size - 1 on its host. A single process is rank 0
     of 1.
     """
@@ -52,7 +52,7 @@ class Started:
     launcher: str = "none"
 
 
-def started_as(environment: Mapping[str, str] = os.environ) -> Started:
+def launcher_env_of(environment: Mapping[str, str] = os.environ) -> LauncherEnv:
     """The world that the launcher's variables tell of. Raises EnvironmentProblem where they make no
     sense or two launchers contradict each other.
 
@@ -65,7 +65,7 @@ def started_as(environment: Mapping[str, str] = os.environ) -> Started:
         if environment.get(launcher.size) and not _is_slurms(launcher, environment)
     ]
     if not present:
-        return Started()
+        return LauncherEnv()
     world = _world(environment, present[0])
     nested = "TORCHELASTIC_RUN_ID" in environment
     for launcher in present[1:]:
@@ -86,7 +86,7 @@ def _is_slurms(launcher: _Launcher, environment: Mapping[str, str]) -> bool:
     return srun and launcher.size == "PMI_SIZE" and launcher.local_size not in environment
 
 
-def _world(environment: Mapping[str, str], launcher: _Launcher) -> Started:
+def _world(environment: Mapping[str, str], launcher: _Launcher) -> LauncherEnv:
     def number(name: str, default: str | None) -> int:
         value = environment.get(name, default)
         if value is None or not value.isdigit():
@@ -98,7 +98,7 @@ def _world(environment: Mapping[str, str], launcher: _Launcher) -> Started:
 
     size = number(launcher.size, None)
     if size == 1:
-        return Started(launcher=launcher.name)
+        return LauncherEnv(launcher=launcher.name)
     rank = number(launcher.rank, None)
     # A launcher that says nothing of hosts is taken to have one.
     local_rank = number(launcher.local_rank, str(rank))
@@ -111,7 +111,7 @@ def _world(environment: Mapping[str, str], launcher: _Launcher) -> Started:
             f"started by {launcher.name} as rank {rank} of {size}, {local_rank} of {local_size} on "
             "its host: that cannot be"
         )
-    return Started(rank, size, local_rank, local_size, launcher.name)
+    return LauncherEnv(rank, size, local_rank, local_size, launcher.name)
 
 
 def _on_slurm_node(environment: Mapping[str, str], size: int) -> int:

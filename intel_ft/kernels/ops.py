@@ -138,11 +138,11 @@ def attention(
     """
     if _compiled(q):
         out = torch.empty_like(q)
-        log_sums = torch.empty(q.shape[1], q.shape[0])
+        logsumexp = torch.empty(q.shape[1], q.shape[0])
         sizes = (len(bounds) - 1, q.shape[1], k.shape[1], q.shape[2])
-        _call("attention", q, k, v, cos, sin, bounds, *sizes, scale, out, log_sums)
-        return out, log_sums
-    q, k = _turned(q, k, cos, sin)
+        _call("attention", q, k, v, cos, sin, bounds, *sizes, scale, out, logsumexp)
+        return out, logsumexp
+    q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
         return varlen.attend(q, k, v, bounds, scale)
     return _by_segment(q, k, v, bounds, scale), q.new_empty(0)
@@ -157,10 +157,10 @@ def attention_backward(
     bounds: Tensor,
     scale: float,
     out: Tensor,
-    log_sums: Tensor,
+    logsumexp: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v; `out` and `log_sums` are what `attention` returned."""
+    """The gradients of q, k and v; `out` and `logsumexp` are what `attention` returned."""
     if _compiled(q):
         results = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
@@ -168,12 +168,12 @@ def attention_backward(
         sizes = (len(bounds) - 1, heads, kv_heads, dim)
         _call(
             "attention_backward",
-            *(q, k, v, cos, sin, bounds, *sizes, scale, out, log_sums, grad, *results, shared),
+            *(q, k, v, cos, sin, bounds, *sizes, scale, out, logsumexp, grad, *results, shared),
         )
         return results
-    q, k = _turned(q, k, cos, sin)
+    q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
-        own = varlen.attend_backward(grad, q, k, v, bounds, scale, out, log_sums)
+        own = varlen.attend_backward(grad, q, k, v, bounds, scale, out, logsumexp)
         grad_q, grad_k, grad_v = own
     else:
         with torch.enable_grad():
@@ -184,16 +184,16 @@ def attention_backward(
 
 
 @generated
-def _turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """q and k [tokens, heads, dim] by rotary positions (RoFormer, Su et al. 2021)."""
-    q, k = (x * cos[:, None] + _half_turned(x) * sin[:, None] for x in (q, k))
+    q, k = (x * cos[:, None] + _rotate_half(x) * sin[:, None] for x in (q, k))
     return q, k
 
 
 @generated
 def _turned_back(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of `_turned`, contiguous."""
-    q, k = (x * cos[:, None] - _half_turned(x * sin[:, None]) for x in (q, k))
+    """The gradient of `_apply_rope`, contiguous."""
+    q, k = (x * cos[:, None] - _rotate_half(x * sin[:, None]) for x in (q, k))
     return q.contiguous(), k.contiguous()
 
 
@@ -210,7 +210,7 @@ def _by_segment(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -
     return torch.cat(parts, dim=2)[0].transpose(0, 1).contiguous()
 
 
-def _half_turned(x: Tensor) -> Tensor:
+def _rotate_half(x: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
 
@@ -239,8 +239,8 @@ def _cross_entropy_in_place(logits: Tensor, targets: Tensor) -> Tensor:
 @generated
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     wide, kept = logits.float(), targets >= 0
-    log_sums = wide.logsumexp(-1, keepdim=True)
-    losses = log_sums - wide.gather(-1, targets.clamp_min(0)[:, None])
+    logsumexp = wide.logsumexp(-1, keepdim=True)
+    losses = logsumexp - wide.gather(-1, targets.clamp_min(0)[:, None])
     own = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
     gradient = torch.where(kept[:, None], wide.softmax(-1) - own.float(), 0.0)
     logits.copy_(gradient)

@@ -28,7 +28,7 @@ using bf16 = c10::BFloat16;
 
 namespace {
 
-inline float widen(bf16 x) {
+inline float to_float(bf16 x) {
   uint32_t bits = uint32_t(x.bits) << 16;
   float value;
   std::memcpy(&value, &bits, 4);
@@ -36,7 +36,7 @@ inline float widen(bf16 x) {
 }
 
 // Round to nearest even. A NaN may round to infinity: the loss is checked for both.
-inline bf16 narrow(float x) {
+inline bf16 round_to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
@@ -83,11 +83,11 @@ void rms_norm(const bf16* x, const bf16* weight, float eps, bf16* out, int64_t r
     const bf16* in = x + i * size;
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < size; ++j) squares += widen(in[j]) * widen(in[j]);
+    for (int64_t j = 0; j < size; ++j) squares += to_float(in[j]) * to_float(in[j]);
     float scale = 1.0f / std::sqrt(squares / size + eps);
 #pragma omp simd
     for (int64_t j = 0; j < size; ++j)
-      out[i * size + j] = narrow(widen(weight[j]) * widen(narrow(widen(in[j]) * scale)));
+      out[i * size + j] = round_to_bf16(to_float(weight[j]) * to_float(round_to_bf16(to_float(in[j]) * scale)));
   }
 }
 
@@ -100,8 +100,8 @@ void rms_norm_backward(const bf16* x, const bf16* weight, const bf16* grad, cons
     float squares = 0, dot = 0;
 #pragma omp simd reduction(+ : squares, dot)
     for (int64_t j = 0; j < size; ++j) {
-      squares += widen(in[j]) * widen(in[j]);
-      dot += widen(in[j]) * widen(g[j]) * widen(weight[j]);
+      squares += to_float(in[j]) * to_float(in[j]);
+      dot += to_float(in[j]) * to_float(g[j]) * to_float(weight[j]);
     }
     float scale = 1.0f / std::sqrt(squares / size + eps);
     float shrink = scale * scale * scale * dot / size;
@@ -110,11 +110,11 @@ void rms_norm_backward(const bf16* x, const bf16* weight, const bf16* grad, cons
       const bf16* base = residual + i * size;
 #pragma omp simd
       for (int64_t j = 0; j < size; ++j)
-        out[j] = narrow(widen(base[j]) + scale * widen(weight[j]) * widen(g[j]) - shrink * widen(in[j]));
+        out[j] = round_to_bf16(to_float(base[j]) + scale * to_float(weight[j]) * to_float(g[j]) - shrink * to_float(in[j]));
     } else {
 #pragma omp simd
       for (int64_t j = 0; j < size; ++j)
-        out[j] = narrow(scale * widen(weight[j]) * widen(g[j]) - shrink * widen(in[j]));
+        out[j] = round_to_bf16(scale * to_float(weight[j]) * to_float(g[j]) - shrink * to_float(in[j]));
     }
   }
 }
@@ -123,8 +123,8 @@ void rms_norm_backward(const bf16* x, const bf16* weight, const bf16* grad, cons
 void swiglu(const bf16* gate, const bf16* up, bf16* out, int64_t count, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)
   for (int64_t i = 0; i < count; ++i) {
-    float g = widen(gate[i]);
-    out[i] = narrow(g * sigmoid(g) * widen(up[i]));
+    float g = to_float(gate[i]);
+    out[i] = round_to_bf16(g * sigmoid(g) * to_float(up[i]));
   }
 }
 
@@ -136,8 +136,8 @@ void dropout(const bf16* x, const bf16* onto, float rate, int64_t seed, bf16* ou
   const float scale = 1.0f / (1.0f - rate);
 #pragma omp parallel for simd num_threads(threads) schedule(static)
   for (int64_t i = 0; i < count; ++i) {
-    float kept = hashed(hashed(uint32_t(i)) + uint32_t(seed)) >= least ? widen(x[i]) * scale : 0.0f;
-    out[i] = narrow(onto ? widen(onto[i]) + kept : kept);
+    float kept = hashed(hashed(uint32_t(i)) + uint32_t(seed)) >= least ? to_float(x[i]) * scale : 0.0f;
+    out[i] = round_to_bf16(onto ? to_float(onto[i]) + kept : kept);
   }
 }
 
@@ -146,11 +146,11 @@ void swiglu_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* g
                      bf16* grad_up, bf16* out, int64_t count, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)
   for (int64_t i = 0; i < count; ++i) {
-    float g = widen(gate[i]), u = widen(up[i]), d = widen(grad[i]);
+    float g = to_float(gate[i]), u = to_float(up[i]), d = to_float(grad[i]);
     float s = sigmoid(g), silu = g * s;
-    grad_gate[i] = narrow(d * u * (s + silu * (1.0f - s)));
-    grad_up[i] = narrow(d * silu);
-    out[i] = narrow(silu * u);
+    grad_gate[i] = round_to_bf16(d * u * (s + silu * (1.0f - s)));
+    grad_up[i] = round_to_bf16(d * silu);
+    out[i] = round_to_bf16(silu * u);
   }
 }
 
@@ -167,15 +167,15 @@ double cross_entropy(bf16* logits, const int64_t* targets, int64_t rows, int64_t
     }
     float top = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < size; ++j) top = std::max(top, widen(row[j]));
+    for (int64_t j = 0; j < size; ++j) top = std::max(top, to_float(row[j]));
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < size; ++j) sum += fast_exp(widen(row[j]) - top);
+    for (int64_t j = 0; j < size; ++j) sum += fast_exp(to_float(row[j]) - top);
     // By `top` first: top + log(sum) would lose the logarithm where logits are large.
-    const float target = widen(row[targets[i]]) - top, inverse = 1.0f / sum;
+    const float target = to_float(row[targets[i]]) - top, inverse = 1.0f / sum;
     total += std::log(sum) - target;
 #pragma omp simd
-    for (int64_t j = 0; j < size; ++j) row[j] = narrow(fast_exp(widen(row[j]) - top) * inverse);
-    row[targets[i]] = narrow(fast_exp(target) * inverse - 1.0f);
+    for (int64_t j = 0; j < size; ++j) row[j] = round_to_bf16(fast_exp(to_float(row[j]) - top) * inverse);
+    row[targets[i]] = round_to_bf16(fast_exp(target) * inverse - 1.0f);
   }
   return total;
 }
@@ -190,7 +190,7 @@ void quantize(const bf16* x, const float* columns, uint8_t* values, float* scale
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; ++i) {
       float top = 0;
-      for (int64_t j = 0; j < size; ++j) wide[j] = widen(x[i * size + j]);
+      for (int64_t j = 0; j < size; ++j) wide[j] = to_float(x[i * size + j]);
       if (columns)
         for (int64_t j = 0; j < size; ++j) wide[j] *= columns[j];
 #pragma omp simd reduction(max : top)
@@ -214,10 +214,10 @@ void scale_rows(bf16* out, const float* scales, const bf16* onto, int64_t rows, 
     if (onto) {
       const bf16* base = onto + i * size;
 #pragma omp simd
-      for (int64_t j = 0; j < size; ++j) to[j] = narrow(widen(to[j]) * scale + widen(base[j]));
+      for (int64_t j = 0; j < size; ++j) to[j] = round_to_bf16(to_float(to[j]) * scale + to_float(base[j]));
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < size; ++j) to[j] = narrow(widen(to[j]) * scale);
+      for (int64_t j = 0; j < size; ++j) to[j] = round_to_bf16(to_float(to[j]) * scale);
     }
   }
 }
@@ -260,7 +260,7 @@ inline void rotate(const float* in, const bf16* cos, const bf16* sin, float sign
   int64_t half = dim / 2;
 #pragma omp simd
   for (int64_t j = 0; j < half; ++j) {
-    float c = widen(cos[j]), s = sign * widen(sin[j]);
+    float c = to_float(cos[j]), s = sign * to_float(sin[j]);
     out[j] = in[j] * c - in[j + half] * s;
     out[j + half] = in[j + half] * c + in[j] * s;
   }
@@ -277,10 +277,10 @@ void load(const bf16* source, int64_t stride, int64_t count, const bf16* cos, co
       continue;
     }
 #pragma omp simd
-    for (int64_t j = 0; j < dim; ++j) wide[j] = widen(in[j]);
+    for (int64_t j = 0; j < dim; ++j) wide[j] = to_float(in[j]);
     rotate(wide, cos + i * dim, sin + i * dim, 1.0f, dim, turned);
 #pragma omp simd
-    for (int64_t j = 0; j < dim; ++j) out[i * dim + j] = narrow(turned[j]);
+    for (int64_t j = 0; j < dim; ++j) out[i * dim + j] = round_to_bf16(turned[j]);
   }
   std::memset(out + count * dim, 0, (BLOCK - count) * dim * sizeof(bf16));
 }
@@ -295,7 +295,7 @@ void store(const float* source, int64_t stride, int64_t count, const bf16* cos, 
       in = turned;
     }
 #pragma omp simd
-    for (int64_t j = 0; j < dim; ++j) out[i * stride + j] = narrow(in[j]);
+    for (int64_t j = 0; j < dim; ++j) out[i * stride + j] = round_to_bf16(in[j]);
   }
 }
 
@@ -342,10 +342,10 @@ struct Buffer {  // grows, never shrinks: one for each thread, reused from task 
 extern "C" {
 
 // Causal attention inside each segment. q, out [tokens, heads, dim]; k, v [tokens, kv_heads, dim];
-// cos, sin [tokens, dim]; bounds int64 [segments + 1]; log_sums float32 [heads, tokens].
+// cos, sin [tokens, dim]; bounds int64 [segments + 1]; logsumexp float32 [heads, tokens].
 void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, const bf16* sin,
                const int64_t* bounds, int64_t segments, int64_t heads, int64_t kv_heads, int64_t dim,
-               float scale, bf16* out, float* log_sums, int threads) {
+               float scale, bf16* out, float* logsumexp, int threads) {
   const int64_t tokens = bounds[segments], stride_q = heads * dim, stride_kv = kv_heads * dim;
   const int64_t tile = BLOCK * dim, square = BLOCK * BLOCK;
   const std::vector<Task> tasks = tasks_of(bounds, segments, heads);
@@ -396,10 +396,10 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
             bf16* to = p + b * square + row * BLOCK;
             const int64_t seen = b < i ? BLOCK : row + 1;
 #pragma omp simd
-            for (int64_t j = 0; j < seen; ++j) to[j] = narrow(line[j] * inverse);
+            for (int64_t j = 0; j < seen; ++j) to[j] = round_to_bf16(line[j] * inverse);
             std::memset(to + seen, 0, (BLOCK - seen) * sizeof(bf16));
           }
-          if (row < count(i)) log_sums[task.head * tokens + at + row] = scale * top + std::log(sum);
+          if (row < count(i)) logsumexp[task.head * tokens + at + row] = scale * top + std::log(sum);
         }
         for (int64_t b = 0; b <= i; ++b)
           multiply(BLOCK, dim, BLOCK, BLOCK, b > 0, p + b * square, values + b * tile, result.data());
@@ -414,7 +414,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
 // a key head, each adds to `shared` float32 [2, heads, tokens, dim] first; else `shared` is null.
 void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, const bf16* sin,
                         const int64_t* bounds, int64_t segments, int64_t heads, int64_t kv_heads,
-                        int64_t dim, float scale, const bf16* out, const float* log_sums,
+                        int64_t dim, float scale, const bf16* out, const float* logsumexp,
                         const bf16* grad, bf16* grad_q, bf16* grad_k, bf16* grad_v, float* shared,
                         int threads) {
   const int64_t tokens = bounds[segments], stride_q = heads * dim, stride_kv = kv_heads * dim;
@@ -427,7 +427,7 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
     std::vector<bf16> rows(tile), queries(tile), queries_by_rows(tile), grads(tile), grads_by_rows(tile);
     std::vector<bf16> p(square), ds(square), turned(square);
     std::vector<float> s(square), dp(square), dq(tile);
-    float delta[BLOCK], log_sum[BLOCK];
+    float delta[BLOCK], lse[BLOCK];
 #pragma omp for schedule(dynamic, 1)
     for (size_t t = 0; t < tasks.size(); ++t) {
       const Task& task = tasks[t];
@@ -457,10 +457,10 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           if (row < count(i)) {
             const bf16 *g = grads.data() + row * dim, *o = out + here + row * stride_q;
 #pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < dim; ++j) sum += widen(g[j]) * widen(o[j]);
+            for (int64_t j = 0; j < dim; ++j) sum += to_float(g[j]) * to_float(o[j]);
           }
           delta[row] = sum;
-          log_sum[row] = row < count(i) ? log_sums[task.head * tokens + at + row] : 0.0f;
+          lse[row] = row < count(i) ? logsumexp[task.head * tokens + at + row] : 0.0f;
         }
         for (int64_t b = 0; b <= i; ++b) {
           multiply(BLOCK, BLOCK, dim, dim, false, queries.data(), keys + b * tile, s.data());
@@ -469,9 +469,9 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
             const int64_t from = row * BLOCK, seen = row >= count(i) ? 0 : b < i ? BLOCK : row + 1;
 #pragma omp simd
             for (int64_t j = 0; j < seen; ++j) {
-              float weight = fast_exp(scale * s[from + j] - log_sum[row]);
-              p[from + j] = narrow(weight);
-              ds[from + j] = narrow(scale * weight * (dp[from + j] - delta[row]));
+              float weight = fast_exp(scale * s[from + j] - lse[row]);
+              p[from + j] = round_to_bf16(weight);
+              ds[from + j] = round_to_bf16(scale * weight * (dp[from + j] - delta[row]));
             }
             std::memset(&p[from + seen], 0, (BLOCK - seen) * sizeof(bf16));
             std::memset(&ds[from + seen], 0, (BLOCK - seen) * sizeof(bf16));

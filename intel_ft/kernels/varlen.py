@@ -38,10 +38,10 @@ def attend(
     """
     segments, longest = _segments(tuple(bounds.tolist()), q.device)
     left = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
-    out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
+    out, logsumexp, *_ = torch.ops.aten._flash_attention_forward(
         *(q, k, v, segments, segments, longest, longest, 0.0, True, False), scale=scale, **left
     )
-    return out, log_sums
+    return out, logsumexp
 
 
 def attend_backward(
@@ -52,7 +52,7 @@ def attend_backward(
     bounds: Tensor,
     scale: float,
     out: Tensor,
-    log_sums: Tensor,
+    logsumexp: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v of an `attend` without a window."""
     segments, longest = _segments(tuple(bounds.tolist()), q.device)
@@ -60,7 +60,7 @@ def attend_backward(
         2, dtype=torch.uint64, device=q.device
     )  # of dropout, of which there is none
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-        *(grad, q, k, v, out, log_sums, segments, segments, longest, longest, 0.0, True),
+        *(grad, q, k, v, out, logsumexp, segments, segments, longest, longest, 0.0, True),
         *(seeds, torch.empty(0, device=q.device)),
         scale=scale,
     )

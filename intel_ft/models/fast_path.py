@@ -12,16 +12,16 @@ from intel_ft.decisions import Decision
 from intel_ft.host.devices import CPU
 from intel_ft.models import packed_attention
 from intel_ft.models.adapter import fuse
-from intel_ft.models.frozen_base import lay_out
+from intel_ft.models.frozen_base import convert_frozen_weights
 
 
-def hasten(
+def apply_fast_path(
     model: Any, config: Config, activations: int, sharing: int = 1, device: torch.device = CPU
 ) -> list[Decision]:
     """Lay out the frozen weights of a PEFT model and fuse or compile its layers, in place.
 
     With backend.name=ipex nothing: ipex.optimize replaces the linear layers that it finds. See
-    models.frozen.lay_out for the other arguments and what is raised.
+    models.frozen.convert_frozen_weights for the other arguments and what is raised.
     """
     if config.backend.name == "ipex":
         return [Decision("decoder layers", "the model's own", str(left_to_others(config)))]
@@ -31,7 +31,11 @@ def hasten(
             compiled,
             Decision("backend.prepack", "off", "torch.compile lays weights out itself"),
         ]
-    return [lay_out(model, config, activations, sharing, device), compiled, fuse(model)]
+    return [
+        convert_frozen_weights(model, config, activations, sharing, device),
+        compiled,
+        fuse(model),
+    ]
 
 
 def left_to_others(config: Config) -> str | None:

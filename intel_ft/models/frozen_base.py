@@ -14,7 +14,7 @@ from intel_ft.errors import EnvironmentProblem
 from intel_ft.host import cpu
 from intel_ft.host.devices import CPU
 from intel_ft.models.int8 import can_int8, int8_base
-from intel_ft.models.lora_linear import Base, LoraFunction, LoraLinear
+from intel_ft.models.lora_linear import FrozenWeight, LoraFunction, LoraLinear
 from intel_ft.models.nf4 import nf4_base
 from intel_ft.models.prepacked import can_prepack, prepacked_base
 
@@ -24,7 +24,7 @@ class FrozenLinear(torch.nn.Linear):
     what multiplies is `frozen_base`.
     """
 
-    def __init__(self, linear: torch.nn.Linear, base: Base, device: torch.device) -> None:
+    def __init__(self, linear: torch.nn.Linear, base: FrozenWeight, device: torch.device) -> None:
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=False)
         one = torch.zeros(1, dtype=linear.weight.dtype, device=device)
@@ -39,7 +39,7 @@ class FrozenLinear(torch.nn.Linear):
         return out
 
 
-def lay_out(
+def convert_frozen_weights(
     model: Any, config: Config, activations: int, sharing: int = 1, device: torch.device = CPU
 ) -> Decision:
     """Bring the frozen linear layers but the head into the form that the config asks for or, as
@@ -91,7 +91,7 @@ def has_room(weights: int, activations: int, available: float) -> bool:
 
 
 def replace_linears(
-    model: Any, kept_as: Callable[[Tensor, Tensor | None], Base], device: torch.device = CPU
+    model: Any, kept_as: Callable[[Tensor, Tensor | None], FrozenWeight], device: torch.device = CPU
 ) -> None:
     """Replace every linear layer but the head, in place, one after another: `kept_as` makes its
     new form from weight [out, in] and bias, which are brought to `device` first.

@@ -76,7 +76,7 @@ class DecoderLayer(torch.autograd.Function):
         run = Linears(*(linear.ready() for linear in layer.linears))
         x = ops.rms_norm(hidden, layer.norm, layer.eps)
         (q, low_q), (k, low_k), (v, low_v) = run.q.forward(x), run.k.forward(x), run.v.forward(x)
-        attended, log_sums = ops.attention(*_normed(layer, q, k, v), cos, sin, bounds, layer.scale)
+        attended, logsumexp = ops.attention(*_normed(layer, q, k, v), cos, sin, bounds, layer.scale)
         outputs = attended.view(len(x), -1)
         if keep is None:
             middle, low_o = run.o.forward(outputs, onto=hidden)
@@ -88,7 +88,7 @@ class DecoderLayer(torch.autograd.Function):
         ctx.layer, ctx.run = layer, run
         lows = Linears(low_q, low_k, low_v, low_o, low_gate, low_up, low_down)
         ctx.save_for_backward(
-            *(hidden, cos, sin, bounds, keep, q, k, v, attended, log_sums, middle, gate, up), *lows
+            *(hidden, cos, sin, bounds, keep, q, k, v, attended, logsumexp, middle, gate, up), *lows
         )
         return out
 
@@ -97,16 +97,16 @@ class DecoderLayer(torch.autograd.Function):
         """Gradients of the input and of each LoRA weight, walking the layer from its end."""
         layer: Layer = ctx.layer
         run: Linears[LoraStep] = ctx.run
-        hidden, cos, sin, bounds, keep, q, k, v, attended, log_sums, middle, gate, up, *lows = (
+        hidden, cos, sin, bounds, keep, q, k, v, attended, logsumexp, middle, gate, up, *lows = (
             ctx.saved_tensors
         )
         low = Linears(*lows)
         grad = gradients[0].contiguous()
-        narrow = run.down.narrow(grad)
+        grad_b = run.down.backward_input(grad)
         grad_gate, grad_up, inner = ops.swiglu_backward(
-            gate, up, run.down.input_gradient(grad, narrow)
+            gate, up, run.down.input_gradient(grad, grad_b)
         )
-        of_down = run.down.lora_gradients(grad, narrow, inner, low.down)
+        of_down = run.down.lora_gradients(grad, grad_b, inner, low.down)
         x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
         grad_x, of_gate = run.gate.backward(grad_gate, x, low.gate)
         grad_x, of_up = run.up.backward(grad_up, x, low.up, onto=grad_x)
@@ -125,7 +125,7 @@ class DecoderLayer(torch.autograd.Function):
             bounds,
             layer.scale,
             attended,
-            log_sums,
+            logsumexp,
             grad_out.view_as(attended),
         )
         grad_q = _norm_gradient(layer, q, layer.q_norm, grad_q)
@@ -141,9 +141,9 @@ class DecoderLayer(torch.autograd.Function):
             )
         else:
             grad_hidden = None
-            of_q = run.q.lora_gradients(grad_q, run.q.narrow(grad_q), x, low.q)
-            of_k = run.k.lora_gradients(grad_k, run.k.narrow(grad_k), x, low.k)
-            of_v = run.v.lora_gradients(grad_v, run.v.narrow(grad_v), x, low.v)
+            of_q = run.q.lora_gradients(grad_q, run.q.backward_input(grad_q), x, low.q)
+            of_k = run.k.lora_gradients(grad_k, run.k.backward_input(grad_k), x, low.k)
+            of_v = run.v.lora_gradients(grad_v, run.v.backward_input(grad_v), x, low.v)
         lora = (*of_q, *of_k, *of_v, *of_o, *of_gate, *of_up, *of_down)
         return grad_hidden, None, None, None, None, None, *lora
 

@@ -42,9 +42,10 @@ def _packed(values: Tensor, scales: Tensor) -> Packed:
 
 
 @dataclass(frozen=True, eq=False)
-class Int8Base:
-    """See lora_linear.Base. Kept once for each direction, as oneDNN wants it packed: together as
-    large as in bf16.
+class Int8Weight:
+    """A FrozenWeight in int8, packed by oneDNN once for each direction.
+
+    Both copies together are as large as the weight in bf16.
     """
 
     forward: Packed
@@ -54,23 +55,23 @@ class Int8Base:
     dtype: torch.dtype
 
     def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
-        """See lora_linear.Base."""
+        """See lora_linear.FrozenWeight."""
         out = self.forward.multiply(_quantized_once(x), onto, self.dtype)
         return out if self.bias is None else out.add_(self.bias)
 
     def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
-        """See lora_linear.Base."""
+        """See lora_linear.FrozenWeight."""
         quantized = ops.quantize(grad.contiguous(), self.scales)
         return self.backward.multiply(quantized, onto, self.dtype)
 
 
-def int8_base(weight: Tensor, bias: Tensor | None) -> Int8Base:
+def int8_base(weight: Tensor, bias: Tensor | None) -> Int8Weight:
     """weight [out, in] rounded to int8, one scale an output channel."""
     unsigned, scales = ops.quantize(weight.contiguous())
     values = (unsigned.to(torch.int16) - 128).to(torch.int8)
     ones = torch.ones(values.shape[1])
     backward = _packed(values.T.contiguous(), ones)
-    return Int8Base(_packed(values, scales), backward, scales, bias, weight.dtype)
+    return Int8Weight(_packed(values, scales), backward, scales, bias, weight.dtype)
 
 
 def can_int8() -> bool:

@@ -124,7 +124,7 @@ def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str |
     if architecture is None or not architecture._supports_attention_backend:
         return load_base(model, dtype), "its attention cannot be exchanged"
     base = load_base(model, dtype, packed_attention.NAME)
-    if reason := packed_attention.can_pack(base):
+    if reason := packed_attention.why_not_packable(base):
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
     return base, reason
 

@@ -78,7 +78,7 @@ def _olora(weight: Tensor, rank: int, scale: float) -> Pair:
 
 
 @torch.no_grad()
-def take_out(model: Any, initial: Initial) -> None:
+def subtract_from_base(model: Any, initial: Initial) -> None:
     """Move `initial` from the base weights to the LoRA weights, in place."""
     modules = dict(model.named_modules())
     for name, (a, b) in initial.items():

@@ -20,7 +20,7 @@ from intel_ft.kernels import ops
 Gradients = tuple[Tensor, ...]
 
 
-class Base(Protocol):
+class FrozenWeight(Protocol):
     """A frozen linear layer [in] -> [out], in whatever form its weight is kept.
 
     A module that keeps it in a form of its own offers it as `frozen_base`.
@@ -49,18 +49,18 @@ class Dense:
 
     @property
     def dtype(self) -> torch.dtype:
-        """See Base."""
+        """See FrozenWeight."""
         return self.weight.dtype
 
     def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
-        """See Base."""
+        """See FrozenWeight."""
         if onto is None:
             return F.linear(x, self.weight, self.bias)
         out = torch.addmm(onto, x, self.weight.T)
         return out if self.bias is None else out.add_(self.bias)
 
     def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
-        """See Base."""
+        """See FrozenWeight."""
         return grad @ self.weight if onto is None else onto.addmm_(grad, self.weight)
 
 
@@ -72,7 +72,7 @@ class LoraLinear:
     peft's, which knows whether it is on, or None.
     """
 
-    base: Base
+    base: FrozenWeight
     a: Tensor | None = None
     b: Tensor | None = None
     scale: float = 0.0
@@ -103,7 +103,7 @@ class LoraStep:
     Where a layer has no LoRA, its low-rank parts are None and its gradients are nothing.
     """
 
-    base: Base
+    base: FrozenWeight
     a: Tensor | None = None
     b: Tensor | None = None
     scale: float = 0.0
@@ -120,36 +120,36 @@ class LoraStep:
         low = self._dropped(x) @ self.a.T
         return out.addmm_(low, self.b.T), low
 
-    def narrow(self, grad: Tensor) -> Tensor | None:
+    def backward_input(self, grad: Tensor) -> Tensor | None:
         """The gradient [tokens, rank] of dropout(x) A^T, for grad [tokens, out]."""
         return None if self.b is None else grad @ self.b
 
     def input_gradient(
-        self, grad: Tensor, narrow: Tensor | None, onto: Tensor | None = None
+        self, grad: Tensor, grad_b: Tensor | None, onto: Tensor | None = None
     ) -> Tensor:
         """The gradient [tokens, in] of x, added onto `onto` in place."""
         grad_x = self.base.gradient(grad, onto)
-        if narrow is None or self.a is None:
+        if grad_b is None or self.a is None:
             return grad_x
         if self.rate:
-            return ops.dropout(narrow @ self.a, self.rate, self.seed, onto=grad_x)
-        return grad_x.addmm_(narrow, self.a)
+            return ops.dropout(grad_b @ self.a, self.rate, self.seed, onto=grad_x)
+        return grad_x.addmm_(grad_b, self.a)
 
     def lora_gradients(
-        self, grad: Tensor, narrow: Tensor | None, x: Tensor, low: Tensor | None
+        self, grad: Tensor, grad_b: Tensor | None, x: Tensor, low: Tensor | None
     ) -> Gradients:
         """The gradients of A and B, float32."""
-        if narrow is None or low is None:
+        if grad_b is None or low is None:
             return ()
-        return (narrow.T @ self._dropped(x)).float(), (grad.T @ low).float().mul_(self.scale)
+        return (grad_b.T @ self._dropped(x)).float(), (grad.T @ low).float().mul_(self.scale)
 
     def backward(
         self, grad: Tensor, x: Tensor, low: Tensor | None, onto: Tensor | None = None
     ) -> tuple[Tensor, Gradients]:
         """The gradients of x, added onto `onto` in place, and of A and B."""
-        narrow = self.narrow(grad)
-        grad_x = self.input_gradient(grad, narrow, onto)
-        return grad_x, self.lora_gradients(grad, narrow, x, low)
+        grad_b = self.backward_input(grad)
+        grad_x = self.input_gradient(grad, grad_b, onto)
+        return grad_x, self.lora_gradients(grad, grad_b, x, low)
 
     def _dropped(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.rate, self.seed) if self.rate else x
@@ -172,11 +172,11 @@ class LoraFunction(torch.autograd.Function):
         """Gradients of x, a and b."""
         (flat, low), step = ctx.saved_tensors, ctx.step
         grad = gradients[0].reshape(len(flat), -1).contiguous()  # that of a sum is one number
-        narrow = step.narrow(grad)
+        grad_b = step.backward_input(grad)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = step.input_gradient(grad, narrow).view(*gradients[0].shape[:-1], -1)
-        return grad_x, None, *step.lora_gradients(grad, narrow, flat, low)
+            grad_x = step.input_gradient(grad, grad_b).view(*gradients[0].shape[:-1], -1)
+        return grad_x, None, *step.lora_gradients(grad, grad_b, flat, low)
 
 
 def linear_of(module: Any) -> LoraLinear | None:
@@ -208,7 +208,7 @@ def is_active(module: Any) -> bool:
     return not (getattr(module, "disable_adapters", False) or getattr(module, "merged", False))
 
 
-def _base_of(module: Any) -> Base | None:
+def _base_of(module: Any) -> FrozenWeight | None:
     if (base := getattr(module, "frozen_base", None)) is not None:
         return base  # type: ignore[no-any-return]
     if type(module) is torch.nn.Linear and not module.weight.requires_grad:

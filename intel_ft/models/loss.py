@@ -30,25 +30,25 @@ def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = 
     one example. A bf16 base runs under autocast so that the float32 LoRA weights multiply in bf16;
     `dtype` says so of a model whose weights are all float32.
     """
-    asked = question(row, model.device, packed=packed)
-    with computing_in(dtype or model.dtype, model.device):
+    inputs = model_inputs(row, model.device, packed=packed)
+    with autocast(dtype or model.dtype, model.device):
         if (head := plain_head(model)) is not None and not head.requires_grad:
-            hidden = hidden_states(model, asked)
-            loss: Tensor = HeadLoss.apply(hidden, head, asked.targets)  # type: ignore[no-untyped-call]
+            hidden = hidden_states(model, inputs)
+            loss: Tensor = HeadLoss.apply(hidden, head, inputs.targets)  # type: ignore[no-untyped-call]
             return loss
-        return chunked_loss(scores(model, asked), _label_loss(asked.targets))
+        return chunked_loss(scores(model, inputs), _label_loss(inputs.targets))
 
 
 @dataclass(frozen=True)
-class Question:
+class ModelInputs:
     """A row as a model takes it: keyword arguments; predict and targets int64 [supervised]."""
 
-    inputs: dict[str, Any]
+    model_kwargs: dict[str, Any]
     predict: Tensor
     targets: Tensor
 
 
-def question(row: Row, device: torch.device, *, packed: bool) -> Question:
+def model_inputs(row: Row, device: torch.device, *, packed: bool) -> ModelInputs:
     """`row`, filled up for packed attention, on `device` but for the segments' bounds, which are
     for the host; raises ValueError as `loss_sum` needs.
     """
@@ -66,27 +66,27 @@ def question(row: Row, device: torch.device, *, packed: bool) -> Question:
     inputs = row_inputs(tokens, positions, bounds)
     if not packed:
         inputs = {"input_ids": inputs["input_ids"], "use_cache": False}
-    return Question(inputs, predict, targets)
+    return ModelInputs(inputs, predict, targets)
 
 
-def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast for bf16 and fp16, nothing for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def hidden_states(model: Any, asked: Question) -> Tensor:
+def hidden_states(model: Any, inputs: ModelInputs) -> Tensor:
     """What the head multiplies [supervised, size], of a model that `plain_head` is not None of."""
     decoder = _base(model).get_decoder()
     hidden: Tensor
     if isinstance(model, PeftModel) and is_fused(model):
-        hidden = decoder(**asked.inputs, last_layer_keeps=asked.predict)[0][0]
+        hidden = decoder(**inputs.model_kwargs, last_layer_keeps=inputs.predict)[0][0]
     else:
-        hidden = decoder(**asked.inputs)[0][0, asked.predict]
+        hidden = decoder(**inputs.model_kwargs)[0][0, inputs.predict]
     return hidden
 
 
 @dataclass(frozen=True)
-class Scores:
+class LazyLogits:
     """The logits at supervised tokens: values [supervised, size] times weight [vocabulary, size]
     transposed, or where weight is None, values themselves.
     """
@@ -105,19 +105,21 @@ class Scores:
         return self.values.shape[1] if self.weight is None else len(self.weight)
 
 
-def scores(model: Any, asked: Question) -> Scores:
+def scores(model: Any, inputs: ModelInputs) -> LazyLogits:
     """`model`'s logits at the supervised tokens, not yet made where its head allows that."""
     if (head := plain_head(model)) is None:
-        logits = model(**asked.inputs, logits_to_keep=asked.predict).logits[0]
+        logits = model(**inputs.model_kwargs, logits_to_keep=inputs.predict).logits[0]
         # xLSTM has no logits_to_keep, and gives every token's.
-        return Scores(logits if len(logits) == len(asked.predict) else logits[asked.predict], None)
-    hidden = hidden_states(model, asked)
+        return LazyLogits(
+            logits if len(logits) == len(inputs.predict) else logits[inputs.predict], None
+        )
+    hidden = hidden_states(model, inputs)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    return Scores(hidden.to(dtype), head.to(dtype))
+    return LazyLogits(hidden.to(dtype), head.to(dtype))
 
 
-def chunked_loss(scores: Scores, loss_of: "LossOf") -> Tensor:
+def chunked_loss(scores: LazyLogits, loss_of: "LossOf") -> Tensor:
     """The sum of `loss_of` over chunks of the logits, a float32 scalar."""
     total: Tensor = ChunkedLoss.apply(scores.values, scores.weight, loss_of)  # type: ignore[no-untyped-call]
     return total
@@ -252,8 +254,8 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor | None, loss_of: LossOf) -> Tensor:
-        """The loss, a float32 scalar; see Scores and LossOf for the arguments."""
-        whole = Scores(values.detach(), None if weight is None else weight.detach())
+        """The loss, a float32 scalar; see LazyLogits and LossOf for the arguments."""
+        whole = LazyLogits(values.detach(), None if weight is None else weight.detach())
         grad = torch.zeros_like(values) if ctx.needs_input_grad[0] else None
         of_weight = None
         if weight is not None and ctx.needs_input_grad[1]:

@@ -22,8 +22,8 @@ NF4_BYTES = (4 + 8 / BLOCK + 32 / (BLOCK * 256)) / 8
 
 
 @dataclass(frozen=True, eq=False)
-class NF4Base:
-    """See lora_linear.Base. values: uint8, two weights each; state: bitsandbytes' QuantState."""
+class NF4Weight:
+    """A FrozenWeight in NF4. values: uint8, two weights each; state: bitsandbytes' QuantState."""
 
     values: Tensor
     state: Any
@@ -39,15 +39,15 @@ class NF4Base:
         return found.view(self.shape)
 
     def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
-        """See lora_linear.Base."""
+        """See lora_linear.FrozenWeight."""
         return Dense(self.weight(), self.bias).product(x, onto)
 
     def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
-        """See lora_linear.Base."""
+        """See lora_linear.FrozenWeight."""
         return Dense(self.weight(), None).gradient(grad, onto)
 
 
-def nf4_base(weight: Tensor, bias: Tensor | None) -> NF4Base:
+def nf4_base(weight: Tensor, bias: Tensor | None) -> NF4Weight:
     """weight [out, in] rounded to NF4, which may be freed afterwards."""
     from bitsandbytes.functional import quantize_4bit
 
@@ -57,7 +57,7 @@ def nf4_base(weight: Tensor, bias: Tensor | None) -> NF4Base:
         # quantizes does not, and such weights come back wrong by a third. As one row they do not.
         rows = rows.view(1, -1)
     values, state = quantize_4bit(rows, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
-    return NF4Base(values, state, weight.shape, bias, weight.dtype)
+    return NF4Weight(values, state, weight.shape, bias, weight.dtype)
 
 
 def require_bitsandbytes(what: str, instead: str) -> None:

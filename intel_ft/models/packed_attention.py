@@ -2,7 +2,7 @@
 
 Registered with Transformers under `NAME`; a model loaded with that name receives the segment
 bounds as the keyword argument `cu_seq_lens_q`, which Transformers hands down to every attention
-layer. `can_pack` finds out whether a model really works this way. Called from training.
+layer. `why_not_packable` finds out whether a model really works this way. Called from training.
 """
 
 from itertools import pairwise
@@ -120,7 +120,7 @@ def row_inputs(tokens: Tensor, positions: Tensor, bounds: Tensor) -> dict[str, A
 
 
 @torch.no_grad()
-def can_pack(model: Any) -> str | None:
+def why_not_packable(model: Any) -> str | None:
     """None if `model`, loaded with attention NAME, keeps packed segments apart; else the reason.
 
     Two short segments are run packed, with another first segment, and the second one alone:

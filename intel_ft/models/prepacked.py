@@ -38,8 +38,8 @@ class Prepacked:
 
 
 @dataclass(frozen=True, eq=False)
-class PrepackedBase:
-    """See lora_linear.Base."""
+class PrepackedWeight:
+    """See lora_linear.FrozenWeight."""
 
     forward: Prepacked
     backward: Prepacked
@@ -47,11 +47,11 @@ class PrepackedBase:
     dtype: torch.dtype
 
     def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
-        """See lora_linear.Base."""
+        """See lora_linear.FrozenWeight."""
         return self.forward.multiply(x, self.bias, onto)
 
     def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
-        """See lora_linear.Base."""
+        """See lora_linear.FrozenWeight."""
         return self.backward.multiply(grad, None, onto)
 
 
@@ -60,10 +60,10 @@ def can_prepack(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def prepacked_base(weight: Tensor, bias: Tensor | None) -> PrepackedBase:
+def prepacked_base(weight: Tensor, bias: Tensor | None) -> PrepackedWeight:
     """weight [out, in], which may be freed afterwards."""
     forward, backward = laid_out(weight, WIDEST), laid_out(weight.T, WIDEST)
-    return PrepackedBase(forward, backward, bias, weight.dtype)
+    return PrepackedWeight(forward, backward, bias, weight.dtype)
 
 
 def laid_out(matrix: Tensor, widest: int, tokens: int = ROWS) -> Prepacked:

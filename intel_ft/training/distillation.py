@@ -32,12 +32,12 @@ from intel_ft.models.load import (
     model_folder,
 )
 from intel_ft.models.loss import (
+    LazyLogits,
     LossOf,
-    Question,
-    Scores,
+    ModelInputs,
+    autocast,
     chunked_loss,
-    computing_in,
-    question,
+    model_inputs,
     scores,
 )
 from intel_ft.training.ir_teacher import IRTeacher
@@ -60,21 +60,21 @@ class Teacher:
         self, student: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None
     ) -> Tensor:
         """The loss summed over a row's supervised tokens, a float32 scalar; see loss.loss_sum."""
-        asked = question(row, student.device, packed=packed)
-        with computing_in(dtype or student.dtype, student.device):
-            known = self._scores(student, asked)
-            return chunked_loss(scores(student, asked), self._loss_of(known, asked.targets))
+        inputs = model_inputs(row, student.device, packed=packed)
+        with autocast(dtype or student.dtype, student.device):
+            known = self._scores(student, inputs)
+            return chunked_loss(scores(student, inputs), self._loss_of(known, inputs.targets))
 
     @torch.no_grad()
-    def _scores(self, student: Any, asked: Question) -> Scores:
+    def _scores(self, student: Any, inputs: ModelInputs) -> LazyLogits:
         if isinstance(self.model, IRTeacher):
-            return self.model.scores(asked)
+            return self.model.scores(inputs)
         if self.model is not None:
-            return scores(self.model, asked)
+            return scores(self.model, inputs)
         with _evaluating(student), student.disable_adapter():
-            return scores(student, asked)
+            return scores(student, inputs)
 
-    def _loss_of(self, known: Scores, targets: Tensor) -> LossOf:
+    def _loss_of(self, known: LazyLogits, targets: Tensor) -> LossOf:
         method = self.method
 
         def loss_of(logits: Tensor, rows: slice) -> Tensor:

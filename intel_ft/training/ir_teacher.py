@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.errors import UserError
-from intel_ft.models.loss import Question, Scores
+from intel_ft.models.loss import LazyLogits, ModelInputs
 from intel_ft.runtimes.ir_logits import IRLogits
 
 
@@ -33,11 +33,11 @@ class IRTeacher:
                 f"method.teacher: OpenVINO cannot load {folder / IR_FILE}: {said}"
             ) from error
 
-    def scores(self, asked: Question) -> Scores:
+    def scores(self, inputs: ModelInputs) -> LazyLogits:
         """The logits at the supervised tokens, float32."""
-        tokens: Tensor = asked.inputs["input_ids"][0].cpu()
-        predict = asked.predict.cpu()
-        found = asked.inputs.get("cu_seq_lens_q")
+        tokens: Tensor = inputs.model_kwargs["input_ids"][0].cpu()
+        predict = inputs.predict.cpu()
+        found = inputs.model_kwargs.get("cu_seq_lens_q")
         bounds = [0, len(tokens)] if found is None else found.tolist()
         values: list[Tensor] = []
         places: list[Tensor] = []
@@ -49,4 +49,4 @@ class IRTeacher:
                 values.append(torch.from_numpy(found_there))
                 places.append(inside)
         order = torch.cat(places).argsort()
-        return Scores(torch.cat(values)[order].to(asked.predict.device), None)
+        return LazyLogits(torch.cat(values)[order].to(inputs.predict.device), None)

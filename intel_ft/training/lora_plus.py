@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 
-def hasten_b(optimizer: torch.optim.Optimizer, model: Any, ratio: float) -> None:
+def scale_learning_rate_of_b(optimizer: torch.optim.Optimizer, model: Any, ratio: float) -> None:
     """Move every LoRA B of a fresh optimizer's groups to groups of `ratio` times their rate."""
     faster = {id(weight) for name, weight in model.named_parameters() if ".lora_B." in name}
     for group in list(optimizer.param_groups):

@@ -166,7 +166,7 @@ class SignalStop(TrainerCallback):  # type: ignore[misc]
         """Ask the Trainer to save and stop."""
         if self.world.rank == 0:
             self.received = self.received or asked_to_stop()
-        self.received = self.world.largest(self.received or 0) or None
+        self.received = self.world.all_reduce_max(self.received or 0) or None
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True

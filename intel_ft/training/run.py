@@ -21,12 +21,12 @@ from intel_ft.backends import choice
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.distributed.launch.preflight import packages
-from intel_ft.distributed.process_group import joined
+from intel_ft.distributed.process_group import init_process_group
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import whole_folder
 from intel_ft.host import cpu, devices
-from intel_ft.host.launcher_env import started_as
+from intel_ft.host.launcher_env import launcher_env_of
 from intel_ft.models.adapter import restore_weights
 from intel_ft.models.load import fingerprint, model_folder
 from intel_ft.training import checkpoint, run_folder
@@ -75,9 +75,9 @@ def train(
     after a signal, IntelFTError for a failure; whole checkpoints survive all of them, and an
     earlier run's folder is touched only once everything else has been found good.
     """
-    world = World(*astuple(started_as()))
+    world = World(*astuple(launcher_env_of()))
     compute = choice.choose(config).value
-    with joined(world, config.backend, compute) as decisions:
+    with init_process_group(world, config.backend, compute) as decisions:
         return _train(config, world, [*bound, *decisions], resume=resume, overwrite=overwrite)
 
 
@@ -85,26 +85,26 @@ def _train(
     config: Config, world: World, decided: list[Decision], *, resume: bool, overwrite: bool
 ) -> Summary:
     run = config.output.directory
-    with world.together():
+    with world.raise_on_all_ranks():
         start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
         if start is not None:
             run_folder.check_settings(run, config)
-    with world.together(), world.host_by_host():
+    with world.raise_on_all_ranks(), world.local_main_process_first():
         inputs = read_inputs(config)
-    with world.together(), _explained(config):
+    with world.raise_on_all_ranks(), _explained(config):
         model, work, decisions = build(config, inputs, world, start)
         if start is not None:
             checkpoint.check_plan(start, work.plan.fingerprint())
             work.trained.check(start)
             logger.info("resuming from %s", start)
-    with world.together():
+    with world.raise_on_all_ranks():
         _require_same(world, config, work, start)
     devices.reset_peak(work.device)
-    work.gemm_rate = float(world.sum(torch.tensor([work.gemm_rate], dtype=torch.float64)))
+    work.gemm_rate = float(world.all_reduce(torch.tensor([work.gemm_rate], dtype=torch.float64)))
     measured = "measured just now" + (f", of {world.size} ranks" if world.size > 1 else "")
     decisions.append(Decision("MFU's peak", f"{work.gemm_rate / 1e9:,.0f} GFLOP/s", measured))
     logger.info("%s", decisions[-1])
-    with world.together(), _explained(config):
+    with world.raise_on_all_ranks(), _explained(config):
         if world.rank == 0:
             run_folder.begin(run, overwrite=overwrite)
             parts = {"train": inputs.training, "eval": inputs.evaluation}
@@ -113,7 +113,7 @@ def _train(
     with _explained(config):
         trainer = trainer_for(config, model, work, inputs.callbacks)
         _train_from(start, trainer, config.train.early_stopping)
-    with world.together(), _explained(config):
+    with world.raise_on_all_ranks(), _explained(config):
         if world.rank == 0:
             _write_result(run / work.trained.folder, work, config, inputs)
     return _summary(run, trainer, work)

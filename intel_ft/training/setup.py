@@ -25,7 +25,7 @@ from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.models import gemm_rate as gemm
 from intel_ft.models import lora_init
 from intel_ft.models.adapter import add_lora
-from intel_ft.models.fast_path import compile_layers, hasten
+from intel_ft.models.fast_path import apply_fast_path, compile_layers
 from intel_ft.models.flops import activation_bytes, step_cost, with_teacher
 from intel_ft.models.load import (
     check_folder,
@@ -198,11 +198,11 @@ def _adapter(
     begun: lora_init.Initial = {}
     if method.init in {"pissa", "olora"}:
         if start is None:
-            begun = lora_init.from_base(model, method.init, world.from_first)
+            begun = lora_init.from_base(model, method.init, world.broadcast)
         else:
             begun = lora_init.load_from_original(start)[1]
-        lora_init.take_out(model, begun)
-    how = hasten(model, config, activations, world.local_size, backend.device)
+        lora_init.subtract_from_base(model, begun)
+    how = apply_fast_path(model, config, activations, world.local_size, backend.device)
     return Adapter(model, begun), why_not_packed, how
 
 

@@ -32,7 +32,7 @@ from intel_ft.models.flops import StepCost
 from intel_ft.models.loss import loss_sum
 from intel_ft.training import checkpoint
 from intel_ft.training.distillation import Teacher
-from intel_ft.training.lora_plus import hasten_b
+from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.trainable import Trained
 
 
@@ -175,7 +175,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
                 weight.grad = torch.zeros_like(weight)
             gradients.append(weight.grad)
         parts = [loss, *(gradient.view(-1) for gradient in gradients)]
-        summed = self.work.world.sum(torch.cat(parts))
+        summed = self.work.world.all_reduce(torch.cat(parts))
         sizes = [part.numel() for part in parts]
         for part, total in zip(parts, summed.split_with_sizes(sizes), strict=True):
             part.copy_(total)
@@ -191,7 +191,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         """
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.lora_plus_ratio != 1.0:
-            hasten_b(optimizer, self.model, self.lora_plus_ratio)
+            scale_learning_rate_of_b(optimizer, self.model, self.lora_plus_ratio)
         if self.work.optimize is not None:
             self.work.optimize(self.model, optimizer)
         return optimizer
@@ -206,7 +206,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         """Add speed, MFU and memory to every training line before callbacks see it."""
         if "loss" in logs:
             flops = torch.tensor([self.work.interval.flops], dtype=torch.float64)
-            self.work.interval.flops = float(self.work.world.sum(flops))
+            self.work.interval.flops = float(self.work.world.all_reduce(flops))
             logs.update(self.work.interval.rates(self.work.gemm_rate))
             logs.update(devices.peak_gib(self.work.device))
             self.work.total.add(self.work.interval)
@@ -234,7 +234,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._export_callback_states()
-        with self.work.world.together():
+        with self.work.world.raise_on_all_ranks():
             if self.work.world.rank == 0:
                 run, keep = Path(self.args.output_dir), self.args.save_total_limit
                 checkpoint.save(self, run, self.state.global_step, keep)
@@ -327,7 +327,7 @@ def mean_loss(model: Any, work: Workload) -> float:
         row = build_row(examples, indices)
         total += loss_sum(model, row, packed=work.packed, dtype=work.dtype)
     model.train(was_training)
-    return float(work.world.sum(total)) / step.supervised_tokens
+    return float(work.world.all_reduce(total)) / step.supervised_tokens
 
 
 def _imbalance(step: Step, world_size: int) -> float:

@@ -176,7 +176,7 @@ def test_the_turn_back_is_the_gradient_of_the_turn():
     cos, sin = torch.randn(2, 9, 8, dtype=torch.float64)
     q.requires_grad_()
     k.requires_grad_()
-    wanted = torch.autograd.grad(ops._turned(q, k, cos, sin), (q, k), (of_q, of_k))
+    wanted = torch.autograd.grad(ops._apply_rope(q, k, cos, sin), (q, k), (of_q, of_k))
     for found, gradient in zip(ops._turned_back(of_q, of_k, cos, sin), wanted, strict=True):
         torch.testing.assert_close(found, gradient)
 
@@ -223,8 +223,8 @@ def test_attention_over_all_segments_at_once_is_attention_in_each(heads, kv_head
 
     def all_of_them(*tensors):
         *given, grad = tensors
-        out, log_sums = ops.attention(*given, *rest)
-        return out, *ops.attention_backward(*given, *rest, out, log_sums, grad)
+        out, logsumexp = ops.attention(*given, *rest)
+        return out, *ops.attention_backward(*given, *rest, out, logsumexp, grad)
 
     here = (q, k, v, cos, sin, grad)
     for found, one in zip(

@@ -11,7 +11,7 @@ from support.data_tokenizers import KINDS, TEMPLATES, tokenizer
 from intel_ft.config import DataConfig
 from intel_ft.data.control_tokens import completion_controls, content_controls, without
 from intel_ft.data.encode import SpanEncoder
-from intel_ft.data.examples import Examples, joined
+from intel_ft.data.examples import Examples, concatenate
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.gc_pause import collector_paused
 from intel_ft.data.prepare import prepare
@@ -155,9 +155,9 @@ def test_a_failing_row_ends_the_encoding_with_its_own_error():
 
 
 def test_no_parts_join_to_no_examples():
-    assert len(joined([])) == 0
+    assert len(concatenate([])) == 0
     one = Examples(np.array([5, 6], np.int32), np.array([False, True]), np.array([0, 2]))
-    twice = joined([one, joined([]), one])
+    twice = concatenate([one, concatenate([]), one])
     assert twice.tokens.tolist() == [5, 6, 5, 6] and twice.offsets.tolist() == [0, 2, 4]
     assert twice.offsets.dtype == np.int64 and twice.tokens.dtype == np.int32
 

@@ -21,7 +21,7 @@ from intel_ft.distributed.oneccl.library import under_intel_mpi
 from intel_ft.distributed.rank_startup import Expected, begin
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError
-from intel_ft.host.launcher_env import started_as
+from intel_ft.host.launcher_env import launcher_env_of
 
 HERE = "127.0.0.1"
 SRUN = {
@@ -61,7 +61,7 @@ def environment():
 )
 def test_srun_with_pmi_is_srun(variables, launcher, mpi, environment):
     environment.update(variables)
-    found = started_as(environment)
+    found = launcher_env_of(environment)
     assert (found.launcher, found.rank, found.size) == (launcher, 3, 4)
     assert (found.local_rank, found.local_size) == (1, 2)
     assert under_intel_mpi() == mpi
@@ -150,7 +150,7 @@ def test_ranks_that_do_not_come_may_come_the_next_time(environment):
         settings = BackendConfig(collective="gloo", timeout=2)
         with (
             pytest.raises(IntelFTError, match="could not join") as error,
-            process_group.joined(world, settings),
+            process_group.init_process_group(world, settings),
         ):
             pass
     assert error.value.exit_code == 1 and 1 not in launching.FINAL
@@ -223,7 +223,7 @@ def test_what_ends_a_rank_is_in_its_log(tmp_path, environment):
 class Elsewhere(World):
     """A world where one of the texts is another one on the other rank."""
 
-    def largest(self, number):
+    def all_reduce_max(self, number):
         self.asked.append(number)
         return number + (len(self.asked) == 2 * self.wrong - 1)
 

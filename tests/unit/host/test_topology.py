@@ -14,7 +14,7 @@ from intel_ft.distributed import binding
 from intel_ft.distributed.binding import as_list
 from intel_ft.distributed.placement import places, ranks_per_host
 from intel_ft.host import topology
-from intel_ft.host.launcher_env import INTEL_MPI, Started
+from intel_ft.host.launcher_env import INTEL_MPI, LauncherEnv
 from intel_ft.host.topology import Core, Topology
 
 
@@ -220,7 +220,7 @@ def test_ranks_that_a_launcher_put_on_the_same_cores_get_their_own(
     tree = write_machine(tmp_path, [("0-7", 1), ("8-15", 1)], 1)
     kernel = Kernel(monkeypatch, tree, own, ALL, cpuset, ranks, rank)
     monkeypatch.setattr(binding, "_prefer_memory", lambda place: "")
-    started = Started(rank, ranks, rank, ranks, "Open MPI")
+    started = LauncherEnv(rank, ranks, rank, ranks, "Open MPI")
     by_launcher = set(own) == set(got)
     assert topology.bound() == by_launcher
     assert kernel.own == set(own)  # looking changes nothing
@@ -240,7 +240,7 @@ def sixteen_cores(monkeypatch, root, ranks, rank):
 def test_ranks_share_what_slurm_gives_without_a_place(tmp_path, monkeypatch, environment):
     """Another job may be bound to the first cores."""
     kernel = sixteen_cores(monkeypatch, tmp_path, 2, 1)
-    started = Started(1, 2, 1, 2, "Open MPI")
+    started = LauncherEnv(1, 2, 1, 2, "Open MPI")
     environment.update(HERE | {"SLURM_CPUS_ON_NODE": "4"})
     [decision] = binding.bind(started, "auto")
     assert decision.value == "none" and kernel.own == set(ALL)
@@ -270,7 +270,7 @@ def test_oneccls_workers_get_the_last_cores(
 ):
     kernel = sixteen_cores(monkeypatch, tmp_path, 2, 1)
     environment.update(variables)
-    bound, left = binding.bind(Started(1, 2, 1, 2, INTEL_MPI), "auto")
+    bound, left = binding.bind(LauncherEnv(1, 2, 1, 2, INTEL_MPI), "auto")
     assert kernel.own == set(own) and bound.value == as_list(list(own))
     assert environment.get("CCL_WORKER_AFFINITY") == workers
     assert (left.name, left.value) == ("CCL_WORKER_AFFINITY", workers or "")
@@ -293,7 +293,7 @@ def test_workers_that_nobody_starts_get_none(
 ):
     kernel = sixteen_cores(monkeypatch, tmp_path, 2, 1)
     environment["CCL_WORKER_OFFLOAD"] = offload
-    decisions = binding.bind(Started(1, 2, 1, 2, launcher), "auto", collective)
+    decisions = binding.bind(LauncherEnv(1, 2, 1, 2, launcher), "auto", collective)
     assert kernel.own == set(own)
     assert len(decisions) == 1 + (15 not in own) == 1 + ("CCL_WORKER_AFFINITY" in environment)
 
@@ -301,8 +301,8 @@ def test_workers_that_nobody_starts_get_none(
 def test_workers_of_the_only_rank_of_a_host(tmp_path, monkeypatch, environment):
     kernel = sixteen_cores(monkeypatch, tmp_path, 1, 0)
     environment.update(OFFLOAD)
-    assert binding.bind(Started(0, 1, 0, 1, INTEL_MPI), "auto") == []  # there is nobody to tell
-    bound, left = binding.bind(Started(1, 2, 0, 1, INTEL_MPI), "auto")
+    assert binding.bind(LauncherEnv(0, 1, 0, 1, INTEL_MPI), "auto") == []  # there is nobody to tell
+    bound, left = binding.bind(LauncherEnv(1, 2, 0, 1, INTEL_MPI), "auto")
     assert kernel.own == set(range(15)) and (bound.value, left.value) == ("0-14", "15")
 
 

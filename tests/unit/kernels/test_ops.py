@@ -141,11 +141,11 @@ def widened(case):
 )
 def test_attention_and_its_gradient(compiled, heads, kv_heads, dim, segments) -> None:
     case, grad = attention_case(heads, kv_heads, dim, segments)
-    out, log_sums = ops.attention(*case)
+    out, logsumexp = ops.attention(*case)
     wanted, _ = ops.attention(*widened(case))
     assert_rows_close(out, wanted, 1.5e-2)
-    found = ops.attention_backward(*case, out, log_sums, grad)
-    known = ops.attention_backward(*widened(case), wanted, log_sums, grad.float())
+    found = ops.attention_backward(*case, out, logsumexp, grad)
+    known = ops.attention_backward(*widened(case), wanted, logsumexp, grad.float())
     for one, other, like in zip(found, known, case[:3], strict=True):
         assert one.shape == like.shape
         assert one.is_contiguous()
@@ -157,21 +157,21 @@ def test_attention_and_its_gradient(compiled, heads, kv_heads, dim, segments) ->
 
 def test_attention_of_large_scores_does_not_overflow(compiled) -> None:
     case, grad = attention_case(4, 2, 64, (70, 3), size=40.0)  # scores of +-10^4
-    out, log_sums = ops.attention(*case)
+    out, logsumexp = ops.attention(*case)
     assert out.isfinite().all()
-    assert log_sums.isfinite().all()
+    assert logsumexp.isfinite().all()
     # Each query sees its best key alone; q and k in bf16 after the turn decide near ties otherwise.
     wanted, _ = ops.attention(*widened(case))
     errors = (out.float() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
     assert errors.median() < 1e-2
-    assert all(x.isfinite().all() for x in ops.attention_backward(*case, out, log_sums, grad))
+    assert all(x.isfinite().all() for x in ops.attention_backward(*case, out, logsumexp, grad))
 
 
 def test_log_sums_are_those_of_the_scores(compiled) -> None:
     case, _ = attention_case(4, 2, 64, (37, 64))
     q, k, _, cos, sin, bounds, scale = widened(case)
     cos, sin = cos[:, None], sin[:, None]
-    q, k = (x * cos + ops._half_turned(x) * sin for x in (q, k))
+    q, k = (x * cos + ops._rotate_half(x) * sin for x in (q, k))
     for start, end in pairwise(bounds.tolist()):
         own = k[start:end].repeat_interleave(2, dim=1)
         scores = torch.einsum("qhd,khd->hqk", q[start:end], own) * scale
@@ -183,8 +183,8 @@ def test_log_sums_are_those_of_the_scores(compiled) -> None:
 
 def test_segments_do_not_see_each_other(compiled) -> None:
     case, grad = attention_case(4, 2, 64, (33, 64, 5))
-    out, log_sums = ops.attention(*case)
-    gradients = ops.attention_backward(*case, out, log_sums, grad)
+    out, logsumexp = ops.attention(*case)
+    gradients = ops.attention_backward(*case, out, logsumexp, grad)
     moved = [x.clone() if torch.is_tensor(x) else x for x in case]
     for x in moved[:3]:
         x[33:97] = half(*x[33:97].shape, size=5)
@@ -253,10 +253,10 @@ def test_the_number_of_threads_changes_nothing(compiled) -> None:
     before = torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        out, log_sums = ops.attention(*case)
+        out, logsumexp = ops.attention(*case)
         gradient = logits.clone()
         total = ops.cross_entropy(gradient, targets)
-        results.append([out, *ops.attention_backward(*case, out, log_sums, grad), gradient])
+        results.append([out, *ops.attention_backward(*case, out, logsumexp, grad), gradient])
         results[-1].append(total.round(decimals=6))
     torch.set_num_threads(before)
     assert all(map(torch.equal, *results))
@@ -300,12 +300,12 @@ def test_bf16_without_the_library_is_the_formula(only_torch) -> None:
         ops.rms_norm(x, weight, 1e-5), ops.rms_norm(x.float(), weight.float(), 1e-5), 6e-3
     )
     case, grad = attention_case(4, 2, 64, (5, 40))
-    out, log_sums = ops.attention(*case)
+    out, logsumexp = ops.attention(*case)
     wanted, _ = ops.attention(*widened(case))
     assert out.dtype == torch.bfloat16
     assert_rows_close(out, wanted, 2e-2)
-    found = ops.attention_backward(*case, out, log_sums, grad)
-    known = ops.attention_backward(*widened(case), wanted, log_sums, grad.float())
+    found = ops.attention_backward(*case, out, logsumexp, grad)
+    known = ops.attention_backward(*widened(case), wanted, logsumexp, grad.float())
     for one, other in zip(found, known, strict=True):
         assert_rows_close(one, other, 5e-2, floor=0.1 * 8)
 
@@ -367,9 +367,9 @@ def test_attention_in_float32_is_autograds_of_a_masked_softmax(heads, kv_heads, 
     weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
     wanted = torch.einsum("hqk,khd->qhd", weights, own_v)
     wanted.backward(grad.double())
-    out, log_sums = ops.attention(q, k, v, cos, sin, bounds, scale)
+    out, logsumexp = ops.attention(q, k, v, cos, sin, bounds, scale)
     torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-5)
-    found = ops.attention_backward(q, k, v, cos, sin, bounds, scale, out, log_sums, grad)
+    found = ops.attention_backward(q, k, v, cos, sin, bounds, scale, out, logsumexp, grad)
     for one, other in zip(found, leaves, strict=True):
         assert one.is_contiguous()
         torch.testing.assert_close(one.double(), other.grad, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.config import build
 from intel_ft.models.adapter import add_lora
-from intel_ft.models.fast_path import hasten
+from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.packed_attention import NAME
 
@@ -46,10 +46,10 @@ def gradients(model, row):
 
 def test_compiled_layers_train_as_the_fused_ones_do(model):
     compiled = copy.deepcopy(model)
-    fused = said(hasten(model, config(), 0))
+    fused = said(apply_fast_path(model, config(), 0))
     assert fused["backend.compile"][0] == "off" and "measured" in fused["backend.compile"][1]
     assert fused["decoder layers"][0] == "fused"
-    decisions = said(hasten(compiled, config(compile=True), 0))
+    decisions = said(apply_fast_path(compiled, config(compile=True), 0))
     assert decisions["backend.compile"][0] == "on"
     assert decisions["backend.prepack"][0] == "off" and "decoder layers" not in decisions
     counters.clear()
@@ -65,13 +65,13 @@ def test_compiled_layers_train_as_the_fused_ones_do(model):
 
 
 def test_who_sets_it_off_is_told_so(model):
-    decisions = said(hasten(model, config(compile=False), 0))
+    decisions = said(apply_fast_path(model, config(compile=False), 0))
     assert decisions["backend.compile"] == ("off", "set in the config")
 
 
 def test_ipex_finds_the_layers_as_they_are(model):
     kinds = [type(module) for module in model.modules()]
-    decisions = said(hasten(model, config(name="ipex"), 0))
+    decisions = said(apply_fast_path(model, config(name="ipex"), 0))
     assert decisions["decoder layers"] == ("the model's own", "their linear layers become IPEX's")
     assert [type(module) for module in model.modules()] == kinds
     assert not hasattr(model.get_base_model().get_decoder(), "has_fused_layers")

@@ -14,7 +14,7 @@ from intel_ft.errors import EnvironmentProblem
 from intel_ft.host import cpu
 from intel_ft.models import frozen_base, int8, lora_linear, packed_attention, prepacked
 from intel_ft.models.adapter import add_lora, fuse
-from intel_ft.models.frozen_base import FrozenLinear, lay_out, replace_linears
+from intel_ft.models.frozen_base import FrozenLinear, convert_frozen_weights, replace_linears
 from intel_ft.models.int8 import int8_base
 from intel_ft.models.lora_linear import Dense, LoraFunction, LoraLinear
 from intel_ft.models.loss import loss_sum
@@ -199,30 +199,30 @@ def test_a_replaced_model_generates_as_before_and_keeps_its_head(model) -> None:
 def test_prepacking_is_chosen_where_there_is_room(model, monkeypatch) -> None:
     plain = copy.deepcopy(model)
     monkeypatch.setattr(cpu, "available_bytes", lambda: 2**30)
-    decision = lay_out(plain, config(), activations=2**29)
+    decision = convert_frozen_weights(plain, config(), activations=2**29)
     assert (decision.name, decision.value) == ("backend.prepack", "off")
     assert "half of the free memory" in decision.reason
     assert not any(isinstance(m, FrozenLinear) for m in plain.modules())
-    assert lay_out(plain, config(prepack=False), 0).value == "off"
-    assert lay_out(plain, config(prepack=True), 2**40).value == "on"
-    assert lay_out(model, config(), activations=0).value == "on"
+    assert convert_frozen_weights(plain, config(prepack=False), 0).value == "off"
+    assert convert_frozen_weights(plain, config(prepack=True), 2**40).value == "on"
+    assert convert_frozen_weights(model, config(), activations=0).value == "on"
     assert any(isinstance(m, FrozenLinear) for m in model.modules())
 
 
 def test_float32_has_no_layout_of_its_own(model) -> None:
     model = model.float()
-    assert lay_out(model, config(), 0).value == "off"
+    assert convert_frozen_weights(model, config(), 0).value == "off"
     with pytest.raises(EnvironmentProblem, match=r"backend\.prepack=true: not for"):
-        lay_out(model, config(prepack=True), 0)
+        convert_frozen_weights(model, config(prepack=True), 0)
 
 
 @needs_vnni
 def test_int8_is_what_the_config_says(model) -> None:
-    decision = lay_out(model, config(base_dtype="int8"), 0)
+    decision = convert_frozen_weights(model, config(base_dtype="int8"), 0)
     assert str(decision) == "model.base_dtype = int8 (set in the config)"
 
 
 def test_int8_without_vnni_is_refused(model, monkeypatch) -> None:
     monkeypatch.setattr(frozen_base.cpu, "cpu_flags", lambda: {"avx2"})
     with pytest.raises(EnvironmentProblem, match="neither VNNI nor AMX"):
-        lay_out(model, config(base_dtype="int8"), 0)
+        convert_frozen_weights(model, config(base_dtype="int8"), 0)

@@ -21,7 +21,7 @@ from intel_ft.models.frozen_base import FrozenLinear, replace_linears
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.nf4 import nf4_base
 from intel_ft.training.distillation import Teacher
-from intel_ft.training.lora_plus import hasten_b
+from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.trainable import Adapter
 
 ROW = row_of(40, 60, 30)
@@ -209,8 +209,8 @@ def begun(request, model):
     method = MethodConfig(r=4, alpha=6, init=request.param, use_rslora=True)
     original = copy.deepcopy(model)
     ours = add_lora(model, method, "base", None)
-    begun = lora_init.from_base(ours, request.param, World().from_first)
-    lora_init.take_out(ours, begun)
+    begun = lora_init.from_base(ours, request.param, World().broadcast)
+    lora_init.subtract_from_base(ours, begun)
     return Adapter(ours, begun), original, request.param
 
 
@@ -257,7 +257,7 @@ def test_it_is_saved_for_the_original_base_and_loaded_from_there(begun, tmp_path
 def test_a_rank_wider_than_the_layer_is_refused(model) -> None:
     ours = add_lora(model, MethodConfig(r=40, init="pissa"), "base", None)
     with pytest.raises(UserError, match=r"method\.r=40, but base_model.* is only \d+ wide"):
-        lora_init.from_base(ours, "pissa", World().from_first)
+        lora_init.from_base(ours, "pissa", World().broadcast)
 
 
 @pytest.mark.parametrize("name", ["norm", "input_layernorm", "lm_head", "embed_tokens"])
@@ -278,7 +278,7 @@ def test_lora_plus_gives_b_a_rate_of_its_own(model) -> None:
     weights = dict(ours.named_parameters())
     trained = [weight for weight in weights.values() if weight.requires_grad]
     optimizer = torch.optim.AdamW([{"params": trained}, {"params": []}], lr=0.5)
-    hasten_b(optimizer, ours, 8.0)
+    scale_learning_rate_of_b(optimizer, ours, 8.0)
     rates = {id(w): group["lr"] for group in optimizer.param_groups for w in group["params"]}
     assert len(rates) == len(trained) == 2 * 21 + 1
     for name, weight in weights.items():

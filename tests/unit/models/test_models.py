@@ -301,7 +301,7 @@ def test_a_bf16_base_multiplies_in_bf16_and_keeps_lora_in_float32(llama, monkeyp
     assert loss.item() == pytest.approx(expected, rel=0.02)
 
 
-# -- can_pack --------------------------------------------------------------------------------------
+# -- why_not_packable ----------------------------------------------------------------------------
 
 
 def leaking(module, query, key, value, attention_mask, *, scaling=None, **_):
@@ -369,7 +369,7 @@ def test_attention_sinks_and_chunks_are_refused() -> None:
         )
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     model.config.attention_chunk_size = 4
-    assert packed_attention.can_pack(model) == "its attention works in chunks"
+    assert packed_attention.why_not_packable(model) == "its attention works in chunks"
 
 
 # -- the adapter -----------------------------------------------------------------------------------

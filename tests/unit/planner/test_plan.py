@@ -17,7 +17,7 @@ from intel_ft.host.topology import Core, Topology
 from intel_ft.models import gemm_rate, packed_attention
 from intel_ft.models.adapter import fuse
 from intel_ft.models.flops import expert_weights, step_cost
-from intel_ft.models.frozen_base import lay_out
+from intel_ft.models.frozen_base import convert_frozen_weights
 from intel_ft.models.loss import loss_sum
 from intel_ft.planner import memory as plan_memory
 from intel_ft.planner import probe
@@ -214,7 +214,7 @@ def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
     monkeypatch.setattr("intel_ft.models.frozen_base._linears", lambda _: [(None, "", linear)])
     base = type("Base", (), {"dtype": torch.bfloat16})
     activations = 128 * 32 * 2 * (6 * 4096 + 2 * 11008)
-    decision = lay_out(base, settings, activations)
+    decision = convert_frozen_weights(base, settings, activations)
     assert (decision.value == "on") == (setting.layout == "prepacked")
 
 
