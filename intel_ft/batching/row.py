@@ -1,4 +1,4 @@
-"""A packed row as the arrays a model needs; called from training with a plan's example indices."""
+"""A packed row: several examples end to end, as the arrays that a model takes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from intel_ft.data.examples import Examples
 
 IGNORED = -100
-"""A target that no loss is taken of (torch's default `ignore_index`)."""
+"""A target that adds nothing to the loss (torch's default `ignore_index`)."""
 
 IntArray = npt.NDArray[np.int64]
 
@@ -45,20 +45,19 @@ def build_row(examples: Examples, indices: IntArray) -> Row:
     return Row(tokens, positions, bounds, supervised - 1, tokens[supervised])
 
 
-def filled(row: Row, quantum: int) -> Row:
-    """The row with tokens and targets filled up to multiples of `quantum`.
+def pad_row(row: Row, tokens: int, targets: int) -> Row:
+    """The row padded to `tokens` tokens and `targets` targets, of which it has at most as many.
 
-    The filling is a segment of its own, at position 0 (which every model has), and its targets
-    are IGNORED, so no result changes. It predicts at tokens that are not supervised, so that
-    `predict` names no token twice.
+    The padding tokens form one more segment, at position 0 (which every model has), and the
+    padding targets are IGNORED, so no result changes. They belong to tokens that are not
+    supervised, so that `predict` names no token twice.
     """
-    extra, ignored = -len(row.tokens) % quantum, -len(row.targets) % quantum
-    length = len(row.tokens)
-    unread = np.setdiff1d(np.arange(length + extra), row.predict)[:ignored]
+    extra_tokens, extra_targets = tokens - len(row.tokens), targets - len(row.targets)
+    unread = np.setdiff1d(np.arange(tokens), row.predict)[:extra_targets]
     return Row(
-        tokens=np.pad(row.tokens, (0, extra)),
-        positions=np.pad(row.positions, (0, extra)),
-        bounds=np.append(row.bounds, length + extra) if extra else row.bounds,
+        tokens=np.pad(row.tokens, (0, extra_tokens)),
+        positions=np.pad(row.positions, (0, extra_tokens)),
+        bounds=np.append(row.bounds, tokens) if extra_tokens else row.bounds,
         predict=np.concatenate((row.predict, unread)),
-        targets=np.pad(row.targets, (0, ignored), constant_values=IGNORED),
+        targets=np.pad(row.targets, (0, extra_targets), constant_values=IGNORED),
     )

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
-from intel_ft.batching.row import IGNORED, Row, filled
+from intel_ft.batching.row import IGNORED, Row, pad_row
 from intel_ft.kernels import ops
 from intel_ft.models.fused_decoder import is_fused
-from intel_ft.models.packed_attention import NAME, ROW_QUANTUM, row_inputs
+from intel_ft.models.packed_attention import NAME, padded_length, row_inputs
 
 CHUNK_BYTES = 32 * 2**20
 """How much of the logits exists at a time; larger gains nothing (docs/log.md)."""
@@ -49,11 +49,12 @@ class ModelInputs:
 
 
 def model_inputs(row: Row, device: torch.device, *, packed: bool) -> ModelInputs:
-    """`row`, filled up for packed attention, on `device` but for the segments' bounds, which are
-    for the host; raises ValueError as `loss_sum` needs.
+    """`row` on `device`, padded for packed attention; the segments' bounds stay on the CPU.
+
+    Raises ValueError for several examples where `packed` is false.
     """
     if packed:
-        row = filled(row, ROW_QUANTUM)
+        row = pad_row(row, padded_length(len(row.tokens)), padded_length(len(row.targets)))
     elif len(row.bounds) != 2:
         raise ValueError(f"a model without {NAME} takes one example a row")
     tokens, positions, bounds, predict, targets = (

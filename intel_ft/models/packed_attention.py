@@ -1,8 +1,8 @@
 """Attention over packed rows: each segment attends to itself only, and no T x T mask exists.
 
 Registered with Transformers under `NAME`; a model loaded with that name receives the segment
-bounds as the keyword argument `cu_seq_lens_q`, which Transformers hands down to every attention
-layer. `why_not_packable` finds out whether a model really works this way. Called from training.
+bounds as the keyword argument `cu_seq_lens_q`, which Transformers passes to every attention layer.
+`why_not_packable` tests whether a model really works this way.
 """
 
 from itertools import pairwise
@@ -17,14 +17,19 @@ from intel_ft.kernels import varlen
 
 NAME = "intel_ft_packed"
 
-QUANTUM = 32
-"""Attention runs on lengths that are multiples of this, as far as the row goes, and rows are filled
-up to multiples of `ROW_QUANTUM`. The tokens behind a segment's end cannot change it, attention
-being causal. It is for memory: oneDNN and torch keep a compiled kernel for each length they meet
-(docs/log.md), and a run meets thousands.
+SEGMENT_MULTIPLE = 32
+"""Attention runs on segment lengths rounded up to a multiple of this, as far as the row goes, and
+rows are padded to multiples of `ROW_MULTIPLE`. This saves memory: oneDNN and torch keep a compiled
+kernel for each length they meet (docs/log.md), and a run meets thousands. Attention is causal, so
+the tokens after a segment's end cannot change it.
 """
 
-ROW_QUANTUM = 128
+ROW_MULTIPLE = 128
+
+
+def padded_length(length: int) -> int:
+    """The length that a packed row's tokens, or its supervised tokens, are padded to."""
+    return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def packed_attention(
@@ -62,7 +67,7 @@ def packed_attention(
     bounds = cu_seq_lens_q.tolist()
     outputs = []
     for start, end in pairwise(bounds):
-        stop = start + -(-(end - start) // QUANTUM) * QUANTUM
+        stop = start + -(-(end - start) // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
         length = q.shape[2]
         window = sliding_window if sliding_window and sliding_window < length else None

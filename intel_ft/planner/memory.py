@@ -9,7 +9,7 @@ from typing import Literal
 
 from intel_ft.models.loss import CHUNK_BYTES
 from intel_ft.models.nf4 import NF4_BYTES
-from intel_ft.models.packed_attention import ROW_QUANTUM
+from intel_ft.models.packed_attention import ROW_MULTIPLE, padded_length
 from intel_ft.planner.model_sizes import ModelSizes
 
 Layout = Literal["as loaded", "prepacked", "int8", "nf4"]
@@ -105,8 +105,8 @@ class Memory:
 def memory(sizes: ModelSizes, setting: Setting) -> Memory:
     """The peak of resident memory, in bytes, of one rank; with `setting.gpu` that of its GPU."""
     item, trained = setting.itemsize, sizes.trained
-    tokens = _filled(setting.row_tokens)
-    supervised = min(tokens, _filled(setting.supervised))
+    tokens = padded_length(setting.row_tokens)
+    supervised = min(tokens, padded_length(setting.supervised))
     kept = _kept(sizes, tokens, supervised, item, setting.checkpointing)
     held = kept + tokens * _backward_bytes(sizes, setting)
     if setting.layout == "nf4":  # the largest matrix in `itemsize` for as long as it multiplies
@@ -149,7 +149,7 @@ def largest_row(sizes: ModelSizes, setting: Setting, limit: float) -> int:
     share = setting.supervised / max(setting.row_tokens, 1)
 
     def fits(quanta: int) -> bool:
-        tokens = quanta * ROW_QUANTUM
+        tokens = quanta * ROW_MULTIPLE
         row = replace(setting, row_tokens=tokens, supervised=int(share * tokens))
         return memory(sizes, row).needed <= limit
 
@@ -159,11 +159,7 @@ def largest_row(sizes: ModelSizes, setting: Setting, limit: float) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * ROW_QUANTUM
-
-
-def _filled(tokens: int) -> int:
-    return -(-tokens // ROW_QUANTUM) * ROW_QUANTUM
+    return low * ROW_MULTIPLE
 
 
 def _linear_bytes(setting: Setting) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from intel_ft.models.flops import StepCost, with_teacher
 from intel_ft.models.nf4 import NF4_BYTES
-from intel_ft.models.packed_attention import ROW_QUANTUM
+from intel_ft.models.packed_attention import padded_length
 from intel_ft.planner.memory import Setting
 from intel_ft.planner.model_sizes import ModelPlan, ModelSizes
 from intel_ft.planner.workload import Rows
@@ -112,8 +112,8 @@ class _Work:
 
 def _work(rows: Rows) -> _Work:
     return _Work(
-        sum(_filled(int(lengths.sum())) for lengths, _ in rows),
-        sum(_filled(count) for _, count in rows),
+        sum(padded_length(int(lengths.sum())) for lengths, _ in rows),
+        sum(padded_length(count) for _, count in rows),
         sum(float((lengths.astype(float) ** 2).sum()) for lengths, _ in rows),
     )
 
@@ -140,10 +140,6 @@ def exchange_seconds(
         return 0.0
     link = _IN_NODE[collective] if nodes == 1 else min(_IN_NODE[collective], network)
     return 2 * (total - 1) * (4 * trained / total / link + _LATENCY[collective])
-
-
-def _filled(tokens: int) -> int:
-    return -(-tokens // ROW_QUANTUM) * ROW_QUANTUM
 
 
 def _bytes_a_token(sizes: ModelSizes, itemsize: int, passes: Sequence[int]) -> float:

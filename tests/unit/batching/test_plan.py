@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intel_ft.batching.plan import Plan
-from intel_ft.batching.row import IGNORED, build_row, filled
+from intel_ft.batching.row import IGNORED, build_row, pad_row
 from intel_ft.batching.share import pack, split_by_cost
 from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
@@ -86,11 +86,11 @@ def test_rows_never_exceed_their_capacity(plan, world) -> None:
 @given(st.lists(st.integers(1, 64), max_size=50), st.integers(64, 200))
 def test_packing_leaves_no_two_rows_that_would_fit_into_one(lengths, capacity) -> None:
     rows = pack(lengths, capacity)
-    filled = sorted(sum(lengths[position] for position in row) for row in rows)
+    pad_row = sorted(sum(lengths[position] for position in row) for row in rows)
     assert sorted(position for row in rows for position in row) == list(range(len(lengths)))
-    assert all(total <= capacity for total in filled)
-    if len(filled) > 1:
-        assert filled[0] + filled[1] > capacity
+    assert all(total <= capacity for total in pad_row)
+    if len(pad_row) > 1:
+        assert pad_row[0] + pad_row[1] > capacity
 
 
 def test_a_plan_is_deterministic_in_seed_and_step() -> None:
@@ -210,7 +210,8 @@ def test_filling_a_row_up_adds_a_segment_and_ignored_targets_behind_it(lengths, 
     supervised[offsets[:-1]] = False
     examples = Examples(np.arange(1, 1 + offsets[-1], dtype=np.int32), supervised, offsets)
     row = build_row(examples, np.arange(len(lengths)))
-    full = filled(row, quantum)
+    padded = [-(-len(part) // quantum) * quantum for part in (row.tokens, row.targets)]
+    full = pad_row(row, *padded)
     length, targets = len(row.tokens), len(row.targets)
     assert len(full.tokens) == len(full.positions) == -(-length // quantum) * quantum
     assert len(full.predict) == len(full.targets) == -(-targets // quantum) * quantum

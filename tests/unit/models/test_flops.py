@@ -41,8 +41,8 @@ ROTARY = 1e-4
 @pytest.fixture
 def exact(monkeypatch):
     """No filling of rows and segments up to round lengths, which is not needed and not counted."""
-    monkeypatch.setattr(packed_attention, "QUANTUM", 1)
-    monkeypatch.setattr(loss, "ROW_QUANTUM", 1)
+    monkeypatch.setattr(packed_attention, "SEGMENT_MULTIPLE", 1)
+    monkeypatch.setattr(packed_attention, "ROW_MULTIPLE", 1)
 
 
 def make_examples(lengths, prompt=2) -> Examples:
