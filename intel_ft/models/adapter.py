@@ -79,14 +79,12 @@ def _modules_to_save(model: Any, method: MethodConfig) -> list[str]:
 
 
 def fuse(model: Any) -> Decision:
-    """Give a PEFT model the fastest forward that computes the same: whole layers or, where they
-    are of another kind, single linear ones.
-    """
+    """Fuse the decoder layers of a PEFT model or, where that is not possible, its LoRA layers."""
     why_not = fuse_layers(model)
     if why_not is None:
-        return Decision("decoder layers", "fused", "checked: each layer gives the same both ways")
+        return Decision("decoder layers", "fused", "checked: each layer's output stays the same")
     count = fuse_linears(model)
-    return Decision("decoder layers", f"the model's own, {count} linear layers fused", why_not)
+    return Decision("decoder layers", f"not fused, but {count} linear layers are", why_not)
 
 
 def is_linear(module: torch.nn.Module) -> bool:

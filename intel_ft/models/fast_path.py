@@ -1,5 +1,7 @@
-"""Which of the native fast paths a model takes: the only place that decides it; called from
-training.setup and insight.
+"""Which fast paths a model takes: the layout of its frozen weights, fused or compiled layers.
+
+`choose_layout` and `why_not_fused` decide from the config and from sizes or structure alone, so
+that a plan decides as the run will; `apply_fast_path` decides for a loaded model and converts it.
 """
 
 from typing import Any
@@ -9,55 +11,138 @@ from transformers import AttentionInterface
 
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
+from intel_ft.errors import EnvironmentProblem
+from intel_ft.host import cpu
 from intel_ft.host.devices import CPU
 from intel_ft.models import packed_attention
 from intel_ft.models.adapter import fuse
-from intel_ft.models.frozen_base import convert_frozen_weights
+from intel_ft.models.frozen_base import Layout, convert_frozen_weights, linear_bytes
+from intel_ft.models.fused_decoder import why_not_fusable
+from intel_ft.models.prepacked import can_prepack
 
 
 def apply_fast_path(
     model: Any, config: Config, activations: int, sharing: int = 1, device: torch.device = CPU
 ) -> list[Decision]:
-    """Lay out the frozen weights of a PEFT model and fuse or compile its layers, in place.
+    """Convert the frozen weights of a PEFT model and fuse or compile its layers, in place.
 
-    With backend.name=ipex nothing: ipex.optimize replaces the linear layers that it finds. See
-    models.frozen.convert_frozen_weights for the other arguments and what is raised.
+    activations: bytes that training needs besides the weights; `sharing`: ranks of this run on
+    this host. The model is on `device` afterwards, unless backend.name=ipex: then nothing changes,
+    because ipex.optimize replaces the linear layers that it finds. Raises EnvironmentProblem for a
+    layout that this CPU does not have.
     """
     if config.backend.name == "ipex":
-        return [Decision("decoder layers", "the model's own", str(left_to_others(config)))]
+        return [Decision("decoder layers", "not fused", str(why_not_own_layers(config)))]
     compiled = compile_layers(model, config)
+    prepackable = can_prepack(model.dtype)
+    layout, decision = choose_layout(
+        config,
+        dtype=model.dtype,
+        linear_bytes=linear_bytes(model),
+        activations=activations,
+        available=cpu.available_bytes() / sharing,
+        prepackable=prepackable,
+        on_gpu=device.type != "cpu",
+    )
+    if layout == "prepacked" and not prepackable:
+        raise EnvironmentProblem(f"backend.prepack=true: {_not_prepackable(model.dtype)}")
+    convert_frozen_weights(model, layout, device)
     if config.backend.compile is True:
-        return [
-            compiled,
-            Decision("backend.prepack", "off", "torch.compile lays weights out itself"),
-        ]
-    return [
-        convert_frozen_weights(model, config, activations, sharing, device),
-        compiled,
-        fuse(model),
-    ]
+        return [compiled, decision]
+    return [decision, compiled, fuse(model)]
 
 
-def left_to_others(config: Config) -> str | None:
-    """Why none of our fast paths computes the layers, where backend settings say that others do."""
+def choose_layout(
+    config: Config,
+    *,
+    dtype: torch.dtype,
+    linear_bytes: int,
+    activations: int,
+    available: float,
+    prepackable: bool,
+    on_gpu: bool = False,
+) -> tuple[Layout, Decision]:
+    """How the frozen linear layers keep their weights, decided from the config and sizes alone.
+
+    dtype: of the base; linear_bytes: their weights as loaded; activations: bytes that training
+    needs besides the weights; available: free bytes for one rank after loading the weights;
+    prepackable: whether oneDNN prepacks `dtype` on the CPU that trains (`can_prepack`).
+    """
+    if config.base_dtype != "auto":
+        reason = (
+            "set in the config" if config.model.base_dtype != "auto" else "method.name is qlora"
+        )
+        if config.base_dtype == "nf4":
+            reason += "; its scales are quantized as well"
+        return config.base_dtype, Decision("model.base_dtype", config.base_dtype, reason)
+    if on_gpu:
+        return "as loaded", Decision("model.base_dtype", _name(dtype), "as loaded")
+    size = f"the prepacked weights take {2 * linear_bytes / cpu.GIB:.1f} GiB"
+    fits = 2 * linear_bytes + activations <= available / 2
+    why_not = _why_not_prepacked(config, dtype, prepackable)
+    if why_not is None and config.backend.prepack == "auto" and not fits:
+        why_not = f"{size}, which with the activations is over half of the free memory"
+    if why_not is not None:
+        return "as loaded", Decision("backend.prepack", "off", why_not)
+    reason = f"GEMMs are faster, and {size}, for which there is room"
+    if config.backend.prepack is True:
+        reason = "set in the config"
+    return "prepacked", Decision("backend.prepack", "on", reason)
+
+
+def _why_not_prepacked(config: Config, dtype: torch.dtype, prepackable: bool) -> str | None:
+    """The reason that does not depend on memory, or None."""
+    if config.method.trains_all:
+        return "all weights train"
+    if (reason := why_not_own_layers(config)) is not None:
+        return reason
+    if config.method.use_dora:
+        return "DoRA needs the weights as they are"
+    if not prepackable and config.backend.prepack is not True:
+        return _not_prepackable(dtype)
+    return "set in the config" if config.backend.prepack is False else None
+
+
+def _not_prepackable(dtype: torch.dtype) -> str:
+    return f"oneDNN cannot prepack {_name(dtype)} weights on this CPU"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def why_not_own_layers(config: Config) -> str | None:
+    """Why the config leaves the decoder layers to IPEX or torch.compile; None if it does not."""
     if config.backend.name == "ipex":
-        return "their linear layers become IPEX's"
+        return "IPEX replaces their linear layers"
     return "torch.compile compiles them" if config.backend.compile is True else None
 
 
+def why_not_fused(model: Any, config: Config) -> str | None:
+    """Why training with `config` will not fuse the decoder layers of `model`, or None.
+
+    `model` may be on torch's meta device: this reads its structure only. A run also tries each
+    layer both ways.
+    """
+    if config.method.trains_all:
+        return "all of their weights train"
+    return why_not_own_layers(config) or why_not_fusable(model)
+
+
 def compile_layers(model: Any, config: Config) -> Decision:
-    """With backend.compile=true have torch.compile compile each decoder layer when it first runs,
-    for rows of any length.
+    """With backend.compile=true, compile each decoder layer by torch.compile at its first call.
+
+    The compiled layers take rows of any length.
     """
     name, chosen = "backend.compile", config.backend.compile
     if chosen is not True:
-        measured = "slower where it was measured (docs/ipex.md)"
+        measured = "slower in our measurements (docs/ipex.md)"
         return Decision(name, "off", measured if chosen == "auto" else "set in the config")
-    # Its loop over segments would be compiled anew for each number of them.
-    whole = torch.compiler.disable(packed_attention.packed_attention)  # type: ignore[no-untyped-call]
-    AttentionInterface.register(packed_attention.NAME, whole)
+    # Compiled, its loop over segments would be recompiled for each number of them.
+    uncompiled = torch.compiler.disable(packed_attention.packed_attention)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(packed_attention.NAME, uncompiled)
     decoder = model.get_decoder()
     layers = list(getattr(decoder, "layers", [decoder]))
     for layer in layers:
         layer.compile(dynamic=True)
-    return Decision(name, "on", f"set in the config: {len(layers)} parts, when they first run")
+    return Decision(name, "on", f"set in the config: {len(layers)} parts, each at its first call")

@@ -11,10 +11,11 @@ from types import MethodType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from intel_ft.kernels import ops
-from intel_ft.models.llama_like import ATTENTION, MLP, unlike_llama
+from intel_ft.models.llama_like import ATTENTION, MLP, why_not_llama_like
 from intel_ft.models.lora_linear import LoraLinear, LoraStep, is_active, linear_of
 
 T = TypeVar("T")
@@ -165,16 +166,11 @@ def fuse_layers(model: Any) -> str | None:
     A forward without segment bounds, as in generation, or with the adapter disabled or merged,
     still goes the model's own way.
     """
-    decoder = model.get_base_model().get_decoder()
-    blocks = getattr(decoder, "layers", None)
-    if not blocks:
-        return "its decoder has no list of layers"
-    layers = []
-    for block in blocks:
-        layer = layer_of(block)
-        if isinstance(layer, str):
-            return layer
-        layers.append(layer)
+    layers = _layers_of(model)
+    if isinstance(layers, str):
+        return layers
+    decoder = _base(model).get_decoder()
+    blocks = decoder.layers
     for block, layer in zip(blocks, layers, strict=True):  # SmolLM3 turns RoPE off in every 4th
         if why_not := _differs(decoder, block, layer):
             return why_not
@@ -184,14 +180,38 @@ def fuse_layers(model: Any) -> str | None:
     return None
 
 
+def why_not_fusable(model: Any) -> str | None:
+    """Why the structure of `model`, which may be on the meta device, forbids fusing, or None."""
+    layers = _layers_of(model)
+    return layers if isinstance(layers, str) else None
+
+
 def is_fused(model: Any) -> bool:
-    """Whether `fuse_layers` replaced this PEFT model's layers."""
-    return hasattr(model.get_base_model().get_decoder(), "has_fused_layers")
+    """Whether `fuse_layers` replaced this model's layers."""
+    return hasattr(_base(model).get_decoder(), "has_fused_layers")
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _layers_of(model: Any) -> list[Layer] | str:
+    """Every decoder layer of a model, PEFT or not, as data; or why one of them is not fusable."""
+    blocks = getattr(_base(model).get_decoder(), "layers", None)
+    if not blocks:
+        return "its decoder has no list of layers"
+    layers = []
+    for block in blocks:
+        layer = layer_of(block)
+        if isinstance(layer, str):
+            return layer
+        layers.append(layer)
+    return layers
 
 
 def layer_of(block: Any) -> Layer | str:
     """A decoder layer as data, or why it is not of the kind that this module computes."""
-    if why_not := unlike_llama(block):
+    if why_not := why_not_llama_like(block):
         return why_not
     attention = block.self_attn
     linears = [linear_of(module) for module in _modules(block)]

@@ -10,7 +10,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def unlike_llama(block: Any) -> str | None:
+def why_not_llama_like(block: Any) -> str | None:
     """Why a decoder layer is not of this kind, or None."""
     names = {name for name, _ in block.named_children()}
     if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:

@@ -9,9 +9,8 @@ import torch
 
 from intel_ft.config import Config
 from intel_ft.host import cpu
-from intel_ft.models.fast_path import left_to_others
+from intel_ft.models.fast_path import choose_layout, why_not_own_layers
 from intel_ft.models.flops import activation_bytes
-from intel_ft.models.frozen_base import has_room
 from intel_ft.planner import memory
 from intel_ft.planner.memory import Layout, Setting
 from intel_ft.planner.model_sizes import ModelPlan
@@ -59,20 +58,17 @@ def setting_of(
 def _layout(
     config: Config, model: ModelPlan, dtype: torch.dtype, capacity: int, available: float, gpu: bool
 ) -> Layout:
-    """As models.frozen decides."""
-    if config.base_dtype != "auto":
-        return config.base_dtype
-    if gpu or config.method.trains_all or config.method.use_dora or dtype != torch.bfloat16:
-        return "as loaded"
-    if left_to_others(config) is not None:
-        return "as loaded"  # or in a layout of theirs, in its place
-    if config.backend.prepack != "auto":
-        return "prepacked" if config.backend.prepack else "as loaded"
-    again = config.train.activation_checkpointing
-    activations = activation_bytes(model.description, capacity, again)
-    weights = 2 * dtype.itemsize * model.sizes.linear
-    free = available - memory.RUNTIME - dtype.itemsize * model.sizes.parameters
-    return "prepacked" if has_room(weights, activations, free) else "as loaded"
+    """As a run decides, from what it will see: the runtime and the weights are loaded by then."""
+    checkpointing = config.train.activation_checkpointing
+    return choose_layout(
+        config,
+        dtype=dtype,
+        linear_bytes=dtype.itemsize * model.sizes.linear,
+        activations=activation_bytes(model.description, capacity, checkpointing),
+        available=available - memory.RUNTIME - dtype.itemsize * model.sizes.parameters,
+        prepackable=dtype == torch.bfloat16,
+        on_gpu=gpu,
+    )[0]
 
 
 def by_row(model: ModelPlan, setting: Setting) -> list[dict[str, float]]:
@@ -92,7 +88,7 @@ def by_row(model: ModelPlan, setting: Setting) -> list[dict[str, float]]:
 def _may_quantize(config: Config) -> bool:
     """Whether method.name=qlora could stand in place of what is there."""
     method = config.method
-    return method.name == "lora" and not method.use_dora and left_to_others(config) is None
+    return method.name == "lora" and not method.use_dora and why_not_own_layers(config) is None
 
 
 def changes(

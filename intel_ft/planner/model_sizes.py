@@ -15,9 +15,9 @@ from intel_ft.config import Config, ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models import gemm_rate
 from intel_ft.models.adapter import add_lora, is_linear
-from intel_ft.models.fast_path import left_to_others
+from intel_ft.models.fast_path import why_not_fused
 from intel_ft.models.flops import StepCost, expert_weights, step_cost
-from intel_ft.models.fused_decoder import layer_of
+from intel_ft.models.fused_decoder import why_not_fusable
 from intel_ft.models.load import model_folder
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 
@@ -91,9 +91,9 @@ def counted(config: Config, description: Any, teacher: TeacherPlan | None = None
     else:
         model = add_lora(model, config.method, config.model.name_or_path, None)
     products = gemm_rate.linear_products(model, 1024, 0.5)
-    sizes = replace(_sizes(model), dora=config.method.use_dora)
-    if (other := left_to_others(config)) is not None:
-        sizes = replace(sizes, why_not_fused=other)
+    sizes = replace(
+        _sizes(model), why_not_fused=why_not_fused(model, config), dora=config.method.use_dora
+    )
     return ModelPlan(description, sizes, step_cost(model), products, teacher)
 
 
@@ -144,19 +144,11 @@ def _sizes(model: Any) -> ModelSizes:
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocabulary=text.vocab_size,
-        why_not_fused=_why_not_fused(base, trains_all=not frozen),
+        why_not_fused=why_not_fusable(model),
         packs=bool(base._supports_attention_backend),
         embeddings=table.numel() if alone else 0,
         experts=expert_weights(model)[0],
     )
-
-
-def _why_not_fused(base: Any, *, trains_all: bool) -> str | None:
-    if trains_all:
-        return "all of their weights train"
-    blocks = getattr(base.get_decoder(), "layers", None)
-    layer = layer_of(blocks[0]) if blocks else "its decoder has no list of layers"
-    return layer if isinstance(layer, str) else None
 
 
 def description_of(config: ModelConfig) -> Any:

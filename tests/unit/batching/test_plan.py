@@ -86,11 +86,11 @@ def test_rows_never_exceed_their_capacity(plan, world) -> None:
 @given(st.lists(st.integers(1, 64), max_size=50), st.integers(64, 200))
 def test_packing_leaves_no_two_rows_that_would_fit_into_one(lengths, capacity) -> None:
     rows = pack(lengths, capacity)
-    pad_row = sorted(sum(lengths[position] for position in row) for row in rows)
+    totals = sorted(sum(lengths[position] for position in row) for row in rows)
     assert sorted(position for row in rows for position in row) == list(range(len(lengths)))
-    assert all(total <= capacity for total in pad_row)
-    if len(pad_row) > 1:
-        assert pad_row[0] + pad_row[1] > capacity
+    assert all(total <= capacity for total in totals)
+    if len(totals) > 1:
+        assert totals[0] + totals[1] > capacity
 
 
 def test_a_plan_is_deterministic_in_seed_and_step() -> None:

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from intel_ft.config import MethodConfig, build
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.host import cpu
-from intel_ft.models import frozen_base, int8, lora_linear, packed_attention, prepacked
+from intel_ft.models import int8, lora_linear, packed_attention, prepacked
 from intel_ft.models.adapter import add_lora, fuse
-from intel_ft.models.frozen_base import FrozenLinear, convert_frozen_weights, replace_linears
+from intel_ft.models.fast_path import apply_fast_path, choose_layout
+from intel_ft.models.frozen_base import FrozenLinear, replace_linears
 from intel_ft.models.int8 import int8_base
 from intel_ft.models.lora_linear import Dense, LoraFunction, LoraLinear
 from intel_ft.models.loss import loss_sum
@@ -195,34 +196,74 @@ def test_a_replaced_model_generates_as_before_and_keeps_its_head(model) -> None:
     assert distance(linear(x), F.linear(x, own.weight)) < 4e-3
 
 
+def prepared(model, settings, activations=0):
+    """`model` with LoRA on its fast path, and the decision about its frozen weights."""
+    adapted = add_lora(model, settings.method, "base", None)
+    return adapted, apply_fast_path(adapted, settings, activations)[0]
+
+
+def is_converted(model) -> bool:
+    return any(isinstance(module, FrozenLinear) for module in model.modules())
+
+
 @needs_bf16
 def test_prepacking_is_chosen_where_there_is_room(model, monkeypatch) -> None:
-    plain = copy.deepcopy(model)
     monkeypatch.setattr(cpu, "available_bytes", lambda: 2**30)
-    decision = convert_frozen_weights(plain, config(), activations=2**29)
+    plain, decision = prepared(copy.deepcopy(model), config(), activations=2**29)
     assert (decision.name, decision.value) == ("backend.prepack", "off")
     assert "half of the free memory" in decision.reason
-    assert not any(isinstance(m, FrozenLinear) for m in plain.modules())
-    assert convert_frozen_weights(plain, config(prepack=False), 0).value == "off"
-    assert convert_frozen_weights(plain, config(prepack=True), 2**40).value == "on"
-    assert convert_frozen_weights(model, config(), activations=0).value == "on"
-    assert any(isinstance(m, FrozenLinear) for m in model.modules())
+    assert not is_converted(plain)
+    other, decision = prepared(copy.deepcopy(model), config(prepack=False))
+    assert decision.value == "off" and not is_converted(other)
+    other, decision = prepared(copy.deepcopy(model), config(prepack=True), activations=2**40)
+    assert decision.value == "on" and is_converted(other)
+    other, decision = prepared(model, config())
+    assert decision.value == "on" and is_converted(other)
 
 
-def test_float32_has_no_layout_of_its_own(model) -> None:
+def test_float32_cannot_be_prepacked(model) -> None:
     model = model.float()
-    assert convert_frozen_weights(model, config(), 0).value == "off"
-    with pytest.raises(EnvironmentProblem, match=r"backend\.prepack=true: not for"):
-        convert_frozen_weights(model, config(prepack=True), 0)
+    assert prepared(copy.deepcopy(model), config())[1].value == "off"
+    with pytest.raises(EnvironmentProblem, match=r"backend\.prepack=true: .* float32"):
+        prepared(model, config(prepack=True))
 
 
 @needs_vnni
 def test_int8_is_what_the_config_says(model) -> None:
-    decision = convert_frozen_weights(model, config(base_dtype="int8"), 0)
+    adapted, decision = prepared(model, config(base_dtype="int8"))
     assert str(decision) == "model.base_dtype = int8 (set in the config)"
+    assert is_converted(adapted)
 
 
 def test_int8_without_vnni_is_refused(model, monkeypatch) -> None:
-    monkeypatch.setattr(frozen_base.cpu, "cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: {"avx2"})
     with pytest.raises(EnvironmentProblem, match="neither VNNI nor AMX"):
-        convert_frozen_weights(model, config(base_dtype="int8"), 0)
+        prepared(model, config(base_dtype="int8"))
+
+
+def layout(
+    *, linear_bytes=0, activations=0, available=0, prepackable=True, on_gpu=False, **backend
+):
+    return choose_layout(
+        config(**backend),
+        dtype=torch.bfloat16,
+        linear_bytes=linear_bytes,
+        activations=activations,
+        available=available,
+        prepackable=prepackable,
+        on_gpu=on_gpu,
+    )[0]
+
+
+def test_the_layout_is_decided_from_sizes_and_config_alone() -> None:
+    room = {"linear_bytes": 10, "activations": 30}
+    assert layout(**room, available=100) == "prepacked"
+    assert layout(**room, available=99) == "as loaded"
+    assert layout(**room, available=1, prepack=True) == "prepacked"
+    assert layout(**room, available=100, prepack=False) == "as loaded"
+    assert layout(**room, available=100, prepackable=False) == "as loaded"
+    assert layout(**room, available=100, on_gpu=True) == "as loaded"
+    assert layout(**room, available=100, compile=True) == "as loaded"
+    assert layout(**room, available=100, name="ipex") == "as loaded"
+    assert layout(**room, available=1, base_dtype="int8") == "int8"
+    assert layout(**room, available=1, base_dtype="nf4", on_gpu=True) == "nf4"

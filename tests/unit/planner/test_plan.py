@@ -16,13 +16,13 @@ from intel_ft.host import topology
 from intel_ft.host.topology import Core, Topology
 from intel_ft.models import gemm_rate, packed_attention
 from intel_ft.models.adapter import fuse
+from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.flops import expert_weights, step_cost
-from intel_ft.models.frozen_base import convert_frozen_weights
 from intel_ft.models.loss import loss_sum
 from intel_ft.planner import memory as plan_memory
 from intel_ft.planner import probe
 from intel_ft.planner.fit import setting_of
-from intel_ft.planner.hardware import CPUS, Machine, measured, named, named_gpus
+from intel_ft.planner.hardware import CPUS, Machine, measured_machine, named_cpus, named_gpus
 from intel_ft.planner.inputs import Cluster, Inputs, inputs_of
 from intel_ft.planner.memory import Setting, largest_row, memory
 from intel_ft.planner.model_sizes import ModelPlan, _sizes, model_plan
@@ -31,7 +31,7 @@ from intel_ft.planner.probe import shortened
 from intel_ft.planner.roofline import exchange_seconds, rank_seconds
 from intel_ft.planner.sweep import plotted, swept, values_of
 from intel_ft.planner.text import lines, sweep_table
-from intel_ft.planner.workload import Assumed, examples_of
+from intel_ft.planner.workload import AssumedData, example_lengths
 
 SHAPES = Path(__file__).parents[3] / "docs" / "shapes"
 GIB = 2**30
@@ -57,7 +57,7 @@ def seven() -> ModelPlan:
 
 def inputs(settings: Config, model: ModelPlan, tokens: int = 512, **cluster: object) -> Inputs:
     options = {"memory": 256 * GIB} | cluster
-    examples = examples_of(settings, Assumed(1024, tokens))
+    examples = example_lengths(settings, AssumedData(1024, tokens))
     return Inputs(settings, Cluster(**options), model, MACHINE, examples)
 
 
@@ -208,13 +208,13 @@ def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
     # What a run sees when it decides: the runtime and the loaded weights are gone from the memory.
     free = gib * GIB - plan_memory.RUNTIME - 2 * 2**27
     monkeypatch.setattr("intel_ft.host.cpu.available_bytes", lambda: free)
-    monkeypatch.setattr("intel_ft.models.frozen_base.can_prepack", lambda _: True)
-    monkeypatch.setattr("intel_ft.models.frozen_base.replace_linears", lambda *_: None)
-    linear = type("Linear", (), {"weight": type("Weight", (), {"nbytes": 2 * 2**27})})
-    monkeypatch.setattr("intel_ft.models.frozen_base._linears", lambda _: [(None, "", linear)])
+    monkeypatch.setattr("intel_ft.models.fast_path.can_prepack", lambda _: True)
+    monkeypatch.setattr("intel_ft.models.fast_path.linear_bytes", lambda _: 2 * 2**27)
+    monkeypatch.setattr("intel_ft.models.fast_path.convert_frozen_weights", lambda *_: None)
+    monkeypatch.setattr("intel_ft.models.fast_path.fuse", lambda _: None)
     base = type("Base", (), {"dtype": torch.bfloat16})
     activations = 128 * 32 * 2 * (6 * 4096 + 2 * 11008)
-    decision = convert_frozen_weights(base, settings, activations)
+    decision = apply_fast_path(base, settings, activations)[0]
     assert (decision.value == "on") == (setting.layout == "prepacked")
 
 
@@ -306,22 +306,22 @@ def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
 
 
 def test_named_cpus_have_the_rates_of_their_data_sheets() -> None:
-    node = named("8480+", 2, None, "auto")
+    node = named_cpus("8480+", 2, None, "auto")
     assert node.cores == 112
     assert node.gemm_rate == pytest.approx(0.5 * 112 * 2.0e9 * 1024)
     assert node.int8_rate == 2 * node.gemm_rate
     assert node.bandwidth == pytest.approx(0.8 * 2 * 307.2e9)
-    half = named("8480+", 1, 28, "auto")
+    half = named_cpus("8480+", 1, 28, "auto")
     assert half.bandwidth == pytest.approx(node.bandwidth / 4)
     assert all("ark.intel.com" in cpu.source for cpu in CPUS.values())
     with pytest.raises(UserError, match="8480"):
-        named("486", 1, None, "auto")
-    single = named("8480+", 2, None, "float32")  # which AMX does not compute
+        named_cpus("486", 1, None, "auto")
+    single = named_cpus("8480+", 2, None, "float32")  # which AMX does not compute
     assert (single.dtype, single.gemm_rate) == (torch.float32, node.gemm_rate / 16)
     slow, fast = (named_gpus("H200", 1, dtype).gemm_rate for dtype in ("float32", "auto"))
     assert slow < fast / 10
     with pytest.raises(UserError, match="has no instructions for it"):
-        named("8380", 1, None, "bfloat16")
+        named_cpus("8380", 1, None, "bfloat16")
     with pytest.raises(UserError, match="has no instructions for it"):
         named_gpus("T4", 1, "bfloat16")
 
@@ -334,7 +334,7 @@ def test_only_cores_that_compute_at_the_same_time_are_measured(monkeypatch) -> N
     try:
         for quota, usable in ((None, 2), (1.0, 1)):
             monkeypatch.setattr(topology, "read", lambda q=quota: Topology(cores, {0: 8}, q))
-            found = measured(products, torch.float32, None, prepacked=False)
+            found = measured_machine(products, torch.float32, None, prepacked=False)
             assert (found.cores, torch.get_num_threads()) == (usable, usable)
     finally:
         torch.set_num_threads(before)
@@ -406,7 +406,7 @@ def test_a_gpu_takes_what_was_measured(row_tokens, options, tensors, tokens_per_
     train = {"max_tokens_per_row": row_tokens, "global_batch_size": 64}
     settings = config(SHAPES / "llama-2-7b", train=train, **options)
     tokens = row_tokens // 16
-    report = plan(inputs_of(settings, Cluster(gpu="H200"), Assumed(1024, tokens)))
+    report = plan(inputs_of(settings, Cluster(gpu="H200"), AssumedData(1024, tokens)))
     memory = report["memory"]
     assert memory["row_tokens"] == row_tokens
     held = memory["total"] - memory["parts"]["unused"] - memory["parts"]["runtime"]
@@ -417,13 +417,13 @@ def test_a_gpu_takes_what_was_measured(row_tokens, options, tensors, tokens_per_
 
 def test_gpus_are_chosen_as_a_run_would() -> None:
     settings = config(SHAPES / "llama-2-7b", method={"name": "qlora", "r": 64})
-    two = plan(inputs_of(settings, Cluster(gpu="T4", ranks=2), Assumed(1024, 118)))
+    two = plan(inputs_of(settings, Cluster(gpu="T4", ranks=2), AssumedData(1024, 118)))
     assert "1 node of 2 T4, 2 ranks in all, a GPU each, float16" in "\n".join(lines(two))
     assert two["memory"]["available"] == named_gpus("T4", 1, "auto").gpu_memory / GIB
     assert two["memory"]["fits"]
     assert two["step"]["parts"]["host"] == 0  # so slow a GPU never waits for Python
     bf16 = config(SHAPES / "llama-2-7b", method={"r": 64})
-    changes = plan(inputs_of(bf16, Cluster(gpu="T4"), Assumed(1024, 118)))["change"]
+    changes = plan(inputs_of(bf16, Cluster(gpu="T4"), AssumedData(1024, 118)))["change"]
     assert changes[0].startswith("method.name=qlora: ")
     for wrong, cluster, part in (
         ({"backend": {"name": "cpu"}}, Cluster(gpu="T4"), "--gpu T4: backend.name=cpu"),
@@ -436,7 +436,7 @@ def test_gpus_are_chosen_as_a_run_would() -> None:
         with pytest.raises(UserError, match=part):
             inputs_of(config(SHAPES / "llama-2-7b", **wrong), cluster, None)
     with pytest.raises(UserError, match="for CPUs"):
-        swept(inputs_of(settings, Cluster(gpu="T4"), Assumed(64, 118)), "threads", [1])
+        swept(inputs_of(settings, Cluster(gpu="T4"), AssumedData(64, 118)), "threads", [1])
 
 
 def test_the_first_layers_are_timed_here() -> None:
@@ -474,7 +474,7 @@ def test_where_no_layer_can_be_timed_the_roofline_stands(monkeypatch) -> None:
 
 def test_data_that_cannot_be_read_is_assumed_and_said(seven) -> None:
     settings = config(SHAPES / "llama-2-7b", data={"max_length": 600})
-    report = plan(replace(inputs(settings, seven), examples=examples_of(settings, None)))
+    report = plan(replace(inputs(settings, seven), examples=example_lengths(settings, None)))
     assert "no tokenizer" in report["data"]["source"]
     assert report["step"]["tokens"] == 16 * 300
 
