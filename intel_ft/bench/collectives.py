@@ -17,7 +17,7 @@ from intel_ft.versions import installed
 
 logger = logging.getLogger(__name__)
 
-OURS = "ccl"
+CCL = "ccl"
 PEERS = ("gloo", "mpi4py")
 COLLECTIVES = ("all-reduce", "broadcast", "all-gather")
 SIZES = "1K,4K,16K,64K,256K,1M,4M,16M,40M,64M,256M"
@@ -69,14 +69,14 @@ def bench_collectives(
     if problem := oneccl.why_not_usable():
         raise EnvironmentProblem(problem)
     arguments = [",".join(collectives), ",".join(map(str, sizes))]
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *peers)}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (CCL, *peers)}
     failed: dict[str, str] = {}
     for turn in range(1, repeat + 1):
         for side in [side for side in runs if side not in failed]:
             try:
                 runs[side].append(_run(side, environment, ranks, hosts, arguments))
             except IntelFTError as error:
-                if side == OURS:
+                if side == CCL:
                     raise
                 failed[side] = str(error)
                 logger.warning("%s: %s", side, error)
@@ -84,11 +84,11 @@ def bench_collectives(
             logger.info("%s %d/%d", side, turn, repeat)
     from intel_ft.bench import machine
 
-    ours = _summary(runs[OURS], sizes, ranks)
+    ours = _summary(runs[CCL], sizes, ranks)
     return {
         "ranks": ranks,
         "hosts": hosts,
-        OURS: ours,
+        CCL: ours,
         "peers": {
             peer: {"error": failed[peer]}
             if peer in failed

@@ -2,20 +2,21 @@
 
 from typing import Any
 
-from intel_ft.bench.collectives import COLLECTIVES, OURS
-from intel_ft.bench.tables import Table, machine_line
+from intel_ft.bench.collectives import CCL, COLLECTIVES
+from intel_ft.bench.tables import machine_line
 from intel_ft.plot import line_plot
+from intel_ft.tables import Table
 
 
 def collectives_table(report: dict[str, Any]) -> Table:
     """The report of bench_collectives, a line a collective and size."""
     done = {name: side for name, side in report["peers"].items() if "error" not in side}
-    columns = [f"{report['ranks']} ranks", OURS, "bus GB/s"]
+    columns = [f"{report['ranks']} ranks", CCL, "bus GB/s"]
     for name in done:
-        columns += [name, f"{name}/{OURS}"]
+        columns += [name, f"{name}/{CCL}"]
     rows = []
-    for collective in [name for name in COLLECTIVES if name in report[OURS]]:
-        for index, point in enumerate(report[OURS][collective]):
+    for collective in [name for name in COLLECTIVES if name in report[CCL]]:
+        for index, point in enumerate(report[CCL][collective]):
             cells = [f"{collective} {_size(point['bytes'])}", _time(point["seconds"])]
             cells.append(f"{point['bus_gb_per_s']:.3g}")
             for side in done.values():
@@ -23,7 +24,7 @@ def collectives_table(report: dict[str, Any]) -> Table:
                 cells += [_time(peer["seconds"]), f"{peer['ratio']:.2f}"]
             rows.append(tuple(cells))
     notes = [f"{n}: {side['error']}" for n, side in report["peers"].items() if "error" in side]
-    notes += [_model(name, side) for name, side in {OURS: report[OURS], **done}.items()]
+    notes += [_model(name, side) for name, side in {CCL: report[CCL], **done}.items()]
     where = f"Hosts {', '.join(report['hosts'])}. " if report["hosts"] else ""
     notes.append(where + machine_line(report["machine"]))
     return Table(tuple(columns), rows, tuple(note for note in notes if note))
@@ -31,12 +32,12 @@ def collectives_table(report: dict[str, Any]) -> Table:
 
 def plotted(report: dict[str, Any]) -> str:
     """The first collective's bus bandwidth over size, a panel a side, as SVG."""
-    sides = {OURS: report[OURS], **report["peers"]}
-    collective = next(name for name in COLLECTIVES if name in report[OURS])
+    sides = {CCL: report[CCL], **report["peers"]}
+    collective = next(name for name in COLLECTIVES if name in report[CCL])
     return line_plot(
         f"{collective} on {report['ranks']} ranks: bus bandwidth over size",
         "KiB",
-        [point["bytes"] / 1024 for point in report[OURS][collective]],
+        [point["bytes"] / 1024 for point in report[CCL][collective]],
         {
             f"{name}, GB/s": [point["bus_gb_per_s"] for point in side[collective]]
             for name, side in sides.items()

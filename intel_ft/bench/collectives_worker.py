@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from intel_ft.config import BackendConfig
 from intel_ft.distributed.process_group import init_process_group, network_interface
 from intel_ft.distributed.world import World
-from intel_ft.host.launcher_env import launcher_env_of
 from intel_ft.subprocess_json import answer
 
 Array = NDArray[np.float32]
@@ -35,7 +34,7 @@ _PERIOD = 61  # of the pattern that buffers are checked with; sums of it are exa
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Communicator:
     """The ranks of a side. `wrap` makes an array what the others take, and is not timed;
     `all_gather` takes the whole and the own part.
     """
@@ -48,7 +47,7 @@ class Ranks:
     all_gather: Callable[[Any, Any], object]
 
 
-def measure(ranks: Ranks, collective: str, size: int) -> list[float]:
+def measure(ranks: Communicator, collective: str, size: int) -> list[float]:
     """Seconds a call, of each of `BATCHES` batches of calls back to back, the slowest rank's.
 
     size: bytes of the buffer; of all-gather's whole result. Raises RuntimeError where the result is
@@ -87,7 +86,7 @@ def measure(ranks: Ranks, collective: str, size: int) -> list[float]:
     return slowest
 
 
-def _calls_in_a_batch(ranks: Ranks, call: Callable[[], object]) -> int:
+def _calls_in_a_batch(ranks: Communicator, call: Callable[[], object]) -> int:
     """As many as one call on the first rank suggests, the same on all."""
     start = time.perf_counter()
     call()
@@ -97,10 +96,10 @@ def _calls_in_a_batch(ranks: Ranks, call: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _of_torch(backend: Literal["ccl", "gloo"], world: World) -> Iterator[Ranks]:
+def _of_torch(backend: Literal["ccl", "gloo"], world: World) -> Iterator[Communicator]:
     """A process group as a training run makes it."""
     with init_process_group(world, BackendConfig(collective=backend, timeout=_TIMEOUT)):
-        yield Ranks(
+        yield Communicator(
             world.rank,
             world.size,
             torch.from_numpy,
@@ -111,12 +110,12 @@ def _of_torch(backend: Literal["ccl", "gloo"], world: World) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _of_mpi() -> Iterator[Ranks]:
+def _of_mpi() -> Iterator[Communicator]:
     """mpi4py's calls without pickling. It ends MPI itself when the process ends."""
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
-    yield Ranks(
+    yield Communicator(
         world.rank,
         world.size,
         lambda array: array,
@@ -132,7 +131,7 @@ def main() -> None:
     """
     side, collectives, sizes = sys.argv[1:]
     with answer() as stream:
-        world = World(*astuple(launcher_env_of()))
+        world = World.detect()
         if world.local_size < world.size and (interface := network_interface(world)):
             # libfabric over TCP would take the first that is up, which may lead nowhere.
             os.environ.setdefault("FI_TCP_IFACE", interface.value)

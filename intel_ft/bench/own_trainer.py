@@ -10,8 +10,8 @@ import torch
 from intel_ft.backends.choice import device_of
 from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan
-from intel_ft.bench.step_timer import Stopwatch, Tally
-from intel_ft.bench.task import OURS_IPEX, Task
+from intel_ft.bench.step_timer import StepTimer, Tally
+from intel_ft.bench.task import OWN_TRAINER_IPEX, Task
 from intel_ft.bench.workloads import random_model
 from intel_ft.config import Config, build
 from intel_ft.data.examples import Examples
@@ -29,7 +29,7 @@ from intel_ft.training.trainer import Workload
 
 def our_trainer(
     task: Task, examples: Examples, folder: Path, world: World, optimize: Optimize | None = None
-) -> tuple[Any, Stopwatch]:
+) -> tuple[Any, StepTimer]:
     """What `intel-ft train` would train with, and the stopwatch that ends it. Each rank of `world`
     counts its own examples; all stop after the same step. `optimize`: see backends.cpu.Backend.
     """
@@ -60,7 +60,7 @@ def trainer_of(
     world: World,
     device: torch.device,
     optimize: Optimize | None = None,
-) -> tuple[Any, Stopwatch]:
+) -> tuple[Any, StepTimer]:
     """The same for a `base` on `device` that `config` trains, or an adapter on it."""
     method, rows = config.method, int(row_capacity(config).value)
     activations = activation_bytes(base.config, rows, config.train.activation_checkpointing)
@@ -102,7 +102,7 @@ def trainer_of(
         own = plan.step(index).shares(world.size)[world.rank]
         tally.add(examples.lengths[own].tolist(), int(examples.supervised_counts[own].sum()))
 
-    watch = Stopwatch(tally, seconds, count, world)
+    watch = StepTimer(tally, seconds, count, world)
     trainer.add_callback(watch)
     return trainer, watch
 
@@ -126,7 +126,7 @@ def _config(task: Task, folder: Path) -> Config:
                 "activation_checkpointing": task.checkpointing,
                 "report_to": [],
             },
-            "backend": {"name": "ipex" if task.side == OURS_IPEX else task.backend},
+            "backend": {"name": "ipex" if task.contender == OWN_TRAINER_IPEX else task.backend},
             "output": {"directory": folder},
         },
         "bench",

@@ -15,7 +15,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Traine
 from intel_ft.backends.choice import device_of
 from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan
-from intel_ft.bench.step_timer import Stopwatch, Tally
+from intel_ft.bench.step_timer import StepTimer, Tally
 from intel_ft.bench.task import Task
 from intel_ft.bench.workloads import lora_config, random_model
 from intel_ft.data.examples import Examples
@@ -25,7 +25,7 @@ from intel_ft.host import devices
 
 def peer_trainer(
     task: Task, examples: Examples, folder: Path, world: World, optimize: Optimize | None = None
-) -> tuple[Any, Stopwatch]:
+) -> tuple[Any, StepTimer]:
     """The peer's Trainer, and the stopwatch that ends its training, after the same step on all
     ranks of `world`. `optimize`: see backends.cpu.Backend; it is what IPEX's own fine-tuning
     examples do before training.
@@ -36,13 +36,13 @@ def peer_trainer(
         _quantize(model)
     devices.reset_peak(device)
     tally = Tally()
-    if task.side.startswith("trl"):
+    if task.contender.startswith("trl"):
         trainer = _trl(task, model, examples, folder, tally)
     else:
         trainer = _transformers(task, model, examples, folder, tally)
     if optimize is not None:
         optimize(trainer.model, trainer.create_optimizer())
-    watch = Stopwatch(tally, task.seconds, world=world)
+    watch = StepTimer(tally, task.seconds, world=world)
     trainer.add_callback(watch)
     return trainer, watch
 
@@ -56,7 +56,7 @@ def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally)
     """
     from trl import SFTConfig, SFTTrainer
 
-    packed = task.side == "trl-packed"
+    packed = task.contender == "trl-packed"
     row = task.peer_row_tokens or task.workload.row_tokens
     rows = round(_share(task) * float(examples.lengths.mean()) / row)
     arguments = SFTConfig(

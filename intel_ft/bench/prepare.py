@@ -13,7 +13,7 @@ from typing import Any
 
 from intel_ft import subprocess_json
 from intel_ft.assets import resolve
-from intel_ft.bench.task import OURS
+from intel_ft.bench.task import OWN_TRAINER
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.versions import installed
 
@@ -47,7 +47,7 @@ def bench_prepare(
     folder = resolve(tokenizer)
     if not (Path(folder) / "tokenizer.json").is_file():
         raise UserError(f"{tokenizer}: no folder with a tokenizer.json")
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *peers)}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OWN_TRAINER, *peers)}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.jsonl"
@@ -57,7 +57,7 @@ def bench_prepare(
                 try:
                     run = _run(side, file, folder)
                 except IntelFTError as error:
-                    if side == OURS:
+                    if side == OWN_TRAINER:
                         raise
                     failed[side] = str(error)
                     logger.warning("%s: %s", side, error)
@@ -66,7 +66,7 @@ def bench_prepare(
                 logger.info("%s %d/%d: %.2f s", side, turn, repeat, run["seconds"])
     from intel_ft.bench import machine  # after the runs: nothing heavy beside them
 
-    ours = _summary(runs[OURS])
+    ours = _summary(runs[OWN_TRAINER])
     summaries: dict[str, dict[str, Any]] = {}
     for peer in peers:
         if peer in failed:
@@ -77,7 +77,7 @@ def bench_prepare(
     return {
         "rows": rows,
         "tokenizer": tokenizer,
-        OURS: ours,
+        OWN_TRAINER: ours,
         "peers": summaries,
         "machine": machine.describe(len(os.sched_getaffinity(0))),
     }

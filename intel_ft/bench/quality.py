@@ -11,9 +11,9 @@ from intel_ft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PLAIN = "plain"
+REFERENCE = "plain"
 BASE = "base"  # the model as it is shipped: measured, not trained
-SIDES = (PLAIN, "bf16", "int8")
+CONTENDERS = (REFERENCE, "bf16", "int8")
 
 
 def bench_quality(
@@ -29,8 +29,8 @@ def bench_quality(
     """
     sides = list(dict.fromkeys(sides))
     for side in sides:
-        if side not in SIDES:
-            raise UserError(f"no side {side!r}: choose one of {', '.join(SIDES)}")
+        if side not in CONTENDERS:
+            raise UserError(f"no side {side!r}: choose one of {', '.join(CONTENDERS)}")
     if not sides or seeds < 1 or steps < 1:
         raise UserError(f"{len(sides)} sides, {seeds} seeds, {steps} steps: take at least one each")
     environment = subprocess_json.environment(threads)
@@ -64,7 +64,7 @@ def compared(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]
     return {
         side: {
             "heldout_loss": mean,
-            "to_plain_percent": 100 * (mean / means[PLAIN] - 1) if PLAIN in means else None,
+            "to_plain_percent": 100 * (mean / means[REFERENCE] - 1) if REFERENCE in means else None,
             "tokens_per_s": statistics.median(run["tokens_per_s"] for run in runs[side]),
             "runs": runs[side],
         }

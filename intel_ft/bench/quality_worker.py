@@ -15,7 +15,7 @@ from typing import Any
 from intel_ft.assets import HELDOUT, MODEL, TRAIN, resolve
 from intel_ft.backends import cpu
 from intel_ft.bench import reference_trainer
-from intel_ft.bench.quality import BASE, PLAIN
+from intel_ft.bench.quality import BASE, REFERENCE
 from intel_ft.config import Config, build
 from intel_ft.data.prepare import prepare
 from intel_ft.models.load import load_tokenizer
@@ -59,7 +59,7 @@ def measure(side: str, config: Config, folder: Path) -> dict[str, Any]:
     base = Path(resolve(MODEL))
     trained: dict[str, float] = {}
     adapter: Path | None = None
-    if side == PLAIN:
+    if side == REFERENCE:
         adapter = folder / "adapter"
         examples = prepare(config.data, resolve(TRAIN), tokenizer).examples
         tokens, seconds = reference_trainer.train(config, base, examples, adapter)

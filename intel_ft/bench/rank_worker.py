@@ -8,7 +8,7 @@ import sys
 from intel_ft.bench.task import Task
 from intel_ft.distributed.placement import places
 from intel_ft.host import topology
-from intel_ft.host.launcher_env import LauncherEnv, launcher_env_of
+from intel_ft.host.launcher_env import LauncherEnv
 
 
 def bind(threads: int | None, started: LauncherEnv) -> None:
@@ -21,7 +21,7 @@ def bind(threads: int | None, started: LauncherEnv) -> None:
 
 def main() -> None:
     """Bind before torch is imported, then measure."""
-    bind(Task.from_json(sys.argv[1]).threads, launcher_env_of())
+    bind(Task.from_json(sys.argv[1]).threads, LauncherEnv.detect())
 
     from intel_ft.bench import worker
 

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from intel_ft.backends.choice import named
+from intel_ft.backends.choice import choose_by_name
 from intel_ft.bench import machine
 from intel_ft.bench.run_worker import run_ranks
 from intel_ft.bench.sweep_values import whole_numbers
@@ -47,7 +47,7 @@ def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int
     IntelFTError where a run fails.
     """
     batch = 4 * task.workload.batch * values[0]
-    named(task.backend)
+    choose_by_name(task.backend)
     runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for turn in range(1, repeat + 1):
         for scaling in SCALINGS:

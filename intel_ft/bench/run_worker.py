@@ -59,6 +59,6 @@ def _measured(
     if task.backend == "cpu":  # else ranks of TRL take a GPU each, `use_cpu` or not
         environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess_json.measured(
-        task.side, module, [task.to_json()], environment, launcher, python_of(task.side)
+        task.contender, module, [task.to_json()], environment, launcher, python_of(task.contender)
     )
     return {**result, "load1": load}

@@ -10,7 +10,7 @@ from typing import Any
 from intel_ft.bench import machine
 from intel_ft.bench.run_worker import placed, run_task
 from intel_ft.bench.sweep_values import whole_numbers
-from intel_ft.bench.task import OURS, Task
+from intel_ft.bench.task import OWN_TRAINER, Task
 from intel_ft.bench.train import summarize
 from intel_ft.bench.workloads import workload
 from intel_ft.errors import IntelFTError, UserError
@@ -44,7 +44,7 @@ def task_at(over: str, value: int, name: str, seconds: float, threads: int | Non
     """What is run at one value of an axis. Over row tokens a step is one row, one example that
     fills it; the other axes keep the workload's alpaca lengths and rows.
     """
-    task = Task(OURS, workload(name), seconds=seconds, threads=threads)
+    task = Task(OWN_TRAINER, workload(name), seconds=seconds, threads=threads)
     if over == "row-tokens":
         return replace(task, workload=workload(name, "fixed", row_tokens=value))
     if over == "batch":

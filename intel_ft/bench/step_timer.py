@@ -44,7 +44,7 @@ class Tally:
         return Row(tokens, tokens, np.concatenate(([0], np.cumsum(lengths))), targets, targets)
 
 
-class Stopwatch(TrainerCallback):  # type: ignore[misc]
+class StepTimer(TrainerCallback):  # type: ignore[misc]
     """Ends the training after warm-up and `seconds` of timed steps; `step_times` has those.
 
     `count`, if given, is called after each step with its number from 0, to add to `tally`. All

@@ -14,11 +14,11 @@ from intel_ft.bench.workloads import Workload
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.versions import installed
 
-OURS = "ours"
-OURS_IPEX = "ours-ipex"
-OUR_SIDES = (OURS, OURS_IPEX)
-IPEX_SIDES = ("ipex", OURS_IPEX)
-PEERS = ("trl", "trl-packed", "transformers", *IPEX_SIDES)
+OWN_TRAINER = "ours"
+OWN_TRAINER_IPEX = "ours-ipex"
+OWN_TRAINERS = (OWN_TRAINER, OWN_TRAINER_IPEX)
+IPEX_CONTENDERS = ("ipex", OWN_TRAINER_IPEX)
+PEERS = ("trl", "trl-packed", "transformers", *IPEX_CONTENDERS)
 IPEX_PYTHON = "INTEL_FT_IPEX_PYTHON"
 """Set in the environment, this is the Python of the sides that need IPEX."""
 WARM_UP_STEPS = 2
@@ -67,7 +67,7 @@ def require_peer(peer: str) -> None:
         raise UserError(f"no peer {peer!r}: choose one of {', '.join(PEERS)}")
     if peer.startswith("trl") and installed("trl") is None:
         raise EnvironmentProblem(f"peer {peer}: trl is not installed: run `make peers`")
-    if peer in IPEX_SIDES:
+    if peer in IPEX_CONTENDERS:
         _require_ipex(peer)
 
 
@@ -75,7 +75,10 @@ def python_of(side: str) -> str:
     """The Python that runs a side: this one, or for IPEX's that of `make setup-ipex`, beside this
     environment, or the one that `IPEX_PYTHON` names.
     """
-    if side not in IPEX_SIDES or ipex.mismatch(installed(ipex.PACKAGE), installed("torch")) is None:
+    if (
+        side not in IPEX_CONTENDERS
+        or ipex.mismatch(installed(ipex.PACKAGE), installed("torch")) is None
+    ):
         return sys.executable
     return os.environ.get(IPEX_PYTHON) or str(
         Path(sys.prefix).with_name(".venv-ipex") / "bin/python"

@@ -7,10 +7,10 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from intel_ft.backends.choice import named
+from intel_ft.backends.choice import choose_by_name
 from intel_ft.bench import machine
 from intel_ft.bench.run_worker import placed, run_task
-from intel_ft.bench.task import OURS, Task, require_peer
+from intel_ft.bench.task import OWN_TRAINER, Task, require_peer
 from intel_ft.errors import IntelFTError
 
 logger = logging.getLogger(__name__)
@@ -35,25 +35,25 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
     on an idle machine.
     """
     peers = list(dict.fromkeys(peers))
-    named(task.backend)
+    choose_by_name(task.backend)
     for peer in peers:
         require_peer(peer)
     task = placed(task)
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OURS, *peers)}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OWN_TRAINER, *peers)}
     failed: dict[str, str] = {}
     for turn in range(1, repeat + 1):
         for side in [side for side in runs if side not in failed]:
             try:
-                run = run_task(replace(task, side=side))
+                run = run_task(replace(task, contender=side))
             except IntelFTError as error:
-                if side == OURS:
+                if side == OWN_TRAINER:
                     raise
                 failed[side] = str(error)
                 logger.warning("%s: %s", side, error)
                 continue
             runs[side].append(run)
             logger.info("%s %d/%d: %s", side, turn, repeat, _line(run))
-    ours = summarize(runs[OURS])
+    ours = summarize(runs[OWN_TRAINER])
     return {
         "workload": {
             **vars(task.workload),
@@ -66,13 +66,13 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
             "processes": task.processes,
             "peer_row_tokens": task.peer_row_tokens or task.workload.row_tokens,
         },
-        OURS: ours,
+        OWN_TRAINER: ours,
         "peers": {
             peer: {"error": failed[peer]} if peer in failed else against(ours, runs[peer])
             for peer in peers
         },
         "machine": {
-            **machine.describe(runs[OURS][0]["threads"], task.backend),
+            **machine.describe(runs[OWN_TRAINER][0]["threads"], task.backend),
             "gemm_spread": _spread([run for side in runs.values() for run in side]),
         },
     }

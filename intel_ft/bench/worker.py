@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ import transformers
 
 from intel_ft.backends import choice, cuda
 from intel_ft.backends.cpu import Backend
-from intel_ft.bench.task import IPEX_SIDES, OUR_SIDES, OURS, Task
+from intel_ft.bench.task import IPEX_CONTENDERS, OWN_TRAINER, OWN_TRAINERS, Task
 from intel_ft.bench.workloads import shape_model, synthetic_examples
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.distributed.process_group import init_process_group
 from intel_ft.distributed.world import World
 from intel_ft.host import cpu, devices, topology
 from intel_ft.host.allocator import keep_freed_memory
-from intel_ft.host.launcher_env import launcher_env_of
 from intel_ft.models import gemm_rate
 from intel_ft.models.flops import step_cost
 from intel_ft.subprocess_json import answer
@@ -41,7 +39,7 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
     examples = synthetic_examples(task.workload, task.seed)
     shapes = shape_model(task.workload, task.rank)
     cost = step_cost(shapes)
-    if task.side in OUR_SIDES:
+    if task.contender in OWN_TRAINERS:
         from intel_ft.bench.own_trainer import exchanged
         from intel_ft.bench.own_trainer import our_trainer as side_trainer
     else:
@@ -49,7 +47,7 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
 
     trainer, watch = side_trainer(task, examples, folder, world, backend.optimize)
     trainer.train()
-    exchange = exchanged(trainer) if task.side in OUR_SIDES else {}
+    exchange = exchanged(trainer) if task.contender in OWN_TRAINERS else {}
     rss, gpu = cpu.peak_rss_gib(), devices.peak_gib(backend.device)
     del trainer
     gc.collect()
@@ -91,9 +89,9 @@ def _backend(task: Task, world: World) -> Backend:
     settings = BackendConfig(threads=task.threads or "auto")
     model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
     place = (world.local_size, world.local_rank)
-    if task.side in IPEX_SIDES:  # backends.ipex has one way for both
+    if task.contender in IPEX_CONTENDERS:  # backends.ipex has one way for both
         return choice.select(settings, model, "ipex", *place)
-    if task.side == OURS:
+    if task.contender == OWN_TRAINER:
         return choice.select(settings, model, task.backend, *place)
     threads = task.threads or topology.read().usable
     torch.set_num_threads(threads)
@@ -105,9 +103,9 @@ def _backend(task: Task, world: World) -> Backend:
 def main() -> None:
     """Run the task in argv; libraries that print get stderr, stdout is the measurement's alone."""
     task = Task.from_json(sys.argv[1])
-    world = World(*astuple(launcher_env_of())) if task.processes > 1 else World()
+    world = World.detect() if task.processes > 1 else World()
     # A peer gets what torch has: oneCCL for CPUs is our own backend.
-    collective = BackendConfig(collective="auto" if task.side in OUR_SIDES else "gloo")
+    collective = BackendConfig(collective="auto" if task.contender in OWN_TRAINERS else "gloo")
     with (
         answer() as stream,
         tempfile.TemporaryDirectory() as folder,

@@ -1,4 +1,4 @@
-"""`intel-ft bench`: how fast training is here, beside peers and beside what the cores can do."""
+"""`intel-ft bench`: benchmarks of training, data preparation, collectives and `plan`."""
 
 import json as json_text
 from pathlib import Path
@@ -9,25 +9,50 @@ import typer
 from intel_ft.cli.options import Json, print_table, require_writable
 
 app = typer.Typer(
-    help="Measure speed, memory and quality of training, against peers and the machine.",
+    help="Benchmark training against other trainers and against what this machine can do.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 WorkloadName = Annotated[
-    str, typer.Option(help="small, llama2-7b-slice, llama2-7b, llama3-8b-slice or tiny.")
+    str,
+    typer.Option(
+        help="Shape of the random model: small, llama2-7b-slice, llama2-7b, llama3-8b-slice or "
+        "tiny."
+    ),
 ]
 Lengths = Annotated[
-    str, typer.Option(help="alpaca, long (documents of 2000-8000 tokens) or fixed (row tokens).")
+    str,
+    typer.Option(
+        help="Lengths of the examples: alpaca (short), long (2,000 to 8,000 tokens) or fixed "
+        "(each example fills a row)."
+    ),
 ]
-RowTokens = Annotated[int | None, typer.Option(help="Tokens of a packed row.")]
-BackendName = Annotated[Literal["cpu", "cuda"], typer.Option(help="What multiplies.")]
+RowTokens = Annotated[
+    int | None,
+    typer.Option(help="Maximum tokens in a packed row. Default: set by workload and lengths."),
+]
+BackendName = Annotated[
+    Literal["cpu", "cuda"], typer.Option(help="Device that runs the training step.")
+]
 BaseDtype = Annotated[
     Literal["auto", "int8", "nf4"],
-    typer.Option(help="Of our side's frozen weights; nf4 is for the peers, too."),
+    typer.Option(
+        help="Data type of the frozen base weights: auto (bf16), int8 (own trainer only) or nf4 "
+        "(own trainer and peers)."
+    ),
 ]
-Threads = Annotated[int | None, typer.Option(help="Of each process; default all its cores.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of each process. Default: one for each of its cores.")
+]
+Repeat = Annotated[int, typer.Option(min=1, help="Runs of each contender; contenders take turns.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Runs at each value; values take turns.")]
+Seconds = Annotated[float, typer.Option(min=0, help="Minimum timed duration of a run, in seconds.")]
+LoraRank = Annotated[int, typer.Option(min=1, help="LoRA rank r.")]
+Plot = Annotated[Path | None, typer.Option(help="Write a plot to this SVG file as well.")]
+Markdown = Annotated[
+    bool, typer.Option("--markdown", help="Print the table as Markdown instead of plain text.")
+]
 
 
 @app.command()
@@ -35,42 +60,64 @@ def train(
     workload: WorkloadName = "small",
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="trl, trl-packed, transformers, ipex or ours-ipex; may be repeated."),
+        typer.Option(
+            help="Contender to run alongside the own trainer: trl, trl-packed, transformers, ipex "
+            "or ours-ipex. Repeatable."
+        ),
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Runs of each side, in turns.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,
+    repeat: Repeat = 3,
+    seconds: Seconds = 30.0,
     lengths: Lengths = "alpaca",
     row_tokens: RowTokens = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Examples an optimizer step.")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Examples per optimizer step. Default: set by the workload."),
+    ] = None,
     peer_row_tokens: Annotated[
-        int | None, typer.Option(min=1024, help="Tokens of trl-packed's rows; default as ours.")
+        int | None,
+        typer.Option(
+            min=1024,
+            help="Tokens in a packed row of trl-packed. Default: the same as the own trainer's.",
+        ),
     ] = None,
     peer_checkpointing: Annotated[
-        bool, typer.Option("--peer-checkpointing", help="On the peers' side, TRL's own default.")
+        bool,
+        typer.Option(
+            "--peer-checkpointing",
+            help="Turn on activation checkpointing for the peers, as TRL does by default.",
+        ),
     ] = False,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA's r.")] = 16,
+    rank: LoraRank = 16,
     threads: Threads = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="That share the cores, of every side, through mpirun.")
+        int,
+        typer.Option(
+            min=1, help="Processes per contender, started by mpirun; they share the cores."
+        ),
     ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, examples and order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the weights, the examples and their order.")
+    ] = 0,
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Activation checkpointing on our side.")
+        bool,
+        typer.Option(
+            "--checkpointing", help="Turn on activation checkpointing for the own trainer."
+        ),
     ] = False,
     base_dtype: BaseDtype = "auto",
     backend: BackendName = "cpu",
     peer_batch: Annotated[
-        int, typer.Option(min=1, help="Padded examples a forward, on the peers' side.")
+        int, typer.Option(min=1, help="Examples per padded micro-batch of the peers.")
     ] = 4,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Token/s, MFU and memory of LoRA training, ours and peers', each in a fresh process."""
-    from intel_ft.bench.task import OURS, Task
+    """Measure tokens/s, MFU and memory of LoRA training, here and with other trainers."""
+    from intel_ft.bench.task import OWN_TRAINER, Task
     from intel_ft.bench.workloads import workload as find
 
     task = Task(
-        side=OURS,
+        contender=OWN_TRAINER,
         workload=find(workload, lengths, row_tokens, batch),
         rank=rank,
         threads=threads,
@@ -94,14 +141,17 @@ def train(
 @app.command()
 def gemm(
     workload: WorkloadName = "small",
-    seconds: Annotated[float, typer.Option(min=0, help="A product and kind.")] = 0.3,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Timed duration of each GEMM shape and data type, in seconds."),
+    ] = 0.3,
     lengths: Lengths = "alpaca",
     row_tokens: RowTokens = None,
     threads: Threads = None,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Rates of the workload's matrix products, and of memory."""
+    """Measure the rates of the workload's GEMMs and the memory bandwidth."""
     from intel_ft.bench.workloads import workload as find
 
     chosen = find(workload, lengths, row_tokens)
@@ -114,16 +164,20 @@ def gemm(
 
 @app.command()
 def prepare(
-    rows: Annotated[int, typer.Option(min=1, help="Alpaca-like rows to prepare.")] = 52000,
-    repeat: Annotated[int, typer.Option(min=1, help="Runs of each side, in turns.")] = 3,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Number of Alpaca-like rows to prepare.")
+    ] = 52000,
+    repeat: Repeat = 3,
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="trl, trl-packed or trl-single (one process); may be repeated."),
+        typer.Option(
+            help="Contender: trl, trl-packed, or trl-single (TRL in one process). Repeatable."
+        ),
     ] = None,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Time from a file of rows to token ids, masks and a plan, ours and TRL's."""
+    """Measure the time from a data file to token ids, loss masks and a batch plan."""
     from intel_ft.bench.prepare import bench_prepare
 
     report = bench_prepare(rows, repeat, peer or [])
@@ -134,17 +188,25 @@ def prepare(
 
 @app.command()
 def scale(
-    over: Annotated[str, typer.Option(help="row-tokens, batch, rank, threads or processes.")],
+    over: Annotated[
+        str,
+        typer.Option(
+            help="Parameter to vary: row-tokens, batch, rank (LoRA r), threads or processes."
+        ),
+    ],
     workload: WorkloadName = "small",
-    values: Annotated[str | None, typer.Option(help="Such as 256,512; has a default each.")] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Rounds over all values.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,
+    values: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated values, as 256,512. Default: depends on --over."),
+    ] = None,
+    repeat: Rounds = 1,
+    seconds: Seconds = 30.0,
     threads: Threads = None,
-    plot: Annotated[Path | None, typer.Option(help="Also write this SVG plot.")] = None,
+    plot: Plot = None,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """How our token/s, MFU and memory change with row length, batch, r, threads or processes."""
+    """Measure how tokens/s, MFU and memory change with one parameter of training."""
     from intel_ft.bench.scale import bench_scale, plotted, values_of
     from intel_ft.bench.tables import scale_table
     from intel_ft.files import write_text
@@ -159,31 +221,39 @@ def scale(
 @app.command()
 def ranks(
     workload: WorkloadName = "small",
-    cores: Annotated[int, typer.Option(min=1, help="Of each rank.")] = 1,
-    values: Annotated[str | None, typer.Option(help="Ranks, as 1,2,4; default up to all.")] = None,
+    cores: Annotated[int, typer.Option(min=1, help="Cores of each rank.")] = 1,
+    values: Annotated[
+        str | None,
+        typer.Option(help="Numbers of ranks, as 1,2,4. Default: powers of two that fit here."),
+    ] = None,
     via: Annotated[
-        Literal["mpirun", "torchrun"], typer.Option(help="What starts them.")
+        Literal["mpirun", "torchrun"], typer.Option(help="Launcher that starts the ranks.")
     ] = "mpirun",
-    repeat: Annotated[int, typer.Option(min=1, help="Rounds over all values.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0, help="Timed seconds a run, at least.")] = 30.0,
+    repeat: Rounds = 3,
+    seconds: Seconds = 30.0,
     row_tokens: RowTokens = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="A quarter of the examples a step of fewest ranks.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="A quarter of the examples per step of each rank in the smallest run. Default: "
+            "set by the workload.",
+        ),
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA's r.")] = 16,
+    rank: LoraRank = 16,
     base_dtype: BaseDtype = "auto",
     backend: BackendName = "cpu",
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Weak and strong scaling on this host: token/s, efficiency, imbalance, time in exchanges."""
+    """Measure weak and strong scaling over the ranks of this host."""
     from intel_ft.bench.ranks import bench_ranks, values_of
     from intel_ft.bench.tables import ranks_table
-    from intel_ft.bench.task import OURS, Task
+    from intel_ft.bench.task import OWN_TRAINER, Task
     from intel_ft.bench.workloads import workload as find
 
     task = Task(
-        OURS,
+        OWN_TRAINER,
         find(workload, row_tokens=row_tokens, batch=batch),
         rank=rank,
         seconds=seconds,
@@ -196,19 +266,25 @@ def ranks(
 
 @app.command()
 def quality(
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each side.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of a training.")] = 200,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Training runs of each contender, each with its own seed.")
+    ] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each training run.")] = 200,
     side: Annotated[
-        list[str] | None, typer.Option(help="plain, bf16 or int8; may be repeated; default all.")
+        list[str] | None,
+        typer.Option(
+            help="Contender: plain (Transformers and peft), or bf16 or int8 of the own trainer. "
+            "Repeatable. Default: all."
+        ),
     ] = None,
     threads: Threads = None,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Held-out loss on the demo's task: our training beside plain Transformers and peft."""
-    from intel_ft.bench.quality import SIDES, bench_quality
+    """Compare the validation loss of this trainer with plain Transformers and peft."""
+    from intel_ft.bench.quality import CONTENDERS, bench_quality
 
-    report = bench_quality(side or list(SIDES), seeds, steps, threads)
+    report = bench_quality(side or list(CONTENDERS), seeds, steps, threads)
     from intel_ft.bench.tables import quality_table
 
     _print(report, None if json else quality_table(report), markdown)
@@ -216,27 +292,34 @@ def quality(
 
 @app.command()
 def collectives(
-    ranks: Annotated[int, typer.Option(min=2, help="Processes.")] = 2,
+    ranks: Annotated[int, typer.Option(min=2, help="Number of ranks (processes).")] = 2,
     sizes: Annotated[
-        str, typer.Option(help="Bytes of the buffers.")
+        str, typer.Option(help="Comma-separated buffer sizes in bytes; K and M are allowed.")
     ] = "1K,4K,16K,64K,256K,1M,4M,16M,40M,64M,256M",
     collective: Annotated[
         list[str] | None,
-        typer.Option(help="all-reduce, broadcast or all-gather; may be repeated; default all."),
+        typer.Option(
+            help="Collective to measure: all-reduce, broadcast or all-gather. Repeatable. Default: "
+            "all."
+        ),
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="gloo or mpi4py; may be repeated; default those installed."),
+        typer.Option(
+            help="Library to compare with: gloo or mpi4py. Repeatable. Default: all that are "
+            "installed."
+        ),
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Runs of each side, in turns.")] = 3,
+    repeat: Repeat = 3,
     hosts: Annotated[
-        str | None, typer.Option(help="Such as node1,node2, for mpirun; default this host.")
+        str | None,
+        typer.Option(help="Comma-separated host names, as node1,node2. Default: this host only."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also write this SVG plot.")] = None,
+    plot: Plot = None,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Latency and bandwidth of the ccl backend, gloo and mpi4py between ranks."""
+    """Measure latency and bandwidth of collectives: oneCCL, gloo and mpi4py."""
     from intel_ft.bench.collectives import COLLECTIVES, bench_collectives, sizes_of
     from intel_ft.files import write_text
 
@@ -259,14 +342,14 @@ def collectives(
 @app.command()
 def plan(
     case: Annotated[
-        list[str] | None, typer.Option(help="One of its cases; may be repeated; default all.")
+        list[str] | None, typer.Option(help="Case to measure, by name. Repeatable. Default: all.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=3, help="Optimizer steps of a run.")] = 6,
+    steps: Annotated[int, typer.Option(min=3, help="Optimizer steps of each training run.")] = 6,
     threads: Threads = None,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Predicted memory and step time beside those of real runs, each in a fresh process."""
+    """Compare the memory and step time that `plan` predicts with those of real runs."""
     from intel_ft.planner.accuracy import bench_plan
 
     report = bench_plan(case or [], steps, threads)
@@ -276,7 +359,7 @@ def plan(
 
 
 def _print(report: dict[str, Any], table: Any, markdown: bool) -> None:
-    """One JSON object if there is no table to print, else that."""
+    """Print `table`, or `report` as one JSON object where `table` is None."""
     if table is None:
         typer.echo(json_text.dumps(report))
     else:

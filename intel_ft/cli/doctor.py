@@ -27,15 +27,15 @@ def run(
     json: Json = False,
 ) -> None:
     """What this machine and its software can do, and what is wrong with them."""
-    from intel_ft.doctor import examine, screen
+    from intel_ft.doctor import examine, text
     from intel_ft.doctor import hosts as several
 
     if hosts is None:
         found = examine.examine()
-        _say(found, found.failed, screen.lines(found), json)
+        _say(found, found.failed, text.lines(found), json)
     else:
         comparison = several.examine(hosts, ssh, mpirun)
-        _say(comparison, comparison.failed, screen.compared(comparison), json)
+        _say(comparison, comparison.failed, text.compared(comparison), json)
 
 
 def _say(found: Any, failed: bool, lines: list[str], json: bool) -> None:

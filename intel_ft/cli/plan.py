@@ -59,7 +59,7 @@ def run(
     require_writable(plot)
     from intel_ft.planner.inputs import Cluster, inputs_of
     from intel_ft.planner.plan import plan
-    from intel_ft.planner.workload import Assumed
+    from intel_ft.planner.workload import AssumedData
 
     cluster = Cluster(
         nodes=nodes,
@@ -73,7 +73,7 @@ def run(
         watts=watts,
         gemm_rate=None if gemm_tflops is None else gemm_tflops * 1e12,
     )
-    assumed = None if examples is None and tokens is None else Assumed(examples, tokens)
+    assumed = None if examples is None and tokens is None else AssumedData(examples, tokens)
     inputs = inputs_of(settings, cluster, assumed)
     if sweep is None:
         from intel_ft.planner.text import lines

@@ -11,19 +11,19 @@ from intel_ft import __version__
 from intel_ft.doctor import (
     findings_machine,
     findings_software,
+    gemm_kernels,
     host,
     instructions,
-    products,
     runtime,
     software,
 )
 from intel_ft.doctor.findings import Finding, ranked
+from intel_ft.doctor.gemm_kernels import DTYPES, ExecutedKernels
 from intel_ft.doctor.host import Host
 from intel_ft.doctor.instructions import Instructions
-from intel_ft.doctor.products import DTYPES, Executed
 from intel_ft.doctor.runtime import Runtime
 from intel_ft.doctor.software import Component
-from intel_ft.doctor.trial import NOT_TRIED, tried
+from intel_ft.doctor.step_runner import NOT_TRIED, run_steps
 from intel_ft.versions import installed
 
 _COMPUTE = ("torch", "backend", "threads", *DTYPES, "openmp", "bandwidth")
@@ -39,7 +39,7 @@ class Facts:
     intel_ft: str
     host: Host
     instructions: Instructions
-    executed: Executed
+    executed: ExecutedKernels
     runtime: Runtime
     software: tuple[Component, ...]
     token: bool | None
@@ -64,11 +64,11 @@ def examine() -> Diagnosis:
     before = host.throttled()
     # No package may look for anything on the network while it is tried.
     quiet = os.environ | {"HF_HUB_OFFLINE": "1"}
-    computed, verbose = tried(_COMPUTE, quiet | {"ONEDNN_VERBOSE": "1"}, _SECONDS)
+    computed, verbose = run_steps(_COMPUTE, quiet | {"ONEDNN_VERBOSE": "1"}, _SECONDS)
     after = host.throttled()
     if computed["torch"].error is not None:  # which is then the error of all
         computed = dict.fromkeys(_COMPUTE, NOT_TRIED) | {"torch": computed["torch"]}
-    imported, _ = tried(software.steps(installed), quiet, _SECONDS)
+    imported, _ = run_steps(software.steps_to_run(installed), quiet, _SECONDS)
     outcomes = computed | imported
     meanwhile = None if before is None or after is None else after - before
     facts = Facts(
@@ -77,7 +77,7 @@ def examine() -> Diagnosis:
         intel_ft=__version__,
         host=machine,
         instructions=isa,
-        executed=products.read(computed, verbose, machine, isa, meanwhile),
+        executed=gemm_kernels.read(computed, verbose, machine, isa, meanwhile),
         runtime=runtime.read(outcomes),
         software=tuple(software.read(outcomes, installed)),
         token=imported["token"].value,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from intel_ft.doctor import instructions
 from intel_ft.doctor.findings import Finding
+from intel_ft.doctor.gemm_kernels import ExecutedGemm, ExecutedKernels
 from intel_ft.doctor.host import Host
 from intel_ft.doctor.instructions import Instructions
-from intel_ft.doctor.products import Executed, Product
-from intel_ft.doctor.trial import NOT_TRIED
+from intel_ft.doctor.step_runner import NOT_TRIED
 
 _LEAST_MEMORY, _LITTLE_MEMORY = 1.0, 4.0  # GiB: torch and Transformers alone take 0.6
 _LEAST_DISK, _LITTLE_DISK = 1.0, 10.0
@@ -69,7 +69,7 @@ def of_limits(host: Host) -> Iterator[Finding]:
         )
 
 
-def of_load_and_clock(host: Host, executed: Executed) -> Iterator[Finding]:
+def of_load_and_clock(host: Host, executed: ExecutedKernels) -> Iterator[Finding]:
     """Who else computes here, and at which speed."""
     if host.busy:
         yield Finding(
@@ -107,7 +107,7 @@ def of_load_and_clock(host: Host, executed: Executed) -> Iterator[Finding]:
         )
 
 
-def of_execution(isa: Instructions, executed: Executed, *, busy: bool) -> Iterator[Finding]:
+def of_execution(isa: Instructions, executed: ExecutedKernels, *, busy: bool) -> Iterator[Finding]:
     """Products that died, ran without the instructions that the CPU advertises, or were slow."""
     fine = []
     for product in executed.products:
@@ -130,7 +130,7 @@ def of_execution(isa: Instructions, executed: Executed, *, busy: bool) -> Iterat
             yield Finding("warning", seen, "model.dtype=float32, as long as that is so")
 
 
-def _failed(product: Product) -> Finding:
+def _failed(product: ExecutedGemm) -> Finding:
     if product.signal == "SIGILL":
         return Finding(
             "error",
@@ -143,7 +143,7 @@ def _failed(product: Product) -> Finding:
     return Finding("error", f"a {product.dtype} product failed: {product.error}", do)
 
 
-def _unused(product: Product, isa: Instructions) -> Finding | None:
+def _unused(product: ExecutedGemm, isa: Instructions) -> Finding | None:
     flag = instructions.best(product.dtype, isa.advertised)
     if flag is None or product.dtype == "float32":  # which MKL does, and reports nothing
         return None
@@ -163,7 +163,7 @@ def _unused(product: Product, isa: Instructions) -> Finding | None:
     return Finding("warning", seen, "pip install --upgrade torch: newer ones bring newer oneDNN")
 
 
-def _slow(products: list[Product], *, busy: bool) -> Iterator[Finding]:
+def _slow(products: list[ExecutedGemm], *, busy: bool) -> Iterator[Finding]:
     slow = [
         f"{product.dtype} {product.rate:,.0f} of {product.expected:,.0f} G/s expected"
         for product in products

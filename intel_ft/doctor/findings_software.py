@@ -9,7 +9,7 @@ from intel_ft.doctor.findings import Finding
 from intel_ft.doctor.host import Host
 from intel_ft.doctor.runtime import Runtime
 from intel_ft.doctor.software import EVERY_RUN, Component
-from intel_ft.doctor.trial import NOT_TRIED
+from intel_ft.doctor.step_runner import NOT_TRIED
 
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 

@@ -11,7 +11,7 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.binding import as_list
 from intel_ft.distributed.launch.tune_ranks import tuned
 from intel_ft.distributed.placement import places, ranks_per_host, why_not_bound
-from intel_ft.doctor.trial import Outcome
+from intel_ft.doctor.step_runner import Outcome
 from intel_ft.host import openmp, topology
 from intel_ft.host.procfs import kernel_text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intel_ft.distributed.launch import commands
-from intel_ft.doctor.trial import Outcome
+from intel_ft.doctor.step_runner import Outcome
 from intel_ft.errors import EnvironmentProblem
 
 State = Literal["usable", "missing", "mismatched", "broken"]
@@ -70,7 +70,7 @@ PACKAGES = (
 )
 
 
-def steps(find: Find) -> list[str]:
+def steps_to_run(find: Find) -> list[str]:
     """The steps worth trying: packages that `find` finds, and IPEX only beside the torch it is
     made for, since elsewhere its import ends the process.
     """

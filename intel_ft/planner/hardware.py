@@ -127,7 +127,7 @@ def named_gpus(name: str, count: int, chosen: str) -> Machine:
     )
 
 
-def named(name: str, sockets: int, cores: int | None, chosen: str) -> Machine:
+def named_cpus(name: str, sockets: int, cores: int | None, chosen: str) -> Machine:
     """A node with `sockets` of a CPU in CPUS, or `cores` of them; `chosen` is model.dtype. Raises
     UserError.
     """
@@ -158,7 +158,7 @@ def _dtype(name: str, rates: Rates, chosen: str) -> torch.dtype:
     return dtype
 
 
-def measured(
+def measured_machine(
     products: list[gemm.Product], dtype: torch.dtype, cores: int | None, *, prepacked: bool
 ) -> Machine:
     """This machine, or one of `cores` like these: its rates over a model's products, each at the

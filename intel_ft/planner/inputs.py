@@ -20,13 +20,13 @@ from intel_ft.planner.memory import Setting
 from intel_ft.planner.model_sizes import ModelPlan, model_plan
 from intel_ft.planner.probe import probed
 from intel_ft.planner.workload import (
-    Assumed,
-    Examples,
+    AssumedData,
+    ExampleLengths,
+    PlannedRun,
     Rows,
-    Work,
-    examples_of,
+    example_lengths,
+    planned_run,
     sampled_steps,
-    work_of,
 )
 from intel_ft.training.setup import row_capacity
 
@@ -61,10 +61,10 @@ class Inputs:
     cluster: Cluster
     model: ModelPlan
     machine: Machine
-    examples: Examples
+    examples: ExampleLengths
 
 
-def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inputs:
+def inputs_of(config: Config, cluster: Cluster, assumed: AssumedData | None) -> Inputs:
     """Count the model, find the machine's rates and read the data.
 
     Raises UserError, EnvironmentProblem.
@@ -77,12 +77,12 @@ def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inpu
         if cluster.gpu is None:
             machine = replace(machine, gpu_memory=devices.memory_bytes(torch.device("cuda", 0)))
     elif cluster.cpu is not None:
-        machine = hardware.named(cluster.cpu, cluster.sockets, cluster.cores, chosen)
+        machine = hardware.named_cpus(cluster.cpu, cluster.sockets, cluster.cores, chosen)
     else:
         dtype = select(config.backend, config.model).dtype
         prepacked = config.backend.prepack is not False and can_prepack(dtype)
         cores = cluster.cores
-        machine = hardware.measured(model.products, dtype, cores, prepacked=prepacked)
+        machine = hardware.measured_machine(model.products, dtype, cores, prepacked=prepacked)
     if cluster.gemm_rate is not None:
         faster = cluster.gemm_rate / machine.gemm_rate
         machine = replace(
@@ -91,7 +91,7 @@ def inputs_of(config: Config, cluster: Cluster, assumed: Assumed | None) -> Inpu
             int8_rate=machine.int8_rate * faster,
             source=f"{machine.source}; product rate as given",
         )
-    inputs = Inputs(config, cluster, model, machine, examples_of(config, assumed))
+    inputs = Inputs(config, cluster, model, machine, example_lengths(config, assumed))
     ours = config.backend.name != "ipex"  # whose layers are not those that would be timed
     return _probed(inputs) if here and ours and model.sizes.packs else inputs
 
@@ -115,14 +115,14 @@ def _gpu(config: Config, cluster: Cluster) -> str | None:
     if asked is not None:
         if cluster.cpu is not None:
             raise UserError("--gpu and --cpu: name one of them")
-        reason = choice.asks_for_a_cpu(config)
+        reason = choice.cpu_only_setting(config)
         if config.backend.name in _CPU_BACKENDS:
             reason = f"backend.name={config.backend.name}"
         if reason is not None:
             raise UserError(f"--gpu {asked}: {reason}")
         return asked
     known = ", ".join(hardware.GPUS)
-    if config.backend.name == "cuda" and (cluster.cpu or devices.why_not_usable()):
+    if config.backend.name == "cuda" and (cluster.cpu or devices.why_no_gpu()):
         raise UserError(f"backend.name=cuda: name a GPU with --gpu: {known}")
     if cluster.cpu is not None or config.backend.name in _CPU_BACKENDS:
         return None
@@ -142,7 +142,7 @@ class Run:
     """
 
     capacity: int
-    work: Work
+    work: PlannedRun
     steps: list[list[Rows]]
     available: float
     setting: Setting
@@ -153,7 +153,7 @@ def run_of(inputs: Inputs) -> Run:
     config, machine = inputs.config, inputs.machine
     ranks = inputs.cluster.nodes * inputs.cluster.ranks
     capacity = int(row_capacity(config).value)
-    work = work_of(config, inputs.model, capacity, inputs.examples)
+    work = planned_run(config, inputs.model, capacity, inputs.examples)
     steps = sampled_steps(work, ranks)
     available = _available(inputs)
     setting = setting_of(

@@ -108,7 +108,7 @@ def _times(inputs: Inputs, run: Run) -> dict[str, Any]:
     flops = cost.linear * tokens + cost.attention * squares + cost.logits * supervised
     ranks_count = cluster.nodes * cluster.ranks
     # Forward alone is half of a product's work, and a third of what lies between.
-    evaluation = work.evaluations * inputs.examples.held_out_tokens / tokens * seconds / 2
+    evaluation = work.evaluations * inputs.examples.validation_tokens / tokens * seconds / 2
     total = work.steps * seconds + evaluation
     kwh = None
     if cluster.watts is not None:

@@ -21,7 +21,7 @@ Rows = list[tuple[npt.NDArray[np.int64], int]]
 
 
 @dataclass(frozen=True)
-class Assumed:
+class AssumedData:
     """Examples instead of the config's data: how many, of how many tokens, half supervised."""
 
     examples: int | None = None
@@ -29,7 +29,7 @@ class Assumed:
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class ExampleLengths:
     """Tokens of each training example, all and supervised ones; tokens of all held-out examples;
     where this comes from. named: the first so many tokens of the vocabulary have all that the data
     names; None where it was not read.
@@ -37,13 +37,13 @@ class Examples:
 
     lengths: npt.NDArray[np.int64]
     supervised: npt.NDArray[np.int64]
-    held_out_tokens: int
+    validation_tokens: int
     source: str
     named: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class PlannedRun:
     """The plan over the examples, and how many steps and evaluations a run takes."""
 
     plan: Plan
@@ -51,7 +51,7 @@ class Work:
     evaluations: int
 
 
-def examples_of(config: Config, assumed: Assumed | None) -> Examples:
+def example_lengths(config: Config, assumed: AssumedData | None) -> ExampleLengths:
     """Read and tokenize the config's data, or take what is `assumed`; where the data cannot be
     read, examples of half of data.max_length are assumed, and `source` says why.
     """
@@ -60,10 +60,10 @@ def examples_of(config: Config, assumed: Assumed | None) -> Examples:
         try:
             training, held_out = read_data(config, load_tokenizer(config.model))
         except IntelFTError as error:
-            assumed, reason = Assumed(), f" ({error})"
+            assumed, reason = AssumedData(), f" ({error})"
         else:
             data = training.examples
-            return Examples(
+            return ExampleLengths(
                 data.lengths,
                 data.supervised_counts,
                 0 if held_out is None else held_out.report.tokens,
@@ -74,10 +74,12 @@ def examples_of(config: Config, assumed: Assumed | None) -> Examples:
     tokens = assumed.tokens or max(8, config.data.max_length // 2)
     lengths = np.full(count, tokens, dtype=np.int64)
     source = f"assumed: {count:,} examples of {tokens} tokens, half supervised{reason}"
-    return Examples(lengths, lengths // 2, 0, source)
+    return ExampleLengths(lengths, lengths // 2, 0, source)
 
 
-def work_of(config: Config, model: ModelPlan, row_tokens: int, examples: Examples) -> Work:
+def planned_run(
+    config: Config, model: ModelPlan, row_tokens: int, examples: ExampleLengths
+) -> PlannedRun:
     """The run over the examples. Raises UserError where one is longer than a row's tokens."""
     longest = int(examples.lengths.max())
     if longest > row_tokens:
@@ -97,10 +99,10 @@ def work_of(config: Config, model: ModelPlan, row_tokens: int, examples: Example
     settings = config.train
     steps = settings.max_steps or max(1, round(settings.epochs * plan.steps_per_epoch))
     every = settings.eval_steps or plan.steps_per_epoch
-    return Work(plan, steps, steps // every if examples.held_out_tokens else 0)
+    return PlannedRun(plan, steps, steps // every if examples.validation_tokens else 0)
 
 
-def sampled_steps(work: Work, ranks: int) -> list[list[Rows]]:
+def sampled_steps(work: PlannedRun, ranks: int) -> list[list[Rows]]:
     """Some of the run's steps, each a list over ranks of the rows that rank has."""
     chosen = np.unique(np.linspace(0, work.steps - 1, _SAMPLED).astype(int))
     plan = work.plan

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intel_ft.bench.collectives_worker import Ranks, measure
+from intel_ft.bench.collectives_worker import Communicator, measure
 from intel_ft.distributed.oneccl import why_not_usable
 
 SCRIPT = Path(sys.executable).parent / "intel-ft"
@@ -64,7 +64,7 @@ def alone(**calls):
         "broadcast": lambda whole: None,
         "all_gather": np.copyto,
     }
-    return Ranks(0, 1, lambda array: array, **(right | calls))
+    return Communicator(0, 1, lambda array: array, **(right | calls))
 
 
 @pytest.mark.parametrize("collective", COLLECTIVES)

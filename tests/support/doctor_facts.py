@@ -4,8 +4,8 @@ from pathlib import Path
 
 from support.sys_trees import GIB, write
 
-from intel_ft.doctor import host, instructions, products
-from intel_ft.doctor.trial import Outcome
+from intel_ft.doctor import gemm_kernels, host, instructions
+from intel_ft.doctor.step_runner import Outcome
 
 ALL_CPUS = set(range(1024))
 XEON = "avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16"
@@ -47,7 +47,7 @@ def executed(
     said: str = "",
     throttled: int | None = None,
     **gigaops: float | Outcome,
-) -> products.Executed:
+) -> gemm_kernels.ExecutedKernels:
     """What the probe's answers become: a rate in G/s, or an outcome, by dtype."""
     rates = {"float32": 100.0, "bfloat16": 400.0, "int8": 800.0} | gigaops
     outcomes = {
@@ -55,7 +55,7 @@ def executed(
         for name, found in rates.items()
     }
     outcomes |= {"threads": Outcome(machine.usable), "bandwidth": Outcome(20e9)}
-    return products.read(outcomes, said, machine, isa, throttled)
+    return gemm_kernels.read(outcomes, said, machine, isa, throttled)
 
 
 def write_distribution(folder: Path, name: str, version: str, code: str | None = None) -> None:

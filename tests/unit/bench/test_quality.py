@@ -45,7 +45,7 @@ def _play(monkeypatch, losses):
         speed = {} if side == "base" else {"tokens_per_s": 10.0 * len(asked)}
         return {"heldout_loss": losses[side].pop(0), "threads": 1, **speed}
 
-    monkeypatch.setattr(module.process, "measured", measured)
+    monkeypatch.setattr(module.subprocess_json, "measured", measured)
     return asked
 
 
@@ -93,7 +93,7 @@ def test_mistakes_are_said_before_anything_runs(monkeypatch):
 
 
 def test_sides_differ_in_the_base_alone(tmp_path):
-    plain_side, bf16, int8 = (settings(s, 3, 9, 2, tmp_path) for s in module.SIDES)
+    plain_side, bf16, int8 = (settings(s, 3, 9, 2, tmp_path) for s in module.CONTENDERS)
     assert plain_side == bf16
     assert (int8.model.base_dtype, bf16.model.base_dtype) == ("int8", "auto")
     assert int8.train == bf16.train and (bf16.train.seed, bf16.train.max_steps) == (3, 9)
@@ -153,8 +153,8 @@ def test_what_a_killed_benchmark_measures_ends_with_it(via, tmp_path):
     bench = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import os, sys; from intel_ft.insight import process; "
-            "process.measured('ours', 'idle', [], os.environ, sys.argv[1:])",
+            "import os, sys; from intel_ft import subprocess_json; "
+            "subprocess_json.measured('ours', 'idle', [], os.environ, sys.argv[1:])",
             *start.arguments,
         ],
         env={**os.environ, **start.environment, "PYTHONPATH": str(tmp_path)},

@@ -6,7 +6,7 @@ import pytest
 
 from intel_ft.bench import ranks, run_worker
 from intel_ft.bench.tables import ranks_table
-from intel_ft.bench.task import OURS, Task
+from intel_ft.bench.task import OWN_TRAINER, Task
 from intel_ft.bench.workloads import workload
 from intel_ft.errors import UserError
 from intel_ft.host import topology
@@ -49,7 +49,7 @@ def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
         }
 
     monkeypatch.setattr(ranks, "run_ranks", run)
-    task = Task(OURS, workload("tiny"), seconds=0.0)
+    task = Task(OWN_TRAINER, workload("tiny"), seconds=0.0)
     report = ranks.bench_ranks(task, [1, 2, 4], 16, "mpirun", 1)
     assert asked == [(1, 32), (2, 64), (4, 128), (2, 32), (4, 32)]
     assert [point["efficiency"] for point in report["weak"]] == pytest.approx([1, 0.95, 0.8])
@@ -58,7 +58,7 @@ def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
 
 
 def test_processes_share_the_cores_that_there_are():
-    task = Task(OURS, workload("tiny"), processes=4)
+    task = Task(OWN_TRAINER, workload("tiny"), processes=4)
     assert run_worker.placed(task).threads == 16
     assert run_worker.placed(replace(task, threads=3)).threads == 3
     for wrong in (replace(task, threads=17), replace(task, processes=65)):

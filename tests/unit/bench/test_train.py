@@ -16,7 +16,7 @@ from intel_ft.bench import gemm as bench_gemm
 from intel_ft.bench import step_timer, train, worker
 from intel_ft.bench import task as sides
 from intel_ft.bench.gemm import kernel_name
-from intel_ft.bench.step_timer import Stopwatch, Tally
+from intel_ft.bench.step_timer import StepTimer, Tally
 from intel_ft.bench.tables import gemm_table, train_table
 from intel_ft.bench.task import Task, require_peer
 from intel_ft.bench.workloads import (
@@ -230,7 +230,7 @@ def _watch(monkeypatch, seconds, ends):
     """A stopwatch that began at 100 s and saw steps end at these times; when it said stop."""
     now = iter([100.0, *ends])
     monkeypatch.setattr(step_timer.time, "perf_counter", lambda: next(now))
-    watch = Stopwatch(tally := Tally(), seconds, lambda index: tally.add([index], 1))
+    watch = StepTimer(tally := Tally(), seconds, lambda index: tally.add([index], 1))
     state, stopped = TrainerState(), []
     on_cpu = SimpleNamespace(device=CPU)
     watch.on_train_begin(on_cpu, state, TrainerControl())
@@ -273,8 +273,8 @@ def _play(monkeypatch, results):
     order = []
 
     def run(task):
-        order.append(task.side)
-        result = results[task.side].pop(0)
+        order.append(task.contender)
+        result = results[task.contender].pop(0)
         if isinstance(result, Exception):
             raise result
         return result
@@ -344,7 +344,7 @@ def test_missing_peers_name_the_remedy(monkeypatch):
         require_peer("axolotl")
 
 
-@pytest.mark.parametrize("peer", sides.IPEX_SIDES)
+@pytest.mark.parametrize("peer", sides.IPEX_CONTENDERS)
 def test_ipex_runs_in_an_environment_of_its_own(peer, monkeypatch, tmp_path):
     versions = {"torch": "2.13.0"}
     monkeypatch.setattr(sides, "installed", versions.get)

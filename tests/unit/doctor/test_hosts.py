@@ -2,7 +2,7 @@
 
 import copy
 
-from intel_ft.doctor import hosts, screen
+from intel_ft.doctor import hosts, text
 from intel_ft.doctor.findings import Finding
 
 
@@ -42,9 +42,9 @@ def test_hosts_that_are_alike():
         [answer("node10", executed__bandwidth=230.0), answer("n1"), answer("n2")], []
     )
     assert found.differences == {} and found.findings == () and not found.failed
-    text = "\n".join(screen.compared(found))
-    assert "They do not differ." in text
-    assert text.count("NOTE     all: no token") == 1
+    shown = "\n".join(text.compared(found))
+    assert "They do not differ." in shown
+    assert shown.count("NOTE     all: no token") == 1
 
 
 def test_hosts_that_launch_refuses():
@@ -61,8 +61,8 @@ def test_hosts_that_launch_does_not_refuse():
         vision = {"name": "torchvision", "state": "usable", "detail": version, "remedy": ""}
         found["diagnosis"]["facts"]["software"].append(vision)
     compared = hosts.compare(answers, [])
-    ((level, text),) = said(compared)
-    assert level == "warning" and "software.torchvision" in text and not compared.failed
+    ((level, seen),) = said(compared)
+    assert level == "warning" and "software.torchvision" in seen and not compared.failed
 
 
 def test_hosts_of_one_name():
@@ -79,9 +79,9 @@ def test_a_host_that_is_slower_or_smaller():
     found = hosts.compare([answer("n1"), answer("n2"), slow], [])
     assert found.differences["executed.products.int8.rate"] == {"100": ["n1", "n2"], "50": ["n3"]}
     assert found.differences["host.cores"] == {"56": ["n1", "n2"], "28": ["n3"]}
-    ((level, text),) = said(found)
-    assert level == "warning" and "executed.products.int8.rate" in text and not found.failed
-    lines = screen.compared(found)
+    ((level, seen),) = said(found)
+    assert level == "warning" and "executed.products.int8.rate" in seen and not found.failed
+    lines = text.compared(found)
     assert [line.split() for line in lines if "n3" in line][1] == ["28", "n3"]
 
 
@@ -97,7 +97,7 @@ def test_an_error_of_one_host_is_an_error_of_all():
     broken["diagnosis"]["findings"].insert(0, {"level": "error", "seen": "torch: x", "do": "y"})
     found = hosts.compare([answer("n1"), broken], [])
     assert found.failed
-    lines = screen.compared(found)
+    lines = text.compared(found)
     assert lines.index("ERROR    n2: torch: x") < lines.index("NOTE     all: no token")
 
 

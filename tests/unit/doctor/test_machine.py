@@ -18,9 +18,9 @@ from support.doctor_facts import (
 from support.limits import ILLEGAL
 from support.sys_trees import two_sockets_of_four_nodes, write, write_machine
 
-from intel_ft.doctor import findings_machine, host, instructions, products
+from intel_ft.doctor import findings_machine, gemm_kernels, host, instructions
 from intel_ft.doctor.instructions import Instructions
-from intel_ft.doctor.trial import Outcome, tried
+from intel_ft.doctor.step_runner import Outcome, run_steps
 from intel_ft.host import cgroup
 from intel_ft.host import cpu as backend_host
 
@@ -106,14 +106,14 @@ def test_no_limit_is_no_limit(tmp_path):
 
 def test_kernels_are_found_by_dtype():
     said = verbose(f32="jit:uni", u8="brg_matmul:avx512_core_vnni", bf16="brg_matmul:x_amx")
-    assert products.kernel_name(said, "bfloat16") == "brg_matmul:x_amx"
-    assert products.kernel_name(said, "int8") == "brg_matmul:avx512_core_vnni"
+    assert gemm_kernels.kernel_name(said, "bfloat16") == "brg_matmul:x_amx"
+    assert gemm_kernels.kernel_name(said, "int8") == "brg_matmul:avx512_core_vnni"
     older = (
         "onednn_verbose,exec,cpu,inner_product,brgemm:avx512_core_amx_int8,undef,src_s8::blocked"
     )
-    assert products.kernel_name(older, "int8") == "brgemm:avx512_core_amx_int8"
-    assert products.kernel_name(said, "float32") == "jit:uni"
-    assert products.kernel_name("", "int8") is None
+    assert gemm_kernels.kernel_name(older, "int8") == "brgemm:avx512_core_amx_int8"
+    assert gemm_kernels.kernel_name(said, "float32") == "jit:uni"
+    assert gemm_kernels.kernel_name("", "int8") is None
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def probe_with(steps):
     return [
         sys.executable,
         "-c",
-        f"import sys, os, signal, time\nfrom intel_ft.doctor import probe\n"
+        f"import sys, os, signal, time\nfrom intel_ft.doctor import steps\n"
         f"def illegal():\n    exec({ILLEGAL!r}, {{}})\n"
-        f"probe.STEPS = {{{steps}}}\nprobe.main(sys.argv[1:])",
+        f"steps.STEPS = {{{steps}}}\nsteps.main(sys.argv[1:])",
     ]
 
 
 def test_an_illegal_instruction_ends_its_step_and_no_other():
     program = probe_with("'a': lambda: 1, 'b': illegal, 'c': lambda: [3], 'd': lambda: 1 / 0")
-    outcomes, _ = tried("abcd", dict(os.environ), 60, program)
+    outcomes, _ = run_steps("abcd", dict(os.environ), 60, program)
     assert outcomes["a"] == Outcome(1)
     assert outcomes["b"].signal == "SIGILL" and "SIGILL" in outcomes["b"].error
     assert outcomes["c"] == Outcome([3])
@@ -169,14 +169,14 @@ def test_an_illegal_instruction_ends_its_step_and_no_other():
 
 
 def test_without_its_first_step_nothing_goes_on():
-    outcomes, _ = tried("ab", dict(os.environ), 60, probe_with("'a': illegal, 'b': lambda: 1"))
+    outcomes, _ = run_steps("ab", dict(os.environ), 60, probe_with("'a': illegal, 'b': lambda: 1"))
     assert outcomes["a"].signal == "SIGILL"
     assert outcomes["b"].error == "not tried"
 
 
 def test_a_silent_step_is_ended():
     program = probe_with("'a': lambda: 1, 'b': lambda: time.sleep(600), 'c': lambda: 3")
-    outcomes, _ = tried("abc", dict(os.environ), 10, program)
+    outcomes, _ = run_steps("abc", dict(os.environ), 10, program)
     assert outcomes["b"].error == "no answer in 10 s"
     assert (outcomes["a"].value, outcomes["c"].value) == (1, 3)
 
@@ -186,7 +186,7 @@ def test_steps_that_leave_or_are_killed_or_chatter():
         "'a': lambda: print('{not ours}'), 'b': lambda: os._exit(7), 'c': lambda: sys.exit(1), "
         "'d': lambda: os.kill(os.getpid(), signal.SIGKILL)"
     )
-    outcomes, _ = tried("abcd", dict(os.environ), 60, program)
+    outcomes, _ = run_steps("abcd", dict(os.environ), 60, program)
     assert outcomes["a"] == Outcome(None)
     assert "exit code 7" in outcomes["b"].error
     assert outcomes["c"].error == "SystemExit: 1"
@@ -195,7 +195,7 @@ def test_steps_that_leave_or_are_killed_or_chatter():
 
 def test_an_illegal_instruction_becomes_an_error(tmp_path):
     machine = quiet(one_socket(tmp_path))
-    outcomes, _ = tried("ab", dict(os.environ), 60, probe_with("'a': lambda: 1, 'b': illegal"))
+    outcomes, _ = run_steps("ab", dict(os.environ), 60, probe_with("'a': lambda: 1, 'b': illegal"))
     ran = executed(machine, AMX, verbose(u8="brg:avx512_core_amx"), bfloat16=outcomes["b"])
     (found, *_) = findings_machine.of_execution(AMX, ran, busy=False)
     assert found.level == "error" and "illegal-instruction trap" in found.seen

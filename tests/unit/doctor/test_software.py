@@ -18,7 +18,7 @@ from support.sys_trees import two_sockets_of_four_nodes, write
 
 from intel_ft.doctor import findings_software, host, runtime, software
 from intel_ft.doctor.runtime import Runtime
-from intel_ft.doctor.trial import NOT_TRIED, Outcome, tried
+from intel_ft.doctor.step_runner import NOT_TRIED, Outcome, run_steps
 from intel_ft.host import topology
 from intel_ft.host.topology import Core, Topology
 from intel_ft.versions import installed
@@ -37,7 +37,7 @@ def seen(found, **outcomes):
     """Components by name, where these distributions are `found` and every step succeeds but these
     outcomes.
     """
-    steps = software.steps(found.get)
+    steps = software.steps_to_run(found.get)
     good = dict.fromkeys(steps, Outcome()) | {"torch": Outcome(CPU_BUILD), "openvino": Outcome([])}
     given = {name.replace("__", " "): outcome for name, outcome in outcomes.items()}
     return {part.name: part for part in software.read(good | given, found.get)}
@@ -101,7 +101,7 @@ def test_packages_that_break_or_die_on_import(tmp_path):
     write_distribution(tmp_path, "bitsandbytes", "0.50.2", ILLEGAL)
     write_distribution(tmp_path, "datasets", "5.0.1", "")
     steps = ["token", "import peft", "import bitsandbytes", "import datasets"]
-    outcomes, _ = tried(steps, os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, 60)
+    outcomes, _ = run_steps(steps, os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, 60)
     assert outcomes["import datasets"] == Outcome()
     outcomes["oneccl"] = Outcome()
     components = {
@@ -123,12 +123,12 @@ def test_ipex_is_imported_beside_its_own_torch_alone():
     """Elsewhere its import ends the process."""
     name = "intel_extension_for_pytorch"
     found = WELL | {name: "2.8.0"}
-    assert f"import {name}" not in software.steps(found.get)
+    assert f"import {name}" not in software.steps_to_run(found.get)
     said = finding(seen(found), "IPEX")
     assert said.level == "warning"
     assert "2.8.0 is made for torch 2.8, here is 2.13.0+cpu" in said.seen
     fitting = found | {"torch": "2.8.0+cpu"}
-    assert f"import {name}" in software.steps(fitting.get)
+    assert f"import {name}" in software.steps_to_run(fitting.get)
     assert seen(fitting)["IPEX"].state == "usable"
     broken = seen(fitting, **{f"import__{name}": Outcome(error="OSError: x")})
     assert finding(broken, "IPEX").level == "warning"
@@ -146,9 +146,9 @@ def oneccl(root, prefix):
     """What the real search says with this oneCCL root and this Python's prefix."""
     code = (
         f"import sys; sys.prefix = {str(prefix)!r}\n"
-        "from intel_ft.doctor import probe; probe.main(['oneccl'])"
+        "from intel_ft.doctor import steps; steps.main(['oneccl'])"
     )
-    done, _ = tried(
+    done, _ = run_steps(
         ["oneccl"], os.environ | {"CCL_ROOT": str(root)}, 60, (sys.executable, "-c", code)
     )
     return done["oneccl"]
@@ -269,9 +269,9 @@ def test_two_openmp_runtimes_in_one_process(tmp_path):
         pytest.skip("no compiler to make a library with")
     code = (
         "import ctypes; ctypes.CDLL('libgomp.so.1')\n"
-        "from intel_ft.doctor import probe; probe.main(['openmp'])"
+        "from intel_ft.doctor import steps; steps.main(['openmp'])"
     )
-    outcomes, _ = tried(
+    outcomes, _ = run_steps(
         ["openmp"],
         os.environ | {"LD_PRELOAD": str(tmp_path / "libiomp5.so")},
         60,
@@ -309,7 +309,7 @@ def test_a_run_that_could_not_even_start(tmp_path):
     """pydantic is broken."""
     write(tmp_path / "pydantic.py", "raise ImportError('no pydantic_core')")
     path = f"{tmp_path}:{ROOT}"
-    outcomes, _ = tried(["openmp", "backend"], os.environ | {"PYTHONPATH": path}, 60)
+    outcomes, _ = run_steps(["openmp", "backend"], os.environ | {"PYTHONPATH": path}, 60)
     ((level, text),) = of_runtime(replace(GOOD, problem=outcomes["backend"].error))
     assert level == "error" and "no pydantic_core" in text
     assert of_runtime(replace(GOOD, problem=NOT_TRIED.error)) == []
@@ -317,11 +317,11 @@ def test_a_run_that_could_not_even_start(tmp_path):
 
 def test_the_token_is_present_or_not_and_never_shown(tmp_path):
     bare = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
-    outcomes, said = tried(["token"], bare | {"HF_HOME": str(tmp_path)}, 60)
+    outcomes, said = run_steps(["token"], bare | {"HF_HOME": str(tmp_path)}, 60)
     assert outcomes["token"] == Outcome(False)
     (found,) = findings_software.of_token(False)
     assert found.level == "note" and "hf auth login" in found.do
-    outcomes, said = tried(["token"], bare | {"HF_TOKEN": "hf_secret"}, 60)
+    outcomes, said = run_steps(["token"], bare | {"HF_TOKEN": "hf_secret"}, 60)
     assert outcomes["token"] == Outcome(True) and "secret" not in said
     assert list(findings_software.of_token(True)) == []
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_PROBE = (sys.executable, "-m", "intel_ft.doctor.probe")
+_PROBE = (sys.executable, "-m", "intel_ft.doctor.steps")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Outcome:
 NOT_TRIED = Outcome(error="not tried")
 
 
-def tried(
+def run_steps(
     steps: Sequence[str],
     environment: Mapping[str, str],
     seconds: float,

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from intel_ft.doctor import instructions
 from intel_ft.doctor.host import Host
 from intel_ft.doctor.instructions import Instructions
-from intel_ft.doctor.trial import Outcome
+from intel_ft.doctor.step_runner import Outcome
 
 DTYPES = ("float32", "bfloat16", "int8")
 _SOURCES = {"float32": "f32", "bfloat16": "bf16", "int8": "[su]8"}
 
 
 @dataclass(frozen=True)
-class Product:
+class ExecutedGemm:
     """One matrix product. Rates are 10^9 operations a second; `expected` of the best instructions
     that the CPU advertises. `kernel` is None where oneDNN ran none (MKL does float32).
     """
@@ -29,7 +29,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Executed:
+class ExecutedKernels:
     """`onednn` is its version, `isa` the best that it sees, `bandwidth` GB/s, `throttled` how often
     cores were slowed down meanwhile.
     """
@@ -37,7 +37,7 @@ class Executed:
     onednn: str | None
     isa: str | None
     threads: int | None
-    products: tuple[Product, ...]
+    products: tuple[ExecutedGemm, ...]
     bandwidth: float | None
     bandwidth_error: str | None
     throttled: int | None
@@ -49,7 +49,7 @@ def read(
     machine: Host,
     isa: Instructions,
     throttled: int | None,
-) -> Executed:
+) -> ExecutedKernels:
     """The facts from the steps' outcomes and from what oneDNN reported (ONEDNN_VERBOSE=1)."""
     threads = outcomes["threads"].value
     products = []
@@ -57,7 +57,7 @@ def read(
         outcome = outcomes[dtype]
         expected = instructions.expected(dtype, isa.advertised, machine, threads or machine.usable)
         products.append(
-            Product(
+            ExecutedGemm(
                 dtype,
                 kernel_name(verbose, dtype),
                 None if outcome.value is None else outcome.value / 1e9,
@@ -67,7 +67,7 @@ def read(
             )
         )
     moved = outcomes["bandwidth"].value
-    return Executed(
+    return ExecutedKernels(
         onednn=_first(r"info,oneDNN (v[\w.]+)", verbose),
         isa=_first(r"info,cpu,isa:(.+)", verbose),
         threads=threads,

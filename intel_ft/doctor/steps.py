@@ -1,5 +1,5 @@
 """The steps that may kill a process or fail for any reason: run as a program, which answers each
-with a line of JSON; started by insight.doctor.trial.
+with a line of JSON; started by insight.doctor.step_runner.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ def backend() -> list[tuple[str, str, str]]:
     from intel_ft.backends import choice
     from intel_ft.config import BackendConfig, ModelConfig
 
-    name = choice.named("auto")
+    name = choice.choose_by_name("auto")
     chosen = choice.select(BackendConfig(), ModelConfig(name_or_path="-"), name.value)
     decisions = (name, *chosen.decisions)
     return [(made.name, made.value, made.reason) for made in decisions]
