@@ -14,18 +14,18 @@ _OF_CPUS = {"ccl", "mpi", "gloo"}
 
 def choose(config: Config) -> Decision:
     """`cpu`, `cuda` or `ipex`. Raises EnvironmentProblem where what is asked for is not there."""
-    reason = asks_for_a_cpu(config)
-    return named(config.backend.name) if reason is None else Decision("backend.name", "cpu", reason)
+    reason = cpu_only_setting(config)
+    return choose_by_name(config.backend.name) if reason is None else Decision("backend.name", "cpu", reason)
 
 
 @cache
-def named(name: str) -> Decision:
+def choose_by_name(name: str) -> Decision:
     """As `choose`, for a backend's name, where nothing else of a config matters."""
     if name == "ipex":
         ipex.require()
     if name in ("cpu", "ipex"):
         return Decision("backend.name", name, "set in the config")
-    problem = devices.why_not_usable()
+    problem = devices.why_no_gpu()
     if name == "cuda":
         if problem is not None:
             raise cuda.missing(problem)
@@ -48,7 +48,7 @@ def select(
     return host if name == "cpu" else cuda.select(model, host, local_rank)
 
 
-def asks_for_a_cpu(config: Config) -> str | None:
+def cpu_only_setting(config: Config) -> str | None:
     """What an automatic choice has to respect, or None; a config that says cuda was checked when
     read.
     """

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from intel_ft.decisions import Decision
 from intel_ft.distributed.binding import bind
 from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError
-from intel_ft.host.launcher_env import TORCHRUN, launcher_env_of
+from intel_ft.host.launcher_env import TORCHRUN, LauncherEnv
 from intel_ft.orphan import end_with_parent
 
 LOGS = "INTEL_FT_LOGS"  # the folder of logs, for what writes more into it
@@ -37,7 +37,7 @@ def begin(expected: Expected, wanted_binding: str, collective: str = "auto") -> 
     """
     if expected.logs is not None:
         os.environ[LOGS] = str(expected.logs)  # first, so that `launch` hears of what is wrong here
-    started = launcher_env_of()
+    started = LauncherEnv.detect()
     if expected.ranks is not None and started.size != expected.ranks:
         raise EnvironmentProblem(
             f"{expected.ranks} ranks were launched, but this process sees {started.size} "

@@ -13,7 +13,7 @@ BF16_CAPABILITY = (8, 0)
 """From here on tensor cores take bf16, and FlashAttention runs."""
 
 
-def why_not_usable() -> str | None:
+def why_no_gpu() -> str | None:
     """None where torch can compute on a GPU here."""
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA"

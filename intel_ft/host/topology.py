@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from intel_ft.host import cgroup, slurm
-from intel_ft.host.launcher_env import launcher_env_of
+from intel_ft.host.launcher_env import LauncherEnv
 from intel_ft.host.procfs import kernel_text
 
 _KIB = 2**20  # in a GiB
@@ -98,7 +98,7 @@ def bound() -> bool:
     if own == _taken:
         return True
     all_ranks = within_reach()
-    needed = len(read(allowed=own).cores) * launcher_env_of().local_size
+    needed = len(read(allowed=own).cores) * LauncherEnv.detect().local_size
     return own < all_ranks and needed <= len(read(allowed=all_ranks).cores)
 
 

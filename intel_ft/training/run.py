@@ -2,13 +2,12 @@
 from cli.train and demo.
 """
 
-import errno
 import logging
 import math
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,8 @@ from intel_ft.distributed.launch.preflight import packages
 from intel_ft.distributed.process_group import init_process_group
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
-from intel_ft.files import whole_folder
+from intel_ft.files import explain_full_disk, whole_folder
 from intel_ft.host import cpu, devices
-from intel_ft.host.launcher_env import launcher_env_of
 from intel_ft.models.adapter import restore_weights
 from intel_ft.models.load import fingerprint, model_folder
 from intel_ft.training import checkpoint, run_folder
@@ -75,7 +73,7 @@ def train(
     after a signal, IntelFTError for a failure; whole checkpoints survive all of them, and an
     earlier run's folder is touched only once everything else has been found good.
     """
-    world = World(*astuple(launcher_env_of()))
+    world = World.detect()
     compute = choice.choose(config).value
     with init_process_group(world, config.backend, compute) as decisions:
         return _train(config, world, [*bound, *decisions], resume=resume, overwrite=overwrite)
@@ -139,9 +137,9 @@ def _require_same(world: World, config: Config, work: Workload, start: Path | No
 @contextmanager
 def _explained(config: Config) -> Iterator[None]:
     """Say what a library's error means here."""
-    run = config.output.directory
     try:
-        yield
+        with explain_full_disk(config.output.directory, "continue the run with --resume"):
+            yield
     except (MemoryError, RuntimeError) as error:
         if _is_out_of_memory(error):
             raise out_of_memory(config, "while training") from error
@@ -151,10 +149,6 @@ def _explained(config: Config) -> Iterator[None]:
                 f"the other ranks cannot be reached ({text}): --resume goes on from the last "
                 "checkpoint"
             ) from error
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise IntelFTError(f"{run}: the disk is full: free space and use --resume") from error
         raise
 
 

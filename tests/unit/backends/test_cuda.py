@@ -19,7 +19,7 @@ from intel_ft.kernels import ops, varlen
 from intel_ft.models.nf4 import NF4_BYTES, nf4_base
 from intel_ft.training.optimizer_state import fitted, optimizer_name, portable
 
-HAS_GPU = devices.why_not_usable() is None
+HAS_GPU = devices.why_no_gpu() is None
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU that torch can use")
 needs_none = pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 
@@ -39,11 +39,11 @@ def config(backend=None, **model):
 @pytest.fixture
 def with_gpu(monkeypatch):
     """As the decisions see a machine with a GPU; nothing computes on it."""
-    monkeypatch.setattr(cuda, "why_not_usable", lambda: None)
-    monkeypatch.setattr(cuda, "gpu_name", lambda: "NVIDIA H200")
-    choice.named.cache_clear()
+    monkeypatch.setattr(devices, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(devices, "gpu_name", lambda: "NVIDIA H200")
+    choice.choose_by_name.cache_clear()
     yield
-    choice.named.cache_clear()
+    choice.choose_by_name.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_auto_takes_the_gpu_unless_the_config_asks_for_what_cpus_do(with_gpu):
 def test_auto_without_a_gpu_is_the_cpu_and_says_why():
     decision = choice.choose(config())
     assert decision.value == "cpu"
-    assert devices.why_not_usable() in decision.reason
+    assert devices.why_no_gpu() in decision.reason
 
 
 @needs_none

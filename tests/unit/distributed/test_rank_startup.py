@@ -21,7 +21,7 @@ from intel_ft.distributed.oneccl.library import under_intel_mpi
 from intel_ft.distributed.rank_startup import Expected, begin
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError
-from intel_ft.host.launcher_env import launcher_env_of
+from intel_ft.host.launcher_env import LauncherEnv
 
 HERE = "127.0.0.1"
 SRUN = {
@@ -61,7 +61,7 @@ def environment():
 )
 def test_srun_with_pmi_is_srun(variables, launcher, mpi, environment):
     environment.update(variables)
-    found = launcher_env_of(environment)
+    found = LauncherEnv.detect(environment)
     assert (found.launcher, found.rank, found.size) == (launcher, 3, 4)
     assert (found.local_rank, found.local_size) == (1, 2)
     assert under_intel_mpi() == mpi
