@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft import assets
-from intel_ft.bench.tables import Table
+from intel_ft.tables import Table
 
 TRAIN = "docstring-to-python/train.jsonl"
 HELDOUT = assets.resolve("docstring-to-python/heldout.jsonl")

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.resolve import read_json, resolve
-from intel_ft.bench.tables import Table
 from intel_ft.demo import PROMPT
 from intel_ft.errors import IntelFTError
 from intel_ft.export.context import Source, prepare_bench
@@ -34,6 +33,7 @@ from intel_ft.export.output import quiet
 from intel_ft.export.settings import Settings
 from intel_ft.export.try_candidate import attempt
 from intel_ft.export.workspace import workspace
+from intel_ft.tables import Table
 
 ROUNDS, TOKENS = 3, 64
 QUALITY = 6  # of gate.COLUMNS, the first: name, size, and distance from the model

@@ -1,49 +1,53 @@
-"""The table and the plot of `bench collectives`; called from cli.bench."""
+"""The table and the plot of `bench collectives`."""
 
 from typing import Any
 
-from intel_ft.bench.collectives import CCL, COLLECTIVES
+from intel_ft.bench.collectives import COLLECTIVES, OURS
 from intel_ft.bench.tables import machine_line
 from intel_ft.plot import line_plot
 from intel_ft.tables import Table
 
 
 def collectives_table(report: dict[str, Any]) -> Table:
-    """The report of bench_collectives, a line a collective and size."""
-    done = {name: side for name, side in report["peers"].items() if "error" not in side}
-    columns = [f"{report['ranks']} ranks", CCL, "bus GB/s"]
-    for name in done:
-        columns += [name, f"{name}/{CCL}"]
+    """The report of bench_collectives, a row per collective and size."""
+    peers = {name: result for name, result in report["peers"].items() if "error" not in result}
+    columns = [f"{report['ranks']} ranks", OURS, "bus GB/s"]
+    for name in peers:
+        columns += [name, f"{name}/{OURS}"]
     rows = []
-    for collective in [name for name in COLLECTIVES if name in report[CCL]]:
-        for index, point in enumerate(report[CCL][collective]):
+    for collective in _measured(report):
+        for index, point in enumerate(report[OURS][collective]):
             cells = [f"{collective} {_size(point['bytes'])}", _time(point["seconds"])]
             cells.append(f"{point['bus_gb_per_s']:.3g}")
-            for side in done.values():
-                peer = side[collective][index]
+            for result in peers.values():
+                peer = result[collective][index]
                 cells += [_time(peer["seconds"]), f"{peer['ratio']:.2f}"]
             rows.append(tuple(cells))
-    notes = [f"{n}: {side['error']}" for n, side in report["peers"].items() if "error" in side]
-    notes += [_model(name, side) for name, side in {CCL: report[CCL], **done}.items()]
-    where = f"Hosts {', '.join(report['hosts'])}. " if report["hosts"] else ""
-    notes.append(where + machine_line(report["machine"]))
+    notes = [f"{n}: {result['error']}" for n, result in report["peers"].items() if n not in peers]
+    notes += [_model(name, result) for name, result in {OURS: report[OURS], **peers}.items()]
+    hosts = f"Hosts {', '.join(report['hosts'])}. " if report["hosts"] else ""
+    notes.append(hosts + machine_line(report["machine"]))
     return Table(tuple(columns), rows, tuple(note for note in notes if note))
 
 
 def plotted(report: dict[str, Any]) -> str:
-    """The first collective's bus bandwidth over size, a panel a side, as SVG."""
-    sides = {CCL: report[CCL], **report["peers"]}
-    collective = next(name for name in COLLECTIVES if name in report[CCL])
+    """The first collective's bus bandwidth over size, a panel per contender, as SVG."""
+    contenders = {OURS: report[OURS], **report["peers"]}
+    collective = _measured(report)[0]
     return line_plot(
         f"{collective} on {report['ranks']} ranks: bus bandwidth over size",
         "KiB",
-        [point["bytes"] / 1024 for point in report[CCL][collective]],
+        [point["bytes"] / 1024 for point in report[OURS][collective]],
         {
-            f"{name}, GB/s": [point["bus_gb_per_s"] for point in side[collective]]
-            for name, side in sides.items()
-            if "error" not in side
+            f"{name}, GB/s": [point["bus_gb_per_s"] for point in result[collective]]
+            for name, result in contenders.items()
+            if "error" not in result
         },
     )
+
+
+def _measured(report: dict[str, Any]) -> list[str]:
+    return [name for name in COLLECTIVES if name in report[OURS]]
 
 
 def _time(seconds: float) -> str:
@@ -57,13 +61,14 @@ def _size(size: int) -> str:
     return f"{size} B"
 
 
-def _model(name: str, side: dict[str, Any]) -> str:
-    if "fits" not in side:
+def _model(name: str, result: dict[str, Any]) -> str:
+    """The alpha-beta model that fits best, as a sentence."""
+    if "fits" not in result:
         return ""
-    algorithm, best = min(side["fits"].items(), key=lambda item: item[1]["median_error"])
+    algorithm, best = min(result["fits"].items(), key=lambda item: item[1]["median_error"])
     rate = 1e-9 / best["beta_s_per_byte"] if best["beta_s_per_byte"] else float("inf")
     return (
-        f"{name} as {algorithm}: a message takes {best['alpha_s'] * 1e6:.1f} us and 1 s per "
-        f"{rate:.2f} GB; off by {best['median_error']:.0%} in the median, at most "
+        f"{name}, modelled as a {algorithm} all-reduce: {best['alpha_s'] * 1e6:.1f} us per "
+        f"message, {rate:.2f} GB/s; median error {best['median_error']:.0%}, largest "
         f"{best['worst_error']:.0%}."
     )

@@ -15,10 +15,7 @@ _QUIET = 1.1  # idle machines measured the same rate within 3 %
 def train_table(report: dict[str, Any]) -> Table:
     """The report of bench_train, a column per contender; the last two rows are ours over theirs."""
     contenders = {"ours": report["ours"], **report["peers"]}
-    rows = [
-        (title, *("failed" if "error" in result else cell(result) for result in contenders.values()))
-        for title, cell in _TRAIN_ROWS.items()
-    ]
+    rows = _result_rows(_TRAIN_ROWS, contenders)
     rows = [row for row in rows if any(row[1:])]  # no GPU, no GPU memory
     notes = [*_failures(contenders), *_unreliable(report["machine"])]
     workload = report["workload"]
@@ -54,10 +51,7 @@ def gemm_table(report: dict[str, Any]) -> Table:
 def prepare_table(report: dict[str, Any]) -> Table:
     """The report of bench_prepare, a column per contender."""
     contenders = {"ours": report["ours"], **report["peers"]}
-    rows = [
-        (title, *("failed" if "error" in result else cell(result) for result in contenders.values()))
-        for title, cell in _PREPARE_ROWS.items()
-    ]
+    rows = _result_rows(_PREPARE_ROWS, contenders)
     title = f"{report['rows']:,} rows, {report['tokenizer']}"
     notes = (*_failures(contenders), machine_line(report["machine"]))
     return Table((title, *contenders), rows, notes)
@@ -148,6 +142,16 @@ def machine_line(machine: dict[str, Any]) -> str:
         f"{' '.join(machine['isa'])}; torch {machine['torch']}, "
         f"transformers {machine['transformers']}; load {machine['load']:.1f}"
     )
+
+
+def _result_rows(
+    cells: dict[str, Callable[[dict[str, Any]], str]], contenders: dict[str, Any]
+) -> list[tuple[str, ...]]:
+    """A row per title, with a cell for each contender."""
+    return [
+        (title, *("failed" if "error" in one else cell(one) for one in contenders.values()))
+        for title, cell in cells.items()
+    ]
 
 
 def _failures(results: dict[Any, dict[str, Any]]) -> list[str]:

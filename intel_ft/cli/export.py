@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from intel_ft.cli.options import Base, Json, MaxNewTokens, Output, Trust, show
+from intel_ft.tables import Table
 
 
 def run(
@@ -108,10 +109,6 @@ def _show_table(gate: dict[str, Any]) -> None:
     from intel_ft.export.gate import COLUMNS, cells
 
     reference = {"name": f"torch, {gate['reference']['dtype']}", **gate["reference"]}
-    rows = [list(COLUMNS), cells(reference), *map(cells, gate["table"])]
-    used = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] for row in rows[1:])]
-    widths = {i: max(len(row[i]) for row in rows) for i in used}
-    for row in rows:
-        aligned = (row[i].rjust(widths[i]) if i else row[i].ljust(widths[i]) for i in used)
-        typer.echo("  ".join(aligned).rstrip())
-    typer.echo()
+    rows = [cells(reference), *map(cells, gate["table"])]
+    used = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] for row in rows)]
+    Table(tuple(COLUMNS[i] for i in used), [tuple(row[i] for i in used) for row in rows]).draw()

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from intel_ft.tables import Table
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
 Overrides = Annotated[
     list[str] | None,
@@ -89,24 +91,12 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def print_table(table: Any, *, markdown: bool) -> None:
-    """An insight.table.Table, drawn for a terminal or as Markdown."""
+def print_table(table: Table, *, markdown: bool) -> None:
+    """Print a table drawn for a terminal, or as Markdown."""
     if markdown:
         typer.echo(table.markdown())
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(box=box.SIMPLE_HEAD)
-    for index, column in enumerate(table.columns):
-        drawn.add_column(column, justify="right" if index else "left")
-    for row in table.rows:
-        drawn.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    console.print(drawn)
-    for note in table.notes:
-        console.print(note)
+    else:
+        table.draw()
 
 
 def open_for_prompts(

@@ -1,12 +1,12 @@
-"""A plan as lines of text, and a sweep as a table; called from cli.plan."""
+"""A plan as lines of text, and a sweep as a table."""
 
 from typing import Any
 
-from intel_ft.bench.tables import Table
+from intel_ft.tables import Table
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report of insight.plan, a line a fact."""
+    """The report of planner.plan, one fact per line."""
     model, cluster, memory = report["model"], report["cluster"], report["memory"]
     step, run, saved = report["step"], report["run"], report["checkpoint"]
     share = 100 * model["trainable"] / model["parameters"]
@@ -19,8 +19,8 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"{cluster['dtype']}",
         ),
         (
-            "a node",
-            f"{_products(cluster)}, memory {cluster['memory_gb_per_s']:,.0f} GB/s "
+            "per node",
+            f"{_gemm_rates(cluster)}, memory {cluster['memory_gb_per_s']:,.0f} GB/s "
             f"({cluster['source']})",
         ),
         *_slowdown(cluster["slowdown"]),
@@ -29,24 +29,25 @@ def lines(report: dict[str, Any]) -> list[str]:
         ("memory", _verdict(memory)),
         *((f"  {_words(name)}", f"{g:8.2f} GiB") for name, g in memory["parts"].items() if g),
         (
-            "  in all",
-            f"{memory['total']:8.2f} GiB a rank, its largest row {memory['row_tokens']:,}",
+            "  total",
+            f"{memory['total']:8.2f} GiB per rank, longest row {memory['row_tokens']:,} tokens",
         ),
-        ("largest row", f"{memory['largest_row']:,} tokens would fit"),
+        ("row limit", f"rows of up to {memory['largest_row']:,} tokens fit"),
         ("rows", _rows(memory["rows"])),
         *(("change", text) for text in report["change"]),
         ("", ""),
         (
-            "a step",
+            "per step",
             f"{step['tokens']:,.0f} tokens, {step['flops'] / 1e12:,.3g} TFLOP: "
             f"{_duration(step['seconds'])}, {step['tokens_per_s']:,.0f} token/s, "
             f"MFU {step['mfu']:.2f}",
         ),
-        ("of that", _parts(step)),
+        ("  of which", _parts(step)),
         (
             "ranks",
-            f"exchange over {step['collective']} {100 * step['communication_share']:.1f} % of a "
-            f"step; waiting for the dearest share {100 * step['waiting_share']:.1f} %",
+            f"{100 * step['communication_share']:.1f} % of a step in collectives "
+            f"({step['collective']}), {100 * step['waiting_share']:.1f} % waiting for the slowest "
+            "rank",
         ),
         (
             "the run",
@@ -56,8 +57,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         *([] if run["kwh"] is None else [("energy", f"{run['kwh']:,.2f} kWh")]),
         (
             "checkpoints",
-            f"weights {_size(saved['weights'])}, a checkpoint {_size(saved['each'])}, those kept "
-            f"{_size(saved['kept'])}",
+            f"{_size(saved['each'])} each, of which weights {_size(saved['weights'])}; "
+            f"{_size(saved['kept'])} for all that are kept",
         ),
     ]
     width = max(len(name) for name, _ in facts) + 2
@@ -65,7 +66,7 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def sweep_table(points: list[dict[str, Any]], over: str) -> Table:
-    """A line a value; times of the whole run, memory of a rank."""
+    """A row per value; times of the whole run, memory of one rank."""
     rows: list[tuple[str, ...]] = [
         (
             f"{point['value']:,}",
@@ -80,23 +81,25 @@ def sweep_table(points: list[dict[str, Any]], over: str) -> Table:
         )
         for point in points
     ]
-    titles = ("GiB a rank", "fits", "step s", "token/s", "MFU", "exchange %", "hours", "kWh")
+    titles = ("GiB per rank", "fits", "step s", "token/s", "MFU", "exchange %", "hours", "kWh")
     return Table((over.replace("-", " "), *titles), rows)
 
 
-def _slowdown(times: float) -> list[tuple[str, str]]:
-    """A fact, where layers were timed."""
-    return [] if times == 1 else [("its layers", f"took {times:.2f} times the roofline's time")]
+def _slowdown(factor: float) -> list[tuple[str, str]]:
+    """How far measured layers are from the roofline; empty where none were measured."""
+    if factor == 1:
+        return []
+    return [("layers", f"measured at {factor:.2f} times the roofline's time")]
 
 
 def _verdict(memory: dict[str, Any]) -> str:
-    sizes = f"{memory['needed']:.1f} GiB needed a rank, {memory['available']:.1f} GiB there"
+    sizes = f"{memory['needed']:.1f} of {memory['available']:.1f} GiB needed per rank"
     return f"{'fits' if memory['fits'] else 'DOES NOT FIT'}: {sizes}; weights {memory['layout']}"
 
 
 def _rows(rows: list[dict[str, float]]) -> str:
     pairs = (f"{r['tokens']:,}: {r['total']:.1f} ({r['total_checkpointing']:.1f})" for r in rows)
-    return f"GiB a rank by row (with checkpointing): {', '.join(pairs)}"
+    return f"GiB per rank by row length (with checkpointing): {', '.join(pairs)}"
 
 
 def _parts(step: dict[str, Any]) -> str:
@@ -107,7 +110,7 @@ def _parts(step: dict[str, Any]) -> str:
     )
 
 
-def _products(cluster: dict[str, Any]) -> str:
+def _gemm_rates(cluster: dict[str, Any]) -> str:
     rate = f"{cluster['gemm_gflops']:,.0f} GFLOP/s"
     return rate if cluster["gpu"] else f"{rate}, int8 {cluster['int8_gops']:,.0f} GOP/s"
 
@@ -115,12 +118,12 @@ def _products(cluster: dict[str, Any]) -> str:
 def _ranks(cluster: dict[str, Any]) -> str:
     ranks = _count(cluster["ranks"], "rank")
     if cluster["gpu"]:
-        return f"{ranks} in all, a GPU each"
-    return f"{ranks} of {_count(cluster['threads'], 'thread')} in all"
+        return f"{ranks} in total, one GPU each"
+    return f"{ranks} in total, {_count(cluster['threads'], 'thread')} each"
 
 
 def _words(name: str) -> str:
-    return {"mapped": "file, mapped"}.get(name, name.replace("_", " "))
+    return {"mapped": "mapped file"}.get(name, name.replace("_", " "))
 
 
 def _count(number: int, what: str) -> str:

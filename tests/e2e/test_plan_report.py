@@ -69,12 +69,12 @@ def test_plan_without_weights_on_a_cluster(tmp_path) -> None:
     cluster = [*CPU, "--nodes", "4", "--ranks", "2", "--watts", "700", "--examples", "1000"]
     done = run("plan", "config.yaml", *cluster, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "4 nodes of 56 cores of 8480+, 8 ranks of 28 threads in all" in done.out
+    assert "4 nodes of 56 cores of 8480+, 8 ranks in total, 28 threads each" in done.out
     assert "kWh" in done.out
     table = ["--sweep", "nodes", "--values", "1,2", "--plot", "nodes.svg", "--markdown"]
     done = run("plan", "config.yaml", *cluster, *table, cwd=tmp_path)
     assert done.code == 0, done.err
-    assert done.out.startswith("| nodes | GiB a rank | fits | step s |")
+    assert done.out.startswith("| nodes | GiB per rank | fits | step s |")
     assert (tmp_path / "nodes.svg").read_text().startswith("<svg")
 
 

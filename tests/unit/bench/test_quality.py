@@ -65,8 +65,8 @@ def test_sides_take_turns_and_means_are_compared(monkeypatch):
     table = quality_table(report)
     assert table.columns == (
         "7 steps",
-        "held-out loss",
-        "to plain, %",
+        "validation loss",
+        "vs. plain, %",
         "token/s",
         "seed 0",
         "seed 1",
