@@ -1,9 +1,8 @@
-"""Writing files and folders so that a final name always means a whole thing; called from
-training, export and cli.
+"""Atomic writes of files and folders, checksums of a folder, and the message for a full disk.
 
-Everything that matters is written aside (a sibling with a dot in front), flushed to disk and
-renamed. A crash at any moment leaves either the old state or the new one, and possibly a
-`.NAME.partial` that the next writer of the same name removes.
+Everything that matters is written to a hidden sibling, flushed to disk and renamed. A crash at any
+moment leaves either the old state or the new one, and possibly a `.NAME.partial` that the next
+writer of the same name removes.
 """
 
 import errno
@@ -19,7 +18,7 @@ from typing import Any
 from intel_ft.errors import IntelFTError, UserError
 
 MANIFEST = "manifest.json"
-_FULL = 1 << 20  # a disk on which a write has failed with less than this many bytes left is full
+_FULL = 1 << 20  # bytes: if less is free after a failed write, the disk is taken to be full
 
 
 def _fsync(path: Path) -> None:
@@ -30,9 +29,30 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _says_full(error: Exception, folder: Path) -> bool:
-    """Whether a failed write means a full disk: safetensors raises an exception of its own that
-    says so (it asks for the whole file's space at once), torch and OpenVINO one that does not.
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error` is the operating system's report of a full disk or an exhausted quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def explain_full_disk(path: Path, remedy: str) -> Iterator[None]:
+    """Turn a full disk inside the block into an IntelFTError that names `path`.
+
+    remedy: what to do once there is space, as an imperative: "run the command again".
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise IntelFTError(f"{path}: the disk is full: free some space, then {remedy}") from error
+
+
+def _means_full_disk(error: Exception, folder: Path) -> bool:
+    """Whether a failed write means a full disk, whatever the library raised.
+
+    safetensors raises its own exception with the system's message (it allocates the whole file at
+    once); torch and OpenVINO raise one without it.
     """
     if isinstance(error, IntelFTError):
         return False
@@ -41,11 +61,11 @@ def _says_full(error: Exception, folder: Path) -> bool:
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder to write into; it gets the name `final` only if the block succeeds.
+    """Yield a folder to write into; it is renamed to `final` only if the block succeeds.
 
     An existing `final` is replaced. On any exception the partial folder is removed and `final`
-    is left as it was. Raises OSError (ENOSPC) where the block failed because the disk is full,
-    whatever it raised itself.
+    stays as it was. If the block failed because the disk is full, raises OSError (ENOSPC),
+    whatever exception the block raised.
     """
     partial = final.parent / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -56,7 +76,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
             _fsync(path)
         _fsync(partial)
     except BaseException as error:
-        full = isinstance(error, Exception) and _says_full(error, final.parent)
+        full = isinstance(error, Exception) and _means_full_disk(error, final.parent)
         shutil.rmtree(partial, ignore_errors=True)
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(final)) from error
@@ -71,7 +91,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def name_folder(folder: Path, final: Path) -> None:
-    """Rename a whole folder, on disk already, to `final`, which is absent or empty: in one step."""
+    """Atomically rename a complete, flushed folder to `final`, which must be absent or empty."""
     if final.is_dir():
         final.rmdir()
     folder.rename(final)
@@ -79,7 +99,7 @@ def name_folder(folder: Path, final: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, aside and renamed."""
+    """Write `text` to `path` in UTF-8, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial"
     try:
@@ -93,7 +113,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, aside and renamed."""
+    """Write `value` to `path` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -114,7 +134,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `write_manifest` sealed; None if it is whole."""
+    """What differs from the manifest that `write_manifest` wrote; None if nothing does."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = dict(manifest["sha256"])
@@ -130,7 +150,7 @@ def damage(folder: Path) -> str | None:
 
 
 def require_absent_or_empty(folder: Path, remedy: str) -> None:
-    """Raise UserError if `folder` exists and holds anything."""
+    """Raise UserError if `folder` is a file or a folder that is not empty."""
     if folder.is_file():
         raise UserError(f"{folder} is a file, not a folder: choose another output")
     if folder.is_dir() and any(folder.iterdir()):
@@ -138,7 +158,7 @@ def require_absent_or_empty(folder: Path, remedy: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder such that a crash half way leaves no broken one under its own name."""
+    """Delete a folder; a crash halfway leaves no incomplete folder under its name."""
     doomed = folder.parent / f".{folder.name}.removed"
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)

@@ -3,15 +3,15 @@ from export.
 """
 
 import contextlib
-import errno
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from intel_ft.errors import IntelFTError
-from intel_ft.files import require_absent_or_empty, whole_folder
+from intel_ft.files import explain_full_disk, require_absent_or_empty, whole_folder
+
+RERUN = "run the command again (no partial output was left)"
 
 
 @contextlib.contextmanager
@@ -21,16 +21,8 @@ def new_folder(output: Path) -> Iterator[Path]:
     Raises UserError if `output` holds anything, IntelFTError if the disk is full.
     """
     require_absent_or_empty(output, "choose another output, or remove it first")
-    try:
-        with whole_folder(output) as partial:
-            yield partial
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise IntelFTError(
-                f"{output}: the disk is full; nothing was left there: free some space and run it "
-                "again"
-            ) from error
-        raise
+    with explain_full_disk(output, RERUN), whole_folder(output) as partial:
+        yield partial
 
 
 @contextlib.contextmanager

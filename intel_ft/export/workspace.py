@@ -2,7 +2,6 @@
 which an interrupted export goes on; called from export.openvino.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -14,7 +13,14 @@ from typing import Any
 
 from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import IntelFTError
-from intel_ft.files import remove_folder, require_absent_or_empty, whole_folder, write_json
+from intel_ft.export.output import RERUN
+from intel_ft.files import (
+    explain_full_disk,
+    remove_folder,
+    require_absent_or_empty,
+    whole_folder,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +42,14 @@ def workspace(output: Path, key: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(work)
         if work.is_dir():
             log.info("going on from what an interrupted export left")
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(work / _KEY, key)
-        yield work
+        with explain_full_disk(output, RERUN):
+            work.mkdir(parents=True, exist_ok=True)
+            write_json(work / _KEY, key)
+            yield work
     except KeyboardInterrupt:
         raise
-    except Exception as error:
+    except Exception:
         shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise IntelFTError(
-                f"{output}: the disk is full; nothing was left there: free some space and run it "
-                "again"
-            ) from error
         raise
     shutil.rmtree(work)
 
