@@ -11,10 +11,10 @@ from intel_ft.config import Config
 from intel_ft.host import cpu
 from intel_ft.models.fast_path import choose_layout, why_not_own_layers
 from intel_ft.models.flops import activation_bytes
-from intel_ft.planner import memory
-from intel_ft.planner.memory import Layout, Setting
-from intel_ft.planner.model_sizes import ModelPlan
 from intel_ft.planner.workload import Rows
+from intel_ft.training import memory
+from intel_ft.training.memory import Layout, MemorySetting
+from intel_ft.training.model_sizes import CountedModel
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 """The row lengths whose memory is listed."""
@@ -22,7 +22,7 @@ ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 
 def setting_of(
     config: Config,
-    model: ModelPlan,
+    model: CountedModel,
     steps: list[list[Rows]],
     dtype: torch.dtype,
     capacity: int,
@@ -31,7 +31,7 @@ def setting_of(
     available: float,
     keeps_best: bool,
     gpu: bool = False,
-) -> Setting:
+) -> MemorySetting:
     """The setting of a run whose rows hold up to `capacity` tokens and in whose sampled `steps`
     they are those; `available` bytes a rank decide, as in models.frozen, whether weights are
     prepacked.
@@ -39,7 +39,7 @@ def setting_of(
     rows = [row for shares in steps for share in shares for row in share]
     lengths = [int(segments.sum()) for segments, _ in rows]
     largest = max(range(len(rows)), key=lambda index: lengths[index])
-    return Setting(
+    return MemorySetting(
         layout=_layout(config, model, dtype, capacity, available, gpu),
         row_tokens=lengths[largest],
         supervised=rows[largest][1],
@@ -56,7 +56,12 @@ def setting_of(
 
 
 def _layout(
-    config: Config, model: ModelPlan, dtype: torch.dtype, capacity: int, available: float, gpu: bool
+    config: Config,
+    model: CountedModel,
+    dtype: torch.dtype,
+    capacity: int,
+    available: float,
+    gpu: bool,
 ) -> Layout:
     """As a run decides, from what it will see: the runtime and the weights are loaded by then."""
     checkpointing = config.train.activation_checkpointing
@@ -71,7 +76,7 @@ def _layout(
     )[0]
 
 
-def by_row(model: ModelPlan, setting: Setting) -> list[dict[str, float]]:
+def by_row(model: CountedModel, setting: MemorySetting) -> list[dict[str, float]]:
     """A rank's memory in GiB by the length of its rows, without checkpointing and with."""
     share = setting.supervised / setting.row_tokens
     found = []
@@ -92,7 +97,12 @@ def _may_quantize(config: Config) -> bool:
 
 
 def changes(
-    config: Config, model: ModelPlan, setting: Setting, available: float, nodes: int, ranks: int
+    config: Config,
+    model: CountedModel,
+    setting: MemorySetting,
+    available: float,
+    nodes: int,
+    ranks: int,
 ) -> list[str]:
     """Each change that would make it fit, the one that costs least first; or that none does."""
     steps: list[tuple[str, dict[str, Any]]] = []

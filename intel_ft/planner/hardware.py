@@ -9,7 +9,7 @@ import torch
 from intel_ft.errors import UserError
 from intel_ft.host import cpu, topology
 from intel_ft.models import gemm_rate as gemm
-from intel_ft.planner.memory import RUNTIME
+from intel_ft.training.memory import RUNTIME
 
 _REACHED = 0.5
 """Share of the peak at base clock that products reach over all cores. Assumed: 16 cores of a

@@ -16,8 +16,6 @@ from intel_ft.models.prepacked import can_prepack
 from intel_ft.planner import hardware, roofline
 from intel_ft.planner.fit import setting_of
 from intel_ft.planner.hardware import Machine
-from intel_ft.planner.memory import Setting
-from intel_ft.planner.model_sizes import ModelPlan, model_plan
 from intel_ft.planner.probe import probed
 from intel_ft.planner.workload import (
     AssumedData,
@@ -28,6 +26,8 @@ from intel_ft.planner.workload import (
     planned_run,
     sampled_steps,
 )
+from intel_ft.training.memory import MemorySetting
+from intel_ft.training.model_sizes import CountedModel, count_model
 from intel_ft.training.setup import row_capacity
 
 _CPU_BACKENDS = ("cpu", "ipex")
@@ -59,7 +59,7 @@ class Inputs:
 
     config: Config
     cluster: Cluster
-    model: ModelPlan
+    model: CountedModel
     machine: Machine
     examples: ExampleLengths
 
@@ -71,7 +71,7 @@ def inputs_of(config: Config, cluster: Cluster, assumed: AssumedData | None) -> 
     """
     gpu, chosen = _gpu(config, cluster), config.model.dtype
     here = gpu is None and cluster.cpu is None
-    model = model_plan(config)
+    model = count_model(config)
     if gpu is not None:
         machine = hardware.named_gpus(gpu, cluster.ranks, chosen)
         if cluster.gpu is None:
@@ -145,7 +145,7 @@ class Run:
     work: PlannedRun
     steps: list[list[Rows]]
     available: float
-    setting: Setting
+    setting: MemorySetting
 
 
 def run_of(inputs: Inputs) -> Run:
@@ -202,7 +202,7 @@ def threads_of(inputs: Inputs) -> int:
     return chosen
 
 
-def rates_of(inputs: Inputs, threads: int, setting: Setting) -> roofline.Rates:
+def rates_of(inputs: Inputs, threads: int, setting: MemorySetting) -> roofline.Rates:
     """What the roofline takes for so many threads (or GPUs) of a node."""
     machine = inputs.machine
     share = threads / machine.cores

@@ -11,10 +11,10 @@ from intel_ft.config import Config
 from intel_ft.distributed import oneccl
 from intel_ft.host import cpu
 from intel_ft.models.flops import with_teacher
-from intel_ft.planner import memory as plan_memory
 from intel_ft.planner import roofline
 from intel_ft.planner.fit import by_row, changes
 from intel_ft.planner.inputs import Inputs, Run, rates_of, run_of, threads_of
+from intel_ft.training import memory as plan_memory
 
 
 def plan(inputs: Inputs) -> dict[str, Any]:

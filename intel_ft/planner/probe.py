@@ -29,10 +29,15 @@ from intel_ft.errors import IntelFTError
 from intel_ft.files import write_text
 from intel_ft.host import cpu
 from intel_ft.models import packed_attention
-from intel_ft.planner.memory import RUNTIME, Setting, memory
-from intel_ft.planner.model_sizes import ModelPlan, ModelSizes, counted, description_of
 from intel_ft.planner.roofline import Rates, rank_seconds
 from intel_ft.planner.workload import Rows
+from intel_ft.training.memory import RUNTIME, MemorySetting, memory
+from intel_ft.training.model_sizes import (
+    CountedModel,
+    ModelSizes,
+    count_description,
+    description_of,
+)
 from intel_ft.training.setup import row_capacity
 
 logger = logging.getLogger(__name__)
@@ -57,12 +62,14 @@ class Probe:
     runtime: float = RUNTIME
 
 
-def probed(config: Config, model: ModelPlan, rows: Rows, setting: Setting, rates: Rates) -> Probe:
+def probed(
+    config: Config, model: CountedModel, rows: Rows, setting: MemorySetting, rates: Rates
+) -> Probe:
     """Train the first layers of the config's `model` on examples as long as those in `rows`, for
     some seconds. rates: of the threads that `config` has. Where it cannot be done, the roofline
     stands, and a warning says why.
     """
-    short = counted(config, shortened(model.description, _layers(model.sizes)))
+    short = count_description(config, shortened(model.description, _layers(model.sizes)))
     alone = replace(setting, teacher=None, keeps_best=False, ranks=1, named=None)
     predicted = rank_seconds(short, rates, rows, alone)
     share = _SECONDS / (predicted.total - predicted.slower(0.0).total)
@@ -121,7 +128,7 @@ def shortened(description: Any, layers: int) -> Any:
     return short
 
 
-def _tried(config: Config, setting: Setting, batch: int) -> Config:
+def _tried(config: Config, setting: MemorySetting, batch: int) -> Config:
     """`config` for the probe: one step after another of `batch` examples, nothing beside it."""
     changes: dict[str, dict[str, Any]] = {
         "train": {

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from intel_ft.models.flops import StepCost, with_teacher
 from intel_ft.models.nf4 import NF4_BYTES
 from intel_ft.models.packed_attention import padded_length
-from intel_ft.planner.memory import Setting
-from intel_ft.planner.model_sizes import ModelPlan, ModelSizes
 from intel_ft.planner.workload import Rows
+from intel_ft.training.memory import MemorySetting
+from intel_ft.training.model_sizes import CountedModel, ModelSizes
 
 _ATTENTION = 0.45  # attention's share of the product rate
 _PASSES = (140, 63)  # hidden- and intermediate-sized tensors read or written a token and layer
@@ -70,7 +70,7 @@ class Seconds:
         return replace(self, **{name: times * getattr(self, name) for name in _OF_LAYERS})
 
 
-def rank_seconds(model: ModelPlan, rates: Rates, rows: Rows, setting: Setting) -> Seconds:
+def rank_seconds(model: CountedModel, rates: Rates, rows: Rows, setting: MemorySetting) -> Seconds:
     """One rank's part of a step."""
     sizes, cost, item = model.sizes, model.cost, setting.itemsize
     work = _work(rows)
@@ -118,7 +118,7 @@ def _work(rows: Rows) -> _Work:
     )
 
 
-def _teacher_seconds(model: ModelPlan, rates: Rates, work: _Work, item: int) -> float:
+def _teacher_seconds(model: CountedModel, rates: Rates, work: _Work, item: int) -> float:
     """Of reading the rows, in layers that are not models.fused: a third of a step's movements."""
     if model.teacher is None:
         return 0.0

@@ -11,7 +11,7 @@ from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.models.load import load_tokenizer
-from intel_ft.planner.model_sizes import ModelPlan
+from intel_ft.training.model_sizes import CountedModel
 from intel_ft.training.setup import read_data
 
 _SAMPLED = 24  # steps, spread over the run
@@ -78,7 +78,7 @@ def example_lengths(config: Config, assumed: AssumedData | None) -> ExampleLengt
 
 
 def planned_run(
-    config: Config, model: ModelPlan, row_tokens: int, examples: ExampleLengths
+    config: Config, model: CountedModel, row_tokens: int, examples: ExampleLengths
 ) -> PlannedRun:
     """The run over the examples. Raises UserError where one is longer than a row's tokens."""
     longest = int(examples.lengths.max())

@@ -19,24 +19,24 @@ from intel_ft.models.adapter import fuse
 from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.flops import expert_weights, step_cost
 from intel_ft.models.loss import loss_sum
-from intel_ft.planner import memory as plan_memory
 from intel_ft.planner import probe
 from intel_ft.planner.fit import setting_of
 from intel_ft.planner.hardware import CPUS, Machine, measured_machine, named_cpus, named_gpus
 from intel_ft.planner.inputs import Cluster, Inputs, inputs_of
-from intel_ft.planner.memory import Setting, largest_row, memory
-from intel_ft.planner.model_sizes import ModelPlan, _sizes, model_plan
 from intel_ft.planner.plan import plan
 from intel_ft.planner.probe import shortened
 from intel_ft.planner.roofline import exchange_seconds, rank_seconds
 from intel_ft.planner.sweep import plotted, swept, values_of
 from intel_ft.planner.text import lines, sweep_table
 from intel_ft.planner.workload import AssumedData, example_lengths
+from intel_ft.training import memory as plan_memory
+from intel_ft.training.memory import MemorySetting, largest_row, memory
+from intel_ft.training.model_sizes import CountedModel, count_model, model_sizes
 
 SHAPES = Path(__file__).parents[3] / "docs" / "shapes"
 GIB = 2**30
 MACHINE = Machine("a test's", 4, torch.bfloat16, 4e11, 8e11, 4e10, "made up")
-EQUAL = Setting("as loaded", 2048, 1024, uneven=False, checkpointing=False)
+EQUAL = MemorySetting("as loaded", 2048, 1024, uneven=False, checkpointing=False)
 
 
 def config(name: object = "tiny-python-llama", **sections: dict[str, object]) -> Config:
@@ -51,11 +51,11 @@ def config(name: object = "tiny-python-llama", **sections: dict[str, object]) ->
 
 
 @pytest.fixture(scope="module")
-def seven() -> ModelPlan:
-    return model_plan(config(SHAPES / "llama-2-7b"))
+def seven() -> CountedModel:
+    return count_model(config(SHAPES / "llama-2-7b"))
 
 
-def inputs(settings: Config, model: ModelPlan, tokens: int = 512, **cluster: object) -> Inputs:
+def inputs(settings: Config, model: CountedModel, tokens: int = 512, **cluster: object) -> Inputs:
     options = {"memory": 256 * GIB} | cluster
     examples = example_lengths(settings, AssumedData(1024, tokens))
     return Inputs(settings, Cluster(**options), model, MACHINE, examples)
@@ -71,7 +71,7 @@ def inputs(settings: Config, model: ModelPlan, tokens: int = 512, **cluster: obj
     ],
 )
 def test_published_models_have_their_published_number_of_parameters(name, parameters) -> None:
-    sizes = model_plan(config(SHAPES / name)).sizes
+    sizes = count_model(config(SHAPES / name)).sizes
     assert sizes.parameters == parameters
     assert sizes.why_not_fused is None
     assert sizes.packs
@@ -80,18 +80,18 @@ def test_published_models_have_their_published_number_of_parameters(name, parame
 def test_lora_is_counted_as_peft_makes_it(seven) -> None:
     # r (in + out) of q, k, v, o, gate, up, down in 32 layers
     assert seven.sizes.trained == 16 * 32 * (4 * 8192 + 3 * (4096 + 11008))
-    some = model_plan(config(SHAPES / "llama-2-7b", method={"target_modules": ["q_proj"], "r": 8}))
+    some = count_model(config(SHAPES / "llama-2-7b", method={"target_modules": ["q_proj"], "r": 8}))
     assert some.sizes.trained == 8 * 32 * 8192
     with pytest.raises(UserError, match="target_modules"):
-        model_plan(config(method={"target_modules": ["query"]}))
+        count_model(config(method={"target_modules": ["query"]}))
 
 
 def test_a_config_that_cannot_be_used_is_named(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
     with pytest.raises(UserError, match=r"config\.json cannot be used"):
-        model_plan(config(tmp_path))
+        count_model(config(tmp_path))
     with pytest.raises(UserError, match="no such model folder"):
-        model_plan(config("./not-here"))
+        count_model(config("./not-here"))
 
 
 def _model(dtype: torch.dtype) -> torch.nn.Module:
@@ -119,7 +119,7 @@ def test_what_forward_keeps_is_what_autograd_saves() -> None:
         loss = loss_sum(model, row, packed=True)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     real = sum(size for place, size in kept.items() if place not in own)
-    predicted = plan_memory._kept(_sizes(model), 1024, 512, 2, False)
+    predicted = plan_memory._kept(model_sizes(model), 1024, 512, 2, False)
     assert loss.isfinite()
     # Beside the layers: LoRA's narrow products, cos and sin, the head's gradient.
     assert real == pytest.approx(predicted, rel=0.12)
@@ -134,7 +134,7 @@ def test_adapter_and_optimizer_take_what_they_take() -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.numel() > 1)
-    sizes = _sizes(model)
+    sizes = model_sizes(model)
     parts = memory(sizes, EQUAL)
     assert parts.optimizer == moments
     held = sum(p.nbytes + p.grad.nbytes for p in trained)
@@ -192,7 +192,7 @@ def test_checkpointing_and_shorter_rows_take_less(seven) -> None:
 def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
     """The same decision as models.frozen, for a model of 0.24 GiB."""
     settings = config(SHAPES / "llama-2-7b", model={"dtype": "bfloat16"})
-    model = model_plan(settings)
+    model = count_model(settings)
     shrunk = replace(model, sizes=replace(model.sizes, linear=2**27, parameters=2**27))
     rows = [[[(np.array([128]), 64)]]]
     setting = setting_of(
@@ -220,7 +220,7 @@ def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
 
 def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
     settings = config(SHAPES / "llama-2-7b", train={"max_tokens_per_row": 16384})
-    model = model_plan(settings)
+    model = count_model(settings)
     settings = settings.model_copy(
         update={"train": settings.train.model_copy(update={"global_batch_size": 32})}
     )
@@ -297,7 +297,7 @@ def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
     from intel_ft.planner.roofline import Rates
 
     shapes = shape_model(workload("small"), 16)
-    model = ModelPlan(None, _sizes(shapes), step_cost(shapes), [])
+    model = CountedModel(None, model_sizes(shapes), step_cost(shapes), [])
     rates = Rates(gemm=443e9, linear=443e9, bandwidth=38.5e9)
     for tokens, seconds in ((256, 0.463), (1024, 1.637), (2048, 3.593), (8192, 25.49)):
         rows = [(np.array([tokens]), tokens // 2)]
@@ -353,16 +353,16 @@ def test_experts_are_counted_as_often_as_a_token_meets_them() -> None:
 
 
 def test_layers_that_others_compute_are_not_taken_for_ours() -> None:
-    ours = model_plan(config()).sizes
+    ours = count_model(config()).sizes
     for backend in ({"name": "ipex"}, {"compile": True}):
-        sizes = model_plan(config(backend=backend)).sizes
+        sizes = count_model(config(backend=backend)).sizes
         assert ours.why_not_fused is None and sizes.why_not_fused is not None
         assert memory(sizes, EQUAL).activations > 1.5 * memory(ours, EQUAL).activations
 
 
 def test_a_whole_model_takes_18_bytes_a_parameter(seven) -> None:
     settings = config(SHAPES / "llama-2-7b", method={"name": "full"})
-    model = model_plan(settings)
+    model = count_model(settings)
     assert model.sizes.trained == model.sizes.parameters == seven.sizes.parameters
     report = plan(inputs(settings, model))
     parts = report["memory"]["parts"]
@@ -382,10 +382,10 @@ def test_a_teacher_is_loaded_and_read() -> None:
     own = config(name, method={"name": "distill", "teacher": "base"})
     other = config(name, method={"name": "distill", "teacher": str(teacher)})
     alone, base, larger = (
-        plan(inputs(settings, model_plan(settings))) for settings in (config(name), own, other)
+        plan(inputs(settings, count_model(settings))) for settings in (config(name), own, other)
     )
     weights = [report["memory"]["parts"]["teacher"] * GIB for report in (alone, base, larger)]
-    assert weights == [0, 0, 2 * model_plan(config(teacher)).sizes.parameters]
+    assert weights == [0, 0, 2 * count_model(config(teacher)).sizes.parameters]
     seconds = [report["step"]["parts"]["teacher"] for report in (alone, base, larger)]
     assert seconds[0] == 0 < seconds[1] < seconds[2]
     # Forward is half of what frozen weights cost with their gradient, of twice the parameters.
@@ -418,7 +418,7 @@ def test_a_gpu_takes_what_was_measured(row_tokens, options, tensors, tokens_per_
 def test_gpus_are_chosen_as_a_run_would() -> None:
     settings = config(SHAPES / "llama-2-7b", method={"name": "qlora", "r": 64})
     two = plan(inputs_of(settings, Cluster(gpu="T4", ranks=2), AssumedData(1024, 118)))
-    assert "1 node of 2 T4, 2 ranks in all, a GPU each, float16" in "\n".join(lines(two))
+    assert "1 node of 2 T4, 2 ranks in total, one GPU each, float16" in "\n".join(lines(two))
     assert two["memory"]["available"] == named_gpus("T4", 1, "auto").gpu_memory / GIB
     assert two["memory"]["fits"]
     assert two["step"]["parts"]["host"] == 0  # so slow a GPU never waits for Python

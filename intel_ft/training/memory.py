@@ -10,7 +10,7 @@ from typing import Literal
 from intel_ft.models.loss import CHUNK_BYTES
 from intel_ft.models.nf4 import NF4_BYTES
 from intel_ft.models.packed_attention import ROW_MULTIPLE, padded_length
-from intel_ft.planner.model_sizes import ModelSizes
+from intel_ft.training.model_sizes import ModelSizes
 
 Layout = Literal["as loaded", "prepacked", "int8", "nf4"]
 
@@ -44,7 +44,7 @@ _OPTIMIZER = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class MemorySetting:
     """What memory depends on beside the model.
 
     row_tokens, supervised: of the largest row; uneven: rows differ in length; itemsize: bytes of
@@ -102,7 +102,7 @@ class Memory:
         return self.total - self.mapped
 
 
-def memory(sizes: ModelSizes, setting: Setting) -> Memory:
+def memory(sizes: ModelSizes, setting: MemorySetting) -> Memory:
     """The peak of resident memory, in bytes, of one rank; with `setting.gpu` that of its GPU."""
     item, trained = setting.itemsize, sizes.trained
     tokens = padded_length(setting.row_tokens)
@@ -136,7 +136,7 @@ def memory(sizes: ModelSizes, setting: Setting) -> Memory:
     return replace(found, unused=int((_RESERVED - 1) * found.total)) if setting.gpu else found
 
 
-def _spread(setting: Setting) -> float:
+def _spread(setting: MemorySetting) -> float:
     if setting.gpu:
         return 1.0  # see _RESERVED
     if setting.checkpointing:
@@ -144,7 +144,7 @@ def _spread(setting: Setting) -> float:
     return _SPREAD["differing" if setting.uneven else "equal"]
 
 
-def largest_row(sizes: ModelSizes, setting: Setting, limit: float) -> int:
+def largest_row(sizes: ModelSizes, setting: MemorySetting, limit: float) -> int:
     """The most tokens of a row that fit into `limit` bytes, a multiple of 128; 0 if none do."""
     share = setting.supervised / max(setting.row_tokens, 1)
 
@@ -162,7 +162,7 @@ def largest_row(sizes: ModelSizes, setting: Setting, limit: float) -> int:
     return low * ROW_MULTIPLE
 
 
-def _linear_bytes(setting: Setting) -> float:
+def _linear_bytes(setting: MemorySetting) -> float:
     """Bytes a frozen weight of a linear layer."""
     if setting.layout == "int8":
         return 2.0  # one byte, for each direction
@@ -200,7 +200,7 @@ def _unfused(sizes: ModelSizes, item: int) -> tuple[int, int]:
     return int(more * attention), int(more * after)
 
 
-def _backward_bytes(sizes: ModelSizes, setting: Setting) -> float:
+def _backward_bytes(sizes: ModelSizes, setting: MemorySetting) -> float:
     """Bytes a token while the dearest part of one layer's backward runs: the gradients of gate and
     up, SwiGLU again and the gradient that came in; or, where KV heads are shared, attention's
     gradients in float32.

@@ -52,7 +52,7 @@ class ModelSizes:
 
 
 @dataclass(frozen=True)
-class TeacherPlan:
+class CountedTeacher:
     """A distillation's teacher: how large it is, what reading costs (as if it trained), and the
     bytes of its weights, 0 where they are the student's own.
     """
@@ -63,7 +63,7 @@ class TeacherPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelPlan:
+class CountedModel:
     """The sizes, a step's cost without a teacher's, and the products of a row of 1024 tokens, half
     of them supervised, as the machine's rate is measured with. description: the model's
     configuration.
@@ -73,17 +73,19 @@ class ModelPlan:
     sizes: ModelSizes
     cost: StepCost
     products: list[gemm_rate.Product]
-    teacher: TeacherPlan | None = None
+    teacher: CountedTeacher | None = None
 
 
-def model_plan(config: Config) -> ModelPlan:
+def count_model(config: Config) -> CountedModel:
     """What `config` trains. Raises UserError for a model or target modules that do not exist,
     EnvironmentProblem for a Hub id of which no configuration is here and that cannot be reached.
     """
-    return counted(config, description_of(config.model), _teacher(config))
+    return count_description(config, description_of(config.model), _teacher(config))
 
 
-def counted(config: Config, description: Any, teacher: TeacherPlan | None = None) -> ModelPlan:
+def count_description(
+    config: Config, description: Any, teacher: CountedTeacher | None = None
+) -> CountedModel:
     """The same for a model of that description in place of the config's own."""
     model = _without_weights(config.model, description)
     if config.method.trains_all:
@@ -92,21 +94,21 @@ def counted(config: Config, description: Any, teacher: TeacherPlan | None = None
         model = add_lora(model, config.method, config.model.name_or_path, None)
     products = gemm_rate.linear_products(model, 1024, 0.5)
     sizes = replace(
-        _sizes(model), why_not_fused=why_not_fused(model, config), dora=config.method.use_dora
+        model_sizes(model), why_not_fused=why_not_fused(model, config), dora=config.method.use_dora
     )
-    return ModelPlan(description, sizes, step_cost(model), products, teacher)
+    return CountedModel(description, sizes, step_cost(model), products, teacher)
 
 
-def _teacher(config: Config) -> TeacherPlan | None:
+def _teacher(config: Config) -> CountedTeacher | None:
     if config.method.name != "distill":
         return None
     other = teacher_config(config)
     model = _without_weights(other, description_of(other))
-    sizes = _sizes(model)
+    sizes = model_sizes(model)
     ir = (model_folder(other, weights=False) / IR_FILE).with_suffix(".bin")
     weights = ir.stat().st_size if ir.is_file() else 2 * sizes.parameters
     shared = config.method.teacher == OWN_BASE and not config.method.trains_all
-    return TeacherPlan(sizes, step_cost(model), 0 if shared else weights)
+    return CountedTeacher(sizes, step_cost(model), 0 if shared else weights)
 
 
 def _without_weights(config: ModelConfig, description: Any) -> Any:
@@ -118,7 +120,7 @@ def _without_weights(config: ModelConfig, description: Any) -> Any:
         ).requires_grad_(False)
 
 
-def _sizes(model: Any) -> ModelSizes:
+def model_sizes(model: Any) -> ModelSizes:
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
