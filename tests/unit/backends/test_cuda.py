@@ -11,10 +11,10 @@ from support.harness import run, shortest_examples, unforked, write_config
 
 from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import BackendConfig, ModelConfig, build
-from intel_ft.distributed import process_group
-from intel_ft.distributed.world import World
+from intel_ft.distributed.collective import Installed, choose_collective
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import devices
+from intel_ft.host.launcher_env import TORCHRUN
 from intel_ft.kernels import ops, varlen
 from intel_ft.models.nf4 import NF4_BYTES, nf4_base
 from intel_ft.training.optimizer_state import fitted, optimizer_name, portable
@@ -107,14 +107,25 @@ def test_fp16_is_not_for_cpus():
 
 
 def test_ranks_on_gpus_talk_through_nccl():
-    world = World(rank=0, size=2, local_rank=0, local_size=2, launcher="torchrun")
-    if torch.distributed.is_nccl_available():
-        assert process_group.choose(world, BackendConfig(), "cuda").value == "nccl"
-    else:
-        with pytest.raises(EnvironmentProblem, match="NCCL"):
-            process_group.choose(world, BackendConfig(), "cuda")
-    with pytest.raises(EnvironmentProblem, match="nccl"):
-        process_group.choose(world, BackendConfig(collective="nccl"), "cpu")
+    for nccl in (True, False):
+        installed = Installed(nccl=nccl, mpi=False, why_no_oneccl=lambda: None)
+
+        def chosen(compute, **backend):
+            return choose_collective(
+                BackendConfig(**backend),
+                compute=compute,
+                launcher=TORCHRUN,
+                installed=installed,  # noqa: B023 - called in this turn of the loop
+            )
+
+        if nccl:
+            assert chosen("cuda").value == "nccl"
+        else:
+            with pytest.raises(EnvironmentProblem, match="NCCL"):
+                chosen("cuda")
+        with pytest.raises(EnvironmentProblem, match="nccl"):
+            chosen("cpu", collective="nccl")
+    assert Installed.detect().nccl == torch.distributed.is_nccl_available()
 
 
 def test_a_paged_optimizer_is_a_plain_one_on_a_cpu():

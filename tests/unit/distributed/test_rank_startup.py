@@ -1,6 +1,4 @@
-"""A rank before it trains: what its launcher's variables mean, where the others are, and what it
-tells `launch` when it cannot go on.
-"""
+"""The startup of a rank: launcher variables, network interface, and what `launch` learns of errors."""
 
 import os
 import socket
@@ -8,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from intel_ft.cli import train
@@ -21,7 +20,7 @@ from intel_ft.distributed.oneccl.library import under_intel_mpi
 from intel_ft.distributed.rank_startup import Expected, begin
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError
-from intel_ft.host.launcher_env import LauncherEnv
+from intel_ft.host.launcher_env import TORCHRUN, LauncherEnv
 
 HERE = "127.0.0.1"
 SRUN = {
@@ -74,14 +73,20 @@ def two_hosts(launcher="srun", rank=0):
 def test_the_interface_where_the_own_name_is_a_loopback_address(environment, monkeypatch):
     """Debian's installer writes `127.0.1.1 NAME` into /etc/hosts."""
     environment["MASTER_ADDR"] = "127.0.1.1"
-    sources = {"127.0.1.1": "127.0.0.1", process_group._ELSEWHERE: "10.0.0.5"}
-    monkeypatch.setattr(process_group, "_source", sources.get)
-    interfaces = {"lo": "127.0.0.1", "docker0": "172.17.0.1", "eth0": "10.0.0.5"}
-    monkeypatch.setattr(process_group, "_address", interfaces.get)
-    monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(interfaces, 1)))
+    sources = {"127.0.1.1": "127.0.0.1", process_group._UNASSIGNED: "10.0.0.5"}
+    monkeypatch.setattr(process_group, "_source_address", sources.get)
+    interfaces = {
+        name: [SimpleNamespace(address=address), SimpleNamespace(address="fe80::1")]
+        for name, address in (
+            ("lo", "127.0.0.1"),
+            ("docker0", "172.17.0.1"),
+            ("eth0", "10.0.0.5"),
+        )
+    }
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: interfaces)
     found = process_group.network_interface(two_hosts())
     assert (found.value, found.reason) == ("eth0", "the default route")
-    del sources[process_group._ELSEWHERE]
+    del sources[process_group._UNASSIGNED]
     assert process_group.network_interface(two_hosts()) is None
     sources["node1"] = "10.0.0.5"
     environment["MASTER_ADDR"] = "node1"
@@ -89,22 +94,24 @@ def test_the_interface_where_the_own_name_is_a_loopback_address(environment, mon
 
 
 def test_the_source_is_what_the_kernel_says():
-    assert process_group._source("127.0.1.1") is not None
-    assert process_group._source("no.such.host.invalid") is None
+    assert process_group._source_address("127.0.1.1") is not None
+    assert process_group._source_address("no.such.host.invalid") is None
 
 
 def test_rank_0_listens_where_it_is(environment):
     for host in (HERE, "localhost"):
         environment["MASTER_ADDR"] = host
-        process_group._tell_torch(two_hosts())
+        process_group._set_rendezvous(two_hosts())
     environment["MASTER_ADDR"] = "192.0.2.7"  # RFC 5737: nobody's
-    with pytest.raises(EnvironmentProblem, match=r"MASTER_ADDR=192.0.2.7 is no address of "):
-        process_group._tell_torch(two_hosts())
-    process_group._tell_torch(two_hosts(rank=1))  # which only connects to it
-    process_group._tell_torch(two_hosts("torchrun or accelerate"))  # whose agent may be elsewhere
+    with pytest.raises(EnvironmentProblem, match=r"MASTER_ADDR=192.0.2.7 is not an address of "):
+        process_group._set_rendezvous(two_hosts())
+    process_group._set_rendezvous(two_hosts(rank=1))  # which only connects to it
+    process_group._set_rendezvous(
+        two_hosts("torchrun or accelerate")
+    )  # whose agent may be elsewhere
     environment["MASTER_ADDR"] = "no.such.host.invalid"
     with pytest.raises(EnvironmentProblem, match="cannot be resolved"):
-        process_group._tell_torch(two_hosts())
+        process_group._set_rendezvous(two_hosts())
 
 
 def test_what_an_earlier_job_left_does_not_count(environment):
