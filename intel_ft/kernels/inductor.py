@@ -20,7 +20,7 @@ def generated(formula: Callable[P, T]) -> Callable[P, T]:
     for any shape when it is first called, which takes seconds; later processes find it in
     Inductor's cache.
     """
-    compiled = torch.compile(formula, dynamic=True)
+    compiled: list[Callable[P, T]] = []  # torch.compile alone imports Inductor, 0.8 s: on first use
 
     @wraps(formula)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -32,7 +32,9 @@ def generated(formula: Callable[P, T]) -> Callable[P, T]:
             argument.detach() if isinstance(argument, torch.Tensor) else argument
             for argument in args
         )
+        if not compiled:
+            compiled.append(torch.compile(formula, dynamic=True))
         with torch.autocast("cuda", enabled=False):
-            return compiled(*plain, **kwargs)
+            return compiled[0](*plain, **kwargs)
 
     return run
