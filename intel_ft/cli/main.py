@@ -31,7 +31,7 @@ from intel_ft.cli import (
     validate,
 )
 from intel_ft.distributed import rank_startup
-from intel_ft.errors import FailedElsewhere, IntelFTError
+from intel_ft.errors import FailedElsewhere, IntelFTError, missing_package
 from intel_ft.host import openmp
 
 app = typer.Typer(
@@ -109,6 +109,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return f"error: {error.format_message()} (see intel-ft --help)", 2
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", 130
+    if missing := missing_package(error):
+        return f"error: {_rank()}{missing}", missing.exit_code
     text = " ".join(str(error).split())
     return f"error: {_rank()}{type(error).__name__}: {text} (--debug shows where)", 1
 

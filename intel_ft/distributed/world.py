@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError
+from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError, missing_package
 from intel_ft.host.launcher_env import LauncherEnv
 
 
@@ -60,7 +60,7 @@ class World(LauncherEnv):
         try:
             yield
         except Exception as raised:
-            error = raised
+            error = missing_package(raised) or raised
         codes = torch.zeros(self.size, dtype=torch.int64)
         if error is not None:
             codes[self.rank] = error.exit_code if isinstance(error, IntelFTError) else 1

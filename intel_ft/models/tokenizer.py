@@ -10,7 +10,7 @@ from typing import Any
 
 from intel_ft import assets
 from intel_ft.config import ModelConfig
-from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.errors import EnvironmentProblem, UserError, missing_package
 
 
 def model_folder(model: ModelConfig, *, weights: bool = True) -> Path:
@@ -69,6 +69,8 @@ def load_tokenizer(model: ModelConfig) -> Any:
                 f"{folder}: its tokenizer needs code of its own: read it, then set "
                 "model.trust_remote_code=true"
             ) from None
+        if missing := missing_package(error):
+            raise missing from error
         reason = first_line(error)
         raise UserError(f"{folder}: no tokenizer could be loaded ({reason})") from None
     # Without files Transformers makes up a tokenizer that knows the special tokens alone.

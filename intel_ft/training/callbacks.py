@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from intel_ft.config import Config, TrainConfig
-from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError, missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,11 @@ def user_callbacks(paths: list[str]) -> list[TrainerCallback]:
     for path in paths:
         try:
             made.append(_callback_class(path)())
-        except UserError:
+        except IntelFTError:
             raise
         except Exception as error:
+            if missing := missing_package(error):
+                raise missing from error
             raise _refused(path, f"{type(error).__name__} when it was made: {error}") from error
     return made
 
@@ -79,10 +81,19 @@ def _callback_class(path: str) -> Any:
     try:
         found = vars(import_module(module)).get(name)
     except Exception as error:  # whatever the user's module raises
+        missing = missing_package(error)
+        if missing and not _names_the_module(error, module):
+            raise missing from error
         raise _refused(path, f"{type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
         raise _refused(path, f"no subclass of transformers.TrainerCallback is called {name} there")
     return found
+
+
+def _names_the_module(error: Exception, module: str) -> bool:
+    """Whether an import failed because the user's module, or a package around it, is absent."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return name is not None and f"{module}.".startswith(f"{name}.")
 
 
 def _refused(path: str, why: str) -> UserError:
