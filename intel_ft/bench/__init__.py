@@ -1,1 +1,1 @@
-"""How fast the product is, measured against peers and limits. Start at train.py."""
+"""Benchmarks of training, data preparation, GEMMs and collectives. Start reading at train.py."""

@@ -1,5 +1,6 @@
-"""`bench collectives`: the `ccl` backend beside gloo and mpi4py, each run in fresh ranks under
-Intel MPI's mpirun, in turns; called from cli.bench.
+"""`bench collectives`: the `ccl` backend compared with gloo and mpi4py.
+
+Contenders take turns, each run in fresh ranks under Intel MPI's mpirun.
 """
 
 import logging
@@ -23,18 +24,22 @@ COLLECTIVES = ("all-reduce", "broadcast", "all-gather")
 SIZES = "1K,4K,16K,64K,256K,1M,4M,16M,40M,64M,256M"
 _UNITS = {"K": 2**10, "M": 2**20}
 _INSTALL = (
-    "install Intel MPI with `make ccl`, or `pip install impi-rt==2021.18.1`, or load your cluster's"
+    "install Intel MPI with `make ccl` or `pip install impi-rt==2021.18.1`, or load your cluster's "
+    "module"
 )
 
 
 def sizes_of(text: str) -> list[int]:
-    """Bytes of comma-separated sizes such as 512, 4K or 40M, sorted, each once; UserError."""
+    """Parse comma-separated sizes such as 512,4K,40M into bytes, sorted and unique.
+
+    Raises UserError for anything else, and for sizes below 64 bytes.
+    """
     try:
         sizes = sorted({_bytes(word.strip()) for word in text.split(",")})
     except (ValueError, IndexError):
-        raise UserError(f"--sizes {text}: write bytes, as 512,4K,40M") from None
+        raise UserError(f"--sizes {text}: expected sizes in bytes, such as 512,4K,40M") from None
     if sizes[0] < 64:
-        raise UserError(f"--sizes {text}: {sizes[0]} bytes are too few, take at least 64")
+        raise UserError(f"--sizes {text}: every size must be at least 64 bytes, got {sizes[0]}")
     return sizes
 
 
@@ -46,53 +51,58 @@ def bench_collectives(
     repeat: int,
     hosts: list[str],
 ) -> dict[str, Any]:
-    """Measure ccl and the peers, `repeat` runs each in turns: {ranks, hosts, ccl, peers, machine}.
+    """Measure ccl and the peers in turns, `repeat` runs each.
 
-    A side is {collective: points}, and `fits` for all-reduce; a peer that failed {"error": reason}.
-    A point has bytes, seconds (the median over its runs), algorithm_gb_per_s, bus_gb_per_s, runs,
-    and a peer's `ratio`: its seconds over ccl's. peers None: gloo, and mpi4py where installed.
-    hosts: reached by mpirun, equally many ranks on each; none is this host.
+    Returns {ranks, hosts, ccl, peers, machine}. A contender has {collective: points}, and `fits`
+    for all-reduce; a peer that failed has {"error": reason}. A point has bytes, seconds (the median
+    over the runs), algorithm_gb_per_s, bus_gb_per_s, runs, and for a peer `ratio`: its seconds over
+    ccl's. peers: None is gloo, and mpi4py if it is installed. hosts: hosts for mpirun, with the
+    same number of ranks on each; an empty list is this host.
 
-    Raises UserError and EnvironmentProblem before anything runs, IntelFTError where ccl fails.
+    Raises UserError and EnvironmentProblem before anything runs, IntelFTError if ccl fails.
     """
-    _require_known("--collective", collectives, COLLECTIVES)
-    _require_known("--peer", peers or [], PEERS)
-    if ranks < 2 or ranks % max(len(hosts), 1):
-        raise UserError(f"--ranks {ranks}: take two or more, equally many on each host")
+    _require_choices("--collective", collectives, COLLECTIVES)
+    _require_choices("--peer", peers or [], PEERS)
+    if ranks < 2:
+        raise UserError(f"--ranks {ranks}: at least two ranks are needed")
+    if hosts and ranks % len(hosts):
+        raise UserError(
+            f"--ranks {ranks}: must be a multiple of the number of hosts ({len(hosts)})"
+        )
     if peers is None:
         peers = [peer for peer in PEERS if peer != "mpi4py" or installed(peer)]
     elif "mpi4py" in peers and installed("mpi4py") is None:
-        raise EnvironmentProblem("peer mpi4py: not installed: run `pip install mpi4py`")
+        raise EnvironmentProblem("peer mpi4py: mpi4py is not installed; run `pip install mpi4py`")
     environment = intel_mpirun()
     from intel_ft.distributed import oneccl
 
     if problem := oneccl.why_not_usable():
         raise EnvironmentProblem(problem)
     arguments = [",".join(collectives), ",".join(map(str, sizes))]
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (CCL, *peers)}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (CCL, *peers)}
     failed: dict[str, str] = {}
     for turn in range(1, repeat + 1):
-        for side in [side for side in runs if side not in failed]:
+        for contender in [name for name in runs if name not in failed]:
             try:
-                runs[side].append(_run(side, environment, ranks, hosts, arguments))
+                runs[contender].append(_run(contender, environment, ranks, hosts, arguments))
             except IntelFTError as error:
-                if side == CCL:
+                if contender == CCL:
                     raise
-                failed[side] = str(error)
-                logger.warning("%s: %s", side, error)
+                failed[contender] = str(error)
+                logger.warning("%s: %s", contender, error)
                 continue
-            logger.info("%s %d/%d", side, turn, repeat)
+            logger.info("%s, run %d of %d", contender, turn, repeat)
     from intel_ft.bench import machine
 
-    ours = _summary(runs[CCL], sizes, ranks)
+    ccl = _summary(runs[CCL], sizes, ranks)
     return {
         "ranks": ranks,
         "hosts": hosts,
-        CCL: ours,
+        CCL: ccl,
         "peers": {
             peer: {"error": failed[peer]}
             if peer in failed
-            else _against(ours, _summary(runs[peer], sizes, ranks))
+            else _with_ratios(_summary(runs[peer], sizes, ranks), ccl)
             for peer in peers
         },
         "machine": machine.describe(threads=1),
@@ -100,56 +110,58 @@ def bench_collectives(
 
 
 def intel_mpirun() -> dict[str, str]:
-    """The environment in which `mpirun` is Intel MPI's: of this Python's environment, else of the
-    PATH. Raises EnvironmentProblem.
+    """Environment variables with which `mpirun` is Intel MPI's.
+
+    The mpirun in this Python's environment comes first, then the one on PATH. Raises
+    EnvironmentProblem if that is not Intel MPI's.
     """
     program = find("mpirun")
     if mpi_flavour(program) != "Intel MPI":
-        raise EnvironmentProblem(f"{program} is not Intel MPI's: {_INSTALL}")
+        raise EnvironmentProblem(f"{program} is not Intel MPI's mpirun: {_INSTALL}")
     folder = Path(program).parent
     root = os.environ.get("I_MPI_ROOT", str(folder.parent))
     return {
         **os.environ,
         "PATH": f"{folder}:{os.environ['PATH']}",
         "I_MPI_ROOT": root,
-        # mpi4py would take the system's MPI, where there is one.
+        # Without it mpi4py uses the system's MPI, if there is one.
         "MPI4PY_LIBMPI": os.environ.get("MPI4PY_LIBMPI", f"{root}/lib/libmpi.so.12"),
     }
 
 
 def _run(
-    side: str, environment: dict[str, str], ranks: int, hosts: list[str], arguments: list[str]
+    contender: str, environment: dict[str, str], ranks: int, hosts: list[str], arguments: list[str]
 ) -> dict[str, Any]:
-    """One run of a side in ranks of its own."""
-    place = ["-hosts", ",".join(hosts), "-ppn", str(ranks // len(hosts))] if hosts else []
+    """One run of a contender in fresh ranks."""
+    placement = ["-hosts", ",".join(hosts), "-ppn", str(ranks // len(hosts))] if hosts else []
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     environment = {
-        "OMP_NUM_THREADS": "1",  # as torchrun has it
+        "OMP_NUM_THREADS": "1",  # as torchrun sets it
         **environment,
         "MASTER_ADDR": hosts[0] if hosts else "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    if side == "gloo":  # has threads of its own, and its users' launchers do not bind it
+    if contender == "gloo":  # it starts its own threads, and torchrun does not bind processes
         environment["I_MPI_PIN"] = "off"
     result = subprocess_json.measured(
-        side,
+        contender,
         "intel_ft.bench.collectives_worker",
-        [side, *arguments],
+        [contender, *arguments],
         environment,
-        launcher=["mpirun", "-n", str(ranks), *place],
+        launcher=["mpirun", "-n", str(ranks), *placement],
     )
     if result["ranks"] != ranks:
-        raise IntelFTError(f"bench {side}: {result['ranks']} ranks came together, not {ranks}")
+        raise IntelFTError(f"bench {contender}: {result['ranks']} of {ranks} ranks connected")
     return result
 
 
 def _summary(runs: list[dict[str, Any]], sizes: list[int], ranks: int) -> dict[str, Any]:
     """The points of each collective, and the cost model's fits to all-reduce."""
-    side: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for collective in runs[0]["seconds"]:
-        side[collective] = [
+        summary[collective] = [
             _point(
                 collective,
                 size,
@@ -158,14 +170,14 @@ def _summary(runs: list[dict[str, Any]], sizes: list[int], ranks: int) -> dict[s
             )
             for index, size in enumerate(sizes)
         ]
-    if "all-reduce" in side and len(sizes) > 1:
-        times = [(point["bytes"], point["seconds"]) for point in side["all-reduce"]]
-        side["fits"] = {name: _fit(times, ranks, name) for name in ALGORITHMS}
-    return side
+    if "all-reduce" in summary and len(sizes) > 1:
+        times = [(point["bytes"], point["seconds"]) for point in summary["all-reduce"]]
+        summary["fits"] = {name: _fit(times, ranks, name) for name in ALGORITHMS}
+    return summary
 
 
 def _point(collective: str, size: int, ranks: int, runs: list[float]) -> dict[str, Any]:
-    """bus: what crosses each link of a ring, as nccl-tests defines it (doc/PERFORMANCE.md)."""
+    """Bus bandwidth is that of each link of a ring, as in nccl-tests (doc/PERFORMANCE.md)."""
     seconds = statistics.median(runs)
     crossed = {
         "all-reduce": 2 * (ranks - 1) / ranks,
@@ -182,19 +194,19 @@ def _point(collective: str, size: int, ranks: int, runs: list[float]) -> dict[st
 
 
 def _fit(times: list[tuple[int, float]], ranks: int, algorithm: str) -> dict[str, float]:
-    found = fit(times, ranks, algorithm)
+    fitted = fit(times, ranks, algorithm)
     return {
-        "alpha_s": found.link.seconds,
-        "beta_s_per_byte": found.link.seconds_per_byte,
-        "median_error": found.median_error,
-        "worst_error": found.worst_error,
+        "alpha_s": fitted.link.latency,
+        "beta_s_per_byte": fitted.link.seconds_per_byte,
+        "median_error": fitted.median_error,
+        "worst_error": fitted.worst_error,
     }
 
 
-def _against(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
+def _with_ratios(peer: dict[str, Any], ccl: dict[str, Any]) -> dict[str, Any]:
     for collective in COLLECTIVES:
-        for own, other in zip(ours.get(collective, ()), peer.get(collective, ()), strict=True):
-            other["ratio"] = other["seconds"] / own["seconds"]
+        for point, base in zip(peer.get(collective, ()), ccl.get(collective, ()), strict=True):
+            point["ratio"] = point["seconds"] / base["seconds"]
     return peer
 
 
@@ -203,7 +215,7 @@ def _bytes(word: str) -> int:
     return int(word if unit == 1 else word[:-1]) * unit
 
 
-def _require_known(option: str, given: list[str], known: tuple[str, ...]) -> None:
-    for name in given:
-        if name not in known:
-            raise UserError(f"{option} {name}: choose one of {', '.join(known)}")
+def _require_choices(option: str, names: list[str], choices: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in choices:
+            raise UserError(f"{option} {name}: choose one of {', '.join(choices)}")

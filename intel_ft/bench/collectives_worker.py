@@ -1,8 +1,8 @@
-"""One rank of one side of `bench collectives`: `python -m intel_ft.bench.collectives_worker SIDE
-COLLECTIVES SIZES` under mpirun, the first rank's JSON out on stdout; started by
-insight.bench_collectives.
+"""One rank of one contender of `bench collectives`, started by mpirun.
 
-SIDE is ccl, gloo or mpi4py, the rest comma-separated. All of them work on the same fp32 arrays.
+`python -m intel_ft.bench.collectives_worker CONTENDER COLLECTIVES SIZES` prints the first rank's
+measurements as JSON. CONTENDER is ccl, gloo or mpi4py; the other two are comma-separated lists. All
+contenders use the same fp32 arrays.
 """
 
 import json
@@ -27,16 +27,18 @@ from intel_ft.subprocess_json import answer
 Array = NDArray[np.float32]
 
 BATCHES = 5
-_MOST_CALLS = 200  # in a batch
-_BATCH_SECONDS = 0.2  # about, and at least one call
+_MAX_CALLS = 200  # in a batch
+_BATCH_SECONDS = 0.2  # approximate; a batch has at least one call
 _TIMEOUT = 300  # seconds
-_PERIOD = 61  # of the pattern that buffers are checked with; sums of it are exact in fp32
+_PERIOD = 61  # of the pattern that buffers are checked with; its sums are exact in fp32
 
 
 @dataclass(frozen=True)
 class Communicator:
-    """The ranks of a side. `wrap` makes an array what the others take, and is not timed;
-    `all_gather` takes the whole and the own part.
+    """The collectives of a contender.
+
+    `wrap` turns an array into what the collectives take, and is not timed. `all_gather` takes the
+    whole buffer and this rank's part.
     """
 
     rank: int
@@ -47,104 +49,106 @@ class Communicator:
     all_gather: Callable[[Any, Any], object]
 
 
-def measure(ranks: Communicator, collective: str, size: int) -> list[float]:
-    """Seconds a call, of each of `BATCHES` batches of calls back to back, the slowest rank's.
+def measure(communicator: Communicator, collective: str, size: int) -> list[float]:
+    """Seconds per call on the slowest rank, for each of `BATCHES` batches of back-to-back calls.
 
-    size: bytes of the buffer; of all-gather's whole result. Raises RuntimeError where the result is
-    not what it must be.
+    size: bytes of the buffer; for all-gather, of the whole result. Raises RuntimeError if a
+    collective gives a wrong result.
     """
-    count = size // 4 // ranks.size * ranks.size
+    ranks, rank = communicator.size, communicator.rank
+    count = size // 4 // ranks * ranks
     pattern = (np.arange(count) % _PERIOD).astype(np.float32)
-    part = slice(count // ranks.size * ranks.rank, count // ranks.size * (ranks.rank + 1))
-    buffer = pattern * np.float32(ranks.rank + 1)
-    wanted = pattern
+    part = slice(count // ranks * rank, count // ranks * (rank + 1))
+    buffer = pattern * np.float32(rank + 1)
+    expected = pattern
     if collective == "all-reduce":
-        wanted = pattern * np.float32(ranks.size * (ranks.size + 1) / 2)
-    own = pattern[part].copy()
-    whole, mine = ranks.wrap(buffer), ranks.wrap(own)
+        expected = pattern * np.float32(ranks * (ranks + 1) / 2)
+    whole = communicator.wrap(buffer)
+    local_part = communicator.wrap(pattern[part].copy())
     calls: dict[str, Callable[[], object]] = {
-        "all-reduce": lambda: ranks.all_reduce(whole),
-        "broadcast": lambda: ranks.broadcast(whole),
-        "all-gather": lambda: ranks.all_gather(whole, mine),
+        "all-reduce": lambda: communicator.all_reduce(whole),
+        "broadcast": lambda: communicator.broadcast(whole),
+        "all-gather": lambda: communicator.all_gather(whole, local_part),
     }
     call = calls[collective]
     call()
-    if not np.array_equal(buffer, wanted):
-        raise RuntimeError(f"{collective} of {size} bytes gave a wrong result")
-    buffer.fill(0)  # so that sums of sums stay numbers
-    number = _calls_in_a_batch(ranks, call)
+    if not np.array_equal(buffer, expected):
+        raise RuntimeError(f"{collective} of {size} bytes returned a wrong result")
+    buffer.fill(0)  # repeated sums would overflow
+    number = _calls_per_batch(communicator, call)
     batches = []
     for _ in range(BATCHES):
-        ranks.all_reduce(ranks.wrap(np.zeros(1, np.float32)))  # start together
+        communicator.all_reduce(communicator.wrap(np.zeros(1, np.float32)))  # a barrier
         start = time.perf_counter()
         for _ in range(number):
             call()
         batches.append((time.perf_counter() - start) / number)
-    everyone = np.empty(ranks.size * BATCHES, np.float32)
-    ranks.all_gather(ranks.wrap(everyone), ranks.wrap(np.array(batches, np.float32)))
-    slowest: list[float] = everyone.reshape(ranks.size, BATCHES).max(axis=0).tolist()
+    gathered = np.empty(ranks * BATCHES, np.float32)
+    communicator.all_gather(
+        communicator.wrap(gathered), communicator.wrap(np.array(batches, np.float32))
+    )
+    slowest: list[float] = gathered.reshape(ranks, BATCHES).max(axis=0).tolist()
     return slowest
 
 
-def _calls_in_a_batch(ranks: Communicator, call: Callable[[], object]) -> int:
-    """As many as one call on the first rank suggests, the same on all."""
+def _calls_per_batch(communicator: Communicator, call: Callable[[], object]) -> int:
+    """The number of calls in a batch, from one timed call on rank 0; the same on all ranks."""
     start = time.perf_counter()
     call()
-    spent = np.array([time.perf_counter() - start], np.float32)
-    ranks.broadcast(ranks.wrap(spent))
-    return max(1, min(_MOST_CALLS, int(_BATCH_SECONDS / spent[0])))
+    seconds = np.array([time.perf_counter() - start], np.float32)
+    communicator.broadcast(communicator.wrap(seconds))
+    return max(1, min(_MAX_CALLS, int(_BATCH_SECONDS / seconds[0])))
 
 
 @contextmanager
-def _of_torch(backend: Literal["ccl", "gloo"], world: World) -> Iterator[Communicator]:
-    """A process group as a training run makes it."""
+def _torch_communicator(backend: Literal["ccl", "gloo"], world: World) -> Iterator[Communicator]:
+    """A process group, created as in a training run."""
     with init_process_group(world, BackendConfig(collective=backend, timeout=_TIMEOUT)):
         yield Communicator(
-            world.rank,
-            world.size,
-            torch.from_numpy,
-            dist.all_reduce,
-            lambda whole: dist.broadcast(whole, 0),
-            dist.all_gather_into_tensor,
+            rank=world.rank,
+            size=world.size,
+            wrap=torch.from_numpy,
+            all_reduce=dist.all_reduce,
+            broadcast=lambda whole: dist.broadcast(whole, 0),
+            all_gather=dist.all_gather_into_tensor,
         )
 
 
 @contextmanager
-def _of_mpi() -> Iterator[Communicator]:
-    """mpi4py's calls without pickling. It ends MPI itself when the process ends."""
+def _mpi_communicator() -> Iterator[Communicator]:
+    """mpi4py's calls without pickling. mpi4py finalizes MPI when the process exits."""
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
     yield Communicator(
-        world.rank,
-        world.size,
-        lambda array: array,
-        lambda whole: world.Allreduce(MPI.IN_PLACE, whole),
-        world.Bcast,
-        lambda whole, own: world.Allgather(own, whole),
+        rank=world.rank,
+        size=world.size,
+        wrap=lambda array: array,
+        all_reduce=lambda whole: world.Allreduce(MPI.IN_PLACE, whole),
+        broadcast=world.Bcast,
+        all_gather=lambda whole, part: world.Allgather(part, whole),
     )
 
 
 def main() -> None:
-    """Measure the side in argv: {"ranks": how many, "library": its version, "seconds":
-    {collective: [[batches] of each size]}}.
-    """
-    side, collectives, sizes = sys.argv[1:]
+    """Measure the contender in argv: {"ranks", "seconds": {collective: [batches of each size]}}."""
+    contender, collectives, sizes = sys.argv[1:]
     with answer() as stream:
         world = World.detect()
         if world.local_size < world.size and (interface := network_interface(world)):
-            # libfabric over TCP would take the first that is up, which may lead nowhere.
+            # libfabric over TCP uses the first interface that is up, which may not reach the hosts.
             os.environ.setdefault("FI_TCP_IFACE", interface.value)
-        group = (
-            _of_mpi() if side == "mpi4py" else _of_torch("ccl" if side == "ccl" else "gloo", world)
-        )
-        with group as ranks:
+        if contender == "mpi4py":
+            context = _mpi_communicator()
+        else:
+            context = _torch_communicator("ccl" if contender == "ccl" else "gloo", world)
+        with context as communicator:
             seconds = {
-                collective: [measure(ranks, collective, int(size)) for size in sizes.split(",")]
-                for collective in collectives.split(",")
+                name: [measure(communicator, name, int(size)) for size in sizes.split(",")]
+                for name in collectives.split(",")
             }
-            if ranks.rank == 0:
-                json.dump({"ranks": ranks.size, "seconds": seconds}, stream)
+            if communicator.rank == 0:
+                json.dump({"ranks": communicator.size, "seconds": seconds}, stream)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""`bench gemm`: matrix and memory rates of this machine over a workload's shapes; called from
-cli.bench.
-"""
+"""`bench gemm`: GEMM rates for a workload's shapes, and memory bandwidth, of this machine."""
 
 import os
 import re
@@ -17,7 +15,7 @@ from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.models import gemm_rate
 from intel_ft.models.int8 import can_int8
 
-_PRODUCT = """
+_BF16_GEMM = """
 import sys, torch
 rows, inner, columns = map(int, sys.argv[1:])
 x = torch.zeros(rows, inner, dtype=torch.bfloat16)
@@ -26,9 +24,10 @@ torch.nn.functional.linear(x, torch.zeros(columns, inner, dtype=torch.bfloat16))
 
 
 def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[str, Any]:
-    """Rates of each product in each kind, about `seconds` for one: {workload, products,
-    gemm_gflops, int8_gops, int8_prepacked_gops, memory_gb_per_s, onednn_kernel, machine}. A rate is
-    None where this CPU has no such product.
+    """Measure each of the workload's GEMMs in each kind, about `seconds` per measurement.
+
+    Returns {workload, products, gemm_gflops, int8_gops, int8_prepacked_gops, memory_gb_per_s,
+    onednn_kernel, machine}. A rate is None if this CPU does not support the kind.
     """
     backend = cpu.select(
         BackendConfig(threads=threads or "auto"),
@@ -74,18 +73,19 @@ def _gigaflops(timing: gemm_rate.Timing, kind: str) -> float | None:
 
 
 def onednn_kernel(product: gemm_rate.Product) -> str | None:
-    """The name of the kernel that oneDNN runs a bf16 product with, such as
-    brg_matmul:avx10_1_512_amx, by its own report in a process of its own; None if it says none.
+    """The kernel that oneDNN runs a bf16 GEMM with, such as brg_matmul:avx10_1_512_amx.
+
+    A separate process runs the GEMM and oneDNN reports its kernel; None if it reports none.
     """
     shape = [str(size) for size in (product.rows, product.inner, product.columns)]
-    done = subprocess.run(
-        [sys.executable, "-c", _PRODUCT, *shape],
+    result = subprocess.run(
+        [sys.executable, "-c", _BF16_GEMM, *shape],
         env={**os.environ, "ONEDNN_VERBOSE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    return kernel_name(done.stdout)
+    return kernel_name(result.stdout)
 
 
 def kernel_name(verbose: str) -> str | None:
@@ -94,7 +94,7 @@ def kernel_name(verbose: str) -> str | None:
     A line is `onednn_verbose,v1,primitive,exec,cpu,<primitive>,<implementation>,...` (oneDNN's
     developer guide, "Verbose Mode").
     """
-    found = re.search(
+    match = re.search(
         r"^onednn_verbose,.*?exec,cpu,(?:matmul|inner_product),([^,]+),", verbose, re.M
     )
-    return found[1] if found else None
+    return match[1] if match else None

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, for its report; called from insight."""
+"""Describes the machine and the software that a benchmark ran on, for its report."""
 
 import os
 from typing import Any
@@ -11,12 +11,12 @@ _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def describe(threads: int, backend: str = "cpu") -> dict[str, Any]:
-    """CPU, cores this process may use, what the CPU advertises, versions, load, any GPU used."""
+    """CPU, usable cores, instruction sets, package versions, load, and the GPU if one is used."""
     flags = cpu_flags()
     return {
         **({"gpu": gpu_name()} if backend == "cuda" else {}),

@@ -1,8 +1,7 @@
-"""The peers' sides of the benchmark: other trainers on the same examples, set up as their own
-documentation says for a CPU or a GPU; called from insight.side.
+"""The peers of `bench train`: other trainers on the same examples.
 
-All take LoRA on all linear layers through peft, a bf16 model under bf16 autocast, sdpa attention,
-and as many examples an optimizer step as ours.
+Each is set up for a CPU or a GPU as its documentation says. All use LoRA on all linear layers
+through peft, a bf16 model under bf16 autocast, sdpa attention, and the own trainer's batch size.
 """
 
 from pathlib import Path
@@ -26,9 +25,10 @@ from intel_ft.host import devices
 def peer_trainer(
     task: Task, examples: Examples, folder: Path, world: World, optimize: Optimize | None = None
 ) -> tuple[Any, StepTimer]:
-    """The peer's Trainer, and the stopwatch that ends its training, after the same step on all
-    ranks of `world`. `optimize`: see backends.cpu.Backend; it is what IPEX's own fine-tuning
-    examples do before training.
+    """The peer's Trainer, and the timer that ends its training.
+
+    All ranks of `world` stop after the same step. `optimize` is described at backends.cpu.Backend;
+    IPEX's own fine-tuning examples do the same before training.
     """
     device = device_of(task.backend, world.local_rank)
     model = random_model(task.workload, task.seed, "sdpa", device)
@@ -42,25 +42,26 @@ def peer_trainer(
         trainer = _transformers(task, model, examples, folder, tally)
     if optimize is not None:
         optimize(trainer.model, trainer.create_optimizer())
-    watch = StepTimer(tally, task.seconds, world=world)
-    trainer.add_callback(watch)
-    return trainer, watch
+    timer = StepTimer(tally, task.seconds, world=world)
+    trainer.add_callback(timer)
+    return trainer, timer
 
 
 def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally) -> Any:
-    """SFTTrainer: padded batches, or its `bfd` packing, one row a forward.
+    """SFTTrainer with padded batches, or with its `bfd` packing and one row per forward pass.
 
-    Packing makes TRL flatten a batch into one sequence whose position ids restart, and Transformers
-    builds a block mask from them for sdpa. The mask is the batch's tokens squared, so on a CPU one
-    row a forward is the quickest.
+    With packing, TRL flattens a batch into one sequence whose position ids restart, and
+    Transformers builds a block mask from them for sdpa. The mask grows with the square of the
+    batch's tokens, so one row per forward pass is fastest on a CPU.
     """
     from trl import SFTConfig, SFTTrainer
 
     packed = task.contender == "trl-packed"
     row = task.peer_row_tokens or task.workload.row_tokens
-    rows = round(_share(task) * float(examples.lengths.mean()) / row)
+    rows = round(_examples_per_process(task) * float(examples.lengths.mean()) / row)
+    batch, accumulation = (1, max(1, rows)) if packed else _padded_batch(task)
     arguments = SFTConfig(
-        **_arguments(task, folder, *((1, max(1, rows)) if packed else _padded(task))),
+        **_arguments(task, folder, batch, accumulation),
         completion_only_loss=True,
         packing=packed,
         max_length=row if packed else None,
@@ -68,27 +69,30 @@ def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally)
     return _counted(SFTTrainer, tally, shuffled=packed)(
         model=model,
         args=arguments,
-        train_dataset=_dataset(task, examples, "completion_mask", kept=1, masked=0),
+        train_dataset=_dataset(task, examples, "completion_mask", supervised_value=1, masked=0),
         processing_class=_tokenizer(),
         peft_config=lora_config(task.rank),
     )
 
 
 def _transformers(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally) -> Any:
-    """The plain Trainer with padded batches."""
+    """Transformers' Trainer with padded batches."""
     from peft import get_peft_model
 
+    batch, accumulation = _padded_batch(task)
     return _counted(Trainer, tally)(
         model=get_peft_model(model, lora_config(task.rank)),
-        args=TrainingArguments(**_arguments(task, folder, *_padded(task))),
-        train_dataset=_dataset(task, examples, "labels", kept=None, masked=-100),
+        args=TrainingArguments(**_arguments(task, folder, batch, accumulation)),
+        train_dataset=_dataset(task, examples, "labels", supervised_value=None, masked=-100),
         data_collator=DataCollatorForSeq2Seq(_tokenizer()),
     )
 
 
 def _quantize(model: Any) -> None:
-    """What `from_pretrained` with BitsAndBytesConfig(load_in_4bit, "nf4", double quantization,
-    bf16 compute) makes of a model; that reads a folder, which a random model would have to fill.
+    """Quantize a model to NF4 in place.
+
+    The result is that of `from_pretrained` with BitsAndBytesConfig(load_in_4bit, "nf4", double
+    quantization, bf16 compute), which would need the random model to be written to a folder first.
     """
     from bitsandbytes.nn import Linear4bit, Params4bit
 
@@ -98,7 +102,11 @@ def _quantize(model: Any) -> None:
     for name, linear in [(n, m) for n, m in linears if m is not head]:
         with torch.device("meta"):
             quantized = Linear4bit(
-                *(linear.in_features, linear.out_features, False, torch.bfloat16), **settings
+                linear.in_features,
+                linear.out_features,
+                bias=False,
+                compute_dtype=torch.bfloat16,
+                **settings,
             )
         weight = Params4bit(linear.weight.data, requires_grad=False, **settings)
         quantized.weight = weight.to(linear.weight.device)
@@ -107,15 +115,15 @@ def _quantize(model: Any) -> None:
     model.is_loaded_in_4bit = True
 
 
-def _padded(task: Task) -> tuple[int, int]:
-    """Examples a forward, and forwards an optimizer step, of each process."""
-    share = _share(task)
-    batch = min(task.peer_batch, share)
-    return batch, -(-share // batch)
+def _padded_batch(task: Task) -> tuple[int, int]:
+    """Each process's examples per forward pass, and forward passes per optimizer step."""
+    examples = _examples_per_process(task)
+    batch = min(task.peer_batch, examples)
+    return batch, -(-examples // batch)
 
 
-def _share(task: Task) -> int:
-    """Examples of one process an optimizer step."""
+def _examples_per_process(task: Task) -> int:
+    """Examples of one process in an optimizer step."""
     return -(-task.workload.batch // task.processes)
 
 
@@ -137,28 +145,35 @@ def _arguments(task: Task, folder: Path, batch: int, accumulation: int) -> dict[
     }
 
 
-def _dataset(task: Task, examples: Examples, mask: str, kept: int | None, masked: int) -> Any:
-    """Token ids and a mask column: `kept` (None: the token) where supervised, else `masked`. In the
-    order in which our own side trains on them, so that a step has the same examples.
+def _dataset(
+    task: Task, examples: Examples, mask: str, supervised_value: int | None, masked: int
+) -> Any:
+    """A dataset of token ids and a mask column.
+
+    The mask is `supervised_value` (None: the token itself) for supervised tokens, else `masked`.
+    The order is that of the own trainer, so that each step has the same examples.
     """
     from datasets import Dataset
 
-    load = task.workload
     plan = Plan(
-        examples.lengths, examples.supervised_counts, load.batch, load.row_tokens, task.seed
+        lengths=examples.lengths,
+        supervised=examples.supervised_counts,
+        global_batch_size=task.workload.batch,
+        max_tokens_per_row=task.workload.row_tokens,
+        seed=task.seed,
     )
     rows = []
     for step in plan.steps(0, plan.steps_per_epoch):
         for index in step.examples:
             tokens, supervised = examples[int(index)]
-            values = tokens if kept is None else kept
-            marked = torch.where(torch.from_numpy(supervised), torch.as_tensor(values), masked)
-            rows.append({"input_ids": tokens.tolist(), mask: marked.tolist()})
+            values = torch.as_tensor(tokens if supervised_value is None else supervised_value)
+            column = torch.where(torch.from_numpy(supervised), values, masked)
+            rows.append({"input_ids": tokens.tolist(), mask: column.tolist()})
     return Dataset.from_list(rows)
 
 
 def _tokenizer() -> Any:
-    """Trainers ask it for the padding id and how to pad; it never sees text."""
+    """A tokenizer for the padding id and the padding itself; it never encodes text."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
@@ -173,8 +188,9 @@ def _tokenizer() -> Any:
 
 
 def _counted(trainer: Any, tally: Tally, shuffled: bool = False) -> Any:
-    """`trainer`, a Trainer class, adding each batch's examples to `tally` as it trains on it, in
-    the dataset's order unless they are to be `shuffled`.
+    """A subclass of the Trainer class `trainer` that adds each batch it trains on to `tally`.
+
+    It trains in the order of the dataset unless `shuffled`.
     """
 
     class Counted(trainer):  # type: ignore[misc]
@@ -191,7 +207,7 @@ def _counted(trainer: Any, tally: Tally, shuffled: bool = False) -> Any:
 
 
 def _segment_lengths(inputs: Any) -> list[int]:
-    """Real tokens of each example in a batch, padded or flattened."""
+    """The length of each example in a padded or flattened batch, without padding."""
     if "attention_mask" in inputs:
         lengths = inputs["attention_mask"].sum(1)
     else:

@@ -1,6 +1,4 @@
-"""`bench prepare`: how fast rows become token ids, masks and a plan, beside TRL's preparation of
-the same file; called from cli.bench.
-"""
+"""`bench prepare`: speed of preparing data (token ids, masks, batch plan), compared with TRL."""
 
 import json
 import logging
@@ -27,44 +25,45 @@ WORDS = "docstring-to-python/train.jsonl"
 def bench_prepare(
     rows: int, repeat: int, peers: list[str], tokenizer: str = TOKENIZER
 ) -> dict[str, Any]:
-    """Prepare `rows` alpaca-like rows with ours and the peers in turns, `repeat` times each, every
-    time in a fresh process and without a cache: {rows, tokenizer, ours, peers, machine}.
+    """Prepare `rows` alpaca-like rows with the product and the peers in turns, `repeat` times each.
 
-    Each side has the medians of seconds, rows_per_s and tokens_per_s, and its runs; a peer also
-    has `ratio`, its seconds over ours, or {"error": reason} where it failed. peers: see PEERS.
-    tokenizer: a model's folder or a shipped asset.
+    Every run is a fresh process without a cache. Returns {rows, tokenizer, ours, peers, machine}.
+    Each contender has the medians of seconds, rows_per_s and tokens_per_s, and its runs; a peer
+    also has `ratio`, its seconds over ours, or {"error": reason} if it failed. peers: see PEERS.
+    tokenizer: a model folder or the name of a shipped asset.
 
-    Raises UserError and EnvironmentProblem before anything runs, IntelFTError if ours fails.
+    Raises UserError and EnvironmentProblem before anything runs, IntelFTError if the product's own
+    preparation fails.
     """
     peers = list(dict.fromkeys(peers))
     for peer in peers:
         if peer not in PEERS:
-            raise UserError(f"no peer {peer!r}: choose one of {', '.join(PEERS)}")
+            raise UserError(f"unknown peer {peer!r}: choose one of {', '.join(PEERS)}")
         if installed("trl") is None:
-            raise EnvironmentProblem(f"peer {peer}: trl is not installed: run `make peers`")
+            raise EnvironmentProblem(f"peer {peer}: trl is not installed; run `make peers`")
     if rows < 1 or repeat < 1:
-        raise UserError(f"{rows} rows, {repeat} runs: take at least one of each")
+        raise UserError(f"{rows} rows, {repeat} runs: at least one of each is needed")
     folder = resolve(tokenizer)
     if not (Path(folder) / "tokenizer.json").is_file():
-        raise UserError(f"{tokenizer}: no folder with a tokenizer.json")
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in (OWN_TRAINER, *peers)}
+        raise UserError(f"{tokenizer}: not a folder with a tokenizer.json")
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (OWN_TRAINER, *peers)}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.jsonl"
         write_rows(file, rows)
         for turn in range(1, repeat + 1):
-            for side in [side for side in runs if side not in failed]:
+            for contender in [name for name in runs if name not in failed]:
                 try:
-                    run = _run(side, file, folder)
+                    run = _run(contender, file, folder)
                 except IntelFTError as error:
-                    if side == OWN_TRAINER:
+                    if contender == OWN_TRAINER:
                         raise
-                    failed[side] = str(error)
-                    logger.warning("%s: %s", side, error)
+                    failed[contender] = str(error)
+                    logger.warning("%s: %s", contender, error)
                     continue
-                runs[side].append(run)
-                logger.info("%s %d/%d: %.2f s", side, turn, repeat, run["seconds"])
-    from intel_ft.bench import machine  # after the runs: nothing heavy beside them
+                runs[contender].append(run)
+                logger.info("%s, run %d of %d: %.2f s", contender, turn, repeat, run["seconds"])
+    from intel_ft.bench import machine  # imported after the runs: it loads torch
 
     ours = _summary(runs[OWN_TRAINER])
     summaries: dict[str, dict[str, Any]] = {}
@@ -86,36 +85,36 @@ def bench_prepare(
 def write_rows(file: Path, rows: int, seed: int = 0) -> None:
     """Write `rows` rows of instruction, input (in 40 % of them) and output as JSON lines.
 
-    Lengths in characters are lognormal, with alpaca's medians: 55, 55 and 180. The words are
-    stretches of the shipped docstrings and code, so a tokenizer has the work of real text.
+    Lengths in characters are lognormal with alpaca's medians: 55, 55 and 180. The texts are
+    excerpts of the shipped docstrings and code, so a tokenizer has as much work as with real text.
     """
     with Path(resolve(WORDS)).open(encoding="utf-8") as stream:
         texts = [json.loads(line) for line in stream]
     words = " ".join(f"{text['instruction']} {text['output']}" for text in texts)
     random = Random(seed)
 
-    def stretch(median: float, spread: float, most: int) -> str:
-        length = min(max(round(median * random.lognormvariate(0, spread)), 5), most)
-        start = words.index(" ", random.randrange(len(words) - 2 * most))
+    def excerpt(median: float, sigma: float, longest: int) -> str:
+        length = min(max(round(median * random.lognormvariate(0, sigma)), 5), longest)
+        start = words.index(" ", random.randrange(len(words) - 2 * longest))
         return words[start : start + length].strip() or "x"
 
     with file.open("w", encoding="utf-8") as stream:
         for _ in range(rows):
             row = {
-                "instruction": stretch(55, 0.45, 400),
-                "input": stretch(55, 0.8, 700) if random.random() < 0.4 else "",
-                "output": stretch(180, 0.9, 2500),
+                "instruction": excerpt(55, 0.45, 400),
+                "input": excerpt(55, 0.8, 700) if random.random() < 0.4 else "",
+                "output": excerpt(180, 0.9, 2500),
             }
             stream.write(json.dumps(row) + "\n")
 
 
-def _run(side: str, file: Path, tokenizer: str) -> dict[str, Any]:
-    """One run in a process of its own, with an empty cache folder."""
+def _run(contender: str, file: Path, tokenizer: str) -> dict[str, Any]:
+    """One run in a fresh process, with an empty cache folder."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         environment = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
-        arguments = [side, str(file), tokenizer]
+        arguments = [contender, str(file), tokenizer]
         return subprocess_json.measured(
-            side, "intel_ft.bench.prepare_worker", arguments, environment
+            contender, "intel_ft.bench.prepare_worker", arguments, environment
         )
 
 

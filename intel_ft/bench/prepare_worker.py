@@ -1,8 +1,8 @@
-"""One preparation by one side in a process of its own: `python -m intel_ft.bench.prepare_worker
-SIDE FILE TOKENIZER`, a JSON measurement out on stdout; started by insight.bench_prepare.
+"""One data preparation by one contender, in a process of its own.
 
-The clock starts when the libraries and the tokenizer are loaded. Ours reads the file and ends with
-all steps of an epoch planned and packed; TRL reads it, writes prompt and completion as its
+`python -m intel_ft.bench.prepare_worker CONTENDER FILE TOKENIZER` prints a measurement as JSON. The
+clock starts once the libraries and the tokenizer are loaded. The product reads the file and ends
+with all steps of an epoch planned and packed. TRL reads it, writes prompt and completion as its
 documentation asks for, and ends with the dataset that SFTTrainer would train on.
 """
 
@@ -17,17 +17,18 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from intel_ft.bench.task import OWN_TRAINER
 from intel_ft.config import DataConfig
 from intel_ft.data.templates import ALPACA, ALPACA_WITH_INPUT
 from intel_ft.subprocess_json import answer
 
-MAX_LENGTH = 4096  # tokens: of an example and of a packed row, more than any example has
-BATCH = 16  # examples an optimizer step
+MAX_LENGTH = 4096  # tokens of an example and of a packed row; no example is longer
+BATCH = 16  # examples per optimizer step
 
 
 def ours(file: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Read, render, tokenize, mask, plan, and pack every step of an epoch for one rank."""
-    import datasets  # noqa: F401  which preparing imports when it first reads: not timed here
+    import datasets  # noqa: F401  `prepare` imports it on first use, which should not be timed
 
     from intel_ft.batching.plan import Plan
     from intel_ft.data.prepare import prepare
@@ -49,24 +50,26 @@ def ours(file: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def trl(side: str, file: str, tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, Any]:
+def trl(
+    contender: str, file: str, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> dict[str, Any]:
     """`load_dataset`, one batched map to prompt and completion, SFTTrainer's own preparation.
 
-    side: `trl` prepares in as many processes as there are cores, `trl-packed` likewise and packs,
-    `trl-single` in one process, which is SFTConfig's default. Making the model and the rest of
+    contender: `trl` prepares in one process per core, `trl-packed` as well and then packs,
+    `trl-single` in one process, which is SFTConfig's default. Creating the model and the rest of
     the trainer is not timed.
     """
     import datasets
     from trl import SFTConfig, SFTTrainer
 
-    spent = 0.0
+    seconds = 0.0
 
     class Timed(SFTTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
-            nonlocal spent
+            nonlocal seconds
             start = time.perf_counter()
             dataset = super()._prepare_dataset(*args, **kwargs)
-            spent += time.perf_counter() - start
+            seconds += time.perf_counter() - start
             return dataset
 
     start = time.perf_counter()
@@ -75,13 +78,13 @@ def trl(side: str, file: str, tokenizer: PreTrainedTokenizerFast, folder: Path) 
     )
     rows = len(dataset)
     dataset = dataset.map(_prompts, batched=True, remove_columns=dataset.column_names)
-    spent += time.perf_counter() - start
+    seconds += time.perf_counter() - start
     arguments = SFTConfig(
         output_dir=str(folder / "out"),
         completion_only_loss=True,
         max_length=MAX_LENGTH,
-        packing=side == "trl-packed",
-        dataset_num_proc=None if side == "trl-single" else len(os.sched_getaffinity(0)),
+        packing=contender == "trl-packed",
+        dataset_num_proc=None if contender == "trl-single" else len(os.sched_getaffinity(0)),
         use_cpu=True,
         bf16=False,
         report_to="none",
@@ -95,7 +98,7 @@ def trl(side: str, file: str, tokenizer: PreTrainedTokenizerFast, folder: Path) 
     arrays = trainer.train_dataset.with_format("arrow")
     labels = arrays[:]["labels"].combine_chunks().flatten().to_numpy()
     return {
-        "seconds": spent,
+        "seconds": seconds,
         "rows": rows,
         "tokens": len(labels),
         "supervised_tokens": int((labels != -100).sum()),
@@ -103,19 +106,19 @@ def trl(side: str, file: str, tokenizer: PreTrainedTokenizerFast, folder: Path) 
 
 
 def _prompts(batch: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Alpaca's wording, as our own template `alpaca` writes it."""
+    """Alpaca's prompts, exactly as the template `alpaca` writes them."""
     prompts = [
-        (ALPACA_WITH_INPUT if given else ALPACA)
-        + f"\n\n### Instruction:\n{asked}"
-        + (f"\n\n### Input:\n{given}" if given else "")
+        (ALPACA_WITH_INPUT if context else ALPACA)
+        + f"\n\n### Instruction:\n{instruction}"
+        + (f"\n\n### Input:\n{context}" if context else "")
         + "\n\n### Response:\n"
-        for asked, given in zip(batch["instruction"], batch["input"], strict=True)
+        for instruction, context in zip(batch["instruction"], batch["input"], strict=True)
     ]
     return {"prompt": prompts, "completion": batch["output"]}
 
 
 def _smallest_model(vocabulary: int) -> LlamaForCausalLM:
-    """SFTTrainer wants one before it looks at data."""
+    """SFTTrainer needs a model before it prepares data."""
     with torch.no_grad():
         return LlamaForCausalLM(
             LlamaConfig(
@@ -129,17 +132,17 @@ def _smallest_model(vocabulary: int) -> LlamaForCausalLM:
 
 
 def main() -> None:
-    """Measure the side in argv; libraries that print get stderr, stdout is the measurement's."""
-    side, file, name = sys.argv[1:]
+    """Measure the contender in argv. Only the result goes to stdout; libraries print on stderr."""
+    contender, file, name = sys.argv[1:]
     with (
         answer() as stream,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
     ):
         tokenizer = AutoTokenizer.from_pretrained(name)
-        if side == "ours":
+        if contender == OWN_TRAINER:
             result = ours(file, tokenizer)
         else:
-            result = trl(side, file, tokenizer, Path(folder))
+            result = trl(contender, file, tokenizer, Path(folder))
         json.dump(result, stream)
 
 

@@ -1,6 +1,4 @@
-"""`bench quality`: the held-out loss that our training reaches on the demo's task, beside plain
-Transformers and peft; called from cli.bench.
-"""
+"""`bench quality`: validation loss on the demo's task, compared with Transformers and peft."""
 
 import logging
 import statistics
@@ -11,43 +9,47 @@ from intel_ft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "plain"
-BASE = "base"  # the model as it is shipped: measured, not trained
+REFERENCE = "plain"  # the reference trainer
+BASE = "base"  # the shipped model: evaluated, not trained
 CONTENDERS = (REFERENCE, "bf16", "int8")
 
 
 def bench_quality(
-    sides: list[str], seeds: int, steps: int, threads: int | None = None
+    contenders: list[str], seeds: int, steps: int, threads: int | None = None
 ) -> dict[str, Any]:
-    """Train each side with seeds 0, 1, ... in turns, each in a fresh process: {steps, seeds, base,
-    sides, machine}.
+    """Train each contender with seeds 0, 1, ... in turns, each in a fresh process.
 
-    A side has the mean held-out loss in nats a supervised token, `to_plain_percent` (None without
-    `plain` among the sides), the median token/s, and its runs, one a seed.
+    Returns {steps, seeds, base, sides, machine}. A contender has the mean validation loss in nats
+    per supervised token, `to_plain_percent` (None unless `plain` is among the contenders), the
+    median token/s, and its runs, one per seed.
 
-    Raises UserError before anything runs, IntelFTError where a side fails.
+    Raises UserError before anything runs, IntelFTError if a contender fails.
     """
-    sides = list(dict.fromkeys(sides))
-    for side in sides:
-        if side not in CONTENDERS:
-            raise UserError(f"no side {side!r}: choose one of {', '.join(CONTENDERS)}")
-    if not sides or seeds < 1 or steps < 1:
-        raise UserError(f"{len(sides)} sides, {seeds} seeds, {steps} steps: take at least one each")
+    contenders = list(dict.fromkeys(contenders))
+    for contender in contenders:
+        if contender not in CONTENDERS:
+            known = ", ".join(CONTENDERS)
+            raise UserError(f"unknown contender {contender!r}: choose one of {known}")
+    if not contenders or seeds < 1 or steps < 1:
+        raise UserError(
+            f"{len(contenders)} contenders, {seeds} seeds, {steps} steps: at least one of each is "
+            "needed"
+        )
     environment = subprocess_json.environment(threads)
 
-    def run(side: str, seed: int) -> dict[str, Any]:
-        arguments = [side, str(seed), str(steps), str(threads or 0)]
+    def run(contender: str, seed: int) -> dict[str, Any]:
+        arguments = [contender, str(seed), str(steps), str(threads or 0)]
         module = "intel_ft.bench.quality_worker"
-        result = subprocess_json.measured(side, module, arguments, environment)
-        logger.info("%s, seed %d: held-out loss %.4f", side, seed, result["heldout_loss"])
+        result = subprocess_json.measured(contender, module, arguments, environment)
+        logger.info("%s, seed %d: validation loss %.4f", contender, seed, result["heldout_loss"])
         return {"seed": seed, **result}
 
     base = run(BASE, 0)
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for seed in range(seeds):
-        for side in sides:
-            runs[side].append(run(side, seed))
-    from intel_ft.bench import machine  # after the runs: nothing heavy beside them
+        for contender in contenders:
+            runs[contender].append(run(contender, seed))
+    from intel_ft.bench import machine  # imported after the runs: it loads torch
 
     return {
         "steps": steps,
@@ -59,14 +61,17 @@ def bench_quality(
 
 
 def compared(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Each side's mean loss over the seeds, its difference to plain's in per cent, its speed."""
-    means = {s: statistics.fmean(run["heldout_loss"] for run in runs[s]) for s in runs}
+    """Each contender's mean loss, its difference from the reference trainer's in %, its speed."""
+    means = {
+        contender: statistics.fmean(run["heldout_loss"] for run in results)
+        for contender, results in runs.items()
+    }
     return {
-        side: {
+        contender: {
             "heldout_loss": mean,
             "to_plain_percent": 100 * (mean / means[REFERENCE] - 1) if REFERENCE in means else None,
-            "tokens_per_s": statistics.median(run["tokens_per_s"] for run in runs[side]),
-            "runs": runs[side],
+            "tokens_per_s": statistics.median(run["tokens_per_s"] for run in runs[contender]),
+            "runs": runs[contender],
         }
-        for side, mean in means.items()
+        for contender, mean in means.items()
     }

@@ -1,9 +1,8 @@
-"""One training of one side and its held-out loss, in a process of its own: `python -m
-intel_ft.bench.quality_worker SIDE SEED STEPS THREADS`, a JSON measurement out on stdout; started by
-insight.bench_quality.
+"""One training of one contender and its validation loss, in a process of its own.
 
-The data and settings are the demo's. Every side's adapter is loaded and measured by the same plain
-code, so only training differs.
+`python -m intel_ft.bench.quality_worker CONTENDER SEED STEPS THREADS` prints a measurement as JSON.
+Data and settings are the demo's. The same plain code loads and evaluates every contender's adapter,
+so the contenders differ in training only.
 """
 
 import json
@@ -22,16 +21,17 @@ from intel_ft.models.load import load_tokenizer
 from intel_ft.subprocess_json import answer
 
 
-def settings(side: str, seed: int, steps: int, threads: int | None, folder: Path) -> Config:
-    """The demo's settings but for the seed and the steps. No evaluation while it trains: the last
-    adapter counts, not the best one.
+def settings(contender: str, seed: int, steps: int, threads: int | None, folder: Path) -> Config:
+    """The demo's settings, except for the seed and the steps.
+
+    There is no evaluation during training: the last adapter counts, not the best one.
     """
     return build(
         {
             "model": {
                 "name_or_path": MODEL,
                 "dtype": "bfloat16",
-                **({"base_dtype": "int8"} if side == "int8" else {}),
+                **({"base_dtype": "int8"} if contender == "int8" else {}),
             },
             "data": {"train": TRAIN, "template": "tokenizer"},
             "method": {"r": 16, "alpha": 32},
@@ -50,42 +50,43 @@ def settings(side: str, seed: int, steps: int, threads: int | None, folder: Path
     )
 
 
-def measure(side: str, config: Config, folder: Path) -> dict[str, Any]:
-    """Train (`base` does not) and measure: {heldout_loss, threads}, and {tokens, seconds,
-    tokens_per_s} of the training's steps.
+def measure(contender: str, config: Config, folder: Path) -> dict[str, Any]:
+    """Train, unless the contender is `base`, and evaluate on the validation set.
+
+    Returns {heldout_loss, threads}, and {tokens, seconds, tokens_per_s} of the training's steps.
     """
     threads = cpu.select(config.backend, config.model).threads
     tokenizer = load_tokenizer(config.model)
     base = Path(resolve(MODEL))
     trained: dict[str, float] = {}
     adapter: Path | None = None
-    if side == REFERENCE:
+    if contender == REFERENCE:
         adapter = folder / "adapter"
         examples = prepare(config.data, resolve(TRAIN), tokenizer).examples
         tokens, seconds = reference_trainer.train(config, base, examples, adapter)
         trained = {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
-    elif side != BASE:
+    elif contender != BASE:
         from intel_ft.training.run import train
 
         summary = train(config)
         adapter = Path(summary.adapter)
         trained = {"tokens": summary.tokens, "seconds": summary.seconds}
         trained["tokens_per_s"] = summary.tokens / summary.seconds
-    heldout = prepare(config.data, resolve(HELDOUT), tokenizer).examples
+    validation = prepare(config.data, resolve(HELDOUT), tokenizer).examples
     return {
-        "heldout_loss": reference_trainer.heldout_loss(base, adapter, heldout),
+        "heldout_loss": reference_trainer.heldout_loss(base, adapter, validation),
         "threads": threads,
         **trained,
     }
 
 
 def main() -> None:
-    """Measure the side in argv; libraries that print get stderr, stdout is the measurement's."""
-    side, seed, steps, threads = sys.argv[1:]
+    """Measure the contender in argv. Only the result goes to stdout; libraries print on stderr."""
+    contender, seed, steps, threads = sys.argv[1:]
     with answer() as stream, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = settings(side, int(seed), int(steps), int(threads) or None, folder)
-        json.dump(measure(side, config, folder), stream)
+        config = settings(contender, int(seed), int(steps), int(threads) or None, folder)
+        json.dump(measure(contender, config, folder), stream)
 
 
 if __name__ == "__main__":

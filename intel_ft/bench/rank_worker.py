@@ -1,5 +1,6 @@
-"""One rank of a side's run: `python -m intel_ft.bench.rank_worker TASK` binds itself to its cores,
-and is then insight.side; started by insight.runs through a real launcher.
+"""One rank of a contender's run: binds itself to its cores, then runs `bench.worker`.
+
+`python -m intel_ft.bench.rank_worker TASK`, started by a real launcher.
 """
 
 import os
@@ -12,7 +13,7 @@ from intel_ft.host.launcher_env import LauncherEnv
 
 
 def bind(threads: int | None, started: LauncherEnv) -> None:
-    """A core a thread, the same for this rank however many run beside it: idle ones stay idle."""
+    """Bind to one core per thread: the same cores whatever the number of ranks."""
     host = topology.read()
     cores = threads or host.usable // started.local_size
     parts = places(host, host.usable // cores)
@@ -20,7 +21,7 @@ def bind(threads: int | None, started: LauncherEnv) -> None:
 
 
 def main() -> None:
-    """Bind before torch is imported, then measure."""
+    """Bind before torch is imported, then run the worker."""
     bind(Task.from_json(sys.argv[1]).threads, LauncherEnv.detect())
 
     from intel_ft.bench import worker

@@ -1,6 +1,4 @@
-"""`bench ranks`: the same work by 1, 2, 4, ... ranks of so many cores each, through a real
-launcher; called from cli.bench.
-"""
+"""`bench ranks`: weak and strong scaling over ranks of one host, started by a real launcher."""
 
 import logging
 import statistics
@@ -22,29 +20,34 @@ _METRICS = ("tokens_per_s", "mfu", "gemm_gflops", "step_s", "exchange_share", "r
 
 
 def values_of(text: str | None, cores: int) -> list[int]:
-    """How many ranks to run, sorted: those in `text`, or powers of two up to what the host holds.
+    """The numbers of ranks to run, sorted: those in `text`, or all powers of two that fit.
 
-    Raises UserError for what is no number or does not fit.
+    Raises UserError for anything but whole numbers, and for more ranks than the host has cores for.
     """
-    most = topology.read().usable // cores
-    if most < 1:
-        raise UserError(f"--cores {cores}: this process may use {topology.read().usable}")
+    usable = topology.read().usable
+    max_ranks = usable // cores
+    if max_ranks < 1:
+        raise UserError(f"--cores {cores}: this process may use {usable} cores")
     if text is None:
-        return [2**n for n in range(most.bit_length())]
+        return [2**n for n in range(max_ranks.bit_length())]
     values = whole_numbers(text, "1,2,4")
-    if values[-1] > most:
-        raise UserError(f"--values {text}: 1 to {most} ranks of {cores} cores fit here")
+    if values[-1] > max_ranks:
+        raise UserError(
+            f"--values {text}: this host has room for 1 to {max_ranks} ranks of {cores} cores each"
+        )
     return values
 
 
 def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int) -> dict[str, Any]:
-    """Weak scaling (as many examples a rank) and strong (as many in all): {workload, cores,
-    weak, strong, machine}; each is a list of points with `ranks`, the medians of a run's
-    measurements, and `efficiency`: token/s over that of the fewest ranks, a rank.
+    """Measure weak scaling (constant examples per rank) and strong scaling (constant batch).
 
-    The batch is 4 times the workload's, so that a step has several rows to share out: for each of
-    the fewest ranks, and in strong scaling for all. Raises UserError, EnvironmentProblem, and
-    IntelFTError where a run fails.
+    Returns {workload, cores, weak, strong, machine}; weak and strong are lists of points with
+    `ranks`, the medians of a run's measurements, and `efficiency`: token/s per rank, relative to
+    that of the smallest number of ranks.
+
+    The batch is 4 times the workload's for each rank of the smallest number of ranks, so that a
+    step has several rows to distribute; in strong scaling it stays that large. Raises UserError,
+    EnvironmentProblem, and IntelFTError if a run fails.
     """
     batch = 4 * task.workload.batch * values[0]
     choose_by_name(task.backend)
@@ -58,8 +61,10 @@ def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int
                 larger = replace(task, workload=replace(task.workload, batch=examples))
                 run = run_ranks(replace(larger, processes=ranks, threads=cores), via)
                 runs.setdefault((scaling, ranks), []).append(run)
-                said = ", ".join(f"{name} {run[name]:.4g}" for name in _METRICS)
-                logger.info("%s, %d ranks, %d/%d: %s", scaling, ranks, turn, repeat, said)
+                metrics = ", ".join(f"{name} {run[name]:.4g}" for name in _METRICS)
+                logger.info(
+                    "%s scaling, %d ranks, run %d of %d: %s", scaling, ranks, turn, repeat, metrics
+                )
     first = runs["weak", values[0]][0]
     runs["strong", values[0]] = runs["weak", values[0]]
     return {
@@ -78,8 +83,8 @@ def _points(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     points: list[dict[str, Any]] = []
     for ranks, results in runs.items():
         medians = {name: statistics.median(r[name] for r in results) for name in _METRICS}
-        a_rank = medians["tokens_per_s"] / ranks
-        base = points[0]["tokens_per_s"] / points[0]["ranks"] if points else a_rank
+        per_rank = medians["tokens_per_s"] / ranks
+        base = points[0]["tokens_per_s"] / points[0]["ranks"] if points else per_rank
         rates = [result["tokens_per_s"] for result in results]
-        points.append({"ranks": ranks, **medians, "efficiency": a_rank / base, "rates": rates})
+        points.append({"ranks": ranks, **medians, "efficiency": per_rank / base, "rates": rates})
     return points

@@ -1,5 +1,6 @@
-"""`bench scale`: our own side over row lengths, batches, LoRA ranks, threads or processes, each
-value in a fresh process; called from cli.bench.
+"""`bench scale`: the own trainer over row lengths, batches, LoRA ranks, threads or processes.
+
+Every value is measured in a fresh process.
 """
 
 import logging
@@ -8,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from intel_ft.bench import machine
-from intel_ft.bench.run_worker import placed, run_task
+from intel_ft.bench.run_worker import run_task, with_threads
 from intel_ft.bench.sweep_values import whole_numbers
 from intel_ft.bench.task import OWN_TRAINER, Task
 from intel_ft.bench.train import summarize
@@ -28,9 +29,9 @@ PLOTTED = {"token/s": "tokens_per_s", "MFU": "mfu"}
 
 
 def values_of(over: str, text: str | None) -> list[int]:
-    """The values in `text` (comma-separated, sorted, each once), or the default ones of `over`.
+    """The values in `text` (comma-separated), sorted and unique, or the defaults of `over`.
 
-    Raises UserError for an axis that does not exist and for what is no whole number above 0.
+    Raises UserError for an unknown axis, and for values that are not positive whole numbers.
     """
     if over not in VALUES:
         raise UserError(f"--over {over}: choose one of {', '.join(VALUES)}")
@@ -41,10 +42,12 @@ def values_of(over: str, text: str | None) -> list[int]:
 
 
 def task_at(over: str, value: int, name: str, seconds: float, threads: int | None) -> Task:
-    """What is run at one value of an axis. Over row tokens a step is one row, one example that
-    fills it; the other axes keep the workload's alpaca lengths and rows.
+    """The run at one value of an axis.
+
+    Over row-tokens a step is one row with one example that fills it. The other axes keep the
+    workload's alpaca lengths and row length.
     """
-    task = Task(OWN_TRAINER, workload(name), seconds=seconds, threads=threads)
+    task = Task(contender=OWN_TRAINER, workload=workload(name), seconds=seconds, threads=threads)
     if over == "row-tokens":
         return replace(task, workload=workload(name, "fixed", row_tokens=value))
     if over == "batch":
@@ -57,14 +60,13 @@ def task_at(over: str, value: int, name: str, seconds: float, threads: int | Non
 def bench_scale(
     name: str, over: str, values: list[int], repeat: int, seconds: float, threads: int | None
 ) -> dict[str, Any]:
-    """Run workload `name` at each value, `repeat` rounds over all of them: {workload, over, points,
-    machine}.
+    """Run workload `name` at each value, `repeat` rounds over all values.
 
-    A point is {"value"} with the medians of bench train's metrics, or with {"error": reason}: what
-    does not fit is a result too. Raises UserError before anything runs, IntelFTError where every
-    value failed.
+    Returns {workload, over, points, machine}. A point has its "value" and the medians of bench
+    train's metrics, or {"error": reason}: a value that does not fit in memory is a result, too.
+    Raises UserError before anything runs, IntelFTError if every value failed.
     """
-    tasks = {value: placed(task_at(over, value, name, seconds, threads)) for value in values}
+    tasks = {value: with_threads(task_at(over, value, name, seconds, threads)) for value in values}
     runs: dict[int, list[dict[str, Any]]] = {value: [] for value in values}
     failed: dict[int, str] = {}
     for turn in range(1, repeat + 1):
@@ -77,11 +79,11 @@ def bench_scale(
                 continue
             runs[value].append(run)
             rate = run["tokens_per_s"]
-            logger.info("%s %d, %d/%d: %.1f token/s", over, value, turn, repeat, rate)
-    done = [value for value in values if value not in failed]
-    if not done:
+            logger.info("%s %d, run %d of %d: %.1f token/s", over, value, turn, repeat, rate)
+    succeeded = [value for value in values if value not in failed]
+    if not succeeded:
         raise IntelFTError(failed[values[0]])
-    rates = [[run["gemm_gflops"] for run in runs[value]] for value in done]
+    rates = [[run["gemm_gflops"] for run in runs[value]] for value in succeeded]
     return {
         "workload": name,
         "over": over,
@@ -93,7 +95,7 @@ def bench_scale(
             for value in values
         ],
         "machine": {
-            **machine.describe(max(runs[value][0]["threads"] for value in done)),
+            **machine.describe(max(runs[value][0]["threads"] for value in succeeded)),
             "gemm_spread": max(max(rate) / min(rate) for rate in rates),
         },
     }

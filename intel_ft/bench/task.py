@@ -1,5 +1,6 @@
-"""The sides of a training benchmark: which there are, whether they are installed, and what one run
-of a side is asked to do; called from insight. Imports nothing heavy.
+"""The contenders of a training benchmark, and the description of one run of one of them.
+
+Imports nothing heavy.
 """
 
 import json
@@ -20,23 +21,26 @@ OWN_TRAINERS = (OWN_TRAINER, OWN_TRAINER_IPEX)
 IPEX_CONTENDERS = ("ipex", OWN_TRAINER_IPEX)
 PEERS = ("trl", "trl-packed", "transformers", *IPEX_CONTENDERS)
 IPEX_PYTHON = "INTEL_FT_IPEX_PYTHON"
-"""Set in the environment, this is the Python of the sides that need IPEX."""
+"""Environment variable: the Python that runs the contenders that need IPEX."""
 WARM_UP_STEPS = 2
-GPU_WARM_UP_STEPS = 5  # CUDA loads a product's kernel when a row of a new length first needs it
-LEAST_STEPS = 5
-LONG_STEP = 60.0  # seconds; where a step takes longer, one is warm-up and at least two are timed
+GPU_WARM_UP_STEPS = 5  # CUDA loads a GEMM kernel when a row of a new length first needs it
+MIN_TIMED_STEPS = 5
+LONG_STEP = 60.0  # seconds; longer steps: one warm-up step, and at least two timed ones
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of one side: `WARM_UP_STEPS` untimed steps, then timed ones for `seconds`, but at
-    least `LEAST_STEPS`. `peer_row_tokens` is the row of a packing peer, None the same as ours;
-    `peer_batch` a padding peer's examples a forward. `checkpointing` is our own side's alone, and
-    so is `base_dtype`, but nf4, which is for all. `backend`: cpu or cuda. `processes` share the
-    cores, the batch, or the GPUs; `threads` are of each.
+    """One run of one contender.
+
+    It takes `WARM_UP_STEPS` untimed steps, then timed steps for `seconds`, at least
+    `MIN_TIMED_STEPS`. `peer_row_tokens` is the row length of a peer that packs (None: the own
+    trainer's), `peer_batch` the examples per forward pass of a peer that pads. `checkpointing` and
+    `base_dtype` apply to the own trainer only, except for nf4, which applies to all contenders.
+    `backend` is cpu or cuda. `processes` share the batch and the cores or GPUs; `threads` is the
+    number for each process.
     """
 
-    side: str
+    contender: str
     workload: Workload
     rank: int = 16
     threads: int | None = None
@@ -51,7 +55,7 @@ class Task:
     processes: int = 1
 
     def to_json(self) -> str:
-        """One line that `from_json` reads back."""
+        """The task as one line of JSON, for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -62,21 +66,23 @@ class Task:
 
 
 def require_peer(peer: str) -> None:
-    """Raises UserError for a peer that does not exist, EnvironmentProblem where it is missing."""
+    """Raise UserError for an unknown peer, EnvironmentProblem for one that is not installed."""
     if peer not in PEERS:
-        raise UserError(f"no peer {peer!r}: choose one of {', '.join(PEERS)}")
+        raise UserError(f"unknown peer {peer!r}: choose one of {', '.join(PEERS)}")
     if peer.startswith("trl") and installed("trl") is None:
-        raise EnvironmentProblem(f"peer {peer}: trl is not installed: run `make peers`")
+        raise EnvironmentProblem(f"peer {peer}: trl is not installed; run `make peers`")
     if peer in IPEX_CONTENDERS:
         _require_ipex(peer)
 
 
-def python_of(side: str) -> str:
-    """The Python that runs a side: this one, or for IPEX's that of `make setup-ipex`, beside this
-    environment, or the one that `IPEX_PYTHON` names.
+def python_of(contender: str) -> str:
+    """The Python that runs a contender.
+
+    That is this Python. A contender that needs IPEX gets the Python that `IPEX_PYTHON` names, else
+    that of the environment which `make setup-ipex` creates next to this one.
     """
     if (
-        side not in IPEX_CONTENDERS
+        contender not in IPEX_CONTENDERS
         or ipex.mismatch(installed(ipex.PACKAGE), installed("torch")) is None
     ):
         return sys.executable
@@ -87,14 +93,14 @@ def python_of(side: str) -> str:
 
 def _require_ipex(peer: str) -> None:
     python = python_of(peer)
-    asked = "from intel_ft.backends.ipex import require; require()"
+    code = "from intel_ft.backends.ipex import require; require()"
     try:
-        done = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False)
+        result = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     except OSError:
         raise EnvironmentProblem(
-            f"peer {peer}: no {python}: run `make setup-ipex`, or set {IPEX_PYTHON} to a Python "
-            "that has IPEX"
+            f"peer {peer}: {python} does not exist: run `make setup-ipex`, or set {IPEX_PYTHON} to "
+            "a Python that has IPEX"
         ) from None
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1].partition(": ")[2]
+    if result.returncode:
+        reason = result.stderr.strip().splitlines()[-1].partition(": ")[2]
         raise EnvironmentProblem(f"peer {peer}: {python}: {reason}")

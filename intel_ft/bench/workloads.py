@@ -1,6 +1,6 @@
-"""The benchmark's workloads: seeded random models and examples of known shape; called from insight.
+"""The benchmark's workloads: seeded random models and examples of known shapes.
 
-Random weights and tokens take the same time as real ones, and nothing has to be downloaded.
+Random weights and tokens take as long as real ones, and nothing has to be downloaded.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ Lengths = Literal["alpaca", "long", "fixed"]
 class Workload:
     """A Llama-shaped model and the examples it trains on.
 
-    lengths: see `synthetic_examples`; row_tokens: of a packed row; batch: examples
-    an optimizer step; steps: how many steps' examples there are before they repeat.
+    lengths: see `synthetic_examples`; row_tokens: maximum tokens in a packed row; batch: examples
+    per optimizer step; steps: optimizer steps before the examples repeat.
     """
 
     name: str
@@ -55,22 +55,27 @@ def workload(
     row_tokens: int | None = None,
     batch: int | None = None,
 ) -> Workload:
-    """The named workload, with what else was chosen; `long` has larger rows and smaller batches
-    of its own, and `fixed` a row a step. Raises UserError for a name or a row that does not exist.
+    """The named workload, with the given changes.
+
+    `long` has longer rows and smaller batches by default, `fixed` has one row per step. Raises
+    UserError for an unknown name, unknown lengths, and rows too short for the examples.
     """
     if name not in WORKLOADS:
-        raise UserError(f"no workload {name!r}: choose one of {', '.join(WORKLOADS)}")
+        raise UserError(f"unknown workload {name!r}: choose one of {', '.join(WORKLOADS)}")
     if lengths not in get_args(Lengths):
-        raise UserError(f"no lengths {lengths!r}: choose one of {', '.join(get_args(Lengths))}")
-    found = WORKLOADS[name]
+        known = ", ".join(get_args(Lengths))
+        raise UserError(f"unknown lengths {lengths!r}: choose one of {known}")
+    chosen = WORKLOADS[name]
     if lengths == "long":
-        found = replace(found, lengths="long", row_tokens=8192, batch=2)
+        chosen = replace(chosen, lengths="long", row_tokens=8192, batch=2)
     if lengths == "fixed":
-        found = replace(found, lengths="fixed", batch=1)
+        chosen = replace(chosen, lengths="fixed", batch=1)
     longest = {"alpaca": 800, "long": 8000, "fixed": 8}[lengths]
     if row_tokens is not None and row_tokens < longest:
-        raise UserError(f"row tokens {row_tokens}: {lengths} examples need {longest} or more")
-    return replace(found, row_tokens=row_tokens or found.row_tokens, batch=batch or found.batch)
+        raise UserError(
+            f"rows of {row_tokens} tokens are too short: {lengths} examples need at least {longest}"
+        )
+    return replace(chosen, row_tokens=row_tokens or chosen.row_tokens, batch=batch or chosen.batch)
 
 
 def synthetic_examples(workload: Workload, seed: int) -> Examples:
@@ -78,7 +83,8 @@ def synthetic_examples(workload: Workload, seed: int) -> Examples:
 
     `alpaca`: prompts of exp(N(3.9, 0.5)) tokens within 20 to 400 and completions of
     exp(N(3.8, 0.9)) within 5 to 400, which are supervised. `long`: documents of 2000 to 8000
-    tokens, supervised but for the first. `fixed`: `row_tokens` each, the second half supervised.
+    tokens, all supervised except the first. `fixed`: `row_tokens` tokens each, the second half
+    supervised.
     """
     random = np.random.default_rng(seed)
     count = workload.batch * workload.steps
@@ -100,7 +106,7 @@ def random_examples(
     completion: npt.NDArray[np.int64],
     vocabulary: int,
 ) -> Examples:
-    """Random tokens: of example i prompt[i], and completion[i] that are supervised."""
+    """Random examples: example i has prompt[i] tokens, then completion[i] supervised tokens."""
     offsets = np.concatenate(([0], np.cumsum(prompt + completion)))
     position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], prompt + completion)
     return Examples(
@@ -111,20 +117,21 @@ def random_examples(
 
 
 def _log_normal(
-    random: np.random.Generator, mean: float, sigma: float, least: int, most: int, count: int
+    random: np.random.Generator, mean: float, sigma: float, low: int, high: int, count: int
 ) -> npt.NDArray[np.int64]:
-    return np.clip(np.exp(random.normal(mean, sigma, count)), least, most).astype(np.int64)
+    return np.clip(np.exp(random.normal(mean, sigma, count)), low, high).astype(np.int64)
 
 
 def random_model(workload: Workload, seed: int, attention: str, device: Any = "cpu") -> Any:
-    """The frozen base in bf16 on `device`; see `with_noise`."""
+    """The frozen base model in bf16 on `device`; see `with_noise`."""
     return with_noise(lambda: _build(workload, attention), seed, device)
 
 
 def with_noise(build: Callable[[], Any], seed: int, device: Any = "cpu") -> Any:
-    """The frozen model that `build` makes, on `device`, made there, so that no other copy exists.
-    Its weights are N(0, 0.02) noise that repeats, from another place in each: to draw 7 billion
-    takes minutes.
+    """Build a frozen model on `device` and fill its weights with N(0, 0.02) noise.
+
+    It is built on `device`, so there is never a second copy. All weights repeat one block of noise,
+    each from a different offset, because drawing 7 billion numbers takes minutes.
     """
     import torch
     from transformers.initialization import no_init_weights
@@ -139,14 +146,14 @@ def with_noise(build: Callable[[], Any], seed: int, device: Any = "cpu") -> Any:
                 parameter.fill_(1.0)
             else:
                 start = int(torch.randint(len(noise), (), generator=generator))
-                own = noise.roll(start)
+                rolled = noise.roll(start)
                 for part in parameter.view(-1).split(len(noise)):
-                    part.copy_(own[: len(part)])
+                    part.copy_(rolled[: len(part)])
     return model.eval().requires_grad_(False)
 
 
 def shape_model(workload: Workload, rank: int) -> Any:
-    """The model with LoRA on all linear layers, without memory: for counting operations."""
+    """The model with LoRA on the meta device, which takes no memory: for counting operations."""
     import torch
     from peft import get_peft_model
 
@@ -156,7 +163,7 @@ def shape_model(workload: Workload, rank: int) -> Any:
 
 
 def lora_config(rank: int) -> Any:
-    """LoRA on all linear layers without dropout, as every side trains it."""
+    """LoRA on all linear layers without dropout, as every contender trains it."""
     from peft import LoraConfig
 
     return LoraConfig(

@@ -21,32 +21,38 @@ def bench(*arguments):
 
 
 def plan_of(seed):
-    """The plan by which our side goes through the tiny examples."""
-    found = synthetic_examples(TINY, seed)
-    return Plan(found.lengths, found.supervised_counts, TINY.batch, TINY.row_tokens, seed)
+    """The plan by which the own trainer goes through the tiny examples."""
+    examples = synthetic_examples(TINY, seed)
+    return Plan(
+        lengths=examples.lengths,
+        supervised=examples.supervised_counts,
+        global_batch_size=TINY.batch,
+        max_tokens_per_row=TINY.row_tokens,
+        seed=seed,
+    )
 
 
 def tokens_of(plan, steps):
-    """Of the steps behind the warm-up."""
+    """Tokens of the first steps after the warm-up."""
     timed = plan.steps(WARM_UP_STEPS, WARM_UP_STEPS + steps)
     return sum(int(plan.lengths[step.examples].sum()) for step in timed)
 
 
-def test_train_counts_what_went_through():
-    sides = ["train", "--workload", "tiny", "--peer", "transformers", "--seed", "5"]
-    done = bench(*sides, "--repeat", "1", "--seconds", "0", "--json")
+def test_train_counts_the_examples_and_tokens_of_the_plan():
+    arguments = ["train", "--workload", "tiny", "--peer", "transformers", "--seed", "5"]
+    done = bench(*arguments, "--repeat", "1", "--seconds", "0", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert set(report) == {"workload", "ours", "peers", "machine"}
     ours, peer = report["ours"], report["peers"]["transformers"]
-    wanted = {"tokens_per_s", "supervised_tokens_per_s", "mfu", "peak_rss_gib", "gemm_gflops"}
-    assert wanted | {"step_s", "step_s_p10", "step_s_p90", "runs"} == set(ours)
+    metrics = {"tokens_per_s", "supervised_tokens_per_s", "mfu", "peak_rss_gib", "gemm_gflops"}
+    assert metrics | {"step_s", "step_s_p10", "step_s_p90", "runs"} == set(ours)
     assert set(peer) == {*ours, "ratio", "rss_ratio"}
     assert peer["ratio"] == pytest.approx(ours["tokens_per_s"] / peer["tokens_per_s"])
     machine = {"cpu", "cores", "threads", "isa", "torch", "transformers", "load", "gemm_spread"}
     assert set(report["machine"]) == machine
 
-    # Ours: exactly the examples of the plan's steps behind the warm-up.
+    # Ours: exactly the examples of the plan's steps after the warm-up.
     run, plan = ours["runs"][0], plan_of(5)
     steps = list(plan.steps(WARM_UP_STEPS, WARM_UP_STEPS + run["steps"]))
     assert run["tokens"] == tokens_of(plan, run["steps"])
@@ -61,9 +67,9 @@ def test_train_counts_what_went_through():
     assert run["steps"] * peer["step_s_p10"] * 0.5 < seconds < run["steps"] * 3 * peer["step_s_p90"]
 
 
-def test_processes_share_the_work_of_every_side():
-    sides = ["train", "--workload", "tiny", "--peer", "transformers", "--processes", "2"]
-    done = bench(*sides, "--repeat", "1", "--seconds", "0", "--json")
+def test_processes_share_the_work_of_every_contender():
+    arguments = ["train", "--workload", "tiny", "--peer", "transformers", "--processes", "2"]
+    done = bench(*arguments, "--repeat", "1", "--seconds", "0", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     ours, peer = report["ours"]["runs"][0], report["peers"]["transformers"]["runs"][0]
@@ -90,7 +96,7 @@ def test_scale_prints_a_table_and_writes_a_plot(tmp_path):
     assert plot.read_text().count("<polyline") == 2
 
 
-def test_prepare_reports_the_rows_it_was_asked_for():
+def test_prepare_reports_the_requested_rows():
     done = bench("prepare", "--rows", "30", "--repeat", "1", "--markdown")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| 30 rows, tiny-python-llama | ours |")

@@ -1,4 +1,4 @@
-"""The cost model of an all-reduce: its formulas by hand, its fit of made-up times, its forecast."""
+"""The cost model of an all-reduce: its formulas, its fit to synthetic times, its predictions."""
 
 import random
 
@@ -16,8 +16,8 @@ from intel_ft.bench.alpha_beta_model import (
 SIZES = [4**n for n in range(5, 15)]
 
 
-def test_the_formulas_by_hand():
-    link = Link(seconds=1.0, seconds_per_byte=0.01)
+def test_the_formulas_against_worked_examples():
+    link = Link(latency=1.0, seconds_per_byte=0.01)
     assert all_reduce_seconds(link, 4, 400, "ring") == pytest.approx(6 * 1 + 6 * 100 * 0.01)
     # Halving sends 200 and 100 bytes, doubling 100 and 200.
     assert all_reduce_seconds(link, 4, 400, "halving") == pytest.approx(4 * 1 + 600 * 0.01)
@@ -28,26 +28,26 @@ def test_the_formulas_by_hand():
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_fit_finds_the_link_and_predicts_another_number_of_ranks(algorithm):
+def test_a_fit_recovers_the_link_and_predicts_another_number_of_ranks(algorithm):
     link = Link(50e-6, 8 / 10e9)
     noise = random.Random(0)
     times = [
         (size, all_reduce_seconds(link, 2, size, algorithm) * noise.uniform(0.95, 1.05))
         for size in SIZES
     ]
-    found = fit(times, 2, algorithm)
-    assert found.link.seconds == pytest.approx(link.seconds, rel=0.04)
-    assert found.link.seconds_per_byte == pytest.approx(link.seconds_per_byte, rel=0.04)
-    assert 0 < found.median_error <= found.worst_error < 0.1
+    fitted = fit(times, 2, algorithm)
+    assert fitted.link.latency == pytest.approx(link.seconds, rel=0.04)
+    assert fitted.link.seconds_per_byte == pytest.approx(link.seconds_per_byte, rel=0.04)
+    assert 0 < fitted.median_error <= fitted.worst_error < 0.1
     more = [(size, all_reduce_seconds(link, 8, size, algorithm)) for size in SIZES]
-    assert max(prediction_errors(found.link, more, 8, algorithm)) < 0.05
+    assert max(prediction_errors(fitted.link, more, 8, algorithm)) < 0.05
 
 
 def test_a_fit_never_has_a_negative_cost():
     steeper = fit([(1000, 1e-6), (2000, 4e-6)], 2, "ring")
-    assert steeper.link.seconds == 0 < steeper.link.seconds_per_byte
+    assert steeper.link.latency == 0 < steeper.link.seconds_per_byte
     falling = fit([(1000, 4e-6), (2000, 1e-6)], 2, "ring")
-    assert falling.link.seconds_per_byte == 0 < falling.link.seconds
+    assert falling.link.seconds_per_byte == 0 < falling.link.latency
     with pytest.raises(ValueError, match="two sizes"):
         fit([(1000, 1e-6), (1000, 2e-6)], 2, "ring")
 

@@ -1,4 +1,4 @@
-"""`bench collectives`: what is asked for, and what becomes of the runs."""
+"""`bench collectives`: its arguments, its report and its table."""
 
 import os
 from xml.etree import ElementTree
@@ -20,17 +20,17 @@ def test_sizes_are_read_sorted_and_bounded():
 
 @pytest.fixture
 def here(monkeypatch):
-    """A machine with everything, whose sides take a time that is known; the order of the runs."""
+    """A machine with everything, whose contenders take known times; the order of the runs."""
     order = []
     seconds = {"ccl": iter([1e-3, 9e-3, 2e-3]), "gloo": iter([3e-3, 4e-3, 5e-3])}
 
-    def run(side, _environment, ranks, hosts, arguments):
-        order.append(side)
-        if side == "mpi4py":
+    def run(contender, _environment, ranks, hosts, arguments):
+        order.append(contender)
+        if contender == "mpi4py":
             raise IntelFTError("no such network")
-        own = next(seconds[side])
+        taken = next(seconds[contender])
         sizes = [int(size) for size in arguments[1].split(",")]
-        times = {name: [[own * s / 1000] * 5 for s in sizes] for name in arguments[0].split(",")}
+        times = {name: [[taken * s / 1000] * 5 for s in sizes] for name in arguments[0].split(",")}
         return {"ranks": ranks, "seconds": times}
 
     monkeypatch.setattr(module, "_run", run)
@@ -40,11 +40,11 @@ def here(monkeypatch):
     return order
 
 
-def test_sides_take_turns_and_medians_are_compared(here):
+def test_contenders_take_turns_and_medians_are_compared(here):
     report = bench_collectives(4, [1000, 2000], ["all-reduce", "all-gather"], None, 3, ["a", "b"])
     assert here == ["ccl", "gloo", "mpi4py", "ccl", "gloo", "ccl", "gloo"]
-    ours, gloo = report["ccl"], report["peers"]["gloo"]
-    assert [point["bytes"] for point in ours["all-reduce"]] == [1000, 2000]
+    ccl, gloo = report["ccl"], report["peers"]["gloo"]
+    assert [point["bytes"] for point in ccl["all-reduce"]] == [1000, 2000]
     first = gloo["all-reduce"][0]
     assert (first["seconds"], first["runs"]) == (4e-3, [3e-3, 4e-3, 5e-3])
     assert first["ratio"] == pytest.approx(2)
@@ -54,7 +54,7 @@ def test_sides_take_turns_and_medians_are_compared(here):
     assert gathered["bus_gb_per_s"] == pytest.approx(0.75 * gathered["algorithm_gb_per_s"])
     assert report["peers"]["mpi4py"] == {"error": "no such network"}
     # 2 us a byte that crosses the link 1.5 times
-    ring = ours["fits"]["ring"]
+    ring = ccl["fits"]["ring"]
     assert ring["beta_s_per_byte"] == pytest.approx(2e-6 / 1.5) and ring["worst_error"] < 1e-6
 
     table = collectives_table(report)
@@ -66,7 +66,7 @@ def test_sides_take_turns_and_medians_are_compared(here):
     ElementTree.fromstring(plotted(report))
 
 
-def test_what_cannot_be_is_refused_before_anything_runs(here, monkeypatch):
+def test_impossible_requests_are_refused_before_anything_runs(here, monkeypatch):
     def refused(error, match, ranks=2, collectives=("all-reduce",), peers=(), hosts=()):
         with pytest.raises(error, match=match):
             bench_collectives(ranks, [64], list(collectives), list(peers), 1, list(hosts))
@@ -74,6 +74,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(here, monkeypatch):
     refused(UserError, "--collective scatter", collectives=["scatter"])
     refused(UserError, "--peer nccl", peers=["nccl"])
     refused(UserError, "--ranks 3", ranks=3, hosts=["a", "b"])
+    refused(UserError, "--ranks 1", ranks=1)
     monkeypatch.setattr(module, "installed", lambda _: None)
     refused(EnvironmentProblem, "pip install mpi4py", peers=["mpi4py"])
     monkeypatch.setattr("intel_ft.distributed.oneccl.why_not_usable", lambda: "no oneCCL")
@@ -90,7 +91,7 @@ def test_mpirun_is_intel_mpis_or_missing(monkeypatch, tmp_path):
     other = tmp_path / "mpirun"
     other.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 4.1.4'\n")
     other.chmod(0o755)
-    with pytest.raises(EnvironmentProblem, match="is not Intel MPI's"):
+    with pytest.raises(EnvironmentProblem, match="not Intel MPI"):
         intel_mpirun()
     other.write_text("#!/bin/sh\necho 'Intel(R) MPI Library'\n")
     environment = intel_mpirun()

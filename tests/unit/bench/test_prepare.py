@@ -25,9 +25,9 @@ def test_rows_are_alpaca_like_and_the_same_each_time(tmp_path):
 def test_report_has_medians_and_ratios(monkeypatch):
     seconds = {"ours": iter([1.0, 9.0, 2.0]), "trl": iter([8.0, 6.0, 7.0])}
 
-    def run(side, file, tokenizer):
+    def run(contender, file, tokenizer):
         assert len(file.read_text().splitlines()) == 10
-        taken = next(seconds[side])
+        taken = next(seconds[contender])
         return {"seconds": taken, "rows": 10, "tokens": 100, "supervised_tokens": 40}
 
     monkeypatch.setattr(module, "_run", run)
@@ -40,8 +40,8 @@ def test_report_has_medians_and_ratios(monkeypatch):
 
 
 def test_a_peer_that_fails_is_a_result_and_ours_is_not(monkeypatch):
-    def run(side, file, tokenizer):
-        if side == broken:
+    def run(contender, file, tokenizer):
+        if contender == broken:
             raise IntelFTError("no")
         return {"seconds": 1.0, "rows": 1, "tokens": 1, "supervised_tokens": 1}
 
@@ -54,10 +54,10 @@ def test_a_peer_that_fails_is_a_result_and_ours_is_not(monkeypatch):
         bench_prepare(1, 1, [])
 
 
-def test_what_is_missing_or_wrong_is_said_before_anything_runs(monkeypatch):
+def test_missing_packages_and_mistakes_are_reported_before_anything_runs(monkeypatch):
     monkeypatch.setattr(module, "_run", None)
     monkeypatch.setattr(module, "installed", lambda _: None)
-    with pytest.raises(UserError, match="no peer 'axolotl'"):
+    with pytest.raises(UserError, match="peer 'axolotl'"):
         bench_prepare(10, 1, ["axolotl"])
     with pytest.raises(EnvironmentProblem, match="trl is not installed"):
         bench_prepare(10, 1, ["trl"])
@@ -67,6 +67,6 @@ def test_what_is_missing_or_wrong_is_said_before_anything_runs(monkeypatch):
         bench_prepare(10, 1, [], tokenizer="nowhere")
 
 
-def test_our_side_runs_in_a_process_of_its_own():
+def test_our_preparation_runs_in_a_separate_process():
     ours = bench_prepare(50, 1, [])["ours"]
     assert ours["rows_per_s"] > 0 and 0 < ours["supervised_tokens"] < ours["tokens"]

@@ -1,4 +1,4 @@
-"""`bench quality`: the report, the plain training it compares with, the settings of both."""
+"""`bench quality`: the report, the reference trainer, the settings of both."""
 
 import math
 import os
@@ -37,24 +37,24 @@ def _examples(count=6, seed=0):
 
 
 def _play(monkeypatch, losses):
-    """Answer each process with the next loss of its side; returns what was asked for."""
-    asked = []
+    """Answer each process with its contender's next loss; returns the processes' arguments."""
+    started = []
 
-    def measured(side, _, arguments, environment):
-        asked.append((*arguments, environment.get("OMP_NUM_THREADS")))
-        speed = {} if side == "base" else {"tokens_per_s": 10.0 * len(asked)}
-        return {"heldout_loss": losses[side].pop(0), "threads": 1, **speed}
+    def measured(contender, _, arguments, environment):
+        started.append((*arguments, environment.get("OMP_NUM_THREADS")))
+        speed = {} if contender == "base" else {"tokens_per_s": 10.0 * len(started)}
+        return {"heldout_loss": losses[contender].pop(0), "threads": 1, **speed}
 
     monkeypatch.setattr(module.subprocess_json, "measured", measured)
-    return asked
+    return started
 
 
-def test_sides_take_turns_and_means_are_compared(monkeypatch):
-    asked = _play(monkeypatch, {"base": [3.0], "plain": [1.0, 1.2], "bf16": [1.1, 1.21]})
+def test_contenders_take_turns_and_means_are_compared(monkeypatch):
+    started = _play(monkeypatch, {"base": [3.0], "plain": [1.0, 1.2], "bf16": [1.1, 1.21]})
     report = bench_quality(["plain", "bf16", "plain"], 2, 7, 1)
-    assert asked == [
+    assert started == [
         ("base", "0", "7", "1", "1"),
-        *((side, str(seed), "7", "1", "1") for seed in (0, 1) for side in ("plain", "bf16")),
+        *((name, str(seed), "7", "1", "1") for seed in (0, 1) for name in ("plain", "bf16")),
     ]
     ours = report["sides"]["bf16"]
     assert report["base"] == {"heldout_loss": 3.0}
@@ -78,29 +78,29 @@ def test_sides_take_turns_and_means_are_compared(monkeypatch):
     ]
 
 
-def test_without_plain_there_is_no_difference(monkeypatch):
+def test_without_the_reference_there_is_no_difference(monkeypatch):
     _play(monkeypatch, {"base": [3.0], "int8": [1.0]})
     report = bench_quality(["int8"], 1, 1)
     assert report["sides"]["int8"]["to_plain_percent"] is None
     assert quality_table(report).rows[1][2] == ""
 
 
-def test_mistakes_are_said_before_anything_runs(monkeypatch):
+def test_mistakes_are_reported_before_anything_runs(monkeypatch):
     _play(monkeypatch, {})
     for arguments in ((["fp64"], 1, 1), ([], 1, 1), (["plain"], 0, 1), (["plain"], 1, 1, 10**6)):
         with pytest.raises(UserError):
             bench_quality(*arguments)
 
 
-def test_sides_differ_in_the_base_alone(tmp_path):
-    plain_side, bf16, int8 = (settings(s, 3, 9, 2, tmp_path) for s in module.CONTENDERS)
-    assert plain_side == bf16
+def test_contenders_differ_in_the_base_alone(tmp_path):
+    plain, bf16, int8 = (settings(s, 3, 9, 2, tmp_path) for s in module.CONTENDERS)
+    assert plain == bf16
     assert (int8.model.base_dtype, bf16.model.base_dtype) == ("int8", "auto")
     assert int8.train == bf16.train and (bf16.train.seed, bf16.train.max_steps) == (3, 9)
     assert bf16.data.eval is None and bf16.backend.threads == 2
 
 
-def test_plain_loss_is_that_of_transformers():
+def test_the_reference_loss_is_that_of_transformers():
     examples, model = _examples(), reference_trainer.load(BASE).eval()
     total = 0.0
     for index in range(len(examples)):
@@ -126,7 +126,7 @@ def test_plain_training_learns_its_examples_and_repeats(tmp_path):
     assert losses[0] < before - 0.05 and math.isclose(*losses, rel_tol=1e-3)
 
 
-def test_a_process_that_fails_names_its_side_and_reason():
+def test_a_process_that_fails_names_its_contender_and_reason():
     with pytest.raises(IntelFTError, match=r"bench ours: .*no_such_module"):
         subprocess_json.measured("ours", "no_such_module", [], subprocess_json.environment(None))
 
@@ -162,7 +162,7 @@ def test_what_a_killed_benchmark_measures_ends_with_it(via, tmp_path):
     )
     count = 2 if via else 1
     wait(lambda: bench.poll() is not None or len(list(tmp_path.glob("*.pid"))) == count, 240)
-    sides = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    processes = [int(path.stem) for path in tmp_path.glob("*.pid")]
     bench.kill()
     assert bench.wait() == -signal.SIGKILL
-    wait(lambda: not any(Path(f"/proc/{side}").exists() for side in sides), 120)
+    wait(lambda: not any(Path(f"/proc/{process}").exists() for process in processes), 120)

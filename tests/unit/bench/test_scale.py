@@ -1,4 +1,4 @@
-"""`bench scale`: what runs at each value, and what becomes of the runs."""
+"""`bench scale`: what runs at each value, and its report."""
 
 import os
 
@@ -83,7 +83,7 @@ def test_nothing_measured_is_an_error(monkeypatch):
         bench_scale("tiny", "batch", [1, 2], 1, 0.0, None)
 
 
-def test_wrong_values_are_said_before_anything_runs(monkeypatch):
+def test_wrong_values_are_reported_before_anything_runs(monkeypatch):
     monkeypatch.setattr(module, "run_task", None)
     for over, value in (("threads", 100000), ("processes", 100000), ("row-tokens", 4)):
         with pytest.raises(UserError):
