@@ -31,9 +31,8 @@ class Step:
 
     def shares(self, world_size: int) -> list[IntArray]:
         """The examples of each rank; their union is `examples`, whatever `world_size` is."""
-        lengths = self.plan.lengths[self.examples].astype(np.float64)
-        costs = lengths + self.plan.quadratic_cost * lengths**2
-        return [self.examples[part] for part in split_by_cost(costs.tolist(), world_size)]
+        costs = self.plan.costs(self.examples).tolist()
+        return [self.examples[part] for part in split_by_cost(costs, world_size)]
 
     def rows(self, rank: int, world_size: int) -> list[IntArray]:
         """The packed rows of one rank, each an array of example indices; empty if it has none."""
@@ -91,6 +90,11 @@ class Plan:
             return list(examples[:, None])
         lengths = self.lengths[examples].tolist()
         return [examples[row] for row in pack_evenly(lengths, self.max_tokens_per_row)]
+
+    def costs(self, examples: IntArray) -> npt.NDArray[np.float64]:
+        """What each of these examples costs to train on, a token's linear cost being 1."""
+        lengths = self.lengths[examples].astype(np.float64)
+        return lengths + self.quadratic_cost * lengths**2
 
     def fingerprint(self) -> str:
         """Equal for two plans that give the same steps: a resumed run compares it."""
