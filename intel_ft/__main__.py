@@ -1,4 +1,4 @@
-"""`python -m intel_ft`, the command line for launchers that are given a program, not a name."""
+"""`python -m intel_ft`: the command line, for launchers that start a Python module."""
 
 from intel_ft.cli.main import main
 

@@ -1,1 +1,1 @@
-"""The command line: one file a verb, each parses, calls and prints."""
+"""The command line, one module per verb that parses, calls and prints; start at main.py."""

@@ -9,7 +9,7 @@ import typer
 from intel_ft.cli.options import Json, print_table, require_writable
 
 app = typer.Typer(
-    help="Benchmark training against other trainers and against what this machine can do.",
+    help="Benchmark training and its parts on this machine.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -38,8 +38,8 @@ BackendName = Annotated[
 BaseDtype = Annotated[
     Literal["auto", "int8", "nf4"],
     typer.Option(
-        help="Data type of the frozen base weights: auto (bf16), int8 (own trainer only) or nf4 "
-        "(own trainer and peers)."
+        help="Data type of the frozen base weights: auto (bf16), int8 (intel-ft only) or nf4 "
+        "(peers as well)."
     ),
 ]
 Threads = Annotated[
@@ -61,8 +61,8 @@ def train(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Contender to run alongside the own trainer: trl, trl-packed, transformers, ipex "
-            "or ours-ipex. Repeatable."
+            help="Trainer to compare with: trl, trl-packed, transformers, ipex or ours-ipex. "
+            "Repeatable."
         ),
     ] = None,
     repeat: Repeat = 3,
@@ -77,7 +77,7 @@ def train(
         int | None,
         typer.Option(
             min=1024,
-            help="Tokens in a packed row of trl-packed. Default: the same as the own trainer's.",
+            help="Row length of trl-packed, in tokens. Default: the same as intel-ft's.",
         ),
     ] = None,
     peer_checkpointing: Annotated[
@@ -100,9 +100,7 @@ def train(
     ] = 0,
     checkpointing: Annotated[
         bool,
-        typer.Option(
-            "--checkpointing", help="Turn on activation checkpointing for the own trainer."
-        ),
+        typer.Option("--checkpointing", help="Turn on activation checkpointing for intel-ft."),
     ] = False,
     base_dtype: BaseDtype = "auto",
     backend: BackendName = "cpu",
@@ -112,7 +110,10 @@ def train(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Measure tokens/s, MFU and memory of LoRA training, here and with other trainers."""
+    """Measure tokens/s, MFU and memory of LoRA training.
+
+    Each --peer is measured in turn with intel-ft.
+    """
     from intel_ft.bench.task import OWN_TRAINER, Task
     from intel_ft.bench.workloads import workload as find
 
@@ -151,7 +152,7 @@ def gemm(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Measure the rates of the workload's GEMMs and the memory bandwidth."""
+    """Measure GEMM rates and memory bandwidth."""
     from intel_ft.bench.workloads import workload as find
 
     chosen = find(workload, lengths, row_tokens)
@@ -171,13 +172,14 @@ def prepare(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Contender: trl, trl-packed, or trl-single (TRL in one process). Repeatable."
+            help="Trainer to compare with: trl, trl-packed or trl-single (TRL in one process). "
+            "Repeatable."
         ),
     ] = None,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Measure the time from a data file to token ids, loss masks and a batch plan."""
+    """Measure data preparation, from a file to a batch plan."""
     from intel_ft.bench.prepare import bench_prepare
 
     report = bench_prepare(rows, repeat, peer or [])
@@ -206,7 +208,7 @@ def scale(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Measure how tokens/s, MFU and memory change with one parameter of training."""
+    """Measure tokens/s, MFU and memory over one parameter."""
     from intel_ft.bench.scale import bench_scale, plotted, values_of
     from intel_ft.bench.tables import scale_table
     from intel_ft.files import write_text
@@ -246,7 +248,7 @@ def ranks(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Measure weak and strong scaling over the ranks of this host."""
+    """Measure weak and strong scaling over ranks."""
     from intel_ft.bench.ranks import bench_ranks, values_of
     from intel_ft.bench.tables import ranks_table
     from intel_ft.bench.task import OWN_TRAINER, Task
@@ -273,15 +275,15 @@ def quality(
     side: Annotated[
         list[str] | None,
         typer.Option(
-            help="Contender: plain (Transformers and peft), or bf16 or int8 of the own trainer. "
-            "Repeatable. Default: all."
+            help="Contender: plain (Transformers and peft), bf16 or int8 (intel-ft). Repeatable. "
+            "Default: all."
         ),
     ] = None,
     threads: Threads = None,
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Compare the validation loss of this trainer with plain Transformers and peft."""
+    """Compare validation losses with plain Transformers and peft."""
     from intel_ft.bench.quality import CONTENDERS, bench_quality
 
     report = bench_quality(side or list(CONTENDERS), seeds, steps, threads)
@@ -319,7 +321,10 @@ def collectives(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Measure latency and bandwidth of collectives: oneCCL, gloo and mpi4py."""
+    """Measure latency and bandwidth of collectives.
+
+    Compares oneCCL with gloo and mpi4py.
+    """
     from intel_ft.bench.collectives import COLLECTIVES, bench_collectives, sizes_of
     from intel_ft.files import write_text
 
@@ -349,7 +354,7 @@ def plan(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Compare the memory and step time that `plan` predicts with those of real runs."""
+    """Compare the predictions of `intel-ft plan` with real runs."""
     from intel_ft.planner.accuracy import bench_plan
 
     report = bench_plan(case or [], steps, threads)

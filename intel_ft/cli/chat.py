@@ -21,7 +21,10 @@ def run(
     template: options.Template = "auto",
     trust_remote_code: options.Trust = False,
 ) -> None:
-    """Talk to MODEL, or to a server; /help lists commands, `exit` or Ctrl-D leaves."""
+    """Chat with MODEL or a server.
+
+    /help lists the commands; exit or Ctrl-D quits.
+    """
     from intel_ft.errors import UserError
     from intel_ft.inference.chat import Reply, chat, local_reply
     from intel_ft.runtimes.language_model import Sampling
@@ -31,7 +34,9 @@ def run(
     )
     if server:
         if source or template != "auto":
-            raise UserError("chat --server takes no MODEL and no --template: the server has both")
+            raise UserError(
+                "chat --server takes no MODEL and no --template: the server determines both"
+            )
         there = options.open_server(server, model, timeout, template)
         reply: Reply = lambda talk, write: there.stream(  # noqa: E731
             tuple(talk.history), talk.system, sampling, write

@@ -11,12 +11,18 @@ from intel_ft.cli.options import Json, show
 
 def run(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Keep what is made here.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder to keep the results in. Default: delete them at the end."
+        ),
     ] = None,
-    max_steps: Annotated[int, typer.Option(help="Steps of the training.")] = 80,
+    max_steps: Annotated[int, typer.Option(help="Optimizer steps of the training.")] = 80,
     json: Json = False,
 ) -> None:
-    """Train, evaluate, merge, export and ask the model that ships with intel-ft."""
+    """Run all stages on a small model that ships with intel-ft.
+
+    Trains, evaluates, merges, exports to OpenVINO and generates an answer.
+    """
     from intel_ft.demo import demo
 
     if output is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from intel_ft.cli.options import Json
+from intel_ft.cli.options import Json, Mpirun, Ssh
 from intel_ft.errors import EnvironmentProblem
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -18,29 +18,31 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 def run(
     hosts: Annotated[
-        Path | None, typer.Option(help="On all hosts of this file, and what differs between them.")
+        Path | None,
+        typer.Option(help="Examine every host in this file and show how they differ."),
     ] = None,
-    ssh: Annotated[str, typer.Option(help="The program that reaches hosts.")] = "ssh",
-    mpirun: Annotated[
-        str | None, typer.Option(help="Default: the one beside this Python, else on PATH.")
-    ] = None,
+    ssh: Ssh = "ssh",
+    mpirun: Mpirun = None,
     json: Json = False,
 ) -> None:
-    """What this machine and its software can do, and what is wrong with them."""
+    """Examine this machine and its software.
+
+    Reports problems and how to fix them.
+    """
     from intel_ft.doctor import examine, text
     from intel_ft.doctor import hosts as several
 
     if hosts is None:
-        found = examine.examine()
-        _say(found, found.failed, text.lines(found), json)
+        report = examine.examine()
+        _show(report, report.failed, text.lines(report), json)
     else:
         comparison = several.examine(hosts, ssh, mpirun)
-        _say(comparison, comparison.failed, text.compared(comparison), json)
+        _show(comparison, comparison.failed, text.compared(comparison), json)
 
 
-def _say(found: Any, failed: bool, lines: list[str], json: bool) -> None:
+def _show(report: Any, failed: bool, lines: list[str], json: bool) -> None:
     if json:
-        typer.echo(json_text.dumps(dataclasses.asdict(found), ensure_ascii=False))
+        typer.echo(json_text.dumps(dataclasses.asdict(report), ensure_ascii=False))
     else:
         for line in lines:
             typer.secho(line, **_STYLES.get(line.partition(" ")[0], {}))

@@ -12,69 +12,106 @@ from intel_ft.tables import Table
 def run(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="As for merge; several only with --adapter."),
+        typer.Argument(
+            metavar="MODEL...",
+            help="Folder of a run, an adapter, a merged model or a base model, or a Hub id. With "
+            "--adapter, one or more runs or adapters.",
+        ),
     ],
     output: Output,
-    format: Annotated[
+    precision: Annotated[
         Literal["fp16", "int8", "int4", "nf4", "mxfp4", "auto"],
-        typer.Option(help="Precision of the weights; auto is the smallest that passes the gate."),
+        typer.Option(
+            "--format",
+            help="Precision of the weights. auto writes the smallest model that passes the quality "
+            "gate.",
+        ),
     ] = "int8",
-    set: Annotated[
+    pairs: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A setting of the quantization (docs/export.md)."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Quantization setting, such as group_size=64. Repeatable. See docs/export.md.",
+        ),
     ] = None,
     settings: Annotated[
-        Path | None, typer.Option(help="YAML file of such settings; --set goes before it.")
+        Path | None,
+        typer.Option(
+            help="YAML file of quantization settings. Values given with --set override this file."
+        ),
     ] = None,
     max_ppl_increase: Annotated[
-        str | None, typer.Option(help="Refuse more than this over the bf16 model, such as 1%.")
+        str | None,
+        typer.Option(
+            help="Quality gate: maximum increase of perplexity over the bf16 model, such as 1%. "
+            "Default: 1% for --format auto, else no limit."
+        ),
     ] = None,
     min_agreement: Annotated[
-        str | None, typer.Option(help="Refuse less top-1 agreement with it, such as 0.98.")
+        str | None,
+        typer.Option(
+            help="Quality gate: minimum top-1 agreement with the bf16 model, such as 0.98. "
+            "Default: no limit."
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Held-out data to measure on; default is the run's own.")
+        str | None,
+        typer.Option(help="Validation set to measure on. Default: that of the run."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of it.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the validation set to use.")] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Data to calibrate on; default is the run's training data.")
+        str | None,
+        typer.Option(help="Calibration data. Default: the training data of the run."),
     ] = None,
-    generate: Annotated[int, typer.Option(help="Also check this many answers.")] = 0,
+    generate: Annotated[
+        int, typer.Option(help="Number of validation examples to generate and check answers for.")
+    ] = 0,
     max_new_tokens: MaxNewTokens = 256,
-    measure: Annotated[bool, typer.Option(help="Measure on held-out data, if any.")] = True,
+    measure: Annotated[
+        bool, typer.Option(help="Measure on the validation set, if there is one.")
+    ] = True,
     adapter: Annotated[
-        bool, typer.Option("--adapter", help="Keep adapters apart, for OpenVINO GenAI to apply.")
+        bool,
+        typer.Option(
+            "--adapter",
+            help="Export the base model and the adapters separately; OpenVINO GenAI applies the "
+            "adapters at run time.",
+        ),
     ] = False,
     device: Annotated[
-        Literal["CPU", "GPU", "NPU"], typer.Option(help="What it is to run on.")
+        Literal["CPU", "GPU", "NPU"], typer.Option(help="Device that the model will run on.")
     ] = "CPU",
     base: Base = None,
     trust_remote_code: Trust = False,
     json: Json = False,
 ) -> None:
-    """Write a model as OpenVINO IR with its tokenizer; an adapter is merged first."""
+    """Export a model to OpenVINO IR.
+
+    An adapter is merged first.
+    """
     from intel_ft.errors import UserError
     from intel_ft.export.adapters import export_adapters
     from intel_ft.export.export import export
-    from intel_ft.export.gate import Gate, Limits, share
+    from intel_ft.export.gate import Gate, Limits, parse_share
     from intel_ft.export.settings import for_device, read_settings
 
     limits = Limits(
-        None if max_ppl_increase is None else share(max_ppl_increase, "--max-ppl-increase"),
-        None if min_agreement is None else share(min_agreement, "--min-agreement"),
+        None if max_ppl_increase is None else parse_share(max_ppl_increase, "--max-ppl-increase"),
+        None if min_agreement is None else parse_share(min_agreement, "--min-agreement"),
     )
-    chosen = for_device(read_settings(settings, set or []), device)
+    chosen = for_device(read_settings(settings, pairs or []), device)
     if adapter:
-        if format == "auto" or limits.set:
+        if precision == "auto" or limits.is_set:
             raise UserError(
-                "--adapter measures each adapter at run time: give one --format, and "
-                "no limits of the gate"
+                "--adapter measures each adapter at run time: give a --format other than auto, and "
+                "no limits of the quality gate"
             )
         show(
             export_adapters(
                 sources,
                 output,
-                format,
+                precision,
                 settings=chosen,
                 calibration=calibration,
                 device=device,
@@ -85,11 +122,11 @@ def run(
         )
         return
     if len(sources) > 1:
-        raise UserError("several models go into one folder only with --adapter")
+        raise UserError("several models need --adapter: without it, export them one at a time")
     report = export(
         sources[0],
         output,
-        format,
+        precision,
         settings=chosen,
         calibration=calibration,
         gate=Gate(limits, data, split, generate, max_new_tokens, measure),

@@ -17,20 +17,28 @@ if TYPE_CHECKING:
 def run(
     source: options.SourceOrServer = None,
     prompt: Annotated[
-        str | None, typer.Argument(help="What to ask; `-` reads it from stdin.")
+        str | None, typer.Argument(help="Prompt to answer. `-` reads it from stdin.")
     ] = None,
-    input: Annotated[
-        Path | None, typer.Option("--input", "-i", help="Prompts, a line each: .txt or .jsonl.")
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", help="File with one prompt per line: .txt or .jsonl."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where answers go, as JSON lines.")
+        Path | None,
+        typer.Option("--output", "-o", help="JSON Lines file to write. Default: stdout."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the answers in OUTPUT.partial.")
+        bool,
+        typer.Option(
+            "--resume", help="Keep the answers in OUTPUT.partial and generate only the rest."
+        ),
     ] = False,
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Answers to each prompt.")] = 1,
+    n: Annotated[
+        int, typer.Option("--n", "-n", min=1, help="Number of answers to each prompt.")
+    ] = 1,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Prompts at a time; with --server requests under way.")
+        int,
+        typer.Option(min=1, help="Prompts in a batch, or concurrent requests with --server."),
     ] = 8,
     server: options.ServerUrl = None,
     model: options.ServedModel = None,
@@ -47,7 +55,10 @@ def run(
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Answer a prompt or a file of them with MODEL (torch or OpenVINO), or with a server."""
+    """Generate answers to a prompt or a file of prompts.
+
+    Uses MODEL, in torch or OpenVINO, or a server.
+    """
     from intel_ft.data.formats import Message
     from intel_ft.data.prompt import prompt_tokens
     from intel_ft.errors import UserError
@@ -58,22 +69,26 @@ def run(
 
     if server and prompt is None:  # then the one argument is the prompt
         source, prompt = None, source
-    if (prompt is None) == (input is None):
-        raise UserError("give a prompt, or a file of prompts with --input")
+    if (prompt is None) == (prompt_file is None):
+        raise UserError("give either a prompt or a file of prompts with --input")
     if n > 1 and not temperature:
-        raise UserError("--n asks for several answers, which are all the same at temperature 0")
+        raise UserError(
+            "--n above 1 needs --temperature: at temperature 0 all answers are the same"
+        )
     if resume and not output:
-        raise UserError("--resume goes on with what --output has begun: name it")
+        raise UserError("--resume needs --output, the file to continue")
     sampling = Sampling(
         max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    prompts = read_prompts(input) if input else [(Message("user", str(text)),)]
-    single = not input and not output and n == 1
+    prompts = read_prompts(prompt_file) if prompt_file else [(Message("user", str(text)),)]
+    single = not prompt_file and not output and n == 1
     engine: Engine
     if server:
         if source:
-            raise UserError("generate --server takes no MODEL: name the served one with --model")
+            raise UserError(
+                "generate --server takes no MODEL: name the model on the server with --model"
+            )
         there = options.open_server(server, model, timeout, template)
         source = f"{there.url} {model}"
         engine = server_engine(
@@ -103,7 +118,7 @@ def run(
 
 
 def _one(model: Any, tokens: list[int], sampling: "Sampling", json: bool) -> None:
-    """Answer one prompt as it comes, or as one JSON object."""
+    """Stream the answer to one prompt, or print it as one JSON object."""
     if not json:
         model.generate(tokens, sampling, lambda piece: typer.echo(piece, nl=False))
         typer.echo()

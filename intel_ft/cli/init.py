@@ -11,27 +11,38 @@ from intel_ft.cli import options
 
 def run(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="The recipe to copy; none lists them.")
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]", help="Recipe to copy. Leave it out to list all recipes."
+        ),
     ] = None,
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Translate this config of Axolotl, LLaMA-Factory, TRL or Transformers."
+            "--from", help="Config of Axolotl, LLaMA-Factory, TRL or Transformers to translate."
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write. Default: RECIPE.yaml, or NAME.intel-ft.yaml with --from NAME.",
+        ),
     ] = None,
     devices: Annotated[
-        int, typer.Option(min=1, help="With --from: the GPUs that the config ran on.")
+        int, typer.Option(min=1, help="With --from: number of GPUs the config was written for.")
     ] = 1,
     json: options.Json = False,
 ) -> None:
-    """Start a config: list recipes, copy one, or translate another trainer's file."""
+    """Create a config: list or copy recipes, or translate a config.
+
+    The config to translate may be one of Axolotl, LLaMA-Factory, TRL or Transformers.
+    """
     from intel_ft.errors import UserError
 
     if recipe and source:
-        raise UserError("init takes a recipe or --from FILE, not both")
+        raise UserError("init takes either a recipe or --from FILE, not both")
     if source:
         _translate(source, output or Path(f"{source.stem}.intel-ft.yaml"), devices, json)
     elif recipe:
@@ -45,12 +56,12 @@ def run(
 def _list(json: bool) -> None:
     from intel_ft.recipes.shipped import recipes
 
-    found = recipes()
+    shipped = recipes()
     if json:
-        options.show({"recipes": [dataclasses.asdict(recipe) for recipe in found]}, True)
+        options.show({"recipes": [dataclasses.asdict(recipe) for recipe in shipped]}, True)
         return
-    width = max(len(recipe.name) for recipe in found)
-    for recipe in found:
+    width = max(len(recipe.name) for recipe in shipped)
+    for recipe in shipped:
         typer.echo(f"{recipe.name:<{width}}  {recipe.summary}")
     typer.echo("\nCopy one: intel-ft init dolly-lora -o run.yaml")
 

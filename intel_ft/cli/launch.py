@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from intel_ft.cli.options import ConfigFile, Json, Overrides
+from intel_ft.cli.options import ConfigFile, Json, Mpirun, Overrides, Ssh
 from intel_ft.cli.train import Overwrite, Resume
 
 
@@ -15,44 +15,66 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     hostfile: Annotated[
-        Path | None, typer.Option(help="Hosts, one a line; without it, this one.")
+        Path | None,
+        typer.Option(help="File with one host per line. Default: this host only."),
     ] = None,
     ranks_per_host: Annotated[
-        int | None, typer.Option(min=1, help="Default: as tuned, or one a NUMA node.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Ranks on each host. Default: as in the host file, else as measured by --tune, "
+            "else one per NUMA node.",
+        ),
     ] = None,
     via: Annotated[
         Literal["mpirun", "accelerate", "torchrun", "slurm", "pbs", "k8s", "k8s-trainjob"],
-        typer.Option(help="What starts the ranks; the last four write a job to submit."),
+        typer.Option(
+            help="Launcher that starts the ranks. The last four write a job file instead."
+        ),
     ] = "mpirun",
     resume: Resume = False,
     overwrite: Overwrite = False,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Start again from the last checkpoint so often.")
+        int,
+        typer.Option(
+            min=0, help="Maximum number of automatic restarts from the latest checkpoint."
+        ),
     ] = 0,
     elastic: Annotated[
-        bool, typer.Option("--elastic", help="Go on without hosts that cannot be reached.")
+        bool, typer.Option("--elastic", help="Continue without unreachable hosts.")
     ] = False,
-    ssh: Annotated[str, typer.Option(help="The program that reaches hosts.")] = "ssh",
-    mpirun: Annotated[
-        str | None, typer.Option(help="Default: the one beside this Python, else on PATH.")
-    ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Of a job for slurm, pbs or k8s.")] = 1,
+    ssh: Ssh = "ssh",
+    mpirun: Mpirun = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Number of nodes of a Slurm, PBS or Kubernetes job.")
+    ] = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The job file; default: print it.")
+        Path | None,
+        typer.Option("--output", "-o", help="Job file to write. Default: print the job."),
     ] = None,
-    submit: Annotated[bool, typer.Option("--submit", help="Also hand the job in.")] = False,
+    submit: Annotated[
+        bool, typer.Option("--submit", help="Submit the job after writing it.")
+    ] = False,
     image: Annotated[
-        str | None, typer.Option(help="Of a job for k8s; default: intel-ft:mpi, or intel-ft.")
+        str | None,
+        typer.Option(
+            help="Container image of a Kubernetes job. Default: intel-ft:mpi for k8s, intel-ft for "
+            "k8s-trainjob."
+        ),
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="First measure how many ranks this host likes.")
+        bool,
+        typer.Option(
+            "--tune", help="Benchmark rank and thread layouts first, then use the fastest."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the command and its environment, run nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print the command and its environment without running it."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Train CONFIG with several ranks, on this host or many."""
+    """Train CONFIG with several ranks, on one or more hosts."""
     from intel_ft import config as configuration
     from intel_ft.distributed.launch import scheduler_jobs
     from intel_ft.distributed.launch.launcher import Request, launch, prepare, starting
@@ -78,7 +100,7 @@ def run(
         text = scheduler_jobs.write(request, nodes, image)
         if output is not None and via in ("slurm", "pbs"):
             scheduler_jobs.make_folder(request)
-        _hand_in(via, text, output, submit=submit and not dry_run)
+        _write_job(via, text, output, submit=submit and not dry_run)
         return
     if dry_run:
         job, decisions = prepare(request, check=False)
@@ -104,14 +126,14 @@ def _tune() -> None:
         typer.echo(f"{ranks} ranks: {rate:.0f} GFLOP/s", err=True)
 
 
-def _hand_in(via: str, text: str, output: Path | None, *, submit: bool) -> None:
+def _write_job(via: str, text: str, output: Path | None, *, submit: bool) -> None:
     from intel_ft.distributed.launch import scheduler_jobs
     from intel_ft.errors import EnvironmentProblem, UserError
     from intel_ft.files import write_text
 
     if output is None:
         if submit:
-            raise UserError("--submit needs --output: the file that is handed in")
+            raise UserError("--submit needs --output, the job file to submit")
         typer.echo(text, nl=False)
         return
     write_text(output, text)
@@ -122,6 +144,6 @@ def _hand_in(via: str, text: str, output: Path | None, *, submit: bool) -> None:
             os.execvp(command[0], command)
         except OSError as error:
             raise EnvironmentProblem(
-                f"{command[0]} cannot be run ({error.strerror}): hand {output} in from a host that "
+                f"{command[0]} cannot be run ({error.strerror}): submit {output} from a host that "
                 "has it"
             ) from None

@@ -1,6 +1,6 @@
-"""`intel-ft`: the verbs, and the one place where errors become a line and an exit code.
+"""`intel-ft`: its verbs, and the one place that turns errors into a message and an exit code.
 
-Nothing heavy is imported here or at the top of a verb's file, so that --help answers at once.
+Heavy packages are imported inside the functions that need them, so that --help answers at once.
 """
 
 import logging
@@ -8,9 +8,11 @@ import os
 import platform
 import sys
 import traceback
+from typing import Any
 
 import click
-import typer
+import typer.core
+import typer.main
 
 from intel_ft import __version__
 from intel_ft.cli import (
@@ -18,7 +20,6 @@ from intel_ft.cli import (
     chat,
     demo,
     doctor,
-    eval,
     export,
     generate,
     init,
@@ -30,13 +31,34 @@ from intel_ft.cli import (
     train,
     validate,
 )
+from intel_ft.cli import eval as eval_verb
 from intel_ft.distributed import rank_startup
 from intel_ft.errors import FailedElsewhere, IntelFTError, missing_package
 from intel_ft.host import openmp
 
+
+class _Argument(typer.core.TyperArgument):
+    """An argument whose help is shown once.
+
+    typer 0.25 sets the help before click 8.5 resets it to None, so that none is shown; set again
+    afterwards, typer and click would each print it under a heading of their own.
+    """
+
+    def __init__(self, *, help: str | None = None, **options: Any) -> None:  # noqa: A002 typer's name
+        super().__init__(help=help, **options)
+        self.text = help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0], "  ".join(filter(None, (self.text, record[1]))))
+
+
+# Typer has no parameter for this class. To be removed once typer passes the help on to click.
+typer.main.TyperArgument = _Argument  # type: ignore[misc]
+
 app = typer.Typer(
     name="intel-ft",
-    help="LoRA fine-tuning on Xeon and export to OpenVINO, from one YAML file.",
+    help="Fine-tune language models on Xeon and export them to OpenVINO, from one YAML file.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -48,7 +70,7 @@ for verb in (
     plan,
     train,
     launch,
-    eval,
+    eval_verb,
     merge,
     export,
     generate,
@@ -60,15 +82,17 @@ for verb in (
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(bench.app, name="bench")
 
-# These compute nothing here, and need not look how busy the cores are.
+# Verbs that compute nothing on this machine; the others set how idle OpenMP threads wait.
 _LIGHT = {"init", "validate", "launch", "push", "report"}
 
 
 @app.callback(invoke_without_command=True)
 def _options(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks. Works after a verb, too."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show tracebacks. Also accepted after the verb."
+    ),
 ) -> None:
     if version:
         typer.echo(__version__)
@@ -78,14 +102,14 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its exit code."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     _set_up_logging(debug)
     try:
         code = app(arguments, prog_name="intel-ft", standalone_mode=False) or 0
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+    except BrokenPipeError:  # whatever read our output has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1
     except (Exception, KeyboardInterrupt) as error:
@@ -100,7 +124,7 @@ def main() -> None:
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    """One line for people and the exit code."""
+    """Return the message for an error, one line, and the exit code."""
     if isinstance(error, IntelFTError):
         return f"error: {_rank()}{error}", error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -112,11 +136,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if missing := missing_package(error):
         return f"error: {_rank()}{missing}", missing.exit_code
     text = " ".join(str(error).split())
-    return f"error: {_rank()}{type(error).__name__}: {text} (--debug shows where)", 1
+    return f"error: {_rank()}{type(error).__name__}: {text} (--debug shows the traceback)", 1
 
 
 def _rank() -> str:
-    """Which rank speaks, where that is not the first, and its host, where there are several."""
+    """Return a prefix that names this rank, unless it is rank 0, and its host if there are more."""
     number = os.environ.get("RANK", "0")
     if number == "0":
         return ""
@@ -125,13 +149,13 @@ def _rank() -> str:
 
 
 def _set_up_logging(debug: bool) -> None:
-    """Our messages on stderr; the libraries' chatter only with --debug."""
+    """Send messages of intel_ft to stderr; show those of libraries only with --debug."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("intel_ft").setLevel(logging.DEBUG if debug else logging.INFO)
-    # Wherever it is installed, peft imports it, and it warns of a kernel that we do not use.
+    # peft imports bitsandbytes if it is installed, which warns about a kernel that is not used.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not debug:
-        # Read by the libraries when they are imported, which is later and only if needed.
+        # The libraries read these when they are imported, later and only if needed.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("PYTHONWARNINGS", "ignore")

@@ -10,7 +10,10 @@ def run(
     trust_remote_code: Trust = False,
     json: Json = False,
 ) -> None:
-    """Merge an adapter into a freshly loaded bf16 base, and check that both agree."""
+    """Merge an adapter into its bf16 base model.
+
+    Checks that the merged model agrees with base plus adapter.
+    """
     from intel_ft.export.merge import merge
 
     show(merge(source, output, base=base, trust_remote_code=trust_remote_code), json)

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and the printing of their results; called from cli."""
+"""Options that several verbs share, and functions that print results."""
 
 import dataclasses
 import json
@@ -9,66 +9,97 @@ import typer
 
 from intel_ft.tables import Table
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file that describes the run.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that go before the file's."),
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="Values that override those in CONFIG, such as train.max_steps=100.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A run, adapter, merged, OpenVINO or model folder, or a Hub id."
+        metavar="MODEL",
+        help="Folder of a run, an adapter, a merged model, an OpenVINO model or a base model, or a "
+        "Hub id.",
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write. It must be absent or empty.")
+]
 Base = Annotated[
-    str | None, typer.Option(help="Where an adapter's base model is now, if it has moved.")
+    str | None,
+    typer.Option(
+        help="Folder or Hub id of the adapter's base model. Default: the one named in the adapter."
+    ),
 ]
 Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    bool,
+    typer.Option("--trust-remote-code", help="Allow Python code from the model's folder to run."),
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
-TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens up to this share.")]
-TopK = Annotated[int, typer.Option(help="Sample from this many tokens; 0 is all.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes used tokens less likely.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same text.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Maximum number of tokens in an answer.")]
+Temperature = Annotated[
+    float, typer.Option(help="Sampling temperature. 0 always takes the most likely token.")
+]
+TopP = Annotated[
+    float,
+    typer.Option(help="Sample from the most likely tokens whose probabilities add up to this."),
+]
+TopK = Annotated[
+    int, typer.Option(help="Sample from this many of the most likely tokens. 0 means all.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Values above 1 make repeated tokens less likely.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling. The same seed gives the same text.")]
 Stop = Annotated[
-    list[str] | None, typer.Option(help="End the answer in front of this text; may be repeated.")
+    list[str] | None, typer.Option(help="End the answer before this text. Repeatable.")
 ]
 SourceOrServer = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="A run, adapter, merged, OpenVINO or model folder, or a Hub id; none with --server.",
+        help="Folder of a run, an adapter, a merged model, an OpenVINO model or a base model, or a "
+        "Hub id. Leave it out with --server.",
     ),
 ]
 ServerUrl = Annotated[
     str | None,
-    typer.Option("--server", help="Ask this OpenAI-compatible server: http://host:port."),
+    typer.Option(
+        "--server", help="URL of an OpenAI-compatible server to use, as http://host:port."
+    ),
 ]
 ServedModel = Annotated[
-    str | None, typer.Option("--model", help="With --server: the model's name there.")
+    str | None,
+    typer.Option("--model", help="Name of the model on the server. Required with --server."),
 ]
 Timeout = Annotated[
-    float, typer.Option(min=0.1, help="With --server: seconds that one answer may take.")
+    float, typer.Option(min=0.1, help="Seconds to wait for an answer from the server.")
+]
+Ssh = Annotated[str, typer.Option(help="Program that connects to the hosts.")]
+Mpirun = Annotated[
+    str | None,
+    typer.Option(help="mpirun to use. Default: the one installed with this Python, else on PATH."),
 ]
 SystemPrompt = Annotated[
-    str | None, typer.Option("--system", help="System prompt; default is that of training.")
+    str | None, typer.Option("--system", help="System prompt. Default: the one used in training.")
 ]
 Template = Annotated[
     Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"],
-    typer.Option(help="Prompt template; auto is that of training."),
+    typer.Option(help="Prompt template. auto is the one used in training."),
 ]
 
 
 def require_writable(plot: Path | None) -> None:
-    """Raise UserError where a plot could not be written, before anything runs for it."""
+    """Raise UserError if `plot` cannot be written, before the work for it starts."""
     from intel_ft.errors import UserError
 
     if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
-        raise UserError(f"--plot {plot}: name a file in a folder that exists")
+        raise UserError(f"--plot {plot}: give a file in an existing folder")
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -102,7 +133,7 @@ def print_table(table: Table, *, markdown: bool) -> None:
 def open_for_prompts(
     source: str, template: str, system: str | None, *, trust_remote_code: bool
 ) -> tuple[Any, Any, str | None]:
-    """The model in `source`, the template its prompts take, and its system prompt."""
+    """Open `source`; return the model, the template for its prompts and its system prompt."""
     from intel_ft.artifacts.resolve import resolve
     from intel_ft.inference.prompt_template import prompt_template
     from intel_ft.optional_packages import keep_torch_away
@@ -117,23 +148,23 @@ def open_for_prompts(
 
 
 def require_source(source: str | None, served: str | None) -> str:
-    """MODEL, which is needed where no server is asked."""
+    """Return MODEL; raise UserError if it is missing or --model is given without --server."""
     from intel_ft.errors import UserError
 
     if source is None:
-        raise UserError("give a MODEL folder or Hub id, or a server with --server and --model")
+        raise UserError("give MODEL (a folder or Hub id), or a server with --server and --model")
     if served is not None:
-        raise UserError("--model names what a server serves: give --server, too")
+        raise UserError("--model is the name of a model on a server: give --server as well")
     return source
 
 
 def open_server(url: str, model: str | None, timeout: float, template: str) -> Any:
-    """The server at `url`; template `auto` leaves it to the server to write prompts."""
+    """Return a client for `url`; with template `auto` the server formats the prompts."""
     from intel_ft.errors import UserError
     from intel_ft.inference.server import Server
 
     if model is None:
         raise UserError(
-            "--server needs --model, the model's name there (GET /v1/models lists them)"
+            "--server needs --model, the name of a model on it (GET /v1/models lists them)"
         )
     return Server(url, model, timeout, None if template == "auto" else template)  # type: ignore[arg-type]

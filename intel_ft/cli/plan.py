@@ -15,47 +15,80 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the cluster.")] = 1,
-    ranks: Annotated[int, typer.Option(min=1, help="Ranks a node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks on each node.")] = 1,
     cores: Annotated[
-        int | None, typer.Option(min=1, help="Cores a node; default this machine's, or the CPU's.")
+        int | None,
+        typer.Option(min=1, help="Cores in each node. Default: this machine's, or those of --cpu."),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory a node, or a GPU, as 256GiB; default what is here.")
+        str | None,
+        typer.Option(
+            help="Memory of each node, or of each GPU with --gpu, as 256GiB. Default: this "
+            "machine's, or that of --gpu."
+        ),
     ] = None,
     cpu: Annotated[
-        str | None, typer.Option(help="8380, 8480+, 8592+ or 6980P; default cores like these.")
+        str | None,
+        typer.Option(
+            help="Xeon model of the nodes: 8380, 8480+, 8592+ or 6980P. Default: cores like those "
+            "of this machine, measured now."
+        ),
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="T4, L4, A100, H100 or H200, one a rank.")] = None,
-    sockets: Annotated[int, typer.Option(min=1, help="Sockets a node, with --cpu.")] = 1,
-    network: Annotated[float, typer.Option(min=0.001, help="Gbit/s between nodes.")] = 10.0,
-    watts: Annotated[float | None, typer.Option(min=0, help="A node's power.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="GPU of each rank: T4, L4, A100, H100 or H200. Default: no GPU."),
+    ] = None,
+    sockets: Annotated[int, typer.Option(min=1, help="CPU sockets in each node, with --cpu.")] = 1,
+    network: Annotated[
+        float, typer.Option(min=0.001, help="Network bandwidth between nodes, in Gbit/s.")
+    ] = 10.0,
+    watts: Annotated[
+        float | None, typer.Option(min=0, help="Power of each node in watts, to estimate energy.")
+    ] = None,
     gemm_tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="A node's product rate, where it is known.")
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="GEMM rate of each node in TFLOP/s, as `intel-ft bench gemm` prints it. Default: "
+            "measured, or that of --cpu or --gpu.",
+        ),
     ] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="Do not read the data: so many examples.")
+        int | None,
+        typer.Option(min=1, help="Assume this many examples instead of reading the data."),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=2, help="Do not read the data: tokens an example.")
+        int | None,
+        typer.Option(
+            min=2, help="Assume this many tokens per example instead of reading the data."
+        ),
     ] = None,
     sweep: Annotated[
-        Literal["nodes", "threads", "row-tokens"] | None, typer.Option(help="Over several values.")
+        Literal["nodes", "threads", "row-tokens"] | None,
+        typer.Option(help="Plan for several values of this parameter and print them as a table."),
     ] = None,
-    values: Annotated[str | None, typer.Option(help="Of --sweep, as 1,2,4.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Of --sweep: also write this SVG.")] = None,
+    values: Annotated[
+        str | None, typer.Option(help="Comma-separated values for --sweep, as 1,2,4.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a plot of --sweep to this SVG file as well.")
+    ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print --sweep's table as Markdown.")
+        bool, typer.Option("--markdown", help="Print the table of --sweep as Markdown.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Memory, time and energy that CONFIG will need, here or on a cluster, before it runs."""
+    """Predict memory, time and energy of a run.
+
+    The run may be on this machine or on a cluster; nothing is trained.
+    """
     from intel_ft import config as configuration
     from intel_ft.errors import UserError
 
     settings = configuration.load(config, overrides)
     if sweep is None and (values or plot):
-        raise UserError("--values and --plot belong to --sweep")
+        raise UserError("--values and --plot need --sweep")
     require_writable(plot)
     from intel_ft.planner.inputs import Cluster, inputs_of
     from intel_ft.planner.plan import plan
@@ -95,10 +128,10 @@ def run(
 
 
 def _bytes(text: str) -> int:
-    """256GiB, 256G or 1.5T as bytes; units are powers of 1024."""
+    """Convert 256GiB, 256G or 1.5T to bytes; units are powers of 1024."""
     from intel_ft.errors import UserError
 
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
-        raise UserError(f"--memory {text}: write it as 256GiB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise UserError(f"--memory {text}: write a size such as 256GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

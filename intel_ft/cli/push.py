@@ -13,50 +13,67 @@ from intel_ft.cli.options import Json, show
 
 def run(
     folder: Annotated[
-        str, typer.Argument(metavar="DIR", help="A run, adapter, merged or OpenVINO folder.")
+        str,
+        typer.Argument(
+            metavar="DIR", help="Folder of a run, an adapter, a merged model or an OpenVINO model."
+        ),
     ],
-    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository on the Hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see it.")] = False,
-    tag: Annotated[str | None, typer.Option(help="A tag for this revision, such as v1.")] = None,
+    repo: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", help="Repository on the Hub, with its owner.")
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository public. Default: private.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option(help="Tag for this revision, such as v1.")] = None,
     run_folder: Annotated[
-        Path | None, typer.Option("--run", help="The run it came from, for the card.")
+        Path | None,
+        typer.Option("--run", help="Run folder that the model came from, for the model card."),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="The base model's id on the Hub, if trained from a folder.")
+        str | None,
+        typer.Option(help="Hub id of the base model. Required if training used a local folder."),
     ] = None,
     relation: Annotated[
         Literal["adapter", "finetune", "quantized", "merge"] | None,
-        typer.Option(help="What it is to the base model; known without it."),
+        typer.Option(help="Relation to the base model on the card. Default: detected from DIR."),
     ] = None,
-    license: Annotated[
-        str | None, typer.Option(help="Its license; default is the base model's.")
+    model_license: Annotated[
+        str | None, typer.Option("--license", help="License id. Default: that of the base model.")
     ] = None,
     language: Annotated[
-        list[str] | None, typer.Option(help="Its language, such as en; can be repeated.")
+        list[str] | None, typer.Option(help="Language of the model, such as en. Repeatable.")
     ] = None,
     dataset: Annotated[
-        list[str] | None, typer.Option(help="A data set's id on the Hub; can be repeated.")
+        list[str] | None, typer.Option(help="Hub id of a training dataset. Repeatable.")
     ] = None,
     card: Annotated[
-        Path | None, typer.Option(help="A README.md of your own instead of the written one.")
+        Path | None, typer.Option(help="README.md to use instead of the generated model card.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files, sizes and card; send nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the files, their sizes and the card without uploading."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Publish a model on the Hugging Face Hub, with a card made from its records."""
+    """Publish a model on the Hugging Face Hub.
+
+    Generates a model card from the records of the run.
+    """
     signal.signal(signal.SIGINT, _leave)
     if sys.stderr.isatty():  # an upload can take an hour; the client reads this when imported
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
-    from intel_ft.hub.metadata import Wishes
+    from intel_ft.hub.metadata import CardOptions
     from intel_ft.hub.push import push
 
-    wishes = Wishes(base_model, relation, license, tuple(language or ()), tuple(dataset or ()))
+    card_options = CardOptions(
+        base_model, relation, model_license, tuple(language or ()), tuple(dataset or ())
+    )
     report = push(
         folder,
         repo,
-        wishes=wishes,
+        card_options=card_options,
         run=run_folder,
         card=card,
         public=public,
@@ -78,6 +95,6 @@ def run(
 
 
 def _leave(*_: object) -> None:
-    """Ctrl-C ends the process at once: the client's threads would send their files to the end."""
+    """End the process at Ctrl-C at once: the client's threads would finish their uploads."""
     os.write(2, b"interrupted\n")
     os._exit(130)

@@ -9,28 +9,34 @@ from intel_ft.cli.options import Json, MaxNewTokens, show
 
 
 def run(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page; default report.html in the only RUN."),
+        typer.Option("--output", "-o", help="HTML file to write. Default: report.html in RUN."),
     ] = None,
     samples: Annotated[
         int,
-        typer.Option(min=0, help="Have base and result answer so many held-out examples first."),
+        typer.Option(
+            min=0,
+            help="Validation examples that the base and the trained model answer for the page.",
+        ),
     ] = 0,
     max_new_tokens: MaxNewTokens = 128,
     json: Json = False,
 ) -> None:
-    """One self-contained HTML page of one run, or of several side by side."""
+    """Write an HTML page about one or more runs.
+
+    The page is one self-contained file.
+    """
     from intel_ft.errors import UserError
     from intel_ft.files import write_text
     from intel_ft.report.page import report
 
     if output is None and len(runs) > 1:
-        raise UserError("several runs: say with -o where their report goes")
+        raise UserError("several runs: name the HTML file with -o")
     page = runs[0] / "report.html" if output is None else output
     if page.is_dir():
-        raise UserError(f"{page} is a folder: name a file")
+        raise UserError(f"{page} is a folder: give a file name")
     if samples:
         from intel_ft.report.samples import write_samples
 

@@ -7,9 +7,11 @@ import typer
 
 from intel_ft.cli.options import ConfigFile, Json, Overrides, show
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the latest complete checkpoint.")
+]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Remove what an earlier run left and start again.")
+    bool, typer.Option("--overwrite", help="Delete the results of an earlier run and start over.")
 ]
 
 
@@ -19,17 +21,23 @@ def run(
     resume: Resume = False,
     overwrite: Overwrite = False,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Ranks that were launched; others are an error.")
+        int | None,
+        typer.Option(min=1, help="Number of ranks that must be running. Set by launch."),
     ] = None,
     master: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where ranks find each other.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Address of rank 0. Set by launch."),
     ] = None,
     logs: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="For a log of each rank.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder for one log file per rank. Set by launch."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Train an adapter as CONFIG says and write its run folder."""
+    """Train the model that CONFIG describes.
+
+    Writes a run folder.
+    """
     from intel_ft import config as configuration
     from intel_ft.distributed.rank_startup import Expected, begin
 

@@ -7,7 +7,7 @@ import typer
 
 from intel_ft.cli.options import ConfigFile, Json, Overrides, show
 
-if TYPE_CHECKING:  # doctor runs where its packages are missing, and imports this, too
+if TYPE_CHECKING:  # `intel-ft doctor` must start even where pydantic is missing
     from intel_ft.config import Config
 
 
@@ -15,11 +15,18 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Check what can be checked without network.")
+        bool,
+        typer.Option(
+            "--offline",
+            help="Use no network: skip what is not on this machine or in its Hub cache.",
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check CONFIG, its model folder and its data, down to the loss mask, without training."""
+    """Check CONFIG, its model and its data without training.
+
+    Includes the loss mask of every example.
+    """
     from intel_ft import config as configuration
 
     settings = configuration.load(config, overrides)
@@ -29,10 +36,10 @@ def run(
 
         show(check_offline(settings), json)
     else:
-        show(_whole(settings), json)
+        show(_check_inputs(settings), json)
 
 
-def _whole(settings: "Config") -> dict[str, object]:
+def _check_inputs(settings: "Config") -> dict[str, object]:
     from intel_ft.models.load import parameter_count
     from intel_ft.training.setup import read_inputs
 
