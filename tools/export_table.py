@@ -1,13 +1,13 @@
-"""Every format of docs/export.md made of one run, opened in the three runtimes: its table.
+"""Export one run in every format, run each in three runtimes, and print a table.
 
     python tools/export_table.py RUN OUTPUT [--data HELDOUT.jsonl]
     python tools/export_table.py RUN OUTPUT --speed-only
 
-Each format, and each rung of `--format auto`, is exported to OUTPUT/NAME unless it is there; size
-and quality are read from its export.json. Then each is opened as Optimum-Intel, OpenVINO GenAI and
-OpenVINO Model Server open it, and answers one prompt greedily: milliseconds to the first token, and
-tokens a second after it, medians of three. Speeds mean something on a quiet machine alone, so
---speed-only takes them again, of what is there.
+Each format of docs/export.md, and each rung of `--format auto`, is exported to OUTPUT/NAME unless
+it exists; size and quality are read from its export.json. Then each is opened with Optimum-Intel,
+OpenVINO GenAI and the pipeline of OpenVINO Model Server, and answers one prompt greedily:
+milliseconds to the first token, and token/s after it, medians of three. Speeds are meaningful only
+on an idle machine; --speed-only measures them again for the existing exports.
 """
 
 import argparse
@@ -25,30 +25,30 @@ from typing import Any
 from intel_ft.artifacts.resolve import read_json, resolve
 from intel_ft.demo import PROMPT
 from intel_ft.errors import IntelFTError
-from intel_ft.export.context import Source, prepare_bench
-from intel_ft.export.export import finish, require_packages
-from intel_ft.export.gate import COLUMNS, Gate, cells, line
+from intel_ft.export.context import Source, prepare_context
+from intel_ft.export.export import finish_export, require_packages
+from intel_ft.export.gate import COLUMNS, Gate, log_line, reference_record, table_cells
 from intel_ft.export.ladder import Candidate, candidates
 from intel_ft.export.output import quiet
 from intel_ft.export.settings import Settings
-from intel_ft.export.try_candidate import attempt
+from intel_ft.export.try_candidate import try_candidate
 from intel_ft.export.workspace import workspace
 from intel_ft.tables import Table
 
 ROUNDS, TOKENS = 3, 64
-QUALITY = 6  # of gate.COLUMNS, the first: name, size, and distance from the model
+QUALITY_COLUMNS = 6  # the first of gate.COLUMNS: name, size, and distance from the reference
 
-Answer = Callable[[list[int], int], list[int]]
-"""Prompt and number of tokens to the greedy tokens after it, exactly so many."""
+Generate = Callable[[list[int], int], list[int]]
+"""From a prompt and a number of tokens to exactly that many greedy tokens."""
 
 
 def main() -> None:
-    """Export what is missing, measure, print the table as Markdown."""
+    """Export missing formats, measure, and print the table as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="a run's folder, or a model's")
+    parser.add_argument("run", help="folder of a run or a model")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--data", help="held-out examples, where the run has none")
-    parser.add_argument("--samples", type=int, default=128, help="calibration examples")
+    parser.add_argument("--data", help="validation set, if the run has none")
+    parser.add_argument("--samples", type=int, default=128, help="number of calibration examples")
     parser.add_argument("--speed-only", action="store_true", help="export nothing")
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
@@ -67,14 +67,15 @@ def main() -> None:
 
 
 def all_formats(settings: Settings) -> list[Candidate]:
-    """The rungs of `--format auto`, and the formats that are not among them."""
-    walk = candidates("auto", settings)
-    return [*walk, *candidates("nf4", settings), *candidates("mxfp4", settings)]
+    """The rungs of `--format auto`, and the formats that auto does not try."""
+    ladder = candidates("auto", settings)
+    return [*ladder, *candidates("nf4", settings), *candidates("mxfp4", settings)]
 
 
 def export_each(run: str, output: Path, formats: list[Candidate], data: str | None) -> None:
-    """`intel-ft export run -o output/NAME` of each of `formats` that is not there, with one merge,
-    reference and fp16 IR for all of them.
+    """Export `run` to output/NAME in each of `formats` that does not exist.
+
+    All share one merge, one reference and one fp16 IR.
     """
     missing = [one for one in formats if not (output / one.name).is_dir()]
     if not missing:
@@ -83,35 +84,36 @@ def export_each(run: str, output: Path, formats: list[Candidate], data: str | No
     source = Source(artifact, None, trust_remote_code=False, allow_pickle=False)
     key = {"run": run, "data": data, "samples": settings.samples}
     with workspace(output / "all", key) as work, quiet():
-        bench = prepare_bench(source, work, gate, None, settings)
-        for one in missing:
-            done = attempt(bench, one)
-            print(line(done.row, None), file=sys.stderr, flush=True)
-            finish(bench, artifact, [done], gate, "CPU", one.settings, output / one.name)
+        context = prepare_context(source, work, gate, None, settings)
+        for candidate in missing:
+            result = try_candidate(context, candidate)
+            print(log_line(result.row, None), file=sys.stderr, flush=True)
+            folder = output / candidate.name
+            finish_export(context, artifact, [result], gate, "CPU", candidate.settings, folder)
 
 
-def optimum(folder: Path) -> Answer:
+def optimum(folder: Path) -> Generate:
     """Optimum-Intel's OVModelForCausalLM."""
     import torch
     from optimum.intel import OVModelForCausalLM
 
     model = OVModelForCausalLM.from_pretrained(folder)
 
-    def answer(prompt: list[int], count: int) -> list[int]:
+    def generate(prompt: list[int], count: int) -> list[int]:
         ids = torch.tensor([prompt])
-        found = model.generate(
+        tokens = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=count,
             min_new_tokens=count,
         )
-        return list(found[0, len(prompt) :].tolist())
+        return list(tokens[0, len(prompt) :].tolist())
 
-    return answer
+    return generate
 
 
-def genai(folder: Path) -> Answer:
+def genai(folder: Path) -> Generate:
     """OpenVINO GenAI's LLMPipeline."""
     import openvino_genai
 
@@ -119,9 +121,11 @@ def genai(folder: Path) -> Answer:
     return lambda prompt, count: list(pipeline.generate(_tensor(prompt), _greedy(count)).tokens[0])
 
 
-def model_server(folder: Path) -> Answer:
-    """What OpenVINO Model Server's LLM node makes of graph.pbtxt: GenAI's pipeline of continuous
-    batching on the graph's device and with its plugin_config. (The server has no Python package.)
+def model_server(folder: Path) -> Generate:
+    """The pipeline that OpenVINO Model Server's LLM node creates from graph.pbtxt.
+
+    This is GenAI's continuous batching with the graph's device and plugin_config; the server itself
+    has no Python package.
     """
     import openvino_genai
 
@@ -142,45 +146,44 @@ RUNTIMES = {"Optimum": optimum, "GenAI": genai, "OVMS": model_server}
 
 
 def speed(folder: Path) -> dict[str, Any]:
-    """Of the IR in `folder` in each runtime: milliseconds to the first token, tokens a second; and
-    `same`, how many of TOKENS tokens all of them say before they part.
+    """Milliseconds to the first token and token/s of the IR in `folder`, in each runtime.
 
-    Raises IntelFTError where a runtime says another number of tokens than it was asked for.
+    `same` is the number of leading tokens, of TOKENS, that all runtimes generate alike. Raises
+    IntelFTError where a runtime generates another number of tokens than requested.
     """
     prompt = _prompt(folder)
     figures: dict[str, Any] = {}
     answers = []
     for name, open_in in RUNTIMES.items():
         with quiet():
-            answer = open_in(folder)
-            said = answer(prompt, TOKENS)  # the first call warms up
-            if len(said) != TOKENS:
-                raise IntelFTError(f"{folder}: {name} said {len(said)} tokens, not {TOKENS}")
-            first = statistics.median(_seconds(answer, prompt, 1) for _ in range(ROUNDS))
-            whole = statistics.median(_seconds(answer, prompt, TOKENS) for _ in range(ROUNDS))
-        answers.append(said)
+            generate = open_in(folder)
+            tokens = generate(prompt, TOKENS)  # the first call warms up
+            if len(tokens) != TOKENS:
+                raise IntelFTError(f"{folder}: {name} generated {len(tokens)} tokens, not {TOKENS}")
+            first = statistics.median(_seconds(generate, prompt, 1) for _ in range(ROUNDS))
+            whole = statistics.median(_seconds(generate, prompt, TOKENS) for _ in range(ROUNDS))
+        answers.append(tokens)
         figures[name] = (1000 * first, (TOKENS - 1) / (whole - first))
         print(f"{folder.name}, {name}: {figures[name]}", file=sys.stderr)
-        del answer
-    same = [len(set(tokens)) == 1 for tokens in zip(*answers, strict=True)]
+        del generate
+    same = [len(set(column)) == 1 for column in zip(*answers, strict=True)]
     return figures | {"same": [*same, False].index(False)}
 
 
 def table(records: dict[str, dict[str, Any]], speeds: dict[str, dict[str, Any]]) -> Table:
-    """export.json and `speed` of each format, by its name, below the model in torch."""
+    """A row for the reference in torch, then one per format: its export.json and its `speed`."""
     from intel_ft.host.cpu import cpu_name
 
     rows: list[tuple[str, ...]] = []
     for name, record in records.items():
         if not rows:
-            reference = record["gate"]["reference"]
-            torch = {"name": f"torch, {reference['dtype']}", **reference}
-            rows.append((*cells(torch)[:QUALITY], *[""] * (len(RUNTIMES) + 1)))
+            reference = table_cells(reference_record(record["gate"]))
+            rows.append((*reference[:QUALITY_COLUMNS], *[""] * (len(RUNTIMES) + 1)))
         measured = record["gate"]["table"][-1] | {"name": name}
         speeds_of = speeds[name]
         rows.append(
             (
-                *cells(measured)[:QUALITY],
+                *table_cells(measured)[:QUALITY_COLUMNS],
                 *("{:,.1f} ms, {:,.0f}/s".format(*speeds_of[runtime]) for runtime in RUNTIMES),
                 f"{speeds_of['same']} of {TOKENS}",
             )
@@ -188,9 +191,9 @@ def table(records: dict[str, dict[str, Any]], speeds: dict[str, dict[str, Any]])
     data = record["gate"]["data"]
     note = (
         f"{data['examples']} examples of {data['source']}, {data['positions']:,} positions; "
-        f"{cpu_name()}, {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} at the end."
+        f"{cpu_name()}, {os.cpu_count()} cores; load average {os.getloadavg()[0]:.1f} at the end."
     )
-    return Table((*COLUMNS[:QUALITY], *RUNTIMES, "same answer"), rows, (note,))
+    return Table((*COLUMNS[:QUALITY_COLUMNS], *RUNTIMES, "same answer"), rows, (note,))
 
 
 def _prompt(folder: Path) -> list[int]:
@@ -223,9 +226,9 @@ def _greedy(count: int) -> Any:
     return config
 
 
-def _seconds(answer: Answer, prompt: list[int], count: int) -> float:
+def _seconds(generate: Generate, prompt: list[int], count: int) -> float:
     start = time.monotonic()
-    answer(prompt, count)
+    generate(prompt, count)
     return time.monotonic() - start
 
 

@@ -1,12 +1,11 @@
 """`intel-ft export`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from intel_ft.cli.options import Base, Json, MaxNewTokens, Output, Trust, show
-from intel_ft.tables import Table
 
 
 def run(
@@ -93,7 +92,7 @@ def run(
     from intel_ft.errors import UserError
     from intel_ft.export.adapters import export_adapters
     from intel_ft.export.export import export
-    from intel_ft.export.gate import Gate, Limits, parse_share
+    from intel_ft.export.gate import Gate, Limits, gate_table, parse_share
     from intel_ft.export.settings import for_device, read_settings
 
     limits = Limits(
@@ -138,14 +137,5 @@ def run(
         show(report, json)
         return
     if report.gate:
-        _show_table(report.gate)
+        gate_table(report.gate).draw()
     show(vars(report) | {"weights": report.weights.elements, "gate": None}, json)
-
-
-def _show_table(gate: dict[str, Any]) -> None:
-    from intel_ft.export.gate import COLUMNS, cells
-
-    reference = {"name": f"torch, {gate['reference']['dtype']}", **gate["reference"]}
-    rows = [cells(reference), *map(cells, gate["table"])]
-    used = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] for row in rows)]
-    Table(tuple(COLUMNS[i] for i in used), [tuple(row[i] for i in used) for row in rows]).draw()

@@ -1,1 +1,1 @@
-"""Turning a finished run into a model that ships: merged weights and OpenVINO IR."""
+"""Merge an adapter and export a model to OpenVINO IR. Start at export.py."""

@@ -1,6 +1,4 @@
-"""Whether an adapter was trained on this base: its weights and its tokenizer; called from
-export.merge and export.adapters.
-"""
+"""Check that an adapter was trained on the given base: same weights, same tokenizer."""
 
 from typing import Any
 
@@ -8,50 +6,54 @@ from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
-from intel_ft.export.logit_agreement import TEXTS
+from intel_ft.export.logit_agreement import PROBE_TEXTS
 
 
-def require_belonging(artifact: Artifact, base: ModelConfig) -> None:
-    """Raise UserError, naming both, where `base` is another model than the adapter was trained on,
-    as far as its record tells, or has another tokenizer than the one that lies with the adapter.
+def require_matching_base(artifact: Artifact, base: ModelConfig) -> None:
+    """Raise UserError where `base` is not the model that the adapter was trained on.
+
+    Compares the fingerprint of the base weights, if the adapter's intel_ft.json has one, and the
+    tokenizers, if the adapter's folder has one.
     """
     from intel_ft.models.load import fingerprint, load_tokenizer, model_folder
 
     provenance = Provenance.load(artifact.folder)
     if provenance is not None and provenance.base_weights is not None:
-        trained, now = provenance.base_weights, fingerprint(model_folder(base))
-        # Weights of another dtype may be the same model, converted: that cannot be told.
-        if now and now != trained and now.split(":")[0] == trained.split(":")[0]:
+        trained, actual = provenance.base_weights, fingerprint(model_folder(base))
+        # A fingerprint is "dtype:hash". Weights of another dtype may be the same model, converted:
+        # these cannot be compared.
+        if actual and actual != trained and actual.split(":")[0] == trained.split(":")[0]:
             raise UserError(
-                f"{artifact.location}: this adapter was not trained on {base.name_or_path}: the "
-                f"weights there differ from those of {artifact.base_model} that it was trained on"
+                f"{artifact.location}: this adapter was not trained on {base.name_or_path}: its "
+                f"weights differ from those of {artifact.base_model}, the base model in training"
             )
     if not (artifact.folder / "tokenizer_config.json").is_file():
         return
-    own = load_tokenizer(
+    adapter_tokenizer = load_tokenizer(
         ModelConfig(name_or_path=artifact.location, trust_remote_code=base.trust_remote_code)
     )
     try:
-        theirs = load_tokenizer(base)
+        base_tokenizer = load_tokenizer(base)
     except UserError:  # a base without a tokenizer has none to differ from
         return
-    if difference := _difference(own, theirs):
+    if difference := _first_difference(adapter_tokenizer, base_tokenizer):
         raise UserError(
-            f"{artifact.location}: its tokenizer is not that of its base {base.name_or_path}: "
-            f"{difference}; an adapter works with the tokenizer it was trained with alone"
+            f"{artifact.location}: its tokenizer differs from that of its base "
+            f"{base.name_or_path}: {difference}; an adapter works only with the tokenizer that it "
+            "was trained with"
         )
 
 
-def _difference(own: Any, theirs: Any) -> str | None:
-    """One thing that two tokenizers do differently, None where they agree."""
-    first, second = own.get_vocab(), theirs.get_vocab()
-    for token in sorted(first.keys() | second.keys()):
-        here, there = first.get(token), second.get(token)
-        if here != there:
-            return f"{token!r} is {_id(here)} in the adapter's and {_id(there)} in the base's"
-    for text in TEXTS:
-        if own(text)["input_ids"] != theirs(text)["input_ids"]:
-            return f"the same vocabulary, but {text[:24]!r} becomes other ids"
+def _first_difference(adapter_tokenizer: Any, base_tokenizer: Any) -> str | None:
+    """The first difference between two tokenizers, None where they agree."""
+    adapter_ids, base_ids = adapter_tokenizer.get_vocab(), base_tokenizer.get_vocab()
+    for token in sorted(adapter_ids.keys() | base_ids.keys()):
+        ours, theirs = adapter_ids.get(token), base_ids.get(token)
+        if ours != theirs:
+            return f"{token!r} is {_id(ours)} in the adapter's and {_id(theirs)} in the base's"
+    for text in PROBE_TEXTS:
+        if adapter_tokenizer(text)["input_ids"] != base_tokenizer(text)["input_ids"]:
+            return f"the same vocabulary, but {text[:24]!r} is encoded differently"
     return None
 
 

@@ -1,19 +1,17 @@
-"""Weights that cannot be exported, named: not finite, or beyond what fp16 holds; called from
-export.merge and export.convert.
-"""
+"""Find weights that cannot be exported: NaN, infinity, or beyond the fp16 range."""
 
 from pathlib import Path
 
 from intel_ft.errors import UserError
 
-FP16_MOST = 65504.0
+FP16_MAX = 65504.0
 
 
 def check_weights(folder: Path, *, fp16: bool) -> None:
     """Read every tensor of the model in `folder`, one at a time.
 
-    Raises UserError naming the first that holds NaN or infinity or, with `fp16`, a magnitude above
-    65504, which bf16 holds and fp16 does not. Pickled weights are not looked at.
+    Raises UserError naming the first tensor that contains NaN or infinity or, with `fp16`, a
+    magnitude above 65504, which bf16 can store and fp16 cannot. Pickled weights are not read.
     """
     import torch
     from safetensors import safe_open
@@ -27,11 +25,11 @@ def check_weights(folder: Path, *, fp16: bool) -> None:
                 low, high = (float(end) for end in torch.aminmax(tensor))
                 if not (abs(low) < float("inf") and abs(high) < float("inf")):
                     raise UserError(
-                        f"{path}: {name} holds NaN or infinity: the model is broken, take another "
-                        "checkpoint or download it again"
+                        f"{path}: {name} contains NaN or infinity: the model is broken, use "
+                        "another checkpoint or download it again"
                     )
-                if fp16 and max(-low, high) > FP16_MOST:
+                if fp16 and max(-low, high) > FP16_MAX:
                     raise UserError(
-                        f"{path}: {name} holds {max(-low, high):.3g}, beyond what fp16 holds "
-                        "(65504), so OpenVINO cannot store it: this model cannot be exported"
+                        f"{path}: {name} has a magnitude of {max(-low, high):.3g}, beyond the fp16 "
+                        "range (65504): OpenVINO cannot store it, so this model cannot be exported"
                     )

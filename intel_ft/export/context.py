@@ -1,6 +1,4 @@
-"""What all candidates of an export share: data, the reference's distributions, the fp16 IR; called
-from export.openvino.
-"""
+"""What all candidates of an export share: data, the reference's log-probabilities, the fp16 IR."""
 
 import gc
 import logging
@@ -12,15 +10,14 @@ from intel_ft.artifacts.model_folder import BASE_KEY
 from intel_ft.artifacts.resolve import Artifact, read_json, resolve
 from intel_ft.errors import UserError
 from intel_ft.export.convert import convert, safe_folder
-from intel_ft.export.datasets import find_calibration, find_heldout
 from intel_ft.export.gate import Gate
-from intel_ft.export.measure import Task, write_reference
+from intel_ft.export.measure import GateTask, write_reference
 from intel_ft.export.merge import merge
 from intel_ft.export.quantize import Calibration
 from intel_ft.export.recipe import public_id
+from intel_ft.export.run_data import find_calibration, find_validation_set
 from intel_ft.export.settings import Settings
-from intel_ft.export.try_candidate import Bench
-from intel_ft.export.workspace import drop, stage
+from intel_ft.export.workspace import drop_stage, stage
 from intel_ft.files import write_json
 from intel_ft.runtimes.language_model import tokenizer_config
 
@@ -32,7 +29,7 @@ DTYPE = "dtype.json"
 
 @dataclass(frozen=True)
 class Source:
-    """The model that is exported, and how far to trust its files."""
+    """The model to export, and how far to trust its files."""
 
     artifact: Artifact
     base: str | None
@@ -40,17 +37,19 @@ class Source:
     allow_pickle: bool
     merged: bool = True
 
-    def onto(self, artifact: Artifact) -> Artifact:
-        """`artifact` with its base where that is now."""
+    def with_base(self, artifact: Artifact) -> Artifact:
+        """`artifact` with its base at the location that the user gave, if any."""
         if self.base is None:
             return artifact
         return replace(artifact, base_model=self.base, base_revision=None)
 
-    def folder(self, work: Path) -> Path:
-        """A checked model folder: its own, or an adapter's base, with the adapter merged in `work`
-        if that is wanted.
+    def model_folder(self, work: Path) -> Path:
+        """A checked model folder.
+
+        Of an adapter it is the base with the adapter merged into it, in `work`; with `merged`
+        False, the base alone.
         """
-        model = self.onto(self.artifact)
+        model = self.with_base(self.artifact)
         if model.kind == "adapter" and self.merged:
             if not (work / MERGED).is_dir():
                 merge(
@@ -64,80 +63,108 @@ class Source:
         return safe_folder(model, self.trust_remote_code, self.allow_pickle)
 
     def base_ids(self) -> list[str]:
-        """Names a recipe is looked up by: the walk's own base id, and what a base folder's
-        config.json says that it is.
-        """
-        named = self.artifact.base_model
-        config = read_json(Path(named) / "config.json") if Path(named).is_dir() else {}
-        return [public_id(named), str(config.get(BASE_KEY) or "")]
+        """Ids to look up a recipe by: the base model's, and the one in its config.json."""
+        base_model = self.artifact.base_model
+        config = read_json(Path(base_model) / "config.json") if Path(base_model).is_dir() else {}
+        return [public_id(base_model), str(config.get(BASE_KEY) or "")]
 
 
-def prepare_bench(
+@dataclass(frozen=True)
+class ExportContext:
+    """What every candidate is made from and measured with.
+
+    `base_ids`: ids to look up a recipe by, the public one first; `fp16`: the IR's folder;
+    `reference`: the folder that `measure.write_reference` wrote.
+    """
+
+    work: Path
+    base_ids: list[str]
+    fp16: Path
+    calibration: Calibration | None
+    task: GateTask | None
+    reference: Path
+    trust_remote_code: bool
+
+    def folder(self, name: str) -> Path:
+        """The folder of the candidate `name`."""
+        return self.work / "candidates" / name
+
+
+def prepare_context(
     source: Source, work: Path, gate: Gate, calibration: str | None, settings: Settings
-) -> Bench:
-    """Data, the reference's distributions and the fp16 IR: all that candidates have in common."""
+) -> ExportContext:
+    """Read the data, compute the reference's log-probabilities and trace the fp16 IR."""
     from intel_ft.models.load import load_tokenizer
 
     artifact, trust = source.artifact, source.trust_remote_code
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust))
-    task = _task(artifact, tokenizer, gate)
-    calibrate = find_calibration(artifact, tokenizer, calibration, settings)
+    task = _gate_task(artifact, tokenizer, gate)
+    calibration_data = find_calibration(artifact, tokenizer, calibration, settings)
     if gate.measure:
-        log.info("%s", _said_task(task))
-    log.info("%s", _said_calibration(calibrate))
+        log.info("%s", _describe_task(task))
+    log.info("%s", _describe_calibration(calibration_data))
     reference = work / "reference"
     if task:
-        stage(reference, lambda partial: _refer(source, work, task, partial))
+        stage(reference, lambda partial: _write_reference(source, work, task, partial))
     fp16 = stage(
         work / "fp16",
         lambda partial: convert(
-            source.folder(work), partial, public_id(artifact.base_model), trust
+            source.model_folder(work), partial, public_id(artifact.base_model), trust
         ),
     )
-    drop(work / MERGED)
+    drop_stage(work / MERGED)
     gc.collect()
-    return Bench(work, source.base_ids(), fp16, calibrate, task, reference, trust)
+    return ExportContext(
+        work=work,
+        base_ids=source.base_ids(),
+        fp16=fp16,
+        calibration=calibration_data,
+        task=task,
+        reference=reference,
+        trust_remote_code=trust,
+    )
 
 
-def _task(artifact: Artifact, tokenizer: Any, gate: Gate) -> Task | None:
+def _gate_task(artifact: Artifact, tokenizer: Any, gate: Gate) -> GateTask | None:
     if not gate.measure:
-        if gate.limits.set:
-            raise UserError("the gate's limits need measuring: leave out --no-measure")
+        if gate.limits.is_set:
+            raise UserError("the gate's limits need measurements: remove --no-measure")
         return None
-    held_out = find_heldout(artifact, tokenizer, gate.data, gate.split)
-    if held_out is not None:
-        return Task(held_out, artifact.system_prompt, gate.generate, gate.max_new_tokens)
-    if gate.limits.set:
+    validation = find_validation_set(artifact, tokenizer, gate.data, gate.split)
+    if validation is not None:
+        return GateTask(validation, artifact.system_prompt, gate.generate, gate.max_new_tokens)
+    if gate.limits.is_set:
         raise UserError(
-            f"{artifact.location}: there is no held-out data to measure on (the run has no "
-            "data.eval or data.eval_fraction): give it with --data"
+            f"{artifact.location}: no validation set to measure on (the run has neither data.eval "
+            "nor data.eval_fraction): name one with --data"
         )
     return None
 
 
-def _said_task(task: Task | None) -> str:
+def _describe_task(task: GateTask | None) -> str:
     if task is None:
-        return "nothing is measured: there is no held-out data"
-    return f"measuring on {task.held_out.source}: {len(task.held_out.prepared.examples)} examples"
+        return "quality is not measured: there is no validation set"
+    validation = task.validation
+    return f"validation set: {validation.source}, {len(validation.prepared.examples)} examples"
 
 
-def _said_calibration(calibration: Calibration | None) -> str:
+def _describe_calibration(calibration: Calibration | None) -> str:
     if calibration is None:
-        return "no calibration data: what needs it is left out"
+        return "no calibration data: methods that need it are not used"
     return (
-        f"calibrating on {calibration.source}: {len(calibration.rows)} examples, "
-        f"{calibration.tokens} tokens"
+        f"calibration data: {calibration.source}, {len(calibration.rows)} examples, "
+        f"{calibration.tokens:,} tokens"
     )
 
 
-def _refer(source: Source, work: Path, task: Task, partial: Path) -> None:
-    """Measure the model itself, in torch: in float32 where that fits."""
+def _write_reference(source: Source, work: Path, task: GateTask, partial: Path) -> None:
+    """Measure the model in torch, in float32 where that fits into memory."""
     from intel_ft.models.load import parameter_count
     from intel_ft.runtimes.torch_lm import load_torch
 
-    folder = source.folder(work)
+    folder = source.model_folder(work)
     dtype, reason = reference_dtype(folder)
-    log.info("reference: torch in %s: %s", dtype, reason)
+    log.info("reference: the model in torch, %s: %s", dtype, reason)
     model = load_torch(
         resolve(str(folder)),
         dtype=dtype,
@@ -156,12 +183,13 @@ def _refer(source: Source, work: Path, task: Task, partial: Path) -> None:
 
 
 def reference_dtype(folder: Path) -> tuple[str, str]:
-    """In what torch computes what an IR is held against, and why: float32 where the weights fit,
-    with a quarter more for everything else.
+    """The dtype of the reference in torch, and the reason.
+
+    float32 where the weights fit into memory, with a quarter more for everything else.
     """
     from intel_ft.host.cpu import GIB, available_bytes
     from intel_ft.models.load import parameter_count
 
     needed, available = 5 * parameter_count(folder), available_bytes()
-    reason = f"{needed / GIB:.2g} GiB in float32, {available / GIB:.1f} GiB available"
+    reason = f"float32 needs {needed / GIB:.2g} GiB, {available / GIB:.1f} GiB are available"
     return ("float32" if needed < available else "bfloat16"), reason

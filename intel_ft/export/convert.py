@@ -1,4 +1,4 @@
-"""From a model folder to an fp16 IR with its tokenizer; called from export.openvino."""
+"""Trace a model folder into an fp16 IR and convert its tokenizer."""
 
 from pathlib import Path
 
@@ -13,8 +13,10 @@ TASK = "text-generation-with-past"
 
 
 def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) -> Path:
-    """The local folder of `model`, refused where our own loader would refuse it, and where a
-    weight is not finite or beyond fp16.
+    """The local folder of `model`, after checking its files and weights.
+
+    Raises UserError where the loader for training would refuse the folder, and where a weight is
+    not finite or beyond the fp16 range.
     """
     from intel_ft.models.load import check_folder, model_folder
 
@@ -26,10 +28,10 @@ def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) ->
 
 
 def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -> None:
-    """Trace the model in `folder` into an IR with fp16 weights in `output`, tokenizer beside it.
+    """Write an IR with fp16 weights of the model in `folder` to `output`, with its tokenizer.
 
-    bf16 weights become fp16 while they are loaded: `OVConfig(dtype="fp16")` is what asks for that,
-    without it Optimum-Intel (2.2) writes bf16 constants.
+    `OVConfig(dtype="fp16")` converts bf16 weights while they are loaded; without it Optimum-Intel
+    (2.2) writes bf16 constants.
     """
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
@@ -44,13 +46,13 @@ def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -
             trust_remote_code=trust_remote_code,
         )
     except ValueError as error:
-        raise UserError(f"{folder}: Optimum-Intel cannot export it: {error}") from error
+        raise UserError(f"{folder}: Optimum-Intel cannot export this model: {error}") from error
     _add_tokenizer(folder, output, trust_remote_code)
     write_base_id(output, base_id)
 
 
 def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:
-    """The Hugging Face tokenizer's files, and its tokenizer and detokenizer IR, into `output`."""
+    """Write the Hugging Face tokenizer, the tokenizer IR and the detokenizer IR to `output`."""
     from optimum.exporters.openvino.convert import export_tokenizer
 
     from intel_ft.models.load import load_tokenizer
@@ -64,5 +66,5 @@ def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:
         if not (output / name).is_file():
             raise UserError(
                 f"{folder}: openvino-tokenizers cannot convert this {type(tokenizer).__name__} "
-                f"({name} was not made), and OpenVINO GenAI does not run without it"
+                f"({name} was not written), and OpenVINO GenAI needs it"
             )

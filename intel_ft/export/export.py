@@ -1,6 +1,4 @@
-"""A model folder that OpenVINO runs, the smallest that is still good: read this first to see what
-`export` does; called from cli.export and demo.
-"""
+"""Export a model to OpenVINO IR: the smallest candidate that passes the quality gate."""
 
 import logging
 import resource
@@ -14,16 +12,16 @@ from intel_ft.artifacts.ir import IRWeights
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.errors import GateRefused, UserError
-from intel_ft.export.context import Source, prepare_bench
+from intel_ft.export.context import ExportContext, Source, prepare_context
 from intel_ft.export.export_json import export_record, write_record
-from intel_ft.export.gate import PLOT, Gate, Limits, line, plot
+from intel_ft.export.gate import PLOT, Gate, Limits, log_line, size_quality_plot
 from intel_ft.export.ladder import Candidate, candidates
 from intel_ft.export.output import quiet
 from intel_ft.export.ovms import Device, write_ovms
 from intel_ft.export.recipe import public_id
 from intel_ft.export.settings import Format, Settings
-from intel_ft.export.try_candidate import Attempt, Bench, attempt, ensure_made
-from intel_ft.export.workspace import drop, fingerprint, workspace
+from intel_ft.export.try_candidate import CandidateResult, ensure_built, try_candidate
+from intel_ft.export.workspace import drop_stage, folder_state, workspace
 from intel_ft.files import name_folder, write_text
 from intel_ft.optional_packages import require_openvino
 
@@ -32,9 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportReport:
-    """`tokenizer_agrees`: the tokenizer IR gives the same ids as the Hugging Face tokenizer.
-    `gate`: as in export.json, None where nothing was measured. `peak_gib`: most memory that this
-    process held, mapped files included.
+    """What was exported, and its quality.
+
+    `tokenizer_agrees`: the tokenizer IR gives the same ids as the Hugging Face tokenizer. `gate`:
+    as in export.json, None where nothing was measured. `peak_gib`: peak memory of this process,
+    mapped files included.
     """
 
     folder: str
@@ -52,7 +52,7 @@ class ExportReport:
 def export(
     source: str,
     output: Path,
-    format: Format | Literal["auto"],
+    weight_format: Format | Literal["auto"],
     *,
     settings: Settings | None = None,
     calibration: str | None = None,
@@ -62,43 +62,44 @@ def export(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> ExportReport:
-    """Write `source` (run, adapter, merged folder, base folder or id) as an IR folder.
+    """Write `source` (run, adapter, merged folder, base folder or Hub id) as an IR folder.
 
-    An adapter is merged first (`base`: see `merge`). The candidates of `format`, small to large,
-    are made, read back, measured against the model in torch on held-out data, and the first that
-    keeps to the gate's limits gets the name `output`. It opens in OVModelForCausalLM, in OpenVINO
-    GenAI's LLMPipeline and in OVMS. What was finished when it is interrupted is not done again.
+    An adapter is merged first (`base`: see `merge`). The candidates for `weight_format`, from small
+    to large, are built, verified and measured against the model in torch on the validation set;
+    the first that passes the gate is renamed to `output`. It opens in OVModelForCausalLM, in
+    OpenVINO GenAI's LLMPipeline and in OVMS. An interrupted export resumes after its last stage.
 
     Raises UserError for a source or settings that cannot be exported, EnvironmentProblem without
     the `openvino` extra, GateRefused where no candidate passes, IntelFTError where a written IR is
-    not what it should be. Nothing is left under `output` then.
+    wrong. Nothing is left in `output` then.
     """
     start = time.monotonic()
     gate, settings = gate or Gate(), settings or Settings()
-    if format == "auto" and not gate.limits.set:
+    if weight_format == "auto" and not gate.limits.is_set:
         gate = replace(gate, limits=Limits(max_ppl_increase=0.01))
-        log.info("auto: the limit is 1 % more perplexity, as none was given")
+        log.info("auto: no limit was given, so perplexity may increase by at most 1 %")
     artifact = resolve(source)
     if artifact.kind == "openvino":
-        raise UserError(f"{source}: this is an OpenVINO model already")
-    key = _key(artifact, base, gate, calibration, settings)
+        raise UserError(f"{source}: this is already an OpenVINO model")
+    key = _workspace_key(artifact, base, gate, calibration, settings)
     with workspace(output, key) as work:
         with quiet():
             require_packages()
             model = Source(artifact, base, trust_remote_code, allow_pickle)
-            bench = prepare_bench(model, work, gate, calibration, settings)
-            attempts = _first_that_passes(bench, candidates(format, settings), gate.limits)
-        record = finish(bench, artifact, attempts, gate, device, settings, output)
-    chosen = attempts[-1]
-    log.info("exported %s: %s, %.1f MB", output, chosen.row.name, chosen.row.megabytes)
+            context = prepare_context(model, work, gate, calibration, settings)
+            ladder = candidates(weight_format, settings)
+            results = _try_until_passed(context, ladder, gate.limits)
+        record = finish_export(context, artifact, results, gate, device, settings, output)
+    selected = results[-1]
+    log.info("exported %s to %s, %.1f MB", selected.row.name, output, selected.row.megabytes)
     return ExportReport(
         folder=str(output),
         base_model=artifact.base_model,
-        format=chosen.row.format,
-        name=chosen.row.name,
-        weights=chosen.weights,
-        megabytes=chosen.row.megabytes,
-        tokenizer_agrees=chosen.tokenizer_agrees,
+        format=selected.row.format,
+        name=selected.row.name,
+        weights=selected.weights,
+        megabytes=selected.row.megabytes,
+        tokenizer_agrees=selected.tokenizer_agrees,
         seconds=time.monotonic() - start,
         peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         gate=record["gate"],
@@ -110,68 +111,73 @@ def require_packages() -> None:
     require_openvino("openvino", "openvino_tokenizers", "openvino_genai", "nncf", "optimum.intel")
     import nncf
 
-    # It sets its logger to INFO when it is imported, and draws tables there.
+    # On import it sets its logger to INFO, and it logs tables.
     nncf.set_log_level(logging.ERROR)
 
 
-def _key(
+def _workspace_key(
     artifact: Artifact, base: str | None, gate: Gate, calibration: str | None, settings: Settings
 ) -> dict[str, Any]:
-    """What an interrupted export must share with this one to be gone on from."""
+    """What an interrupted export must have in common with this one to be resumed."""
     return {
         "version": intel_ft.__version__,
-        "source": fingerprint(artifact.folder) if artifact.folder.is_dir() else artifact.location,
+        "source": folder_state(artifact.folder) if artifact.folder.is_dir() else artifact.location,
         "base": base,
         "data": [gate.data, gate.split, gate.generate, gate.max_new_tokens, gate.measure],
         "calibration": [calibration, settings.samples, settings.sample_tokens],
     }
 
 
-def finish(
-    bench: Bench,
+def finish_export(
+    context: ExportContext,
     artifact: Artifact,
-    attempts: list[Attempt],
+    results: list[CandidateResult],
     gate: Gate,
     device: Device,
     settings: Settings,
     output: Path,
 ) -> dict[str, Any]:
-    """Give the folder of the last of `attempts` all that belongs beside an IR, and the name
-    `output`; its export.json.
+    """Complete the folder of the last of `results` and rename it to `output`.
+
+    Returns the values of its export.json.
     """
-    chosen = attempts[-1]
-    record = export_record(bench, artifact, attempts, chosen, gate, device)
-    folder = bench.folder(chosen.row.name)
+    record = export_record(context, artifact, results, gate, device)
+    folder = context.folder(results[-1].row.name)
     save_provenance(artifact, folder)
     write_ovms(folder, output.name, device, settings.kv_cache)
     if record["gate"] and record["gate"]["plot"]:
-        write_text(folder / PLOT, plot(record["gate"]["table"], gate.limits))
+        write_text(folder / PLOT, size_quality_plot(record["gate"]["table"], gate.limits))
     write_record(folder, record)
     name_folder(folder, output)
     return record
 
 
-def _first_that_passes(bench: Bench, ladder: list[Candidate], limits: Limits) -> list[Attempt]:
-    """Every attempt up to the first that keeps to `limits`.
+def _try_until_passed(
+    context: ExportContext, ladder: list[Candidate], limits: Limits
+) -> list[CandidateResult]:
+    """The results of all candidates up to the first that satisfies `limits`.
 
     Raises GateRefused where none does.
     """
-    attempts: list[Attempt] = []
+    results: list[CandidateResult] = []
     for candidate in ladder:
-        attempts.append(attempt(bench, candidate))
-        row = attempts[-1].row
-        why = limits.refusal(row.quality) if row.quality else None
-        log.info("%s", line(row, why))
+        result = try_candidate(context, candidate)
+        results.append(result)
+        why = limits.why_rejected(result.row.quality) if result.row.quality else None
+        log.info("%s", log_line(result.row, why))
         if why is None:
-            ensure_made(bench, candidate)
-            return attempts
-        drop(bench.folder(candidate.name))
+            ensure_built(context, candidate)
+            return results
+        drop_stage(context.folder(candidate.name))
     tried = ", ".join(candidate.name for candidate in ladder)
-    raise GateRefused(f"the gate refuses {tried}: {why}; nothing was written")
+    raise GateRefused(
+        f"no candidate passed the quality gate (tried {tried}); {candidate.name}: {why}; nothing "
+        "was written"
+    )
 
 
 def save_provenance(artifact: Artifact, folder: Path) -> None:
-    """Write intel_ft.json of the IR in `folder`."""
+    """Write intel_ft.json for the IR in `folder`."""
     Provenance(
         kind="openvino",
         base_model=public_id(artifact.base_model),

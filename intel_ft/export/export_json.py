@@ -1,6 +1,4 @@
-"""export.json: what an exported folder says about itself (docs/export.md); called from
-export.openvino.
-"""
+"""Write export.json, the record in every exported folder (docs/export.md)."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,13 +8,13 @@ from typing import Any
 
 import intel_ft
 from intel_ft.artifacts.resolve import Artifact, read_json
-from intel_ft.export.context import DTYPE
-from intel_ft.export.datasets import training_record
+from intel_ft.export.context import DTYPE, ExportContext
 from intel_ft.export.gate import PLOT, Gate
 from intel_ft.export.measure import read_summary
 from intel_ft.export.ovms import Device
 from intel_ft.export.recipe import public_id
-from intel_ft.export.try_candidate import Attempt, Bench
+from intel_ft.export.run_data import training_record
+from intel_ft.export.try_candidate import CandidateResult
 from intel_ft.files import write_json
 
 FILE = "export.json"
@@ -32,7 +30,7 @@ PACKAGES = (
 
 
 def write_record(folder: Path, values: dict[str, Any]) -> None:
-    """Write `values`, and what every record holds, to export.json in `folder`, as the last file."""
+    """Write export.json in `folder`, as the last file: `values` and the keys that always apply."""
     from intel_ft.host.cpu import cpu_name
 
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
@@ -50,30 +48,29 @@ def write_record(folder: Path, values: dict[str, Any]) -> None:
 
 
 def export_record(
-    bench: Bench,
+    context: ExportContext,
     artifact: Artifact,
-    attempts: list[Attempt],
-    chosen: Attempt,
+    results: list[CandidateResult],
     gate: Gate,
     device: Device,
 ) -> dict[str, Any]:
-    """export.json's values (docs/export.md)."""
-    calibration = bench.calibration if chosen.calibrated else None
-    weights = chosen.weights
+    """The values of export.json (docs/export.md); the last of `results` is the selected one."""
+    selected = results[-1]
+    calibration = context.calibration if selected.calibrated else None
     return {
-        "format": chosen.row.format,
-        "name": chosen.row.name,
+        "format": selected.row.format,
+        "name": selected.row.name,
         "kind": "merged" if artifact.kind in ("adapter", "merged") else "model",
         "base_model": public_id(artifact.base_model),
         "base_revision": artifact.base_revision,
         "template": artifact.template,
         "system_prompt": artifact.system_prompt,
         "training": training_record(artifact),
-        "settings": chosen.row.settings,
+        "settings": selected.row.settings,
         "recipe": {
-            "id": chosen.recipe.id,
-            "used": chosen.recipe.used,
-            "why": chosen.recipe.why,
+            "id": selected.recipe.id,
+            "used": selected.recipe.used,
+            "why": selected.recipe.why,
         },
         "calibration": calibration
         and {
@@ -81,40 +78,42 @@ def export_record(
             "samples": len(calibration.rows),
             "tokens": calibration.tokens,
         },
-        "quantization": asdict(weights),
-        "runtime": {"device": device, **chosen.runtime},
-        "megabytes": chosen.row.megabytes,
-        "tokenizer_agrees": chosen.tokenizer_agrees,
-        "gate": _gate_record(bench, attempts, gate),
+        "quantization": asdict(selected.weights),
+        "runtime": {"device": device, **selected.runtime},
+        "megabytes": selected.row.megabytes,
+        "tokenizer_agrees": selected.tokenizer_agrees,
+        "gate": _gate_record(context, results, gate),
         "adapters": [],
     }
 
 
-def _gate_record(bench: Bench, attempts: list[Attempt], gate: Gate) -> dict[str, Any] | None:
-    if bench.task is None:
+def _gate_record(
+    context: ExportContext, results: list[CandidateResult], gate: Gate
+) -> dict[str, Any] | None:
+    if context.task is None:
         return None
-    summary = read_summary(bench.reference) | read_json(bench.reference / DTYPE)
+    summary = read_summary(context.reference) | read_json(context.reference / DTYPE)
     examples = len(summary.pop("examples"))
     return {
         "limits": asdict(gate.limits),
         "data": {
-            "source": bench.task.held_out.source,
+            "source": context.task.validation.source,
             "examples": examples,
             "positions": summary.pop("positions"),
             "generated": summary.pop("generated"),
-            "max_new_tokens": bench.task.max_new_tokens,
+            "max_new_tokens": context.task.max_new_tokens,
         },
         "reference": summary,
-        "table": [one.row.record(gate.limits) for one in attempts],
-        "plot": PLOT if len(attempts) > 1 else None,
+        "table": [result.row.record(gate.limits) for result in results],
+        "plot": PLOT if len(results) > 1 else None,
     }
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

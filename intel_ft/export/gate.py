@@ -1,4 +1,4 @@
-"""The gate's limits, its table and what it says; called from export.openvino and cli.export."""
+"""The quality gate of an export: its limits, its table and its plot."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -8,6 +8,7 @@ from intel_ft.errors import UserError
 from intel_ft.export.measure import Quality
 from intel_ft.export.settings import Format
 from intel_ft.plot import scatter_plot
+from intel_ft.tables import Table
 
 PLOT = "export.svg"
 CONFIDENCE = 1.645  # standard errors: 95 % of a normal distribution lie below
@@ -15,37 +16,39 @@ CONFIDENCE = 1.645  # standard errors: 95 % of a normal distribution lie below
 
 @dataclass(frozen=True)
 class Limits:
-    """What a candidate must keep to, as shares (0.01 is 1 %); None is no limit."""
+    """What a candidate must satisfy, as shares (0.01 is 1 %); None is no limit."""
 
     max_ppl_increase: float | None = None
     min_agreement: float | None = None
 
     @property
-    def set(self) -> bool:
-        """Whether there is any."""
+    def is_set(self) -> bool:
+        """Whether there is any limit."""
         return self.max_ppl_increase is not None or self.min_agreement is not None
 
-    def refusal(self, quality: Quality) -> str | None:
-        """Which limit `quality` misses, None where it keeps to both; a NaN misses them.
+    def why_rejected(self, quality: Quality) -> str | None:
+        """The limit that `quality` misses, None where it satisfies both; a NaN misses them.
 
-        Perplexity must keep to its limit with 95 % confidence (one-sided, the paired differences of
-        the tokens' losses taken as independent): a candidate is not kept for its luck.
+        Perplexity must satisfy its limit with 95 % confidence (one-sided; the paired differences
+        of the token losses are taken as independent), so that no candidate passes by chance.
         """
-        most, least = self.max_ppl_increase, self.min_agreement
+        limit, minimum = self.max_ppl_increase, self.min_agreement
         increase, error = quality.ppl_increase, quality.ppl_increase_error
-        if most is not None and not increase + CONFIDENCE * error <= most:
-            known = increase > most or error == 0
-            more = "" if known else ", which more held-out data might prove to be kept"
-            return f"perplexity {increase:+.2%} ± {error:.2%} (limit {most:+.2%}{more})"
-        if least is not None and not quality.agreement >= least:
-            return f"top-1 agreement {quality.agreement:.4f} (limit {least:g})"
+        if limit is not None and not increase + CONFIDENCE * error <= limit:
+            certain = increase > limit or error == 0
+            hint = "" if certain else "; a larger validation set might show that it is met"
+            return f"perplexity {increase:+.2%} ± {error:.2%} (limit {limit:+.2%}{hint})"
+        if minimum is not None and not quality.agreement >= minimum:
+            return f"top-1 agreement {quality.agreement:.4f} (limit {minimum:g})"
         return None
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What is measured, and what it must keep to. `data`: held-out examples, the run's own where
-    None; `generate`: answers that are checked, too; `measure` False measures nothing.
+    """What is measured, and the limits.
+
+    `data`: the validation set, None for the run's; `generate`: number of answers that are checked,
+    too; `measure`: False skips all measurements.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -57,8 +60,8 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A candidate as measured. `settings`: what it was quantized with."""
+class GateRow:
+    """A measured candidate; `settings` are those it was quantized with."""
 
     name: str
     format: Format
@@ -67,14 +70,14 @@ class Row:
     quality: Quality | None
 
     def record(self, limits: Limits) -> dict[str, Any]:
-        """Its line in export.json (docs/export.md)."""
+        """Its entry in export.json (docs/export.md)."""
         values = {key: value for key, value in asdict(self).items() if key != "quality"}
-        why = limits.refusal(self.quality) if self.quality else None
+        why = limits.why_rejected(self.quality) if self.quality else None
         measured = asdict(self.quality) if self.quality else {}
         return values | measured | {"passed": why is None, "why": why}
 
 
-def share(text: str, option: str) -> float:
+def parse_share(text: str, option: str) -> float:
     """`1%`, `0.3 %` or `0.01` as a share.
 
     Raises UserError naming `option` for anything else, and for negative values.
@@ -89,47 +92,80 @@ def share(text: str, option: str) -> float:
     return value
 
 
-COLUMNS = ("", "MB", "perplexity", "increase", "KL", "top-1", "exact", "parses", "1st ms", "tok/s")
+COLUMNS = (
+    "candidate",
+    "MB",
+    "perplexity",
+    "increase",
+    "KL",
+    "top-1",
+    "exact match",
+    "valid Python",
+    "first token, ms",
+    "token/s",
+)
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """A record's cells under COLUMNS."""
-    increase, error = row.get("ppl_increase"), row.get("ppl_increase_error")
-    shown = "" if increase is None else f"{increase:+.2%}" + (f" ± {error:.2%}" if error else "")
+def table_cells(record: dict[str, Any]) -> list[str]:
+    """The cells of one candidate's record in export.json, under COLUMNS."""
+    increase, error = record.get("ppl_increase"), record.get("ppl_increase_error")
+    interval = "" if increase is None else f"{increase:+.2%}" + (f" ± {error:.2%}" if error else "")
     return [
-        row["name"],
-        f"{row['megabytes']:,.1f}",
-        _number(row.get("perplexity"), ".4f"),
-        shown,
-        _number(row.get("kl"), ".5f"),
-        _number(row.get("agreement"), ".4f"),
-        _number(row.get("exact_match"), ".1%"),
-        _number(row.get("parses"), ".1%"),
-        _number(row.get("first_token_ms"), ",.0f"),
-        _number(row.get("tokens_per_s"), ",.1f"),
+        record["name"],
+        f"{record['megabytes']:,.1f}",
+        _number(record.get("perplexity"), ".4f"),
+        interval,
+        _number(record.get("kl"), ".5f"),
+        _number(record.get("agreement"), ".4f"),
+        _number(record.get("exact_match"), ".1%"),
+        _number(record.get("parses"), ".1%"),
+        _number(record.get("first_token_ms"), ",.0f"),
+        _number(record.get("tokens_per_s"), ",.1f"),
     ]
 
 
-def line(row: Row, why: str | None) -> str:
-    """A row for the log, as soon as it is measured."""
+def gate_table(gate: dict[str, Any]) -> Table:
+    """The `gate` value of export.json as a table, the reference first, without empty columns."""
+    rows = [table_cells(reference_record(gate)), *map(table_cells, gate["table"])]
+    used = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
+    data = gate["data"]
+    return Table(
+        tuple(COLUMNS[i] for i in used),
+        [tuple(row[i] for i in used) for row in rows],
+        (
+            f"Validation set: {data['source']}, {data['examples']} examples, "
+            f"{data['positions']:,} tokens. KL and top-1 agreement are against the reference, "
+            "the first row.",
+        ),
+    )
+
+
+def reference_record(gate: dict[str, Any]) -> dict[str, Any]:
+    """The reference in the `gate` value of export.json, named as a row of the table."""
+    return {"name": f"torch, {gate['reference']['dtype']}", **gate["reference"]}
+
+
+def log_line(row: GateRow, why_rejected: str | None) -> str:
+    """A candidate's result for the log."""
     if row.quality is None:
         return f"{row.name}: {row.megabytes:,.1f} MB"
     quality = row.quality
+    verdict = f"rejected: {why_rejected}" if why_rejected else "passed"
     return (
         f"{row.name}: {row.megabytes:,.1f} MB, perplexity {quality.perplexity:.4f} "
         f"({quality.ppl_increase:+.2%} ± {quality.ppl_increase_error:.2%}), KL {quality.kl:.5f}, "
-        f"top-1 agreement {quality.agreement:.4f}: {f'refused, {why}' if why else 'kept'}"
+        f"top-1 agreement {quality.agreement:.4f}: {verdict}"
     )
 
 
-def plot(table: list[dict[str, Any]], limits: Limits) -> str:
-    """SVG: size in MB against the increase of perplexity in percent, a point a candidate."""
+def size_quality_plot(table: list[dict[str, Any]], limits: Limits) -> str:
+    """SVG: size in MB against the increase of perplexity in percent, one point per candidate."""
     points = [(row["megabytes"], 100 * row["ppl_increase"], row["name"]) for row in table]
-    most = limits.max_ppl_increase
+    limit = limits.max_ppl_increase
     return scatter_plot(
-        "Size and quality", "MB", "increase of perplexity, %", points, most and 100 * most
+        "Size and quality", "MB", "increase of perplexity, %", points, limit and 100 * limit
     )
 
 
-def _number(value: float | None, format: str) -> str:
-    return "" if value is None else f"{value:{format}}"
+def _number(value: float | None, spec: str) -> str:
+    return "" if value is None else f"{value:{spec}}"

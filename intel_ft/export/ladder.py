@@ -1,6 +1,4 @@
-"""What is tried, and in which order: one candidate, or the ladder of `--format auto`; called from
-export.openvino.
-"""
+"""The candidates of an export, from small to large: one, or the ladder of `--format auto`."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,9 +15,9 @@ _LADDER: tuple[tuple[str, Format, dict[str, float]], ...] = (
     ("int8", "int8", {}),
     ("fp16", "fp16", {}),
 )
-"""From small to large: finer groups first (a sixteenth of a byte more a weight), then ever more
-layers, the most sensitive first, in 8 bits. The first is the base's own recipe where there is one.
-nf4 and mxfp4 are as large as int4-g64 and no better (docs/export.md), so they are for who asks.
+"""From small to large: smaller groups first (1/16 byte more per weight), then more and more
+layers in 8 bits, the most sensitive first. The first rung uses the base's tuned recipe, if any.
+nf4 and mxfp4 are as large as int4-g64 and no better (docs/export.md), so auto does not try them.
 """
 
 
@@ -32,29 +30,33 @@ class Candidate:
     settings: Settings
 
 
-def candidates(format: Format | Literal["auto"], settings: Settings) -> list[Candidate]:
-    """The ladder for "auto", else the one that was asked for. What the user sets holds on every
-    rung that knows it; rungs that would then be the same are tried once.
+def candidates(weight_format: Format | Literal["auto"], settings: Settings) -> list[Candidate]:
+    """The ladder for "auto", otherwise one candidate.
+
+    The user's settings apply to every rung whose format has them; rungs that become equal are
+    tried once.
     """
-    if format != "auto":
-        return [Candidate(format, format, settings)]
-    own = settings.model_dump(exclude_unset=True)
+    if weight_format != "auto":
+        return [Candidate(weight_format, weight_format, settings)]
+    user_set = settings.model_dump(exclude_unset=True)
     rungs: list[Candidate] = []
     seen: list[tuple[Format, dict[str, Any]]] = []
-    for name, kind, rung in _LADDER:
-        kept = own if kind == "int4" else {k: v for k, v in own.items() if k in _EVERYWHERE[kind]}
-        # The rungs above the first are its variations, not the recipe's.
-        recipe = {"recipe": "none"} if rung else {}
-        settings = Settings(**({**recipe, **rung} | kept))
-        what = (kind, settings.model_dump(exclude={"recipe"}))
-        if what not in seen:
-            seen.append(what)
-            rungs.append(Candidate(name, kind, settings))
+    for name, rung_format, rung in _LADDER:
+        allowed = _ALLOWED.get(rung_format, user_set)
+        # The tuned recipe is for the first rung alone: the others set its values themselves.
+        recipe: dict[str, Any] = {"recipe": "none"} if rung else {}
+        user_values = {key: value for key, value in user_set.items() if key in allowed}
+        rung_settings = Settings(**(recipe | rung | user_values))
+        effective = (rung_format, rung_settings.model_dump(exclude={"recipe"}))
+        if effective not in seen:
+            seen.append(effective)
+            rungs.append(Candidate(name, rung_format, rung_settings))
     return rungs
 
 
 _RUNTIME = {"kv_cache", "samples", "sample_tokens"}
-_EVERYWHERE = {
+_ALLOWED = {
     "int8": _RUNTIME | {"recipe", "sym", "activations", "smooth_quant_alpha", "ignored_layers"},
     "fp16": _RUNTIME,
 }
+"""Settings that apply to a rung of this format; to int4 all of them do."""

@@ -1,4 +1,4 @@
-"""Whether two models say the same: their logits on a few fixed texts; called from export.merge."""
+"""Compare the logits of two models on a few fixed probe texts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,30 +8,30 @@ import numpy.typing as npt
 
 from intel_ft.runtimes.language_model import LanguageModel
 
-TEXTS = (
+PROBE_TEXTS = (
     'def add(a, b):\n    """Return the sum of a and b."""\n    return a + b\n',
     "Below is an instruction. Write a response that completes it.\n\nName three rivers of Europe.",
     "for i, line in enumerate(open(path)):\n    if not line.strip():\n        continue\n",
 )
-LONGEST = 128  # tokens of each text
+MAX_TOKENS = 128  # of each text
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far `other` is from `reference`.
+    """How far one model's logits are from a reference's.
 
-    `relative_error`: RMS of the difference of their logits over RMS of the reference's, each
-    position's mean over the vocabulary taken away first (softmax does not see it); NaN if either
-    holds one. `top1`: share of positions whose likeliest token is the same.
+    `relative_error`: RMS of the difference of the logits over RMS of the reference's, after
+    subtracting each position's mean over the vocabulary (which softmax ignores); NaN if either
+    contains one. `top1`: share of positions where both have the same most likely token.
     """
 
     relative_error: float
     top1: float
 
 
-def probe(tokenizer: Any) -> list[npt.NDArray[np.int32]]:
-    """The token sequences that are compared, int32 [tokens] each."""
-    encoded = (tokenizer(text)["input_ids"][:LONGEST] for text in TEXTS)
+def probe_sequences(tokenizer: Any) -> list[npt.NDArray[np.int32]]:
+    """The token ids of PROBE_TEXTS, int32 [tokens] each."""
+    encoded = (tokenizer(text)["input_ids"][:MAX_TOKENS] for text in PROBE_TEXTS)
     return [np.array(tokens, dtype=np.int32) for tokens in encoded if len(tokens) > 1]
 
 
@@ -42,10 +42,10 @@ def probe_logits(
     return np.concatenate([model.logits(tokens, np.arange(len(tokens))) for tokens in sequences])
 
 
-def compare(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Agreement:
+def compare_logits(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Agreement:
     """How well `other` agrees with `reference`, both float32 [positions, vocabulary]."""
     first = reference - reference.mean(axis=1, keepdims=True)
     second = other - other.mean(axis=1, keepdims=True)
     error = np.sqrt(np.square(second - first).mean() / np.square(first).mean())
     same = reference.argmax(axis=1) == other.argmax(axis=1)
-    return Agreement(float(error), float(same.mean()))
+    return Agreement(relative_error=float(error), top1=float(same.mean()))

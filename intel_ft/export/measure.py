@@ -1,11 +1,12 @@
-"""How far an IR is from the model it was made from, on held-out data; called from export.gate.
+"""Measure how far a candidate is from the model in torch, on the validation set.
 
-The reference's distributions are written once and compared with every candidate: log-probabilities
-in float32, at the supervised positions of as many examples as fit REFERENCE_BYTES.
+The reference's log-probabilities are computed once and compared with every candidate: float32, at
+the supervised positions of as many examples as fit into REFERENCE_BYTES.
 """
 
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from intel_ft.artifacts.resolve import read_json
 from intel_ft.data.examples import Examples
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.datasets import SEED, HeldOut
+from intel_ft.export.run_data import SEED, ValidationSet
 from intel_ft.files import write_json
 from intel_ft.inference.evaluate import check_answers
 from intel_ft.runtimes.language_model import LanguageModel, Sampling
@@ -27,10 +28,10 @@ SPEED_PROMPTS, SPEED_TOKENS = 3, 32
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is measured: the positions of `held_out`, and `generate` greedy answers."""
+class GateTask:
+    """What is measured: the positions of `validation`, and `generate` greedy answers."""
 
-    held_out: HeldOut
+    validation: ValidationSet
     system_prompt: str | None
     generate: int
     max_new_tokens: int
@@ -38,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Quality:
-    """Of one candidate against the reference; docs/export.md says what each is."""
+    """Figures of one candidate against the reference, as docs/export.md defines them."""
 
     perplexity: float
     ppl_increase: float
@@ -51,32 +52,34 @@ class Quality:
     tokens_per_s: float | None
 
 
-def select(examples: Examples, vocabulary: int, most_bytes: int = REFERENCE_BYTES) -> list[int]:
-    """Indices of the examples that are measured: all, or a random part that fits `most_bytes`.
+def select_examples(
+    examples: Examples, vocabulary: int, max_bytes: int = REFERENCE_BYTES
+) -> list[int]:
+    """Indices of the examples that are measured: all, or a random subset that fits `max_bytes`.
 
     Raises UserError where nothing is supervised.
     """
     counts = examples.supervised_counts
     order = np.random.default_rng(SEED).permutation(len(examples))
-    fits = np.cumsum(counts[order]) * vocabulary * 4 <= most_bytes
-    kept = sorted(int(index) for index in order[fits] if counts[index])
-    if not kept:
-        raise UserError("nothing to measure on: no supervised token in the held-out data")
-    return kept
+    fits = np.cumsum(counts[order]) * vocabulary * 4 <= max_bytes
+    selected = sorted(int(index) for index in order[fits] if counts[index])
+    if not selected:
+        raise UserError("nothing to measure: no supervised token in the validation set")
+    return selected
 
 
-def write_reference(model: LanguageModel, task: Task, folder: Path) -> None:
+def write_reference(model: LanguageModel, task: GateTask, folder: Path) -> None:
     """Write the reference's log-probabilities, float32 [positions, vocabulary], and a summary."""
-    examples = task.held_out.prepared.examples
+    examples = task.validation.prepared.examples
     vocabulary = model.logits(examples.tokens[:1], np.zeros(1, dtype=np.int64)).shape[1]
-    kept = select(examples, vocabulary)
-    positions = int(examples.supervised_counts[kept].sum())
+    selected = select_examples(examples, vocabulary)
+    positions = int(examples.supervised_counts[selected].sum())
     table = np.lib.format.open_memmap(
         folder / LOG_PROBABILITIES, mode="w+", dtype=np.float32, shape=(positions, vocabulary)
     )
     losses = []
     start = 0
-    for logits, targets in _walk(model, examples, kept):
+    for logits, targets in _target_logits(model, examples, selected):
         rows = _log_softmax(logits)
         table[start : start + len(rows)] = rows
         start += len(rows)
@@ -84,41 +87,43 @@ def write_reference(model: LanguageModel, task: Task, folder: Path) -> None:
     table.flush()
     loss = float(np.concatenate(losses).mean())
     if not math.isfinite(loss):
-        raise IntelFTError("the model itself has no finite loss on the held-out data: it is broken")
+        raise IntelFTError(
+            "the model's own loss on the validation set is not finite: the model is broken"
+        )
     answers = check_answers(
-        model, task.held_out.prepared, task.system_prompt, task.generate, task.max_new_tokens
+        model, task.validation.prepared, task.system_prompt, task.generate, task.max_new_tokens
     )
-    summary = {"examples": kept, "positions": positions, "perplexity": math.exp(loss)}
+    summary = {"examples": selected, "positions": positions, "perplexity": math.exp(loss)}
     write_json(folder / SUMMARY, summary | asdict(answers))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What `write_reference` found: examples, positions, perplexity, answers."""
+    """The summary that `write_reference` wrote: examples, positions, perplexity, answers."""
     return read_json(folder / SUMMARY)
 
 
-def measure(model: LanguageModel, task: Task, reference: Path) -> Quality:
-    """Compare `model` with what `write_reference` wrote to `reference`."""
-    examples = task.held_out.prepared.examples
+def measure(model: LanguageModel, task: GateTask, reference: Path) -> Quality:
+    """Compare `model` with the reference that `write_reference` wrote to the folder `reference`."""
+    examples = task.validation.prepared.examples
     summary = read_summary(reference)
     table = np.load(reference / LOG_PROBABILITIES, mmap_mode="r")
     start, kl, same = 0, 0.0, 0
     losses: list[npt.NDArray[np.float64]] = []
     increases: list[npt.NDArray[np.float64]] = []
-    for logits, targets in _walk(model, examples, summary["examples"]):
-        ours = _log_softmax(logits[:, : table.shape[1]])
-        theirs = np.asarray(table[start : start + len(ours)])
-        start += len(ours)
-        kl += float(np.sum(np.exp(theirs) * (theirs - ours), dtype=np.float64))
-        same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
-        losses.append(_losses(ours, targets))
-        increases.append(losses[-1] - _losses(theirs, targets))
+    for logits, targets in _target_logits(model, examples, summary["examples"]):
+        candidate = _log_softmax(logits[:, : table.shape[1]])
+        expected = np.asarray(table[start : start + len(candidate)])
+        start += len(candidate)
+        kl += float(np.sum(np.exp(expected) * (expected - candidate), dtype=np.float64))
+        same += int((candidate.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        losses.append(_losses(candidate, targets))
+        increases.append(losses[-1] - _losses(expected, targets))
     loss, increase = np.concatenate(losses), np.concatenate(increases)
     ratio = math.exp(min(float(increase.mean()), 700.0))
     answers = check_answers(
-        model, task.held_out.prepared, task.system_prompt, task.generate, task.max_new_tokens
+        model, task.validation.prepared, task.system_prompt, task.generate, task.max_new_tokens
     )
-    first, rate = _speed(model, examples, summary["examples"])
+    first_token_ms, tokens_per_s = _speed(model, examples, summary["examples"])
     return Quality(
         perplexity=math.exp(min(float(loss.mean()), 700.0)),
         ppl_increase=ratio - 1,
@@ -127,14 +132,16 @@ def measure(model: LanguageModel, task: Task, reference: Path) -> Quality:
         agreement=same / start,
         exact_match=answers.exact_match,
         parses=answers.parses,
-        first_token_ms=first,
-        tokens_per_s=rate,
+        first_token_ms=first_token_ms,
+        tokens_per_s=tokens_per_s,
     )
 
 
-def _walk(model: LanguageModel, examples: Examples, kept: list[int]) -> Any:
-    """Logits [positions, vocabulary] and targets [positions] of each example with any."""
-    for index in kept:
+def _target_logits(
+    model: LanguageModel, examples: Examples, indices: list[int]
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
+    """Per example, the logits [positions, vocabulary] that predict its targets [positions]."""
+    for index in indices:
         tokens, supervised = examples[index]
         targets = np.flatnonzero(supervised)
         yield model.logits(tokens, targets - 1), tokens[targets]
@@ -154,12 +161,14 @@ def _losses(
 
 
 def _speed(
-    model: LanguageModel, examples: Examples, kept: list[int]
+    model: LanguageModel, examples: Examples, indices: list[int]
 ) -> tuple[float | None, float | None]:
-    """Milliseconds to the first token and tokens a second after it, medians over a few prompts."""
+    """Milliseconds to the first token, and tokens/s after it: medians over a few prompts."""
     firsts, rates = [], []
-    model.generate([int(token) for token in examples[kept[0]][0][:1]], Sampling(max_new_tokens=2))
-    for index in kept[:SPEED_PROMPTS]:
+    model.generate(
+        [int(token) for token in examples[indices[0]][0][:1]], Sampling(max_new_tokens=2)
+    )
+    for index in indices[:SPEED_PROMPTS]:
         tokens, supervised = examples[index]
         prompt = [int(token) for token in tokens[: int(np.argmax(supervised))]]
         if not prompt:

@@ -1,6 +1,4 @@
-"""Where merge and export write: a folder that is whole or absent, and silence on stdout; called
-from export.
-"""
+"""Write an output folder atomically, and keep library output off stdout."""
 
 import contextlib
 import os
@@ -16,9 +14,9 @@ RERUN = "run the command again (no partial output was left)"
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a folder to fill, named `output` only once it is whole and on disk.
+    """Yield a folder to fill; it is named `output` only once it is complete and flushed.
 
-    Raises UserError if `output` holds anything, IntelFTError if the disk is full.
+    Raises UserError if `output` is not empty, IntelFTError if the disk is full.
     """
     require_absent_or_empty(output, "choose another output, or remove it first")
     with explain_full_disk(output, RERUN), whole_folder(output) as partial:
@@ -27,10 +25,10 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send what libraries print on stdout to stderr, and drop their warnings and progress bars.
+    """Redirect stdout to stderr; suppress warnings and progress bars of libraries.
 
-    NNCF logs and draws on stdout (3.4), through a stream it took when it was imported, hence the
-    exchange of the file descriptor itself; it holds for the whole process while it lasts.
+    NNCF (3.4) logs and draws on stdout through a stream that it took at import, so the file
+    descriptor itself is replaced: for the whole process, until the block ends.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -43,7 +41,7 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")  # torch.jit.TracerWarning by the dozen
+            warnings.simplefilter("ignore")  # dozens of torch.jit.TracerWarning
             yield
     finally:
         sys.stdout.flush()

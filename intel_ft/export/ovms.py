@@ -1,6 +1,4 @@
-"""What OpenVINO Model Server wants beside an IR: graph.pbtxt and a server configuration; called
-from export.openvino.
-"""
+"""Write graph.pbtxt and the server configuration for OpenVINO Model Server (OVMS)."""
 
 import json
 from pathlib import Path
@@ -10,8 +8,8 @@ from intel_ft.files import write_json, write_text
 
 Device = Literal["CPU", "GPU", "NPU"]
 
-# The node of OVMS's "Efficient LLM Serving" reference (2026), which is to be used as it stands but
-# for node_options.
+# The node of OVMS's "Efficient LLM Serving" reference (2026), which says to change only
+# node_options.
 _GRAPH = """\
 input_stream: "HTTP_REQUEST_PAYLOAD:input"
 output_stream: "HTTP_RESPONSE_PAYLOAD:output"
@@ -52,8 +50,8 @@ node: {{
 def write_ovms(folder: Path, name: str, device: Device, kv_cache: str) -> None:
     """Write graph.pbtxt, and ovms_config.json that serves `folder` as `name`.
 
-    `ovms --config_path folder/ovms_config.json` or `ovms --model_path folder --model_name name`;
-    config.json itself is the model's, which Optimum-Intel and OVMS read.
+    Start with `ovms --config_path folder/ovms_config.json` or `ovms --model_path folder
+    --model_name name`. The name config.json is taken: Optimum-Intel and OVMS read the model's.
     """
     plugin = {} if kv_cache == "auto" else {"KV_CACHE_PRECISION": kv_cache}
     write_text(folder / "graph.pbtxt", _GRAPH.format(plugin=json.dumps(plugin), device=device))

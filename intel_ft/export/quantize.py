@@ -1,4 +1,4 @@
-"""From an fp16 IR to one of fewer bits, by Optimum-Intel and NNCF; called from export.attempt."""
+"""Quantize an fp16 IR with Optimum-Intel and NNCF."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,14 @@ from intel_ft.export.settings import Settings
 
 @dataclass(frozen=True)
 class Calibration:
-    """Token ids, int32 [tokens] each, that show NNCF what the model's inputs look like."""
+    """Calibration examples: token ids, int32 [tokens] each."""
 
     source: str
     rows: list[npt.NDArray[np.int32]]
 
     @property
     def tokens(self) -> int:
-        """Of all rows."""
+        """Number of tokens in all rows."""
         return sum(map(len, self.rows))
 
 
@@ -33,10 +33,10 @@ def quantize(
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write the fp16 IR in `folder`, quantized as `options` (see `recipe.options_for`) say, to
-    `output`; with no options, the same IR with the KV-cache precision that is asked for.
+    """Write the fp16 IR in `folder`, quantized with `options` (`recipe.options_for`), to `output`.
 
-    Raises UserError for options that Optimum-Intel or NNCF refuse.
+    Without options the weights stay as they are; the KV-cache precision is set in either case.
+    Raises UserError for options that Optimum-Intel or NNCF reject.
     """
     import nncf
     from optimum.intel import OVConfig, OVModelForCausalLM, OVQuantizer
@@ -58,7 +58,9 @@ def quantize(
             nncf.ParameterNotSupportedError,
         ) as error:
             text = " ".join(str(error).split())
-            raise UserError(f"this quantization is not possible: {text[:300]}") from error
+            raise UserError(
+                f"Optimum-Intel or NNCF rejects these settings: {text[:300]}"
+            ) from error
     if settings.kv_cache != "auto":
         model.model.set_rt_info(settings.kv_cache, ["runtime_options", "KV_CACHE_PRECISION"])
     model.save_pretrained(output)
@@ -77,7 +79,7 @@ def _config(options: dict[str, Any], settings: Settings) -> Any:
     weights = OVWeightQuantizationConfig(**({"num_samples": settings.samples} | options))
     if settings.activations == "none":
         return weights
-    # 0.95 is NNCF's own for transformers; Optimum-Intel hands None on as "no smooth quant".
+    # 0.95 is NNCF's default for transformers; Optimum-Intel takes None for "no smooth quant".
     alpha = 0.95 if settings.smooth_quant_alpha is None else settings.smooth_quant_alpha
     full = OVQuantizationConfig(
         bits=8,

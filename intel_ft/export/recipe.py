@@ -1,5 +1,6 @@
-"""Which options Optimum-Intel and NNCF are given: the format's defaults, the base's tuned recipe,
-the user's settings, in that order; called from export.quantize.
+"""Quantization options: the format's defaults, the base's tuned recipe, the user's settings.
+
+Each overrides what comes before it.
 """
 
 from dataclasses import dataclass
@@ -28,9 +29,11 @@ _SAME_NAME = (
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The base's recipe in Optimum-Intel. `id`: whose it is, None where there is none; `why`: a
-    line for people; `options`: as Optimum-Intel has them.
+class QuantizationRecipe:
+    """Optimum-Intel's tuned recipe for a base model.
+
+    `id`: the model it was tuned for, None where there is no recipe; `why`: one line that says
+    which recipe is used or why none is; `options`: in Optimum-Intel's form.
     """
 
     id: str | None
@@ -39,74 +42,86 @@ class Recipe:
     options: dict[str, Any]
 
 
-def find_recipe(base_ids: list[str], format: Format, settings: Settings) -> Recipe:
-    """The recipe of the first of `base_ids` (ids, or folders whose names are looked up) that has
-    one for `format`. Only int4 and int8 have any.
+def find_recipe(
+    base_ids: list[str], weight_format: Format, settings: Settings
+) -> QuantizationRecipe:
+    """The recipe for `weight_format` of the first of `base_ids` that has one.
+
+    A base id is a Hub id, or a folder whose name is looked up. Only int4 and int8 have recipes.
     """
     from optimum.intel.openvino.configuration import get_default_quantization_config
 
     names = list(dict.fromkeys(public_id(name) for name in base_ids if name))
-    if format not in ("int4", "int8"):
-        return Recipe(None, False, f"{format}: Optimum-Intel has no recipes for it", {})
+    if weight_format not in ("int4", "int8"):
+        return QuantizationRecipe(
+            None, False, f"{weight_format}: Optimum-Intel has no recipes for this format", {}
+        )
     for name in names:
-        options = get_default_quantization_config(name, weight_format=format)
+        options = get_default_quantization_config(name, weight_format=weight_format)
         if options:
-            plain = _plain(options)
+            values = _json_values(options)
             if settings.recipe == "none":
-                why = f"{format}: the tuned recipe of {name} is not used: recipe=none"
-                return Recipe(name, False, why, {})
-            return Recipe(
-                name, True, f"{format}: the tuned recipe of {name}: {_said(plain)}", plain
+                why = f"{weight_format}: the tuned recipe for {name} is not used (recipe=none)"
+                return QuantizationRecipe(name, False, why, {})
+            listed = ", ".join(f"{key} {value}" for key, value in values.items())
+            return QuantizationRecipe(
+                name, True, f"{weight_format}: using the tuned recipe for {name}: {listed}", values
             )
-    known = " or ".join(names) or "a model without an id"
-    why = f"{format}: Optimum-Intel has no tuned recipe for {known}: the defaults are used"
-    return Recipe(None, False, why, {})
+    model = " or ".join(names) or "a model without an id"
+    why = f"{weight_format}: Optimum-Intel has no tuned recipe for {model}: using default settings"
+    return QuantizationRecipe(None, False, why, {})
 
 
 def public_id(name: str) -> str:
-    """A Hub id or asset as it is; of a path its last part, so that no path leaves this machine."""
+    """A Hub id or asset name unchanged; of a path only the last part: paths stay private."""
     path = Path(name)
     return path.resolve().name if path.is_dir() or name.count("/") > 1 else name
 
 
 def options_for(
-    format: Format, settings: Settings, recipe: Recipe, calibrated: bool
+    weight_format: Format, settings: Settings, recipe: QuantizationRecipe, calibrated: bool
 ) -> dict[str, Any]:
-    """Keyword arguments of OVWeightQuantizationConfig for `format`, {} for fp16.
+    """Keyword arguments of OVWeightQuantizationConfig for `weight_format`, {} for fp16.
 
-    Raises UserError where settings and format, or settings and a recipe of several stages, do not
-    go together, or where they need calibration data and there is none.
+    Raises UserError where the settings do not fit the format or a recipe of several stages, or
+    where they need calibration data and there is none.
     """
-    own = _users(settings)
-    if format == "fp16":
-        _refuse(format, own, settings)
+    user_options = _user_options(settings)
+    if weight_format == "fp16":
+        _refuse_settings(weight_format, user_options, settings)
         return {}
     if recipe.used and "bits" not in recipe.options:
-        if own:
+        if user_options:
             raise UserError(
-                f"the recipe of {recipe.id} has several stages, which {', '.join(own)} cannot be "
-                "mixed with: leave them out, or set recipe=none"
+                f"the recipe for {recipe.id} has several stages and cannot be combined with "
+                f"{', '.join(user_options)}: remove these settings, or set recipe=none"
             )
         return dict(recipe.options)
-    options: dict[str, Any] = {"bits": 8 if format == "int8" else 4, "dtype": format}
-    if format in FOUR_BIT:
-        # NNCF adjusts no groups of mxfp4 (3.4): layers that 32 does not divide stay in fp16.
-        fallback = "ignore" if format == "mxfp4" else "adjust"
-        options |= {"group_size": GROUP_SIZE[format], "group_size_fallback": fallback, "ratio": 1.0}
-    if format == "int4":
+    options: dict[str, Any] = {"bits": 8 if weight_format == "int8" else 4, "dtype": weight_format}
+    if weight_format in FOUR_BIT:
+        # NNCF (3.4) cannot adjust mxfp4 groups: layers not divisible by 32 stay in fp16.
+        fallback = "ignore" if weight_format == "mxfp4" else "adjust"
+        options |= {
+            "group_size": GROUP_SIZE[weight_format],
+            "group_size_fallback": fallback,
+            "ratio": 1.0,
+        }
+    if weight_format == "int4":
         options |= {"sym": False}
         if calibrated and not recipe.used:
             options |= {"quant_method": "awq", "scale_estimation": True}
-    if format == "int8":
+    if weight_format == "int8":
         options |= {"sym": False}
-    options |= recipe.options | own
-    if recipe.used and not calibrated:  # its data set is on the Hub, and not the run's
+    options |= recipe.options | user_options
+    if recipe.used and not calibrated:  # its data set is on the Hub
         options = {key: value for key, value in options.items() if key not in DATA_AWARE}
-    asked = [key for key in DATA_AWARE if own.get(key)]
+    needing_data = [key for key in DATA_AWARE if user_options.get(key)]
     if settings.activations == "int8":
-        asked.append("activations")
-    if asked and not calibrated:
-        raise UserError(f"{asked[0]} needs calibration data: give --calibration, or export a run")
+        needing_data.append("activations")
+    if needing_data and not calibrated:
+        raise UserError(
+            f"{needing_data[0]} needs calibration data: name it with --calibration, or export a run"
+        )
     return options
 
 
@@ -123,33 +138,36 @@ def uses_data(options: dict[str, Any], settings: Settings) -> bool:
     )
 
 
-def _users(settings: Settings) -> dict[str, Any]:
-    own = {key: getattr(settings, key) for key in _SAME_NAME if getattr(settings, key) is not None}
+def _user_options(settings: Settings) -> dict[str, Any]:
+    """The settings that the user made, under Optimum-Intel's names."""
+    user_options = {
+        key: getattr(settings, key) for key in _SAME_NAME if getattr(settings, key) is not None
+    }
     if settings.awq is not None:
-        own["quant_method"] = "awq" if settings.awq else "default"
+        user_options["quant_method"] = "awq" if settings.awq else "default"
     if settings.ignored_layers is not None:
-        own["ignored_scope"] = {"patterns": settings.ignored_layers}
+        user_options["ignored_scope"] = {"patterns": settings.ignored_layers}
     if settings.dynamic_group_size is not None:
-        own["dq_group_size"] = settings.dynamic_group_size
-    return own
+        user_options["dq_group_size"] = settings.dynamic_group_size
+    return user_options
 
 
-def _refuse(format: Format, own: dict[str, Any], settings: Settings) -> None:
-    names = [*own, *(["activations"] if settings.activations != "none" else [])]
+def _refuse_settings(
+    weight_format: Format, user_options: dict[str, Any], settings: Settings
+) -> None:
+    names = [*user_options, *(["activations"] if settings.activations != "none" else [])]
     if names:
-        raise UserError(f"--format {format} quantizes nothing, so {names[0]} says nothing here")
+        raise UserError(
+            f"--format {weight_format} does not quantize: remove the setting {names[0]}"
+        )
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` as JSON values, without the data set: calibration is ours."""
+def _json_values(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` as JSON values, without the data set, which the calibration data replaces."""
     plain = {}
     for key, value in options.items():
         if isinstance(value, dict):
-            plain[key] = _plain(value)
+            plain[key] = _json_values(value)
         elif key != "dataset":
             plain[key] = value.value if isinstance(value, Enum) else value
     return plain
-
-
-def _said(options: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items())

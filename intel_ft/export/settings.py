@@ -1,6 +1,4 @@
-"""What a user may say about the quantization, from `--set` and a YAML file; called from cli.export
-and the rest of export.
-"""
+"""The quantization settings of `--set` and `--settings`: their schema, types and checks."""
 
 import difflib
 from pathlib import Path
@@ -17,16 +15,17 @@ FOUR_BIT: tuple[Format, ...] = ("int4", "nf4", "mxfp4")
 
 
 class Settings(Section):
-    """How weights (and activations) become smaller. None leaves a value to the base's recipe, or
-    else to the format's default. The names are NNCF's and Optimum-Intel's, where they have one.
+    """Quantization of weights and activations, under the names of NNCF and Optimum-Intel.
+
+    None leaves a value to the base's tuned recipe, else to the format's default.
     """
 
-    recipe: Literal["auto", "none"] = "auto"  # the base's own in Optimum-Intel, where it has one
-    group_size: int | None = Field(None, ge=-1)  # weights that share a scale; -1: a whole channel
+    recipe: Literal["auto", "none"] = "auto"  # auto: Optimum-Intel's for the base, if any
+    group_size: int | None = Field(None, ge=-1)  # weights per scale; -1: one per channel
     group_size_fallback: Literal["adjust", "error", "ignore"] | None = None
-    ratio: float | None = Field(None, ge=0, le=1)  # share of layers in 4 bits, the rest in 8
-    sym: bool | None = None  # without a zero point
-    all_layers: bool | None = None  # 4 bits for embeddings and the last layer, too
+    ratio: float | None = Field(None, ge=0, le=1)  # share of layers in 4 bits; the others in 8
+    sym: bool | None = None  # symmetric: no zero point
+    all_layers: bool | None = None  # embeddings and last layer in 4 bits, too
     backup_precision: Literal["none", "int8_sym", "int8_asym"] | None = None
     sensitivity_metric: (
         Literal[
@@ -37,28 +36,28 @@ class Settings(Section):
             "mean_activation_magnitude",
         ]
         | None
-    ) = None  # which layers `ratio` leaves in 8 bits
+    ) = None  # chooses the layers that `ratio` keeps in 8 bits
     awq: bool | None = None
     scale_estimation: bool | None = None
     gptq: bool | None = None
     lora_correction: bool | None = None
-    ignored_layers: list[str] | None = None  # patterns of IR node names, kept in fp16
+    ignored_layers: list[str] | None = None  # patterns of IR node names that stay in fp16
     activations: Literal["none", "int8"] = "none"  # int8 needs calibration data
     smooth_quant_alpha: float | None = Field(None, ge=0, le=1)
-    dynamic_group_size: int | None = Field(None, ge=0)  # of activations at run time; 0 turns it off
+    dynamic_group_size: int | None = Field(None, ge=0)  # of activations at run time; 0: off
     kv_cache: Literal["auto", "u8", "u4", "f16", "bf16", "f32"] = "auto"
-    samples: int = Field(128, ge=1)  # calibration examples
-    sample_tokens: int = Field(512, ge=8)  # of each of them, at most
+    samples: int = Field(128, ge=1)  # number of calibration examples
+    sample_tokens: int = Field(512, ge=8)  # maximum tokens per calibration example
 
     @model_validator(mode="after")
-    def _group(self) -> "Settings":
+    def _check_group_size(self) -> "Settings":
         if self.group_size == 0:
-            raise ValueError("group_size must be above 0, or -1 for a scale a channel")
+            raise ValueError("group_size must be above 0, or -1 for one scale per channel")
         return self
 
 
 def read_settings(file: Path | None, pairs: list[str]) -> Settings:
-    """The settings in a YAML file with `KEY=VALUE` pairs on top.
+    """The settings in a YAML file, overridden by `KEY=VALUE` pairs.
 
     Raises UserError, one line, naming the file or pair and the key.
     """
@@ -67,7 +66,7 @@ def read_settings(file: Path | None, pairs: list[str]) -> Settings:
         try:
             values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{file}: not readable as YAML ({_line(error)})") from None
+            raise UserError(f"{file}: cannot be read as YAML ({_one_line(error)})") from None
         if not isinstance(values, dict):
             raise UserError(f"{file}: expected KEY: VALUE lines")
     for pair in pairs:
@@ -77,7 +76,7 @@ def read_settings(file: Path | None, pairs: list[str]) -> Settings:
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"--set {pair!r}: {_line(error)}") from None
+            raise UserError(f"--set {pair!r}: {_one_line(error)}") from None
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -89,21 +88,23 @@ def read_settings(file: Path | None, pairs: list[str]) -> Settings:
 def _describe(problem: Any) -> str:
     key = ".".join(map(str, problem["loc"][:1]))
     if problem["type"] == "extra_forbidden":
-        known = list(Settings.model_fields)
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+        names = list(Settings.model_fields)
+        close = difflib.get_close_matches(key, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"settings are: {', '.join(names)}"
         return f"unknown setting {key} ({hint})"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{key}={problem['input']}: {message[0].lower()}{message[1:]}" if key else message
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
 def for_device(settings: Settings, device: str) -> Settings:
-    """`settings`, for an NPU with what OpenVINO asks of its 4-bit weights and the user leaves open:
-    symmetric, a scale for each channel, every layer (OpenVINO GenAI's NPU guide, 2026).
+    """`settings`, for an NPU with the 4-bit defaults that OpenVINO requires there.
+
+    These are symmetric weights, one scale per channel and every layer in 4 bits (OpenVINO GenAI's
+    NPU guide, 2026). Values that the user set stay.
     """
     if device != "NPU":
         return settings

@@ -1,6 +1,4 @@
-"""An IR folder read back before it gets its name: its types, its logits, its tokenizer; called from
-export.openvino.
-"""
+"""Check a finished IR: its weight types, its logits and its tokenizer."""
 
 import logging
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 from intel_ft.artifacts.ir import IRWeights, read_weights
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import IntelFTError
-from intel_ft.export.logit_agreement import TEXTS, probe, probe_logits
+from intel_ft.export.logit_agreement import PROBE_TEXTS, probe_logits, probe_sequences
 from intel_ft.export.settings import Format
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.openvino_lm import OpenVINOLM, load_openvino
@@ -25,32 +23,32 @@ _TYPES: dict[Format, tuple[str, ...]] = {
 }
 
 
-def verify(folder: Path, format: Format) -> tuple[IRWeights, bool, OpenVINOLM]:
-    """What the IR in `folder` holds, whether its tokenizer IR agrees with the tokenizer, and the
-    model, loaded.
+def verify(folder: Path, weight_format: Format) -> tuple[IRWeights, bool, OpenVINOLM]:
+    """The weights of the IR in `folder`, whether its tokenizer IR agrees, and the loaded model.
 
-    It is compiled and asked for logits and a few tokens. Raises IntelFTError where it holds no
-    weight of `format`, or where a logit is not finite.
+    The IR is compiled and run for logits and a few tokens. Raises IntelFTError where it has no
+    weights in `weight_format`, or where a logit is not finite.
     """
     import numpy as np
 
     weights = read_weights(folder)
-    if weights.share(*_TYPES[format]) == 0:
+    if weights.share(*_TYPES[weight_format]) == 0:
         raise IntelFTError(
-            f"the exported IR holds {weights.elements} weight elements by type, nothing in {format}"
+            f"the exported IR has no weights in {weight_format}; elements by type: "
+            f"{weights.elements}"
         )
     model = load_openvino(resolve(str(folder)))
-    if not np.isfinite(probe_logits(model, probe(model.tokenizer))).all():
+    if not np.isfinite(probe_logits(model, probe_sequences(model.tokenizer))).all():
         raise IntelFTError(
-            "the exported IR computes NaN or infinity: an activation of this model is beyond what "
-            "fp16 holds (65504)"
+            "the exported IR computes NaN or infinity: an activation of this model is beyond the "
+            "fp16 range (65504)"
         )
-    model.generate(model.tokenizer(TEXTS[0])["input_ids"], Sampling(max_new_tokens=4))
+    model.generate(model.tokenizer(PROBE_TEXTS[0])["input_ids"], Sampling(max_new_tokens=4))
     agrees = _tokenizer_agrees(folder, model.tokenizer)
     if not agrees:
         log.warning(
-            "the tokenizer IR gives other ids than the Hugging Face tokenizer: prompts given to "
-            "OpenVINO GenAI as text will differ; intel-ft itself is not affected"
+            "the tokenizer IR encodes text differently from the Hugging Face tokenizer: text "
+            "prompts to OpenVINO GenAI are affected, intel-ft is not"
         )
     return weights, agrees, model
 
@@ -61,5 +59,5 @@ def _tokenizer_agrees(folder: Path, tokenizer: Any) -> bool:
     converted = openvino_genai.Tokenizer(str(folder))
     return all(
         converted.encode(text).input_ids.data[0].tolist() == tokenizer(text)["input_ids"]
-        for text in (*TEXTS, "naïve café 東京 🙂  two spaces\t\n")
+        for text in (*PROBE_TEXTS, "naïve café 東京 🙂  two spaces\t\n")
     )

@@ -1,6 +1,4 @@
-"""Where an export keeps what is finished until it is whole: a hidden folder beside the output, from
-which an interrupted export goes on; called from export.openvino.
-"""
+"""Folder of finished stages next to the output, from which an interrupted export resumes."""
 
 import hashlib
 import json
@@ -29,19 +27,19 @@ _KEY = "key.json"
 
 @contextmanager
 def workspace(output: Path, key: dict[str, Any]) -> Iterator[Path]:
-    """Yield `.OUTPUT.export`, with what an export of the same `key` finished there, else empty.
+    """Yield `.OUTPUT.export`, with the stages that an earlier export of the same `key` finished.
 
-    It is removed when the block ends, unless it is interrupted or killed. Raises UserError if
-    `output` holds anything, IntelFTError if the disk is full.
+    The folder is removed when the block ends, unless the export is interrupted or killed. Raises
+    UserError if `output` is not empty, IntelFTError if the disk is full.
     """
     require_absent_or_empty(output, "choose another output, or remove it first")
     work = output.parent / f".{output.name}.export"
     key = json.loads(json.dumps(key))
     try:
-        if work.is_dir() and _finished(work) != key:
+        if work.is_dir() and _read_key(work) != key:
             shutil.rmtree(work)
         if work.is_dir():
-            log.info("going on from what an interrupted export left")
+            log.info("resuming the interrupted export in %s", work)
         with explain_full_disk(output, RERUN):
             work.mkdir(parents=True, exist_ok=True)
             write_json(work / _KEY, key)
@@ -55,23 +53,21 @@ def workspace(output: Path, key: dict[str, Any]) -> Iterator[Path]:
 
 
 def stage(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make` unless it is there already; whole or absent at any moment."""
+    """`folder`, filled by `make` unless it exists; complete or absent at any moment."""
     if not folder.is_dir():
         with whole_folder(folder) as partial:
             make(partial)
     return folder
 
 
-def drop(folder: Path) -> None:
+def drop_stage(folder: Path) -> None:
     """Remove a stage's folder, if there is one."""
     if folder.is_dir():
         remove_folder(folder)
 
 
-def fingerprint(folder: Path) -> str:
-    """What tells a model or adapter folder from another or a later one: its files' names, sizes and
-    times, as SHA-256 in hexadecimal.
-    """
+def folder_state(folder: Path) -> str:
+    """SHA-256, in hexadecimal, of the names, sizes and times of the files in `folder`."""
     state = [
         (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
@@ -80,7 +76,7 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
-def _finished(work: Path) -> dict[str, Any]:
+def _read_key(work: Path) -> dict[str, Any]:
     try:
         return read_json(work / _KEY)
     except IntelFTError:

@@ -1,4 +1,4 @@
-"""Adapters that OpenVINO GenAI applies at run time say what the merged model says."""
+"""Adapters that OpenVINO GenAI applies at run time answer as the merged model does."""
 
 import json
 from importlib.util import find_spec
@@ -104,10 +104,10 @@ def test_refusals(base, tmp_path, monkeypatch) -> None:
     other = make_adapter(base, tmp_path / "other")
     record = json.loads((other / "intel_ft.json").read_text())
     (other / "intel_ft.json").write_text(json.dumps(record | {"base_model": "example/other"}))
-    with pytest.raises(UserError, match=r"adapter of example/other, .* one base"):
+    with pytest.raises(UserError, match=r"example/other, .* one base"):
         export_adapters([str(plain), str(other)], tmp_path / "ir", "fp16")
-    # Forgetting lora_alpha / r is what the check at run time is for.
-    monkeypatch.setattr(module, "_folded", lambda tensors, _model: tensors)
+    # The check at run time notices a missing lora_alpha / r.
+    monkeypatch.setattr(module, "_fold_scaling", lambda tensors, _model: tensors)
     weak = make_adapter(base, tmp_path / "weak", size=0.02, r=2, lora_alpha=64)
     with pytest.raises(IntelFTError, match="not applied as it was trained"):
         export_adapters([str(weak)], tmp_path / "ir", "fp16")

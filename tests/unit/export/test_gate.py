@@ -1,4 +1,4 @@
-"""The gate's figures against the same computed another way, and what it decides by them."""
+"""The gate's figures against an independent computation, and its table and plot."""
 
 import json
 import math
@@ -11,9 +11,15 @@ from support.export_fixtures import make_base, make_examples
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.data.prepare import Prepared
 from intel_ft.errors import UserError
-from intel_ft.export.datasets import HeldOut
-from intel_ft.export.gate import Limits, cells, plot
-from intel_ft.export.measure import Task, measure, read_summary, select, write_reference
+from intel_ft.export.gate import COLUMNS, Limits, gate_table, size_quality_plot, table_cells
+from intel_ft.export.measure import (
+    GateTask,
+    measure,
+    read_summary,
+    select_examples,
+    write_reference,
+)
+from intel_ft.export.run_data import ValidationSet
 from intel_ft.inference.evaluate import evaluate
 from intel_ft.plot import scatter_plot
 from intel_ft.runtimes.open_model import open_model
@@ -21,7 +27,7 @@ from intel_ft.runtimes.open_model import open_model
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A model, the same with its weights disturbed, a task, and the first one's reference."""
+    """A model, the same with its weights perturbed, a task, and the first one's reference."""
     root = tmp_path_factory.mktemp("gate")
     base = make_base(root / "base")
     model = open_model(resolve(str(base)), dtype="float32")
@@ -31,7 +37,7 @@ def made(tmp_path_factory):
         for parameter in other.model.parameters():
             parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
     prepared = Prepared(make_examples(model.tokenizer), [], "none", None)
-    task = Task(HeldOut("page", prepared), None, 0, 8)
+    task = GateTask(ValidationSet("page", prepared), None, 0, 8)
     (root / "reference").mkdir()
     write_reference(model, task, root / "reference")
     return model, other, task, root / "reference"
@@ -45,7 +51,7 @@ def test_a_model_agrees_with_itself(made) -> None:
     assert quality.agreement == 1.0
     assert quality.first_token_ms > 0 and quality.tokens_per_s > 0
     assert read_summary(reference)["perplexity"] == pytest.approx(quality.perplexity)
-    loss = evaluate(model, task.held_out.prepared).loss
+    loss = evaluate(model, task.validation.prepared).loss
     assert quality.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
 
 
@@ -53,7 +59,7 @@ def test_figures_are_what_torch_computes(made) -> None:
     model, other, task, reference = made
     quality = measure(other, task, reference)
     first, second, targets = [], [], []
-    examples = task.held_out.prepared.examples
+    examples = task.validation.prepared.examples
     for index in range(len(examples)):
         tokens, supervised = examples[index]
         places = np.flatnonzero(supervised) - 1
@@ -80,14 +86,14 @@ def test_figures_are_what_torch_computes(made) -> None:
 
 def test_no_more_is_measured_than_fits(made) -> None:
     task = made[2]
-    examples = task.held_out.prepared.examples
+    examples = task.validation.prepared.examples
     counts = examples.supervised_counts
-    some = select(examples, 384, int(counts.sum() * 384 * 4 * 0.6))
+    some = select_examples(examples, 384, int(counts.sum() * 384 * 4 * 0.6))
     assert 0 < len(some) < len(examples) and some == sorted(some)
     assert counts[some].sum() <= 0.6 * counts.sum()
-    assert select(examples, 384) == list(range(len(examples)))
+    assert select_examples(examples, 384) == list(range(len(examples)))
     with pytest.raises(UserError, match="no supervised token"):
-        select(examples, 384, 10)
+        select_examples(examples, 384, 10)
 
 
 def test_table_and_plot() -> None:
@@ -97,8 +103,17 @@ def test_table_and_plot() -> None:
         "ppl_increase": 0.011,
         "ppl_increase_error": 0.001,
     }
-    assert cells(row)[:4] == ["int4 <a>", "5.2", "", "+1.10% ± 0.10%"]
-    svg = plot(
+    assert table_cells(row)[:4] == ["int4 <a>", "5.2", "", "+1.10% ± 0.10%"]
+    gate = {
+        "reference": {"dtype": "float32", "megabytes": 15.0},
+        "table": [row],
+        "data": {"source": "val.jsonl", "examples": 12, "positions": 1234},
+    }
+    table = gate_table(gate)
+    assert table.columns == tuple(COLUMNS[i] for i in (0, 1, 3))  # the others are empty
+    assert [cells[0] for cells in table.rows] == ["torch, float32", "int4 <a>"]
+    assert all(fact in table.notes[0] for fact in ("val.jsonl", "12", "1,234"))
+    svg = size_quality_plot(
         [row, row | {"name": "int8", "megabytes": 8.0, "ppl_increase": -0.001}], Limits(0.01)
     )
     assert svg.count("<circle") == 2 and "int4 &lt;a&gt;" in svg and ">limit<" in svg

@@ -1,4 +1,4 @@
-"""Merging: it agrees, it says so, and it refuses by name."""
+"""Merging: the result agrees with base plus adapter; what cannot be merged is named."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Settings, recipes, limits and the ladder: what is said, and what NNCF is then told."""
+"""Settings, recipes, limits and the ladder: their checks, and the options that NNCF gets."""
 
 import math
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ if find_spec("optimum.intel") is None:
 from optimum.intel.openvino.configuration import get_default_quantization_config
 
 from intel_ft.errors import UserError
-from intel_ft.export.gate import Limits, share
+from intel_ft.export.gate import Limits, parse_share
 from intel_ft.export.ladder import candidates
 from intel_ft.export.measure import Quality
 from intel_ft.export.quantize import _config
@@ -22,10 +22,10 @@ from intel_ft.export.settings import FOUR_BIT, Settings, for_device, read_settin
 def test_file_and_pairs(tmp_path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text("group_size: 64\nawq: true\n")
-    found = read_settings(file, ["group_size=32", "kv_cache=u8", "ignored_layers=[lm_head]"])
-    assert (found.group_size, found.awq, found.kv_cache) == (32, True, "u8")
-    assert found.ignored_layers == ["lm_head"]
-    assert found.model_fields_set == {"group_size", "awq", "kv_cache", "ignored_layers"}
+    settings = read_settings(file, ["group_size=32", "kv_cache=u8", "ignored_layers=[lm_head]"])
+    assert (settings.group_size, settings.awq, settings.kv_cache) == (32, True, "u8")
+    assert settings.ignored_layers == ["lm_head"]
+    assert settings.model_fields_set == {"group_size", "awq", "kv_cache", "ignored_layers"}
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_the_base_recipe_is_what_optimum_has(base) -> None:
         if key in theirs:
             assert options[key] == theirs[key], key
     _config(options, Settings())  # Optimum-Intel takes it
-    # The user goes before the recipe, and may leave it out.
-    own = Settings(group_size=16)
-    assert options_for("int4", own, recipe, calibrated=True)["group_size"] == 16
+    # The user's values override the recipe, and the user may turn it off.
+    user_settings = Settings(group_size=16)
+    assert options_for("int4", user_settings, recipe, calibrated=True)["group_size"] == 16
     none = find_recipe([base], "int4", Settings(recipe="none"))
     assert not none.used and "recipe=none" in none.why
     assert options_for("int4", Settings(recipe="none"), none, False)["group_size"] == 128
@@ -94,7 +94,7 @@ def test_a_base_without_recipe_says_so() -> None:
     }
 
 
-def test_a_recipe_that_wants_data_goes_without_where_there_is_none() -> None:
+def test_without_data_a_recipe_loses_what_needs_it() -> None:
     recipe = find_recipe(["microsoft/phi-2"], "int4", Settings())
     assert recipe.options["scale_estimation"] and "dataset" not in recipe.options
     assert "scale_estimation" not in options_for("int4", Settings(), recipe, calibrated=False)
@@ -113,12 +113,12 @@ def test_a_recipe_of_several_stages_is_taken_whole_or_not() -> None:
 def test_fp16_takes_no_settings() -> None:
     recipe = find_recipe(["x"], "fp16", Settings())
     assert options_for("fp16", Settings(kv_cache="u8"), recipe, True) == {}
-    with pytest.raises(UserError, match="ratio says nothing"):
+    with pytest.raises(UserError, match=r"fp16 .*ratio"):
         options_for("fp16", Settings(ratio=0.5), recipe, True)
 
 
 def test_every_setting_reaches_nncf() -> None:
-    own = Settings(
+    user_settings = Settings(
         group_size=32,
         ratio=0.7,
         sym=True,
@@ -131,8 +131,8 @@ def test_every_setting_reaches_nncf() -> None:
         dynamic_group_size=64,
         samples=7,
     )
-    recipe = find_recipe(["x"], "int4", own)
-    config = _config(options_for("int4", own, recipe, calibrated=True), own)
+    recipe = find_recipe(["x"], "int4", user_settings)
+    config = _config(options_for("int4", user_settings, recipe, calibrated=True), user_settings)
     told = config.to_nncf_dict()
     assert (told["mode"].value, told["group_size"], told["ratio"]) == ("int4_sym", 32, 0.7)
     assert told["all_layers"] and told["awq"] and told["gptq"] and told["subset_size"] == 7
@@ -151,7 +151,7 @@ def test_npu_wants_symmetric_channels() -> None:
     assert for_device(Settings(), "GPU") == Settings()
 
 
-def test_the_ladder_goes_up_and_keeps_what_the_user_sets() -> None:
+def test_the_ladder_goes_up_and_keeps_the_users_settings() -> None:
     names = [candidate.name for candidate in candidates("auto", Settings())]
     assert names[0] == "int4" and names[-2:] == ["int8", "fp16"]
     ladder = candidates("auto", Settings(sym=True, group_size=32, kv_cache="u8"))
@@ -166,19 +166,23 @@ def test_the_ladder_goes_up_and_keeps_what_the_user_sets() -> None:
 
 
 def test_shares_and_limits() -> None:
-    assert share("1%", "--x") == share("0.01", "--x") == pytest.approx(0.01)
-    assert share("0.05 %", "--x") == pytest.approx(0.0005)
+    assert parse_share("1%", "--x") == parse_share("0.01", "--x") == pytest.approx(0.01)
+    assert parse_share("0.05 %", "--x") == pytest.approx(0.0005)
     for wrong in ("one", "-1%", "nan", ""):
         with pytest.raises(UserError, match="--x"):
-            share(wrong, "--x")
+            parse_share(wrong, "--x")
 
     def quality(increase: float, agreement: float) -> Quality:
         return Quality(4.0, increase, 0.001, 0.0, agreement, None, None, None, None)
 
     limits = Limits(0.01, 0.98)
-    assert limits.refusal(quality(0.0083, 0.99)) is None
-    assert "+1.10% ± 0.10% (limit +1.00%)" in str(limits.refusal(quality(0.011, 0.99)))
-    assert "more held-out data" in str(limits.refusal(quality(0.009, 0.99)))  # not yet proven
-    assert "0.9700" in str(limits.refusal(quality(0.0, 0.97)))
-    assert limits.refusal(quality(math.nan, 0.99)) and limits.refusal(quality(0.0, math.nan))
-    assert Limits().refusal(quality(9.0, 0.0)) is None and not Limits().set
+    assert limits.why_rejected(quality(0.0083, 0.99)) is None
+    assert "+1.10% ± 0.10% (limit +1.00%)" in str(limits.why_rejected(quality(0.011, 0.99)))
+    assert "larger validation set" in str(
+        limits.why_rejected(quality(0.009, 0.99))
+    )  # not yet proven
+    assert "0.9700" in str(limits.why_rejected(quality(0.0, 0.97)))
+    assert limits.why_rejected(quality(math.nan, 0.99)) and limits.why_rejected(
+        quality(0.0, math.nan)
+    )
+    assert Limits().why_rejected(quality(9.0, 0.0)) is None and not Limits().is_set

@@ -1,0 +1,139 @@
+"""Calibration and validation examples for an export: from the run, or from data the user names."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from intel_ft import assets
+from intel_ft.artifacts.resolve import Artifact
+from intel_ft.config import Config, check_data, load
+from intel_ft.data.prepare import Prepared, prepare, split_fraction
+from intel_ft.errors import UserError
+from intel_ft.export.quantize import Calibration
+from intel_ft.export.settings import Settings
+from intel_ft.training.run_record import read_training
+
+log = logging.getLogger(__name__)
+
+SEED = 0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Examples that the model was not trained on; `source` is their name without a path."""
+
+    source: str
+    prepared: Prepared
+
+
+def run_config(artifact: Artifact) -> Config | None:
+    """The configuration of the run that trained this adapter, None where there is no such run."""
+    path = artifact.folder.parent / "config.yaml"
+    return load(path) if artifact.kind == "adapter" and path.is_file() else None
+
+
+def find_validation_set(
+    artifact: Artifact, tokenizer: Any, data: str | None, split: str | None
+) -> ValidationSet | None:
+    """The examples in `data`, else the run's validation set, else None."""
+    config = run_config(artifact)
+    if data is not None:
+        prepared = _prepare_named(artifact, config, tokenizer, data, split)
+        return ValidationSet(Path(data).name, prepared)
+    if config is None:
+        return None
+    run_data = config.data
+    if run_data.eval is not None:
+        source = run_data.eval
+        eval_data = run_data.model_copy(update={"split": run_data.eval_split or run_data.split})
+        return _if_readable(
+            lambda: ValidationSet(
+                Path(source).name, prepare(eval_data, assets.resolve(source), tokenizer)
+            ),
+            "quality is not measured",
+        )
+    if run_data.eval_fraction:
+        name = f"{Path(run_data.train).name}, validation share {run_data.eval_fraction:g}"
+        return _if_readable(
+            lambda: ValidationSet(name, _prepare_run(config, tokenizer)[1]),
+            "quality is not measured",
+        )
+    return None
+
+
+def find_calibration(
+    artifact: Artifact, tokenizer: Any, data: str | None, settings: Settings
+) -> Calibration | None:
+    """A sample of `data`, else of the run's training examples (never validation), else None."""
+    config = run_config(artifact)
+    if data is not None:
+        prepared = _prepare_named(artifact, config, tokenizer, data, None)
+        return _sample(Path(data).name, prepared, settings)
+    if config is None:
+        return None
+    return _if_readable(
+        lambda: _sample(
+            "the run's training examples", _prepare_run(config, tokenizer)[0], settings
+        ),
+        "no calibration",
+    )
+
+
+def training_record(artifact: Artifact) -> dict[str, Any] | None:
+    """The `training` value of export.json (docs/export.md), None without a run."""
+    if run_config(artifact) is None:
+        return None
+    return _if_readable(
+        lambda: read_training(artifact.folder.parent), "export.json leaves `training` out"
+    )
+
+
+def _prepare_run(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared]:
+    """The run's training examples, and those that `data.eval_fraction` split off."""
+    prepared = prepare(config.data, assets.resolve(config.data.train), tokenizer)
+    if config.data.eval is None and config.data.eval_fraction:
+        return split_fraction(prepared, config.data.eval_fraction, config.train.seed)
+    return prepared, prepared
+
+
+def _prepare_named(
+    artifact: Artifact, config: Config | None, tokenizer: Any, data: str, split: str | None
+) -> Prepared:
+    """Data named on the command line, read with the run's settings; too long rows are dropped."""
+    run_data = (
+        config.data
+        if config
+        else check_data(
+            {
+                "train": data,
+                "template": artifact.template or "auto",
+                "system_prompt": artifact.system_prompt,
+            }
+        )
+    )
+    update = {"train": data, "on_long": "drop", "split": split or "train"}
+    return prepare(run_data.model_copy(update=update), assets.resolve(data), tokenizer)
+
+
+def _sample(source: str, prepared: Prepared, settings: Settings) -> Calibration:
+    examples = prepared.examples
+    order = np.random.default_rng(SEED).permutation(len(examples))[: settings.samples]
+    rows = [examples[int(index)][0][: settings.sample_tokens] for index in np.sort(order)]
+    return Calibration(source, rows)
+
+
+def _if_readable(read: Callable[[], T], consequence: str) -> T | None:
+    """What `read` returns; a warning and None where the run's data cannot be read.
+
+    A run's folder may have been moved away from its data, which the user did not name here.
+    """
+    try:
+        return read()
+    except UserError as error:
+        log.warning("%s: the run's data cannot be read (%s)", consequence, error)
+        return None
