@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from intel_ft.data.prompt import prompt_encoder
 from intel_ft.data.templates import Template
 from intel_ft.inference.batch_output import Answer, Asked, Engine
-from intel_ft.runtimes.language_model import LanguageModel, Sampling
+from intel_ft.runtimes.language_model import Completion, LanguageModel, Sampling
 
 
 def local_engine(
@@ -23,16 +23,32 @@ def local_engine(
 
     def answer(wanted: Sequence[Asked]) -> Iterator[tuple[Asked, Answer]]:
         encode = prompt_encoder(model.tokenizer, template, system_prompt)
-        tokens = {id(one): encode(one.messages) for one in wanted}
-        ordered = sorted(wanted, key=lambda one: len(tokens[id(one)]), reverse=True)
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
-            prompts = [tokens[id(one)] for one in batch]
-            completions = model.generate_many(prompts, [one.seed for one in batch], sampling)
-            for one, done in zip(batch, completions, strict=True):
-                yield one, Answer(done.text, len(done.new_tokens), done.stopped)
+        prompts = [encode(one.messages) for one in wanted]
+        seeds = [one.seed for one in wanted]
+        for index, done in complete_in_batches(model, prompts, seeds, sampling, batch_size):
+            yield wanted[index], Answer(done.text, len(done.new_tokens), done.stopped)
 
     return answer
+
+
+def complete_in_batches(
+    model: LanguageModel,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    batch_size: int,
+) -> Iterator[tuple[int, Completion]]:
+    """Yield the index and the completion of each prompt, given as token ids with one seed each.
+
+    The longest prompts come first, so that a prompt that does not fit fails early.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        completions = model.generate_many(
+            [prompts[index] for index in batch], [seeds[index] for index in batch], sampling
+        )
+        yield from zip(batch, completions, strict=True)
 
 
 def server_engine(ask: Callable[[Asked], Answer], requests: int) -> Engine:
