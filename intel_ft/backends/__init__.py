@@ -1,1 +1,1 @@
-"""What the hardware wants: the only package that asks which hardware this is."""
+"""Device, dtype and threads of a run on each kind of hardware. Start at choice.py."""

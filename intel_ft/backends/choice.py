@@ -1,4 +1,4 @@
-"""Which backend runs a config, and why; called from training, distributed and insight."""
+"""Which backend runs a config, and why."""
 
 from functools import cache
 
@@ -9,18 +9,20 @@ from intel_ft.config import BackendConfig, Config, ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.host import devices
 
-_OF_CPUS = {"ccl", "mpi", "gloo"}
+_CPU_COLLECTIVES = {"ccl", "mpi", "gloo"}
 
 
 def choose(config: Config) -> Decision:
-    """`cpu`, `cuda` or `ipex`. Raises EnvironmentProblem where what is asked for is not there."""
+    """`cpu`, `cuda` or `ipex`. Raises EnvironmentProblem if the config names a missing one."""
     reason = cpu_only_setting(config)
-    return choose_by_name(config.backend.name) if reason is None else Decision("backend.name", "cpu", reason)
+    if reason is not None:
+        return Decision("backend.name", "cpu", reason)
+    return choose_by_name(config.backend.name)
 
 
 @cache
 def choose_by_name(name: str) -> Decision:
-    """As `choose`, for a backend's name, where nothing else of a config matters."""
+    """As `choose`, for a backend's name alone, where no other setting of a config matters."""
     if name == "ipex":
         ipex.require()
     if name in ("cpu", "ipex"):
@@ -32,39 +34,42 @@ def choose_by_name(name: str) -> Decision:
         return Decision("backend.name", "cuda", "set in the config")
     if problem is not None:
         return Decision("backend.name", "cpu", f"the native PyTorch path; {problem}")
-    return Decision("backend.name", "cuda", f"torch sees {devices.gpu_name()}, faster than any CPU")
+    return Decision(
+        "backend.name", "cuda", f"torch sees {devices.gpu_name()}, which is faster than a CPU"
+    )
 
 
 def select(
     backend: BackendConfig, model: ModelConfig, name: str, sharing: int = 1, local_rank: int = 0
 ) -> cpu.Backend:
-    """Decide device, dtype and threads for this process, and set what torch has to be told.
+    """Decide device, dtype and threads for this process, and set them in torch.
 
-    name: `choose`'s; `sharing` ranks run on this host, this one is `local_rank` of them.
+    name: what `choose` returned. sharing: the number of ranks on this host.
     """
     if name == "ipex":
         return ipex.select(backend, model, sharing)
-    host = cpu.select(backend, model, sharing, multiplies=name == "cpu")
+    host = cpu.select(backend, model, sharing, computes=name == "cpu")
     return host if name == "cpu" else cuda.select(model, host, local_rank)
 
 
 def cpu_only_setting(config: Config) -> str | None:
-    """What an automatic choice has to respect, or None; a config that says cuda was checked when
-    read.
+    """The setting, with the reason, that rules out a GPU where backend.name is auto; else None.
+
+    A config with backend.name=cuda was checked when it was read.
     """
     if config.backend.name != "auto":
         return None
     if config.model.base_dtype == "int8":
-        return "model.base_dtype=int8 multiplies on CPUs only"
+        return "model.base_dtype=int8 works only on CPUs"
     if config.backend.prepack is True:
-        return "backend.prepack=true is for CPUs"
+        return "backend.prepack=true works only on CPUs"
     if config.backend.compile is True:
-        return "backend.compile=true is for CPUs"
-    if config.backend.collective in _OF_CPUS:
-        return f"backend.collective={config.backend.collective} is for CPUs"
+        return "backend.compile=true works only on CPUs"
+    if config.backend.collective in _CPU_COLLECTIVES:
+        return f"backend.collective={config.backend.collective} works only on CPUs"
     return None
 
 
 def device_of(name: str, local_rank: int) -> torch.device:
-    """Where the tensors of this rank are."""
+    """The device of this rank's tensors."""
     return torch.device("cuda", local_rank) if name == "cuda" else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The native CPU backend: dtype, threads and memory; called from training, insight and cli."""
+"""The native CPU backend: dtype, threads and allocator."""
 
 import os
 from collections.abc import Callable
@@ -16,14 +16,12 @@ from intel_ft.host.cpu import bf16_limit, cpu_flags
 from intel_ft.host.devices import CPU
 
 Optimize = Callable[[Any, torch.optim.Optimizer], None]
-"""What a backend makes of model and optimizer, in place, before the first step."""
+"""Converts model and optimizer in place, before the first step."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What this process computes with; `optimize` is what it does to model and optimizer, in place,
-    before the first step.
-    """
+    """Device, dtype and threads of this process, and the reasons."""
 
     dtype: torch.dtype
     threads: int
@@ -33,19 +31,21 @@ class Backend:
 
 
 def select(
-    backend: BackendConfig, model: ModelConfig, sharing: int = 1, *, multiplies: bool = True
+    backend: BackendConfig, model: ModelConfig, sharing: int = 1, *, computes: bool = True
 ) -> Backend:
-    """Decide dtype and threads for this machine, where `sharing` ranks run; set torch's thread
-    count and the allocator. `multiplies`: the products are this CPU's, not a GPU's.
+    """Decide dtype and threads for this host, which `sharing` ranks share, and set them in torch.
 
-    Raises UserError for a dtype that CPUs do not multiply in.
+    Also configures the allocator. computes: whether the model runs on this CPU and not on a GPU.
+    Raises UserError for a dtype that does not work on CPUs.
     """
-    if multiplies and model.dtype == "float16":
-        raise UserError("model.dtype=float16 is for GPUs: set bfloat16 or float32")
+    if computes and model.dtype == "float16":
+        raise UserError(
+            "model.dtype=float16 works only on GPUs: set model.dtype=bfloat16 or float32"
+        )
     dtype, dtype_reason = _dtype(model)
     threads, threads_reason = _threads(backend, sharing)
     torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate, under a launcher, sets another
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate, under a launcher, changes it
     decisions = (
         Decision("model.dtype", str(dtype).removeprefix("torch."), dtype_reason),
         Decision("backend.threads", str(threads), threads_reason),
@@ -62,7 +62,7 @@ def _dtype(model: ModelConfig) -> tuple[torch.dtype, str]:
 
 
 def fastest_dtype() -> tuple[torch.dtype, str]:
-    """What this CPU multiplies fastest in, and why: bfloat16 where it has instructions for it."""
+    """The dtype of this CPU's fastest GEMMs, and why: bfloat16 if it has instructions for it."""
     if (limit := bf16_limit()) is not None:
         return torch.float32, limit
     flags = cpu_flags()
@@ -70,7 +70,7 @@ def fastest_dtype() -> tuple[torch.dtype, str]:
         return torch.bfloat16, "this CPU advertises AMX"
     if "avx512_bf16" in flags:
         return torch.bfloat16, "this CPU has AVX512-BF16"
-    return torch.float32, "this CPU has neither AMX nor AVX512-BF16, bf16 would be emulated"
+    return torch.float32, "this CPU has neither AMX nor AVX512-BF16, so bf16 would be emulated"
 
 
 def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
@@ -78,11 +78,12 @@ def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
     if isinstance(backend.threads, int):
         if not 1 <= backend.threads <= allowed:
             raise UserError(
-                f"backend.threads={backend.threads}: this process may use 1 to {allowed}"
+                f"backend.threads={backend.threads}: this process may use 1 to {allowed} threads: "
+                "set a number in this range, or auto"
             )
         return backend.threads, "set in the config"
     host = topology.read()
-    if sharing > 1 and topology.bound():
+    if sharing > 1 and topology.is_bound():
         return len(host.cores), "the cores that this rank is bound to"
     shared = f", shared by {sharing} ranks" if sharing > 1 else ""
     if host.usable < len(host.cores):

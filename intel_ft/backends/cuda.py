@@ -1,6 +1,6 @@
-"""NVIDIA GPUs: whether they can be used, dtype, memory; called from backends.choice, training and
-insight.
-"""
+"""The CUDA backend: this rank's NVIDIA GPU and dtype."""
+
+import platform
 
 import torch
 
@@ -13,7 +13,7 @@ from intel_ft.host.devices import BF16_CAPABILITY, capability_text, memory_bytes
 
 
 def missing(problem: str) -> EnvironmentProblem:
-    """The error where a config asks for cuda."""
+    """The error for a config with backend.name=cuda where `problem` rules it out."""
     return EnvironmentProblem(
         f"backend.name=cuda: {problem}: install a CUDA build of torch on a machine with a GPU, or "
         "set backend.name=cpu"
@@ -21,7 +21,7 @@ def missing(problem: str) -> EnvironmentProblem:
 
 
 def select(model: ModelConfig, host: Backend, local_rank: int) -> Backend:
-    """This rank's GPU and the dtype that it multiplies in; `host` is what its CPU threads do.
+    """Select this rank's GPU and dtype; `host` is the backend of its CPU threads.
 
     Raises EnvironmentProblem where the host has fewer GPUs than ranks, UserError for bf16 on a GPU
     without it.
@@ -29,7 +29,8 @@ def select(model: ModelConfig, host: Backend, local_rank: int) -> Backend:
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise EnvironmentProblem(
-            f"rank {local_rank} of this host has no GPU: torch sees {count}, so start {count} ranks"
+            f"local rank {local_rank} on {platform.node()} has no GPU: torch sees {count} there: "
+            f"start at most {count} ranks per host"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -45,7 +46,7 @@ def select(model: ModelConfig, host: Backend, local_rank: int) -> Backend:
 
 
 def dtype_for(model: ModelConfig, capability: tuple[int, int]) -> tuple[torch.dtype, str]:
-    """What a GPU of this compute capability multiplies in, and why."""
+    """The dtype for a GPU of this compute capability, and why."""
     has_bf16 = capability >= BF16_CAPABILITY
     if model.dtype == "bfloat16" and not has_bf16:
         raise UserError(
@@ -55,5 +56,5 @@ def dtype_for(model: ModelConfig, capability: tuple[int, int]) -> tuple[torch.dt
     if model.dtype != "auto":
         return getattr(torch, model.dtype), "set in the config"
     if has_bf16:
-        return torch.bfloat16, "this GPU's tensor cores take bf16"
+        return torch.bfloat16, "this GPU's tensor cores support bf16"
     return torch.float16, f"compute capability {capability_text(capability)} has no bf16"

@@ -1,5 +1,6 @@
-"""Intel Extension for PyTorch as the backend, for those whose stack is still on it; called from
-training.setup and insight. It is archived, and slower than the native path (docs/ipex.md).
+"""The IPEX backend (Intel Extension for PyTorch), for users whose stack still depends on it.
+
+IPEX is archived, and slower than the native path (docs/ipex.md).
 """
 
 import logging
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
 
 PACKAGE = "intel_extension_for_pytorch"
 RELEASE = "2.8"
-REMEDY = "run `make setup-ipex` and take .venv-ipex/bin/intel-ft, or set backend.name=cpu"
+REMEDY = "run `make setup-ipex` and use .venv-ipex/bin/intel-ft, or set backend.name=cpu"
 
 
 def require() -> None:
-    """Raise EnvironmentProblem where IPEX cannot be imported: looked up, not tried, because on a
-    mismatch its `__init__` calls os.exit, which does not exist.
+    """Raise EnvironmentProblem if the installed versions of IPEX and torch do not match.
+
+    Versions are compared before the import, because on a mismatch IPEX's `__init__` calls os.exit,
+    which does not exist.
     """
-    ipex, torch = (installed(package) for package in (PACKAGE, "torch"))
-    if why_not := mismatch(ipex, torch):
+    if why_not := mismatch(installed(PACKAGE), installed("torch")):
         raise EnvironmentProblem(f"backend.name=ipex: {why_not}: {REMEDY}")
 
 
@@ -33,35 +35,40 @@ def mismatch(ipex: str | None, torch: str | None) -> str | None:
     if ipex is None:
         return f"{PACKAGE} is not installed"
     if torch is None or _release(ipex) != RELEASE or _release(torch) != RELEASE:
-        return f"it needs {PACKAGE} {RELEASE} and torch {RELEASE}, here are {ipex} and {torch}"
+        return f"it needs {PACKAGE} {RELEASE} and torch {RELEASE}, found {ipex} and {torch}"
     return None
 
 
 def select(backend: BackendConfig, model: ModelConfig, sharing: int = 1) -> "Backend":
-    """As backends.cpu.select, in bf16 and with `ipex.optimize`. Raises EnvironmentProblem."""
+    """As backends.cpu.select, but bf16 and `ipex.optimize`. Raises EnvironmentProblem."""
     require()
     import torch
 
     from intel_ft.backends import cpu
 
-    for chatter in ("IPEX", "torch.utils.cpp_extension"):  # of each bf16 weight; of no CUDA device
-        logging.getLogger(chatter).setLevel(logging.ERROR)
+    for name in ("IPEX", "torch.utils.cpp_extension"):  # warn of each bf16 weight; of no CUDA
+        logging.getLogger(name).setLevel(logging.ERROR)
     import intel_extension_for_pytorch as ipex
 
     if not ipex._C.onednn_has_bf16_support():
-        raise EnvironmentProblem("backend.name=ipex: IPEX has no bf16 on this CPU without AVX512")
+        raise EnvironmentProblem(
+            "backend.name=ipex: IPEX needs AVX512 for bf16, which this CPU lacks: set "
+            "backend.name=cpu"
+        )
     prepack = backend.prepack is not False
     native = cpu.select(backend, model.model_copy(update={"dtype": "bfloat16"}), sharing)
     decisions = (
-        Decision("model.dtype", "bfloat16", "what ipex.optimize is for"),
+        Decision("model.dtype", "bfloat16", "ipex.optimize is made for bf16"),
         *native.decisions[1:],
-        Decision("backend.prepack", "on" if prepack else "off", _why(backend.prepack)),
-        Decision("backend.compile", "off", "not with IPEX"),
+        Decision("backend.prepack", "on" if prepack else "off", _prepack_reason(backend.prepack)),
+        Decision("backend.compile", "off", "not supported with IPEX"),
     )
 
     def optimize(model: Any, optimizer: torch.optim.Optimizer) -> None:
-        """Cast what trains to bf16 beside float32 masters, which the optimizer steps on, and
-        replace linear layers by IPEX's. `state_dict` of both goes on giving plain float32.
+        """Cast trained weights to bf16 with float32 master weights, and use IPEX's linear layers.
+
+        The optimizer updates the master weights. `state_dict` of model and optimizer still returns
+        plain float32.
         """
         model.train()
         ipex.optimize(
@@ -76,18 +83,18 @@ def select(backend: BackendConfig, model: ModelConfig, sharing: int = 1) -> "Bac
 
 
 def archived(gemm_rate: float) -> Decision:
-    """What a run says of IPEX at its start; `gemm_rate` FLOP/s is native torch's, just measured."""
+    """The notice at the start of a run; gemm_rate: native torch's just measured rate, in FLOP/s."""
     return Decision(
         "IPEX",
         "archived",
-        f"2.8.0 is its last release; native torch {installed('torch')} multiplies at "
+        f"2.8.0 is its last release; GEMMs of native torch {installed('torch')} reach "
         f"{gemm_rate / 1e9:,.0f} GFLOP/s here, measured just now, and backend.name=cpu trains "
         "faster: `intel-ft bench train --peer ours-ipex` shows by how much",
     )
 
 
-def _why(prepack: object) -> str:
-    return "ipex.optimize's own default" if prepack == "auto" else "set in the config"
+def _prepack_reason(prepack: object) -> str:
+    return "the default of ipex.optimize" if prepack == "auto" else "set in the config"
 
 
 def _release(number: str) -> str:

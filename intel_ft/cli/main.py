@@ -48,13 +48,13 @@ class _Argument(typer.core.TyperArgument):
         super().__init__(help=help, **options)
         self.text = help
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+    def get_help_record(self, ctx: click.Context) -> Any:
         record = super().get_help_record(ctx)
         return record and (record[0], "  ".join(filter(None, (self.text, record[1]))))
 
 
 # Typer has no parameter for this class. To be removed once typer passes the help on to click.
-typer.main.TyperArgument = _Argument  # type: ignore[misc]
+typer.main.TyperArgument = _Argument  # type: ignore[attr-defined]
 
 app = typer.Typer(
     name="intel-ft",
@@ -119,7 +119,7 @@ def main() -> None:
         if not isinstance(error, FailedElsewhere):
             print(line, file=sys.stderr)
         if code:
-            rank_startup.leave_exit_code(code)
+            rank_startup.report_exit_code(code)
     sys.exit(code)
 
 

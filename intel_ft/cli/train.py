@@ -39,11 +39,11 @@ def run(
     Writes a run folder.
     """
     from intel_ft import config as configuration
-    from intel_ft.distributed.rank_startup import Expected, begin
+    from intel_ft.distributed.rank_startup import LaunchOptions, start_rank
 
     settings = configuration.load(config, overrides)
     backend = settings.backend
-    bound = begin(Expected(ranks, master, logs), backend.bind, backend.collective)
+    bound = start_rank(LaunchOptions(ranks, master, logs), backend.bind, backend.collective)
     from intel_ft.training.run import train
 
     show(train(settings, resume=resume, overwrite=overwrite, bound=bound), json)

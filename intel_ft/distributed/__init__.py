@@ -1,1 +1,1 @@
-"""Which process of how many this is."""
+"""Process groups, oneCCL, binding, launching and failure detection. Start at rank_startup.py."""

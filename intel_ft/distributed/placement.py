@@ -1,6 +1,4 @@
-"""Which cores and memory each rank of a host gets; called from distributed.binding and
-distributed.launch. Pure: it reads a Topology and changes nothing.
-"""
+"""Which cores and memory each rank of a host gets: pure functions of a Topology."""
 
 from typing import NamedTuple
 
@@ -8,18 +6,19 @@ from intel_ft.host.topology import Core, Topology
 
 
 class Place(NamedTuple):
-    """One rank's cores, as CPU numbers (one hardware thread a core), and their NUMA nodes."""
+    """One rank's cores, as CPU numbers (one hardware thread per core), and their NUMA nodes."""
 
     cpus: tuple[int, ...]
     nodes: tuple[int, ...]
 
 
 def places(topology: Topology, ranks: int) -> list[Place]:
-    """A place for each of `ranks` local ranks, disjoint, as equal as the cores allow.
+    """Disjoint places for `ranks` local ranks, as equal as the number of cores allows.
 
-    Ranks that are a multiple of the NUMA nodes stay inside of one each; otherwise the cores are cut
-    in node order, so that a rank spans as few nodes as possible. Where a quota allows less than
-    there are cores, each rank leaves cores unused. Raises ValueError for more ranks than cores.
+    If the number of ranks is a multiple of the number of NUMA nodes, each rank stays within one
+    node; otherwise the cores are split in node order, so that a rank spans as few nodes as
+    possible. Where a quota allows fewer cores than there are, each rank leaves cores unused. Raises
+    ValueError for more ranks than usable cores.
     """
     if ranks > topology.usable:
         raise ValueError(f"{ranks} ranks, but {topology.usable} usable cores")
@@ -28,12 +27,12 @@ def places(topology: Topology, ranks: int) -> list[Place]:
         groups = [
             group
             for node in nodes
-            for group in _cut([c for c in topology.cores if c.node == node], ranks // len(nodes))
+            for group in _split([c for c in topology.cores if c.node == node], ranks // len(nodes))
         ]
     else:
-        groups = _cut(list(topology.cores), ranks)
+        groups = _split(list(topology.cores), ranks)
     if not all(groups):  # nodes with fewer cores than ranks
-        groups = _cut(list(topology.cores), ranks)
+        groups = _split(list(topology.cores), ranks)
     most = max(1, topology.usable // ranks)
     if topology.usable < len(topology.cores):
         groups = [group[:most] for group in groups]
@@ -44,7 +43,7 @@ def places(topology: Topology, ranks: int) -> list[Place]:
 
 
 def ranks_per_host(topology: Topology) -> tuple[int, str]:
-    """How many ranks to start where nothing was measured, and why."""
+    """How many ranks to start per host where nothing was measured, and why."""
     nodes = len(topology.nodes)
     if nodes > topology.usable:
         return 1, f"{topology.usable} usable cores"
@@ -54,15 +53,18 @@ def ranks_per_host(topology: Topology) -> tuple[int, str]:
 
 
 def why_not_bound(topology: Topology) -> str | None:
-    """Why no rank may be bound to its place here, or None: two containers, or two jobs that Slurm
-    lets share a node, would both take the first cores, and leave others idle.
+    """Why ranks must not be bound to cores on this host, or None.
+
+    Under a quota, two containers, or two jobs that Slurm lets share a node, would both take the
+    first cores and leave others idle.
     """
-    there = len(topology.cores)
-    if topology.usable == there:
+    total = len(topology.cores)
+    if topology.usable == total:
         return None
-    return f"{topology.quota_by} allows {topology.quota:g} of {there} cores, and not certain ones"
+    quota = f"{topology.quota_by} allows {topology.quota:g} of {total} cores"
+    return f"{quota}, but does not say which ones"
 
 
-def _cut(cores: list[Core], parts: int) -> list[list[Core]]:
+def _split(cores: list[Core], parts: int) -> list[list[Core]]:
     total = len(cores)
     return [cores[total * i // parts : total * (i + 1) // parts] for i in range(parts)]

@@ -1,6 +1,6 @@
-"""What the ranks of a run say to each other; called from training.
+"""Collectives between the ranks of a run.
 
-A world of one rank is alone: what it says to the others is nothing, and needs no process group.
+In a world of one rank they return at once, and need no process group.
 """
 
 import hashlib
@@ -18,30 +18,28 @@ from intel_ft.host.launcher_env import LauncherEnv
 
 @dataclass(frozen=True)
 class World(LauncherEnv):
-    """All ranks, seen from this one."""
+    """This process's rank, and collectives with the other ranks."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Each element's sum over all ranks, in place."""
+        """Sum each element over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor on all ranks, in place."""
+        """Copy rank 0's tensor to all ranks, in place."""
         return self.all_reduce(tensor if self.rank == 0 else tensor.zero_())
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest of all ranks' numbers."""
+        """The maximum of the ranks' numbers."""
         if self.size == 1:
             return number
-        found = torch.tensor([number])
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found)
+        largest = torch.tensor([number])
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def barrier(self) -> None:
-        """Wait until every rank has come here; on the hosts, while `dist.barrier` under NCCL would
-        take a GPU by a rule of its own.
-        """
+        """Wait for all ranks, on CPUs: under NCCL `dist.barrier` would pick a GPU by itself."""
         self.all_reduce_max(0)
 
     def require_same(self, text: str, problem: str) -> None:
@@ -52,7 +50,7 @@ class World(LauncherEnv):
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """What fails inside on one rank fails on all; the first rank that failed says why."""
+        """An error inside on one rank ends all ranks; the first failed rank raises its error."""
         if self.size == 1:
             yield
             return
@@ -72,7 +70,7 @@ class World(LauncherEnv):
 
     @contextmanager
     def local_main_process_first(self) -> Iterator[None]:
-        """The first rank of each host goes in alone; the others find what it left in caches."""
+        """Local rank 0 of each host runs the block first; the others find its results in caches."""
         if self.local_rank:
             self.barrier()
         try:

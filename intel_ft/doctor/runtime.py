@@ -1,6 +1,4 @@
-"""Facts of the runtime: OpenMP, allocator, pages, threads and binding as a run would have them;
-called from insight.doctor.examine.
-"""
+"""Facts of the runtime as a run would have it: OpenMP, allocator, huge pages, threads, binding."""
 
 import os
 import re
@@ -8,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intel_ft.decisions import Decision
-from intel_ft.distributed.binding import as_list
+from intel_ft.distributed.binding import format_list
 from intel_ft.distributed.launch.tune_ranks import tuned
 from intel_ft.distributed.placement import places, ranks_per_host, why_not_bound
 from intel_ft.doctor.step_runner import Outcome
@@ -21,9 +19,11 @@ _MORE = ("LD_PRELOAD", "I_MPI_PIN", "I_MPI_PIN_DOMAIN")
 
 @dataclass(frozen=True)
 class Runtime:
-    """`problem`: why a run could decide nothing here. `openmp`: the runtimes that torch loaded.
-    `transparent`: always, madvise or never; `reserved`: GiB of huge pages set aside. `variables`:
-    what the user's environment sets.
+    """What a run would decide and find here.
+
+    `problem`: why a run cannot start here. `openmp`: paths of the OpenMP runtimes that torch
+    loaded. `transparent`: transparent huge pages (always, madvise or never); `reserved`: GiB of
+    reserved huge pages. `variables`: relevant environment variables of the user.
     """
 
     problem: str | None
@@ -35,32 +35,31 @@ class Runtime:
 
 
 def read(outcomes: dict[str, Outcome]) -> Runtime:
-    """The facts, from the steps `backend` and `openmp`."""
-    made = [Decision(*values) for values in outcomes["backend"].value or []]
+    """The facts, from the outcomes of the steps `backend` and `openmp`."""
+    decisions = [Decision(*values) for values in outcomes["backend"].value or []]
     return Runtime(
         problem=outcomes["backend"].error,
         openmp=tuple(outcomes["openmp"].value or ()),
-        decisions=(*made, openmp.wait_policy(), *_layout()),
+        decisions=(*decisions, openmp.wait_policy(), *_placement()),
         transparent=transparent_pages(),
-        reserved=_reserved(),
+        reserved=_reserved_gib(),
         variables={
             name: value
             for name, value in sorted(os.environ.items())
-            if (name.startswith(_PREFIXES) or name in _MORE) and not _ours(name, value)
+            if (name.startswith(_PREFIXES) or name in _MORE) and not _set_by_us(name, value)
         },
     )
 
 
 def transparent_pages(root: Path = Path("/")) -> str | None:
-    """The chosen one of `always [madvise] never`."""
-    found = re.search(
-        r"\[(\w+)\]", kernel_text(root / "sys/kernel/mm/transparent_hugepage/enabled")
-    )
-    return found[1] if found else None
+    """The selected value of `always [madvise] never`."""
+    text = kernel_text(root / "sys/kernel/mm/transparent_hugepage/enabled")
+    match = re.search(r"\[(\w+)\]", text)
+    return match[1] if match else None
 
 
-def _layout() -> list[Decision]:
-    """How `launch` would divide this host among ranks, and which cores each would get."""
+def _placement() -> list[Decision]:
+    """The ranks that `launch` would start on this host, and the cores that each would get."""
     host = topology.read()
     ranks, why = tuned(host) or ranks_per_host(host)
     if ranks == 1:
@@ -68,12 +67,12 @@ def _layout() -> list[Decision]:
     elif unbound := why_not_bound(host):
         cores, how = "none", unbound
     else:
-        shares = [as_list(place.cpus) for place in places(host, ranks)]
+        shares = [format_list(place.cpus) for place in places(host, ranks)]
         cores, how = " | ".join(shares), "each rank binds itself"
     return [Decision("ranks per host", str(ranks), why), Decision("backend.bind", cores, how)]
 
 
-def _reserved() -> float:
+def _reserved_gib() -> float:
     total = 0
     for folder in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB"):
         count = kernel_text(folder / "nr_hugepages").strip()
@@ -82,7 +81,7 @@ def _reserved() -> float:
     return total / 2**30
 
 
-def _ours(name: str, value: str) -> bool:
-    """Whether `intel-ft` itself set this variable at its start."""
+def _set_by_us(name: str, value: str) -> bool:
+    """Whether `intel-ft` itself set this variable at startup."""
     policy = openmp.wait_policy()
     return name == openmp.VARIABLE and value == policy.value and "environment" not in policy.reason

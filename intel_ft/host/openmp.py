@@ -1,5 +1,6 @@
-"""How OpenMP threads wait for each other, decided before torch loads the runtime; called from
-cli.main (which sets it) and training.setup (which tells it). Imports nothing heavy.
+"""How OpenMP threads wait for each other, decided before torch loads the OpenMP runtime.
+
+Imports nothing heavy.
 """
 
 import os
@@ -12,36 +13,36 @@ from intel_ft.decisions import Decision
 VARIABLE = "OMP_WAIT_POLICY"
 
 _STAT = Path("/proc/stat")
-_WATCHED = 0.1  # seconds
+_SAMPLE_SECONDS = 0.1
 _IDLE = slice(3, 5)  # of a CPU's times, proc(5): idle, and waiting for a disk
-_ALL = slice(0, 8)  # without a guest's, which are in the others already
+_ALL = slice(0, 8)  # without guest times, which user and nice time include
 
 
 @cache
 def wait_policy() -> Decision:
-    """PASSIVE where the cores are probably shared, else what the runtime does by itself.
+    """PASSIVE where other programs probably share the cores, else the runtime's default.
 
-    Measured (docs/log.md): beside one other busy process spinning threads lose most of the speed;
-    on idle cores passive ones lose 6 % with 2 threads and 25 % with 16.
+    Measured (docs/log.md): alongside one other busy process spinning threads lose most of the
+    speed; on idle cores passive threads lose 6 % with 2 threads and 25 % with 16.
     """
     cores = len(os.sched_getaffinity(0))
     if chosen := os.environ.get(VARIABLE):
         return Decision(VARIABLE, chosen, "set in the environment")
     if cores <= 4:
-        return Decision(VARIABLE, "PASSIVE", f"{cores} cores are seldom one program's own")
+        return Decision(VARIABLE, "PASSIVE", f"other programs usually share {cores} cores")
     if (busy := busy_cores()) > cores / 4:
-        return Decision(VARIABLE, "PASSIVE", f"{busy:.1f} of these {cores} cores are busy already")
-    return Decision(VARIABLE, "", "not set: these cores look idle, so threads may spin")
+        return Decision(VARIABLE, "PASSIVE", f"{busy:.1f} of these {cores} cores are already busy")
+    return Decision(VARIABLE, "", "not set: these cores are idle, so threads may spin")
 
 
 def busy_cores() -> float:
-    """How many of the cores that this process may use are at work, over a tenth of a second.
+    """How many of the cores that this process may use are busy, sampled over a tenth of a second.
 
-    Not the load average: after a run it stays high for minutes. The load where /proc/stat has no
-    times, as in some containers.
+    Not the load average, which stays high for minutes after a run. It is the fallback where
+    /proc/stat has no times, as in some containers.
     """
     before = _times()
-    time.sleep(_WATCHED)
+    time.sleep(_SAMPLE_SECONDS)
     spent = [
         [after - start for start, after in zip(first, second, strict=True)]
         for first, second in zip(before, _times(), strict=True)
@@ -53,6 +54,6 @@ def busy_cores() -> float:
 
 def _times() -> list[list[int]]:
     """Ticks that each core of this process has spent, by kind."""
-    own = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     lines = (line.split() for line in _STAT.read_text(encoding="ascii").splitlines())
-    return [[int(word) for word in words[1:]][_ALL] for words in lines if words[0] in own]
+    return [[int(word) for word in words[1:]][_ALL] for words in lines if words[0] in usable]

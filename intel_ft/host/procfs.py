@@ -1,10 +1,10 @@
-"""Reading /proc and /sys; called from distributed and insight.doctor. Imports nothing heavy."""
+"""Reading files of /proc and /sys. Imports nothing heavy."""
 
 from pathlib import Path
 
 
 def kernel_text(path: Path) -> str:
-    """What the file says; nothing on an older kernel, or in a container that hides it."""
+    """The file's content; empty on an older kernel, or in a container that hides the file."""
     try:
         return path.read_text()
     except OSError:

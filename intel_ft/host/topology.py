@@ -1,8 +1,7 @@
-"""The cores, NUMA nodes and limits of this host as the kernel tells them; called from
-distributed.layout, distributed.launch and insight.
+"""The cores, NUMA nodes and limits of this host, as the kernel reports them.
 
-Everything is read below a root folder, so that a recorded tree of another machine can be read too.
-The files: admin-guide/cputopology.rst of Linux's documentation.
+Files are read below a root folder, so that recorded trees of other machines can be read too. Their
+format: admin-guide/cputopology.rst of Linux's documentation.
 """
 
 import os
@@ -14,16 +13,14 @@ from intel_ft.host import cgroup, slurm
 from intel_ft.host.launcher_env import LauncherEnv
 from intel_ft.host.procfs import kernel_text
 
-_KIB = 2**20  # in a GiB
+_KIB_PER_GIB = 2**20
 SLURM = "Slurm"
 
-_taken: set[int] = set()  # the CPUs that this process bound itself to
+_bound_to: set[int] = set()  # the CPUs that this process bound itself to
 
 
 class Core(NamedTuple):
-    """A physical core: its socket, its NUMA node, and those of its hardware threads that may be
-    used.
-    """
+    """A physical core: its socket, its NUMA node, and its usable hardware threads."""
 
     socket: int
     node: int
@@ -34,9 +31,9 @@ class Core(NamedTuple):
 class Topology:
     """What a process may use of its host.
 
-    `cores` are in the order of their nodes; `memory` is GiB by NUMA node, those without cores (HBM
-    in flat mode) included; `quota` is the time, in cores, that control groups or Slurm allow, and
-    `quota_by` who does.
+    cores: in the order of their NUMA nodes. memory: GiB by NUMA node, including nodes without cores
+    (HBM in flat mode). quota: the CPU time, in cores, that control groups or Slurm allow, and
+    quota_by which of them.
     """
 
     cores: tuple[Core, ...]
@@ -51,23 +48,23 @@ class Topology:
 
     @property
     def sockets(self) -> int:
-        """How many sockets have cores."""
+        """The number of sockets that have cores."""
         return len({core.socket for core in self.cores})
 
     @property
     def threads_per_core(self) -> int:
-        """Hardware threads of a core that may be used, the most that any has."""
+        """Usable hardware threads per core; the maximum over the cores."""
         return max((len(core.threads) for core in self.cores), default=1)
 
     @property
     def usable(self) -> int:
-        """Cores that can compute at the same time: a quota may allow less than there are."""
+        """Cores that can compute at the same time: a quota may allow fewer than there are."""
         limit = len(self.cores) if self.quota is None else int(self.quota)
         return max(1, min(len(self.cores), limit))
 
 
 def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
-    """The host's topology; `allowed` are the CPU numbers to look at, by default this process's."""
+    """The host's topology. allowed: CPU numbers to consider, by default those of this process."""
     cpus = root / "sys/devices/system/cpu"
     online = parse_list(kernel_text(cpus / "online")) or os.sched_getaffinity(0)
     allowed = (os.sched_getaffinity(0) if allowed is None else allowed) & online
@@ -81,49 +78,52 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
     cores = tuple(
         Core(socket, node, tuple(cpus)) for (node, socket, _), cpus in sorted(threads.items())
     )
-    found = Topology(cores, memory, cgroup.quota(root))
-    if allowed == online:  # else Slurm or somebody else has said which ones
-        by_slurm = slurm.cores(len(cores), found.threads_per_core)
-        if by_slurm is not None and (found.quota is None or by_slurm < found.quota):
-            return replace(found, quota=by_slurm, quota_by=SLURM)
-    return found
+    host = Topology(cores, memory, cgroup.quota(root))
+    if allowed == online:  # otherwise a cpuset, of Slurm or of a container, selects the cores
+        by_slurm = slurm.cores(len(cores), host.threads_per_core)
+        if by_slurm is not None and (host.quota is None or by_slurm < host.quota):
+            return replace(host, quota=by_slurm, quota_by=SLURM)
+    return host
 
 
-def bound() -> bool:
-    """Whether this process is bound to cores of its own: by `take`, or by a launcher to fewer CPUs
-    than there are for the ranks of this host, so few that as many for each of them fit. Launchers
-    also bind several ranks to the same cores: those of a socket, a NUMA node or a job.
+def is_bound() -> bool:
+    """Whether this process has exclusive cores, by `bind_to` or by its launcher.
+
+    A launcher may also bind several ranks to the same cores: those of a socket, a NUMA node or a
+    job. So its binding counts only where it is so narrow that as many cores are left for each of
+    the other ranks on this host.
     """
-    own = os.sched_getaffinity(0)
-    if own == _taken:
+    current = os.sched_getaffinity(0)
+    if current == _bound_to:
         return True
-    all_ranks = within_reach()
-    needed = len(read(allowed=own).cores) * LauncherEnv.detect().local_size
-    return own < all_ranks and needed <= len(read(allowed=all_ranks).cores)
+    all_ranks = reachable_cpus()
+    needed = len(read(allowed=current).cores) * LauncherEnv.detect().local_size
+    return current < all_ranks and needed <= len(read(allowed=all_ranks).cores)
 
 
-def take(cpus: tuple[int, ...]) -> None:
+def bind_to(cpus: tuple[int, ...]) -> None:
     """Bind this process to these CPUs."""
     os.sched_setaffinity(0, cpus)
-    _taken.clear()
-    _taken.update(cpus)
+    _bound_to.clear()
+    _bound_to.update(cpus)
 
 
-def within_reach() -> set[int]:
-    """The CPUs that this process may bind itself to, whatever it is bound to now: those of the
-    process that started it, of which a cpuset of a control group may allow some.
+def reachable_cpus() -> set[int]:
+    """The CPUs that this process could bind itself to, whatever it is bound to now.
+
+    They are the CPUs of its parent process, as far as the cpuset of its control group allows them.
     """
-    own = os.sched_getaffinity(0)
+    current = os.sched_getaffinity(0)
     try:
         wider = os.sched_getaffinity(os.getppid())
-        if not own < wider:
-            return own
-        os.sched_setaffinity(0, wider)  # the kernel takes away what is not allowed
-    except OSError:  # a parent that is hidden, or a sandbox
-        return own
-    found = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, own)
-    return found
+        if not current < wider:
+            return current
+        os.sched_setaffinity(0, wider)  # the kernel removes CPUs that are not allowed
+    except OSError:  # a hidden parent process, or a sandbox
+        return current
+    reachable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, current)
+    return reachable
 
 
 def parse_list(text: str) -> set[int]:
@@ -136,7 +136,7 @@ def parse_list(text: str) -> set[int]:
 
 
 def _nodes(folder: Path) -> tuple[dict[int, float], dict[int, int]]:
-    """GiB by node, and the node of each CPU."""
+    """GiB by NUMA node, and the NUMA node of each CPU."""
     memory: dict[int, float] = {}
     node_of: dict[int, int] = {}
     for path in sorted(folder.glob("node[0-9]*")):
@@ -144,7 +144,7 @@ def _nodes(folder: Path) -> tuple[dict[int, float], dict[int, int]]:
         node_of |= dict.fromkeys(parse_list(kernel_text(path / "cpulist")), node)
         for line in kernel_text(path / "meminfo").splitlines():
             if "MemTotal:" in line:
-                memory[node] = int(line.split()[-2]) / _KIB
+                memory[node] = int(line.split()[-2]) / _KIB_PER_GIB
     return memory, node_of
 
 

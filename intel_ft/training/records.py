@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback
 
-from intel_ft.distributed.rank_startup import asked_to_stop
+from intel_ft.distributed.rank_startup import stop_signal
 from intel_ft.distributed.world import World
 from intel_ft.errors import Stopped
 from intel_ft.files import write_text
@@ -165,7 +165,7 @@ class SignalStop(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask the Trainer to save and stop."""
         if self.world.rank == 0:
-            self.received = self.received or asked_to_stop()
+            self.received = self.received or stop_signal()
         self.received = self.world.all_reduce_max(self.received or 0) or None
         if self.received is not None:
             control.should_save = True

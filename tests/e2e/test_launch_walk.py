@@ -83,7 +83,7 @@ def test_a_signal_to_launch_saves_on_all_and_a_frozen_rank_is_named(reference, t
     began = time.monotonic()
     err = ended(process, 1)
     assert time.monotonic() - began < 120
-    assert "rank 1 on" in err and "gave no sign of life for 10 s" in err, err
+    assert "rank 1 on" in err and "sent no heartbeat for 10 s" in err, err
     assert not ranks_in(folder)
 
 

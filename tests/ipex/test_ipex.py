@@ -1,5 +1,6 @@
-"""Training through IPEX against the native path, in the environment of `make setup-ipex`: the same
-held-out loss, checkpoints that either backend goes on from, several ranks over oneCCL.
+"""Training with IPEX against the native path: validation loss, checkpoints, ranks over oneCCL.
+
+It needs the environment of `make setup-ipex`.
 """
 
 import json
@@ -26,7 +27,7 @@ from intel_ft.versions import installed
 
 _WHY_NOT = ipex.mismatch(installed(ipex.PACKAGE), installed("torch"))
 if _WHY_NOT is None and "avx512f" not in cpu_flags():
-    _WHY_NOT = "IPEX has no bf16 on this CPU without AVX512"
+    _WHY_NOT = "IPEX needs AVX512 for bf16"
 pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=f"{_WHY_NOT}: make test-ipex")
 
 SCRIPTS = Path(sys.executable).parent
@@ -41,7 +42,7 @@ def trained(folder, *arguments):
 
 
 def unfinished(whole, folder):
-    """The run of `whole` as a kill after half of its steps left it."""
+    """A copy of the run `whole`, as a kill after half of its steps would leave it."""
     shutil.copytree(whole, folder)
     out = folder / "out"
     shutil.rmtree(out / "adapter")
@@ -52,21 +53,21 @@ def unfinished(whole, folder):
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory):
-    """A run on the native path: the folder that it was started in."""
+    """The folder of a run on the native path."""
     folder = fresh(tmp_path_factory.mktemp("native") / "run")
     trained(folder, NATIVE)
     return folder
 
 
 @pytest.fixture(scope="module")
-def through_ipex(tmp_path_factory):
-    """The same through IPEX."""
+def with_ipex(tmp_path_factory):
+    """The same with IPEX."""
     folder = fresh(tmp_path_factory.mktemp("ipex") / "run")
     trained(folder, IPEX)
     return folder
 
 
-def test_the_demos_task_reaches_the_native_heldout_loss(tmp_path):
+def test_the_demos_task_reaches_the_native_validation_loss(tmp_path):
     heldout = Path(assets.resolve(assets.HELDOUT)).read_text().splitlines()[:48]
     (tmp_path / "heldout.jsonl").write_text("\n".join(heldout))
     write_config(
@@ -80,18 +81,18 @@ def test_the_demos_task_reaches_the_native_heldout_loss(tmp_path):
             "learning_rate": 3e-3,
         },
     )
-    heldout_losses = []
+    validation_losses = []
     for backend, folder in ((NATIVE, "native"), (IPEX, "ipex")):
         trained(tmp_path, backend, f"output.directory={folder}")
         lines = metrics(tmp_path / folder)
-        heldout_losses.append([line["eval_loss"] for line in lines if "eval_loss" in line])
-    of_native, of_ipex = heldout_losses
+        validation_losses.append([line["eval_loss"] for line in lines if "eval_loss" in line])
+    of_native, of_ipex = validation_losses
     assert of_native[1] < of_native[0]  # there was something to learn
     assert of_ipex == pytest.approx(of_native, rel=0.01)
 
 
-def test_it_says_what_it_is_and_what_it_decided(through_ipex):
-    environment = json.loads((through_ipex / "out/environment.json").read_text())
+def test_a_run_records_the_notice_and_its_decisions(with_ipex):
+    environment = json.loads((with_ipex / "out/environment.json").read_text())
     decisions = {d["name"]: (d["value"], d["reason"]) for d in environment["decisions"]}
     assert decisions["backend.name"] == ("ipex", "set in the config")
     assert decisions["backend.prepack"][0] == "on"
@@ -100,29 +101,27 @@ def test_it_says_what_it_is_and_what_it_decided(through_ipex):
     assert environment["packages"]["intel_extension_for_pytorch"] == "2.8.0"
 
 
-def test_each_step_is_near_the_native_one(native, through_ipex):
-    assert_same(through_ipex / "out", native / "out", tolerance=0.02, adapter=0.25)
-    weights = load_file(through_ipex / "out/adapter/adapter_model.safetensors")
+def test_each_step_is_near_the_native_one(native, with_ipex):
+    assert_same(with_ipex / "out", native / "out", tolerance=0.02, adapter=0.25)
+    weights = load_file(with_ipex / "out/adapter/adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
-def test_a_resumed_run_is_the_run_that_was_not_stopped(through_ipex, tmp_path):
-    out, _ = trained(unfinished(through_ipex, tmp_path / "again"), IPEX, "--resume")
-    assert_same(out, through_ipex / "out", tolerance=1e-6, adapter=1e-6)
+def test_a_resumed_run_is_the_run_that_was_not_stopped(with_ipex, tmp_path):
+    out, _ = trained(unfinished(with_ipex, tmp_path / "again"), IPEX, "--resume")
+    assert_same(out, with_ipex / "out", tolerance=1e-6, adapter=1e-6)
 
 
 @pytest.mark.parametrize("backends", [(NATIVE, IPEX), (IPEX, NATIVE)], ids=" to ".join)
-def test_either_backend_goes_on_from_the_others_checkpoint(
-    backends, native, through_ipex, tmp_path
-):
-    begun, rest = (native, through_ipex) if backends[0] == NATIVE else (through_ipex, native)
+def test_either_backend_resumes_from_the_others_checkpoint(backends, native, with_ipex, tmp_path):
+    begun, rest = (native, with_ipex) if backends[0] == NATIVE else (with_ipex, native)
     out, result = trained(unfinished(begun, tmp_path / "other"), backends[1], "--resume")
     assert "resuming from" in result.err and "checkpoint-8" in result.err
     assert losses(out) == pytest.approx(losses(rest / "out"), rel=0.02)
 
 
 @pytest.mark.skipif(why_not_usable() is not None, reason=str(why_not_usable()))
-def test_two_ranks_over_oneccl_take_the_same_steps(through_ipex, tmp_path):
+def test_two_ranks_over_oneccl_take_the_same_steps(with_ipex, tmp_path):
     folder = fresh(tmp_path / "two")
     environment = os.environ | {
         "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
@@ -141,11 +140,11 @@ def test_two_ranks_over_oneccl_take_the_same_steps(through_ipex, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_same(folder / "out", through_ipex / "out", tolerance=0.02, adapter=0.25)
+    assert_same(folder / "out", with_ipex / "out", tolerance=0.02, adapter=0.25)
 
 
 @pytest.mark.parametrize("prepack", ["auto", False])
-def test_the_optimized_model_gives_and_takes_plain_weights(prepack):
+def test_the_optimized_model_returns_and_accepts_plain_weights(prepack):
     values = {"model": {"name_or_path": assets.MODEL}, "data": {"train": "-"}, "method": {"r": 4}}
     config = build({**values, "output": {"directory": "-"}}, "test")
     backend = ipex.select(BackendConfig(name="ipex", threads=1, prepack=prepack), config.model)

@@ -1,4 +1,4 @@
-"""Which dtype a CPU multiplies in, and by how many threads."""
+"""The dtype and the number of threads on a CPU."""
 
 import pytest
 import torch
@@ -42,5 +42,5 @@ def test_bf16_is_for_cpus_that_may_multiply_in_it(monkeypatch, flags, limit, dty
 def test_threads_by_who_limits_them(monkeypatch, by, sharing, threads, reason) -> None:
     cores = tuple(Core(0, 0, (number,)) for number in range(8))
     monkeypatch.setattr(topology, "read", lambda: Topology(cores, {}, 4.0, *by))
-    monkeypatch.setattr(topology, "bound", lambda: False)
+    monkeypatch.setattr(topology, "is_bound", lambda: False)
     assert cpu._threads(BackendConfig(), sharing) == (threads, reason)

@@ -17,9 +17,9 @@ FATAL = "import os\nos._exit(77)\n"  # as bad as its own os.exit, and unmistakab
     ("ipex", "torch", "part"),
     [
         (None, "2.8.0", "intel_extension_for_pytorch is not installed"),
-        ("2.8.0", "2.13.0+cpu", "here are 2.8.0 and 2.13.0+cpu"),
+        ("2.8.0", "2.13.0+cpu", "found 2.8.0 and 2.13.0+cpu"),
         ("2.7.0", "2.7.1", "needs intel_extension_for_pytorch 2.8 and torch 2.8"),
-        ("2.8.0", None, "here are 2.8.0 and None"),
+        ("2.8.0", None, "found 2.8.0 and None"),
     ],
 )
 def test_other_versions_are_named(ipex, torch, part):
@@ -55,5 +55,5 @@ def test_a_mismatch_is_one_line_and_nothing_of_it_is_imported(verb, tmp_path):
     )
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "here are 2.6.0 and" in line and "make setup-ipex" in line
+    assert "found 2.6.0 and" in line and "make setup-ipex" in line
     assert not (tmp_path / "out").exists()

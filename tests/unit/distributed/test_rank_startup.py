@@ -1,4 +1,4 @@
-"""The startup of a rank: launcher variables, network interface, and what `launch` learns of errors."""
+"""A rank's startup: launcher variables, network interface, and how `launch` learns of errors."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from intel_ft.distributed.launch.commands import Command
 from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.distributed.launch.supervise import supervise
 from intel_ft.distributed.oneccl.library import under_intel_mpi
-from intel_ft.distributed.rank_startup import Expected, begin
+from intel_ft.distributed.rank_startup import LaunchOptions, start_rank
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError
 from intel_ft.host.launcher_env import TORCHRUN, LauncherEnv
@@ -106,9 +106,7 @@ def test_rank_0_listens_where_it_is(environment):
     with pytest.raises(EnvironmentProblem, match=r"MASTER_ADDR=192.0.2.7 is not an address of "):
         process_group._set_rendezvous(two_hosts())
     process_group._set_rendezvous(two_hosts(rank=1))  # which only connects to it
-    process_group._set_rendezvous(
-        two_hosts("torchrun or accelerate")
-    )  # whose agent may be elsewhere
+    process_group._set_rendezvous(two_hosts(TORCHRUN))  # its agent may be elsewhere
     environment["MASTER_ADDR"] = "no.such.host.invalid"
     with pytest.raises(EnvironmentProblem, match="cannot be resolved"):
         process_group._set_rendezvous(two_hosts())
@@ -117,11 +115,11 @@ def test_rank_0_listens_where_it_is(environment):
 def test_what_an_earlier_job_left_does_not_count(environment):
     environment.update(HYDRA | {"PMI_RANK": "0", "MPI_LOCALRANKID": "0"})
     environment.update(MASTER_ADDR="old", MASTER_PORT="1")
-    begin(Expected(None, "node1:29500"), "none")
+    start_rank(LaunchOptions(None, "node1:29500"), "none")
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node1", "29500")
     torchrun = {"WORLD_SIZE": "4", "RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
     environment.update(torchrun, MASTER_ADDR="localhost", MASTER_PORT="7")
-    begin(Expected(None, "node1:29500"), "none")
+    start_rank(LaunchOptions(None, "node1:29500"), "none")
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("localhost", "7")
 
 
@@ -130,8 +128,8 @@ def test_binding_is_told_of_the_collective(tmp_path, environment, monkeypatch):
     environment.update(HYDRA)
     told = []
 
-    def bind(started, wanted, collective):
-        told.append((wanted, collective))
+    def bind(env, setting, collective):
+        told.append((setting, collective))
         raise EnvironmentProblem("enough")
 
     monkeypatch.setattr(rank, "bind", bind)
@@ -211,15 +209,15 @@ def test_what_ends_a_rank_is_in_its_log(tmp_path, environment):
     """Of a rank on another host the log is often all there is."""
     log = tmp_path / "rank-3.log"
     environment.update(RANK="3", **{rank.LOGS: str(tmp_path)})
-    rank.leave_exit_code(1, "rank 0 cannot be reached")
+    rank.report_exit_code(1, "rank 0 cannot be reached")
     assert not log.exists()  # nobody began
     log.write_text("step 1\n")
     for error in (IntelFTError("the disk is full"), KeyError("name")):
         try:
             raise error
         except Exception:
-            rank.leave_exit_code(1)
-    rank.leave_exit_code(1, "rank 0 cannot be reached")
+            rank.report_exit_code(1)
+    rank.report_exit_code(1, "rank 0 cannot be reached")
     lines = log.read_text().splitlines()
     assert lines[0] == "step 1" and lines[1].endswith("error: the disk is full")
     assert "Traceback" in lines[2] and "KeyError: 'name'" in lines

@@ -245,15 +245,15 @@ def of_runtime(found, machine=None):
     [
         ((None,), "0-3 | 4-7", "each rank binds itself"),
         ((8.5,), "0-3 | 4-7", "each rank binds itself"),
-        ((4.0,), "none", "the control group allows 4 of 8 cores, and not certain ones"),
-        ((4.0, topology.SLURM), "none", "Slurm allows 4 of 8 cores, and not certain ones"),
+        ((4.0,), "none", "the control group allows 4 of 8 cores, but does not say which ones"),
+        ((4.0, topology.SLURM), "none", "Slurm allows 4 of 8 cores, but does not say which ones"),
     ],
 )
 def test_what_ranks_would_be_bound_to(monkeypatch, quota, cores, reason):
     host = Topology(tuple(Core(0, cpu // 4, (cpu,)) for cpu in range(8)), {}, *quota)
     monkeypatch.setattr(topology, "read", lambda: host)
     monkeypatch.setattr(runtime, "tuned", lambda host: None)
-    ranks, bound = runtime._layout()
+    ranks, bound = runtime._placement()
     assert (ranks.value, bound.value, bound.reason) == ("2", cores, reason)
 
 

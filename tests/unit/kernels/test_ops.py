@@ -1,6 +1,4 @@
-"""The compiled kernels against the torch formulas beside them, those against autograd, and how the
-library is built, kept and done without.
-"""
+"""The compiled kernels match the torch formulas, which match autograd; and how they are compiled."""
 
 import math
 import os
@@ -116,9 +114,9 @@ def test_dropout_keeps_its_share_and_repeats_itself(compiled, rate, dtype) -> No
         again = ops.dropout(x, rate, other) != 0
         both = (again & kept).float().mean()
         assert both == pytest.approx((1 - rate) ** 2, abs=0.01), other
-    onto = torch.ones_like(x)
-    assert ops.dropout(x, rate, 2**31 + 7, onto=onto) is onto
-    torch.testing.assert_close(onto.float(), 1 + dropped.float(), rtol=8e-3, atol=0.0)
+    total = torch.ones_like(x)
+    assert ops.dropout(x, rate, 2**31 + 7, accumulate_into=total) is total
+    torch.testing.assert_close(total.float(), 1 + dropped.float(), rtol=8e-3, atol=0.0)
 
 
 def attention_case(heads, kv_heads, dim, segments, size=1.0):
@@ -238,11 +236,11 @@ def test_quantize_and_scale_rows(compiled, rows, size, with_columns) -> None:
     if rows > 1:
         assert ((values[:-1].int() - 128).abs().amax(-1) == 127).all()
 
-    for onto in (None, half(rows, size, size=1e5)):
+    for residual in (None, half(rows, size, size=1e5)):
         out = half(rows, size, size=1e4)
-        wide = None if onto is None else onto.float()
+        wide = None if residual is None else residual.float()
         wanted = ops.scale_rows(out.float(), scales, wide)
-        assert ops.scale_rows(out, scales, onto) is out
+        assert ops.scale_rows(out, scales, residual) is out
         torch.testing.assert_close(out.float(), wanted, rtol=5e-3, atol=1e-2)
 
 
@@ -279,7 +277,7 @@ def test_float32_does_not_go_to_the_kernels_and_bf16_does(compiled, monkeypatch)
         lambda x: ops.quantize(x.T),
         lambda x: ops.scale_rows(x, torch.ones(4), x[:1].expand(4, 4)),
         lambda x: ops.swiglu(x[:, :2], x[:, 2:]),
-        lambda x: ops.dropout(x, 0.5, 1, onto=x.T),
+        lambda x: ops.dropout(x, 0.5, 1, accumulate_into=x.T),
     ],
 )
 def test_a_tensor_of_other_strides_never_reaches_a_kernel(monkeypatch, call) -> None:
@@ -407,7 +405,7 @@ def test_a_cpu_without_bf16_has_none(monkeypatch) -> None:
 def test_a_limit_of_onednns_instructions_leaves_none(monkeypatch, tmp_path, name, value) -> None:
     able(monkeypatch)
     found = rebuilt(monkeypatch, CXX="/bin/false", PATH=tmp_path, **{name: value})
-    assert found == Kernels(None, f"{name}={value} forbids bf16 products")
+    assert found == Kernels(None, f"{name}={value} disables bf16 instructions")
     found = rebuilt(monkeypatch, **{name: "AVX512_CORE_BF16"})
     assert found.reason.startswith("/bin/false failed")
 
