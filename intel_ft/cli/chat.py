@@ -37,14 +37,13 @@ def run(
             raise UserError(
                 "chat --server takes no MODEL and no --template: the server determines both"
             )
-        there = options.open_server(server, model, timeout, template)
-        reply: Reply = lambda talk, write: there.stream(  # noqa: E731
+        client = options.open_server(server, model, timeout, template)
+        reply: Reply = lambda talk, write: client.stream(  # noqa: E731
             tuple(talk.history), talk.system, sampling, write
         )
     else:
         source = options.require_source(source, model)
-        found, form, system = options.open_for_prompts(
-            source, template, system, trust_remote_code=trust_remote_code
-        )
-        reply = local_reply(found, form, sampling)
+        loaded = options.load_alone(source, trust_remote_code=trust_remote_code)
+        prompt_template, system = loaded.prompt_form(template, system)
+        reply = local_reply(loaded.engine, prompt_template, sampling)
     chat(reply, system, write=lambda piece: typer.echo(piece, nl=False))

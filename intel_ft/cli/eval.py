@@ -34,32 +34,19 @@ def run(
 
     With --generate, also measures exact match and the share of valid Python.
     """
-    from intel_ft.artifacts.resolve import resolve
-    from intel_ft.config import check_data
-    from intel_ft.data.prepare import prepare
-    from intel_ft.inference.evaluate import evaluate
-    from intel_ft.runtimes.open_model import open_model
+    from intel_ft import api
 
-    artifact = resolve(source)
-    prompt = system or artifact.system_prompt
-    settings = check_data(
-        {
-            "train": data,
-            "split": split,
-            "format": data_format,
-            "template": artifact.template or "auto" if template == "auto" else template,
-            "system_prompt": prompt,
-            "max_length": max_length,
-            "on_long": on_long,
-        }
-    )
-    model = open_model(artifact, trust_remote_code=trust_remote_code)
-    prepared = prepare(settings, settings.train, model.tokenizer)
-    result = evaluate(
-        model,
-        prepared,
-        system_prompt=prompt,
+    result = api.evaluate(
+        source,
+        data,
+        split=split,
+        data_format=data_format,
+        template=template,
+        system_prompt=system,
+        max_length=max_length,
+        on_long=on_long,
         generate=generate,
         max_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
     )
     options.show(result, json)

@@ -89,19 +89,17 @@ def run(
 
     An adapter is merged first.
     """
+    from intel_ft import api
     from intel_ft.errors import UserError
     from intel_ft.export.adapters import export_adapters
-    from intel_ft.export.export import export
-    from intel_ft.export.gate import Gate, Limits, gate_table, parse_share
+    from intel_ft.export.gate import gate_table, parse_share
     from intel_ft.export.settings import for_device, read_settings
 
-    limits = Limits(
-        None if max_ppl_increase is None else parse_share(max_ppl_increase, "--max-ppl-increase"),
-        None if min_agreement is None else parse_share(min_agreement, "--min-agreement"),
-    )
-    chosen = for_device(read_settings(settings, pairs or []), device)
+    most = None if max_ppl_increase is None else parse_share(max_ppl_increase, "--max-ppl-increase")
+    least = None if min_agreement is None else parse_share(min_agreement, "--min-agreement")
+    chosen = read_settings(settings, pairs or [])
     if adapter:
-        if precision == "auto" or limits.is_set:
+        if precision == "auto" or most is not None or least is not None:
             raise UserError(
                 "--adapter measures each adapter at run time: give a --format other than auto, and "
                 "no limits of the quality gate"
@@ -111,7 +109,7 @@ def run(
                 sources,
                 output,
                 precision,
-                settings=chosen,
+                settings=for_device(chosen, device),
                 calibration=calibration,
                 device=device,
                 base=base,
@@ -122,13 +120,19 @@ def run(
         return
     if len(sources) > 1:
         raise UserError("several models need --adapter: without it, export them one at a time")
-    report = export(
+    report = api.export(
         sources[0],
         output,
         precision,
         settings=chosen,
+        max_ppl_increase=most,
+        min_agreement=least,
+        data=data,
+        split=split,
         calibration=calibration,
-        gate=Gate(limits, data, split, generate, max_new_tokens, measure),
+        generate=generate,
+        max_new_tokens=max_new_tokens,
+        measure=measure,
         device=device,
         base=base,
         trust_remote_code=trust_remote_code,

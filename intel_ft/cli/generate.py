@@ -3,13 +3,14 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intel_ft.cli import options
 
 if TYPE_CHECKING:
+    from intel_ft.api import LoadedModel
     from intel_ft.inference.batch_output import Engine
     from intel_ft.runtimes.language_model import Sampling
 
@@ -60,9 +61,8 @@ def run(
     Uses MODEL, in torch or OpenVINO, or a server.
     """
     from intel_ft.data.formats import Message
-    from intel_ft.data.prompt import prompt_tokens
     from intel_ft.errors import UserError
-    from intel_ft.inference.batch_output import all_asked, answer_into, line_of
+    from intel_ft.inference.batch_output import answer_record, make_requests, write_answers
     from intel_ft.inference.engines import local_engine, server_engine
     from intel_ft.inference.prompts import read_prompts
     from intel_ft.runtimes.language_model import Sampling
@@ -89,41 +89,55 @@ def run(
             raise UserError(
                 "generate --server takes no MODEL: name the model on the server with --model"
             )
-        there = options.open_server(server, model, timeout, template)
-        source = f"{there.url} {model}"
+        client = options.open_server(server, model, timeout, template)
+        source = f"{client.url} {model}"
         engine = server_engine(
-            lambda one: there.answer(one.messages, system, sampling, one.seed), batch_size
+            lambda one: client.answer(one.messages, system, sampling, one.seed), batch_size
         )
     else:
         source = options.require_source(source, model)
-        found, form, system = options.open_for_prompts(
-            source, template, system, trust_remote_code=trust_remote_code
-        )
+        loaded = options.load_alone(source, trust_remote_code=trust_remote_code)
+        prompt_template, system = loaded.prompt_form(template, system)
         if single:
-            _one(found, prompt_tokens(found.tokenizer, form, prompts[0], system), sampling, json)
+            _answer_one(loaded, str(text), prompt_template, system, sampling, json)
             return
-        engine = local_engine(found, form, system, sampling, batch_size)
-    wanted = all_asked(prompts, n, seed)
+        engine = local_engine(loaded.engine, prompt_template, system, sampling, batch_size)
+    wanted = make_requests(prompts, n, seed)
     if output:
         settings = {"asked": source, "system": system, "template": template, "n": n}
         settings |= dataclasses.asdict(sampling) | {"stop": list(sampling.stop)}
-        asked = answer_into(output, wanted, engine, settings, resume=resume)
+        asked = write_answers(output, wanted, engine, settings, resume=resume)
         options.show({"written": str(output), "answers": len(wanted), "asked_now": asked}, json)
         return
     for one, answer in engine(wanted):
         if single and not json:
             typer.echo(answer.text)
         else:
-            options.show(line_of(one, answer), True)
+            options.show(answer_record(one, answer), True)
 
 
-def _one(model: Any, tokens: list[int], sampling: "Sampling", json: bool) -> None:
+def _answer_one(
+    model: "LoadedModel",
+    prompt: str,
+    template: str,
+    system: str | None,
+    sampling: "Sampling",
+    json: bool,
+) -> None:
     """Stream the answer to one prompt, or print it as one JSON object."""
+    from intel_ft.api import generate
+
+    completion = generate(
+        model,
+        prompt,
+        template=template,
+        system_prompt=system,
+        sampling=sampling,
+        stream=None if json else lambda piece: typer.echo(piece, nl=False),
+    )
     if not json:
-        model.generate(tokens, sampling, lambda piece: typer.echo(piece, nl=False))
         typer.echo()
         return
-    completion = model.generate(tokens, sampling)
     options.show(
         {
             "text": completion.text,

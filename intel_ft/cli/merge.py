@@ -14,6 +14,6 @@ def run(
 
     Checks that the merged model agrees with base plus adapter.
     """
-    from intel_ft.export.merge import merge
+    from intel_ft import api
 
-    show(merge(source, output, base=base, trust_remote_code=trust_remote_code), json)
+    show(api.merge(source, output, base=base, trust_remote_code=trust_remote_code), json)

@@ -3,11 +3,15 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from intel_ft.tables import Table
+
+if TYPE_CHECKING:
+    from intel_ft.api import LoadedModel
+    from intel_ft.inference.server import Server
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file that describes the run.")
@@ -130,21 +134,15 @@ def print_table(table: Table, *, markdown: bool) -> None:
         table.draw()
 
 
-def open_for_prompts(
-    source: str, template: str, system: str | None, *, trust_remote_code: bool
-) -> tuple[Any, Any, str | None]:
-    """Open `source`; return the model, the template for its prompts and its system prompt."""
+def load_alone(source: str, *, trust_remote_code: bool) -> "LoadedModel":
+    """Load `source` in a process that runs nothing else: an OpenVINO model does without torch."""
+    from intel_ft.api import load_model
     from intel_ft.artifacts.resolve import resolve
-    from intel_ft.inference.prompt_template import prompt_template
     from intel_ft.optional_packages import keep_torch_away
-    from intel_ft.runtimes.open_model import open_model
 
-    artifact = resolve(source)
-    if artifact.kind == "openvino":
+    if resolve(source).kind == "openvino":
         keep_torch_away()
-    model = open_model(artifact, trust_remote_code=trust_remote_code)
-    chosen, _ = prompt_template(artifact, model.tokenizer, template)
-    return model, chosen, system or artifact.system_prompt
+    return load_model(source, trust_remote_code=trust_remote_code)
 
 
 def require_source(source: str | None, served: str | None) -> str:
@@ -158,7 +156,7 @@ def require_source(source: str | None, served: str | None) -> str:
     return source
 
 
-def open_server(url: str, model: str | None, timeout: float, template: str) -> Any:
+def open_server(url: str, model: str | None, timeout: float, template: str) -> "Server":
     """Return a client for `url`; with template `auto` the server formats the prompts."""
     from intel_ft.errors import UserError
     from intel_ft.inference.server import Server

@@ -38,12 +38,9 @@ def run(
 
     Writes a run folder.
     """
-    from intel_ft import config as configuration
-    from intel_ft.distributed.rank_startup import LaunchOptions, start_rank
+    from intel_ft import api
+    from intel_ft.distributed.rank_startup import LaunchOptions
 
-    settings = configuration.load(config, overrides)
-    backend = settings.backend
-    bound = start_rank(LaunchOptions(ranks, master, logs), backend.bind, backend.collective)
-    from intel_ft.training.run import train
-
-    show(train(settings, resume=resume, overwrite=overwrite, bound=bound), json)
+    settings = api.load_config(config, overrides or [])
+    launched = LaunchOptions(ranks=ranks, master=master, logs=logs)
+    show(api.train(settings, resume=resume, overwrite=overwrite, launched=launched), json)
