@@ -6,7 +6,7 @@ import sys
 from intel_ft.errors import EnvironmentProblem
 
 
-def keep_torch_away() -> None:
+def block_torch_import() -> None:
     """Let Transformers find no torch, so that a tokenizer does not import it (seconds, 0.3 GiB).
 
     For a process that will run an IR and nothing else: whoever imports torch afterwards fails.

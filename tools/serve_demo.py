@@ -34,7 +34,7 @@ from intel_ft.data.formats import Message
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.inference.prompt_template import prompt_template
-from intel_ft.optional_packages import keep_torch_away
+from intel_ft.optional_packages import block_torch_import
 from intel_ft.runtimes.language_model import Completion, Sampling, Stream
 from intel_ft.runtimes.open_model import open_model
 
@@ -48,7 +48,7 @@ class Model:
     def __init__(self, folder: str) -> None:
         artifact = resolve(folder)
         if artifact.kind == "openvino":
-            keep_torch_away()
+            block_torch_import()
         self.name = Path(folder).resolve().name
         self.model = open_model(artifact)
         self.template, _ = prompt_template(artifact, self.model.tokenizer)

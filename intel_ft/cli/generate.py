@@ -92,7 +92,8 @@ def run(
         client = options.open_server(server, model, timeout, template)
         source = f"{client.url} {model}"
         engine = server_engine(
-            lambda one: client.answer(one.messages, system, sampling, one.seed), batch_size
+            lambda request: client.answer(request.messages, system, sampling, request.seed),
+            batch_size,
         )
     else:
         source = options.require_source(source, model)
@@ -102,18 +103,20 @@ def run(
             _answer_one(loaded, str(text), prompt_template, system, sampling, json)
             return
         engine = local_engine(loaded.engine, prompt_template, system, sampling, batch_size)
-    wanted = make_requests(prompts, n, seed)
+    requests = make_requests(prompts, n, seed)
     if output:
         settings = {"asked": source, "system": system, "template": template, "n": n}
         settings |= dataclasses.asdict(sampling) | {"stop": list(sampling.stop)}
-        asked = write_answers(output, wanted, engine, settings, resume=resume)
-        options.show({"written": str(output), "answers": len(wanted), "asked_now": asked}, json)
+        asked_now = write_answers(output, requests, engine, settings, resume=resume)
+        options.show(
+            {"written": str(output), "answers": len(requests), "asked_now": asked_now}, json
+        )
         return
-    for one, answer in engine(wanted):
+    for request, answer in engine(requests):
         if single and not json:
             typer.echo(answer.text)
         else:
-            options.show(answer_record(one, answer), True)
+            options.show(answer_record(request, answer), True)
 
 
 def _answer_one(

@@ -138,10 +138,10 @@ def load_alone(source: str, *, trust_remote_code: bool) -> "LoadedModel":
     """Load `source` in a process that runs nothing else: an OpenVINO model does without torch."""
     from intel_ft.api import load_model
     from intel_ft.artifacts.resolve import resolve
-    from intel_ft.optional_packages import keep_torch_away
+    from intel_ft.optional_packages import block_torch_import
 
     if resolve(source).kind == "openvino":
-        keep_torch_away()
+        block_torch_import()
     return load_model(source, trust_remote_code=trust_remote_code)
 
 

@@ -1,1 +1,1 @@
-"""Asking a model: recognising what was given, generating, evaluating and chatting with it."""
+"""Evaluate, generate and chat, with a model here or a server. Start at engines.py."""

@@ -1,9 +1,8 @@
-"""Answers to many prompts: asked in any order, kept one by one, whole at the end; called from
-cli.generate.
+"""Write the answers to many prompts to a JSON Lines file that can be resumed.
 
-While it is written, OUT is called OUT.partial: a first line of settings, then a line an answer,
-flushed as they come. It gets its own name, in the prompts' order, when all are there. So OUT is
-always whole, and what a crash, a dead server or Ctrl-C leaves is what --resume goes on from.
+Until it is complete, OUT is called OUT.partial: one line of settings, then one line per answer in
+order of arrival, each flushed. When all answers are there, they are sorted and OUT gets its name.
+So OUT is always complete, and --resume continues what a crash, a dead server or Ctrl-C left.
 """
 
 import json
@@ -21,8 +20,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One answer that is wanted: the `sample`-th to the prompt at `index`, both from 0."""
+class Request:
+    """A request for one answer: sample number `sample` of the prompt at `index`, both from 0."""
 
     index: int
     sample: int
@@ -32,75 +31,80 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """`new_tokens` is None where a server does not say; `stopped` as in `Completion`."""
+    """An answer; `new_tokens` is None where a server reports none, `stopped` as in `Completion`."""
 
     text: str
     new_tokens: int | None
     stopped: bool
 
 
-Engine = Callable[[Sequence[Asked]], Iterator[tuple[Asked, Answer]]]
-"""Answers what is asked, in any order. What it has yielded before it raises counts."""
+Engine = Callable[[Sequence[Request]], Iterator[tuple[Request, Answer]]]
+"""Answers requests, in any order. Answers that were yielded before an exception are kept."""
 
 
-def all_asked(prompts: Sequence[tuple[Message, ...]], samples: int, seed: int) -> list[Asked]:
-    """`samples` answers to each prompt; each has a seed of its own, the first one `seed` itself."""
+def make_requests(prompts: Sequence[tuple[Message, ...]], samples: int, seed: int) -> list[Request]:
+    """`samples` requests per prompt, each with its own seed; the first request has `seed`."""
     return [
-        Asked(index, sample, messages, (seed + 1_000_003 * index + sample) % 2**31)
+        Request(index, sample, messages, (seed + 1_000_003 * index + sample) % 2**31)
         for index, messages in enumerate(prompts)
         for sample in range(samples)
     ]
 
 
-def line_of(asked: Asked, answer: Answer) -> dict[str, Any]:
-    """What is written of an answer."""
+def answer_record(request: Request, answer: Answer) -> dict[str, Any]:
+    """The line of the output file for an answer."""
     return {
-        "index": asked.index,
-        "sample": asked.sample,
-        "prompt": asked.messages[-1].whole,
+        "index": request.index,
+        "sample": request.sample,
+        "prompt": request.messages[-1].full_content,
         "text": answer.text,
         "new_tokens": answer.new_tokens,
         "stopped": answer.stopped,
     }
 
 
-def answer_into(
+def write_answers(
     output: Path,
-    wanted: Sequence[Asked],
+    requests: Sequence[Request],
     engine: Engine,
     settings: dict[str, Any],
     *,
     resume: bool = False,
 ) -> int:
-    """Write an answer to all that is `wanted` to `output`, JSON lines; how many were asked now.
+    """Write the answers to all `requests` to `output`; returns how many were requested now.
 
-    settings: what answers depend on besides prompts; a resumed run must have the same. Whatever
-    the engine raises ends it, with all answers so far in OUT.partial.
+    settings: what answers depend on besides the prompts; a resumed run must have the same. An
+    exception of the engine is passed on; the answers so far are in OUT.partial.
 
-    Raises UserError if `output` exists, or a partial one that is not to be, or cannot be, resumed.
+    Raises UserError if `output` exists, or if OUT.partial exists and `resume` is False or its
+    settings differ.
     """
     partial = output.with_name(f"{output.name}.partial")
     if output.exists():
-        raise UserError(f"{output} exists already: name another file, or remove it")
-    prompts = [[(m.role, m.whole) for m in one.messages] for one in wanted if not one.sample]
-    settings = settings | {"prompts": json.loads(json.dumps(prompts))}  # as it will be read again
-    lines = _earlier(partial, settings, resume)
+        raise UserError(f"{output} already exists: name another file, or remove it")
+    prompts = [
+        [(m.role, m.full_content) for m in one.messages] for one in requests if not one.sample
+    ]
+    settings = settings | {"prompts": json.loads(json.dumps(prompts))}  # as read from a file
+    lines = _read_partial(partial, settings, resume)
     done = {(line["index"], line["sample"]) for line in lines}
-    missing = [one for one in wanted if (one.index, one.sample) not in done]
+    missing = [one for one in requests if (one.index, one.sample) not in done]
     if done:
-        log.info("%s: %d answers are there, %d to go", partial, len(done), len(missing))
+        log.info("%s: %d answers done, %d to go", partial, len(done), len(missing))
     partial.parent.mkdir(parents=True, exist_ok=True)
-    # Written whole again: what was cut off in the middle of a line is gone.
+    # Rewritten, so that a line that was cut off in the middle is gone.
     write_text(partial, "".join(map(_json, [settings, *lines])))
     try:
         with partial.open("a", encoding="utf-8") as file:
-            for asked, answer in engine(missing):
-                line = line_of(asked, answer)
+            for request, answer in engine(missing):
+                line = answer_record(request, answer)
                 lines.append(line)
                 file.write(_json(line))
                 file.flush()
     except BaseException:
-        log.warning("%s keeps %d of %d answers: --resume", partial, len(lines), len(wanted))
+        log.warning(
+            "%s has %d of %d answers: continue with --resume", partial, len(lines), len(requests)
+        )
         raise
     lines.sort(key=lambda line: (line["index"], line["sample"]))
     write_text(output, "".join(map(_json, lines)))
@@ -108,8 +112,11 @@ def answer_into(
     return len(missing)
 
 
+_NAMES = {"asked": "model or server"}  # keys of the settings line, for messages
+
+
 def _json(value: Any) -> str:
-    # A server may send half of a surrogate pair, which UTF-8 cannot hold: escaped, it can.
+    # A server may send an unpaired surrogate, which UTF-8 cannot encode unless it is escaped.
     text = json.dumps(value, ensure_ascii=False)
     return (text if text.isascii() or _encodable(text) else json.dumps(value)) + "\n"
 
@@ -122,23 +129,28 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _earlier(partial: Path, settings: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
-    """The answers in a partial file; none where there is no such file."""
+def _read_partial(partial: Path, settings: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+    """The answers in a partial file; none where there is no such file.
+
+    Raises UserError where the file exists and `resume` is False or its settings differ.
+    """
     if not partial.exists():
         return []
     if not resume:
-        raise UserError(f"{partial} is there from an earlier run: --resume goes on, or remove it")
-    first, *rest = list(_whole_lines(partial)) or [{}]
-    differing = [key for key in settings if first.get(key) != settings[key]]
+        raise UserError(
+            f"{partial} exists from an earlier run: continue it with --resume, or remove it"
+        )
+    first, *rest = list(_complete_lines(partial)) or [{}]
+    differing = [_NAMES.get(key, key) for key in settings if first.get(key) != settings[key]]
     if differing:
         raise UserError(
-            f"{partial}: was begun with another {' and '.join(differing)}: remove it, or say the "
-            "same again"
+            f"{partial} was started with a different {' and '.join(differing)}: use the same "
+            "values, or remove it"
         )
     return rest
 
 
-def _whole_lines(path: Path) -> Iterable[dict[str, Any]]:
+def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n"):
         try:
             value = json.loads(line)

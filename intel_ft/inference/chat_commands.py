@@ -1,4 +1,4 @@
-"""What a line that begins with / does in a chat; called from inference.chat."""
+"""The commands of a chat: lines that begin with /."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,64 +7,69 @@ from pathlib import Path
 from intel_ft.data.formats import Message
 
 HELP = """\
-/help           this list
-/clear          forget what was said; the system prompt stays
-/system [TEXT]  show the system prompt, or set it and forget what was said; /system - takes none
-/undo           forget the last question and its answer
-/save FILE      append the conversation to FILE as a line of messages, the form that train reads
-/exit           leave; so do exit and Ctrl-D
-A question that begins with / is written //..."""
+/help           show this list
+/clear          clear the conversation; the system prompt stays
+/system [TEXT]  show the system prompt, or set it and clear the conversation; - removes it
+/undo           remove the last question and its answer
+/save FILE      append the conversation to FILE as one line of JSON, in a format that train reads
+/exit           leave the chat, as do exit and Ctrl-D
+To ask a question that begins with /, write //"""
 
 
 @dataclass
-class Talk:
-    """A conversation under way: turns so far, and the system prompt in front of them."""
+class ChatSession:
+    """The state of a chat: the system prompt, and the turns so far."""
 
     system: str | None
     history: list[Message] = field(default_factory=list)
 
 
-def run_command(line: str, talk: Talk) -> str | None:
-    """Carry out `line`, which begins with /; what to show, or None to leave."""
+def run_command(line: str, session: ChatSession) -> str | None:
+    """Run the command in `line`; returns the text to print, or None to leave."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
-    shown: str | None = f"(no command {name}: /help lists them)"
+    output: str | None = f"(no command {name}: /help lists the commands)"
     match name.lower():
         case "/exit" | "/quit":
-            shown = None
+            output = None
         case "/help":
-            shown = HELP
+            output = HELP
         case "/clear":
-            talk.history.clear()
-            shown = "(forgotten)"
+            session.history.clear()
+            output = "(conversation cleared)"
         case "/system":
-            shown = _system(rest, talk)
+            output = _system(rest, session)
         case "/undo":
-            del talk.history[-2:]
-            shown = f"({len(talk.history) // 2} exchanges left)"
+            del session.history[-2:]
+            output = f"({_exchanges(session)} left)"
         case "/save":
-            shown = _save(rest, talk)
-    return shown
+            output = _save(rest, session)
+    return output
 
 
-def _system(text: str, talk: Talk) -> str:
+def _system(text: str, session: ChatSession) -> str:
     if not text:
-        return talk.system or "(no system prompt)"
-    talk.system = None if text == "-" else text
-    talk.history.clear()
-    return "(set; what was said is forgotten)"
+        return session.system or "(no system prompt)"
+    session.system = None if text == "-" else text
+    session.history.clear()
+    return f"(system prompt {'set' if session.system else 'removed'}; conversation cleared)"
 
 
-def _save(name: str, talk: Talk) -> str:
+def _save(name: str, session: ChatSession) -> str:
     if not name:
-        return "(say /save FILE)"
-    if not talk.history:
-        return "(nothing was said yet)"
-    system = [Message("system", talk.system)] if talk.system else []
-    turns = [{"role": one.role, "content": one.whole} for one in (*system, *talk.history)]
+        return "(usage: /save FILE)"
+    if not session.history:
+        return "(nothing to save yet)"
+    system = [Message("system", session.system)] if session.system else []
+    turns = [{"role": one.role, "content": one.full_content} for one in (*system, *session.history)]
     try:
         with Path(name).expanduser().open("a", encoding="utf-8") as file:
             file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
     except OSError as error:
         return f"({name}: cannot be written: {error.strerror})"
-    return f"({len(talk.history) // 2} exchanges appended to {name})"
+    return f"({_exchanges(session)} appended to {name})"
+
+
+def _exchanges(session: ChatSession) -> str:
+    count = len(session.history) // 2
+    return "1 exchange" if count == 1 else f"{count} exchanges"

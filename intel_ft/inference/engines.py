@@ -1,6 +1,4 @@
-"""Who answers: a model here in batches, or a server with several requests under way; called from
-cli.generate.
-"""
+"""Engines that answer requests: a local model in batches, or a server with parallel requests."""
 
 import queue
 import threading
@@ -8,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from intel_ft.data.prompt import prompt_encoder
 from intel_ft.data.templates import Template
-from intel_ft.inference.batch_output import Answer, Asked, Engine
+from intel_ft.inference.batch_output import Answer, Engine, Request
 from intel_ft.runtimes.language_model import Completion, LanguageModel, Sampling
 
 
@@ -19,14 +17,14 @@ def local_engine(
     sampling: Sampling,
     batch_size: int,
 ) -> Engine:
-    """Batches of `batch_size`, the longest prompts first: what does not fit fails early."""
+    """An engine that answers in batches of `batch_size` with a model in this process."""
 
-    def answer(wanted: Sequence[Asked]) -> Iterator[tuple[Asked, Answer]]:
+    def answer(requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         encode = prompt_encoder(model.tokenizer, template, system_prompt)
-        prompts = [encode(one.messages) for one in wanted]
-        seeds = [one.seed for one in wanted]
+        prompts = [encode(one.messages) for one in requests]
+        seeds = [one.seed for one in requests]
         for index, done in complete_in_batches(model, prompts, seeds, sampling, batch_size):
-            yield wanted[index], Answer(done.text, len(done.new_tokens), done.stopped)
+            yield requests[index], Answer(done.text, len(done.new_tokens), done.stopped)
 
     return answer
 
@@ -51,14 +49,17 @@ def complete_in_batches(
         yield from zip(batch, completions, strict=True)
 
 
-def server_engine(ask: Callable[[Asked], Answer], requests: int) -> Engine:
-    """At most `requests` under way. After a failure none is begun; those under way still count."""
+def server_engine(ask: Callable[[Request], Answer], max_parallel: int) -> Engine:
+    """An engine that sends at most `max_parallel` requests at a time to a server.
 
-    def answer(wanted: Sequence[Asked]) -> Iterator[tuple[Asked, Answer]]:
-        todo: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-        for one in wanted:
+    After a failure no request is started; the answers to those in flight are still yielded.
+    """
+
+    def answer(requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
+        todo: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        for one in requests:
             todo.put(one)
-        results: queue.SimpleQueue[tuple[Asked, Answer] | Exception | None] = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple[Request, Answer] | Exception | None] = queue.SimpleQueue()
         stop = threading.Event()
 
         def work() -> None:
@@ -74,9 +75,9 @@ def server_engine(ask: Callable[[Asked], Answer], requests: int) -> Engine:
             finally:
                 results.put(None)
 
-        workers = min(requests, len(wanted))
+        workers = min(max_parallel, len(requests))
         for _ in range(workers):
-            threading.Thread(target=work, daemon=True).start()  # Ctrl-C waits for none of them
+            threading.Thread(target=work, daemon=True).start()  # daemon: Ctrl-C waits for none
         failure: Exception | None = None
         try:
             while workers:

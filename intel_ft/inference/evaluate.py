@@ -1,6 +1,4 @@
-"""How good a model is on held-out examples: loss, perplexity, and what it generates; called from
-cli (eval, demo) and export.
-"""
+"""Evaluate a model on a validation set: loss, perplexity, and the answers it generates."""
 
 import ast
 import math
@@ -24,10 +22,10 @@ Progress = Callable[[int, int], None]  # done, total
 
 @dataclass(frozen=True)
 class EvalResult:
-    """`loss` is in nats a supervised token over all examples, `perplexity` is exp(loss).
+    """`loss` is in nats per supervised token over all examples, `perplexity` is exp(loss).
 
-    `exact_match` and `parses` are shares of the `generated` answers, None where none were asked
-    for: equal to the reference but for outer white space, and accepted by `ast.parse`.
+    `exact_match` and `parses` are shares of the `generated` answers, None where there are none:
+    equal to the reference except for outer white space, and accepted by `ast.parse`.
     """
 
     loss: float
@@ -41,7 +39,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class Answers:
-    """How greedy answers compare with the reference ones; the shares as in `EvalResult`."""
+    """How greedy answers compare with the references; the shares as in `EvalResult`."""
 
     generated: int
     exact_match: float | None
@@ -57,11 +55,11 @@ def evaluate(
     max_new_tokens: int = 256,
     progress: Progress | None = None,
 ) -> EvalResult:
-    """Measure `model` on `prepared`; greedy answers to its first `generate` conversations.
+    """Evaluate `model` on `prepared`, with greedy answers to its first `generate` conversations.
 
-    Loss is token-weighted over supervised tokens only, one example at a time, so nothing is padded
-    and nothing is attended across. Raises UserError where nothing is supervised, IntelFTError where
-    the loss is not a number.
+    The loss is the mean over supervised tokens. Examples are computed one at a time: without
+    padding, and without attention across examples. Raises UserError where nothing is supervised,
+    IntelFTError where the loss is not finite.
     """
     examples = prepared.examples
     total = 0.0
@@ -126,19 +124,20 @@ def check_answers(
     count: int,
     max_new_tokens: int,
 ) -> Answers:
-    """How `greedy_answers` compare with the reference ones."""
-    asked = answerable(prepared, count)
-    found = greedy_answers(model, prepared.template, asked, system_prompt, max_new_tokens)
-    answers = [(a, messages[-1].content) for a, messages in zip(found, asked, strict=True)]
+    """Compare the greedy answers to the first `count` conversations with the references."""
+    conversations = answerable(prepared, count)
+    answers = greedy_answers(model, prepared.template, conversations, system_prompt, max_new_tokens)
+    references = [messages[-1].content for messages in conversations]
+    pairs = list(zip(answers, references, strict=True))
     return Answers(
         generated=len(answers),
-        exact_match=_share([answer.strip() == wanted.strip() for answer, wanted in answers]),
-        parses=_share([is_python(answer) for answer, _ in answers]),
+        exact_match=_share([answer.strip() == reference.strip() for answer, reference in pairs]),
+        parses=_share([is_python(answer) for answer in answers]),
     )
 
 
 def answerable(prepared: Prepared, count: int) -> list[tuple[Message, ...]]:
-    """The first `count` conversations that end in an assistant's turn."""
+    """The first `count` conversations that end with an assistant's turn."""
     return [
         conversation.messages
         for conversation in prepared.conversations
@@ -149,17 +148,17 @@ def answerable(prepared: Prepared, count: int) -> list[tuple[Message, ...]]:
 def greedy_answers(
     model: LanguageModel,
     template: Template,
-    asked: Sequence[tuple[Message, ...]],
+    conversations: Sequence[tuple[Message, ...]],
     system_prompt: str | None,
     max_new_tokens: int,
 ) -> list[str]:
-    """What `model` says in place of each conversation's last turn."""
+    """The greedy answers of `model` in place of each conversation's last turn."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
     return [
         model.generate(
             prompt_tokens(model.tokenizer, template, messages[:-1], system_prompt), sampling
         ).text
-        for messages in asked
+        for messages in conversations
     ]
 
 

@@ -1,21 +1,22 @@
-"""Which template a prompt to a model is written in; called from cli (generate, chat, eval)."""
+"""Choose the template that prompts to a model are written in."""
 
 from typing import Any
 
 from intel_ft.artifacts.resolve import Artifact
-from intel_ft.data.templates import Template, choose
+from intel_ft.data.templates import Template, choose_template
 
 
 def prompt_template(
     artifact: Artifact, tokenizer: Any, requested: str = "auto"
 ) -> tuple[Template, str]:
-    """The template and the reason for it: what the user asks for, else what the model was trained
-    with, else its tokenizer's own chat template, else chatml.
+    """The template, and the reason for it.
 
-    Raises UserError if "tokenizer" is asked for and the tokenizer has no chat template.
+    It is the requested one, else the one the model was trained with, else the tokenizer's chat
+    template, else chatml. Raises UserError if "tokenizer" is requested and the tokenizer has no
+    chat template.
     """
     trained = artifact.template or "auto"
     if requested == "auto" and trained != "auto":
-        template, _ = choose(trained, "messages", bool(tokenizer.chat_template))
+        template, _ = choose_template(trained, "messages", bool(tokenizer.chat_template))
         return template, "the model was trained with it"
-    return choose(requested, "messages", bool(tokenizer.chat_template))
+    return choose_template(requested, "messages", bool(tokenizer.chat_template))

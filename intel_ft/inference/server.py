@@ -1,8 +1,7 @@
-"""An OpenAI-compatible server (vLLM, OVMS, `transformers serve`) asked over HTTP; called from cli
-(generate, chat).
+"""HTTP client for OpenAI-compatible servers: vLLM, OVMS, `transformers serve`.
 
-https://platform.openai.com/docs/api-reference/chat and .../completions; top_k and
-repetition_penalty are vLLM's and OVMS's own additions and only sent when asked for.
+See https://platform.openai.com/docs/api-reference/chat and .../completions; top_k and
+repetition_penalty are additions of vLLM and OVMS, and sent only when they are set.
 """
 
 import json
@@ -22,20 +21,20 @@ from intel_ft.inference.batch_output import Answer
 from intel_ft.runtimes.language_model import Sampling, Stream, first_stop
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-MOST_BYTES = 64 << 20  # of one answer: a server that never ends is not one that answers
+MAX_BYTES = 64 << 20  # of one answer: some broken servers never end it
 BUSY = (429, 503)
-PAUSES = (1.0, 4.0)  # seconds before a busy server is asked again
+PAUSES = (1.0, 4.0)  # seconds before each retry with a busy server
 
 
 class Server:
-    """Asks `model` at `url` (http://host:8000, /v1 or /v3 included or not).
+    """A client for `model` at `url` (http://host:8000, with or without /v1 or /v3).
 
-    timeout: seconds for one answer, all in all. template: a built-in one, to write the prompt here
-    and ask for its completion; None lets the server write it with its chat template. The key in
+    timeout: seconds for a complete answer. template: a built-in one, to format the prompt here and
+    request its completion; None leaves it to the server's chat template. The API key in
     OPENAI_API_KEY, if any, is sent.
 
-    Asking raises EnvironmentProblem if the server cannot be reached or is too slow, UserError if it
-    refuses the request, IntelFTError if it fails or answers something else than this API's.
+    Requests raise EnvironmentProblem if the server cannot be reached or is too slow, UserError if
+    it rejects the request, IntelFTError if it fails or its answer is not this API's.
     """
 
     def __init__(
@@ -81,9 +80,9 @@ class Server:
     def stream(
         self, messages: tuple[Message, ...], system: str | None, sampling: Sampling, write: Stream
     ) -> str:
-        """The answer to `messages`, handed to `write` as it comes; its text."""
+        """The text of the answer to `messages`, also passed to `write` piece by piece."""
         path, body = self._request(messages, system, sampling, sampling.seed)
-        said: list[str] = []
+        pieces: list[str] = []
         for event in self._events(path, body | {"stream": True}):
             try:
                 choices = event["choices"]
@@ -91,9 +90,9 @@ class Server:
             except (KeyError, IndexError, TypeError, AttributeError):
                 raise self._malformed(json.dumps(event).encode()) from None
             if isinstance(piece, str) and piece:
-                said.append(piece)
+                pieces.append(piece)
                 write(piece)
-        return "".join(said)
+        return "".join(pieces)
 
     def _request(
         self, messages: tuple[Message, ...], system: str | None, sampling: Sampling, seed: int
@@ -115,27 +114,27 @@ class Server:
             return "completions", body | {"prompt": prompt_text(self._template, messages, system)}
         if system and messages[0].role != "system":
             messages = (Message("system", system), *messages)
-        turns = [{"role": message.role, "content": message.whole} for message in messages]
+        turns = [{"role": message.role, "content": message.full_content} for message in messages]
         return "chat/completions", body | {"messages": turns}
 
     def _post(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         end = time.monotonic() + self._timeout
         content = bytearray()
-        with self._asking(), self._client.stream("POST", path, json=body) as response:
+        with self._explain_errors(), self._client.stream("POST", path, json=body) as response:
             for piece in response.iter_bytes():
                 content += piece
-                self._bounded(len(content), end)
+                self._check_bounds(len(content), end)
         return response.status_code, bytes(content)
 
     def _events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Server-sent events up to [DONE]: https://html.spec.whatwg.org/#server-sent-events."""
         end, size = time.monotonic() + self._timeout, 0
-        with self._asking(), self._client.stream("POST", path, json=body) as response:
+        with self._explain_errors(), self._client.stream("POST", path, json=body) as response:
             if response.status_code != httpx.codes.OK:
                 self._check(response.status_code, response.read())
             for line in response.iter_lines():
                 size += len(line)
-                self._bounded(size, end)
+                self._check_bounds(size, end)
                 data = line.removeprefix("data:").strip()
                 if not line.startswith("data:") or not data:
                     continue
@@ -144,38 +143,38 @@ class Server:
                 yield self._parsed(data.encode(errors="replace"))
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout):
                 raise self._unreachable("no connection within 10 s") from None
-            raise self._slow() from None
+            raise self._too_slow() from None
         except httpx.DecodingError as error:
             raise self._malformed(str(error).encode()) from None
         except httpx.TransportError as error:
             raise self._unreachable(str(error) or type(error).__name__) from None
 
-    def _bounded(self, size: int, end: float) -> None:
+    def _check_bounds(self, size: int, end: float) -> None:
         if time.monotonic() > end:
-            raise self._slow()
-        if size > MOST_BYTES:
-            raise IntelFTError(f"{self.url}: its answer has more than {MOST_BYTES >> 20} MiB")
+            raise self._too_slow()
+        if size > MAX_BYTES:
+            raise IntelFTError(f"{self.url}: the answer is larger than {MAX_BYTES >> 20} MiB")
 
     def _check(self, status: int, content: bytes) -> None:
         if status == httpx.codes.OK:
             return
-        said = _said(content)
+        message = _error_message(content)
         if status in (401, 403):
-            raise UserError(f"{self.url}: refuses without a valid key in {KEY_VARIABLE}: {said}")
+            raise UserError(f"{self.url}: needs a valid API key in {KEY_VARIABLE}: {message}")
         if status == httpx.codes.NOT_FOUND:
             raise UserError(
-                f"{self.url}: has no such model or path (model {self._model}; "
-                f"{'completions' if self._template else 'chat/completions'}): {said}"
+                f"{self.url}: no such model or path (model {self._model}, path "
+                f"{'completions' if self._template else 'chat/completions'}): {message}"
             )
         if 300 <= status < 500 and status not in BUSY:
-            raise UserError(f"{self.url}: refuses the request ({status}): {said}")
-        raise IntelFTError(f"{self.url}: failed ({status}): {said}")
+            raise UserError(f"{self.url}: rejected the request ({status}): {message}")
+        raise IntelFTError(f"{self.url}: the server failed ({status}): {message}")
 
     def _parsed(self, content: bytes) -> dict[str, Any]:
         try:
@@ -185,7 +184,7 @@ class Server:
         if not isinstance(value, dict):
             raise self._malformed(content)
         if "error" in value:
-            raise IntelFTError(f"{self.url}: failed: {_said(content)}")
+            raise IntelFTError(f"{self.url}: the server failed: {_error_message(content)}")
         return value
 
     def _malformed(self, content: bytes) -> IntelFTError:
@@ -194,9 +193,9 @@ class Server:
             f"{_short(content.decode(errors='replace'))}"
         )
 
-    def _slow(self) -> EnvironmentProblem:
+    def _too_slow(self) -> EnvironmentProblem:
         return EnvironmentProblem(
-            f"{self.url}: no whole answer within {self._timeout:g} s: raise --timeout, or lower "
+            f"{self.url}: no complete answer within {self._timeout:g} s: raise --timeout, or lower "
             "--max-new-tokens or --batch-size"
         )
 
@@ -207,7 +206,7 @@ class Server:
 
 
 def _answer(text: str, tokens: Any, reason: Any, sampling: Sampling) -> Answer:
-    end = first_stop(text, sampling.stop)  # some servers leave the stop text in
+    end = first_stop(text, sampling.stop)  # some servers do not remove the stop text
     stopped = end is not None or reason == "stop"
     return Answer(text[:end], tokens if isinstance(tokens, int) else None, stopped)
 
@@ -218,14 +217,14 @@ def _url(url: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise UserError(f"--server {url}: not a URL ({error})") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UserError(f"--server {url}: give it as http://host:port")
+        raise UserError(f"--server {url}: write it as http://host:port")
     last = parsed.path.rpartition("/")[2]
     versioned = last[:1] == "v" and last[1:].isdigit()
     return parsed if versioned else parsed.copy_with(path=f"{parsed.path.rstrip('/')}/v1")
 
 
-def _said(content: bytes) -> str:
-    """What an error's body says: OpenAI's {"error": {"message"}}, FastAPI's {"detail"}, or text."""
+def _error_message(content: bytes) -> str:
+    """An error's message: OpenAI's {"error": {"message"}}, FastAPI's {"detail"}, or the text."""
     text = content.decode(errors="replace")
     try:
         value = json.loads(text)
@@ -238,4 +237,4 @@ def _said(content: bytes) -> str:
 
 def _short(text: str) -> str:
     line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
-    return (line if len(line) <= 200 else line[:197] + "...") or "(nothing)"
+    return (line if len(line) <= 200 else line[:197] + "...") or "(empty response)"

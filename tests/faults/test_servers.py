@@ -131,7 +131,7 @@ def test_answers_so_far_are_kept_and_resumed(tmp_path) -> None:
         assert 5 <= len(kept) <= 7
         one_line(ask(url, tmp_path, *arguments), 2, "out.jsonl.partial", "--resume")
         other = ask(url, tmp_path, *arguments, "--resume", "--max-new-tokens", "9")
-        one_line(other, 2, "another max_new_tokens")
+        one_line(other, 2, "different max_new_tokens")
         # A kill in the middle of a line leaves half of one.
         with (tmp_path / "out.jsonl.partial").open("a") as file:
             file.write('{"index": 11, "sam')
@@ -243,6 +243,6 @@ def test_chat_goes_on_after_a_servers_failure(tmp_path) -> None:
     assert seen[3]["messages"][-1]["content"] == "/third"
     saved = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
     assert [turn["role"] for turn in saved] == ["system", *["user", "assistant"] * 2]
-    assert "(1 exchanges left)" in text and "no command /nonsense" in text
-    assert "cannot be written" in text and "/save FILE" in text and "nothing was said yet" in text
+    assert "(1 exchange left)" in text and "no command /nonsense" in text
+    assert "cannot be written" in text and "/save FILE" in text and "nothing to save" in text
     assert next(waiting) == "never"

@@ -65,29 +65,29 @@ def test_stop_texts_end_an_answer_and_are_not_in_it(model, prompts) -> None:
     assert alone.stopped and len(alone.new_tokens) < 24
     batch = model.generate_many(prompts[:2], [0, 0], sampling)
     assert batch[0].text == whole[:place] and batch[0].stopped
-    assert len(batch[0].new_tokens) == len(alone.new_tokens)  # not what fills the row up
-    # The beginning of a stop text is held back, but not lost if it does not go on.
+    assert len(batch[0].new_tokens) == len(alone.new_tokens)  # without the padding of the row
+    # The beginning of a stop text is held back, but not lost if the rest does not come.
     streamed.clear()
     last = whole[-2:] + "never"
     model.generate(prompts[0], Sampling(max_new_tokens=24, stop=(last,)), streamed.append)
     assert "".join(streamed) == whole
 
 
-def test_padding_is_not_taken_for_said() -> None:
+def test_the_repetition_penalty_ignores_padding() -> None:
     from intel_ft.runtimes.torch_sampling import RepetitionPenalty
 
     rows, scores = torch.tensor([[5, 6, 7, 8], [0, 0, 7, 7]]), torch.randn(2, 61)
     theirs = RepetitionPenaltyLogitsProcessor(1.5)
-    found = RepetitionPenalty(1.5, [0, 2])(rows, scores)
-    assert torch.equal(found[:1], theirs(rows[:1], scores[:1]))
-    assert torch.equal(found[1:], theirs(rows[1:, 2:], scores[1:]))
+    penalized = RepetitionPenalty(1.5, [0, 2])(rows, scores)
+    assert torch.equal(penalized[:1], theirs(rows[:1], scores[:1]))
+    assert torch.equal(penalized[1:], theirs(rows[1:, 2:], scores[1:]))
 
 
 def test_a_batch_at_the_edge_of_the_window(model, prompts) -> None:
     """A prompt that leaves 6 tokens of 256 does not shorten its neighbour's answer."""
     long = (prompts[2] * 20)[:250]
-    found = model.generate_many([long, prompts[0]], [0, 0], Sampling(max_new_tokens=20))
-    assert len(found[0].new_tokens) <= 6 and len(found[1].new_tokens) == 20
+    answers = model.generate_many([long, prompts[0]], [0, 0], Sampling(max_new_tokens=20))
+    assert len(answers[0].new_tokens) <= 6 and len(answers[1].new_tokens) == 20
     with pytest.raises(UserError, match="context window is 256"):
         model.generate_many([prompts[0], long + long], [0, 0], Sampling(max_new_tokens=20))
 
@@ -102,8 +102,8 @@ def test_sampling_draws_from_the_distribution() -> None:
     rows = 10_000
     draw = SeededRows(Sampling(temperature=2.0), list(range(rows)))
     tokens = draw(None, (2 * shares.log()).repeat(rows, 1)).argmax(dim=1)
-    found = torch.bincount(tokens, minlength=3) / rows
-    assert ((found - shares).abs() < 4 * (shares * (1 - shares) / rows).sqrt()).all()
+    drawn = torch.bincount(tokens, minlength=3) / rows
+    assert ((drawn - shares).abs() < 4 * (shares * (1 - shares) / rows).sqrt()).all()
     cut = SeededRows(Sampling(temperature=1.0, top_k=2), [0] * 50)
     assert set(cut(None, shares.log().repeat(50, 1)).argmax(dim=1).tolist()) <= {0, 1}
 
@@ -124,25 +124,25 @@ def test_files_of_prompts(tmp_path) -> None:
         '{"question": "e"}\n'
         '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "f"}]}\n'
     )
-    found = read_prompts(path)
-    assert [one[-1].whole for one in found] == ["a", "b", "c\n\nd", "e", "f"]
-    assert found[4][0] == Message("system", "s")
+    prompts = read_prompts(path)
+    assert [one[-1].full_content for one in prompts] == ["a", "b", "c\n\nd", "e", "f"]
+    assert prompts[4][0] == Message("system", "s")
 
 
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ('{"prompt": ', "broken JSON"),
-        ("[1]", "not an object"),
-        ('{"text": "x"}', "none of"),
-        ('{"prompt": 3}', "prompt is not text"),
+        ('{"prompt": ', "invalid JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"text": "x"}', "prompt, instruction, question"),
+        ('{"prompt": 3}', "prompt must be text"),
         ('{"prompt": "  "}', "empty"),
         ('{"prompt": "\\ud800"}', "surrogate"),
-        ('{"messages": []}', "messages are not"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "messages are not"),
-        ('{"messages": [{"role": "user", "content": null}]}', "content is not text"),
-        ('{"messages": "x"}', "not a list"),
-        ("[" * 100_000, "broken JSON"),
+        ('{"messages": []}', "messages must be"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "messages must be"),
+        ('{"messages": [{"role": "user", "content": null}]}', "content must be text"),
+        ('{"messages": "x"}', "must be a list"),
+        ("[" * 100_000, "invalid JSON"),
     ],
 )
 def test_a_bad_line_is_named(line, part, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Loss, generation and chat over a torch model, against transformers done by hand."""
+"""Loss, generation and chat with a torch model, compared with plain transformers."""
 
 import ast
 import math
@@ -72,7 +72,7 @@ def test_adapter_changes_the_loss_and_bf16_is_near(base, model, tmp_path) -> Non
 @pytest.mark.parametrize(
     ("flags", "dtype"), [({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16)]
 )
-def test_weights_are_in_what_the_cpu_multiplies_fastest_in(base, flags, dtype, monkeypatch) -> None:
+def test_weights_have_the_dtype_of_the_fastest_gemm(base, flags, dtype, monkeypatch) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(cpu, "cpu_flags", lambda: flags)
     assert open_model(resolve(str(base))).model.dtype == dtype
@@ -218,13 +218,13 @@ def test_chat_keeps_history_and_leaves(model) -> None:
     assert _talk(parrot, ["third"]) == "answer\n\n"  # end of input leaves too
 
 
-def test_chat_forgets_the_oldest_when_full(model) -> None:
+def test_chat_removes_the_oldest_exchanges_when_full(model) -> None:
     parrot = _Parrot(model.tokenizer)
     parrot.context_window = 330
     shown = _talk(parrot, [f"w{i}" for i in range(6)] + ["long " * 200, "after", "exit"])
     assert "w0" in parrot.prompts[1]
     assert "w0" not in parrot.prompts[5]
     assert "w5" in parrot.prompts[5]
-    assert "(too long: the model's context window is 330 tokens)" in shown
+    assert "too long: the model's context window is 330 tokens)" in shown
     assert "after" in parrot.prompts[-1]
     assert "long" not in parrot.prompts[-1]
