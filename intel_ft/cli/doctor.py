@@ -34,10 +34,10 @@ def run(
 
     if hosts is None:
         report = examine.examine()
-        _show(report, report.failed, text.lines(report), json)
+        _show(report, report.failed, text.diagnosis_lines(report), json)
     else:
         comparison = several.examine(hosts, ssh, mpirun)
-        _show(comparison, comparison.failed, text.compared(comparison), json)
+        _show(comparison, comparison.failed, text.comparison_lines(comparison), json)
 
 
 def _show(report: Any, failed: bool, lines: list[str], json: bool) -> None:

@@ -1,6 +1,6 @@
-"""What this machine and its software can do, and what is wrong with them: read `examine.py` first;
-called from cli.doctor. Nothing here needs torch or any other package to be whole.
+"""`intel-ft doctor`: what this machine and its software can do, and what is wrong with them.
 
-Facts by domain (host, instructions, products, runtime, software), then findings, which are pure
-functions of facts, then the screen.
+Start reading at `examine.py`. It collects facts by domain (host, instructions, gemm_kernels,
+runtime, software), derives findings from them (pure functions of facts), and `text.py` prints both.
+Nothing here needs a working installation of torch or of any other package.
 """

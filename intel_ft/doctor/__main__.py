@@ -1,4 +1,4 @@
-"""The time and diagnosis of this host as JSON; started on each host by insight.doctor.hosts."""
+"""Prints this host's time and diagnosis as JSON; `doctor.hosts` starts it on each host."""
 
 import json
 import sys
@@ -8,6 +8,6 @@ from dataclasses import asdict
 from intel_ft.doctor.examine import examine
 
 if __name__ == "__main__":
-    began = time.time()
-    # One write, so that lines of several hosts do not mix.
-    sys.stdout.write(json.dumps({"time": began, "diagnosis": asdict(examine())}) + "\n")
+    start = time.time()
+    # A single write, so that the lines of several hosts do not mix.
+    sys.stdout.write(json.dumps({"time": start, "diagnosis": asdict(examine())}) + "\n")

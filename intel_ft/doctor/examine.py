@@ -1,6 +1,4 @@
-"""One look at this machine: facts, then findings; called from cli.doctor, and as `python -m
-intel_ft.doctor` on each host by insight.doctor.hosts.
-"""
+"""Examines this machine: collects the facts and derives the findings from them."""
 
 import os
 import platform
@@ -26,13 +24,13 @@ from intel_ft.doctor.software import Component
 from intel_ft.doctor.step_runner import NOT_TRIED, run_steps
 from intel_ft.versions import installed
 
-_COMPUTE = ("torch", "backend", "threads", *DTYPES, "openmp", "bandwidth")
-_SECONDS = 120.0  # that a process may be silent
+_COMPUTE_STEPS = ("torch", "backend", "threads", *DTYPES, "openmp", "bandwidth")
+_TIMEOUT = 120.0  # seconds without an answer from a step
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that was seen. `token`: whether one for the Hub is present, None where nobody can say."""
+    """Everything observed. `token`: whether there is a Hugging Face token; None if unknown."""
 
     name: str
     python: str
@@ -47,7 +45,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Facts and what follows from them."""
+    """Facts, and the findings that follow from them."""
 
     facts: Facts
     findings: tuple[Finding, ...]
@@ -59,25 +57,26 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look at this machine; takes some 15 seconds."""
+    """Examine this machine; takes about 15 seconds."""
     machine, isa = host.read(), instructions.read()
     before = host.throttled()
-    # No package may look for anything on the network while it is tried.
-    quiet = os.environ | {"HF_HUB_OFFLINE": "1"}
-    computed, verbose = run_steps(_COMPUTE, quiet | {"ONEDNN_VERBOSE": "1"}, _SECONDS)
+    # Packages must not use the network while they are imported.
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    verbose = offline | {"ONEDNN_VERBOSE": "1"}
+    computed, onednn_report = run_steps(_COMPUTE_STEPS, verbose, _TIMEOUT)
     after = host.throttled()
-    if computed["torch"].error is not None:  # which is then the error of all
-        computed = dict.fromkeys(_COMPUTE, NOT_TRIED) | {"torch": computed["torch"]}
-    imported, _ = run_steps(software.steps_to_run(installed), quiet, _SECONDS)
+    if computed["torch"].error is not None:  # then the other steps fail for the same reason
+        computed = dict.fromkeys(_COMPUTE_STEPS, NOT_TRIED) | {"torch": computed["torch"]}
+    imported, _ = run_steps(software.steps_to_run(installed), offline, _TIMEOUT)
     outcomes = computed | imported
-    meanwhile = None if before is None or after is None else after - before
+    throttled = None if before is None or after is None else after - before
     facts = Facts(
         name=socket.gethostname(),
         python=platform.python_version(),
         intel_ft=__version__,
         host=machine,
         instructions=isa,
-        executed=gemm_kernels.read(computed, verbose, machine, isa, meanwhile),
+        executed=gemm_kernels.read(computed, onednn_report, machine, isa, throttled),
         runtime=runtime.read(outcomes),
         software=tuple(software.read(outcomes, installed)),
         token=imported["token"].value,
@@ -86,7 +85,7 @@ def examine() -> Diagnosis:
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """Everything that is to be said of these facts."""
+    """All findings that follow from these facts."""
     return [
         *findings_software.of_software(list(facts.software)),
         *findings_machine.of_execution(facts.instructions, facts.executed, busy=facts.host.busy),

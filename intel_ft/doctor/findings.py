@@ -1,6 +1,4 @@
-"""What is wrong, ranked, each with what was seen and what to do; called from
-insight.doctor.examine and hosts.
-"""
+"""A finding of the doctor: its level, what was observed, and what to do about it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,8 +9,10 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """An error keeps runs from working, a warning makes them slow or fails later, a note is good to
-    know. `do` is empty where nothing is to be done.
+    """What was observed (`seen`), and the remedy (`do`), which is empty if there is none.
+
+    An error prevents runs from working, a warning makes them slow or fail later, a note is
+    information.
     """
 
     level: Level
@@ -21,5 +21,5 @@ class Finding:
 
 
 def ranked(findings: list[Finding]) -> list[Finding]:
-    """Errors first; within a level in the order given."""
+    """Errors first, then warnings, then notes; the order within a level is kept."""
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))

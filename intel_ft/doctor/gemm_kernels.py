@@ -1,6 +1,4 @@
-"""Facts of what was executed: the kernel that oneDNN ran for each dtype and the rate it reached;
-called from insight.doctor.examine.
-"""
+"""Facts of the executed GEMMs: the kernel that oneDNN ran for each dtype, and its rate."""
 
 import re
 from dataclasses import dataclass
@@ -16,8 +14,10 @@ _SOURCES = {"float32": "f32", "bfloat16": "bf16", "int8": "[su]8"}
 
 @dataclass(frozen=True)
 class ExecutedGemm:
-    """One matrix product. Rates are 10^9 operations a second; `expected` of the best instructions
-    that the CPU advertises. `kernel` is None where oneDNN ran none (MKL does float32).
+    """The GEMM of one dtype.
+
+    Rates are in 10^9 operations per second; `expected` is for the best instructions that the CPU
+    advertises. `kernel` is None if oneDNN ran none (MKL computes float32).
     """
 
     dtype: str
@@ -30,8 +30,10 @@ class ExecutedGemm:
 
 @dataclass(frozen=True)
 class ExecutedKernels:
-    """`onednn` is its version, `isa` the best that it sees, `bandwidth` GB/s, `throttled` how often
-    cores were slowed down meanwhile.
+    """What was measured: GEMMs and memory bandwidth (GB/s).
+
+    `onednn` is oneDNN's version, `isa` the best instruction set that it detects, `throttled` how
+    often cores were throttled during the measurement.
     """
 
     onednn: str | None
@@ -50,44 +52,44 @@ def read(
     isa: Instructions,
     throttled: int | None,
 ) -> ExecutedKernels:
-    """The facts from the steps' outcomes and from what oneDNN reported (ONEDNN_VERBOSE=1)."""
+    """The facts, from the outcomes of the steps and from oneDNN's report (ONEDNN_VERBOSE=1)."""
     threads = outcomes["threads"].value
-    products = []
+    gemms = []
     for dtype in DTYPES:
         outcome = outcomes[dtype]
         expected = instructions.expected(dtype, isa.advertised, machine, threads or machine.usable)
-        products.append(
+        gemms.append(
             ExecutedGemm(
-                dtype,
-                kernel_name(verbose, dtype),
-                None if outcome.value is None else outcome.value / 1e9,
-                None if expected is None else expected / 1e9,
-                outcome.error,
-                outcome.signal,
+                dtype=dtype,
+                kernel=kernel_name(verbose, dtype),
+                rate=None if outcome.value is None else outcome.value / 1e9,
+                expected=None if expected is None else expected / 1e9,
+                error=outcome.error,
+                signal=outcome.signal,
             )
         )
-    moved = outcomes["bandwidth"].value
+    bandwidth = outcomes["bandwidth"].value
     return ExecutedKernels(
         onednn=_first(r"info,oneDNN (v[\w.]+)", verbose),
         isa=_first(r"info,cpu,isa:(.+)", verbose),
         threads=threads,
-        products=tuple(products),
-        bandwidth=None if moved is None else moved / 1e9,
+        products=tuple(gemms),
+        bandwidth=None if bandwidth is None else bandwidth / 1e9,
         bandwidth_error=outcomes["bandwidth"].error,
         throttled=throttled,
     )
 
 
 def kernel_name(verbose: str, dtype: str) -> str | None:
-    """The implementation of the first product of this dtype that ONEDNN_VERBOSE=1 reports.
+    """The implementation of the first GEMM of this dtype that ONEDNN_VERBOSE=1 reports.
 
     A line is `onednn_verbose,v1,primitive,exec,cpu,<primitive>,<implementation>,<propagation>,
-    src:<dtype>:...` (oneDNN's developer guide, "Verbose Mode"; `src_<dtype>` in older ones).
+    src:<dtype>:...` (oneDNN's developer guide, "Verbose Mode"; `src_<dtype>` in older versions).
     """
     source = _SOURCES[dtype]
     return _first(rf"exec,cpu,(?:matmul|inner_product),([^,]+),[^,]*,src[:_]{source}[: ]", verbose)
 
 
 def _first(pattern: str, text: str) -> str | None:
-    found = re.search(pattern, text)
-    return found[1].strip() if found else None
+    match = re.search(pattern, text)
+    return match[1].strip() if match else None

@@ -1,14 +1,11 @@
-"""Facts of the machine: processor, memory, limits, clock and disks; called from
-insight.doctor.examine.
-"""
+"""Facts of the machine: processor, memory, limits, clock and disks."""
 
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from intel_ft.host import cgroup, topology
-from intel_ft.host import cpu as host
+from intel_ft.host import cgroup, cpu, topology
 from intel_ft.host.procfs import kernel_text
 
 _GIB = 2**30
@@ -16,8 +13,10 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Clock:
-    """Frequencies in GHz, None where the kernel does not say (as in most virtual machines): now,
-    at base, the highest of the CPU and the highest allowed; how often cores were throttled.
+    """CPU frequencies in GHz, and how often cores were throttled.
+
+    `highest` is that of the CPU, `allowed` the highest that the kernel permits. Values that the
+    kernel does not report (as in most virtual machines) are None.
     """
 
     now: float | None
@@ -31,9 +30,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Host:
-    """What this process may use of the machine. Memory and disk are GiB, `quota` is in cores,
-    `quota_by` who set it, `disk` has the free space of the working folder and of the Hub's cache,
-    None where this user may not look.
+    """The machine, and what this process may use of it.
+
+    Memory and disk are in GiB; `nodes` is the memory of each NUMA node. `quota` is in cores and
+    `quota_by` says who set it. `disk` is the free space of the working folder and of the Hugging
+    Face cache; None if this user has no access.
     """
 
     cpu: str
@@ -58,33 +59,33 @@ class Host:
 
     @property
     def busy(self) -> bool:
-        """Whether others compute here, so that rates are not the machine's best."""
+        """Whether other programs use the machine, so that measured rates may be too low."""
         return self.load > 0.5 * self.machine_cores
 
 
 def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
     """The facts below `root`; `allowed` as in topology.read."""
-    found = topology.read(root, allowed)
+    usable = topology.read(root, allowed)
     online = topology.parse_list(kernel_text(root / "sys/devices/system/cpu/online"))
-    whole = topology.read(root, online) if online else found
+    whole = topology.read(root, online) if online else usable
     limit = cgroup.memory_limit(root)
-    family = host.cpu_info("cpu family", root)
+    family = cpu.cpu_info("cpu family", root)
     return Host(
-        cpu=host.cpu_name(root),
-        vendor=host.cpu_info("vendor_id", root),
+        cpu=cpu.cpu_name(root),
+        vendor=cpu.cpu_info("vendor_id", root),
         family=int(family) if family.isdigit() else 0,
-        virtual="hypervisor" in host.cpu_flags(root),
-        sockets=found.sockets,
-        nodes=tuple(round(size, 1) for _, size in sorted(found.memory.items())),
-        cores=len(found.cores),
-        threads_per_core=found.threads_per_core,
+        virtual="hypervisor" in cpu.cpu_flags(root),
+        sockets=usable.sockets,
+        nodes=tuple(round(size, 1) for _, size in sorted(usable.memory.items())),
+        cores=len(usable.cores),
+        threads_per_core=usable.threads_per_core,
         machine_cores=len(whole.cores),
-        quota=found.quota,
-        quota_by=found.quota_by,
-        usable=found.usable,
-        memory=host.memory_info("MemTotal", root) / _GIB,
+        quota=usable.quota,
+        quota_by=usable.quota_by,
+        usable=usable.usable,
+        memory=cpu.memory_info("MemTotal", root) / _GIB,
         memory_limit=None if limit is None else limit / _GIB,
-        available=host.available_bytes(root) / _GIB,
+        available=cpu.available_bytes(root) / _GIB,
         load=os.getloadavg()[0],
         clock=clock(root),
         disk={str(folder): _free(folder) for folder in dict.fromkeys((Path.cwd(), hub_cache()))},
@@ -93,7 +94,7 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
 
 
 def clock(root: Path) -> Clock:
-    """The clock of all CPUs: the mean of now, the lowest of what is allowed."""
+    """The clock over all CPUs: the mean of the current one, the lowest of the allowed ones."""
     folders = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
 
     def values(name: str) -> list[float]:
@@ -101,7 +102,7 @@ def clock(root: Path) -> Clock:
         return [int(text) / 1e6 for text in texts if text.isdigit()]
 
     now = values("scaling_cur_freq")
-    megahertz = host.cpu_info("cpu MHz", root)
+    megahertz = cpu.cpu_info("cpu MHz", root)
     reported = float(megahertz) / 1000 if megahertz else None
     first = folders[0] if folders else root / "none"
     return Clock(
@@ -116,7 +117,7 @@ def clock(root: Path) -> Clock:
 
 
 def throttled(root: Path = Path("/")) -> int | None:
-    """How often cores and packages were slowed down for heat; None where that is not counted."""
+    """How often cores and packages were throttled because of heat; None if it is not counted."""
     cpus = root / "sys/devices/system/cpu"
     texts = [kernel_text(path) for path in cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")]
     counts = [int(text) for text in texts if text.strip().isdigit()]
@@ -124,19 +125,19 @@ def throttled(root: Path = Path("/")) -> int | None:
 
 
 def hub_cache() -> Path:
-    """The folder that the Hub's library downloads to."""
+    """The folder that huggingface_hub downloads to."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(os.environ.get("HF_HOME") or f"{cache}/huggingface")
     try:
         return folder.expanduser()
-    except RuntimeError:  # a container's user without a name or a home
+    except RuntimeError:  # a container's user without a name or a home folder
         return folder
 
 
 def _free(folder: Path) -> float | None:
-    """Free GiB where `folder` is or would be made."""
+    """Free GiB on the disk of `folder`, which need not exist yet; None without access."""
     try:
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        return shutil.disk_usage(there).free / _GIB
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        return shutil.disk_usage(existing).free / _GIB
     except PermissionError:
         return None

@@ -1,6 +1,4 @@
-"""Facts of the instruction set: what the CPU advertises, what the kernel permits, and the rate
-that each should reach; called from insight.doctor.examine and findings.
-"""
+"""Facts of the instruction set: what the CPU advertises, what Linux permits, expected rates."""
 
 import ctypes
 import os
@@ -23,23 +21,25 @@ _GET_PERMITTED, _REQUEST = 0x1022, 0x1023
 _TILE_DATA = 18  # the state component
 
 REACHED = 0.5
-"""Share of the peak at base clock that products should reach, as insight.plan_machine assumes."""
+"""Fraction of the peak at base clock that GEMMs should reach, as in planner.hardware."""
 
-# Operations of one core and cycle: Intel's 4th Gen Xeon brief for AMX; elsewhere two 512-bit (AVX2:
-# 256-bit) units of multiply-adds (Intel's Optimization Reference Manual, instruction throughput).
+# Operations per core and cycle. AMX: Intel's 4th Gen Xeon brief. Others: two 512-bit (AVX2:
+# 256-bit) multiply-add units (Intel's Optimization Reference Manual, instruction throughput).
 _OPERATIONS = {
     "bfloat16": {"amx_bf16": 1024, "avx512_bf16": 128},
     "int8": {"amx_int8": 2048, "avx512_vnni": 256, "avx_vnni": 128},
     "float32": {"avx512f": 64, "fma": 32},
 }
-_ZEN_4 = ("AuthenticAMD", 25)  # does 512-bit instructions in two halves (AMD's guide 57647)
+_ZEN_4 = ("AuthenticAMD", 25)  # executes 512-bit instructions in two halves (AMD's guide 57647)
 
 
 @dataclass(frozen=True)
 class Instructions:
-    """`advertised`: the flags that matter here. `tiles`: whether the kernel lets a process use
-    AMX's tiles: "granted", or why not; None where the CPU has none. `limits`: what the user's
-    environment forbids.
+    """Instruction sets for GEMMs.
+
+    `advertised`: the CPU's flags that GEMMs can use. `tiles`: "granted" if Linux lets this process
+    use AMX tiles, else the reason; None if the CPU has no AMX. `limits`: environment variables that
+    restrict the instruction set.
     """
 
     advertised: tuple[str, ...]
@@ -48,7 +48,7 @@ class Instructions:
 
 
 def read(root: Path = Path("/")) -> Instructions:
-    """The facts of this process."""
+    """The facts of this process; `root` has the /proc of the machine."""
     flags = cpu.cpu_flags(root)
     return Instructions(
         advertised=tuple(flag for flag in _ADVERTISED if flag in flags),
@@ -58,7 +58,7 @@ def read(root: Path = Path("/")) -> Instructions:
 
 
 def tile_permission() -> str:
-    """Ask the kernel for AMX's tile data, as oneDNN does: "granted", or the reason why not."""
+    """Request AMX tile data from Linux, as oneDNN does: "granted", or the reason why not."""
     if platform.machine() != "x86_64":
         return "not an x86-64 system"
     libc = ctypes.CDLL(None, use_errno=True)
@@ -67,37 +67,39 @@ def tile_permission() -> str:
         return os.strerror(ctypes.get_errno())
     permitted = ctypes.c_uint64()
     libc.syscall(ctypes.c_long(_ARCH_PRCTL), ctypes.c_long(_GET_PERMITTED), ctypes.byref(permitted))
-    return "granted" if permitted.value >> _TILE_DATA & 1 else "asked for, but not permitted"
+    return "granted" if permitted.value >> _TILE_DATA & 1 else "requested, but not permitted"
 
 
 def best(dtype: str, advertised: tuple[str, ...]) -> str | None:
-    """The advertised flag that multiplies this dtype fastest; None where it must be emulated."""
+    """The fastest advertised instruction set for GEMMs in this dtype; None if there is none."""
     return next((flag for flag in _OPERATIONS[dtype] if flag in advertised), None)
 
 
 def expected(dtype: str, advertised: tuple[str, ...], machine: Host, threads: int) -> float | None:
-    """Operations a second to expect of `threads` cores: REACHED of the peak at base clock. None
-    where the CPU has no instruction for this dtype or no clock is known.
+    """Operations per second to expect from `threads` cores: REACHED of the peak at base clock.
+
+    None if the CPU has no instructions for this dtype, or if its clock is unknown.
     """
     flag = best(dtype, advertised)
     clock = machine.clock.base or machine.clock.now
     if flag is None or clock is None:
         return None
-    each = _OPERATIONS[dtype][flag]
+    per_cycle = _OPERATIONS[dtype][flag]
     if flag.startswith("avx512") and (machine.vendor, machine.family) == _ZEN_4:
-        each //= 2
-    return REACHED * min(threads, machine.usable) * clock * 1e9 * each
+        per_cycle //= 2
+    return REACHED * min(threads, machine.usable) * clock * 1e9 * per_cycle
 
 
 def uses(kernel: str, flag: str) -> bool:
-    """Whether oneDNN's name of a kernel, such as brg_matmul:avx512_core_bf16, says that it uses
-    `flag`'s instructions or better ones.
+    """Whether a kernel uses the instructions of `flag` or better ones.
+
+    kernel: its name in oneDNN's report, such as brg_matmul:avx512_core_bf16.
     """
-    enough = {
+    marks = {
         "amx_bf16": ("amx",),
         "amx_int8": ("amx",),
         "avx512_bf16": ("core_bf16", "core_fp16", "amx", "avx10"),
         "avx512_vnni": ("vnni", "core_bf16", "core_fp16", "amx", "avx10"),
         "avx_vnni": ("vnni", "core_bf16", "core_fp16", "amx", "avx10"),
     }
-    return any(mark in kernel for mark in enough.get(flag, ("avx", "amx")))
+    return any(mark in kernel for mark in marks.get(flag, ("avx", "amx")))

@@ -1,6 +1,4 @@
-"""Facts of the software: each package and program as usable, missing, mismatched or broken, with
-the remedy; called from insight.doctor.examine.
-"""
+"""Facts of the software: which packages and programs are usable, and how to fix the others."""
 
 import re
 import shutil
@@ -15,8 +13,8 @@ from intel_ft.errors import EnvironmentProblem
 
 State = Literal["usable", "missing", "mismatched", "broken"]
 
-Find = Callable[[str], str | None]
-"""The version of a distribution, None where it is not installed."""
+VersionOf = Callable[[str], str | None]
+"""The version of a distribution by its name; None if it is not installed."""
 
 _IPEX = "intel_extension_for_pytorch"
 _OPENVINO = "pip install 'intel_ft[openvino]'"
@@ -25,8 +23,9 @@ _QLORA = "pip install 'intel_ft[qlora]'"
 
 @dataclass(frozen=True)
 class Component:
-    """A package or program: what it is needed for ("every run", where nothing goes without it),
-    the version or more about it, and what to do where it is not usable.
+    """A package or program: what it is needed for, its version or problem, and the remedy.
+
+    `needed_for` is EVERY_RUN if no run works without it. `remedy` is empty if it is usable.
     """
 
     name: str
@@ -38,7 +37,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution, the oldest version that will do, and the step that tries it, if one does."""
+    """A distribution, the oldest version that works, and the step that tries it, if any."""
 
     name: str
     oldest: tuple[int, ...]
@@ -70,119 +69,128 @@ PACKAGES = (
 )
 
 
-def steps_to_run(find: Find) -> list[str]:
-    """The steps worth trying: packages that `find` finds, and IPEX only beside the torch it is
-    made for, since elsewhere its import ends the process.
+def steps_to_run(version_of: VersionOf) -> list[str]:
+    """The steps for the installed packages.
+
+    IPEX is tried only with the torch it is built for; with any other its import ends the process.
     """
-    found = [
+    imports = [
         package.step
         for package in PACKAGES[1:]
-        if package.step is not None and find(package.name) is not None
+        if package.step is not None and version_of(package.name) is not None
     ]
-    if find("torchvision") is not None:
-        found.append("import torchvision")
-    if _ipex_mismatch(find) is None and find(_IPEX) is not None:
-        found.append(f"import {_IPEX}")
-    return ["token", "oneccl", *found]
+    if version_of("torchvision") is not None:
+        imports.append("import torchvision")
+    if _ipex_mismatch(version_of) is None and version_of(_IPEX) is not None:
+        imports.append(f"import {_IPEX}")
+    return ["token", "oneccl", *imports]
 
 
-def read(outcomes: dict[str, Outcome], find: Find) -> list[Component]:
-    """All components, from the outcomes of their steps and from what `find` says is installed."""
-    found = [_package(package, outcomes, find) for package in PACKAGES]
-    found += [*_torchvision(outcomes, find), _ipex(outcomes, find), _oneccl(outcomes, find)]
-    return [*found, _mpi(), _cuda(outcomes["torch"].value)]
+def read(outcomes: dict[str, Outcome], version_of: VersionOf) -> list[Component]:
+    """All components, from the outcomes of their steps and the installed versions."""
+    return [
+        *(_package(package, outcomes, version_of) for package in PACKAGES),
+        *_torchvision(outcomes, version_of),
+        _ipex(outcomes, version_of),
+        _oneccl(outcomes, version_of),
+        _mpi(),
+        _cuda(outcomes["torch"].value),
+    ]
 
 
 def release(text: str) -> tuple[int, ...]:
     """(2, 13, 0) for 2.13.0+cpu."""
-    found = re.match(r"\d+(?:\.\d+)*", text)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
-def _package(package: Package, outcomes: dict[str, Outcome], find: Find) -> Component:
+def _package(package: Package, outcomes: dict[str, Outcome], version_of: VersionOf) -> Component:
     outcome = outcomes.get(package.step or "", Outcome())
-    has = find(package.name)
-    if has is None and isinstance(outcome.value, dict):  # torch that was built here
-        has = str(outcome.value["version"])
+    version = version_of(package.name)
+    if version is None and isinstance(outcome.value, dict):  # a torch that was built from source
+        version = str(outcome.value["version"])
     state: State = "usable"
-    detail, remedy = has or "", package.install
-    if has is None:
+    detail, remedy = version or "", package.install
+    if version is None:
         state, detail = "missing", "not installed"
-    elif release(has) < package.oldest:
+    elif release(version) < package.oldest:
         oldest = ".".join(map(str, package.oldest))
-        state, detail = "mismatched", f"{has}, but {oldest} is the oldest that will do"
-    elif reason := _contradicts(package.name, has, find):
-        state, detail, remedy = "mismatched", reason[0], reason[1]
+        state, detail = "mismatched", f"{version} is too old: at least {oldest} is required"
+    elif conflict := _conflict(package.name, version, version_of):
+        state, (detail, remedy) = "mismatched", conflict
     elif outcome.error is not None:
-        state, detail = "broken", f"{has} cannot be imported: {outcome.error}"
-        remedy = f"install it anew: {package.install}"
+        state, detail = "broken", f"{version} cannot be imported: {outcome.error}"
+        remedy = f"reinstall it: {package.install}"
     elif package.step == "openvino":
-        detail = f"{has}, devices {', '.join(outcome.value) or 'none'}"
+        detail = f"{version}, devices {', '.join(outcome.value) or 'none'}"
     return Component(
         package.name, package.needed_for, state, detail, "" if state == "usable" else remedy
     )
 
 
-def _contradicts(name: str, has: str, find: Find) -> tuple[str, str] | None:
-    """What another installed package makes of this one, and what to do."""
+def _conflict(name: str, version: str, version_of: VersionOf) -> tuple[str, str] | None:
+    """Why this package does not work with another installed package, and the remedy."""
     if name == "optimum-intel":
-        other = find("transformers")
-        if other is not None and release(has)[:2] == (2, 2) and release(other) >= (5, 6):
-            return f"{has} needs transformers < 5.6, here is {other}", _OPENVINO
+        other = version_of("transformers")
+        if other is not None and release(version)[:2] == (2, 2) and release(other) >= (5, 6):
+            return f"{version} needs transformers < 5.6, but {other} is installed", _OPENVINO
     if name in {"openvino-tokenizers", "openvino-genai"}:
-        other = find("openvino")
-        if other is not None and release(has)[:3] != release(other)[:3]:
-            wanted = ".".join(map(str, release(other)[:3]))
+        other = version_of("openvino")
+        if other is not None and release(version)[:3] != release(other)[:3]:
+            matching = ".".join(map(str, release(other)[:3]))
             return (
-                f"{has} beside openvino {other}: their C++ interfaces differ",
-                f"pip install '{name}=={wanted}.*'",
+                f"{version} does not match openvino {other}: their C++ interfaces differ",
+                f"pip install '{name}=={matching}.*'",
             )
     return None
 
 
-def _torchvision(outcomes: dict[str, Outcome], find: Find) -> list[Component]:
-    """Only where it is in the way: nothing here needs it, and Transformers imports it."""
-    outcome, has = outcomes.get("import torchvision", Outcome()), find("torchvision")
-    if has is None or outcome.error is None:
+def _torchvision(outcomes: dict[str, Outcome], version_of: VersionOf) -> list[Component]:
+    """Reported only if it is broken: we do not need it, but Transformers imports it."""
+    outcome, version = outcomes.get("import torchvision", Outcome()), version_of("torchvision")
+    if version is None or outcome.error is None:
         return []
-    detail = f"{has} does not fit this torch, and breaks Transformers: {outcome.error}"
+    detail = f"{version} does not match this torch and breaks Transformers: {outcome.error}"
     remedy = "pip uninstall torchvision (text models do not need it)"
     return [Component("torchvision", "nothing", "broken", detail, remedy)]
 
 
-def _ipex(outcomes: dict[str, Outcome], find: Find) -> Component:
-    name, use, has = "IPEX", "backend.name ipex", find(_IPEX)
-    if has is None:
-        return Component(name, use, "missing", "not installed; archived, native is faster", "")
-    if mismatch := _ipex_mismatch(find):
-        wanted = ".".join(map(str, release(has)[:2]))
-        remedy = f"pip uninstall {_IPEX}, or give it an environment with torch {wanted}"
+def _ipex(outcomes: dict[str, Outcome], version_of: VersionOf) -> Component:
+    name, use, version = "IPEX", "backend.name=ipex", version_of(_IPEX)
+    archived = "archived, and slower than the native backend"
+    if version is None:
+        return Component(name, use, "missing", f"not installed; {archived}", "")
+    if mismatch := _ipex_mismatch(version_of):
+        matching = ".".join(map(str, release(version)[:2]))
+        remedy = f"pip uninstall {_IPEX}, or install it in an environment with torch {matching}"
         return Component(name, use, "mismatched", mismatch, remedy)
     error = outcomes[f"import {_IPEX}"].error
     if error is not None:
-        remedy = f"pip uninstall {_IPEX}: it is archived, native is faster"
-        return Component(name, use, "broken", f"{has} cannot be imported: {error}", remedy)
-    return Component(name, use, "usable", f"{has}; archived, native is faster", "")
+        remedy = f"pip uninstall {_IPEX}: it is {archived}"
+        return Component(name, use, "broken", f"{version} cannot be imported: {error}", remedy)
+    return Component(name, use, "usable", f"{version}; {archived}", "")
 
 
-def _ipex_mismatch(find: Find) -> str | None:
-    has, torch = find(_IPEX), find("torch")
-    if has is None or torch is None or release(has)[:2] == release(torch)[:2]:
+def _ipex_mismatch(version_of: VersionOf) -> str | None:
+    version, torch = version_of(_IPEX), version_of("torch")
+    if version is None or torch is None or release(version)[:2] == release(torch)[:2]:
         return None
-    return f"{has} is made for torch {'.'.join(map(str, release(has)[:2]))}, here is {torch}"
+    matching = ".".join(map(str, release(version)[:2]))
+    return f"{version} is built for torch {matching}, but {torch} is installed"
 
 
-def _oneccl(outcomes: dict[str, Outcome], find: Find) -> Component:
-    outcome, has = outcomes["oneccl"], find("oneccl")
-    why, name, use = outcome.value or outcome.error, "oneCCL", "several ranks"
-    if why is None:
-        return Component(name, use, "usable", has or "of an oneAPI installation", "")
-    detail, install, rest = why.partition(": install it")  # as distributed.oneccl.library says
-    remedy = (install + rest).removeprefix(": ")
-    if has is None and "not found" in why:
-        return Component(name, use, "missing", "not installed; gloo instead", remedy)
-    state: State = "mismatched" if has not in (None, "2022.1.2") else "broken"
-    return Component(name, use, state, f"{has or ''} {detail}".strip(), remedy)
+def _oneccl(outcomes: dict[str, Outcome], version_of: VersionOf) -> Component:
+    outcome, version = outcomes["oneccl"], version_of("oneccl")
+    problem, name, use = outcome.value or outcome.error, "oneCCL", "several ranks"
+    if problem is None:
+        return Component(name, use, "usable", version or "from a oneAPI installation", "")
+    # distributed.oneccl.library ends its errors with how to install oneCCL.
+    detail, install, rest = problem.partition(": install")
+    remedy = f"install{rest}" if install else "pip install oneccl==2022.1.2"
+    if version is None and "not found" in problem:
+        return Component(name, use, "missing", "not installed; gloo is used instead", remedy)
+    state: State = "mismatched" if version not in (None, "2022.1.2") else "broken"
+    return Component(name, use, state, f"{version or ''} {detail}".strip(), remedy)
 
 
 def _mpi() -> Component:
@@ -192,29 +200,31 @@ def _mpi() -> Component:
         flavour = commands.mpi_flavour(program)
     except EnvironmentProblem as error:
         text = str(error)
-        if "was not found" in text:
+        if "not found" in text:
             remedy = text.partition(": ")[2]
-            return Component(name, use, "missing", "no mpirun; torchrun on one host", remedy)
+            detail = "there is no mpirun; on a single host torchrun works, too"
+            return Component(name, use, "missing", detail, remedy)
         remedy = "put the mpirun of Intel MPI, Open MPI or MPICH first on PATH"
         return Component(name, use, "broken", text, remedy)
     return Component(name, use, "usable", f"{flavour}, {program}", "")
 
 
 def _cuda(build: dict[str, Any] | None) -> Component:
-    name, use = "CUDA", "backend.name cuda"
+    name, use = "CUDA", "backend.name=cuda"
     driver = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia").exists()
     if build is None:
-        return Component(name, use, "missing", "torch does not say", "")
+        return Component(name, use, "missing", "unknown without torch", "")
     if build["devices"]:
         return Component(name, use, "usable", f"{build['cuda']}, {build['devices'][0]}", "")
     if driver and build["cuda"] is None:
-        remedy = "to use the GPU, install torch's CUDA build"
-        return Component(name, use, "mismatched", "a GPU driver beside torch's CPU build", remedy)
+        remedy = "to use the GPU, install the CUDA build of torch"
+        detail = "there is a GPU driver, but this torch is a CPU build"
+        return Component(name, use, "mismatched", detail, remedy)
     if driver:
         remedy = "compare `nvidia-smi` with the CUDA version that torch was built for"
         detail = f"torch is built for CUDA {build['cuda']}, but sees no device"
         return Component(name, use, "mismatched", detail, remedy)
     if build["cuda"] is not None:
-        detail = f"no GPU; torch is built for CUDA {build['cuda']}, which takes 3 GB more disk"
+        detail = f"no GPU; this torch is built for CUDA {build['cuda']} (3 GB more on disk)"
         return Component(name, use, "missing", detail, "")
-    return Component(name, use, "missing", "no GPU, and torch's CPU build", "")
+    return Component(name, use, "missing", "no GPU; this torch is a CPU build", "")

@@ -1,6 +1,4 @@
-"""Trying steps in a process of its own, so that what kills it becomes a fact; called from
-insight.doctor.examine.
-"""
+"""Runs steps in a separate process, so that a crash becomes a fact in the diagnosis."""
 
 import json
 import os
@@ -13,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_PROBE = (sys.executable, "-m", "intel_ft.doctor.steps")
+_PROGRAM = (sys.executable, "-m", "intel_ft.doctor.steps")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step came to: its `value`, or why there is none, and the signal that ended it."""
+    """The result of a step: its `value` or its `error`, and the signal if it was killed by one."""
 
     value: Any = None
     error: str | None = None
@@ -32,36 +30,37 @@ def run_steps(
     steps: Sequence[str],
     environment: Mapping[str, str],
     seconds: float,
-    program: Sequence[str] = _PROBE,
+    program: Sequence[str] = _PROGRAM,
 ) -> tuple[dict[str, Outcome], str]:
-    """Each step's outcome, and what the process said on stderr.
+    """Each step's outcome, and what the process printed on stderr.
 
-    `program` gets the steps as arguments and answers each with a line of JSON, in order: {"step",
-    "value" or "error"}. If it dies or is silent for `seconds`, the step under way is to blame, and
-    a new process goes on after it; without the first step there is no going on.
+    `program` gets the steps as arguments and prints a line of JSON for each, in order: {"step",
+    "value" or "error"}. If it crashes or prints nothing for `seconds`, the current step has failed,
+    and a new process continues with the next step. If the first step fails in this way, the others
+    are not tried.
     """
     outcomes: dict[str, Outcome] = {}
-    said = ""
-    left = list(steps)
-    while left:
-        ended, out, err = _run([*program, *left], environment, seconds)
-        said += err
+    stderr = ""
+    remaining = list(steps)
+    while remaining:
+        failure, out, err = _run([*program, *remaining], environment, seconds)
+        stderr += err
         for line in out.splitlines():
             answer = json.loads(line)
             outcomes[answer["step"]] = Outcome(answer.get("value"), answer.get("error"))
-        unanswered = [step for step in left if step not in outcomes]
+        unanswered = [step for step in remaining if step not in outcomes]
         if not unanswered:
             break
-        outcomes[unanswered[0]] = ended
-        left = unanswered[1:] if unanswered[0] != steps[0] else []
-    return {step: outcomes.get(step, NOT_TRIED) for step in steps}, said
+        outcomes[unanswered[0]] = failure
+        remaining = unanswered[1:] if unanswered[0] != steps[0] else []
+    return {step: outcomes.get(step, NOT_TRIED) for step in steps}, stderr
 
 
 def _run(
     command: list[str], environment: Mapping[str, str], seconds: float
 ) -> tuple[Outcome, str, str]:
-    """How the process ended, as the outcome of the step that it did not answer; stdout, stderr."""
-    out, silent = b"", False
+    """How the process ended (the outcome of its first unanswered step), its stdout and stderr."""
+    received, timed_out = b"", False
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command,
@@ -76,24 +75,24 @@ def _run(
             while select.select([stream], [], [], seconds)[0]:
                 if not (part := os.read(stream.fileno(), 2**16)):
                     break
-                out += part
+                received += part
             else:
-                silent = True
+                timed_out = True
                 process.kill()
         errors.seek(0)
-        said, err = out.decode(errors="replace"), errors.read().decode(errors="replace")
-    if silent:
-        return Outcome(error=f"no answer in {seconds:g} s"), said, err
-    return _ended(process.returncode, err), said, err
+        out, err = received.decode(errors="replace"), errors.read().decode(errors="replace")
+    if timed_out:
+        return Outcome(error=f"no answer in {seconds:g} s"), out, err
+    return _failure(process.returncode, err), out, err
 
 
-def _ended(code: int, stderr: str) -> Outcome:
+def _failure(code: int, stderr: str) -> Outcome:
     if code >= 0:
         last = stderr.strip().splitlines()[-1:] or [""]
-        return Outcome(error=f"it ended the process with exit code {code}: {last[0]}".strip(": "))
+        return Outcome(error=f"the process ended with exit code {code}: {last[0]}".strip(": "))
     name = signal.Signals(-code).name
     meaning = {
-        "SIGILL": "an instruction that this CPU does not have, or may not use here",
-        "SIGKILL": "killed, which is how Linux ends a process when memory runs out",
-    }.get(name, "it crashed")
+        "SIGILL": "illegal instruction: the CPU does not have it, or it is not permitted here",
+        "SIGKILL": "killed, as Linux does when memory runs out",
+    }.get(name, "the process crashed")
     return Outcome(error=f"{name}: {meaning}", signal=name)

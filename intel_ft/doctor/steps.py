@@ -1,5 +1,6 @@
-"""The steps that may kill a process or fail for any reason: run as a program, which answers each
-with a line of JSON; started by insight.doctor.step_runner.
+"""Steps that may fail for any reason or crash the process: imports, GEMMs, library calls.
+
+`python -m intel_ft.doctor.steps STEP ...` prints the result of each step as a line of JSON.
 """
 
 import ctypes
@@ -12,13 +13,13 @@ from typing import Any
 
 from intel_ft.subprocess_json import answer
 
-SECONDS = 0.25  # for one rate
+SECONDS = 0.25  # of one measurement
 _FEW_ROWS, _ROWS, _WIDTH = 256, 2048, 2048
-_BRIEF = 0.01  # seconds; a product that takes less is measured with more rows
+_FAST = 0.01  # seconds; a GEMM that takes less is measured with more rows
 
 
 def torch_build() -> dict[str, Any]:
-    """Which torch this is, what it computes with, and the NVIDIA devices that it sees."""
+    """The version of torch, the CUDA version it is built for, and the GPUs it sees."""
     import torch
 
     devices = []
@@ -28,8 +29,9 @@ def torch_build() -> dict[str, Any]:
 
 
 def backend() -> list[tuple[str, str, str]]:
-    """(name, value, reason) of what a run by one rank decides here; sets the threads, so that the
-    rates that follow are those of a run.
+    """(name, value, reason) of the decisions that a run of one rank makes here.
+
+    It also sets the number of threads, so the rates measured next are those of a run.
     """
     from intel_ft.backends import choice
     from intel_ft.config import BackendConfig, ModelConfig
@@ -41,14 +43,14 @@ def backend() -> list[tuple[str, str, str]]:
 
 
 def threads() -> int:
-    """Threads that torch computes with."""
+    """Number of threads that torch computes with."""
     import torch
 
     return torch.get_num_threads()
 
 
 def rate(dtype: str, kinds: tuple[str, ...]) -> float:
-    """Operations a second of one large product, of its best kind."""
+    """Operations per second of one large GEMM in its fastest kind."""
     import torch
 
     from intel_ft.models import gemm_rate
@@ -58,39 +60,50 @@ def rate(dtype: str, kinds: tuple[str, ...]) -> float:
         seconds = gemm_rate.measure(product, getattr(torch, dtype), kinds, SECONDS).best(kinds)
         return seconds, product.flops / seconds
 
-    seconds, found = measured(_FEW_ROWS)
-    return measured(_ROWS)[1] if seconds < _BRIEF else found
+    seconds, operations_per_s = measured(_FEW_ROWS)
+    return measured(_ROWS)[1] if seconds < _FAST else operations_per_s
 
 
 def int8() -> float:
-    """Operations a second; also one product as the int8 base does it, which names its kernel.
+    """Operations per second of an int8 GEMM.
 
-    It is small, since oneDNN's reference implementation would take seconds for a large one.
+    It first runs one GEMM as the int8 base does, so that oneDNN reports the kernel. That GEMM is
+    small, because oneDNN's reference implementation takes seconds for a large one.
     """
     import torch
 
     rows, width = 64, 256
     weight = torch.ones(width, width, dtype=torch.int8)
     torch.ops.onednn.qlinear_pointwise(
-        *(torch.ones(rows, width, dtype=torch.uint8), 1.0, 128),
-        *(torch.ops.onednn.qlinear_prepack(weight, None), torch.ones(width)),
-        *(torch.zeros(width, dtype=torch.int64), None, 1.0, 0, torch.bfloat16, "none", [], ""),
+        torch.ones(rows, width, dtype=torch.uint8),
+        1.0,  # the scale and zero point of the activations
+        128,
+        torch.ops.onednn.qlinear_prepack(weight, None),
+        torch.ones(width),  # the scales and zero points of the weights
+        torch.zeros(width, dtype=torch.int64),
+        None,  # no bias
+        1.0,  # the scale and zero point of the result, unused for bf16
+        0,
+        torch.bfloat16,
+        "none",  # no activation function, and no arguments and algorithm of one
+        [],
+        "",
     )
     return rate("int8", ("int8",))
 
 
 def bandwidth() -> float:
-    """Bytes of memory moved a second."""
+    """Memory bandwidth in bytes per second."""
     from intel_ft.host import cpu
     from intel_ft.models import gemm_rate
 
     if cpu.available_bytes() < 1.2 * gemm_rate.triad_bytes():
-        raise MemoryError(f"it takes {gemm_rate.triad_bytes() / 2**30:.1f} GiB to measure")
+        raise MemoryError(f"the measurement needs {gemm_rate.triad_bytes() / 2**30:.1f} GiB")
     return gemm_rate.memory_bandwidth(SECONDS)
 
 
 def openmp() -> list[str]:
-    """The OpenMP runtimes that this process has loaded by now."""
+    """Paths of the OpenMP runtimes that this process has loaded."""
     names = ("libgomp", "libiomp5", "libomp")
     maps = Path("/proc/self/maps").read_text().splitlines()
     paths = {line.split(maxsplit=5)[5] for line in maps if line.count("/")}
@@ -98,14 +111,14 @@ def openmp() -> list[str]:
 
 
 def token() -> bool:
-    """Whether there is a token for the Hub; its text goes nowhere."""
-    from intel_ft.hub.client import token as found
+    """Whether there is a Hugging Face token; the token itself is never printed or stored."""
+    from intel_ft.hub import client
 
-    return found() is not None
+    return client.token() is not None
 
 
 def devices() -> list[str]:
-    """OpenVINO's devices."""
+    """The devices that OpenVINO sees."""
     from intel_ft.optional_packages import require_openvino
 
     require_openvino("openvino")
@@ -115,14 +128,14 @@ def devices() -> list[str]:
 
 
 def oneccl() -> str | None:
-    """Why oneCCL cannot be used; None where it can."""
+    """Why oneCCL cannot be used; None if it can."""
     from intel_ft.distributed.oneccl.library import why_not_usable
 
     return why_not_usable()
 
 
-def imported(module: str) -> Callable[[], None]:
-    """A step that imports a module."""
+def import_step(module: str) -> Callable[[], None]:
+    """A step that imports `module`."""
 
     def step() -> None:
         importlib.import_module(module)
@@ -146,17 +159,17 @@ STEPS: dict[str, Callable[[], Any]] = {
 
 
 def main(steps: list[str]) -> None:
-    """Take the steps in order; `import NAME` imports a module."""
+    """Run the steps in order; the step `import NAME` imports a module."""
     with answer() as stream:
         for step in steps:
-            run = STEPS.get(step) or imported(step.removeprefix("import "))
+            run = STEPS.get(step) or import_step(step.removeprefix("import "))
             try:
-                said: dict[str, Any] = {"value": run()}
-            except BaseException as error:  # a broken package may leave by SystemExit
+                result: dict[str, Any] = {"value": run()}
+            except BaseException as error:  # a broken package may even raise SystemExit
                 text = " ".join(str(error).split())
-                said = {"error": f"{type(error).__name__}: {text}"[:300]}
-            ctypes.CDLL(None).fflush(None)  # oneDNN's report, before a later step may crash
-            stream.write(json.dumps({"step": step, **said}) + "\n")
+                result = {"error": f"{type(error).__name__}: {text}"[:300]}
+            ctypes.CDLL(None).fflush(None)  # oneDNN's report, in case a later step crashes
+            stream.write(json.dumps({"step": step, **result}) + "\n")
             stream.flush()
 
 

@@ -1,4 +1,4 @@
-"""A diagnosis as one screen of text; called from cli.doctor."""
+"""A diagnosis as text for a terminal."""
 
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -9,42 +9,42 @@ from intel_ft.doctor.examine import Diagnosis, Facts
 from intel_ft.doctor.findings import Finding, ranked
 from intel_ft.doctor.hosts import Comparison
 
-_WIDTH = 80  # of a list that goes on in the next line
+_WIDTH = 80  # of a list that continues on the next line
 
 
-def lines(diagnosis: Diagnosis) -> list[str]:
-    """Facts in groups, then findings, the worst first."""
+def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
+    """The facts in groups, then the findings, errors first."""
     facts = diagnosis.facts
     rows = [*_machine(facts), *_compute(facts), *_runtime(facts), *_software(facts)]
     width = max(len(name) for name, _ in rows)
-    return [*(f"{name:<{width}}  {text}" for name, text in rows), "", *told(diagnosis.findings)]
+    return [
+        *(f"{name:<{width}}  {text}" for name, text in rows),
+        "",
+        *finding_lines(diagnosis.findings),
+    ]
 
 
-def compared(found: Comparison) -> list[str]:
-    """What differs between hosts, then findings: of the comparison, and of hosts, each once."""
-    text = [f"{len(found.hosts)} hosts: {', '.join(found.hosts)}", ""]
-    for fact, values in found.differences.items():
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """What differs between hosts, then all findings; one that several hosts share appears once."""
+    text = [f"{len(comparison.hosts)} hosts: {', '.join(comparison.hosts)}", ""]
+    for fact, values in comparison.differences.items():
         text.append(fact)
         text += [f"    {value:<40} {', '.join(names)}" for value, names in values.items()]
-    if not found.differences:
-        text.append("They do not differ.")
-    on: dict[Finding, list[str]] = {}
-    for name, host in found.hosts.items():
+    if not comparison.differences:
+        text.append("The hosts do not differ.")
+    names_by_finding: dict[Finding, list[str]] = {}
+    for name, host in comparison.hosts.items():
         for finding in host["findings"]:
-            on.setdefault(Finding(**finding), []).append(name)
-    of_hosts = [
-        replace(finding, seen=f"{_where(names, found)}: {finding.seen}")
-        for finding, names in on.items()
-    ]
-    return [*text, "", *told(ranked([*found.findings, *of_hosts]))]
+            names_by_finding.setdefault(Finding(**finding), []).append(name)
+    of_hosts = []
+    for finding, names in names_by_finding.items():
+        where = "all hosts" if len(names) == len(comparison.hosts) else ", ".join(names)
+        of_hosts.append(replace(finding, seen=f"{where}: {finding.seen}"))
+    return [*text, "", *finding_lines(ranked([*comparison.findings, *of_hosts]))]
 
 
-def _where(names: list[str], found: Comparison) -> str:
-    return "all" if len(names) == len(found.hosts) else ", ".join(names)
-
-
-def told(findings: Iterable[Finding]) -> Iterator[str]:
-    """Two lines a finding: what was seen, what to do."""
+def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """Two lines for each finding: what was observed, and what to do."""
     for finding in findings:
         yield f"{finding.level.upper():<8} {finding.seen}"
         if finding.do:
@@ -55,31 +55,33 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     host, clock = facts.host, facts.host.clock
     yield "host", f"{facts.name}; intel-ft {facts.intel_ft}, Python {facts.python}"
     yield "CPU", f"{host.cpu}{' (virtual machine)' if host.virtual else ''}"
-    by = host.quota_by.removeprefix("the ")
-    limit = "" if host.quota is None else f", {by} allows {host.quota:g}"
+    limited_by = host.quota_by.removeprefix("the ")
+    limit = "" if host.quota is None else f", {limited_by} allows {host.quota:g}"
     shape = (
         _count(host.sockets, "socket"),
         _count(max(1, len(host.nodes)), "NUMA node"),
-        f"{_count(host.threads_per_core, 'thread')} a core",
+        f"{_count(host.threads_per_core, 'thread')} per core",
     )
     cores = f"{host.cores} of {host.machine_cores}{limit}"
     yield "cores", f"{cores}; {', '.join(shape)}; load {host.load:.1f}"
     speeds = {"now": clock.now, "base": clock.base, "highest": clock.highest}
-    said = [f"{value:.2f} GHz {name}" for name, value in speeds.items() if value is not None]
+    parts = [f"{value:.2f} GHz {name}" for name, value in speeds.items() if value is not None]
     if clock.governor:
-        said.append(f"governor {clock.governor}")
-    said.append(
+        parts.append(f"governor {clock.governor}")
+    parts.append(
         "throttling not reported"
         if clock.throttled is None
-        else f"throttled {clock.throttled} times since start"
+        else f"throttled {clock.throttled} times since boot"
     )
-    yield "clock", ", ".join(said)
+    yield "clock", ", ".join(parts)
     limit = "" if host.memory_limit is None else f", control group allows {host.memory_limit:.1f}"
-    moved, why = facts.executed.bandwidth, facts.executed.bandwidth_error
-    rate = f"; rate not measured ({why})" if moved is None else f"; {moved:,.1f} GB/s"
+    bandwidth, error = facts.executed.bandwidth, facts.executed.bandwidth_error
+    rate = f"; {bandwidth:,.1f} GB/s"
+    if bandwidth is None:
+        rate = f"; bandwidth not measured ({error})"
     yield "memory", f"{host.memory:.1f} GiB{limit}, {host.available:.1f} available{rate}"
     disks = [
-        f"{folder} may not be entered" if free is None else f"{free:,.1f} GiB free for {folder}"
+        f"no access to {folder}" if free is None else f"{free:,.1f} GiB free for {folder}"
         for folder, free in host.disk.items()
     ]
     yield "disk", ", ".join(disks)
@@ -87,18 +89,18 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
 
 def _compute(facts: Facts) -> Iterator[tuple[str, str]]:
     isa, executed = facts.instructions, facts.executed
-    yield "advertised", " ".join(isa.advertised) or "none that matters here"
-    tiles = "no tiles to ask for" if isa.tiles is None else f"AMX tiles {isa.tiles}"
+    yield "advertised", " ".join(isa.advertised) or "none that GEMMs can use"
+    tiles = "this CPU has no AMX" if isa.tiles is None else f"AMX tiles {isa.tiles}"
     yield "permitted", tiles + "".join(f", {n}={v}" for n, v in isa.limits.items())
     if executed.onednn is not None:
         yield "oneDNN", f"{executed.onednn}: {executed.isa}"
-    for product in executed.products:
-        if product.error is not None:
-            yield product.dtype, product.error
+    for gemm in executed.products:
+        if gemm.error is not None:
+            yield gemm.dtype, gemm.error
             continue
-        ran = product.kernel or ("MKL" if product.dtype == "float32" else "not oneDNN's")
-        expected = "" if product.expected is None else f", {product.expected:,.0f} expected"
-        yield product.dtype, f"{product.rate:,.0f} G/s{expected}; ran {ran}"
+        kernel = gemm.kernel or ("MKL" if gemm.dtype == "float32" else "not oneDNN")
+        expected = "" if gemm.expected is None else f", {gemm.expected:,.0f} expected"
+        yield gemm.dtype, f"{gemm.rate:,.0f} GOP/s{expected}; kernel {kernel}"
 
 
 def _runtime(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -121,11 +123,11 @@ def _software(facts: Facts) -> Iterator[tuple[str, str]]:
             else f"{part.name} ({part.detail})"
         )
         parts.setdefault(part.state, []).append(text)
-    for state, said in parts.items():
-        lines = textwrap.wrap("; ".join(said), _WIDTH, break_on_hyphens=False)
+    for state, texts in parts.items():
+        lines = textwrap.wrap("; ".join(texts), _WIDTH, break_on_hyphens=False)
         yield from zip([state, *[""] * len(lines)], lines, strict=False)
-    yield "Hub token", {True: "present", False: "none", None: "unknown"}[facts.token]
+    yield "HF token", {True: "present", False: "none", None: "unknown"}[facts.token]
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Machines and packages for tests of the doctor, in the form in which it finds them."""
+"""Machines and packages for tests of the doctor, in the form in which it reads them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ XEON = "avx2 fma avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 a
 def write_processor(
     root: Path, flags: str = XEON, vendor: str = "GenuineIntel", family: int = 6, ghz: float = 2.0
 ) -> None:
-    """/proc/cpuinfo of one CPU; the counts come from the tree below /sys."""
+    """Write /proc/cpuinfo of one CPU; the number of CPUs comes from the tree below /sys."""
     write(
         root / "proc/cpuinfo",
         f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\n"
@@ -23,7 +23,7 @@ def write_processor(
 
 
 def write_memory(root: Path, total: float, available: float) -> None:
-    """/proc/meminfo in GiB."""
+    """Write /proc/meminfo; the arguments are in GiB."""
     write(
         root / "proc/meminfo",
         f"MemTotal:       {int(total * GIB)} kB\nMemAvailable:   {int(available * GIB)} kB",
@@ -35,7 +35,7 @@ def read_host(root: Path) -> host.Host:
 
 
 def verbose(**kernels: str) -> str:
-    """What oneDNN reports of a product of each dtype (bf16=..., u8=...)."""
+    """What oneDNN reports for a GEMM of each dtype (bf16=..., u8=...)."""
     head = "onednn_verbose,v1,info,oneDNN v3.12.0 (commit 80af)\nonednn_verbose,v1,info,cpu,isa:X\n"
     line = "onednn_verbose,v1,primitive,exec,cpu,matmul,{},undef,src:{}::blocked:ab::f0 wei,,,1x1,1"
     return head + "\n".join(line.format(kernel, dtype) for dtype, kernel in kernels.items())
@@ -44,22 +44,22 @@ def verbose(**kernels: str) -> str:
 def executed(
     machine: host.Host,
     isa: instructions.Instructions,
-    said: str = "",
+    report: str = "",
     throttled: int | None = None,
     **gigaops: float | Outcome,
 ) -> gemm_kernels.ExecutedKernels:
-    """What the probe's answers become: a rate in G/s, or an outcome, by dtype."""
+    """The facts from a rate in GOP/s, or an outcome, of each dtype."""
     rates = {"float32": 100.0, "bfloat16": 400.0, "int8": 800.0} | gigaops
     outcomes = {
-        name: found if isinstance(found, Outcome) else Outcome(found * 1e9)
-        for name, found in rates.items()
+        name: rate if isinstance(rate, Outcome) else Outcome(rate * 1e9)
+        for name, rate in rates.items()
     }
     outcomes |= {"threads": Outcome(machine.usable), "bandwidth": Outcome(20e9)}
-    return gemm_kernels.read(outcomes, said, machine, isa, throttled)
+    return gemm_kernels.read(outcomes, report, machine, isa, throttled)
 
 
 def write_distribution(folder: Path, name: str, version: str, code: str | None = None) -> None:
-    """An installed distribution, and with `code` a package of its name."""
+    """Write an installed distribution, and with `code` a package of that name."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     write(info / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}")
     if code is not None:
