@@ -23,6 +23,7 @@ from intel_ft.batching.row import build_row
 from intel_ft.config import MethodConfig, ModelConfig, build
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.errors import EnvironmentProblem, GateRefused, UserError
+from intel_ft.export import run_data
 from intel_ft.export.export import export
 from intel_ft.export.gate import Gate, Limits
 from intel_ft.export.settings import Settings
@@ -209,7 +210,7 @@ def test_every_format_opens_in_every_runtime(made, tmp_path, weight_format, sett
 def test_auto_selects_the_first_that_passes_and_resumes_when_interrupted(
     run, tmp_path, monkeypatch
 ) -> None:
-    import intel_ft.export.try_candidate as module
+    from intel_ft.export import try_candidate as module
 
     made: list[str] = []
     quantize = module.quantize
@@ -263,7 +264,7 @@ def test_calibration_uses_training_examples_only(run, monkeypatch) -> None:
     # The same where the run splits its validation set off the training data.
     split = config.data.model_copy(update={"eval": None, "eval_fraction": 0.25})
     fraction = config.model_copy(update={"data": split})
-    monkeypatch.setattr("intel_ft.export.run_data.run_config", lambda _artifact: fraction)
+    monkeypatch.setattr(run_data, "run_config", lambda _artifact: fraction)
     validation = find_validation_set(artifact, tokenizer, None, None).prepared.examples
     rows = find_calibration(artifact, tokenizer, None, Settings(samples=99)).rows
     assert (len(validation), len(rows)) == (6, 18)
