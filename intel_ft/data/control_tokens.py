@@ -1,8 +1,7 @@
-"""A tokenizer that does not know its control tokens, for words that spell one; called from
-data.encode.
+"""Which added tokens are control tokens, and a tokenizer without them for words that spell one.
 
-`encode_special_tokens` of the tokenizers library is not enough: it covers only tokens declared
-special, and `<|im_start|>` often is not.
+`encode_special_tokens` of the tokenizers library does not suffice: it covers only tokens that are
+declared special, and `<|im_start|>` often is not.
 """
 
 import json
@@ -14,18 +13,18 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-# The shape of control tokens that some tokenizers (Hermes, DeepSeek) do not declare special.
-_CONTROL_SHAPE = re.compile("<[|\uff5c].*[|\uff5c]>")  # the second: a full-width bar
+# Control tokens that some tokenizers (Hermes, DeepSeek) do not declare special look like this.
+_CONTROL_SHAPE = re.compile("<[|\uff5c].*[|\uff5c]>")  # U+FF5C is a full-width bar
 
 
 def content_controls(added: dict[int, AddedToken]) -> dict[int, str]:
     """Ids and texts of added tokens that a user's words must never become.
 
-    All of them but runs of white space, which GPT-NeoX and Phi add to write code in fewer tokens.
+    These are all but runs of white space, which GPT-NeoX and Phi add to write code in fewer tokens.
     """
     return {
-        id: token.content
-        for id, token in added.items()
+        token_id: token.content
+        for token_id, token in added.items()
         if token.special
         or (not token.content.replace("▁", "").isspace() and token.content.strip("▁"))
     }
@@ -34,12 +33,12 @@ def content_controls(added: dict[int, AddedToken]) -> dict[int, str]:
 def completion_controls(added: dict[int, AddedToken]) -> dict[int, str]:
     """Ids and texts of added tokens that an assistant's words must never become.
 
-    What the tokenizer declares ordinary stays: a completion may hold Qwen's `<think>` or Gemma's
-    `<table>`, and the model is to write them as the one token it knows.
+    Tokens that the tokenizer declares ordinary stay: a completion may hold Qwen's `<think>` or
+    Gemma's `<table>`, and the model should write each as the single token it knows.
     """
     return {
-        id: token.content
-        for id, token in added.items()
+        token_id: token.content
+        for token_id, token in added.items()
         if token.special or _CONTROL_SHAPE.fullmatch(token.content)
     }
 
@@ -47,7 +46,7 @@ def completion_controls(added: dict[int, AddedToken]) -> dict[int, str]:
 def without_prefix_space(backend: Tokenizer) -> Tokenizer:
     """`backend`, or a copy of it that does not put a space in front of byte-level text.
 
-    No decoder takes that space away again, so an answer would come back with one space more.
+    No decoder removes that space again, so an answer would come back with an extra space.
     """
     if not (
         isinstance(backend.pre_tokenizer, ByteLevel) and backend.pre_tokenizer.add_prefix_space
@@ -58,22 +57,24 @@ def without_prefix_space(backend: Tokenizer) -> Tokenizer:
     return copy
 
 
-def without(backend: Tokenizer, controls: dict[int, str]) -> Tokenizer:
+def without_control_tokens(backend: Tokenizer, controls: dict[int, str]) -> Tokenizer:
     """A copy of `backend` that splits the text of control tokens into ordinary tokens.
 
-    All other ids are unchanged. Control tokens are no longer matched as added tokens, and the
-    model's own vocabulary gives them up too (Unigram and `ignore_merges` would find them there).
+    All other ids are unchanged. Control tokens are no longer matched as added tokens, and they are
+    removed from the model's vocabulary too (Unigram and `ignore_merges` would find them there).
     """
     state: dict[str, Any] = json.loads(backend.to_str())
-    # Renamed to what nobody can write, not removed: ids of added tokens follow from their order.
+    # Renamed to text that no data contains, not removed: their order determines the ids.
     secret = uuid.uuid4().hex
-    renamed = {text: f"\ue000{secret}{id}" for id, text in controls.items()}
+    renamed = {text: f"\ue000{secret}{token_id}" for token_id, text in controls.items()}
     for token in state["added_tokens"]:
         token["content"] = renamed.get(token["content"], token["content"])
     state["post_processor"] = state["truncation"] = state["padding"] = None
     model = state["model"]
     if isinstance(model["vocab"], dict):
-        model["vocab"] = {renamed.get(text, text): id for text, id in model["vocab"].items()}
+        model["vocab"] = {
+            renamed.get(text, text): token_id for text, token_id in model["vocab"].items()
+        }
     else:
         model["vocab"] = [[renamed.get(text, text), score] for text, score in model["vocab"]]
     if model.get("unk_token") in renamed:

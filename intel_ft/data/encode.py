@@ -1,11 +1,23 @@
-"""Spans to token ids with a loss mask that is exact by construction; called from data.prepare and
-data.prompt.
+"""Spans to token ids with a loss mask that is exact by construction.
 
-A completion is encoded on its own and its end is appended as a token id, so the supervised ids are
-those of completion and end and nothing else, whatever surrounds them. Template and content between
-two completions are encoded together, as they would be at inference. If the result holds more
-control tokens than the template wrote, a user's words spelled one: that stretch is encoded again
-piece by piece, the words with a tokenizer that does not know control tokens (data.plain).
+Worked example: one conversation in the `llama2` template, with the shipped tokenizer.
+
+    spans    start <s> | template "[INST] " | content "Add 1 to x." | template " [/INST] "
+             | completion "x + 1" | end </s>
+    pieces   start | template + content + template, as one text | completion     | end
+    ids      [0]   | [61, 597, 584, 63, ..., 63, 223] (16)      | [90, 467, 371] | [1]
+    mask     F     | F x 16                                     | T  T  T        | T
+
+    Examples: tokens int32 [21], supervised bool [21], offsets int64 [0, 21]
+
+With n examples of T tokens in all, tokens and supervised have shape [T] and offsets [n + 1].
+
+A completion is encoded separately and its end is appended as a token id, so the supervised ids are
+those of the completion and its end, whatever surrounds them. Nothing is searched for in the
+encoded text. Template and content between two completions are encoded together, as they are at
+inference. If the result holds more control tokens than the template wrote, then a user's words
+spelled one: that run is encoded again span by span, the words with a copy of the tokenizer that
+has no control tokens (data.control_tokens).
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,40 +33,54 @@ from tokenizers import Encoding, Tokenizer
 from intel_ft.data.control_tokens import (
     completion_controls,
     content_controls,
-    without,
+    without_control_tokens,
     without_prefix_space,
 )
 from intel_ft.data.examples import Examples, concatenate
-from intel_ft.data.pieces import Layout, flat, lay_out, sums, without_last_space
-from intel_ft.data.spans import Marks, Span
+from intel_ft.data.pieces import (
+    Pieces,
+    count_per_piece,
+    flatten_ids,
+    split_into_pieces,
+    strip_last_space,
+)
+from intel_ft.data.spans import Span, SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_CHUNK = 2048  # examples encoded at a time: enough to fill every core, little memory
+_CHUNK = 2048  # examples encoded at a time: enough to keep every core busy with little memory
 
 
 class SpanEncoder:
-    """Encodes spans with one tokenizer, and remembers what its template texts contain."""
+    """Encodes spans with one tokenizer and caches how many controls each template text holds."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", marks: Marks) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", special: SpecialTokens) -> None:
         self._backend = without_prefix_space(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._ids = {text: [int(tokenizer.convert_tokens_to_ids(text))] for text in marks.added}
-        for text, id in ((marks.bos, tokenizer.bos_token_id), (marks.eos, tokenizer.eos_token_id)):
+        self._special_ids = {
+            text: [int(tokenizer.convert_tokens_to_ids(text))] for text in special.added
+        }
+        for text, token_id in (
+            (special.bos, tokenizer.bos_token_id),
+            (special.eos, tokenizer.eos_token_id),
+        ):
             if text is not None:
-                self._ids[text] = [int(id)]
+                self._special_ids[text] = [int(token_id)]
         added = self._backend.get_added_tokens_decoder()
         self._content_controls = content_controls(added)
         self._completion_controls = completion_controls(added)
         size = max(
-            [self._backend.get_vocab_size(with_added_tokens=True), *(id + 1 for id in added)]
+            [
+                self._backend.get_vocab_size(with_added_tokens=True),
+                *(token_id + 1 for token_id in added),
+            ]
         )
-        self._is_content_control = _table(self._content_controls, size)
-        self._is_completion_control = _table(self._completion_controls, size)
-        # Does it put a space in front of what it encodes (Llama 2, Mistral), and does it leave that
-        # out where there is one already, so that "a" and " a" come out the same?
+        self._is_content_control = _lookup_table(self._content_controls, size)
+        self._is_completion_control = _lookup_table(self._completion_controls, size)
+        # Does the tokenizer put a space in front of what it encodes (Llama 2, Mistral), and does it
+        # skip that where there is a space already, so that "a" and " a" give the same ids?
         word = self._backend.encode("a", add_special_tokens=False)
         self._prefixes_space = word.tokens[:1] != [] and word.tokens[0].startswith("▁")
         spaced = self._backend.encode(" a", add_special_tokens=False)
@@ -62,75 +88,76 @@ class SpanEncoder:
         self._controls_in_template: dict[str, int] = {}
 
     @cached_property
-    def _plain_content(self) -> Tokenizer:
-        return without(self._backend, self._content_controls)
+    def _content_tokenizer(self) -> Tokenizer:
+        return without_control_tokens(self._backend, self._content_controls)
 
     @cached_property
-    def _plain_completion(self) -> Tokenizer:
-        return without(self._backend, self._completion_controls)
+    def _completion_tokenizer(self) -> Tokenizer:
+        return without_control_tokens(self._backend, self._completion_controls)
 
     def encode(self, examples: Iterable[list[Span]]) -> Examples:
-        """Token ids of each example and which of them belong to a completion, its end, or `text`.
+        """Token ids of each example, with a mask of the tokens of a completion, its end, or `text`.
 
-        For every stretch of supervised ids, decoding gives the completion and its end (as the
-        tokenizer normalizes text: one that applies NFC gives NFC back). The mask is that of the
-        spans: an example's first token may be in it.
+        Each supervised stretch decodes to the completion and its end (as the tokenizer normalizes
+        text: one that applies NFC returns NFC). The mask is that of the spans: an example's first
+        token may be in it.
         """
         parts: list[Examples] = []
-        # The tokenizer encodes a chunk on all cores without the interpreter's lock, meanwhile the
-        # chunk before it becomes arrays and the one behind it is rendered.
-        waiting: tuple[Layout, Future[list[Encoding]]] | None = None
-        with ThreadPoolExecutor(1) as ahead:
+        # The tokenizer encodes a chunk on all cores without the GIL; meanwhile this thread turns
+        # the previous chunk into arrays and renders the next one.
+        pending: tuple[Pieces, Future[list[Encoding]]] | None = None
+        with ThreadPoolExecutor(1) as executor:
             for chunk in _chunks(examples, _CHUNK):
-                layout = lay_out(chunk, self._ids, self._prefixes_space)
-                texts = [self._joined(run) for run in layout.runs]
-                encoded = ahead.submit(
+                pieces = split_into_pieces(chunk, self._special_ids, self._prefixes_space)
+                texts = [self._run_text(run) for run in pieces.runs]
+                encodings = executor.submit(
                     self._backend.encode_batch_fast, texts, add_special_tokens=False
                 )
-                if waiting:
-                    parts.append(self._encoded(*waiting))
-                waiting = layout, encoded
-            if waiting:
-                parts.append(self._encoded(*waiting))
+                if pending:
+                    parts.append(self._to_examples(*pending))
+                pending = pieces, encodings
+            if pending:
+                parts.append(self._to_examples(*pending))
         return concatenate(parts)
 
-    def _encoded(self, layout: Layout, encoded: "Future[list[Encoding]]") -> Examples:
-        stretches = layout.stretches
-        for place, encoding in zip(layout.places, encoded.result(), strict=True):
-            stretches[place] = encoding.ids
-        tokens, ends = flat(stretches)
-        if spelled := self._spelled(layout, tokens, ends):
-            for index in spelled:
-                stretches[layout.places[index]] = self._piecewise(layout.runs[index])
-            tokens, ends = flat(stretches)
+    def _to_examples(self, pieces: Pieces, encodings: "Future[list[Encoding]]") -> Examples:
+        for position, encoding in zip(pieces.positions, encodings.result(), strict=True):
+            pieces.ids[position] = encoding.ids
+        tokens, offsets = flatten_ids(pieces.ids)
+        if indices := self._runs_that_spell_controls(pieces, tokens, offsets):
+            for index in indices:
+                pieces.ids[pieces.positions[index]] = self._encode_by_span(pieces.runs[index])
+            tokens, offsets = flatten_ids(pieces.ids)
         return Examples(
             tokens,
-            np.repeat(np.array(layout.supervised, np.bool_), np.diff(ends)),
-            ends[np.concatenate(([0], np.cumsum(layout.counts, dtype=np.int64)))],
+            np.repeat(np.array(pieces.supervised, np.bool_), np.diff(offsets)),
+            offsets[np.concatenate(([0], np.cumsum(pieces.counts, dtype=np.int64)))],
         )
 
-    def _spelled(
-        self, layout: Layout, tokens: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]
+    def _runs_that_spell_controls(
+        self, pieces: Pieces, tokens: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
     ) -> list[int]:
-        """Indices of the runs in which words came out as a control token.
+        """Indices of the runs in which words became a control token.
 
-        tokens[ends[i]:ends[i + 1]] is stretch i of the layout.
+        tokens[offsets[i]:offsets[i + 1]] is piece i.
         """
-        places = np.array(layout.places, np.int64)
-        in_content = sums(self._is_content_control[tokens], ends)[places].tolist()
-        in_completion = sums(self._is_completion_control[tokens], ends)[places].tolist()
+        positions = np.array(pieces.positions, np.int64)
+        in_content = count_per_piece(self._is_content_control[tokens], offsets)[positions].tolist()
+        in_completion = count_per_piece(self._is_completion_control[tokens], offsets)[
+            positions
+        ].tolist()
         return [
             index
-            for index, run in enumerate(layout.runs)
+            for index, run in enumerate(pieces.runs)
             if (
                 in_completion[index]
                 if run[0].kind == "completion"
-                else run[0].kind != "text" and in_content[index] != self._expected(run)
+                else run[0].kind != "text" and in_content[index] != self._template_controls(run)
             )
         ]
 
-    def _expected(self, run: list[Span]) -> int:
-        """Control tokens that the run's template spans write."""
+    def _template_controls(self, run: list[Span]) -> int:
+        """Number of control tokens that the template spans of the run write."""
         total = 0
         for span in run:
             if span.kind == "template":
@@ -141,28 +168,29 @@ class SpanEncoder:
                 total += self._controls_in_template[span.text]
         return total
 
-    def _piecewise(self, run: list[Span]) -> list[int]:
+    def _encode_by_span(self, run: list[Span]) -> list[int]:
         if run[0].kind == "completion":
-            text = self._joined(run)
-            return list(self._plain_completion.encode(text, add_special_tokens=False).ids)
+            text = self._run_text(run)
+            return list(self._completion_tokenizer.encode(text, add_special_tokens=False).ids)
         ids: list[int] = []
         for span, following in zip(run, [*run[1:], None], strict=True):
             if span.kind == "content":
-                ids += self._plain_content.encode(span.text, add_special_tokens=False).ids
+                ids += self._content_tokenizer.encode(span.text, add_special_tokens=False).ids
                 continue
-            gives_way = self._prefixes_space and following and following.kind == "content"
-            text = without_last_space(span).text if gives_way else span.text
+            before_content = following is not None and following.kind == "content"
+            strips = self._prefixes_space and before_content
+            text = strip_last_space(span).text if strips else span.text
             ids += self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _joined(self, run: list[Span]) -> str:
+    def _run_text(self, run: list[Span]) -> str:
         text = "".join([span.text for span in run])
         if self._swallows_space and run[0].kind == "completion" and text.startswith(" "):
             return " " + text
         return text
 
 
-def _table(ids: Iterable[int], size: int) -> npt.NDArray[np.bool_]:
+def _lookup_table(ids: Iterable[int], size: int) -> npt.NDArray[np.bool_]:
     table = np.zeros(size, np.bool_)
     table[list(ids)] = True
     return table

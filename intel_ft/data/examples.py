@@ -1,4 +1,4 @@
-"""Tokenized examples as three flat arrays: what data/ hands to batching/ and training/."""
+"""Tokenized examples as three flat arrays: what data/ passes to batching/ and training/."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,13 +42,13 @@ class Examples:
         """The examples at `indices`, in that order, copied."""
         lengths = self.lengths[indices]
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        # Position of each kept token in the old arrays: its place in the new ones, moved.
+        # Index of each selected token in the old arrays: its index in the new ones, shifted.
         taken = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
         return Examples(self.tokens[taken], self.supervised[taken], offsets)
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
-    """All examples of `parts`, in their order; none if there are no parts."""
+    """All examples of `parts`, in order; an empty set if there are no parts."""
     lengths = [part.lengths for part in parts]
     return Examples(
         np.concatenate([np.empty(0, np.int32), *(part.tokens for part in parts)]),

@@ -1,7 +1,7 @@
-"""Examples' spans cut into stretches that are encoded each on its own; called from data.encode.
+"""Spans of examples cut into pieces, each of which is encoded independently.
 
-A stretch is one token given by its text, or a run of spans to encode together: template and
-content, or a completion, or ready-made text.
+A piece is either one special token, given by its text, or a run of spans that are encoded together:
+template and content, or a completion, or ready-made text.
 """
 
 from collections.abc import Mapping
@@ -15,35 +15,37 @@ from intel_ft.data.spans import Span
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The stretches of some examples, end to end.
+class Pieces:
+    """The pieces of a number of examples, end to end.
 
-    stretches: the ids of each, empty for a run until it is encoded; supervised: for each stretch;
-    counts: stretches of each example; runs: the spans to encode, and places: their stretches.
+    ids: token ids of each piece, empty for a run until it is encoded; supervised: one flag per
+    piece; counts: pieces of each example; runs: the spans to encode; positions: the index in `ids`
+    of each run's piece.
     """
 
-    stretches: list[list[int]]
+    ids: list[list[int]]
     supervised: list[bool]
     counts: list[int]
     runs: list[list[Span]]
-    places: list[int]
+    positions: list[int]
 
 
-def lay_out(
-    examples: list[list[Span]], ids: Mapping[str, list[int]], prefixes_space: bool
-) -> Layout:
-    """Cut examples into stretches.
+def split_into_pieces(
+    examples: list[list[Span]], special_ids: Mapping[str, list[int]], prefixes_space: bool
+) -> Pieces:
+    """Cut examples into pieces.
 
-    ids: of the `start` and `end` tokens, by their text. prefixes_space: whether the tokenizer puts
-    a space in front of what it encodes; what stands before a completion then loses its own.
+    special_ids: ids of the `start` and `end` tokens, by their text. prefixes_space: whether the
+    tokenizer puts a space in front of what it encodes; the run before a completion then loses its
+    own trailing space.
     """
-    stretches: list[list[int]] = []
+    ids: list[list[int]] = []
     supervised: list[bool] = []
     counts: list[int] = []
     runs: list[list[Span]] = []
-    places: list[int] = []
+    positions: list[int] = []
     for spans in examples:
-        before = len(stretches)
+        before = len(ids)
         run: list[Span] = []
         for span in spans:
             if span.kind in ("template", "content"):
@@ -51,39 +53,44 @@ def lay_out(
                 continue
             if run:
                 if span.kind == "completion" and prefixes_space:
-                    run[-1] = without_last_space(run[-1])
-                places.append(len(stretches))
+                    run[-1] = strip_last_space(run[-1])
+                positions.append(len(ids))
                 runs.append(run)
-                stretches.append([])
+                ids.append([])
                 supervised.append(False)
                 run = []
             if span.kind in ("start", "end"):
-                stretches.append(ids[span.text])
+                ids.append(special_ids[span.text])
             else:
-                places.append(len(stretches))
+                positions.append(len(ids))
                 runs.append([span])
-                stretches.append([])
+                ids.append([])
             supervised.append(span.kind != "start")
-        counts.append(len(stretches) - before)
-        assert not run  # a conversation ends with an assistant turn, a turn with its end
-    return Layout(stretches, supervised, counts, runs, places)
+        counts.append(len(ids) - before)
+        assert not run  # a conversation ends with an assistant turn, and a turn with its end token
+    return Pieces(ids, supervised, counts, runs, positions)
 
 
-def without_last_space(span: Span) -> Span:
-    """The tokenizer writes the space itself, as the "▁" in front of what follows."""
+def strip_last_space(span: Span) -> Span:
+    """The span without its last space, which the tokenizer adds as "▁" to what follows."""
     return Span(span.text.removesuffix(" "), span.kind)
 
 
-def flat(
-    stretches: list[list[int]],
+def flatten_ids(
+    ids: list[list[int]],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """All ids end to end, and where each stretch ends, from 0."""
-    ends = np.cumsum([0, *map(len, stretches)], dtype=np.int64)
-    return np.fromiter(chain.from_iterable(stretches), np.int32, int(ends[-1])), ends
+    """Token ids of all pieces, int32 [tokens], and offsets, int64 [pieces + 1].
+
+    Piece i is tokens[offsets[i]:offsets[i + 1]].
+    """
+    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(ids), np.int32, int(offsets[-1])), offsets
 
 
-def sums(flags: npt.NDArray[np.bool_], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many flags are set in each stretch ends[i]:ends[i + 1]."""
+def count_per_piece(
+    flags: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Number of True flags in each piece flags[offsets[i]:offsets[i + 1]], int64 [pieces]."""
     totals = np.concatenate(([0], np.cumsum(flags, dtype=np.int64)))
-    found: npt.NDArray[np.int64] = totals[ends[1:]] - totals[ends[:-1]]
-    return found
+    counts: npt.NDArray[np.int64] = totals[offsets[1:]] - totals[offsets[:-1]]
+    return counts

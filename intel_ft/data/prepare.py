@@ -1,6 +1,4 @@
-"""From a source to examples ready for batching, with a report of every decision; called from
-training, evaluation and cli.
-"""
+"""Reads and tokenizes a data source, and reports every decision made on the way."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,12 +9,12 @@ import numpy.typing as npt
 from intel_ft.config import DataConfig
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
-from intel_ft.data.formats import Conversation, Format, conversations, detect
-from intel_ft.data.gc_pause import collector_paused
+from intel_ft.data.formats import Conversation, Format, conversations, detect_format
+from intel_ft.data.gc_pause import gc_paused
 from intel_ft.data.sources import Rows, load_rows
-from intel_ft.data.spans import marks_of
-from intel_ft.data.templates import Template, choose, renderer
-from intel_ft.data.truncate import cut
+from intel_ft.data.spans import special_tokens_of
+from intel_ft.data.templates import Template, choose_template, renderer
+from intel_ft.data.truncate import truncate
 from intel_ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the rows of one source. Lengths and totals are in tokens.
+    """Counts and decisions of reading one source. Lengths and totals are in tokens.
 
-    examples: rows kept, of which `truncated` were shortened; dropped: rows left out (longer than
-    max_length, or with a prompt that leaves no room for an answer). longest: among those kept.
+    examples: rows used, of which `truncated` were shortened; dropped: rows left out (longer than
+    max_length, or with a prompt that leaves no room for an answer); longest: the longest example.
     """
 
     source: str
@@ -47,7 +45,7 @@ class DataReport:
     dropped: int
 
     def lines(self) -> list[str]:
-        """The report for a reader, a line a fact."""
+        """The report as text, one line per fact."""
         share = 100 * self.supervised_tokens / self.tokens
         lines = [
             f"data {self.source}: {self.rows:,} rows, {self.examples:,} examples,"
@@ -65,7 +63,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenized examples, and the conversation that each was made from, in the same order."""
+    """Tokenized examples and their conversations, in the same order."""
 
     examples: Examples
     conversations: list[Conversation]
@@ -73,9 +71,9 @@ class Prepared:
     report: DataReport
 
     def select(self, indices: npt.NDArray[np.int64]) -> "Prepared":
-        """The examples at `indices`, and a report that counts them.
+        """The examples at `indices`, with a report that counts them.
 
-        Its `rows`, `truncated` and `dropped` stay those of the whole source.
+        The report's `rows`, `truncated` and `dropped` remain those of the whole source.
         """
         examples = self.examples.select(indices)
         report = replace(
@@ -85,12 +83,13 @@ class Prepared:
             supervised_tokens=int(examples.supervised.sum()),
             longest=int(examples.lengths.max()),
         )
-        kept = [self.conversations[index] for index in indices]
-        return Prepared(examples, kept, self.template, report)
+        selected = [self.conversations[index] for index in indices]
+        return Prepared(examples, selected, self.template, report)
 
     def statistics(self) -> dict[str, Any]:
-        """The report's facts, and how many examples have how many tokens: `lengths` counts those
-        from one of `edges` to the next.
+        """The report's facts and a histogram of example lengths.
+
+        `lengths["counts"][i]` examples have from `edges[i]` to `edges[i + 1]` tokens.
         """
         counts, edges = np.histogram(self.examples.lengths, bins=24)
         lengths = {"edges": edges.tolist(), "counts": counts.tolist()}
@@ -104,16 +103,16 @@ def prepare(
     *,
     max_length: int | None = None,
 ) -> Prepared:
-    """Read `source` (data.train or data.eval, say) as `data` asks, and tokenize it.
+    """Read and tokenize `source` (for example data.train or data.eval) as `data` specifies.
 
-    max_length: in tokens an example, BOS and EOS included; data.max_length unless given. What is
-    longer is handled as data.on_long says: `error`, `drop`, or `truncate`, which cuts the end but
-    for EOS, and drops an example of which no token of an answer would be left.
+    max_length: tokens per example, including BOS and EOS; defaults to data.max_length. Longer
+    examples are handled as data.on_long specifies: `error`, `drop`, or `truncate`, which cuts the
+    end but keeps EOS, and drops an example that would keep no token of an answer.
 
-    Raises UserError (one line with file, row and column where there are such) for anything wrong
-    with the data, EnvironmentProblem if the Hub cannot be reached.
+    Raises UserError (one line, with file, row and column where applicable) for anything wrong with
+    the data, EnvironmentProblem if the Hub cannot be reached or a package is missing.
     """
-    with collector_paused():
+    with gc_paused():
         longest = data.max_length if max_length is None else max_length
         return _prepare(data, source, tokenizer, longest)
 
@@ -122,43 +121,49 @@ def _prepare(
     data: DataConfig, source: str, tokenizer: "PreTrainedTokenizerFast", longest: int
 ) -> Prepared:
     rows = load_rows(source, data.split)
-    format, format_reason = detect(rows.columns, data.format, origin=source, nested=rows.nested)
-    template, template_reason = choose(data.template, format, bool(tokenizer.chat_template))
-    kept = conversations(rows, format)
-    marks = marks_of(tokenizer)
-    render = renderer(template, tokenizer, marks, data.system_prompt)
-    examples = SpanEncoder(tokenizer, marks).encode(map(render, kept))
+    data_format, format_reason = detect_format(
+        rows.columns, data.format, origin=source, nested=rows.nested
+    )
+    template, template_reason = choose_template(
+        data.template, data_format, bool(tokenizer.chat_template)
+    )
+    kept = conversations(rows, data_format)
+    special = special_tokens_of(tokenizer)
+    render = renderer(template, tokenizer, special, data.system_prompt)
+    examples = SpanEncoder(tokenizer, special).encode(map(render, kept))
     truncated = dropped = 0
     long = np.flatnonzero(examples.lengths > longest)
     if len(long) and data.on_long == "error":
         raise _too_long(rows, examples, long, longest)
     if len(long):
         if data.on_long == "truncate":
-            examples, lost = cut(examples, longest, int(tokenizer.eos_token_id))
-            truncated = len(long) - len(lost)
+            examples, unusable = truncate(examples, longest, int(tokenizer.eos_token_id))
+            truncated = len(long) - len(unusable)
         else:
-            lost = long
-        dropped = len(lost)
-        stay = np.setdiff1d(np.arange(len(kept)), lost)
-        if not len(stay):
+            unusable = long
+        dropped = len(unusable)
+        usable = np.setdiff1d(np.arange(len(kept)), unusable)
+        if not len(usable):
             raise UserError(
                 f"{source}: all {len(kept)} examples are longer than data.max_length ({longest}):"
-                " raise it"
+                " increase data.max_length"
             )
-        kept = [kept[index] for index in stay]
-        examples = examples.select(stay)
-    if format == "text":
-        loss_on, loss_reason = "all", "ready-made text does not say which part is the completion"
+        kept = [kept[index] for index in usable]
+        examples = examples.select(usable)
+    if data_format == "text":
+        loss_on, loss_reason = "all", "ready-made text does not mark which part is the completion"
     else:
         loss_on, loss_reason = data.loss_on, "set in data.loss_on"
     supervised = examples.supervised.copy()
     if loss_on == "all":
         supervised[:] = True
-    supervised[examples.offsets[:-1]] = False  # nothing stands in front of it to predict it from
+    supervised[examples.offsets[:-1]] = (
+        False  # no token precedes it from which it could be predicted
+    )
     examples = Examples(examples.tokens, supervised, examples.offsets)
     report = DataReport(
         source=source,
-        format=format,
+        format=data_format,
         format_reason=format_reason,
         template=template,
         template_reason=template_reason,
@@ -176,22 +181,22 @@ def _prepare(
 
 
 def split_fraction(prepared: Prepared, fraction: float, seed: int) -> tuple[Prepared, Prepared]:
-    """Hold out a share of the examples: (train, eval), the same for the same seed and data.
+    """Split into (training set, validation set); equal seed and data give an equal split.
 
-    fraction: of the examples, rounded, but at least one stays on each side. Both keep the order
-    of the source. Raises UserError if there are fewer than two examples.
+    fraction: share of the examples in the validation set, rounded; each set gets at least one. Both
+    keep the order of the source. Raises UserError if there are fewer than two examples.
     """
     total = len(prepared.examples)
     if total < 2:
         raise UserError(
-            f"{prepared.report.source}: one example cannot be split for data.eval_fraction: give"
-            " data.eval, or more examples"
+            f"{prepared.report.source}: data.eval_fraction needs at least two examples, because one"
+            " cannot be split: set data.eval, or add examples"
         )
-    held_out = min(max(round(total * fraction), 1), total - 1)
+    validation_size = min(max(round(total * fraction), 1), total - 1)
     shuffled = np.random.default_rng(seed).permutation(total)
     return (
-        prepared.select(np.sort(shuffled[held_out:])),
-        prepared.select(np.sort(shuffled[:held_out])),
+        prepared.select(np.sort(shuffled[validation_size:])),
+        prepared.select(np.sort(shuffled[:validation_size])),
     )
 
 
@@ -201,6 +206,7 @@ def _too_long(
     lengths = examples.lengths
     return UserError(
         f"{rows.where(int(long[0]))} has {lengths[long[0]]} tokens, more than data.max_length"
-        f" ({max_length}), as have {len(long)} of {len(lengths)} examples in all (the longest has"
-        f" {lengths.max()}): raise data.max_length, or set data.on_long to truncate or drop"
+        f" ({max_length}); {len(long)} of {len(lengths)} examples are too long, and the longest has"
+        f" {lengths.max()} tokens: increase data.max_length, or set data.on_long to truncate or"
+        " drop"
     )

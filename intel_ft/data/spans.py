@@ -1,4 +1,4 @@
-"""The pieces that templates produce and encode.py consumes; called from within data only."""
+"""Spans, which templates produce and data.encode consumes, and a tokenizer's special tokens."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -12,12 +12,13 @@ Kind = Literal["start", "template", "content", "completion", "end", "text"]
 
 
 class Span(NamedTuple):
-    """A stretch of one example's text.
+    """A part of one example's text, with the rule for encoding it.
 
     kind: `start` (the BOS token) and `end` (a token that ends an assistant turn; supervised) are
     one token each, by name; `template` is control text, whose special tokens are parsed;
-    `content` (user's and system's words) and `completion` (assistant's words; supervised) never
-    become special tokens; `text` is ready-made: special tokens parsed, all of it supervised.
+    `content` (words of user and system) and `completion` (words of the assistant; supervised)
+    never become special tokens; `text` is ready-made: its special tokens are parsed, and all of it
+    is supervised.
     """
 
     text: str
@@ -25,11 +26,11 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Marks:
+class SpecialTokens:
     """The tokens that templates place around turns, by their text.
 
-    adds_bos: the tokenizer itself puts BOS in front of what it encodes. added: texts of all added
-    tokens, longest first, so that the first one a string starts with is the one meant.
+    adds_bos: whether the tokenizer itself puts BOS in front of what it encodes. added: texts of all
+    added tokens, longest first, so that the first match at the start of a string is the longest.
     """
 
     bos: str | None
@@ -38,22 +39,22 @@ class Marks:
     added: tuple[str, ...]
 
 
-def marks_of(tokenizer: "PreTrainedTokenizerFast") -> Marks:
-    """What `tokenizer` says about itself. Raises UserError if it cannot be used for training."""
+def special_tokens_of(tokenizer: "PreTrainedTokenizerFast") -> SpecialTokens:
+    """The special tokens of `tokenizer`. Raises UserError if it cannot be used for training."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
-            f"{tokenizer.name_or_path}: has no tokenizer.json (a fast tokenizer): convert it with"
-            " AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"{tokenizer.name_or_path}: the tokenizer is not a fast one (no tokenizer.json):"
+            " convert it with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"{tokenizer.name_or_path}: the tokenizer has no EOS token, so a model could not learn"
+            f"{tokenizer.name_or_path}: the tokenizer has no EOS token, so the model cannot learn"
             " where an answer ends: set eos_token in tokenizer_config.json"
         )
     bos = tokenizer.bos_token
     first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids[:1]
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    return Marks(
+    return SpecialTokens(
         bos=bos,
         eos=tokenizer.eos_token,
         adds_bos=bos is not None and first == [tokenizer.bos_token_id],

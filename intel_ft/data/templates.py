@@ -1,19 +1,18 @@
-"""How a conversation is written down: spans of template, content and completion; called from
-data.prepare and data.prompt.
+"""Prompt templates: a conversation becomes spans of template, content and completion.
 
-A template only says which strings stand between the turns. What becomes a token, and which tokens
-are supervised, follows from a span's kind (data.encode). Every built-in template ends an
-assistant turn with the tokenizer's EOS, chatml too: what a base model knows as the end is what
-stops it, and where `<|im_end|>` is the EOS, as in models made for chatml, that is the same.
+A template only determines the strings between the turns. What becomes a token, and which tokens
+are supervised, follows from a span's kind (data.encode). Every built-in template ends an assistant
+turn with the tokenizer's EOS, chatml too: a base model stops at the EOS it was pretrained with. In
+models made for chatml, `<|im_end|>` is the EOS, so there the result is the same.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
-from intel_ft.data.chat_template import Scaffold
+from intel_ft.data.chat_template import ChatTemplate
 from intel_ft.data.formats import Conversation, Format, Message
-from intel_ft.data.spans import Marks, Span
+from intel_ft.data.spans import Span, SpecialTokens
 from intel_ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ Renderer = Callable[[Conversation], list[Span]]
 _Writer = Callable[[tuple[Message, ...]], list[Span]]
 
 # tatsu-lab/stanford_alpaca, train.py (PROMPT_DICT), with the newline after "Response:" that
-# alpaca-lora and everyone since has added.
+# alpaca-lora added and later projects kept.
 ALPACA = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request."
@@ -35,53 +34,56 @@ ALPACA_WITH_INPUT = (
 )
 
 _WITHOUT_CHAT_TEMPLATE: dict[Format, tuple[Template, str]] = {
-    "alpaca": ("alpaca", "the data has alpaca's format"),
-    "dolly": ("dolly", "the data has dolly's format"),
-    "prompt_completion": ("none", "a prompt is taken to be complete as it is"),
-    "question_answer": ("alpaca", "a question is an instruction of a kind"),
-    "messages": ("chatml", "the data has messages"),
+    "alpaca": ("alpaca", "the data is in alpaca format"),
+    "dolly": ("dolly", "the data is in dolly format"),
+    "prompt_completion": ("none", "the prompts are used as they are"),
+    "question_answer": ("alpaca", "a question is used as an instruction"),
+    "messages": ("chatml", "the data consists of messages"),
 }
 
 
-def choose(requested: str, format: Format, has_chat_template: bool) -> tuple[Template, str]:
-    """The template for data of this format, and the reason for it as a sentence.
+def choose_template(
+    requested: str, data_format: Format, has_chat_template: bool
+) -> tuple[Template, str]:
+    """The template for data of this format, and the reason for the choice.
 
-    requested: data.template, `auto` to choose it. Raises UserError if the request makes no sense.
+    requested: data.template; `auto` selects one. Raises UserError if the requested template cannot
+    be used with this data or tokenizer.
     """
-    if format == "text":
+    if data_format == "text":
         if requested not in ("auto", "none"):
             raise UserError(
-                f"data.template {requested}: ready-made text (column text) carries its own"
-                " template: set data.template to none, or data.format to another format"
+                f"data.template={requested}: ready-made text (the column text) already contains"
+                " its template: set data.template to none, or data.format to another format"
             )
-        return "none", "ready-made text carries its own template"
+        return "none", "ready-made text already contains its template"
     if requested == "tokenizer" and not has_chat_template:
         raise UserError(
-            "data.template tokenizer: the tokenizer has no chat_template of its own: set"
-            " data.template to chatml, llama2, alpaca, dolly or none"
+            "data.template=tokenizer: the tokenizer has no chat_template: set data.template to"
+            " chatml, llama2, alpaca, dolly or none"
         )
     if requested != "auto":
         return cast(Template, requested), "set in data.template"
     if has_chat_template:
-        return "tokenizer", "the tokenizer has a chat_template, which servers will use too"
-    template, why = _WITHOUT_CHAT_TEMPLATE[format]
-    return template, f"the tokenizer has no chat_template, and {why}"
+        return "tokenizer", "the tokenizer has a chat_template, which inference servers use too"
+    template, reason = _WITHOUT_CHAT_TEMPLATE[data_format]
+    return template, f"the tokenizer has no chat_template, and {reason}"
 
 
 def renderer(
     template: Template,
     tokenizer: "PreTrainedTokenizerFast",
-    marks: Marks,
+    special: SpecialTokens,
     system_prompt: str | None,
 ) -> Renderer:
     """A function from a conversation to its spans.
 
-    system_prompt: put first where a conversation has no system message. BOS comes first, once,
-    if the tokenizer adds it by itself or the template writes it. Ready-made text that already
+    system_prompt: used as the system message of conversations that have none. The spans start with
+    exactly one BOS if the tokenizer adds it or the template writes it. Ready-made text that already
     begins with BOS or ends with EOS does not get a second one.
     """
     if template == "tokenizer":
-        write: _Writer = Scaffold(tokenizer, marks).spans
+        write: _Writer = ChatTemplate(tokenizer, special).spans
     else:
         builtin = {
             "llama2": _llama2,
@@ -90,11 +92,11 @@ def renderer(
             "chatml": _chatml,
             "none": _none,
         }[template]
-        write = partial(builtin, marks=marks)
+        write = partial(builtin, special=special)
 
     def render(conversation: Conversation) -> list[Span]:
         if conversation.text is not None:
-            return _ready_made(conversation.text, marks)
+            return _ready_made(conversation.text, special)
         messages = conversation.messages
         if system_prompt and messages[0].role != "system":
             messages = (Message("system", system_prompt), *messages)
@@ -103,26 +105,26 @@ def renderer(
     return render
 
 
-def _start(marks: Marks) -> list[Span]:
-    return [Span(marks.bos, "start")] if marks.adds_bos and marks.bos else []
+def _start(special: SpecialTokens) -> list[Span]:
+    return [Span(special.bos, "start")] if special.adds_bos and special.bos else []
 
 
-def _ready_made(text: str, marks: Marks) -> list[Span]:
-    has_bos = bool(marks.bos) and text.lstrip().startswith(str(marks.bos))
+def _ready_made(text: str, special: SpecialTokens) -> list[Span]:
+    has_bos = bool(special.bos) and text.lstrip().startswith(str(special.bos))
     if has_bos:
-        text = text.lstrip().removeprefix(str(marks.bos))
-    if text.rstrip().endswith(marks.eos):
-        text = text.rstrip().removesuffix(marks.eos)
-    start = [Span(str(marks.bos), "start")] if has_bos else _start(marks)
-    return [*start, Span(text, "text"), Span(marks.eos, "end")]
+        text = text.lstrip().removeprefix(str(special.bos))
+    if text.rstrip().endswith(special.eos):
+        text = text.rstrip().removesuffix(special.eos)
+    start = [Span(str(special.bos), "start")] if has_bos else _start(special)
+    return [*start, Span(text, "text"), Span(special.eos, "end")]
 
 
-def _llama2(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
+def _llama2(messages: tuple[Message, ...], special: SpecialTokens) -> list[Span]:
     """`<s>[INST] <<SYS>>...<</SYS>> user [/INST] answer</s><s>[INST] user [/INST] answer</s>`.
 
-    meta-llama/llama, llama/generation.py (chat_completion), which starts every exchange with BOS
-    whatever the tokenizer does by itself. Its space before `</s>` is left out: EOS follows the
-    answer at once, in every template.
+    Source: meta-llama/llama, llama/generation.py (chat_completion), which starts every exchange
+    with BOS, whether or not the tokenizer adds it. Its space before `</s>` is left out: in every
+    template here, EOS directly follows the answer.
     """
     spans: list[Span] = []
     system: list[Span] = []
@@ -134,28 +136,28 @@ def _llama2(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
                 Span("\n<</SYS>>\n\n", "template"),
             ]
         elif message.role == "user":
-            if marks.bos and marks.bos != marks.eos:
-                spans.append(Span(marks.bos, "start"))
-            spans += [Span("[INST] ", "template"), *system, Span(message.whole, "content")]
+            if special.bos and special.bos != special.eos:
+                spans.append(Span(special.bos, "start"))
+            spans += [Span("[INST] ", "template"), *system, Span(message.full_content, "content")]
             spans.append(Span(" [/INST] ", "template"))
             system = []
         else:
-            spans += [Span(message.content, "completion"), Span(marks.eos, "end")]
+            spans += [Span(message.content, "completion"), Span(special.eos, "end")]
     return spans
 
 
-def _alpaca(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
-    """Stanford's wording; a system message takes the place of its opening sentence."""
+def _alpaca(messages: tuple[Message, ...], special: SpecialTokens) -> list[Span]:
+    """Stanford Alpaca's prompt; a system message replaces its opening sentence."""
     system = messages[0].role == "system"
     turns = messages[1:] if system else messages
-    spans = _start(marks)
+    spans = _start(special)
     if system:
         spans.append(Span(messages[0].content, "content"))
     else:
         spans.append(Span(ALPACA_WITH_INPUT if turns[0].context else ALPACA, "template"))
     for message in turns:
         if message.role == "assistant":
-            spans += [Span(message.content, "completion"), Span(marks.eos, "end")]
+            spans += [Span(message.content, "completion"), Span(special.eos, "end")]
             continue
         spans += [Span("\n\n### Instruction:\n", "template"), Span(message.content, "content")]
         if message.context:
@@ -164,18 +166,18 @@ def _alpaca(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
     return spans
 
 
-def _dolly(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
+def _dolly(messages: tuple[Message, ...], special: SpecialTokens) -> list[Span]:
     """`### Instruction`, `### Context` (if any), `### Answer`, as in philschmid's dolly-15k guides.
 
-    A system message stands first, and an empty line between it and the instruction.
+    A system message comes first, separated from the instruction by an empty line.
     """
-    spans = _start(marks)
+    spans = _start(special)
     gap = ""
     for message in messages:
         if message.role == "system":
             spans.append(Span(message.content, "content"))
         elif message.role == "assistant":
-            spans += [Span(message.content, "completion"), Span(marks.eos, "end")]
+            spans += [Span(message.content, "completion"), Span(special.eos, "end")]
         else:
             spans.append(Span(f"{gap}### Instruction\n", "template"))
             spans.append(Span(message.content, "content"))
@@ -186,29 +188,29 @@ def _dolly(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
     return spans
 
 
-def _chatml(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
-    """`<|im_start|>role\\ncontent<|im_end|>\\n`, with EOS for `<|im_end|>` after the assistant."""
-    spans = _start(marks)
+def _chatml(messages: tuple[Message, ...], special: SpecialTokens) -> list[Span]:
+    """`<|im_start|>role\\ncontent<|im_end|>\\n`; EOS replaces `<|im_end|>` after the assistant."""
+    spans = _start(special)
     gap = ""
     for message in messages:
         spans.append(Span(f"{gap}<|im_start|>{message.role}\n", "template"))
         if message.role == "assistant":
-            spans += [Span(message.content, "completion"), Span(marks.eos, "end")]
+            spans += [Span(message.content, "completion"), Span(special.eos, "end")]
             gap = "\n"
         else:
-            spans.append(Span(message.whole, "content"))
+            spans.append(Span(message.full_content, "content"))
             gap = "<|im_end|>\n"
     return spans
 
 
-def _none(messages: tuple[Message, ...], marks: Marks) -> list[Span]:
-    """A prompt, and the completion directly behind it; an empty line after a system message."""
-    spans = _start(marks)
+def _none(messages: tuple[Message, ...], special: SpecialTokens) -> list[Span]:
+    """The prompt directly followed by the completion; an empty line follows a system message."""
+    spans = _start(special)
     for message in messages:
         if message.role == "assistant":
-            spans += [Span(message.content, "completion"), Span(marks.eos, "end")]
+            spans += [Span(message.content, "completion"), Span(special.eos, "end")]
         elif message.role == "system":
             spans += [Span(message.content, "content"), Span("\n\n", "template")]
         else:
-            spans.append(Span(message.whole, "content"))
+            spans.append(Span(message.full_content, "content"))
     return spans

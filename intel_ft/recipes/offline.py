@@ -7,9 +7,9 @@ from pathlib import Path
 
 from intel_ft import assets
 from intel_ft.config import Config
-from intel_ft.data.formats import conversations, detect
+from intel_ft.data.formats import conversations, detect_format
 from intel_ft.data.sources import load_rows
-from intel_ft.data.templates import choose
+from intel_ft.data.templates import choose_template
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.models.load import check_folder, load_tokenizer, model_folder, parameter_count
 from intel_ft.training.distillation import OWN_BASE, check_teacher
@@ -66,7 +66,7 @@ def _teacher(config: Config) -> str:
 
 def _data(config: Config, source: str, split: str) -> str:
     rows = load_rows(assets.resolve(source), split)
-    format, why = detect(rows.columns, config.data.format, origin=source, nested=rows.nested)
+    format, why = detect_format(rows.columns, config.data.format, origin=source, nested=rows.nested)
     # The tokenizer may be elsewhere: only what makes no sense with any is refused here.
-    choose(config.data.template, format, True)
+    choose_template(config.data.template, format, True)
     return f"{len(conversations(rows, format)):,} examples, format {format} ({why})"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from intel_ft.data.formats import Conversation, Message, conversations, detect
+from intel_ft.data.formats import Conversation, Message, conversations, detect_format
 from intel_ft.data.sources import load_rows
 from intel_ft.errors import UserError
 
@@ -32,9 +32,9 @@ def rows(tmp_path):
 def test_a_format_is_recognised_by_its_columns_and_read(rows, name):
     row = {**FORMATS[name], "module": "m"}
     table = rows(row, row)
-    found, reason = detect(table.columns, "auto", origin="f", nested=table.nested)
+    found, reason = detect_format(table.columns, "auto", origin="f", nested=table.nested)
     assert found == name and name in reason and "column" in reason
-    assert detect(table.columns, name, origin="f") == (name, "set in data.format")
+    assert detect_format(table.columns, name, origin="f") == (name, "set in data.format")
     context = "c" if name in ("alpaca", "dolly") else ""
     expected = Conversation((Message("user", "i", context), Message("assistant", "o")))
     if name == "text":
@@ -43,20 +43,20 @@ def test_a_format_is_recognised_by_its_columns_and_read(rows, name):
 
 
 def test_columns_that_fit_no_format_or_several_are_listed():
-    with pytest.raises(UserError, match=r"id, body; known are alpaca .* rename the columns"):
-        detect(["id", "body"], "auto", origin="f")
-    with pytest.raises(UserError, match=r"fit alpaca and text: set data.format"):
-        detect(["instruction", "output", "text"], "auto", origin="f")
+    with pytest.raises(UserError, match=r"id, body; .* alpaca .* rename the columns"):
+        detect_format(["id", "body"], "auto", origin="f")
+    with pytest.raises(UserError, match=r"alpaca and text: set data.format"):
+        detect_format(["instruction", "output", "text"], "auto", origin="f")
     with pytest.raises(
-        UserError, match=r"needs columns question and answer, but answer is missing"
+        UserError, match=r"columns question and answer, but answer is missing"
     ):
-        detect(["question", "reply"], "question_answer", origin="f")
+        detect_format(["question", "reply"], "question_answer", origin="f")
 
 
 def test_nested_rows_are_refused_with_what_to_do(rows):
     table = rows({"instruction": "i", "instances": [{"input": "", "output": "o"}]})
     with pytest.raises(UserError, match=r"column instances is nested: flatten"):
-        detect(table.columns, "auto", origin="f", nested=table.nested)
+        detect_format(table.columns, "auto", origin="f", nested=table.nested)
 
 
 def test_input_may_be_missing_or_null(rows):
@@ -83,7 +83,7 @@ def test_input_may_be_missing_or_null(rows):
 )
 def test_a_bad_row_is_named(rows, row, words):
     table = rows({"instruction": "i", "input": "c", "output": "o"}, row)
-    with pytest.raises(UserError, match=rf"rows\.jsonl row 2: {words}: correct or remove"):
+    with pytest.raises(UserError, match=rf"rows\.jsonl row 2: {words}: "):
         conversations(table, "alpaca")
 
 
@@ -100,11 +100,11 @@ def turn(role, content="x"):
         (["hello"], r"messages\[0\] is not a mapping"),
         ([turn("user")], "does not end with an assistant turn"),
         ([turn("system")], "does not end with an assistant turn"),
-        ([turn("user"), turn("tool")], r"messages\[1\]\.role is 'tool': known are system"),
+        ([turn("user"), turn("tool")], r"messages\[1\]\.role is 'tool'.* system"),
         ([{"content": "x"}], r"messages\[0\]\.role is None"),
-        ([turn("assistant")], r"messages\[0\]\.role is assistant where user is due"),
-        ([turn("user"), turn("user")], r"messages\[1\]\.role is user where assistant is due"),
-        ([turn("user"), turn("system")], r"messages\[1\]\.role is system where assistant is due"),
+        ([turn("assistant")], r"messages\[0\]\.role is assistant.* user is expected"),
+        ([turn("user"), turn("user")], r"messages\[1\]\.role is user.* assistant is expected"),
+        ([turn("user"), turn("system")], r"messages\[1\]\.role is system.* assistant is expected"),
         ([turn("user"), turn("assistant", "")], r"messages\[1\]\.content is empty"),
         ([turn("user"), {"role": "assistant"}], r"messages\[1\]\.content is missing"),
         ([turn("user", 3), turn("assistant")], r"messages\[0\]\.content is int"),

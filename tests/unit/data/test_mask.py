@@ -10,7 +10,7 @@ from support.hostile_texts import texts
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.prompt import prompt_tokens
-from intel_ft.data.spans import marks_of
+from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import renderer
 
 
@@ -25,14 +25,14 @@ def conversations(draw):
 
 def write(kind, template, conversation, system_prompt=None):
     tok = tokenizer(kind)
-    marks = marks_of(tok)
-    spans = renderer(template, tok, marks, system_prompt)(conversation)
-    examples = SpanEncoder(tok, marks).encode([spans])
+    special = special_tokens_of(tok)
+    spans = renderer(template, tok, special, system_prompt)(conversation)
+    examples = SpanEncoder(tok, special).encode([spans])
     ids, supervised = examples[0]
     return tok, spans, ids, supervised
 
 
-def supervised_stretches(ids, supervised):
+def supervised_pieces(ids, supervised):
     edges = np.flatnonzero(np.diff(np.concatenate(([0], supervised.astype(int), [0]))))
     return [ids[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
@@ -62,21 +62,21 @@ def test_supervised_tokens_are_completion_and_end(template, kind, conversation):
     conversation = without_system_if_refused(kind, template, conversation)
     tok, spans, ids, supervised = write(kind, template, conversation)
     answers = [m.content for m in conversation.messages if m.role == "assistant"]
-    found = [tok.decode(stretch) for stretch in supervised_stretches(ids, supervised)]
+    found = [tok.decode(piece) for piece in supervised_pieces(ids, supervised)]
     ends = ends_of(kind, template, len(answers))
     assert found == [answer + end for answer, end in zip(answers, ends, strict=True)]
     assert ids[-1] == tok.eos_token_id and supervised[-1]
     # Control tokens are those that the template writes, whatever the words spell.
     added = tok.added_tokens_decoder
-    special = {id for id, token in added.items() if token.special} - {tok.unk_token_id}
+    special = {key for key, token in added.items() if token.special} - {tok.unk_token_id}
     written = [
-        id
+        token
         for span in spans
         if span.kind in ("start", "end", "template")
-        for id in tok.encode(span.text, add_special_tokens=False)
-        if id in special
+        for token in tok.encode(span.text, add_special_tokens=False)
+        if token in special
     ]
-    assert [id for id in ids if id in special] == written
+    assert [token for token in ids if token in special] == written
     # A user's words do not even become added tokens that are declared ordinary.
     ordinary = {tok.convert_tokens_to_ids(text) for text in ("<|tool|>", "<think>")}
     assert not (ordinary - {tok.unk_token_id}) & set(ids[~supervised].tolist())
@@ -162,4 +162,4 @@ def test_ready_made_text_has_bos_and_eos_once(kind, text):
 
 def test_ready_made_text_parses_control_tokens_inside():
     _, _, ids, _ = write("byte", "none", Conversation(text="<s>q </s><s> a"))
-    assert [id for id in ids if id in (1, 2)] == [1, 2, 1, 2]
+    assert [token for token in ids if token in (1, 2)] == [1, 2, 1, 2]

@@ -1,5 +1,6 @@
-"""Every format written in every template, from a file to token ids: mask and text come back, and no
-word of a user becomes a control token.
+"""Every format in every template, from a file to token ids: exact mask and text.
+
+No word of a user becomes a control token.
 """
 
 import json
@@ -15,7 +16,7 @@ from intel_ft.config import DataConfig
 from intel_ft.data.formats import Conversation
 from intel_ft.data.prepare import prepare
 from intel_ft.data.prompt import prompt_tokens
-from intel_ft.data.spans import marks_of
+from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import renderer
 
 SINGLE = {
@@ -24,38 +25,38 @@ SINGLE = {
     "prompt_completion": ("prompt", None, "completion"),
     "question_answer": ("question", None, "answer"),
 }
-PAIRS = [(format, template) for format in [*SINGLE, "messages"] for template in TEMPLATES]
+PAIRS = [(name, template) for name in [*SINGLE, "messages"] for template in TEMPLATES]
 
 
 @st.composite
-def rows(draw, format):
-    if format == "messages":
+def rows(draw, data_format):
+    if data_format == "messages":
         turns = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
         for _ in range(draw(st.integers(1, 2))):
             turns.append({"role": "user", "content": draw(texts)})
             turns.append({"role": "assistant", "content": draw(texts)})
         return {"messages": turns}
-    user, context, answer = SINGLE[format]
+    user, context, answer = SINGLE[data_format]
     row = {user: draw(texts), answer: draw(texts)}
     if context:
         row[context] = draw(st.one_of(st.just(""), texts))
     return row
 
 
-def prepared(path, found, kind, format, template):
-    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+def prepared(path, written, kind, data_format, template):
+    path.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
     data = DataConfig(
-        train=str(path), format=format, template=template, max_length=10**8, on_long="error"
+        train=str(path), format=data_format, template=template, max_length=10**8, on_long="error"
     )
     return prepare(data, str(path), tokenizer(kind))
 
 
-def stretches(ids, supervised):
+def supervised_pieces(ids, supervised):
     edges = np.flatnonzero(np.diff(np.concatenate(([0], supervised.astype(int), [0]))))
     return [(start, ids[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def as_said(text, kind):
+def as_kept(text, kind):
     """Text as far as this kind of tokenizer keeps it: SentencePiece adds and drops spaces."""
     return text.replace(" ", "") if kind.startswith(("llama", "unigram")) else text
 
@@ -63,52 +64,52 @@ def as_said(text, kind):
 def check(example, conversation, kind, template):
     ids, supervised = example
     tok = tokenizer(kind)
-    marks = marks_of(tok)
-    spans = renderer(template, tok, marks, None)(conversation)
+    special = special_tokens_of(tok)
+    spans = renderer(template, tok, special, None)(conversation)
     # The mask: answers and their ends, nothing else.
     answers = [one.content for one in conversation.messages if one.role == "assistant"]
-    found = stretches(ids, supervised)
+    found = supervised_pieces(ids, supervised)
     assert len(found) == len(answers)
-    for (_, stretch), answer in zip(found, answers, strict=True):
-        said = tok.decode(stretch)
-        assert said.startswith(answer)
-        assert said.removeprefix(answer) in {tok.eos_token, "<|im_end|>", "<|im_end|></s>"} | {
+    for (_, piece), answer in zip(found, answers, strict=True):
+        decoded = tok.decode(piece)
+        assert decoded.startswith(answer)
+        assert decoded.removeprefix(answer) in {tok.eos_token, "<|im_end|>", "<|im_end|></s>"} | {
             "<|eot|>",
             "<|eot|></s>",
         }
     # The text: what the template writes, users' words in it.
     whole = tok.decode(ids)
-    assert as_said(whole, kind) == as_said("".join(span.text for span in spans), kind)
+    assert as_kept(whole, kind) == as_kept("".join(span.text for span in spans), kind)
     # Control tokens: those of the template, in its order.
-    special = {id for id, one in tok.added_tokens_decoder.items() if one.special}
-    special -= {tok.unk_token_id}
+    controls = {key for key, one in tok.added_tokens_decoder.items() if one.special}
+    controls -= {tok.unk_token_id}
     written = [
-        id
+        token
         for span in spans
         if span.kind in ("start", "end", "template")
-        for id in tok.encode(span.text, add_special_tokens=False)
-        if id in special
+        for token in tok.encode(span.text, add_special_tokens=False)
+        if token in controls
     ]
-    assert [id for id in ids.tolist() if id in special] == written
+    assert [token for token in ids.tolist() if token in controls] == written
     # What generation starts from is what training had in front of each answer.
     turns = [i for i, one in enumerate(conversation.messages) if one.role == "assistant"]
     for (start, _), turn in zip(found, turns, strict=True):
         assert prompt_tokens(tok, template, conversation.messages[:turn]) == ids[:start].tolist()
 
 
-@pytest.mark.parametrize(("format", "template"), PAIRS)
+@pytest.mark.parametrize(("data_format", "template"), PAIRS)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
-def test_mask_and_text_come_back(format, template, data, tmp_path_factory) -> None:
+def test_mask_and_text_come_back(data_format, template, data, tmp_path_factory) -> None:
     kind = data.draw(st.sampled_from(KINDS))
-    found = data.draw(st.lists(rows(format), min_size=1, max_size=3))
+    found = data.draw(st.lists(rows(data_format), min_size=1, max_size=3))
     refused = template == "tokenizer" and kind == "byte, no bos, pad is eos"
-    if refused and format == "messages":  # that chat template has no system role
+    if refused and data_format == "messages":  # that chat template has no system role
         found = [
             {"messages": [t for t in row["messages"] if t["role"] != "system"]} for row in found
         ]
     path = tmp_path_factory.mktemp("pairs") / "rows.jsonl"
-    result = prepared(path, found, kind, format, template)
+    result = prepared(path, found, kind, data_format, template)
     assert len(result.examples) == len(found)
     for index, conversation in enumerate(result.conversations):
         check(result.examples[index], conversation, kind, template)
@@ -125,7 +126,7 @@ def test_ready_made_text_comes_back(kind, words, tmp_path_factory) -> None:
     for index, word in enumerate(words):
         ids, supervised = result.examples[index]
         start = "<s>" if ids[0] == tok.bos_token_id and tok.bos_token else ""
-        assert as_said(tok.decode(ids), kind) == as_said(f"{start}x{word}x{tok.eos_token}", kind)
+        assert as_kept(tok.decode(ids), kind) == as_kept(f"{start}x{word}x{tok.eos_token}", kind)
         assert supervised[1:].all() and not supervised[0]
 
 

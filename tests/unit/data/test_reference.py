@@ -9,13 +9,17 @@ import pytest
 from support.data_tokenizers import KINDS, TEMPLATES, tokenizer
 
 from intel_ft.config import DataConfig
-from intel_ft.data.control_tokens import completion_controls, content_controls, without
+from intel_ft.data.control_tokens import (
+    completion_controls,
+    content_controls,
+    without_control_tokens,
+)
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples, concatenate
 from intel_ft.data.formats import Conversation, Message
-from intel_ft.data.gc_pause import collector_paused
+from intel_ft.data.gc_pause import gc_paused
 from intel_ft.data.prepare import prepare
-from intel_ft.data.spans import marks_of
+from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import renderer
 
 WORDS = [
@@ -63,7 +67,7 @@ def row_by_row(tok, spans):
         return encoder.encode(text, add_special_tokens=False).ids
 
     def controls(ids, kinds):
-        return sum(id in kinds for id in ids)
+        return sum(token in kinds for token in ids)
 
     swallows = sentencepiece and ids_of("a") == ids_of(" a")
     ids, mask, prompt = [], [], []
@@ -78,7 +82,7 @@ def row_by_row(tok, spans):
             kinds = content_controls(added)
             written = [ids_of(part.text) for part in prompt if part.kind == "template"]
             if controls(own, kinds) != sum(controls(part, kinds) for part in written):
-                plain, own = without(backend, kinds), []
+                plain, own = without_control_tokens(backend, kinds), []
                 for part, behind in zip(prompt, [*prompt[1:], None], strict=True):
                     text = part.text
                     if part.kind == "template" and behind and behind.kind == "content":
@@ -91,7 +95,7 @@ def row_by_row(tok, spans):
             text = " " + span.text if swallows and span.text.startswith(" ") else span.text
             own = ids_of(text)
             if controls(own, completion_controls(added)):
-                own = ids_of(text, without(backend, completion_controls(added)))
+                own = ids_of(text, without_control_tokens(backend, completion_controls(added)))
         ids, mask = ids + own, mask + [span.kind != "start"] * len(own)
     return ids, mask
 
@@ -102,11 +106,11 @@ def row_by_row(tok, spans):
 def test_batches_give_what_rows_give(monkeypatch, chunk, template, kind):
     monkeypatch.setattr("intel_ft.data.encode._CHUNK", chunk)
     tok = tokenizer(kind)
-    marks = marks_of(tok)
+    special = special_tokens_of(tok)
     refuses = template == "tokenizer" and kind == "byte, no bos, pad is eos"
-    render = renderer(template, tok, marks, None)
+    render = renderer(template, tok, special, None)
     rows = [render(talk) for talk in some_conversations(23, not refuses, hostile=True)]
-    examples = SpanEncoder(tok, marks).encode(iter(rows))
+    examples = SpanEncoder(tok, special).encode(iter(rows))
     assert (examples.tokens.dtype, examples.supervised.dtype) == (np.int32, np.bool_)
     assert examples.offsets.dtype == np.int64 and len(examples) == len(rows)
     for index, spans in enumerate(rows):
@@ -118,12 +122,12 @@ def test_truncation_is_that_of_each_row(tmp_path):
     tok = tokenizer("byte")
     talks = some_conversations(60, systems=False, hostile=False)
     file = tmp_path / "rows.jsonl"
-    turns = [[{"role": m.role, "content": m.whole} for m in talk.messages] for talk in talks]
+    turns = [[{"role": m.role, "content": m.full_content} for m in talk.messages] for talk in talks]
     file.write_text("\n".join(json.dumps({"messages": row}) for row in turns))
     limit = 90
     data = DataConfig(train=str(file), template="chatml", max_length=limit, on_long="truncate")
     found = prepare(data, str(file), tok)
-    render = renderer("chatml", tok, marks_of(tok), None)
+    render = renderer("chatml", tok, special_tokens_of(tok), None)
     expected = []
     for talk in talks:
         ids, mask = row_by_row(tok, render(talk))
@@ -143,15 +147,15 @@ def test_truncation_is_that_of_each_row(tmp_path):
 
 def test_a_failing_row_ends_the_encoding_with_its_own_error():
     tok = tokenizer("byte")
-    marks = marks_of(tok)
-    render = renderer("chatml", tok, marks, None)
+    special = special_tokens_of(tok)
+    render = renderer("chatml", tok, special, None)
 
     def rows():
         yield from map(render, some_conversations(3, systems=False, hostile=False))
         raise ZeroDivisionError("row 4")
 
     with pytest.raises(ZeroDivisionError, match="row 4"):
-        SpanEncoder(tok, marks).encode(rows())
+        SpanEncoder(tok, special).encode(rows())
 
 
 def test_no_parts_join_to_no_examples():
@@ -163,13 +167,13 @@ def test_no_parts_join_to_no_examples():
 
 
 def test_the_collector_runs_again_afterwards_as_before():
-    with pytest.raises(ValueError), collector_paused():
+    with pytest.raises(ValueError), gc_paused():
         assert not gc.isenabled()
         raise ValueError
     assert gc.isenabled()
     gc.disable()
     try:
-        with collector_paused():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     finally:

@@ -1,10 +1,11 @@
 import json
+import sys
 
 import pytest
 
 from intel_ft.data.formats import conversations
 from intel_ft.data.sources import load_rows
-from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.errors import EnvironmentProblem, MissingPackage, UserError
 
 ROWS = [{"question": "a, b?", "answer": "42"}, {"question": "when?\nsay", "answer": "2020-01-01"}]
 
@@ -100,21 +101,21 @@ def test_slices_and_unknown_splits(tmp_path):
         ("blank.jsonl", b"\n \n", "is empty"),
         ("none.json", b"[]", "no rows"),
         ("header.csv", b"question,answer\n", "no rows"),
-        ("broken.jsonl", b'{"a": "x"}\n{"a": "y"\n{"a": "z"}\n', "line 2 is broken JSON"),
-        ("broken.json", b'[{"a": "x"},\n\n{"a": "y"]', "line 3 is broken JSON"),
-        ("cut.json", b'[{"a": "x"},\n{"a": "y', "line 2 is broken JSON"),
-        ("number.json", b"3", "line 1 is not an object"),
-        ("list.json", b'[{"a": "x"}, 3]', "row 2 is not an object"),
-        ("half.jsonl", b'{"a": "x"}\n{"a": "\\ud800"}\n', "line 2 holds half of a surrogate"),
+        ("broken.jsonl", b'{"a": "x"}\n{"a": "y"\n{"a": "z"}\n', "line 2 is invalid JSON"),
+        ("broken.json", b'[{"a": "x"},\n\n{"a": "y"]', "line 3 is invalid JSON"),
+        ("cut.json", b'[{"a": "x"},\n{"a": "y', "line 2 is invalid JSON"),
+        ("number.json", b"3", "line 1 is not a JSON object"),
+        ("list.json", b'[{"a": "x"}, 3]', "row 2 is not a JSON object"),
+        ("half.jsonl", b'{"a": "x"}\n{"a": "\\ud800"}\n', "line 2 has half of a surrogate"),
         ("latin.jsonl", '{"a": "x"}\n{"a": "é"}\n'.encode("latin1"), "line 2 (byte 18 of"),
         ("latin.json", '[{"a": "é"}]'.encode("latin1"), "line 1 (byte 8 of"),
         ("latin.csv", "q,a\nx,é\n".encode("latin1"), "line 2 (byte 6 of"),
         ("latin.txt", "\né".encode("latin1"), "line 2 (byte 1 of"),
         ("utf16.json", '[{"a": "x"}]'.encode("utf-16"), "is not UTF-8"),
-        ("ragged.csv", b"q,a\nx,y\nx,y,z\n", "line 3 has 3 cells under 2 columns"),
-        ("twice.csv", b"q,q\nx,y\n", "line 1 names a column twice"),
-        ("junk.parquet", b"PAR1 but no more", "cut off or not a Parquet file"),
-        ("rows.xlsx", b"x", "unknown extension .xlsx"),
+        ("ragged.csv", b"q,a\nx,y\nx,y,z\n", "line 3 has 3 cells, but the header has 2"),
+        ("twice.csv", b"q,q\nx,y\n", "line 1 has two columns of the same name"),
+        ("junk.parquet", b"PAR1 but no more", "not a Parquet file"),
+        ("rows.xlsx", b"x", "unknown file type .xlsx"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path, capfd, name, content, words):
@@ -136,7 +137,7 @@ def test_the_hub_out_of_reach(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(EnvironmentProblem, match="nobody/nothing: no such file here, and the Hub"):
+    with pytest.raises(EnvironmentProblem, match=r"nobody/nothing: .*the Hub cannot be reached"):
         load_rows("nobody/nothing")
 
 
@@ -144,7 +145,7 @@ def test_the_hub_out_of_reach(monkeypatch):
     ("raised", "kind", "words"),
     [
         (RuntimeError("Cannot send: the client has been closed."), EnvironmentProblem, "the Hub"),
-        (ConnectionError("no"), EnvironmentProblem, "the Hub could not be reached"),
+        (ConnectionError("no"), EnvironmentProblem, "the Hub cannot be reached"),
         (ValueError("Config name is missing.\nPick one: a, b"), UserError, "org/name:config"),
         (ValueError('Unknown split "x"'), UserError, "Unknown split"),
         (RuntimeError("Dataset scripts are no longer supported"), UserError, "scripts"),
@@ -161,3 +162,30 @@ def test_what_the_hub_says_is_one_line(monkeypatch, raised, kind, words):
     with pytest.raises(kind) as caught:
         load_rows("org/name:small", "train[:9]")
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_missing_package_is_not_blamed_on_the_file(tmp_path, monkeypatch, name):
+    file = tmp_path / name
+    file.write_text('{"text": "x"}\n' if name.endswith("jsonl") else "text\nx\n")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingPackage, match="package datasets is not installed") as caught:
+        load_rows(str(file))
+    assert caught.value.exit_code == 3 and str(file) not in str(caught.value)
+
+
+def test_a_package_that_a_reader_lacks_is_not_blamed_on_the_data(tmp_path, monkeypatch):
+    """`datasets` imports some readers late and wraps what they raise."""
+    import datasets
+
+    def load_dataset(*arguments, **options):
+        try:
+            raise ModuleNotFoundError("No module named 'polars'", name="polars")
+        except ModuleNotFoundError as error:
+            raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
+    for source in (str(tmp_path / "rows.jsonl"), "org/name"):
+        with pytest.raises(MissingPackage, match="package polars is not installed"):
+            load_rows(source)

@@ -2,9 +2,9 @@ import pytest
 from support.data_tokenizers import tokenizer
 
 from intel_ft.data.formats import Conversation, Message
-from intel_ft.data.spans import marks_of
-from intel_ft.data.templates import choose, renderer
-from intel_ft.errors import UserError
+from intel_ft.data.spans import special_tokens_of
+from intel_ft.data.templates import choose_template, renderer
+from intel_ft.errors import MissingPackage, UserError
 
 TURN = (Message("user", "Q", "C"), Message("assistant", "A"))
 SYSTEM = (Message("system", "S"),)
@@ -12,7 +12,7 @@ SYSTEM = (Message("system", "S"),)
 
 def written(template, messages, kind="byte", system_prompt=None):
     tok = tokenizer(kind)
-    spans = renderer(template, tok, marks_of(tok), system_prompt)(Conversation(messages))
+    spans = renderer(template, tok, special_tokens_of(tok), system_prompt)(Conversation(messages))
     return "".join(span.text for span in spans)
 
 
@@ -95,34 +95,34 @@ def test_what_the_template_strips_from_a_question_is_stripped_but_no_answer_is()
 
 
 def test_a_template_that_refuses_or_hides_a_message_is_one_line():
-    with pytest.raises(UserError, match=r"refuses the roles system, user, assistant .no system"):
+    with pytest.raises(UserError, match=r"rejects the roles system, user, assistant .no system"):
         written("tokenizer", SYSTEM + TURN, "byte, no bos, pad is eos")
     tok = tokenizer("byte")
     template = tok.chat_template
     try:
         tok.chat_template = "{{ messages[-1].content }}"
-        with pytest.raises(UserError, match="does not show each of the turns"):
+        with pytest.raises(UserError, match="does not contain each of the turns"):
             written("tokenizer", TURN)
         tok.chat_template = "{{ messages[0].nothing.at_all }}"
-        with pytest.raises(UserError, match="refuses the roles"):
+        with pytest.raises(UserError, match="rejects the roles"):
             written("tokenizer", TURN)
     finally:
         tok.chat_template = template
 
 
 def test_choice_of_a_template():
-    assert choose("auto", "alpaca", True)[0] == "tokenizer"
-    assert choose("auto", "alpaca", False)[0] == "alpaca"
-    assert choose("auto", "dolly", False)[0] == "dolly"
-    assert choose("auto", "messages", False)[0] == "chatml"
-    assert choose("auto", "prompt_completion", False)[0] == "none"
-    assert choose("auto", "question_answer", False)[0] == "alpaca"
-    assert choose("auto", "text", True)[0] == "none"
-    assert choose("llama2", "alpaca", True) == ("llama2", "set in data.template")
-    with pytest.raises(UserError, match="carries its own template"):
-        choose("llama2", "text", True)
-    with pytest.raises(UserError, match="no chat_template of its own"):
-        choose("tokenizer", "alpaca", False)
+    assert choose_template("auto", "alpaca", True)[0] == "tokenizer"
+    assert choose_template("auto", "alpaca", False)[0] == "alpaca"
+    assert choose_template("auto", "dolly", False)[0] == "dolly"
+    assert choose_template("auto", "messages", False)[0] == "chatml"
+    assert choose_template("auto", "prompt_completion", False)[0] == "none"
+    assert choose_template("auto", "question_answer", False)[0] == "alpaca"
+    assert choose_template("auto", "text", True)[0] == "none"
+    assert choose_template("llama2", "alpaca", True) == ("llama2", "set in data.template")
+    with pytest.raises(UserError, match="already contains its template"):
+        choose_template("llama2", "text", True)
+    with pytest.raises(UserError, match="the tokenizer has no chat_template"):
+        choose_template("tokenizer", "alpaca", False)
 
 
 def test_a_tokenizer_without_eos_is_refused():
@@ -130,4 +130,16 @@ def test_a_tokenizer_without_eos_is_refused():
 
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer("byte").backend_tokenizer)
     with pytest.raises(UserError, match="no EOS token"):
-        marks_of(bare)
+        special_tokens_of(bare)
+
+
+def test_a_template_that_lacks_its_engine_is_not_blamed_on_the_tokenizer(monkeypatch):
+    """Transformers raises an ImportError without a module's name where jinja2 is missing."""
+    tok = tokenizer("byte")
+
+    def apply_chat_template(*arguments, **options):
+        raise ImportError("apply_chat_template requires jinja2 to be installed.")
+
+    monkeypatch.setattr(tok, "apply_chat_template", apply_chat_template, raising=False)
+    with pytest.raises(MissingPackage, match="jinja2"):
+        renderer("tokenizer", tok, special_tokens_of(tok), None)(Conversation(TURN))
