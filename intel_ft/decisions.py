@@ -1,5 +1,6 @@
-"""A value that was decided for the user, with its reason: printed once and kept in
-environment.json. Called from backends, models and training.
+"""A value that was chosen automatically, with its reason.
+
+Decisions are printed once at the start of a run and kept in environment.json.
 """
 
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Decision:
-    """`name` as the config spells it, the value in use, and why."""
+    """name: the setting, as in the config; value: the one in use; reason: why it was chosen."""
 
     name: str
     value: str

@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that started them; called from distributed and insight."""
+"""Child processes that end when their parent ends."""
 
 import ctypes
 import signal
@@ -7,7 +7,9 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process by SIGTERM when the thread that started it ends, however it
-    does. As a `preexec_fn` it is for a launcher, too, which ends its ranks then.
+    """Have the kernel send this process SIGTERM when the thread that started it ends.
+
+    This holds however the parent ends. Used as a `preexec_fn`, it also covers a launcher, which
+    then ends its ranks.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,11 +1,10 @@
-"""Which version of a distribution is installed; called from backends, insight and
-distributed.launch."""
+"""Versions of installed Python distributions."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def installed(package: str) -> str | None:
-    """The version of an installed distribution, or None; nothing of it is imported."""
+    """The version of a distribution, without importing it; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The model and data that ship with the package, found by their bare names."""
+"""The model and data that ship with the package, found by their names."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ HELDOUT = "docstring-to-python/heldout.jsonl"
 
 
 def resolve(source: str) -> str:
-    """`source`, or the path of the shipped asset of that name where no such local path exists.
+    """`source`, or the path of the asset of that name if there is no local path `source`.
 
-    "tiny-python-llama" and "docstring-to-python/train.jsonl" are names of assets.
+    Names of assets are for example "tiny-python-llama" and "docstring-to-python/train.jsonl".
     """
     asset = Path(__file__).parent / source
     if source and not Path(source).exists() and asset.exists():
