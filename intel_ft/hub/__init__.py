@@ -1,1 +1,1 @@
-"""Publishing on the Hugging Face Hub: what belongs there, its card, and the upload."""
+"""Publishing on the Hugging Face Hub: which files, the model card, the upload. Start at push.py."""

@@ -1,47 +1,46 @@
-"""The model card: front matter, and a text of which every number is on record; called from
-hub.push.
-"""
+"""The model card: its template filled with what is on record, and the check of its metadata."""
 
 import re
 from typing import TYPE_CHECKING, Any, cast
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from intel_ft import __version__
 from intel_ft.artifacts.resolve import Artifact, read_json
 from intel_ft.data.formats import Conversation, Message
-from intel_ft.data.spans import Marks
+from intel_ft.data.spans import SpecialTokens
 from intel_ft.data.templates import Template, renderer
 from intel_ft.errors import UserError
-from intel_ft.hub.card_export import adapters, quality, quantization
-from intel_ft.hub.card_table import number, table
-from intel_ft.hub.metadata import name_of, relation
+from intel_ft.hub.metadata import name_of, relation, selected_row
 from intel_ft.hub.records import Records
-from intel_ft.hub.usage import usage
+from intel_ft.tables import Table, escape_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-# label, section of config.yaml, key; what a method does not have is left out
+# label, section of config.yaml, key; settings that a method does not have are left out
 _SETTINGS = (
     ("method", "method", "name"),
-    ("rank r", "method", "r"),
-    ("alpha", "method", "alpha"),
+    ("LoRA rank r", "method", "r"),
+    ("LoRA alpha", "method", "alpha"),
     ("LoRA dropout", "method", "dropout"),
     ("target modules", "method", "target_modules"),
     ("DoRA", "method", "use_dora"),
-    ("rank-stabilized", "method", "use_rslora"),
+    ("rank-stabilized LoRA", "method", "use_rslora"),
     ("training data", "data", "train"),
-    ("held-out data", "data", "eval"),
-    ("longest example, tokens", "data", "max_length"),
+    ("validation data", "data", "eval"),
+    ("maximum tokens per example", "data", "max_length"),
     ("loss on", "data", "loss_on"),
     ("epochs", "train", "epochs"),
-    ("steps at most", "train", "max_steps"),
-    ("examples a step", "train", "global_batch_size"),
+    ("maximum steps", "train", "max_steps"),
+    ("examples per step", "train", "global_batch_size"),
     ("optimizer", "train", "optimizer"),
     ("learning rate", "train", "learning_rate"),
-    ("schedule", "train", "scheduler"),
-    ("warm-up, share of steps", "train", "warmup_ratio"),
+    ("learning rate schedule", "train", "scheduler"),
+    ("warmup ratio", "train", "warmup_ratio"),
     ("weight decay", "train", "weight_decay"),
-    ("largest gradient norm", "train", "max_grad_norm"),
+    ("maximum gradient norm", "train", "max_grad_norm"),
     ("seed", "train", "seed"),
 )
 
@@ -49,21 +48,46 @@ _SETTINGS = (
 def write_card(
     artifact: Artifact, records: Records, data: "ModelCardData", repo: str, files: set[str]
 ) -> str:
-    """The whole README.md for `repo`; `files` are the paths that go up beside it."""
-    base = str(data.base_model)
-    sections = [
-        f"# {name_of(repo)}",
-        _opening(artifact, records, base),
-        usage(artifact, repo, files, (records.export or {}).get("adapters") or []),
-        _prompts(artifact),
-        _training(records),
-        quantization(records),
-        adapters(records),
-        quality(records, files),
-        _limits(artifact, records),
-        _made_with(records),
-    ]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+    """The whole README.md for `repo`; `files` are the paths that are uploaded with it."""
+    base, export = str(data.base_model), records.export or {}
+    template = artifact.template or "auto"
+    chats = template == "tokenizer" or (template == "auto" and "chat_template.jinja" in files)
+    recipe = export.get("recipe") or {}
+    link = (
+        f"[{escape_markdown(base)}](https://huggingface.co/{base})" if "/" in base else _code(base)
+    )
+    config = (records.training or {}).get("config", {})
+    return _template().render(
+        front_matter=Markup(data.to_yaml()),
+        name=name_of(repo),
+        repo=repo,
+        files=files,
+        kind=artifact.kind,
+        base=Markup(link),
+        trained=relation(artifact, records) != "quantized",
+        version=__version__,
+        adapters=export.get("adapters") or [],
+        adapter_rows=_adapter_rows(export),
+        chats=chats,
+        genai_arguments=Markup(
+            '"Hello", max_new_tokens=100'
+            if chats
+            else "prompt, max_new_tokens=100, apply_chat_template=False"
+        ),
+        template=template,
+        system_prompt=artifact.system_prompt,
+        prompt_form=_prompt_form(artifact, template),
+        training=records.training,
+        training_rows=_training_rows(records),
+        answers_only=config.get("data", {}).get("loss_on") == "completion",
+        weights=records.weights,
+        weight_rows=_weight_rows(records),
+        recipe=recipe if recipe.get("used") else None,
+        calibration=export.get("calibration"),
+        package_rows=_package_rows(records),
+        cpu=export.get("cpu"),
+        **_gate(records),
+    )
 
 
 def check_card(text: str) -> None:
@@ -77,6 +101,8 @@ def check_card(text: str) -> None:
         data: Any = ModelCard(text).data
         values = data.to_dict()
         ModelCardData(**values)
+    except ImportError:
+        raise
     except Exception as error:  # YAML's errors, ValueError, TypeError: whatever a text brings
         raise UserError(
             f"the card's front matter is not valid: {' '.join(str(error).split())}"
@@ -90,42 +116,75 @@ def check_card(text: str) -> None:
         )
 
 
-def _opening(artifact: Artifact, records: Records, base: str) -> str:
-    link = f"[{base}](https://huggingface.co/{base})" if "/" in base else f"`{base}`"
-    trained = relation(artifact, records) != "quantized"
-    what = {
-        "adapter": f"An adapter for {link}",
-        "merged": f"{link}, fine-tuned, in bf16 safetensors with the adapter merged",
-        "openvino": f"{link}{', fine-tuned,' if trained else ''} as an OpenVINO model",
-    }[artifact.kind]
-    if records.weights:
-        what += f" with {records.weights.bits}-bit weights"
-    return f"{what}. Made with intel_ft {__version__}."
+def _template() -> Any:
+    """The template; what it prints is escaped as Markdown unless a filter made it Markup."""
+    environment = Environment(
+        loader=PackageLoader("intel_ft.hub", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, Markup) else escape_markdown(str(value)),
+    )
+    environment.filters |= {
+        "number": _number,
+        "table": lambda rows, *columns: Markup(Table(columns, rows).markdown()),
+        "code": _code,
+        "fenced": _fenced,
+        "verbatim": lambda text: Markup(" ".join(str(text).splitlines())),
+    }
+    return environment.get_template("card.md.jinja")
 
 
-def _prompts(artifact: Artifact) -> str:
-    """How a question is written down, where no chat template does it."""
-    template = artifact.template or "auto"
-    title = "## Prompts\n\n"
-    if template == "tokenizer":
-        text = "It was trained with the tokenizer's own chat template, which the runtimes apply."
-        if artifact.system_prompt:
-            text += f" Its system prompt in training:\n\n{_fenced(artifact.system_prompt)}"
-        return title + text
-    if template == "auto":
+def _code(text: str) -> Markup:
+    """`text` as code within a line."""
+    line = " ".join(text.splitlines())
+    ticks = _ticks(line, at_least=1)
+    space = " " if "`" in line else ""
+    return Markup(f"{ticks}{space}{line}{space}{ticks}")
+
+
+def _fenced(text: str) -> Markup:
+    """`text` as a code block, line by line as it is."""
+    ticks = _ticks(text, at_least=3)
+    return Markup(f"{ticks}text\n{text}\n{ticks}")
+
+
+def _ticks(text: str, at_least: int) -> str:
+    """More backticks than stand together in `text`, so that it cannot end the code."""
+    return "`" * max(at_least, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+
+
+def _number(value: Any) -> str:
+    """Four significant digits of a fraction, all digits of an integer, other values as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return f"{int(value):,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _percent(share: float) -> str:
+    """A share as a percentage with three significant digits."""
+    return f"{100 * share:.3g} %"
+
+
+def _prompt_form(artifact: Artifact, template: str) -> str:
+    """A prompt as it was written in training; empty where a chat template writes it."""
+    if template in ("auto", "tokenizer"):
         return ""
     config = read_json(artifact.folder / "tokenizer_config.json")
     bos, eos = (_token(config.get(name)) for name in ("bos_token", "eos_token"))
-    marks = Marks(bos or None, eos, adds_bos=False, added=())
-    none: Any = None  # a written template asks nothing of a tokenizer
-    render = renderer(cast(Template, template), none, marks, artifact.system_prompt)
+    special_tokens = SpecialTokens(bos or None, eos, adds_bos=False, added=())
+    tokenizer: Any = None  # these templates need none
+    render = renderer(cast(Template, template), tokenizer, special_tokens, artifact.system_prompt)
     spans = render(Conversation((Message("user", "{question}"), Message("assistant", "x"))))
     end = next(i for i, span in enumerate(spans) if span.kind == "completion")
-    return (
-        f"{title}It was trained on prompts of this form (`{template}`). `intel-ft generate` and "
-        "`intel-ft chat` write them; elsewhere write them yourself:\n\n"
-        + _fenced("".join(span.text for span in spans[:end]))
-    )
+    return "".join(span.text for span in spans[:end])
 
 
 def _token(value: Any) -> str:
@@ -133,59 +192,110 @@ def _token(value: Any) -> str:
     return str(value.get("content", "") if isinstance(value, dict) else value or "")
 
 
-def _fenced(text: str) -> str:
-    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def _training(records: Records) -> str:
+def _training_rows(records: Records) -> list[tuple[str, str]]:
     training = records.training
     if training is None:
-        return ""
-    config = training["config"]
-    rows = [
-        (label, value)
-        for label, section, key in _SETTINGS
-        if (value := config.get(section, {}).get(key)) is not None and value is not False
-    ]
+        return []
+    config, environment = training["config"], records.environment or {}
+    rows = [(label, config.get(section, {}).get(key)) for label, section, key in _SETTINGS]
+    rows = [(label, value) for label, value in rows if value is not False]
     rows += [
         ("steps taken", training["steps"]),
         ("tokens trained on", training["tokens"]),
-        ("of which supervised", training["supervised_tokens"]),
-        ("last training loss, nats a token", training["train_loss"]),
-        ("best held-out loss, nats a token", training["eval_loss"]),
+        ("supervised tokens", training["supervised_tokens"]),
+        ("last training loss, nats per token", training["train_loss"]),
+        ("best validation loss, nats per token", training["eval_loss"]),
+        ("CPU", environment.get("cpu")),
+        ("instruction sets", environment.get("isa")),
+        ("ranks", environment.get("ranks")),
     ]
-    if environment := records.environment:
-        rows += [
-            ("CPU", environment.get("cpu")),
-            ("instruction sets", environment.get("isa")),
-            ("ranks", environment.get("ranks")),
-        ]
-    shown = [(label, number(value)) for label, value in rows if value is not None]
-    return "## Training\n\n" + table(("", ""), shown)
+    return [(label, _number(value)) for label, value in rows if value is not None]
 
 
-def _limits(artifact: Artifact, records: Records) -> str:
-    lines = [
-        "It inherits the base model's limits and biases; read its card first.",
-        "Nothing here measures safety, bias or factual truth: check its answers before relying on "
-        "them.",
+def _weight_rows(records: Records) -> list[tuple[str, str]]:
+    """How the weights are stored, as the IR itself says; empty where there is no IR."""
+    weights = records.weights
+    if weights is None:
+        return []
+    rows = [("bits of most weights", _number(weights.bits))]
+    if weights.mode:
+        rows.append(("mode", weights.mode))
+    if weights.group_size is not None:
+        per_channel = weights.group_size == -1
+        size = "one scale per channel" if per_channel else _number(weights.group_size)
+        rows.append(("group size", size))
+    ratio = ((records.export or {}).get("quantization") or {}).get("ratio")
+    if ratio is not None:
+        rows.append(("share of layers with these bits", _percent(ratio)))
+    total = sum(weights.elements.values())
+    return rows + [
+        (f"values stored as {kind}", f"{_number(count)} ({_percent(count / total)})")
+        for kind, count in sorted(weights.elements.items(), key=lambda item: -item[1])
     ]
-    if records.training is None:
-        lines.append("How it was trained is not on record here.")
-    elif records.training["eval_loss"] is None:
-        lines.append("No held-out loss was measured in training.")
-    if artifact.kind == "openvino" and not (records.export or {}).get("gate"):
-        lines.append("Its quality after conversion was not measured against the original.")
-    if (records.training or {}).get("config", {}).get("data", {}).get("loss_on") == "completion":
-        lines.append("It was trained on answers only, in the form of prompts shown above.")
-    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _made_with(records: Records) -> str:
-    export = records.export or {}
-    packages = {**(records.environment or {}).get("packages", {}), **export.get("packages", {})}
-    if not packages:
-        return ""
-    rows = [(name, str(version)) for name, version in sorted(packages.items()) if version]
-    return "## Versions\n\n" + table(("package", "version"), rows)
+def _adapter_rows(export: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The adapters that are applied at run time, and how faithfully each runtime applies them."""
+    return [
+        (
+            adapter["name"],
+            adapter["file"],
+            *(_number(adapter[key]) for key in ("r", "lora_alpha", "alpha")),
+            *(_percent(adapter[key]) for key in ("top1", "top1_without")),
+        )
+        for adapter in export.get("adapters") or []
+    ]
+
+
+# title, key of a row of the gate's table, how to write it
+_GATE_COLUMNS = (
+    ("candidate", "name", str),
+    ("MB", "megabytes", _number),
+    ("perplexity", "perplexity", _number),
+    ("increase", "ppl_increase", _percent),
+    ("KL, nats", "kl", _number),
+    ("same token", "agreement", _percent),
+    ("exact match", "exact_match", _percent),
+    ("first token, ms", "first_token_ms", _number),
+    ("token/s", "tokens_per_s", _number),
+)
+
+
+def _gate(records: Records) -> dict[str, Any]:
+    """What the gate measured of every candidate, under the template's names."""
+    gate = (records.export or {}).get("gate")
+    if not gate:
+        return {"gate": None}
+    columns = [
+        column
+        for column in _GATE_COLUMNS
+        if any(row.get(column[1]) is not None for row in gate["table"])
+    ]
+    reference, limits = gate["reference"], gate["limits"]
+    measured = [{"name": f"reference ({reference['dtype']})", **reference}, *gate["table"]]
+    required = []
+    if (most := limits.get("max_ppl_increase")) is not None:
+        required.append(f"a perplexity increase of at most {_percent(most)}")
+    if (least := limits.get("min_agreement")) is not None:
+        required.append(f"the same token at {_percent(least)} of positions or more")
+    return {
+        "gate": gate,
+        "gate_choice": selected_row(records)["name"],
+        "gate_limits": required,
+        "gate_columns": [title for title, _, _ in columns],
+        "gate_rows": [
+            tuple(
+                "" if (value := row.get(key)) is None else str(write(value))
+                for _, key, write in columns
+            )
+            for row in measured
+        ],
+    }
+
+
+def _package_rows(records: Records) -> list[tuple[str, str]]:
+    packages = {
+        **(records.environment or {}).get("packages", {}),
+        **(records.export or {}).get("packages", {}),
+    }
+    return [(name, str(version)) for name, version in sorted(packages.items()) if version]

@@ -1,8 +1,7 @@
-"""Which files of a folder go to the Hub, by what the folder is, and free of local paths; called
-from hub.push.
+"""Which files of a folder are uploaded, by the folder's kind, and free of local paths.
 
-Only what is named here goes up. Optimizer state, logs, metrics, checkpoints and whatever else lies
-in the folder stays where it is, and is named in the report.
+Only files named here are uploaded. Optimizer state, logs, metrics, checkpoints and everything else
+in the folder stays where it is and is listed in the report.
 """
 
 import json
@@ -59,7 +58,7 @@ _WEIGHTS = {
     "openvino": "openvino_model.bin",
 }
 CARD = "README.md"
-# Their strings are the model's words, not ours.
+# Their strings are the model's vocabulary and tensor names, not settings.
 _VOCABULARY = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 _NAMES_BASE = (
     "base_model",
@@ -93,42 +92,42 @@ class File:
 def collect(folder: Path, kind: str, local_base: str, base_id: str) -> tuple[list[File], list[str]]:
     """The files of `folder` that belong on the Hub, and the paths of those that do not.
 
-    Where a JSON file names the base model by `local_base`, the copy that goes up says `base_id`.
-    Raises UserError where a file holds any other path of this machine, and without weights.
+    Where a JSON file names the base model by `local_base`, the uploaded copy has `base_id` instead.
+    Raises UserError where a file holds any other local path, and where there are no weights.
     """
     if not any(folder.glob(_WEIGHTS[kind])):
-        raise UserError(f"{folder}: there are no weights in it ({_WEIGHTS[kind]})")
-    files, left = [], []
+        raise UserError(f"{folder}: it has no weights (no file {_WEIGHTS[kind]})")
+    files, left_out = [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if not any(_matches(name, pattern) for pattern in BELONGS[kind]):
             if name != CARD:
-                left.append(name)
+                left_out.append(name)
             continue
         files.append(File(name, _public(path, name, local_base, base_id)))
-    return files, left
+    return files, left_out
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As fnmatch, but `*` does not reach over a slash."""
+    """As fnmatch, but `*` does not match a slash."""
     return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
 def _public(path: Path, name: str, local_base: str, base_id: str) -> Path | bytes:
     if path.suffix == ".xml":
-        if found := _XML_PATH.search(path.read_text(encoding="utf-8", errors="replace")):
-            raise UserError(f"{path}: holds a path of this machine ({found[1]}): export it again")
+        if match := _XML_PATH.search(path.read_text(encoding="utf-8", errors="replace")):
+            raise UserError(f"{path}: contains a local path ({match[1]}): export the model again")
         return path
     if path.suffix != ".json" or name in _VOCABULARY:
         return path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+        raise UserError(f"{path}: not valid JSON ({error})") from None
     changed = _with_id(values, (local_base, Path(local_base).name), base_id)
     for key, text in _strings(changed):
         if _PATH.fullmatch(text):
-            raise UserError(f"{path}: {key} is a path of this machine ({text}): take it out first")
+            raise UserError(f"{path}: {key} is a local path ({text}): remove it before publishing")
     if changed == values:
         return path
     return (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,6 +1,6 @@
-"""The card's front matter, with what it inherits from the base model's card; called from hub.push.
+"""The card's front matter, with what it inherits from the base model's card.
 
-The Hub's own words for the fields: https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+The fields are described at https://huggingface.co/docs/hub/model-cards#model-card-metadata.
 """
 
 import re
@@ -26,8 +26,8 @@ _DATA_FILE = re.compile(r".*\.(jsonl?|csv|parquet|txt)")
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user says about the model; None or empty where the records shall say it."""
+class CardOptions:
+    """What the user states about the model; None or empty where the records decide."""
 
     base_model: str | None = None
     relation: Relation | None = None
@@ -41,12 +41,12 @@ def name_of(repo: str) -> str:
     return repo.rpartition("/")[2]
 
 
-def base_id(artifact: Artifact, wishes: Wishes) -> str:
+def base_id(artifact: Artifact, options: CardOptions) -> str:
     """The base model's id on the Hub. Raises UserError where only a local folder is known."""
-    base = wishes.base_model or artifact.base_model
+    base = options.base_model or artifact.base_model
     if is_local(base):
         raise UserError(
-            f"the base model is the local folder {base}: name it as the Hub knows it, with "
+            f"the base model is the local folder {base}: give its id on the Hub with "
             "--base-model org/name"
         )
     return base
@@ -55,15 +55,15 @@ def base_id(artifact: Artifact, wishes: Wishes) -> str:
 def base_card(artifact: Artifact, base: str, api: "HfApi") -> dict[str, Any]:
     """The front matter of the base model's card: from its local folder, else from the Hub.
 
-    Empty where neither has one; raises what huggingface_hub raises where the Hub cannot be asked.
+    Empty where neither has one. Raises what huggingface_hub raises where the Hub does not answer.
     """
     from huggingface_hub import metadata_load
     from huggingface_hub.errors import RepositoryNotFoundError
 
     folder = Path(assets.resolve(artifact.base_model))
     if folder.is_dir():
-        found = metadata_load(folder / CARD) if (folder / CARD).is_file() else None
-        return found or read_json(folder / "config.json")
+        metadata = metadata_load(folder / CARD) if (folder / CARD).is_file() else None
+        return metadata or read_json(folder / "config.json")
     try:
         card: Any = api.model_info(base, timeout=30).card_data
     except RepositoryNotFoundError:
@@ -72,31 +72,31 @@ def base_card(artifact: Artifact, base: str, api: "HfApi") -> dict[str, Any]:
 
 
 def front_matter(
-    artifact: Artifact, records: Records, wishes: Wishes, inherited: dict[str, Any], repo: str
+    artifact: Artifact, records: Records, options: CardOptions, inherited: dict[str, Any], repo: str
 ) -> "ModelCardData":
     """The metadata of the card for `repo`.
 
-    Raises UserError where no license is known: neither wished for nor in the base model's card.
+    Raises UserError where neither `options` nor the base model's card names a license.
     """
     from huggingface_hub import ModelCardData
 
-    base = base_id(artifact, wishes)
-    license = wishes.license or inherited.get("license")
-    if not isinstance(license, str):
+    base = base_id(artifact, options)
+    license_id = options.license or inherited.get("license")
+    if not isinstance(license_id, str):
         raise UserError(
-            f"the license of {base} is not known (its card names none): look it up, and give it "
-            "with --license, for example --license apache-2.0"
+            f"the license of {base} is unknown (its card names none): look it up and set it, for "
+            "example --license apache-2.0"
         )
-    own = license == inherited.get("license")  # then its name and link are the base's, too
+    is_base_license = license_id == inherited.get("license")  # then its name and link are valid too
     results = evaluation_results(records)
     data: Any = ModelCardData(
-        license=license,
-        license_name=inherited.get("license_name") if own else None,
-        license_link=inherited.get("license_link") if own else None,
+        license=license_id,
+        license_name=inherited.get("license_name") if is_base_license else None,
+        license_link=inherited.get("license_link") if is_base_license else None,
         base_model=base,
-        base_model_relation=wishes.relation or relation(artifact, records),
-        language=list(wishes.languages) or inherited.get("language"),
-        datasets=list(wishes.datasets) or hub_datasets(records) or None,
+        base_model_relation=options.relation or relation(artifact, records),
+        language=list(options.languages) or inherited.get("language"),
+        datasets=list(options.datasets) or hub_datasets(records) or None,
         library_name=LIBRARIES[artifact.kind],
         pipeline_tag=TASK,
         tags=_tags(artifact, records),
@@ -108,7 +108,7 @@ def front_matter(
 
 
 def relation(artifact: Artifact, records: Records) -> Relation:
-    """What the model is to its base: an IR of an untrained model is only a quantization of it."""
+    """The model's relation to its base; the IR of an untrained model is a quantization of it."""
     if artifact.kind == "adapter":
         return "adapter"
     trained = records.training or (records.export or {}).get("kind") in ("merged", "base+adapters")
@@ -116,42 +116,46 @@ def relation(artifact: Artifact, records: Records) -> Relation:
 
 
 def hub_datasets(records: Records) -> list[str]:
-    """The ids of the data sets on the Hub that were trained on; local files are not named there."""
+    """The Hub ids of the datasets trained on; local files have none."""
     train = str(records.training["config"]["data"]["train"]) if records.training else ""
-    known = _DATASET.fullmatch(train)
-    if not known or _DATA_FILE.fullmatch(train) or is_local(train):
+    match = _DATASET.fullmatch(train)
+    if not match or _DATA_FILE.fullmatch(train) or is_local(train):
         return []
-    return [known["id"]]
+    return [match["id"]]
 
 
 def evaluation_results(records: Records) -> list[Any]:
-    """What was measured on held-out data, for the card's model-index."""
+    """What was measured on validation data, for the card's model-index."""
     from huggingface_hub import EvalResult
 
     gate = (records.export or {}).get("gate")
     if gate:
-        kept = kept_row(records)
+        row = selected_row(records)
         source = str(gate["data"]["source"])
-        found = {"perplexity": kept["perplexity"], "exact_match": kept.get("exact_match")}
+        metrics = {"perplexity": row["perplexity"], "exact_match": row.get("exact_match")}
     elif records.training and records.training["eval_loss"] is not None:
-        source = str(records.training["config"]["data"].get("eval") or "held-out part of the data")
-        found = {"loss": records.training["eval_loss"]}
+        source = str(
+            records.training["config"]["data"].get("eval") or "validation split of the data"
+        )
+        metrics = {"loss": records.training["eval_loss"]}
     else:
         return []
     return [
         EvalResult(TASK, source, source, metric, value)
-        for metric, value in found.items()
+        for metric, value in metrics.items()
         if value is not None
     ]
 
 
-def kept_row(records: Records) -> dict[str, Any]:
-    """The gate's row of the model that was kept. Raises UserError where there is none."""
+def selected_row(records: Records) -> dict[str, Any]:
+    """The gate's row of the selected candidate. Raises UserError where there is none."""
     export = records.export or {}
     for row in export["gate"]["table"]:
         if row["name"] == export["name"]:
             return dict(row)
-    raise UserError(f"export.json: its gate has no row for {export['name']}: export it again")
+    raise UserError(
+        f"export.json: no row for {export['name']} in its gate table: export the model again"
+    )
 
 
 def _tags(artifact: Artifact, records: Records) -> list[str]:

@@ -1,6 +1,4 @@
-"""What is on record about a model: its training, its export, its weights; called from hub.push and
-hub.card.
-"""
+"""What is recorded about a model: its training, its export, its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +11,16 @@ from intel_ft.optional_packages import require_openvino
 from intel_ft.training.run_record import read_training
 
 EXPORT = "export.json"
-_ENVIRONMENT = ("packages", "cpu", "isa", "ranks")  # what the card tells; never the host
+_ENVIRONMENT = ("packages", "cpu", "isa", "ranks")  # what the card shows; never the host
 
 
 @dataclass(frozen=True)
 class Records:
-    """`training` has the keys of export.json's entry of that name (docs/export.md), `environment`
-    those of a run's environment.json that say nothing about whose machine it was; `export` is the
-    whole export.json; `weights` are read from the IR itself. None where there is no record.
+    """The records; None where there is none.
+
+    `training` has the keys of export.json's entry of that name (docs/export.md), `environment`
+    those of a run's environment.json that do not identify the machine; `export` is the whole
+    export.json; `weights` are read from the IR itself.
     """
 
     training: dict[str, Any] | None
@@ -33,7 +33,7 @@ def read_records(artifact: Artifact, run: Path | None) -> Records:
     """The records of `artifact`; `run` is the run's folder where it is not the adapter's parent.
 
     Raises UserError where records contradict the folder: a run on another base model, an
-    export.json that is not of this IR.
+    export.json that belongs to another IR.
     """
     if run is None and (artifact.folder.parent / "config.yaml").is_file():
         run = artifact.folder.parent if artifact.kind == "adapter" else None
@@ -44,8 +44,8 @@ def read_records(artifact: Artifact, run: Path | None) -> Records:
         base = str(training["config"]["model"]["name_or_path"])
         if Path(base).name != Path(artifact.base_model).name:
             raise UserError(
-                f"{run}: this run trained {base}, {artifact.folder} comes from another "
-                f"base model ({artifact.base_model})"
+                f"{run}: this run trained {base}, but {artifact.folder} has another base model "
+                f"({artifact.base_model})"
             )
     if artifact.kind != "openvino":
         return Records(training, environment, None, None)
@@ -53,12 +53,14 @@ def read_records(artifact: Artifact, run: Path | None) -> Records:
     try:
         weights = read_weights(artifact.folder)
     except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise UserError(f"{artifact.folder}: OpenVINO cannot read this IR: {last}") from None
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{artifact.folder}: OpenVINO cannot read this IR: {reason}") from None
     export = read_json(artifact.folder / EXPORT) or None
     if export is not None:
         if (export.get("quantization") or {}).get("elements") != weights.elements:
-            raise UserError(f"{artifact.folder / EXPORT}: not of the IR beside it: export it again")
+            raise UserError(
+                f"{artifact.folder / EXPORT}: does not match the IR in its folder: export it again"
+            )
         training = training or export.get("training")
     return Records(training, environment, export, weights)
 

@@ -1,6 +1,4 @@
-"""Credentials in what is about to be published: found, named by file and line, never shown; called
-from hub.push and hub.client.
-"""
+"""A scan for credentials in what is published: it names file and line, never the secret."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +7,7 @@ from pathlib import Path
 from intel_ft.errors import UserError
 from intel_ft.hub.contents import File
 
-# Formats as their issuers document them; lengths keep ordinary words of a vocabulary out.
+# Formats as their issuers document them; minimum lengths exclude ordinary vocabulary entries.
 _KINDS = {
     "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}\b",
     "an AWS access key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
@@ -29,12 +27,12 @@ _SHOWN = 5
 
 def refuse_secrets(files: Iterable[File], token: str | None) -> None:
     """Raise UserError if a text file holds what looks like a credential, or `token` itself."""
-    found = [place for file in files for place in _places(file, token)]
-    if found:
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    places = [place for file in files for place in _places(file, token)]
+    if places:
+        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
         raise UserError(
-            f"nothing was uploaded, these must not be published: {', '.join(found[:_SHOWN])}{more}:"
-            " take them out, and revoke what anybody else may have seen"
+            f"nothing was uploaded: credentials found: {', '.join(places[:_SHOWN])}{more}: remove "
+            "them, and revoke any that someone else may have seen"
         )
 
 
@@ -50,7 +48,7 @@ def _places(file: File, token: str | None) -> list[str]:
         return []
     text = file.text()
     kinds = list(_KINDS)
-    places = [(found.start(), kinds[(found.lastindex or 1) - 1]) for found in _ANY.finditer(text)]
+    places = [(match.start(), kinds[(match.lastindex or 1) - 1]) for match in _ANY.finditer(text)]
     if token and (start := text.find(token)) >= 0:
         places.append((start, "your own token"))
     return [

@@ -1,1 +1,1 @@
-"""One HTML page of what a run did. Start at page.py."""
+"""The HTML report of what a run did. Start at page.py."""

@@ -1,16 +1,14 @@
-"""Charts of a report as SVG text, coloured by the page's style sheet; called from insight.report.
-
-Every text is escaped here.
-"""
+"""Charts of a report as inline SVG, coloured by the page's style sheet."""
 
 import math
 from collections.abc import Sequence
-from html import escape
+
+from markupsafe import Markup, escape
 
 from intel_ft.plot import tick_step
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 230, 64, 12, 30, 34
-_MOST_POINTS = 600
+_MAX_POINTS = 600
 
 Points = list[tuple[float, float | None]]
 """x ascending, y None where there is a gap."""
@@ -23,15 +21,16 @@ def line_chart(
     from_zero: bool = False,
     reference: tuple[float, str] | None = None,
     x_label: str = "step",
-) -> str:
-    """Lines over x; each series is (colour, name, points). `reference` is a level drawn across.
-    Empty where there is nothing to draw.
+) -> Markup:
+    """Lines over x; empty where there is nothing to draw.
+
+    Each series is (colour, name, points); `reference` is a level drawn across, with its label.
     """
     thinned = [(colour, name, _thinned(points)) for colour, name, points in series]
     xs = [x for _, _, points in thinned for x, y in points if y is not None]
     ys = [y for _, _, points in thinned for _, y in points if y is not None]
     if not ys:
-        return ""
+        return Markup()
     if reference is not None:
         ys.append(reference[0])
     scale = _Scale(min(xs), max(xs), 0.0 if from_zero else min(ys), max(ys))
@@ -47,10 +46,10 @@ def line_chart(
 
 def bar_chart(
     title: str, colour: int, edges: Sequence[float], counts: Sequence[float], x_label: str
-) -> str:
-    """A histogram: counts between one edge and the next."""
+) -> Markup:
+    """A histogram: counts between one edge and the next; empty where there is nothing to draw."""
     if len(edges) != len(counts) + 1 or not counts or max(counts) <= 0 or edges[-1] <= edges[0]:
-        return ""
+        return Markup()
     scale = _Scale(edges[0], edges[-1], 0.0, max(counts))
     parts = [*_frame(title, scale, x_label)]
     bottom = scale.down(0.0)
@@ -124,38 +123,47 @@ def _line(scale: _Scale, colour: int, name: str, points: Points) -> str:
         pen_down = True
     drawn = "".join(path)
     dot = f'<path class="dot c{colour}" d="{"".join(dots)}"/>' if dots else ""
-    return f'<path class="line c{colour}" d="{drawn}"><title>{text_of(name)}</title></path>{dot}'
+    return f'<path class="line c{colour}" d="{drawn}"><title>{_escaped(name)}</title></path>{dot}'
 
 
 def _thinned(points: Points) -> Points:
-    """At most _MOST_POINTS, each the mean of its neighbours; a gap among them stays a gap."""
-    size = -(-len(points) // _MOST_POINTS)
+    """At most _MAX_POINTS, each the mean of its neighbours; a gap among them stays a gap."""
+    size = -(-len(points) // _MAX_POINTS)
     if size <= 1:
         return points
-    found: Points = []
+    thinned: Points = []
     for start in range(0, len(points), size):
         group = points[start : start + size]
         values = [y for _, y in group if y is not None]
         whole = len(values) == len(group)
-        found.append((group[0][0], sum(values) / len(values) if whole else None))
-    return found
+        thinned.append((group[0][0], sum(values) / len(values) if whole else None))
+    return thinned
 
 
-def text_of(value: object) -> str:
-    """Any text, escaped for HTML and SVG, with what UTF-8 and XML cannot carry replaced."""
+def legend_line(colour: int) -> Markup:
+    """A short line as in the charts, for a legend."""
+    path = f'<path class="line c{colour % 6}" d="M0 4H30"/>'
+    return Markup(f'<svg class="chip" viewBox="0 0 30 8">{path}</svg>')
+
+
+def printable(value: object) -> str:
+    """Any value as text, with the characters replaced that UTF-8 and XML cannot carry."""
     text = str(value).encode("utf-8", "replace").decode("utf-8")
-    clean = "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in text)
-    return escape(clean, quote=True)
+    return "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in text)
+
+
+def _escaped(text: str) -> str:
+    return escape(printable(text))
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle", kind: str = "") -> str:
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} class="{kind}">{text_of(text)}</text>'
+    return f'<text {place} class="{kind}">{_escaped(text)}</text>'
 
 
-def _svg(title: str, parts: list[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text_of(title)}">'
+def _svg(title: str, parts: list[str]) -> Markup:
+    return Markup(
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_escaped(title)}">'
         + "".join(parts)
         + "</svg>"
     )

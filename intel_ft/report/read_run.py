@@ -1,7 +1,6 @@
-"""A run's folder as far as it can be read: what is broken or absent becomes a line in `missing`;
-called from insight.report.
+"""A run's folder, as far as it can be read: each broken or absent part is a line in `missing`.
 
-The folder may come from a run that was killed, or from somebody else: nothing in it is trusted.
+The folder may come from a run that was killed, or from someone else: nothing in it is trusted.
 """
 
 import json
@@ -17,12 +16,12 @@ from intel_ft.files import damage
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 SAMPLES = "samples.jsonl"
-_MOST = 20000  # characters shown of any file's text
+_MAX_TEXT = 20000  # characters shown of a file
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's optimizer steps, its size in bytes, and what is wrong with it, if anything."""
+    """A checkpoint: its optimizer step, size in bytes, and what is wrong with it, if anything."""
 
     step: int
     size: int
@@ -31,8 +30,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunRecords:
-    """steps: the lines of metrics.jsonl with a training loss; evaluations: those with an
-    evaluation's; samples: answers before and after training, if `report --samples` wrote some.
+    """What a run's folder holds.
+
+    `steps` are the lines of metrics.jsonl with a training loss, `evaluations` those with a
+    validation loss; `samples` are answers before and after training from `report --samples`.
     """
 
     name: str
@@ -48,41 +49,43 @@ class RunRecords:
 
 
 def read_run(folder: Path) -> RunRecords:
-    """Everything in a run's folder. Raises UserError for what is no run's folder at all."""
+    """Everything in a run's folder. Raises UserError for what is not a run's folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
     missing: list[str] = []
-    present = [n for n in ("config.yaml", "environment.json", "metrics.jsonl") if _is(folder, n)]
-    if not present and not any(folder.glob("checkpoint-*")):
+    files = [n for n in ("config.yaml", "environment.json", "metrics.jsonl") if _is(folder, n)]
+    if not files and not any(folder.glob("checkpoint-*")):
         raise UserError(f"{folder}: not a run's folder (no config.yaml, no metrics.jsonl)")
     lines = _json_lines(folder / "metrics.jsonl", missing)
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "eval_loss" in line]
     if lines and not steps:
-        missing.append("metrics.jsonl has no training step")
-    odd = sum(number(line, "loss") is None for line in steps)
-    odd += sum(number(line, "eval_loss") is None for line in evaluations)
-    if odd:
-        missing.append(f"{odd} losses are not finite numbers: the curves have gaps there")
+        missing.append("metrics.jsonl has no training steps")
+    not_finite = sum(number(line, "loss") is None for line in steps)
+    not_finite += sum(number(line, "eval_loss") is None for line in evaluations)
+    if not_finite:
+        missing.append(f"{not_finite} losses are not finite numbers: the curves have gaps there")
     if steps and not evaluations:
-        missing.append("no evaluation: set data.eval or data.eval_fraction to see held-out loss")
+        missing.append(
+            "no evaluation: set data.eval or data.eval_fraction to record a validation loss"
+        )
     environment = _json_object(folder / "environment.json", missing)
     if environment and not isinstance(environment.get("data"), dict):
         missing.append("environment.json has no data statistics: an older version wrote it")
     config_text = _text(folder / "config.yaml", missing)
     checkpoints = _checkpoints(folder)
     if not checkpoints:
-        missing.append("no checkpoint")
+        missing.append("no checkpoints")
     finished = any((folder / name).is_dir() for name in ("adapter", "model"))
     if not finished:
-        missing.append("no adapter/, no model/: the run is not finished, or ended before its end")
+        missing.append("neither adapter/ nor model/: the run is still going, or was stopped early")
     samples = _json_lines(folder / SAMPLES, missing) if _is(folder, SAMPLES) else []
     return RunRecords(
         name=folder.resolve().name,
         steps=steps,
         evaluations=evaluations,
         environment=environment,
-        config_text=config_text[:_MOST],
+        config_text=config_text[:_MAX_TEXT],
         config=_flat(config_text, missing),
         checkpoints=checkpoints,
         samples=samples,
@@ -92,8 +95,9 @@ def read_run(folder: Path) -> RunRecords:
 
 
 def number(line: dict[str, Any], key: str) -> float | None:
-    """A finite number of a record, or None; what is too large or too small to be measured, and to
-    be drawn, is no number, and 0.
+    """A number of a record, or None where it is not finite.
+
+    Numbers too large to be measured or drawn count as not finite, numbers too small as 0.
     """
     value = line.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
@@ -114,16 +118,13 @@ def _text(path: Path, missing: list[str]) -> str:
 
 
 def _json_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
-    found, broken = [], 0
-    for line in _text(path, missing).splitlines():
-        value = _json(line)
-        if isinstance(value, dict):
-            found.append(value)
-        else:
-            broken += 1
-    if broken:
-        missing.append(f"{path.name}: {broken} broken lines left out, as a kill leaves them")
-    return found
+    values = [_json(line) for line in _text(path, missing).splitlines()]
+    objects = [value for value in values if isinstance(value, dict)]
+    if broken := len(values) - len(objects):
+        missing.append(
+            f"{path.name}: {broken} broken lines skipped; a killed run leaves such lines"
+        )
+    return objects
 
 
 def _json_object(path: Path, missing: list[str]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def _json(text: str) -> Any:
 
 
 def _flat(text: str, missing: list[str]) -> dict[str, str]:
-    """`section.key` and its value, of scalars and lists of scalars."""
+    """Each `section.key` with its value, where that is a scalar or a list of scalars."""
     try:
         sections = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -160,10 +161,10 @@ def _flat(text: str, missing: list[str]) -> dict[str, str]:
 
 
 def _checkpoints(folder: Path) -> list[Checkpoint]:
-    found = []
+    checkpoints = []
     for path in folder.iterdir():
         match = _CHECKPOINT.fullmatch(path.name)
         if match is not None and path.is_dir():
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            found.append(Checkpoint(int(match[1]), size, damage(path)))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+            checkpoints.append(Checkpoint(int(match[1]), size, damage(path)))
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)

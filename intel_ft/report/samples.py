@@ -1,4 +1,4 @@
-"""Answers before and after training, for the report; called from cli.report."""
+"""Answers of the base and of the trained model, for the report."""
 
 import json
 from dataclasses import replace
@@ -16,8 +16,10 @@ from intel_ft.training.setup import read_data
 
 
 def write_samples(run: Path, count: int, max_new_tokens: int) -> None:
-    """Have the base and what `run` trained answer its first `count` held-out examples, or its
-    training ones where it has none held out, and write RUN/samples.jsonl.
+    """Write RUN/samples.jsonl: prompts with the answers of the base and of the trained model.
+
+    The prompts are the first `count` validation examples, or training examples in a run without
+    a validation set.
 
     Raises UserError where the run has not finished, or its model or data are no longer there.
     """
@@ -27,16 +29,18 @@ def write_samples(run: Path, count: int, max_new_tokens: int) -> None:
     before = replace(base, base_revision=after.base_revision)
     training, evaluation = read_data(config, load_tokenizer(config.model))
     prepared = training if evaluation is None else evaluation
-    asked = answerable(prepared, count)
+    conversations = answerable(prepared, count)
     answers = []
-    for artifact in (before, after):  # one after the other: both may not fit
+    for artifact in (before, after):  # one at a time: both may not fit into memory
         model = open_model(artifact, trust_remote_code=config.model.trust_remote_code)
         answers.append(
-            greedy_answers(model, prepared.template, asked, after.system_prompt, max_new_tokens)
+            greedy_answers(
+                model, prepared.template, conversations, after.system_prompt, max_new_tokens
+            )
         )
         del model
     lines = [
         {"prompt": messages[-2].content if len(messages) > 1 else "", "before": a, "after": b}
-        for messages, a, b in zip(asked, *answers, strict=True)
+        for messages, a, b in zip(conversations, *answers, strict=True)
     ]
     write_text(run / SAMPLES, "".join(json.dumps(line) + "\n" for line in lines))

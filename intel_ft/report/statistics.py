@@ -1,25 +1,21 @@
-"""What a report says of a run's numbers: series, medians, spreads, histograms; called from
-insight.report.
-"""
+"""A run's numbers for its report: series, medians, spreads and histograms."""
 
-import statistics
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from intel_ft.report.charts import plain
 from intel_ft.report.read_run import RunRecords, number
 
-_WARM_UP = 2  # steps that compile and fill caches; left out of speeds where there are more
+_WARM_UP = 2  # steps that compile and fill caches; excluded from speeds where there are more
 
 
 def points(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float | None]]:
-    """(step, value) of each line that has a step; None where its value is no finite number."""
-    found = []
-    for line in lines:
-        step = number(line, "step")
-        if step is not None:
-            found.append((step, number(line, key)))
-    return found
+    """(step, value) of each line that has a step; None where its value is not a finite number."""
+    return [
+        (step, number(line, key)) for line in lines if (step := number(line, "step")) is not None
+    ]
 
 
 def values_of(lines: list[dict[str, Any]], key: str) -> list[float]:
@@ -28,7 +24,7 @@ def values_of(lines: list[dict[str, Any]], key: str) -> list[float]:
 
 
 def speeds(run: RunRecords, key: str) -> list[float]:
-    """The same without the first steps, where there are more."""
+    """The finite values of `key` without the first steps, where there are more."""
     values = values_of(run.steps, key)
     return values[_WARM_UP:] if len(values) > 2 * _WARM_UP else values
 
@@ -47,26 +43,26 @@ def spread(values: list[float]) -> str:
     """The 10th and the 90th percentile as text."""
     if len(values) < 2:
         return "-"
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return f"{plain(tenths[0])}-{plain(tenths[-1])}"
+    low, high = np.quantile(values, [0.1, 0.9])
+    return f"{plain(low)}-{plain(high)}"
 
 
 def histogram(values: list[float], bins: int = 24) -> tuple[list[float], list[float]]:
-    """The edges of equally wide bins, and how many values are in each."""
+    """The edges of bins of equal width, and how many values are in each."""
     if not values:
         return [], []
     low, high = min(values), max(values)
-    width = (high - low) / bins or max(abs(high), 1e-9) / bins
-    counts = [0.0] * bins
-    for value in values:
-        counts[min(int((value - low) / width), bins - 1)] += 1
-    return [low + width * index for index in range(bins + 1)], counts
+    largest = max(abs(low), abs(high), 1e-9)
+    if high - low < 1e-6 * largest:  # too narrow for bins of different floats
+        low, high = low - largest / 100, high + largest / 100
+    counts, edges = np.histogram(values, bins, (low, high))
+    return edges.tolist(), counts.tolist()
 
 
 def numbers(values: Any) -> list[float]:
     """The finite numbers in a list that came from a file."""
-    found = values if isinstance(values, list) else []
-    return [value for item in found if (value := number({"": item}, "")) is not None]
+    items = values if isinstance(values, list) else []
+    return [value for item in items if (value := number({"": item}, "")) is not None]
 
 
 def shown(value: Any) -> str:

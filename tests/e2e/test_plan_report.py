@@ -39,7 +39,7 @@ def test_plan_foretells_the_run_and_report_shows_it(tmp_path) -> None:
     assert reported.code == 0, reported.err
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert json.loads(reported.out)["bytes"] == len(page.encode())
-    assert "examples by their tokens, train" in page
+    assert "example lengths, train" in page
     assert "<td>400</td>" in page
     assert "no evaluation" in page
     assert "Samples" not in page

@@ -1,5 +1,6 @@
-"""`intel-ft push` against a server that speaks the Hub's HTTP API, through the real client: what it
-sends, and one line and the right exit code for everything that can go wrong.
+"""`intel-ft push` with the real client against a local server that speaks the Hub's HTTP API.
+
+What it sends, and one line with the right exit code for everything that can go wrong.
 """
 
 import functools
@@ -54,7 +55,7 @@ def environment(run: Path, hub: Hub | None) -> dict[str, str]:
     """A user's, with a token."""
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path),
-        "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",  # nobody listens there
+        "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",  # nothing listens there
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(run.parent / "home"),
         "HF_HUB_DISABLE_XET": "1",
@@ -89,12 +90,12 @@ def scenario(run: Path, *faults: Fault, options=(), healed: bool = False, before
 
 
 ANSWERS = {
-    # what answers badly: where, status; the exit code and parts of the line
-    "no such token": (r"POST /api/repos/create", 401, 3, "does not accept the token", "hf auth"),
-    "no permission": (r"POST /api/repos/create", 403, 3, "may not do this", "write permission"),
-    "gone": (r"/preupload/", 404, 2, "finds no such place", "check the name"),
-    "raced": (r"/commit/", 409, 1, "changed by somebody else", "run the same command again"),
-    "too many": (r"/commit/", 429, 1, "limits the rate", "wait some minutes"),
+    # request that fails, HTTP status, exit code, parts of the error line
+    "no such token": (r"POST /api/repos/create", 401, 3, "rejected the token", "hf auth"),
+    "no permission": (r"POST /api/repos/create", 403, 3, "does not permit", "write permission"),
+    "gone": (r"/preupload/", 404, 2, "no such repository", "check the name"),
+    "raced": (r"/commit/", 409, 1, "someone else", "run the same command again"),
+    "too many": (r"/commit/", 429, 1, "limits the request rate", "wait some minutes"),
     "broken": (r"/commit/", 500, 1, "the Hub failed", "run the same command again"),
     "broken storage": (STORAGE, 503, 1, "the Hub failed", "while uploading (503"),
 }
@@ -182,8 +183,8 @@ def test_bytes_arrive_unchanged_in_parts(outcome, tmp_path) -> None:
 
 def test_a_tag_that_exists_is_refused_before_anything_is_sent(outcome) -> None:
     second = outcome("well").last
-    assert_one_line(second, 2, "has a tag v1 already", "nothing was uploaded")
-    assert_one_line(outcome("tag exists").last, 2, "has a tag v1 already")
+    assert_one_line(second, 2, "already has a tag v1", "nothing was uploaded")
+    assert_one_line(outcome("tag exists").last, 2, "already has a tag v1")
     assert not outcome("tag exists").hub.seen("/preupload/|/storage/|/commit/")
 
 
@@ -223,7 +224,7 @@ def test_an_interrupted_upload_goes_on(outcome) -> None:
 
 
 def test_a_silent_hub_is_given_up(outcome) -> None:
-    assert_one_line(outcome("silent").last, 1, "silent for too long", "creating the repository")
+    assert_one_line(outcome("silent").last, 1, "did not answer in time", "creating the repository")
 
 
 def test_ctrl_c_ends_an_upload_at_once(tmp_path) -> None:
@@ -257,7 +258,7 @@ def test_what_the_environment_lacks(outcome) -> None:
 
 def test_the_hub_checks_the_card_before_the_weights_go(outcome) -> None:
     pushed = outcome("bad license")
-    assert_one_line(pushed.last, 2, "refuses the card", '"license" must be one of')
+    assert_one_line(pushed.last, 2, "rejected the model card", '"license" must be one of')
     assert not pushed.hub.seen("/preupload/|/storage/")
 
 
@@ -319,5 +320,5 @@ def test_the_license_of_a_base_on_the_hub(tmp_path) -> None:
     assert known.code == 0, known.err
     assert "license: llama2\n" in known.out and "- en\n" in known.out
     unreachable = push(run, None, "--dry-run")
-    assert_one_line(unreachable, 3, "127.0.0.1:9 cannot be reached", "give --license")
+    assert_one_line(unreachable, 3, "127.0.0.1:9 cannot be reached", "set --license")
     assert push(run, None, "--dry-run", "--license", "llama2").code == 0

@@ -1,4 +1,4 @@
-"""A finished run as `push` finds it, without having trained one: real records, made-up weights."""
+"""A finished run for `push`, without any training: real records, random weights."""
 
 import json
 import random

@@ -1,8 +1,7 @@
-"""The Hub's HTTP API on loopback, as far as publishing needs it, with faults on demand; used by
-e2e/test_push.py through the real huggingface_hub client.
+"""The part of the Hub's HTTP API that publishing needs, on loopback, with faults on demand.
 
 Written from what huggingface_hub 1.21 sends (hf_api, _commit_api, lfs) and reads back. Weights are
-stored as LFS objects, in parts above PART bytes, at addresses with a signature that must not show.
+stored as LFS objects, in parts above PART bytes, at URLs with a signature that must not be shown.
 """
 
 import base64
@@ -34,7 +33,7 @@ class Repository:
 class Fault:
     """What goes wrong with requests whose `METHOD path` matches `where`, `times` times.
 
-    status: answered instead; `cut`: the connection ends after that many bytes of the body;
+    `status`: answered instead; `cut`: the connection ends after that many bytes of the body;
     `stall`: no answer until the server ends; `pause`: seconds to wait for each 16 kB of the body.
     """
 
@@ -53,7 +52,7 @@ class Hub:
 
     def __init__(self, *faults: Fault) -> None:
         self.repositories: dict[str, Repository] = {}
-        self.cards: dict[str, dict[str, Any]] = {}  # of other people's models
+        self.cards: dict[str, dict[str, Any]] = {}  # of base models
         self.objects: dict[str, bytes] = {}
         self.parts: dict[tuple[str, int], bytes] = {}
         self.requests: list[str] = []
@@ -127,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
 
     def _read(self, fault: Fault) -> bytes | None:
-        """The body; None where the connection is to end in its midst."""
+        """The body; None where the connection is to break while it is sent."""
         if "chunked" in (self.headers.get("Transfer-Encoding") or ""):
             chunks = []
             while size := int(self.rfile.readline(), 16):
@@ -172,19 +171,19 @@ class _Handler(BaseHTTPRequestHandler):
             r"/verify": self._verify,
         }
         for pattern, answer in routes.items():
-            if found := re.fullmatch(pattern, path):
-                answer(body, **found.groupdict())
+            if match := re.fullmatch(pattern, path):
+                answer(body, **match.groupdict())
                 return
         self._send(404, {"error": "Not Found"})
 
     def _create(self, body: bytes) -> None:
-        asked = json.loads(body)
-        repo = f"{asked['organization']}/{asked['name']}"
+        request = json.loads(body)
+        repo = f"{request['organization']}/{request['name']}"
         url = f"{self.hub.url}/{repo}"
         if repo in self.hub.repositories:
             self._send(409, {"error": "You already created this model repo", "url": url})
             return
-        self.hub.repositories[repo] = Repository(asked["visibility"] == "private")
+        self.hub.repositories[repo] = Repository(request["visibility"] == "private")
         self._send(200, {"url": url, "name": repo})
 
     def _validate(self, body: bytes) -> None:
@@ -197,33 +196,33 @@ class _Handler(BaseHTTPRequestHandler):
         if card := self.hub.cards.get(repo):
             self._send(200, {"id": repo, "private": False, "cardData": card})
             return
-        if known := self._known(repo):
-            sha = known.commits[-1] if known.commits else "0" * 40
-            self._send(200, {"id": repo, "private": known.private, "sha": sha})
+        if repository := self._repository(repo):
+            sha = repository.commits[-1] if repository.commits else "0" * 40
+            self._send(200, {"id": repo, "private": repository.private, "sha": sha})
 
     def _refs(self, body: bytes, repo: str) -> None:
-        if known := self._known(repo):
+        if repository := self._repository(repo):
             tags = [
                 {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
-                for name, commit in known.tags.items()
+                for name, commit in repository.tags.items()
             ]
             self._send(200, {"branches": [], "converts": [], "tags": tags})
 
-    def _known(self, repo: str) -> Repository | None:
-        known = self.hub.repositories.get(repo)
-        if known is None:
+    def _repository(self, repo: str) -> Repository | None:
+        repository = self.hub.repositories.get(repo)
+        if repository is None:
             headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
             self._send(404, {"error": "Repository not found"}, headers)
-        return known
+        return repository
 
     def _preupload(self, body: bytes, repo: str) -> None:
-        known = self._known(repo)
-        if known is None:
+        repository = self._repository(repo)
+        if repository is None:
             return
         answers = []
         for file in json.loads(body)["files"]:
             large = file["path"].endswith((".safetensors", ".bin"))
-            there = known.files.get(file["path"])
+            there = repository.files.get(file["path"])
             answer = {"path": file["path"], "shouldIgnore": False}
             answer["uploadMode"] = "lfs" if large else "regular"
             if there is not None:
@@ -235,11 +234,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _batch(self, body: bytes, repo: str) -> None:
         answers = []
-        for asked in json.loads(body)["objects"]:
-            answer = {"oid": asked["oid"], "size": asked["size"]}
-            if asked["oid"] not in self.hub.objects:
+        for requested in json.loads(body)["objects"]:
+            answer = {"oid": requested["oid"], "size": requested["size"]}
+            if requested["oid"] not in self.hub.objects:
                 answer["actions"] = {
-                    "upload": self._upload(asked["oid"], asked["size"]),
+                    "upload": self._upload(requested["oid"], requested["size"]),
                     "verify": {"href": f"{self.hub.url}/verify"},
                 }
             answers.append(answer)
@@ -269,28 +268,28 @@ class _Handler(BaseHTTPRequestHandler):
         self._store(b"".join(self.hub.parts[oid, number] for number in numbers), oid)
 
     def _verify(self, body: bytes) -> None:
-        asked = json.loads(body)
-        whole = len(self.hub.objects.get(asked["oid"], b"")) == asked["size"]
+        requested = json.loads(body)
+        whole = len(self.hub.objects.get(requested["oid"], b"")) == requested["size"]
         self._send(200 if whole else 404, {})
 
     def _commit(self, body: bytes, repo: str) -> None:
-        known = self._known(repo)
-        if known is None:
+        repository = self._repository(repo)
+        if repository is None:
             return
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
-                known.files[value["path"]] = base64.b64decode(value["content"])
+                repository.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                known.files[value["path"]] = self.hub.objects[value["oid"]]
+                repository.files[value["path"]] = self.hub.objects[value["oid"]]
         commit = hashlib.sha1(body).hexdigest()
-        known.commits.append(commit)
+        repository.commits.append(commit)
         self._send(
             200, {"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit}
         )
 
     def _tag(self, body: bytes, repo: str, revision: str) -> None:
-        known = self._known(repo)
-        if known is not None:
-            known.tags[json.loads(body)["tag"]] = revision
+        repository = self._repository(repo)
+        if repository is not None:
+            repository.tags[json.loads(body)["tag"]] = revision
             self._send(200, {})

@@ -1,5 +1,6 @@
-"""The report of whole, broken and hostile run folders: it is always one page that says what is
-missing, and nothing in it is loaded or run.
+"""The report of complete, broken and hostile run folders.
+
+It is always one page that states what is missing, and nothing in it is loaded or run.
 """
 
 import json
@@ -113,18 +114,18 @@ def test_a_whole_run_is_shown_whole(tmp_path) -> None:
     check(page)
     titles = re.findall(r'class="title">([^<]*)<', page)
     assert titles == [
-        "training loss, nats a token",
-        "evaluation loss",
+        "training loss, nats per token",
+        "validation loss, nats per token",
         "token/s",
-        "MFU: share of the measured peak",
+        "MFU, as a share of the measured GEMM peak",
         "memory of rank 0, GiB",
         "learning rate",
         "gradient norm",
-        "rank imbalance: dearest share over the mean",
-        "steps by their time",
-        "examples by their tokens, train",
+        "rank imbalance: most expensive share over the mean",
+        "step times",
+        "example lengths, train",
     ]
-    for fact in ("<td>12</td>", "440 GFLOP/s", "<td>1.6</td>", "<td>whole</td>", "<td>7</td>"):
+    for fact in ("<td>12</td>", "440 GFLOP/s", "<td>1.6</td>", "<td>complete</td>", "<td>7</td>"):
         assert fact in page
     # Medians leave the first two steps out: those of 3 to 12.
     assert "<td>token/s, median</td><td>257.5</td>" in page
@@ -165,14 +166,14 @@ def test_a_killed_run_says_what_it_lacks(tmp_path) -> None:
     (folder / "checkpoint-12" / "weights").write_bytes(b"y")
     page = report([folder])
     check(page)
-    for said in (
-        "1 broken lines left out",
-        "no adapter/",
+    for fact in (
+        "1 broken lines",
+        "neither adapter/ nor model/",
         "environment.json is not a JSON object",
         "weights does not match its SHA-256",
         "not finished",
     ):
-        assert said in page
+        assert fact in page
 
 
 def test_a_run_that_trained_all_weights_is_finished(tmp_path) -> None:
