@@ -1,6 +1,4 @@
-"""The whole walk on the shipped model and data: train, evaluate, merge, export, compare, answer;
-called from cli.demo.
-"""
+"""The demo: train, evaluate, merge, export and generate with the shipped model and data."""
 
 import logging
 import time
@@ -21,7 +19,7 @@ PROMPT = (
 
 @dataclass(frozen=True)
 class DemoReport:
-    """Losses are nats a supervised token on the held-out examples; `seconds` covers everything."""
+    """Losses are nats per supervised token of the validation set; `seconds` is the total time."""
 
     heldout_loss_base: float
     heldout_loss_tuned: float
@@ -35,9 +33,9 @@ class DemoReport:
 
 
 def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
-    """Walk from dataset to talking OpenVINO model; leaves run/, merged/ and openvino/ in `output`.
+    """Go from a dataset to an OpenVINO model; writes run/, merged/ and openvino/ to `output`.
 
-    `max_steps` is of the training. Raises UserError if `output` holds anything.
+    max_steps: training steps. Raises UserError if `output` is not empty.
     """
     from intel_ft.artifacts.resolve import resolve
     from intel_ft.assets import resolve as asset
@@ -51,7 +49,7 @@ def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
     from intel_ft.runtimes.open_model import open_model
     from intel_ft.training.run import train
 
-    began = time.monotonic()
+    start = time.monotonic()
     require_absent_or_empty(output, "choose another --output, or remove it first")
     run, merged, ir = output / "run", output / "merged", output / "openvino"
     config = build(
@@ -69,24 +67,23 @@ def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
         "demo",
     )
 
-    def measure(model: str) -> EvalResult:
-        opened = open_model(resolve(model))
-        heldout = prepare(config.data, asset(HELDOUT), opened.tokenizer)
-        return evaluate(opened, heldout)
+    def evaluate_on_validation_set(source: str) -> EvalResult:
+        model = open_model(resolve(source))
+        return evaluate(model, prepare(config.data, asset(HELDOUT), model.tokenizer))
 
-    logger.info("1/6 measuring the base model on the held-out examples")
-    base = measure(asset(MODEL))
+    logger.info("1/6 evaluating the base model on the validation set")
+    base = evaluate_on_validation_set(asset(MODEL))
     logger.info("2/6 training a LoRA adapter")
     summary = train(config)
-    logger.info("3/6 measuring the adapter")
-    tuned = measure(str(run))
-    logger.info("4/6 merging it into a fresh base, measuring that")
+    logger.info("3/6 evaluating the adapter")
+    tuned = evaluate_on_validation_set(str(run))
+    logger.info("4/6 merging the adapter into the base model, evaluating the result")
     merge(str(run), merged)
-    bf16 = measure(str(merged))
-    logger.info("5/6 exporting to OpenVINO int8, measuring that")
+    bf16 = evaluate_on_validation_set(str(merged))
+    logger.info("5/6 exporting to OpenVINO int8, evaluating the result")
     export(str(merged), ir, "int8")
-    int8 = measure(str(ir))
-    logger.info("6/6 asking the OpenVINO model")
+    int8 = evaluate_on_validation_set(str(ir))
+    logger.info("6/6 generating with the OpenVINO model")
     model = open_model(resolve(str(ir)))
     tokens = prompt_tokens(model.tokenizer, "tokenizer", (Message("user", PROMPT),))
     answer = model.generate(tokens, Sampling(max_new_tokens=120))
@@ -97,7 +94,7 @@ def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
         perplexity_int8=int8.perplexity,
         tokens_per_s=summary.tokens_per_s,
         mfu=summary.mfu,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - start,
         prompt=PROMPT,
         generated=answer.text,
     )

@@ -1,1 +1,1 @@
-"""What a folder holds: a model, an adapter or an IR, and its origin. Start at resolve.py."""
+"""Model folders: what a folder contains and where it came from. Start at resolve.py."""

@@ -1,6 +1,4 @@
-"""What an IR on disk really holds: its weights' types, and NNCF's own record; called from
-export.verify and export.openvino.
-"""
+"""Read the weight types of an IR, and what NNCF recorded in it."""
 
 import math
 from collections import Counter
@@ -40,17 +38,17 @@ _RECORD = (
     "subset_size",
     "fast_bias_correction",
 )
-"""What NNCF writes of its parameters into rt_info, but for `advanced_parameters`."""
+"""The parameters that NNCF writes into rt_info, except `advanced_parameters`."""
 
 
 @dataclass(frozen=True)
 class IRWeights:
-    """Weights of an IR, as its file says.
+    """The weights of an IR, read from its file.
 
-    `elements`: numbers stored in constants of each element type, zero points and scales included,
-    indices and shapes (i32, i64) not. `bits`: of the type that most are stored in. `mode`,
-    `group_size` and `ratio`: from the IR's rt_info, None where NNCF compressed nothing (-1: a scale
-    for each output channel). `record`: NNCF's parameters there, as text.
+    `elements`: number of values in constants, by element type, with zero points and scales but
+    without indices and shapes (i32, i64). `bits`: of the most frequent type. `mode`, `group_size`
+    (-1: one scale per output channel) and `ratio`: from rt_info, None where NNCF compressed
+    nothing. `record`: NNCF's parameters in rt_info, as text.
     """
 
     elements: dict[str, int]
@@ -61,7 +59,7 @@ class IRWeights:
     record: dict[str, str]
 
     def share(self, *types: str) -> float:
-        """Share of all elements that are stored in `types`."""
+        """Share of all elements whose type is one of `types`."""
         return sum(self.elements.get(name, 0) for name in types) / sum(self.elements.values())
 
 
@@ -94,7 +92,7 @@ def read_weights(folder: Path) -> IRWeights:
 
 
 def ir_megabytes(folder: Path) -> float:
-    """Size of the model's IR, 1e6 bytes."""
+    """Size of the IR's .xml and .bin, in units of 1e6 bytes."""
     names = ("openvino_model.xml", "openvino_model.bin")
     return sum((folder / name).stat().st_size for name in names) / 1e6
 

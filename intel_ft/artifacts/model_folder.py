@@ -1,13 +1,11 @@
-"""What a folder with a whole model holds beside its weights, so that it stops where it should and
-keeps its base's name; called from models.trained, export and inference.
-"""
+"""Save a complete model so that it stops at the right tokens and keeps its base model's id."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 BASE_KEY = "_name_or_path"
-"""Where Optimum-Intel looks in config.json for the id that its tuned recipes are keyed by."""
+"""Key in config.json where Optimum-Intel looks for the id of its tuned recipes."""
 
 
 def save_whole(model: Any, tokenizer: Any, folder: Path, base_model: str) -> None:
@@ -20,8 +18,8 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, base_model: str) -> Non
 def write_base_id(folder: Path, base_model: str) -> None:
     """Put the base model's id into config.json of `folder`, under the key Optimum-Intel reads.
 
-    Transformers leaves that key out when it saves (`PreTrainedConfig.to_diff_dict`), so a model
-    saved under another name misses its base's quantization recipe
+    Transformers omits that key when it saves (`PreTrainedConfig.to_diff_dict`), so a fine-tuned
+    model would miss its base's quantization recipe
     (`optimum.intel.openvino.configuration._get_model_id_candidates`).
     """
     path = folder / "config.json"
@@ -30,18 +28,20 @@ def write_base_id(folder: Path, base_model: str) -> None:
 
 
 def stop_tokens(tokenizer: Any, generation_eos: int | list[int] | None) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's EOS, which training supervised, and those of the
-    base's generation_config (a chat model's end of turn is often another token than its EOS).
+    """The ids that end an answer.
+
+    These are the tokenizer's EOS, which training supervised, and those of the base's
+    generation_config: a chat model's end of turn often differs from its EOS.
     """
     listed = [generation_eos] if isinstance(generation_eos, int) else generation_eos or []
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return frozenset([*own, *listed])
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return frozenset([*eos, *listed])
 
 
 def _valid_generation(generation: Any, tokenizer: Any) -> Any:
-    """The base's generation config, ending at what training supervised, and fit to be saved.
+    """The base's generation config with the stop tokens of training, in a form that can be saved.
 
-    Llama-2 and others ship sampling values with do_sample false, which Transformers 5 loads with a
+    Llama 2 and others ship sampling values with do_sample false, which Transformers 5 loads with a
     warning but refuses to save.
     """
     stops = sorted(stop_tokens(tokenizer, generation.eos_token_id))

@@ -1,5 +1,6 @@
-"""`intel_ft.json`: what a folder of ours came from; written beside every adapter, merged model
-and IR, and read by eval, merge, export, generate and chat.
+"""`intel_ft.json`: where an adapter, merged model or IR came from.
+
+It is written into every such folder, and read by eval, merge, export, generate and chat.
 """
 
 import json
@@ -14,10 +15,9 @@ FILE = "intel_ft.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """The base model's own id (also after merging) and how prompts were formed in training.
+    """The id of the base model (also after merging), and how prompts were formed in training.
 
-    `base_weights`: what tells the base from another one (models.load.fingerprint), of an adapter
-    only.
+    `base_weights`: fingerprint of the base's weights (models.load.fingerprint), for adapters only.
     """
 
     kind: str  # "adapter", "merged" or "openvino"
@@ -34,7 +34,7 @@ class Provenance:
 
     @staticmethod
     def load(folder: Path) -> "Provenance | None":
-        """Read it from `folder`; None where the folder is not one of ours."""
+        """Read it from `folder`; None where the folder has none."""
         path = folder / FILE
         if not path.is_file():
             return None

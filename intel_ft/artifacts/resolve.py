@@ -1,6 +1,4 @@
-"""What a path or id given on the command line is: run, adapter, merged model, IR or base model;
-called from inference, export and cli.
-"""
+"""Recognize what a path or id is: run, adapter, merged model, IR or base model."""
 
 import json
 import re
@@ -23,9 +21,9 @@ Kind = Literal["base", "adapter", "merged", "openvino"]
 class Artifact:
     """A model in one of its forms, and how prompts were formed when it was trained.
 
-    `location` is a local folder, or for a base model possibly a Hub id. `base_model` is the id the
-    walk began from, whatever the form; a base model is its own. `template` is None where the folder
-    does not say (a base model, or a folder that is not ours).
+    `location` is a local folder, or for a base model possibly a Hub id. `base_model` is the model
+    that training started from; a base model is its own. `template` is None where the folder does
+    not name one (a base model, or a folder without intel_ft.json).
     """
 
     kind: Kind
@@ -37,19 +35,19 @@ class Artifact:
 
     @property
     def folder(self) -> Path:
-        """The folder; for a Hub id, a path that does not exist."""
+        """`location` as a path; for a Hub id it does not exist."""
         return Path(self.location)
 
 
 def resolve(path_or_id: str) -> Artifact:
-    """Recognise a run, adapter, merged, IR or model folder, or take a Hub id as a base model.
+    """Recognize a run, adapter, merged, IR or model folder; a Hub id is a base model.
 
-    Raises UserError, one line, where there is no such folder, where a folder holds no model, and
+    Raises UserError, one line, where there is no such folder, where a folder contains no model, and
     where a run has not finished.
     """
     folder = Path(path_or_id).expanduser()
     if folder.is_file():
-        raise UserError(f"{folder} is a file: give the folder that holds the model")
+        raise UserError(f"{folder} is a file: give the folder that contains the model")
     if not folder.is_dir():
         return _hub_model(path_or_id, folder)
     if (folder / IR_FILE).is_file():
@@ -69,7 +67,7 @@ def resolve(path_or_id: str) -> Artifact:
         return _described(folder, kind, str(folder))
     if (folder / "config.yaml").is_file():
         raise UserError(
-            f"{folder}: this run has not finished, it has no adapter or model folder: "
+            f"{folder}: this run has not finished (it has no adapter or model folder): "
             f"continue it with `intel-ft train {folder}/config.yaml --resume`"
         )
     raise UserError(
@@ -79,7 +77,7 @@ def resolve(path_or_id: str) -> Artifact:
 
 
 def _described(folder: Path, kind: Kind, base_model: str) -> Artifact:
-    """The artifact in `folder`; what its intel_ft.json says goes before `base_model`."""
+    """The artifact in `folder`; its intel_ft.json overrides `base_model`."""
     provenance = Provenance.load(folder)
     if provenance is None:
         if kind == "adapter" and not base_model:
@@ -103,7 +101,10 @@ def _hub_model(text: str, folder: Path) -> Artifact:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, empty if there is no such file; UserError if it is no object."""
+    """The JSON object in `path`, {} if there is no such file.
+
+    Raises UserError where the file contains something else.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

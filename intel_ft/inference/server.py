@@ -18,7 +18,7 @@ from intel_ft.data.prompt import prompt_text
 from intel_ft.data.templates import Template
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.inference.batch_output import Answer
-from intel_ft.runtimes.language_model import Sampling, Stream, first_stop
+from intel_ft.runtimes.language_model import Sampling, Stream, find_stop_text
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 MAX_BYTES = 64 << 20  # of one answer: some broken servers never end it
@@ -206,7 +206,7 @@ class Server:
 
 
 def _answer(text: str, tokens: Any, reason: Any, sampling: Sampling) -> Answer:
-    end = first_stop(text, sampling.stop)  # some servers do not remove the stop text
+    end = find_stop_text(text, sampling.stop)  # some servers do not remove the stop text
     stopped = end is not None or reason == "stop"
     return Answer(text[:end], tokens if isinstance(tokens, int) else None, stopped)
 

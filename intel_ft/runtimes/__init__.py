@@ -1,1 +1,1 @@
-"""A model that answers, by torch or by OpenVINO. Start at language_model.py."""
+"""Run a model in torch or OpenVINO behind one interface. Start at language_model.py."""

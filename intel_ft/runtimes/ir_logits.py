@@ -1,6 +1,4 @@
-"""The logits of an OpenVINO IR on this CPU; called from inference.openvino_lm and
-models.ir_teacher.
-"""
+"""Compute the logits of an OpenVINO IR on this CPU."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +12,9 @@ from intel_ft.optional_packages import require_openvino
 
 
 class IRLogits:
-    """The IR in `folder`, compiled; `properties` are OpenVINO's names, the rest its defaults.
+    """The compiled IR in `folder`, with OpenVINO's `properties` and its defaults for the others.
 
-    Raises EnvironmentProblem without OpenVINO, RuntimeError where it cannot load the IR.
+    Raises EnvironmentProblem without OpenVINO, RuntimeError where OpenVINO cannot load the IR.
     """
 
     def __init__(self, folder: Path, properties: Mapping[str, str]) -> None:
@@ -30,7 +28,7 @@ class IRLogits:
     def at(
         self, tokens: npt.NDArray[Any], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """[positions, vocabulary], of one text of whole-number `tokens`, from an empty cache."""
+        """Logits [positions, vocabulary] of one sequence of `tokens`, from an empty cache."""
         length = len(tokens)
         feed = {
             "input_ids": tokens.astype(np.int64)[None],

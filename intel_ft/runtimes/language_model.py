@@ -1,6 +1,4 @@
-"""What eval, generate and chat ask of a model, whichever engine runs it; called from cli, export
-and the rest of inference.
-"""
+"""The interface of a model in memory, which eval, generate, chat and export use."""
 
 import json
 from collections.abc import Callable
@@ -20,9 +18,9 @@ Stream = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 cut nothing off.
+    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 are off.
 
-    The same seed gives the same text again from the same engine, not from the other one.
+    The same seed gives the same text in the same engine; torch and OpenVINO draw differently.
     """
 
     max_new_tokens: int = 256
@@ -31,10 +29,10 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
-    stop: tuple[str, ...] = ()  # the answer ends in front of the first of these texts
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these texts
 
     def __post_init__(self) -> None:
-        within = {
+        rules = {
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "temperature must be at least 0": self.temperature >= 0,
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
@@ -42,16 +40,16 @@ class Sampling:
             "repetition_penalty must be above 0": self.repetition_penalty > 0,
             "a stop text must not be empty": all(self.stop),
         }
-        for rule, holds in within.items():
+        for rule, holds in rules.items():
             if not holds:
                 raise UserError(rule)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model answered; `stopped` is True where it ended by itself.
+    """An answer; `stopped` is True where it ended at a stop token or text, not at the limit.
 
-    `new_tokens` leaves out the token that stopped it; `seconds` covers prompt and answer.
+    `new_tokens` is without the stop token; `seconds` covers prompt and answer.
     """
 
     text: str
@@ -61,27 +59,27 @@ class Completion:
 
 
 class LanguageModel(Protocol):
-    """A model with its tokenizer, loaded and ready."""
+    """A loaded model with its tokenizer."""
 
     tokenizer: Any
-    context_window: int | None  # most tokens of prompt and answer together; None if not stated
+    context_window: int | None  # maximum tokens of prompt plus answer; None if unknown
 
     def generate(
         self, prompt_tokens: list[int], sampling: Sampling, stream: Stream | None = None
     ) -> Completion:
-        """Continue `prompt_tokens`, handing text to `stream` as soon as it is certain.
+        """Continue `prompt_tokens`, passing text to `stream` as soon as it is final.
 
-        What was streamed, joined, is the completion's text. Raises UserError where the prompt is
+        The streamed pieces, joined, are the completion's text. Raises UserError where the prompt is
         empty or leaves no room in the context window.
         """
 
     def generate_many(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
     ) -> list[Completion]:
-        """Continue `prompts` together, each with a seed of its own in place of `sampling.seed`.
+        """Continue `prompts` as a batch, each with its own seed instead of `sampling.seed`.
 
-        An answer depends on its prompt and seed, not on what else is in the batch, but for
-        rounding. Raises UserError as `generate` does.
+        Except for rounding, an answer depends on its prompt and seed alone, not on the rest of the
+        batch. Raises UserError as `generate` does.
         """
 
     def logits(
@@ -96,7 +94,7 @@ class LanguageModel(Protocol):
 def base_config(
     artifact: Artifact, *, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> ModelConfig:
-    """The weights underneath: an adapter's base model, any other artifact itself."""
+    """The model whose weights are loaded: an adapter's base model, any other artifact itself."""
     adapter = artifact.kind == "adapter"
     return ModelConfig(
         name_or_path=artifact.base_model if adapter else artifact.location,
@@ -107,55 +105,60 @@ def base_config(
 
 
 def tokenizer_config(artifact: Artifact, *, trust_remote_code: bool = False) -> ModelConfig:
-    """Where the tokenizer is: in the artifact's own folder, or an adapter's base without one."""
+    """Where the tokenizer is: in the artifact's folder, else in an adapter's base."""
     if artifact.kind == "adapter" and not (artifact.folder / "tokenizer_config.json").is_file():
         return base_config(artifact, trust_remote_code=trust_remote_code)
     return ModelConfig(name_or_path=artifact.location, trust_remote_code=trust_remote_code)
 
 
-def room_for_answer(prompt_tokens: list[int], wanted: int, context_window: int | None) -> int:
-    """How many tokens the answer may have: `wanted`, or what the window leaves of it.
+def answer_limit(prompt_tokens: list[int], max_new_tokens: int, context_window: int | None) -> int:
+    """Maximum tokens of the answer: `max_new_tokens`, or what the context window leaves.
 
-    Raises UserError where the prompt is empty or leaves nothing.
+    Raises UserError where the prompt is empty or leaves no room.
     """
     if not prompt_tokens:
         raise UserError("the prompt is empty: there is nothing to continue")
     if context_window is None:
-        return wanted
+        return max_new_tokens
     room = context_window - len(prompt_tokens)
     if room < 1:
         raise UserError(
             f"the prompt has {len(prompt_tokens)} tokens and the model's context window is "
             f"{context_window}: shorten the prompt"
         )
-    return min(wanted, room)
+    return min(max_new_tokens, room)
 
 
-def finish(
+def make_completion(
     tokenizer: Any,
     new_tokens: list[int],
     stops: frozenset[int],
     seconds: float,
     stop_texts: tuple[str, ...] = (),
 ) -> Completion:
-    """The completion of `new_tokens`, cut before the first stop token, its text also before the
-    first stop text.
+    """The completion with `new_tokens` up to the first stop token.
+
+    Its text also ends before the first of `stop_texts`.
     """
     end = next((i for i, token in enumerate(new_tokens) if token in stops), None)
-    kept = new_tokens[:end]
-    text = decode(tokenizer, kept)
-    place = first_stop(text, stop_texts)
-    stopped = end is not None or place is not None
-    return Completion(text[:place], tuple(kept), seconds, stopped)
+    answer = new_tokens[:end]
+    text = decode(tokenizer, answer)
+    text_end = find_stop_text(text, stop_texts)
+    return Completion(
+        text=text[:text_end],
+        new_tokens=tuple(answer),
+        seconds=seconds,
+        stopped=end is not None or text_end is not None,
+    )
 
 
-def first_stop(text: str, stop_texts: tuple[str, ...]) -> int | None:
-    """Where the first of `stop_texts` begins in `text`; None if none is in it."""
+def find_stop_text(text: str, stop_texts: tuple[str, ...]) -> int | None:
+    """The position of the first of `stop_texts` in `text`, None if it contains none."""
     return min((at for stop in stop_texts if (at := text.find(stop)) >= 0), default=None)
 
 
 def decode(tokenizer: Any, tokens: list[int]) -> str:
-    """Text of `tokens` as they are: no special tokens, and no spaces tidied away."""
+    """The text of `tokens`, without special tokens and without cleaning up spaces."""
     return str(
         tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )

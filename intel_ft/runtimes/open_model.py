@@ -1,4 +1,4 @@
-"""Opening a model with the engine for its kind; called from cli, demo and export."""
+"""Load a model with the engine for its kind."""
 
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.runtimes.language_model import LanguageModel
@@ -13,8 +13,8 @@ def open_model(
 ) -> LanguageModel:
     """Load `artifact` with the engine for its kind: OpenVINO for an IR, otherwise torch.
 
-    `dtype` ("bfloat16", "float32" or "auto", see load_torch) is of the weights in torch; an IR has
-    its own.
+    `dtype` ("bfloat16", "float32" or "auto", see load_torch) applies to torch; an IR has its own
+    types.
     """
     if artifact.kind == "openvino":
         from intel_ft.runtimes.openvino_lm import load_openvino

@@ -1,7 +1,6 @@
-"""An OpenVINO IR on this CPU, generating with OpenVINO GenAI; called from inference.language_model
-and export.openvino.
+"""Run an OpenVINO IR on this CPU with OpenVINO GenAI.
 
-Optimum, NNCF and openvino-tokenizers' Python side are for export; nothing here needs them.
+Optimum, NNCF and the Python part of openvino-tokenizers are needed only for export.
 """
 
 import queue
@@ -23,28 +22,28 @@ from intel_ft.runtimes.language_model import (
     Completion,
     Sampling,
     Stream,
-    finish,
+    answer_limit,
+    make_completion,
     read_context_window,
-    room_for_answer,
     tokenizer_config,
 )
 from intel_ft.runtimes.text_stream import TextStream
 
 
 def load_openvino(artifact: Artifact) -> "OpenVINOLM":
-    """The IR in `artifact`'s folder with the Hugging Face tokenizer that lies beside it."""
+    """The IR in `artifact`'s folder, with the Hugging Face tokenizer in that folder."""
     from intel_ft.models.tokenizer import load_tokenizer
 
     return OpenVINOLM(artifact.folder, load_tokenizer(tokenizer_config(artifact)))
 
 
 class OpenVINOLM:
-    """A `LanguageModel` over an IR folder. Compiles on first use: once for GenAI, once for logits.
+    """A `LanguageModel` on an IR folder, compiled on first use: once for GenAI, once for logits.
 
-    Both use the plugin's own defaults (on a CPU with AMX bf16 arithmetic, and for an int8 IR an
-    8-bit KV cache and activations quantized on the fly), because that is what the IR will run with
-    wherever it is served; `properties` (OpenVINO's names) says otherwise. Raises
-    EnvironmentProblem without the `openvino` extra, UserError for an IR that cannot be read.
+    Both use the plugin's defaults, as a server will (with AMX, bf16 arithmetic; for an int8 IR, an
+    8-bit KV cache and dynamically quantized activations), unless `properties`, under OpenVINO's
+    names, override them. Raises EnvironmentProblem without the `openvino` extra, UserError for an
+    IR that cannot be read.
     """
 
     def __init__(
@@ -63,25 +62,25 @@ class OpenVINOLM:
         try:
             return openvino_genai.LLMPipeline(str(self._folder), "CPU", **self._properties)
         except RuntimeError as error:
-            raise UserError(f"{self._folder}: {_last_line(error)}") from error
+            raise UserError(f"{self._folder}: {_load_error(error)}") from error
 
     @cached_property
     def _ir(self) -> IRLogits:
         try:
             return IRLogits(self._folder, self._properties)
         except RuntimeError as error:
-            raise UserError(f"{self._folder / IR_FILE}: {_last_line(error)}") from error
+            raise UserError(f"{self._folder / IR_FILE}: {_load_error(error)}") from error
 
     @cached_property
     def _stops(self) -> frozenset[int]:
         import openvino_genai
 
-        path = self._folder / "generation_config.json"  # read alone: no pipeline for its sake
+        path = self._folder / "generation_config.json"  # read here, so that logits need no pipeline
         config = openvino_genai.GenerationConfig(str(path)) if path.is_file() else None
         return stop_tokens(self.tokenizer, sorted(config.stop_token_ids) if config else [])
 
     def precisions(self) -> dict[str, str]:
-        """What the plugin computes in, and what it keeps keys and values in, as it says itself."""
+        """The precisions of inference and KV cache, as the plugin reports them."""
         return {
             "inference_precision": _type_name(self._ir.compiled, "INFERENCE_PRECISION_HINT"),
             "kv_cache_precision": _type_name(self._ir.compiled, "KV_CACHE_PRECISION"),
@@ -94,8 +93,8 @@ class OpenVINOLM:
         import openvino
 
         config = self._config(prompt_tokens, sampling, sampling.seed)
-        # Token ids, not text: the training template is already in them, and GenAI would apply the
-        # tokenizer's chat template to text once more.
+        # Token ids, not text: they already contain the training template, and to text GenAI would
+        # apply the tokenizer's chat template again.
         prompt = openvino.Tensor(np.array([prompt_tokens], dtype=np.int64))
         text = None
         if stream:
@@ -103,13 +102,14 @@ class OpenVINOLM:
         start = time.monotonic()
         new_tokens = _generate_in_thread(self._pipeline, prompt, config, text)
         seconds = time.monotonic() - start
-        return finish(self.tokenizer, new_tokens, self._stops, seconds, sampling.stop)
+        return self._completion(new_tokens, seconds, sampling)
 
     def generate_many(
         self, prompts: list[list[int]], seeds: list[int], sampling: Sampling
     ) -> list[Completion]:
-        """See `LanguageModel.generate_many`. By GenAI's continuous batching: a prompt that has
-        ended makes room for the others at once.
+        """See `LanguageModel.generate_many`.
+
+        GenAI's continuous batching: a finished sequence makes room for others at once.
         """
         import openvino
 
@@ -121,13 +121,7 @@ class OpenVINOLM:
         results = self._batch_pipeline.generate(tensors, configs)
         seconds = time.monotonic() - start
         return [
-            finish(
-                self.tokenizer,
-                list(result.m_generation_ids[0]),
-                self._stops,
-                seconds,
-                sampling.stop,
-            )
+            self._completion(list(result.m_generation_ids[0]), seconds, sampling)
             for result in results
         ]
 
@@ -141,14 +135,20 @@ class OpenVINOLM:
                 str(self._folder), scheduler, "CPU", self._properties
             )
         except RuntimeError as error:
-            raise UserError(f"{self._folder}: {_last_line(error)}") from error
+            raise UserError(f"{self._folder}: {_load_error(error)}") from error
+
+    def _completion(self, new_tokens: list[int], seconds: float, sampling: Sampling) -> Completion:
+        return make_completion(
+            self.tokenizer, new_tokens, self._stops, seconds, stop_texts=sampling.stop
+        )
 
     def _config(self, prompt_tokens: list[int], sampling: Sampling, seed: int) -> Any:
         import openvino_genai
 
-        wanted = room_for_answer(prompt_tokens, sampling.max_new_tokens, self.context_window)
         config = openvino_genai.GenerationConfig()
-        config.max_new_tokens = wanted
+        config.max_new_tokens = answer_limit(
+            prompt_tokens, sampling.max_new_tokens, self.context_window
+        )
         config.do_sample = sampling.temperature > 0
         config.repetition_penalty = sampling.repetition_penalty
         config.stop_token_ids = set(self._stops)
@@ -156,10 +156,12 @@ class OpenVINOLM:
             config.temperature = sampling.temperature
             config.top_p = sampling.top_p
             config.rng_seed = seed
-            if sampling.top_k:  # GenAI's "all" is its default, a very large number; 0 is refused
+            if sampling.top_k:  # GenAI rejects 0; its default, a very large number, is "all"
                 config.top_k = sampling.top_k
         config.stop_strings = set(sampling.stop)
-        config.include_stop_str_in_output = True  # it cuts at whole tokens, `finish` at characters
+        config.include_stop_str_in_output = (
+            True  # make_completion cuts at characters, GenAI at tokens
+        )
         return config
 
     def logits(
@@ -172,11 +174,11 @@ class OpenVINOLM:
 def _generate_in_thread(
     pipeline: Any, prompt: Any, config: Any, text: TextStream | None
 ) -> list[int]:
-    """Run the pipeline aside; stream, and hear Ctrl-C, here.
+    """Run the pipeline in another thread; stream and receive Ctrl-C in this one.
 
-    GenAI (2026.4) calls a streamer from a thread of its own, where an exception aborts the
-    process, and holds the calling thread, where Python would deliver signals. So the streamer only
-    fills a queue, and whatever this thread raises first cancels the generation.
+    GenAI (2026.4) calls a streamer from its own thread, where an exception aborts the process, and
+    blocks the calling thread, to which Python delivers signals. So the streamer only fills a
+    queue, and an exception in this thread cancels the generation.
     """
     import openvino_genai
 
@@ -223,7 +225,7 @@ def _type_name(compiled: Any, name: str) -> str:
     return str(compiled.get_property(name).get_type_name())
 
 
-def _last_line(error: Exception) -> str:
-    """OpenVINO puts C++ source positions first and the matter last."""
+def _load_error(error: Exception) -> str:
+    """The message of an OpenVINO error: it follows lines of C++ source positions."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"OpenVINO cannot load it: {lines[-1] if lines else error!r}"
+    return f"OpenVINO cannot load this model: {lines[-1] if lines else error!r}"

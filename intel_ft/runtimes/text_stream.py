@@ -1,18 +1,18 @@
-"""Token ids in, text out as soon as it is certain; called from the two engines of inference."""
+"""Decode an answer token by token, streaming text as soon as it is final."""
 
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from intel_ft.runtimes.language_model import Stream, decode, first_stop
+from intel_ft.runtimes.language_model import Stream, decode, find_stop_text
 
 
 class TextStream:
-    """Feeds `stream` the text of one answer, token by token.
+    """Passes the text of one answer to `stream`, token by token.
 
-    `tokenizers.DecodeStream` holds back bytes that are not a character yet. It also keeps what
-    comes before the new token in view: transformers.TextStreamer forgets it after each line feed,
-    and with SentencePiece tokenizers (Llama 2) then eats one space of the next line's indentation.
+    `tokenizers.DecodeStream` holds back bytes that do not form a character yet, and decodes each
+    token in its context. transformers.TextStreamer drops the context after each line feed, and so
+    loses a space of the next line's indentation with SentencePiece tokenizers (Llama 2).
     """
 
     def __init__(
@@ -26,10 +26,10 @@ class TextStream:
         self._stream = stream
         self._stops = stops
         self._stop_texts = stop_texts
-        self._shown = 0  # characters of what was decoded that went to the stream
+        self._shown = 0  # number of characters of _decoded that went to the stream
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._tokens: list[int] = []
-        self._sent = ""
+        self._decoded = ""
         self._stopped = False
 
     def add(self, token: int) -> None:
@@ -38,34 +38,34 @@ class TextStream:
             self._stopped = True
             return
         self._tokens.append(token)
-        # Only tokenizers of the `tokenizers` library can decode step by step; the text of the
-        # few others comes whole, at the end.
+        # Only tokenizers of the `tokenizers` library can decode step by step; with the few others
+        # all text comes at the end.
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is not None and (text := self._decoder.step(backend, token)):
-            self._send(text)
+            self._append(text)
 
     def end(self) -> None:
-        """Send what was held back, a broken last character for instance."""
-        whole = decode(self._tokenizer, self._tokens)
-        if whole.startswith(self._sent) and len(whole) > len(self._sent):
-            self._send(whole[len(self._sent) :])
-        if first_stop(self._sent, self._stop_texts) is None:
-            self._show(len(self._sent))
+        """Send what was held back, such as an incomplete last character."""
+        text = decode(self._tokenizer, self._tokens)
+        if text.startswith(self._decoded) and len(text) > len(self._decoded):
+            self._append(text[len(self._decoded) :])
+        if find_stop_text(self._decoded, self._stop_texts) is None:
+            self._show(len(self._decoded))
 
-    def _send(self, text: str) -> None:
-        self._sent += text
-        end = first_stop(self._sent, self._stop_texts)
-        self._show(len(self._sent) - self._could_begin_a_stop() if end is None else end)
+    def _append(self, text: str) -> None:
+        self._decoded += text
+        end = find_stop_text(self._decoded, self._stop_texts)
+        self._show(len(self._decoded) - self._stop_prefix_length() if end is None else end)
 
     def _show(self, end: int) -> None:
         if end > self._shown:
-            self._stream(self._sent[self._shown : end])
+            self._stream(self._decoded[self._shown : end])
             self._shown = end
 
-    def _could_begin_a_stop(self) -> int:
-        """How many of the last characters may be the beginning of a stop text."""
+    def _stop_prefix_length(self) -> int:
+        """Number of characters at the end that may be the beginning of a stop text."""
         longest = max(map(len, self._stop_texts), default=0)
-        for count in range(min(longest - 1, len(self._sent)), 0, -1):
-            if any(stop.startswith(self._sent[-count:]) for stop in self._stop_texts):
+        for count in range(min(longest - 1, len(self._decoded)), 0, -1):
+            if any(stop.startswith(self._decoded[-count:]) for stop in self._stop_texts):
                 return count
         return 0

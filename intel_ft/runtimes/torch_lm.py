@@ -1,6 +1,4 @@
-"""A base, adapter or merged model in torch on this CPU; called from inference.language_model and
-export.merge.
-"""
+"""Run a base, adapter or merged model in torch on this CPU."""
 
 import time
 from typing import Any
@@ -15,9 +13,9 @@ from intel_ft.runtimes.language_model import (
     Completion,
     Sampling,
     Stream,
+    answer_limit,
     base_config,
-    finish,
-    room_for_answer,
+    make_completion,
     tokenizer_config,
 )
 from intel_ft.runtimes.text_stream import TextStream
@@ -30,8 +28,9 @@ def load_torch(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> "TorchLM":
-    """Load `artifact` (not an IR) with weights in `dtype`, "auto" being bfloat16 where the CPU
-    multiplies in it, else float32; an adapter's own stay in fp32.
+    """Load `artifact` (not an IR) with weights in `dtype`; an adapter's own stay in fp32.
+
+    "auto" is bfloat16 where the CPU has bf16 instructions, else float32.
     """
     import torch
 
@@ -47,7 +46,7 @@ def load_torch(
 
 
 class TorchLM:
-    """A `LanguageModel` over a transformers (or peft) model."""
+    """A `LanguageModel` on a Transformers or peft model."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         from transformers import GenerationConfig
@@ -55,10 +54,10 @@ class TorchLM:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.context_window = getattr(model.config, "max_position_embeddings", None)
-        own = model.generation_config
-        self._stops = stop_tokens(tokenizer, own.eos_token_id if own else None)
-        # Otherwise generate() fills in the base's own temperature, top_p and so on wherever a
-        # call leaves them at their defaults.
+        generation = model.generation_config
+        self._stops = stop_tokens(tokenizer, generation.eos_token_id if generation else None)
+        # Otherwise generate() takes temperature, top_p and others from the base's generation
+        # config wherever a call leaves them at their defaults.
         model.generation_config = GenerationConfig()
 
     def generate(
@@ -76,10 +75,10 @@ class TorchLM:
     ) -> list[Completion]:
         """See `LanguageModel.generate_many`."""
         window = self.context_window
-        rooms = [room_for_answer(one, sampling.max_new_tokens, window) for one in prompts]
-        if len(prompts) == 1 or window is None or min(rooms) == sampling.max_new_tokens:
+        limits = [answer_limit(one, sampling.max_new_tokens, window) for one in prompts]
+        if len(prompts) == 1 or window is None or min(limits) == sampling.max_new_tokens:
             return self._generate(prompts, seeds, sampling)
-        # Beside a prompt that nearly fills the window the others would have to be brief, too.
+        # In one batch, a prompt that nearly fills the window would shorten the other answers.
         pairs = zip(prompts, seeds, strict=True)
         return [self._generate([one], [seed], sampling)[0] for one, seed in pairs]
 
@@ -96,16 +95,16 @@ class TorchLM:
         from intel_ft.runtimes.torch_sampling import RepetitionPenalty, SeededRows, StopTexts
 
         width = max(map(len, prompts))
-        wanted = room_for_answer(
+        max_new_tokens = answer_limit(
             max(prompts, key=len), sampling.max_new_tokens, self.context_window
         )
         for one in prompts:
-            room_for_answer(one, 1, self.context_window)
-        # A stop token, where `finish` cuts off what follows the end of a row.
+            answer_limit(one, 1, self.context_window)
+        # Padding with a stop token: make_completion cuts off what follows the end of a row.
         pad = min(self._stops, default=self.tokenizer.pad_token_id or 0)
-        # Rows draw their tokens in a processor, each with its own seed: to generate() it is greedy.
+        # SeededRows draws the tokens, each row with its own seed; generate() itself is greedy.
         config = GenerationConfig(
-            max_new_tokens=wanted,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=sorted(self._stops) or None,
             pad_token_id=pad,
@@ -133,7 +132,9 @@ class TorchLM:
             )
         seconds = time.monotonic() - start
         new = answers[:, width:].tolist()
-        return [finish(self.tokenizer, one, self._stops, seconds, sampling.stop) for one in new]
+        return [
+            make_completion(self.tokenizer, one, self._stops, seconds, sampling.stop) for one in new
+        ]
 
     def logits(
         self, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
@@ -152,7 +153,7 @@ class TorchLM:
 
 
 class _Streamer:
-    """What transformers' generate() calls: `put` with the prompt, then with each new token."""
+    """A streamer for Transformers' generate(): `put` gets the prompt, then each new token."""
 
     def __init__(self, text: TextStream, prompt_length: int) -> None:
         self._text = text

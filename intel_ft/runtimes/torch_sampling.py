@@ -1,6 +1,4 @@
-"""What transformers' generate() is given so that each row of a batch is drawn with a seed of its
-own, and ends at stop texts; called from inference.torch_lm.
-"""
+"""Logits processors for Transformers' generate(): seeds per row, repetition penalty, stop texts."""
 
 from typing import Any
 
@@ -18,11 +16,11 @@ from intel_ft.runtimes.language_model import Sampling, decode
 
 
 class SeededRows(LogitsProcessor):  # type: ignore[misc]
-    """Temperature, top-k and top-p, then noise that makes the likeliest token a drawn one.
+    """Temperature, top-k and top-p, then Gumbel noise, which turns argmax into sampling.
 
-    argmax(log p + g) with g Gumbel-distributed draws from p (Gumbel 1954; Maddison et al. 2014),
-    so that a row's noise can come from a generator of its own: what is drawn for a prompt does not
-    depend on what else is in the batch.
+    argmax(log p + g) with Gumbel-distributed g is a sample from p (Gumbel 1954; Maddison et al.
+    2014). Each row's noise comes from its own generator, so the token drawn for a prompt does not
+    depend on the rest of the batch.
     """
 
     def __init__(self, sampling: Sampling, seeds: list[int]) -> None:
@@ -44,8 +42,10 @@ class SeededRows(LogitsProcessor):  # type: ignore[misc]
 
 
 class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
-    """Makes what was said less likely (Keskar et al. 2019). Transformers' own takes the padding in
-    front of a row for said, so that an answer would depend on the rest of the batch.
+    """Makes tokens that occurred before less likely (Keskar et al. 2019).
+
+    Transformers' processor also penalizes the padding before a row, so that an answer would depend
+    on the rest of the batch.
     """
 
     def __init__(self, penalty: float, starts: list[int]) -> None:
@@ -55,16 +55,16 @@ class RepetitionPenalty(LogitsProcessor):  # type: ignore[misc]
         """scores: [rows, vocabulary]; starts: where each row's prompt begins in input_ids."""
         scores = scores.clone()
         for row, start in enumerate(self._starts):
-            said = input_ids[row, start:]
-            before = scores[row, said]
-            scores[row, said] = torch.where(
+            used = input_ids[row, start:]
+            before = scores[row, used]
+            scores[row, used] = torch.where(
                 before < 0, before * self._penalty, before / self._penalty
             )
         return scores
 
 
 class StopTexts(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row whose new text holds a stop text; its tokens may be cut anywhere in it."""
+    """Ends a row whose new text contains a stop text, wherever token boundaries are in it."""
 
     def __init__(self, tokenizer: Any, texts: tuple[str, ...], prompt_width: int) -> None:
         self._tokenizer = tokenizer
@@ -78,8 +78,8 @@ class StopTexts(StoppingCriteria):  # type: ignore[misc]
         if not self._texts:
             return torch.zeros(len(input_ids), dtype=torch.bool)
         tails = input_ids[:, max(self._start, input_ids.shape[1] - self._tail) :].tolist()
-        found = [
+        ended = [
             any(stop in text for stop in self._texts)
             for text in (decode(self._tokenizer, tail) for tail in tails)
         ]
-        return torch.tensor(found)
+        return torch.tensor(ended)
