@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from intel_ft.bench.collectives import COLLECTIVES, OURS
+from intel_ft.bench.collectives import CCL, COLLECTIVES
 from intel_ft.bench.tables import machine_line
 from intel_ft.plot import line_plot
 from intel_ft.tables import Table
@@ -11,12 +11,12 @@ from intel_ft.tables import Table
 def collectives_table(report: dict[str, Any]) -> Table:
     """The report of bench_collectives, a row per collective and size."""
     peers = {name: result for name, result in report["peers"].items() if "error" not in result}
-    columns = [f"{report['ranks']} ranks", OURS, "bus GB/s"]
+    columns = [f"{report['ranks']} ranks", CCL, "bus GB/s"]
     for name in peers:
-        columns += [name, f"{name}/{OURS}"]
+        columns += [name, f"{name}/{CCL}"]
     rows = []
     for collective in _measured(report):
-        for index, point in enumerate(report[OURS][collective]):
+        for index, point in enumerate(report[CCL][collective]):
             cells = [f"{collective} {_size(point['bytes'])}", _time(point["seconds"])]
             cells.append(f"{point['bus_gb_per_s']:.3g}")
             for result in peers.values():
@@ -24,7 +24,7 @@ def collectives_table(report: dict[str, Any]) -> Table:
                 cells += [_time(peer["seconds"]), f"{peer['ratio']:.2f}"]
             rows.append(tuple(cells))
     notes = [f"{n}: {result['error']}" for n, result in report["peers"].items() if n not in peers]
-    notes += [_model(name, result) for name, result in {OURS: report[OURS], **peers}.items()]
+    notes += [_model(name, result) for name, result in {CCL: report[CCL], **peers}.items()]
     hosts = f"Hosts {', '.join(report['hosts'])}. " if report["hosts"] else ""
     notes.append(hosts + machine_line(report["machine"]))
     return Table(tuple(columns), rows, tuple(note for note in notes if note))
@@ -32,12 +32,12 @@ def collectives_table(report: dict[str, Any]) -> Table:
 
 def plotted(report: dict[str, Any]) -> str:
     """The first collective's bus bandwidth over size, a panel per contender, as SVG."""
-    contenders = {OURS: report[OURS], **report["peers"]}
+    contenders = {CCL: report[CCL], **report["peers"]}
     collective = _measured(report)[0]
     return line_plot(
         f"{collective} on {report['ranks']} ranks: bus bandwidth over size",
         "KiB",
-        [point["bytes"] / 1024 for point in report[OURS][collective]],
+        [point["bytes"] / 1024 for point in report[CCL][collective]],
         {
             f"{name}, GB/s": [point["bus_gb_per_s"] for point in result[collective]]
             for name, result in contenders.items()
@@ -47,7 +47,7 @@ def plotted(report: dict[str, Any]) -> str:
 
 
 def _measured(report: dict[str, Any]) -> list[str]:
-    return [name for name in COLLECTIVES if name in report[OURS]]
+    return [name for name in COLLECTIVES if name in report[CCL]]
 
 
 def _time(seconds: float) -> str:
