@@ -12,9 +12,9 @@ from support.export_fixtures import PAGE, make_adapter, make_base
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
 
-from intel_ft.export import adapters as module
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import IntelFTError, UserError
+from intel_ft.export import adapters as module
 from intel_ft.export.adapters import export_adapters
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.open_model import open_model
