@@ -74,12 +74,14 @@ test: setup ccl
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror intel_ft/kernels/*.cpp intel_ft/kernels/*.h
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i intel_ft/kernels/*.cpp intel_ft/kernels/*.h
 
 clean:
 	rm -rf $(VENV) $(VENV_IPEX) runs build dist *.egg-info

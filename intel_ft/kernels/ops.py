@@ -1,10 +1,8 @@
-"""RMSNorm, SwiGLU, segment attention and cross-entropy with their gradients, by hand; called from
-models.
+"""RMSNorm, SwiGLU, segment attention and cross-entropy with explicit gradients.
 
-Each takes bf16 tensors of a CPU to the compiled kernels where those are loaded, and anything else
-(float32, no compiler, a GPU) through the same formula in torch operations, which on a GPU become
-one kernel (kernels.generated). Tensors are contiguous: the compiled kernels see no strides, and
-any others are refused.
+bf16 tensors on a CPU go to the compiled kernels where those are loaded. Anything else (float32, no
+compiler, a GPU) goes through the same formula in torch operations, which become one kernel on a GPU
+(kernels.inductor). The compiled kernels take contiguous tensors only; others raise ValueError.
 """
 
 import ctypes
@@ -30,7 +28,7 @@ def _call(name: str, *arguments: Any, returns: Any = None) -> Any:
 def _c_value(value: Any) -> Any:
     if isinstance(value, Tensor):
         if not value.is_contiguous():
-            raise ValueError(f"a kernel was given a tensor of strides {value.stride()}")
+            raise ValueError(f"kernels need contiguous tensors, not strides {value.stride()}")
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, float):
         return ctypes.c_float(value)
@@ -60,7 +58,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm_backward(
     x: Tensor, weight: Tensor, grad: Tensor, eps: float, residual: Tensor | None = None
 ) -> Tensor:
-    """The gradient of x, all [rows, size]; `residual`, that of the branch around, is added."""
+    """The gradient of x, all [rows, size], plus `residual`: the skip connection's gradient."""
     if _compiled(x):
         out = torch.empty_like(x)
         _call("rms_norm_backward", x, weight, grad, residual, eps, out, *x.shape)
@@ -92,25 +90,27 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def dropout(x: Tensor, rate: float, seed: int, onto: Tensor | None = None) -> Tensor:
-    """x with each element set to 0 with probability `rate`, the others over 1 - rate; added onto
-    `onto` in place where that is given. Seed (below 2^32) and shape decide which elements.
+def dropout(x: Tensor, rate: float, seed: int, accumulate_into: Tensor | None = None) -> Tensor:
+    """x with each element set to 0 with probability `rate` and the others divided by 1 - rate.
+
+    The result is added to `accumulate_into` in place where that is given. Seed (below 2^32) and
+    shape decide which elements are set to 0.
     """
     if _compiled(x):
-        out = torch.empty_like(x) if onto is None else onto
-        _call("dropout", x, onto, float(rate), seed, out, x.numel())
+        out = torch.empty_like(x) if accumulate_into is None else accumulate_into
+        _call("dropout", x, accumulate_into, float(rate), seed, out, x.numel())
         return out
     generator = torch.Generator(x.device).manual_seed(seed)
     kept = torch.empty_like(x).bernoulli_(1 - rate, generator=generator).mul_(x).div_(1 - rate)
-    return kept if onto is None else onto.add_(kept)
+    return kept if accumulate_into is None else accumulate_into.add_(kept)
 
 
 def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of gate and up, and the forward's output again."""
+    """The gradients of gate and up, and the output of the forward once more."""
     if _compiled(gate):
-        results = (torch.empty_like(gate), torch.empty_like(gate), torch.empty_like(gate))
-        _call("swiglu_backward", gate, up, grad, *results, gate.numel())
-        return results
+        grad_gate, grad_up, out = (torch.empty_like(gate) for _ in range(3))
+        _call("swiglu_backward", gate, up, grad, grad_gate, grad_up, out, gate.numel())
+        return grad_gate, grad_up, out
     return _swiglu_backward(gate, up, grad)
 
 
@@ -130,16 +130,17 @@ def _swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Te
 def attention(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention inside each segment, q and k turned by their positions first.
+    """Causal attention inside each segment, after rotating q and k by their positions.
 
     q [tokens, heads, dim]; k, v [tokens, kv_heads, dim]; cos, sin [tokens, dim]; bounds int64
-    [segments + 1]. Returns the output like q, and the log of each softmax's sum, float32
-    [heads, tokens], which the gradient needs (empty where torch's operations make that).
+    [segments + 1]. Returns the output like q, and the logsumexp of the scores, float32
+    [heads, tokens], which the gradient needs (empty where torch operations compute that).
     """
     if _compiled(q):
         out = torch.empty_like(q)
         logsumexp = torch.empty(q.shape[1], q.shape[0])
-        sizes = (len(bounds) - 1, q.shape[1], k.shape[1], q.shape[2])
+        segments, (heads, dim), kv_heads = len(bounds) - 1, q.shape[1:], k.shape[1]
+        sizes = segments, heads, kv_heads, dim
         _call("attention", q, k, v, cos, sin, bounds, *sizes, scale, out, logsumexp)
         return out, logsumexp
     q, k = _apply_rope(q, k, cos, sin)
@@ -162,36 +163,34 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v; `out` and `logsumexp` are what `attention` returned."""
     if _compiled(q):
-        results = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
-        shared = torch.empty(2, heads, q.shape[0], dim) if heads != kv_heads else None
-        sizes = (len(bounds) - 1, heads, kv_heads, dim)
-        _call(
-            "attention_backward",
-            *(q, k, v, cos, sin, bounds, *sizes, scale, out, logsumexp, grad, *results, shared),
-        )
-        return results
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        segments, (tokens, heads, dim), kv_heads = len(bounds) - 1, q.shape, k.shape[1]
+        shared = torch.empty(2, heads, tokens, dim) if heads != kv_heads else None
+        inputs = q, k, v, cos, sin, bounds, segments, heads, kv_heads, dim, scale
+        _call("attention_backward", *inputs, out, logsumexp, grad, *grads, shared)
+        return grads
     q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
-        own = varlen.attend_backward(grad, q, k, v, bounds, scale, out, logsumexp)
-        grad_q, grad_k, grad_v = own
+        grad_q, grad_k, grad_v = varlen.attend_backward(
+            grad, q, k, v, bounds, scale, out, logsumexp
+        )
     else:
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
             result = _by_segment(q, k, v, bounds, scale)
         grad_q, grad_k, grad_v = torch.autograd.grad(result, (q, k, v), grad)
-    return *_turned_back(grad_q, grad_k, cos, sin), grad_v.contiguous()
+    return *_apply_rope_backward(grad_q, grad_k, cos, sin), grad_v.contiguous()
 
 
 @generated
 def _apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """q and k [tokens, heads, dim] by rotary positions (RoFormer, Su et al. 2021)."""
+    """q and k [tokens, heads, dim], rotated by their positions (RoFormer, Su et al. 2021)."""
     q, k = (x * cos[:, None] + _rotate_half(x) * sin[:, None] for x in (q, k))
     return q, k
 
 
 @generated
-def _turned_back(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _apply_rope_backward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of `_apply_rope`, contiguous."""
     q, k = (x * cos[:, None] - _rotate_half(x * sin[:, None]) for x in (q, k))
     return q.contiguous(), k.contiguous()
@@ -199,15 +198,13 @@ def _turned_back(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 def _by_segment(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> Tensor:
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    parts = []
-    for start, end in pairwise(bounds.tolist()):
-        own_q, own_k, own_v = (x[:, :, start:end] for x in (q, k, v))
-        parts.append(
-            F.scaled_dot_product_attention(
-                own_q, own_k, own_v, is_causal=True, scale=scale, enable_gqa=True
-            )
+    outputs = [
+        F.scaled_dot_product_attention(
+            *(x[:, :, start:end] for x in (q, k, v)), is_causal=True, scale=scale, enable_gqa=True
         )
-    return torch.cat(parts, dim=2)[0].transpose(0, 1).contiguous()
+        for start, end in pairwise(bounds.tolist())
+    ]
+    return torch.cat(outputs, dim=2)[0].transpose(0, 1).contiguous()
 
 
 def _rotate_half(x: Tensor) -> Tensor:
@@ -216,8 +213,10 @@ def _rotate_half(x: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of logits [rows, vocabulary], each row overwritten with its gradient:
-    softmax minus one-hot, or zeros where the target is negative. Returns a float64 scalar.
+    """The summed cross-entropy of logits [rows, vocabulary], a float64 scalar.
+
+    The gradient overwrites the logits: softmax minus one-hot, or zeros where the target is
+    negative.
     """
     if _compiled(logits):
         total = _call("cross_entropy", logits, targets, *logits.shape, returns=ctypes.c_double)
@@ -226,13 +225,13 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _cross_entropy_in_place(logits: Tensor, targets: Tensor) -> Tensor:
-    """One operation after another, so without the whole tensors that a formula has on the way."""
-    wide, own = logits.float(), targets.clamp_min(0)[:, None]
-    chosen, largest = wide.gather(-1, own), wide.amax(-1, keepdim=True)
+    """In-place operations, which need less memory than the formula's temporaries."""
+    wide, columns = logits.float(), targets.clamp_min(0)[:, None]
+    target_logits, largest = wide.gather(-1, columns), wide.amax(-1, keepdim=True)
     sums = wide.sub_(largest).exp_().sum(-1, keepdim=True)
-    wide.div_(sums).scatter_add_(-1, own, torch.full_like(chosen, -1.0))
+    wide.div_(sums).scatter_add_(-1, columns, torch.full_like(target_logits, -1.0))
     logits.copy_(wide.masked_fill_(targets[:, None] < 0, 0.0))
-    losses = sums.log() - (chosen - largest)
+    losses = sums.log() - (target_logits - largest)
     return torch.where(targets >= 0, losses[:, 0], 0.0).double().sum()
 
 
@@ -241,15 +240,16 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     wide, kept = logits.float(), targets >= 0
     logsumexp = wide.logsumexp(-1, keepdim=True)
     losses = logsumexp - wide.gather(-1, targets.clamp_min(0)[:, None])
-    own = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-    gradient = torch.where(kept[:, None], wide.softmax(-1) - own.float(), 0.0)
+    one_hot = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    gradient = torch.where(kept[:, None], wide.softmax(-1) - one_hot.float(), 0.0)
     logits.copy_(gradient)
     return torch.where(kept, losses[:, 0], 0.0).double().sum()
 
 
 def quantize(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x [rows, size], its columns multiplied by `columns` float32, as uint8 values around 128 and
-    the float32 scale of each row: x * columns ~ (values - 128) * scales[:, None].
+    """x [rows, size] times `columns` float32 [size], rounded to 8 bits with one scale for each row.
+
+    Returns uint8 values and float32 scales: x * columns ~ (values - 128) * scales[:, None].
     """
     if _compiled(x):
         values, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x))
@@ -261,10 +261,10 @@ def quantize(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return values.to(torch.uint8), scales
 
 
-def scale_rows(out: Tensor, scales: Tensor, onto: Tensor | None) -> Tensor:
-    """out [rows, size] times scales [rows] float32 (+ onto), in place; returns it."""
+def scale_rows(out: Tensor, scales: Tensor, residual: Tensor | None) -> Tensor:
+    """out [rows, size] times scales [rows] float32 (+ residual), in place; returns it."""
     if _compiled(out):
-        _call("scale_rows", out, scales, onto, *out.shape)
+        _call("scale_rows", out, scales, residual, *out.shape)
         return out
     wide = out.float() * scales[:, None]
-    return out.copy_(wide if onto is None else wide + onto.float())
+    return out.copy_(wide if residual is None else wide + residual.float())

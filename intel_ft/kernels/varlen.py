@@ -1,8 +1,7 @@
-"""Causal attention over all segments of a row in one call, by the FlashAttention that is in torch;
-called from kernels.ops and models.packed.
+"""Causal attention over all segments of a packed row by torch's FlashAttention, on GPUs.
 
-It is what `torch.nn.attention.varlen.varlen_attn` calls. That has no way to get the gradient
-without autograd, which the hand-written layer needs, and torch 2.8 and 2.9 do not have it.
+These are the operations that `torch.nn.attention.varlen.varlen_attn` calls. That function gives no
+gradient without autograd, which the fused decoder layer needs, and torch 2.8 and 2.9 lack it.
 """
 
 from functools import lru_cache
@@ -15,8 +14,10 @@ from intel_ft.host.devices import BF16_CAPABILITY
 
 
 def usable(q: Tensor) -> bool:
-    """Whether FlashAttention takes q [tokens, heads, dim]: half precision, on an Ampere GPU or
-    newer, and dim a multiple of 8 up to 256 (Dao, FlashAttention 2).
+    """Whether FlashAttention takes q [tokens, heads, dim].
+
+    It needs half precision, an Ampere GPU or newer, and a dim that is a multiple of 8 and at most
+    256 (FlashAttention-2, Dao 2023).
     """
     return (
         q.is_cuda
@@ -33,13 +34,24 @@ def attend(
     """Attention inside each segment; autograd knows its gradient.
 
     q [tokens, heads, dim]; k, v [tokens, kv_heads, dim]; bounds int64 [segments + 1] on the CPU;
-    window: tokens that each sees, itself the last, None for all before it. Returns the output like
-    q, and the log of each softmax's sum, float32 [heads, tokens].
+    window: how many tokens each token attends to, including itself; None for all up to itself.
+    Returns the output like q, and the logsumexp of the scores, float32 [heads, tokens].
     """
     segments, longest = _segments(tuple(bounds.tolist()), q.device)
     left = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
     out, logsumexp, *_ = torch.ops.aten._flash_attention_forward(
-        *(q, k, v, segments, segments, longest, longest, 0.0, True, False), scale=scale, **left
+        query=q,
+        key=k,
+        value=v,
+        cum_seq_q=segments,
+        cum_seq_k=segments,
+        max_q=longest,
+        max_k=longest,
+        dropout_p=0.0,
+        is_causal=True,
+        return_debug_mask=False,
+        scale=scale,
+        **left,
     )
     return out, logsumexp
 
@@ -54,14 +66,23 @@ def attend_backward(
     out: Tensor,
     logsumexp: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v of an `attend` without a window."""
+    """The gradients of q, k and v for an `attend` without a window."""
     segments, longest = _segments(tuple(bounds.tolist()), q.device)
-    seeds = torch.zeros(
-        2, dtype=torch.uint64, device=q.device
-    )  # of dropout, of which there is none
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-        *(grad, q, k, v, out, logsumexp, segments, segments, longest, longest, 0.0, True),
-        *(seeds, torch.empty(0, device=q.device)),
+        grad_out=grad,
+        query=q,
+        key=k,
+        value=v,
+        out=out,
+        logsumexp=logsumexp,
+        cum_seq_q=segments,
+        cum_seq_k=segments,
+        max_q=longest,
+        max_k=longest,
+        dropout_p=0.0,
+        is_causal=True,
+        rng_state=torch.zeros(2, dtype=torch.uint64, device=q.device),  # unused without dropout
+        unused=torch.empty(0, device=q.device),
         scale=scale,
     )
     return grads
@@ -69,6 +90,6 @@ def attend_backward(
 
 @lru_cache(maxsize=2)
 def _segments(bounds: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
-    """The bounds as the kernel takes them, and the longest segment: every layer asks again."""
+    """The bounds as the kernel takes them, and the longest segment; the same for every layer."""
     longest = max(b - a for a, b in pairwise(bounds))
     return torch.tensor(bounds, dtype=torch.int32, device=device), longest

@@ -1,9 +1,32 @@
-"""A whole decoder layer with LoRA as one autograd function; called from models.adapter.
+"""A whole decoder layer with LoRA as one autograd function, its gradient written out.
 
-For layers built like Llama's: RMSNorm, attention with rotary positions, RMSNorm, SwiGLU, and linear
-layers that are frozen, with or without LoRA (Llama, Mistral, Qwen 2 and 3 and their kin). Backward
-keeps what is dear to compute again: the layer's input, q, k, v, the attention's output, the
-residual stream between, gate and up. Norms and SwiGLU are computed again.
+For layers built like Llama's (Llama, Mistral, Qwen 2 and 3 and similar): RMSNorm, attention with
+rotary positions, RMSNorm, SwiGLU, and frozen linear layers with or without LoRA.
+
+A worked example with T tokens in packed segments, size 2048, 32 query heads and 8 key heads of
+dimension 64, intermediate size 8192, LoRA rank r; W(x) is a linear layer, which also computes its
+`lora_a_out` = dropout(x) A^T [T, r]; R is the rotation by positions:
+
+    x1 = rmsnorm(hidden)                            [T, 2048]
+    q, k, v = Wq(x1), Wk(x1), Wv(x1)                [T, 2048], [T, 512], [T, 512]
+    attended = attention(R q, R k, v)               [T, 32, 64], and logsumexp [32, T]
+    middle = hidden + Wo(attended)                  [T, 2048]
+    x2 = rmsnorm(middle)                            [T, 2048]
+    gate, up = Wgate(x2), Wup(x2)                   [T, 8192] each
+    out = middle + Wdown(silu(gate) * up)           [T, 2048]
+
+Saved for backward is what is expensive to recompute: hidden, q, k, v, attended, logsumexp, middle,
+gate, up and the seven `lora_a_out`. Recomputed are x1, x2 and silu(gate) * up. Backward, for the
+gradient g of out, accumulates the input gradients of layers that share an input in place:
+
+    g_gate, g_up = swiglu_backward(gate, up, g Wdown)
+    g_middle = g + rmsnorm_backward(middle, g_gate Wgate + g_up Wup)
+    g_q, g_k, g_v = attention_backward(g_middle Wo)
+    g_hidden = g_middle + rmsnorm_backward(hidden, g_q Wq + g_k Wk + g_v Wv)
+
+and for each linear layer with output gradient g: grad_A = (g B)^T dropout(x), grad_B = g^T
+lora_a_out, both with LoRA's scale. In the last layer everything after attention is computed for
+the tokens in `keep` only, since no other token's output is used.
 """
 
 from dataclasses import dataclass
@@ -22,7 +45,7 @@ T = TypeVar("T")
 
 
 class Linears(NamedTuple, Generic[T]):
-    """One thing for each linear layer; LoRA weights and their gradients go in this order."""
+    """One value for each linear layer; LoRA weights and their gradients come in this order."""
 
     q: T
     k: T
@@ -46,20 +69,30 @@ class Layer:
     head_dim: int
     scale: float
 
-    def heads(self, x: Tensor, norm: Tensor | None = None) -> Tensor:
-        """x [tokens, heads * head_dim] by head, each normalized where the model does that."""
+    def split_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v as [tokens, heads, head_dim], q and k normalized where the model does that."""
+        return self._heads(q, self.q_norm), self._heads(k, self.k_norm), self._heads(v, None)
+
+    def _heads(self, x: Tensor, norm: Tensor | None) -> Tensor:
         tokens = len(x)
         if norm is not None:
             x = ops.rms_norm(x.view(-1, self.head_dim), norm, self.eps)
         return x.view(tokens, -1, self.head_dim)
 
+    def head_norm_backward(self, x: Tensor, norm: Tensor | None, grad: Tensor) -> Tensor:
+        """The gradient of x [tokens, heads * head_dim], from that of its normalized heads."""
+        if norm is not None:
+            heads = x.view(-1, self.head_dim)
+            grad = ops.rms_norm_backward(heads, norm, grad.view_as(heads), self.eps)
+        return grad.view_as(x)
+
 
 class DecoderLayer(torch.autograd.Function):
-    """hidden [tokens, size] -> [tokens, size] for one packed row, or [kept, size] for a last layer.
+    """hidden [tokens, size] -> [tokens, size] of a packed row, or [kept, size] in the last layer.
 
     cos, sin [tokens, head_dim] in the dtype of hidden; bounds int64 [segments + 1]; keep: None, or
-    the tokens (each once) whose output somebody reads, int64 [kept]: what follows attention is
-    computed for those only. The LoRA weights are arguments only so that autograd knows of them.
+    int64 [kept], the distinct tokens whose output is used. The LoRA weights are arguments only to
+    make autograd call backward for them.
     """
 
     @staticmethod
@@ -74,97 +107,98 @@ class DecoderLayer(torch.autograd.Function):
         *_: Tensor,
     ) -> Tensor:
         """The layer's output."""
-        run = Linears(*(linear.ready() for linear in layer.linears))
+        steps = Linears(*(linear.start_step() for linear in layer.linears))
         x = ops.rms_norm(hidden, layer.norm, layer.eps)
-        (q, low_q), (k, low_k), (v, low_v) = run.q.forward(x), run.k.forward(x), run.v.forward(x)
-        attended, logsumexp = ops.attention(*_normed(layer, q, k, v), cos, sin, bounds, layer.scale)
-        outputs = attended.view(len(x), -1)
-        if keep is None:
-            middle, low_o = run.o.forward(outputs, onto=hidden)
-        else:
-            middle, low_o = run.o.forward(outputs[keep], onto=hidden[keep])
-        x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
-        (gate, low_gate), (up, low_up) = run.gate.forward(x), run.up.forward(x)
-        out, low_down = run.down.forward(ops.swiglu(gate, up), onto=middle)
-        ctx.layer, ctx.run = layer, run
-        lows = Linears(low_q, low_k, low_v, low_o, low_gate, low_up, low_down)
-        ctx.save_for_backward(
-            *(hidden, cos, sin, bounds, keep, q, k, v, attended, logsumexp, middle, gate, up), *lows
+        q, q_a_out = steps.q.forward(x)
+        k, k_a_out = steps.k.forward(x)
+        v, v_a_out = steps.v.forward(x)
+        attended, logsumexp = ops.attention(
+            *layer.split_heads(q, k, v), cos, sin, bounds, layer.scale
         )
+        flat = attended.view(len(x), -1)
+        if keep is None:
+            middle, o_a_out = steps.o.forward(flat, residual=hidden)
+        else:
+            middle, o_a_out = steps.o.forward(flat[keep], residual=hidden[keep])
+        x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
+        gate, gate_a_out = steps.gate.forward(x)
+        up, up_a_out = steps.up.forward(x)
+        out, down_a_out = steps.down.forward(ops.swiglu(gate, up), residual=middle)
+        ctx.layer, ctx.steps = layer, steps
+        inputs = hidden, cos, sin, bounds, keep
+        lora_a_outs = q_a_out, k_a_out, v_a_out, o_a_out, gate_a_out, up_a_out, down_a_out
+        ctx.save_for_backward(*inputs, q, k, v, attended, logsumexp, middle, gate, up, *lora_a_outs)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and of each LoRA weight, walking the layer from its end."""
+        """Gradients of the input and of each LoRA weight, from the layer's end to its start."""
         layer: Layer = ctx.layer
-        run: Linears[LoraStep] = ctx.run
-        hidden, cos, sin, bounds, keep, q, k, v, attended, logsumexp, middle, gate, up, *lows = (
-            ctx.saved_tensors
+        steps: Linears[LoraStep] = ctx.steps
+        hidden, cos, sin, bounds, keep, q, k, v, attended, logsumexp, middle, gate, up, *rest = (
+            ctx.saved_tensors  # once: activation checkpointing allows no second access
         )
-        low = Linears(*lows)
+        lora_a_outs = Linears(*rest)
+
         grad = gradients[0].contiguous()
-        grad_b = run.down.backward_input(grad)
-        grad_gate, grad_up, inner = ops.swiglu_backward(
-            gate, up, run.down.input_gradient(grad, grad_b)
+        grad_a_out = steps.down.lora_a_out_gradient(grad)
+        grad_gate, grad_up, activated = ops.swiglu_backward(
+            gate, up, steps.down.input_gradient(grad, grad_a_out)
         )
-        of_down = run.down.lora_gradients(grad, grad_b, inner, low.down)
+        down_grads = steps.down.lora_gradients(grad, grad_a_out, activated, lora_a_outs.down)
         x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
-        grad_x, of_gate = run.gate.backward(grad_gate, x, low.gate)
-        grad_x, of_up = run.up.backward(grad_up, x, low.up, onto=grad_x)
-        del gate, up, grad_gate, grad_up, inner
+        grad_x, gate_grads = steps.gate.backward(grad_gate, x, lora_a_outs.gate)
+        grad_x, up_grads = steps.up.backward(grad_up, x, lora_a_outs.up, accumulate_into=grad_x)
+        del gate, up, grad_gate, grad_up, activated
         grad = ops.rms_norm_backward(middle, layer.middle_norm, grad_x, layer.eps, residual=grad)
 
-        outputs = attended.view(len(hidden), -1)
-        grad_out, of_o = run.o.backward(grad, outputs if keep is None else outputs[keep], low.o)
+        flat = attended.view(len(hidden), -1)
+        grad_attended, o_grads = steps.o.backward(
+            grad, flat if keep is None else flat[keep], lora_a_outs.o
+        )
         if keep is not None:
             grad = torch.zeros_like(hidden).index_copy_(0, keep, grad)
-            grad_out = torch.zeros_like(outputs).index_copy_(0, keep, grad_out)
+            grad_attended = torch.zeros_like(flat).index_copy_(0, keep, grad_attended)
         grad_q, grad_k, grad_v = ops.attention_backward(
-            *_normed(layer, q, k, v),
+            *layer.split_heads(q, k, v),
             cos,
             sin,
             bounds,
             layer.scale,
             attended,
             logsumexp,
-            grad_out.view_as(attended),
+            grad_attended.view_as(attended),
         )
-        grad_q = _norm_gradient(layer, q, layer.q_norm, grad_q)
-        grad_k = _norm_gradient(layer, k, layer.k_norm, grad_k)
+        grad_q = layer.head_norm_backward(q, layer.q_norm, grad_q)
+        grad_k = layer.head_norm_backward(k, layer.k_norm, grad_k)
         grad_v = grad_v.view_as(v)
+
         x = ops.rms_norm(hidden, layer.norm, layer.eps)
-        if ctx.needs_input_grad[0]:
-            grad_x, of_q = run.q.backward(grad_q, x, low.q)
-            grad_x, of_k = run.k.backward(grad_k, x, low.k, onto=grad_x)
-            grad_x, of_v = run.v.backward(grad_v, x, low.v, onto=grad_x)
+        parts = (
+            (steps.q, grad_q, lora_a_outs.q),
+            (steps.k, grad_k, lora_a_outs.k),
+            (steps.v, grad_v, lora_a_outs.v),
+        )
+        qkv_grads: list[Tensor] = []
+        grad_hidden = grad_x = None
+        for step, grad_out, lora_a_out in parts:
+            grad_a_out = step.lora_a_out_gradient(grad_out)
+            if ctx.needs_input_grad[0]:
+                grad_x = step.input_gradient(grad_out, grad_a_out, accumulate_into=grad_x)
+            qkv_grads += step.lora_gradients(grad_out, grad_a_out, x, lora_a_out)
+        if grad_x is not None:
             grad_hidden = ops.rms_norm_backward(
                 hidden, layer.norm, grad_x, layer.eps, residual=grad
             )
-        else:
-            grad_hidden = None
-            of_q = run.q.lora_gradients(grad_q, run.q.backward_input(grad_q), x, low.q)
-            of_k = run.k.lora_gradients(grad_k, run.k.backward_input(grad_k), x, low.k)
-            of_v = run.v.lora_gradients(grad_v, run.v.backward_input(grad_v), x, low.v)
-        lora = (*of_q, *of_k, *of_v, *of_o, *of_gate, *of_up, *of_down)
-        return grad_hidden, None, None, None, None, None, *lora
-
-
-def _normed(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return layer.heads(q, layer.q_norm), layer.heads(k, layer.k_norm), layer.heads(v)
-
-
-def _norm_gradient(layer: Layer, x: Tensor, norm: Tensor | None, grad: Tensor) -> Tensor:
-    if norm is not None:
-        flat = x.view(-1, layer.head_dim)
-        grad = ops.rms_norm_backward(flat, norm, grad.view_as(flat), layer.eps)
-    return grad.view_as(x)
+        lora_grads = (*qkv_grads, *o_grads, *gate_grads, *up_grads, *down_grads)
+        return grad_hidden, None, None, None, None, None, *lora_grads
 
 
 def fuse_layers(model: Any) -> str | None:
-    """Replace the forward of every decoder layer of a PEFT model; None, or why not.
+    """Replace the forward of every decoder layer of a PEFT model; returns None, or why not.
 
     A forward without segment bounds, as in generation, or with the adapter disabled or merged,
-    still goes the model's own way.
+    still runs the model's own code.
     """
     layers = _layers_of(model)
     if isinstance(layers, str):
@@ -172,10 +206,10 @@ def fuse_layers(model: Any) -> str | None:
     decoder = _base(model).get_decoder()
     blocks = decoder.layers
     for block, layer in zip(blocks, layers, strict=True):  # SmolLM3 turns RoPE off in every 4th
-        if why_not := _differs(decoder, block, layer):
+        if why_not := _why_not_equal(decoder, block, layer):
             return why_not
     for block, layer in zip(blocks, layers, strict=True):
-        block.forward = MethodType(_forward_with(block, layer, last=block is blocks[-1]), block)
+        block.forward = MethodType(_make_forward(block, layer, last=block is blocks[-1]), block)
     decoder.has_fused_layers = True
     return None
 
@@ -210,17 +244,17 @@ def _layers_of(model: Any) -> list[Layer] | str:
 
 
 def layer_of(block: Any) -> Layer | str:
-    """A decoder layer as data, or why it is not of the kind that this module computes."""
+    """A decoder layer as data, or why this module cannot compute it."""
     if why_not := why_not_llama_like(block):
         return why_not
     attention = block.self_attn
-    linears = [linear_of(module) for module in _modules(block)]
-    found = [linear for linear in linears if linear is not None]
-    if len(found) < len(linears):
-        return "DoRA or a special linear layer needs peft's own way"
+    modules = _modules(block)
+    linears = [linear for linear in map(linear_of, modules) if linear is not None]
+    if len(linears) < len(modules):
+        return "it has DoRA or special linear layers, which peft computes"
     q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
     return Layer(
-        linears=Linears(*found),
+        linears=Linears(*linears),
         norm=block.input_layernorm.weight,
         q_norm=None if q_norm is None else q_norm.weight,
         k_norm=None if k_norm is None else k_norm.weight,
@@ -238,9 +272,10 @@ def _modules(block: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def _differs(decoder: Any, block: Any, layer: Layer) -> str | None:
-    """Run one layer both ways on random input: None if they agree to rounding. A dozen tokens: all
-    layers together cost less than a step.
+def _why_not_equal(decoder: Any, block: Any, layer: Layer) -> str | None:
+    """Run one layer both ways on random input: None if the outputs agree to rounding.
+
+    It takes twelve tokens, so that the trials of all layers cost less than one training step.
     """
     tokens, size = 12, len(layer.norm)
     generator = torch.Generator().manual_seed(0)
@@ -249,25 +284,26 @@ def _differs(decoder: Any, block: Any, layer: Layer) -> str | None:
     positions = torch.cat([torch.arange(n) for n in bounds.diff().tolist()])[None]
     positions = positions.to(hidden.device)
     training = block.training
-    block.eval()  # dropout would drop other elements each way
+    block.eval()  # each way, dropout would drop other elements
     try:
-        turns = decoder.rotary_emb(hidden, position_ids=positions)
-        own = block(hidden, position_embeddings=turns, cu_seq_lens_q=bounds)
-        forward = _forward_with(block, layer)
-        ours = forward(block, hidden, position_embeddings=turns, cu_seq_lens_q=bounds)
+        rotation = decoder.rotary_emb(hidden, position_ids=positions)
+        expected = block(hidden, position_embeddings=rotation, cu_seq_lens_q=bounds)
+        forward = _make_forward(block, layer)
+        fused = forward(block, hidden, position_embeddings=rotation, cu_seq_lens_q=bounds)
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         return f"a trial of one layer failed ({str(error).splitlines()[0]})"
     finally:
         block.train(training)
-    own = own[0] if isinstance(own, tuple) else own
-    change = (own - hidden).float()
-    rounding = torch.finfo(own.dtype).eps / 16 * own.float().norm()  # where a layer adds little
-    if not (ours - own).float().norm() <= 0.05 * change.norm() + rounding:  # true of NaN, too
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    change = (expected - hidden).float()
+    # For layers whose output hardly differs from their input.
+    rounding = torch.finfo(expected.dtype).eps / 16 * expected.float().norm()
+    if not (fused - expected).float().norm() <= 0.05 * change.norm() + rounding:  # or it is NaN
         return "a trial of one layer gave another result"
     return None
 
 
-def _forward_with(block: Any, layer: Layer, *, last: bool = False) -> Any:
+def _make_forward(block: Any, layer: Layer, *, last: bool = False) -> Any:
     lora = [weight for linear in layer.linears for weight in linear.trained]
     modules = _modules(block)
 
@@ -282,7 +318,7 @@ def _forward_with(block: Any, layer: Layer, *, last: bool = False) -> Any:
     ) -> Any:
         keep = last_layer_keeps if last else None
         if cu_seq_lens_q is None or position_embeddings is None or not all(map(is_active, modules)):
-            own = type(self).forward(
+            out = type(self).forward(
                 self,
                 hidden_states,
                 *arguments,
@@ -290,7 +326,7 @@ def _forward_with(block: Any, layer: Layer, *, last: bool = False) -> Any:
                 cu_seq_lens_q=cu_seq_lens_q,
                 **options,
             )
-            return own if keep is None else own[:, keep]
+            return out if keep is None else out[:, keep]
         cos, sin = (x[0].to(hidden_states.dtype).contiguous() for x in position_embeddings)
         return DecoderLayer.apply(  # type: ignore[no-untyped-call]
             hidden_states[0].contiguous(), cos, sin, cu_seq_lens_q, keep, layer, *lora

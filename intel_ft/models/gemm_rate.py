@@ -21,7 +21,7 @@ from intel_ft.host import devices
 from intel_ft.host.devices import CPU
 from intel_ft.kernels import ops
 from intel_ft.models.int8 import can_int8, int8_base
-from intel_ft.models.prepacked import WIDEST, can_prepack, laid_out
+from intel_ft.models.prepacked import WIDEST, can_prepack, prepack
 
 FORWARD = ("plain", "prepacked")
 GRADIENT = ("gradient", "gradient_prepacked")
@@ -190,7 +190,7 @@ def _prepacked(rows: int, inner: int, columns: int) -> Iterator[Callable[[], Ten
     x = _random(rows, inner, torch.bfloat16)
     weight = _random(columns, inner, torch.bfloat16)
     for widest in sorted({min(columns, WIDEST), columns}):
-        yield partial(laid_out(weight, widest, rows).multiply, x, None, None)
+        yield partial(prepack(weight, widest, rows).linear, x, None, None)
 
 
 def _int8(forward: bool, product: Product, dtype: torch.dtype) -> Iterator[Callable[[], Tensor]]:
@@ -198,10 +198,10 @@ def _int8(forward: bool, product: Product, dtype: torch.dtype) -> Iterator[Calla
         return
     x = _random(product.rows, product.inner if forward else product.columns, dtype)
     base = int8_base(_random(product.columns, product.inner, dtype), None)
-    if forward:  # not `product`, which rounds the same x only once
-        yield lambda: base.forward.multiply(ops.quantize(x), None, dtype)
+    if forward:  # not `base.linear`, which would quantize the same x only once
+        yield lambda: base.forward.linear(ops.quantize(x), None, dtype)
     else:
-        yield lambda: base.gradient(x, None)
+        yield lambda: base.input_gradient(x, None)
 
 
 def _random(rows: int, columns: int, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:

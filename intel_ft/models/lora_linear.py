@@ -1,12 +1,11 @@
-"""A frozen linear layer with LoRA: its products and gradients by hand; called from models.fused and
-models.adapter.
+"""A frozen linear layer with LoRA: its GEMMs and gradients, written out.
 
-peft computes base(x) + scale * B(A(x)) as separate operations, which casts x to the float32 of the
-LoRA weights and back, and keeps several copies of it for backward. Here the low-rank part is added
-onto the base product in place, its scale folded into B, and only x is kept.
+peft computes base(x) + scale * B(A(x)) as separate operations, which cast x to the float32 of the
+LoRA weights and back and save several copies of it for backward. Here the low-rank part is added to
+the base's output in place, the scale is folded into B, and only x is saved.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, Protocol
 
@@ -21,9 +20,9 @@ Gradients = tuple[Tensor, ...]
 
 
 class FrozenWeight(Protocol):
-    """A frozen linear layer [in] -> [out], in whatever form its weight is kept.
+    """A frozen linear layer [in] -> [out], whatever the layout of its weight.
 
-    A module that keeps it in a form of its own offers it as `frozen_base`.
+    A module with another layout than a plain weight has it as its attribute `frozen_base`.
     """
 
     @property
@@ -31,18 +30,18 @@ class FrozenWeight(Protocol):
         """Of x, outputs and gradients."""
         ...
 
-    def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
-        """x W^T + bias (+ onto) for x [tokens, in], a new tensor."""
+    def linear(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """x W^T + bias (+ residual) for x [tokens, in], a new tensor."""
         ...
 
-    def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
-        """grad W (+ onto) for grad [tokens, out]; may write to `onto`."""
+    def input_gradient(self, grad: Tensor, accumulate_into: Tensor | None) -> Tensor:
+        """grad W (+ accumulate_into, which it may overwrite) for grad [tokens, out]."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A base kept as it was loaded: weight [out, in], bias [out] or None."""
+    """A base in the layout that it was loaded in: weight [out, in], bias [out] or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -52,16 +51,18 @@ class Dense:
         """See FrozenWeight."""
         return self.weight.dtype
 
-    def product(self, x: Tensor, onto: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """See FrozenWeight."""
-        if onto is None:
+        if residual is None:
             return F.linear(x, self.weight, self.bias)
-        out = torch.addmm(onto, x, self.weight.T)
+        out = torch.addmm(residual, x, self.weight.T)
         return out if self.bias is None else out.add_(self.bias)
 
-    def gradient(self, grad: Tensor, onto: Tensor | None) -> Tensor:
+    def input_gradient(self, grad: Tensor, accumulate_into: Tensor | None) -> Tensor:
         """See FrozenWeight."""
-        return grad @ self.weight if onto is None else onto.addmm_(grad, self.weight)
+        if accumulate_into is None:
+            return grad @ self.weight
+        return accumulate_into.addmm_(grad, self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class LoraLinear:
     """x W^T + bias + scale * (dropout(x) A^T) B^T, with the base frozen.
 
     a [rank, in] and b [out, rank] are float32, or both None where a layer has no LoRA; dropout:
-    peft's, which knows whether it is on, or None.
+    peft's module, which knows whether it is training, or None.
     """
 
     base: FrozenWeight
@@ -80,27 +81,29 @@ class LoraLinear:
 
     @property
     def trained(self) -> tuple[Tensor, ...]:
-        """A and B, or nothing."""
+        """A and B, or an empty tuple."""
         return () if self.a is None or self.b is None else (self.a, self.b)
 
-    def ready(self) -> "LoraStep":
-        """Its weights as they are now, for one forward and backward."""
+    def start_step(self) -> "LoraStep":
+        """The layer with its present weights, for one forward and its backward."""
         if self.a is None or self.b is None:
             return LoraStep(self.base)
         dtype = self.base.dtype
-        weights = self.a.to(dtype), (self.b * self.scale).to(dtype)
+        step = LoraStep(
+            self.base, a=self.a.to(dtype), b=(self.b * self.scale).to(dtype), scale=self.scale
+        )
         if self.dropout is None or not self.dropout.training:
-            return LoraStep(self.base, *weights, self.scale)
-        seed = int(torch.randint(2**32, ()))
-        return LoraStep(self.base, *weights, self.scale, self.dropout.p, seed)
+            return step
+        return replace(step, rate=self.dropout.p, seed=int(torch.randint(2**32, ())))
 
 
 @dataclass(frozen=True, eq=False)
 class LoraStep:
-    """The products of a `LoraLinear`: a and b in the base's dtype, the scale folded into b; which
-    elements are dropped follows from rate and seed, so that backward drops them again.
+    """The GEMMs of a `LoraLinear`, with a and b in the base's dtype and the scale folded into b.
 
-    Where a layer has no LoRA, its low-rank parts are None and its gradients are nothing.
+    Dropout's rate and seed decide which elements are dropped, so that backward drops the same.
+    Where a layer has no LoRA, `lora_a_out` and its gradient are None, and there are no gradients of
+    A and B.
     """
 
     base: FrozenWeight
@@ -110,78 +113,88 @@ class LoraStep:
     rate: float = 0.0
     seed: int = 0
 
-    def forward(self, x: Tensor, onto: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The output [tokens, out] for x [tokens, in], plus `onto` where that is given; and
-        dropout(x) A^T [tokens, rank].
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The output [tokens, out] (+ residual) for x [tokens, in], and `lora_a_out`.
+
+        `lora_a_out` is dropout(x) A^T [tokens, rank], which backward needs.
         """
-        out = self.base.product(x, onto)
+        out = self.base.linear(x, residual)
         if self.a is None or self.b is None:
             return out, None
-        low = self._dropped(x) @ self.a.T
-        return out.addmm_(low, self.b.T), low
+        lora_a_out = self._dropout(x) @ self.a.T
+        return out.addmm_(lora_a_out, self.b.T), lora_a_out
 
-    def backward_input(self, grad: Tensor) -> Tensor | None:
-        """The gradient [tokens, rank] of dropout(x) A^T, for grad [tokens, out]."""
+    def lora_a_out_gradient(self, grad: Tensor) -> Tensor | None:
+        """The gradient [tokens, rank] of `lora_a_out`, for grad [tokens, out]."""
         return None if self.b is None else grad @ self.b
 
     def input_gradient(
-        self, grad: Tensor, grad_b: Tensor | None, onto: Tensor | None = None
+        self, grad: Tensor, grad_a_out: Tensor | None, accumulate_into: Tensor | None = None
     ) -> Tensor:
-        """The gradient [tokens, in] of x, added onto `onto` in place."""
-        grad_x = self.base.gradient(grad, onto)
-        if grad_b is None or self.a is None:
+        """The gradient [tokens, in] of x (+ accumulate_into, which it may overwrite).
+
+        grad_a_out: what `lora_a_out_gradient` returned.
+        """
+        grad_x = self.base.input_gradient(grad, accumulate_into)
+        if grad_a_out is None or self.a is None:
             return grad_x
         if self.rate:
-            return ops.dropout(grad_b @ self.a, self.rate, self.seed, onto=grad_x)
-        return grad_x.addmm_(grad_b, self.a)
+            return ops.dropout(grad_a_out @ self.a, self.rate, self.seed, accumulate_into=grad_x)
+        return grad_x.addmm_(grad_a_out, self.a)
 
     def lora_gradients(
-        self, grad: Tensor, grad_b: Tensor | None, x: Tensor, low: Tensor | None
+        self, grad: Tensor, grad_a_out: Tensor | None, x: Tensor, lora_a_out: Tensor | None
     ) -> Gradients:
-        """The gradients of A and B, float32."""
-        if grad_b is None or low is None:
+        """The gradients of A and B, float32; empty without LoRA."""
+        if grad_a_out is None or lora_a_out is None:
             return ()
-        return (grad_b.T @ self._dropped(x)).float(), (grad.T @ low).float().mul_(self.scale)
+        grad_a = (grad_a_out.T @ self._dropout(x)).float()
+        return grad_a, (grad.T @ lora_a_out).float().mul_(self.scale)
 
     def backward(
-        self, grad: Tensor, x: Tensor, low: Tensor | None, onto: Tensor | None = None
+        self,
+        grad: Tensor,
+        x: Tensor,
+        lora_a_out: Tensor | None,
+        accumulate_into: Tensor | None = None,
     ) -> tuple[Tensor, Gradients]:
-        """The gradients of x, added onto `onto` in place, and of A and B."""
-        grad_b = self.backward_input(grad)
-        grad_x = self.input_gradient(grad, grad_b, onto)
-        return grad_x, self.lora_gradients(grad, grad_b, x, low)
+        """The gradient of x (+ accumulate_into, which it may overwrite), and those of A and B."""
+        grad_a_out = self.lora_a_out_gradient(grad)
+        grad_x = self.input_gradient(grad, grad_a_out, accumulate_into)
+        return grad_x, self.lora_gradients(grad, grad_a_out, x, lora_a_out)
 
-    def _dropped(self, x: Tensor) -> Tensor:
+    def _dropout(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.rate, self.seed) if self.rate else x
 
 
 class LoraFunction(torch.autograd.Function):
-    """A `LoraLinear` where only single layers can be replaced."""
+    """A `LoraLinear` as an autograd function, for models whose decoder layers cannot be fused."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: LoraLinear, *_: Tensor) -> Tensor:
         """The output [..., out] for x [..., in]."""
-        flat, step = x.reshape(-1, x.shape[-1]).contiguous(), linear.ready()
-        out, low = step.forward(flat)
+        flat, step = x.reshape(-1, x.shape[-1]).contiguous(), linear.start_step()
+        out, lora_a_out = step.forward(flat)
         ctx.step = step
-        ctx.save_for_backward(flat, low)
+        ctx.save_for_backward(flat, lora_a_out)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, a and b."""
-        (flat, low), step = ctx.saved_tensors, ctx.step
-        grad = gradients[0].reshape(len(flat), -1).contiguous()  # that of a sum is one number
-        grad_b = step.backward_input(grad)
+        (flat, lora_a_out), step = ctx.saved_tensors, ctx.step
+        grad = gradients[0].reshape(len(flat), -1).contiguous()  # of a sum, it has strides 0
+        grad_a_out = step.lora_a_out_gradient(grad)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = step.input_gradient(grad, grad_b).view(*gradients[0].shape[:-1], -1)
-        return grad_x, None, *step.lora_gradients(grad, grad_b, flat, low)
+            grad_x = step.input_gradient(grad, grad_a_out).view(*gradients[0].shape[:-1], -1)
+        return grad_x, None, *step.lora_gradients(grad, grad_a_out, flat, lora_a_out)
 
 
 def linear_of(module: Any) -> LoraLinear | None:
-    """The layer as data, with or without LoRA, or None where it is not a plain one (DoRA, quantized
-    by a library, trained weights).
+    """The layer as data, with or without LoRA.
+
+    None for other layers: with DoRA, quantized by a library, or with weights that train.
     """
     if (base := _base_of(module)) is not None:
         return LoraLinear(base)
@@ -196,15 +209,15 @@ def linear_of(module: Any) -> LoraLinear | None:
         return None
     return LoraLinear(
         base,
-        module.lora_A["default"].weight,
-        module.lora_B["default"].weight,
-        module.scaling["default"],
-        dropout if isinstance(dropout, torch.nn.Dropout) else None,
+        a=module.lora_A["default"].weight,
+        b=module.lora_B["default"].weight,
+        scale=module.scaling["default"],
+        dropout=dropout if isinstance(dropout, torch.nn.Dropout) else None,
     )
 
 
 def is_active(module: Any) -> bool:
-    """Whether peft would add the low-rank part now: it does not if that is disabled or merged."""
+    """Whether peft would add the low-rank part now, which is neither disabled nor merged."""
     return not (getattr(module, "disable_adapters", False) or getattr(module, "merged", False))
 
 
@@ -217,7 +230,7 @@ def _base_of(module: Any) -> FrozenWeight | None:
 
 
 def fuse_linears(model: Any) -> int:
-    """Give every plain LoRA layer of a PEFT model the fused forward; returns how many it was."""
+    """Give every plain LoRA layer of a PEFT model the fused forward; returns their number."""
     fused = 0
     for module in model.modules():
         if type(module) is lora.Linear and linear_of(module) is not None:
@@ -227,12 +240,13 @@ def fuse_linears(model: Any) -> int:
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
+    out: Tensor
     if not is_active(self):
-        own: Tensor = lora.Linear.forward(self, x)
-        return own
+        out = lora.Linear.forward(self, x)
+        return out
     linear = linear_of(self)
-    assert linear is not None  # checked when this forward was put in
-    out: Tensor = LoraFunction.apply(  # type: ignore[no-untyped-call]
+    assert linear is not None  # checked when fuse_linears set this forward
+    out = LoraFunction.apply(  # type: ignore[no-untyped-call]
         x.to(linear.base.dtype), linear, *linear.trained
     )
     return out

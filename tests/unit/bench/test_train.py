@@ -155,10 +155,10 @@ def test_a_wide_product_is_timed_in_parts_too_as_a_step_multiplies_it(monkeypatc
     def lay(weight, widest, tokens):
         laid_out.append((tuple(weight.shape), widest, tokens))
         seconds = 0.002 if widest == prepacked.WIDEST else 0.2
-        return SimpleNamespace(multiply=lambda *_: time.sleep(seconds))
+        return SimpleNamespace(linear=lambda *_: time.sleep(seconds))
 
     monkeypatch.setattr(gemm_rate, "can_prepack", lambda dtype: True)
-    monkeypatch.setattr(gemm_rate, "laid_out", lay)
+    monkeypatch.setattr(gemm_rate, "prepack", lay)
     product = Product(4, inner, 12288 if inner == 32 else 32)
     timing = gemm_rate.measure(product, torch.bfloat16, (kind,), 0.01)
     assert laid_out == [((12288, 32), widest, 4) for widest in (prepacked.WIDEST, 12288)]

@@ -47,7 +47,7 @@ def gradients(model, row):
 def test_compiled_layers_train_as_the_fused_ones_do(model):
     compiled = copy.deepcopy(model)
     fused = said(apply_fast_path(model, config(), 0))
-    assert fused["backend.compile"][0] == "off" and "measured" in fused["backend.compile"][1]
+    assert fused["backend.compile"] == ("off", "slower in our measurements (docs/ipex.md)")
     assert fused["decoder layers"][0] == "fused"
     decisions = said(apply_fast_path(compiled, config(compile=True), 0))
     assert decisions["backend.compile"][0] == "on"

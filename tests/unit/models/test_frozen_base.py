@@ -72,12 +72,12 @@ def test_prepacked_products_are_the_plain_ones(monkeypatch, widest, tokens, with
     assert len(base.forward.parts) == {6144: 1, 128: 2, 64: 4}[widest]
     x, grad = random(tokens, 96), random(tokens, 200)
     shift = 0.0 if bias is None else bias.float()
-    for onto in (None, random(tokens, 200)):
-        wanted = plain.product(x.float(), None if onto is None else onto.float()) + shift
-        assert distance(base.product(x, onto), wanted) < 4e-3
-    for onto in (None, random(tokens, 96)):
-        wanted = plain.gradient(grad.float(), None if onto is None else onto.float())
-        assert distance(base.gradient(grad, onto), wanted) < 4e-3
+    for added in (None, random(tokens, 200)):
+        wanted = plain.linear(x.float(), None if added is None else added.float()) + shift
+        assert distance(base.linear(x, added), wanted) < 4e-3
+    for added in (None, random(tokens, 96)):
+        wanted = plain.input_gradient(grad.float(), None if added is None else added.float())
+        assert distance(base.input_gradient(grad, added), wanted) < 4e-3
 
 
 @needs_vnni
@@ -90,14 +90,14 @@ def test_int8_products_are_near_the_plain_ones(with_bias) -> None:
     x[5] *= 100
     x[6] = 0
     shift = torch.zeros(200) if bias is None else bias.float()
-    found, wanted = base.product(x, None), plain.product(x.float(), None) + shift
+    found, wanted = base.linear(x, None), plain.linear(x.float(), None) + shift
     assert torch.equal(found[6], shift.bfloat16())
     for row in (0, 5):  # the loud channel is one number a row
         assert distance(found[row, 4:], wanted[row, 4:]) < 0.02
     assert distance(found[:5, :3], wanted[:5, :3]) < 0.02
-    onto = random(60, 96)
-    wanted = plain.gradient(grad.float(), onto.float())
-    assert distance(base.gradient(grad, onto), wanted) < 0.05  # its scales share a row
+    added = random(60, 96)
+    wanted = plain.input_gradient(grad.float(), added.float())
+    assert distance(base.input_gradient(grad, added), wanted) < 0.05  # its scales share a row
 
 
 @pytest.fixture
@@ -113,12 +113,12 @@ def quantized(monkeypatch) -> list[bool]:
 
 def test_int8_takes_tensors_of_any_strides(quantized) -> None:
     base = int8_base(random(64, 32).float(), None)
-    x, grad, onto = random(32, 40).float(), random(64, 40).float(), random(64, 40).float()
-    found = base.product(x.T, onto.T), base.gradient(grad.T, x.T)
+    x, grad, added = random(32, 40).float(), random(64, 40).float(), random(64, 40).float()
+    found = base.linear(x.T, added.T), base.input_gradient(grad.T, x.T)
     assert quantized == [True] * 3
-    x, grad, onto = (tensor.T.contiguous() for tensor in (x, grad, onto))
-    assert torch.equal(found[0], base.product(x, onto))
-    assert torch.equal(found[1], base.gradient(grad, x))
+    x, grad, added = (tensor.T.contiguous() for tensor in (x, grad, added))
+    assert torch.equal(found[0], base.linear(x, added))
+    assert torch.equal(found[1], base.input_gradient(grad, x))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -143,13 +143,13 @@ def test_a_single_layer_takes_tensors_of_any_strides(rate, monkeypatch) -> None:
 class Strict(Dense):
     """A base that takes no other strides."""
 
-    def product(self, x, onto):
+    def linear(self, x, residual):
         assert x.is_contiguous()
-        return super().product(x, onto)
+        return super().linear(x, residual)
 
-    def gradient(self, grad, onto):
+    def input_gradient(self, grad, accumulate_into):
         assert grad.is_contiguous()
-        return super().gradient(grad, onto)
+        return super().input_gradient(grad, accumulate_into)
 
 
 def gradients(model) -> torch.Tensor:

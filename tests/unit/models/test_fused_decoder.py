@@ -208,7 +208,7 @@ def test_a_trial_that_is_not_a_number_is_refused(monkeypatch) -> None:
 
 def test_more_than_plain_lora_is_refused() -> None:
     model = adapted(FUSED["llama"], use_dora=True)
-    assert fuse_layers(model) == "DoRA or a special linear layer needs peft's own way"
+    assert fuse_layers(model) == "it has DoRA or special linear layers, which peft computes"
     assert not is_fused(model)
 
 

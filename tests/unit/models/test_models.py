@@ -282,14 +282,14 @@ def test_a_bf16_base_multiplies_in_bf16_and_keeps_lora_in_float32(llama, monkeyp
     model = add_lora(base, MethodConfig(r=4, alpha=8), "base", None)
     fuse(model)
     seen = []
-    product = Dense.product
+    linear = Dense.linear
 
-    def watched(self, x, onto):
-        out = product(self, x, onto)
+    def watched(self, x, residual):
+        out = linear(self, x, residual)
         seen.extend([x.dtype, out.dtype])
         return out
 
-    monkeypatch.setattr(Dense, "product", watched)
+    monkeypatch.setattr(Dense, "linear", watched)
     loss = loss_sum(model, build_row(EXAMPLES, np.arange(4)), packed=True)
     loss.backward()
     assert loss.dtype == torch.float32

@@ -1,0 +1,355 @@
+// Causal attention inside each segment of a packed row, with rotary positions, and its gradient.
+//
+// A worked example: tokens = 5 in two segments of 3 and 2, heads = 4 query heads that share
+// kv_heads = 2 key and value heads, dim = 8.
+//
+//   bounds [0, 3, 5]     q, out [5, 4, 8]     k, v [5, 2, 8]     cos, sin [5, 8]
+//   logsumexp float32 [4, 5]
+//
+// There are 2 * 4 tasks, one for each segment and query head; head h reads key head h / 2. A task
+// splits its segment into blocks of 32 tokens (one here, padded with zeros) and computes, for query
+// block i and key blocks b <= i, with Q and K rotated by their positions,
+//
+//   S = Q K^T                             [32, 32] for each b; in b = i, row r sees columns <= r
+//   L = logsumexp of scale * S            over all blocks, for each row
+//   P = exp(scale * S - L)
+//   O = sum over b of P V
+//
+// Saved for backward: q, k and v before rotation, out and logsumexp; not P. Backward recomputes S
+// and P and then computes (FlashAttention-2, Dao 2023), for output gradient dO,
+//
+//   D = row sums of dO * O
+//   dV += P^T dO          dP = dO V^T          dS = scale * P * (dP - D)
+//   dQ += dS K            dK += dS^T Q
+//
+// and rotates dQ and dK back. The matmuls of blocks are torch's own brgemm (AMX or AVX512-BF16
+// through oneDNN).
+
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "bf16.h"
+
+namespace at::native::cpublas {
+void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
+            const c10::BFloat16* a, const c10::BFloat16* b, float* c, bool vnni);
+void brgemm_release(bool vnni);
+}  // namespace at::native::cpublas
+
+namespace {
+
+constexpr int64_t BLOCK = 32;  // queries and keys of one matmul
+
+inline void matmul(int64_t m, int64_t n, int64_t k, int64_t lda, bool add, const bf16* a,
+                   const bf16* b, float* c) {
+  at::native::cpublas::brgemm(m, n, k, lda, n, n, add, a, b, c, true);
+}
+
+struct Task {
+  int64_t start, length, head;
+  int64_t blocks() const { return (length + BLOCK - 1) / BLOCK; }
+};
+
+// One task for each segment and head, the longest first so that threads finish together.
+std::vector<Task> make_tasks(const int64_t* bounds, int64_t segments, int64_t heads) {
+  std::vector<int64_t> order(segments);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return bounds[a + 1] - bounds[a] > bounds[b + 1] - bounds[b];
+  });
+  std::vector<Task> tasks;
+  for (int64_t segment : order)
+    for (int64_t head = 0; head < heads; ++head)
+      tasks.push_back({bounds[segment], bounds[segment + 1] - bounds[segment], head});
+  return tasks;
+}
+
+// Rotates one token's head by its position, in pairs (j, j + dim/2) as Llama has them; `sign` -1
+// rotates back.
+inline void rotate(const float* in, const bf16* cos, const bf16* sin, float sign, int64_t dim,
+                   float* out) {
+  int64_t half = dim / 2;
+#pragma omp simd
+  for (int64_t j = 0; j < half; ++j) {
+    float c = to_float(cos[j]), s = sign * to_float(sin[j]);
+    out[j] = in[j] * c - in[j + half] * s;
+    out[j + half] = in[j + half] * c + in[j] * s;
+  }
+}
+
+// Reads `count` tokens of one head into a [BLOCK, dim] matrix, padded with zeros; rotates them
+// unless cos is null.
+void load_block(const bf16* source, int64_t stride, int64_t count, const bf16* cos, const bf16* sin,
+                int64_t dim, bf16* out) {
+  float unrotated[1024], rotated[1024];
+  for (int64_t i = 0; i < count; ++i) {
+    const bf16* in = source + i * stride;
+    if (!cos) {
+      std::memcpy(out + i * dim, in, dim * sizeof(bf16));
+      continue;
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < dim; ++j) unrotated[j] = to_float(in[j]);
+    rotate(unrotated, cos + i * dim, sin + i * dim, 1.0f, dim, rotated);
+#pragma omp simd
+    for (int64_t j = 0; j < dim; ++j) out[i * dim + j] = round_to_bf16(rotated[j]);
+  }
+  std::memset(out + count * dim, 0, (BLOCK - count) * dim * sizeof(bf16));
+}
+
+// Writes `count` tokens of one head, rotated back unless cos is null.
+void store_block(const float* source, int64_t stride, int64_t count, const bf16* cos,
+                 const bf16* sin, int64_t dim, bf16* out) {
+  float rotated[1024];
+  for (int64_t i = 0; i < count; ++i) {
+    const float* in = source + i * dim;
+    if (cos) {
+      rotate(in, cos + i * dim, sin + i * dim, -1.0f, dim, rotated);
+      in = rotated;
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < dim; ++j) out[i * stride + j] = round_to_bf16(in[j]);
+  }
+}
+
+// brgemm's layout (VNNI) of the right-hand matrix B [k, n]: pairs along k together, [k/2][n][2].
+// pack_b packs B = in [rows, columns], pack_b_transposed packs B = in^T [columns, rows].
+void pack_b(const bf16* in, int64_t rows, int64_t columns, bf16* out) {
+  for (int64_t i = 0; i < rows; i += 2) {
+    const bf16 *first = in + i * columns, *second = first + columns;
+    uint32_t* pairs = reinterpret_cast<uint32_t*>(out + i * columns);
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j)
+      pairs[j] = uint32_t(first[j].bits) | uint32_t(second[j].bits) << 16;
+  }
+}
+
+void pack_b_transposed(const bf16* in, int64_t rows, int64_t columns, bf16* out) {
+  const uint32_t* pairs = reinterpret_cast<const uint32_t*>(in);
+  uint32_t* transposed = reinterpret_cast<uint32_t*>(out);
+  int64_t half = columns / 2;
+  for (int64_t tile = 0; tile < half; tile += 16)
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = tile; j < std::min(tile + 16, half); ++j)
+        transposed[j * rows + i] = pairs[i * half + j];
+}
+
+void transpose(const bf16* in, bf16* out) {
+  for (int64_t tile = 0; tile < BLOCK; tile += 16)
+    for (int64_t i = 0; i < BLOCK; ++i)
+      for (int64_t j = tile; j < tile + 16; ++j) out[j * BLOCK + i] = in[i * BLOCK + j];
+}
+
+template <typename T>
+struct Buffer {  // grows and never shrinks: one for each thread, reused from task to task
+  std::unique_ptr<T[]> data;
+  int64_t size = 0;
+  T* reserve(int64_t count) {
+    if (count > size) data.reset(new T[size = count]);
+    return data.get();
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Causal attention inside each segment. q, out [tokens, heads, dim]; k, v [tokens, kv_heads, dim];
+// cos, sin [tokens, dim]; bounds int64 [segments + 1]; logsumexp float32 [heads, tokens].
+void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, const bf16* sin,
+               const int64_t* bounds, int64_t segments, int64_t heads, int64_t kv_heads,
+               int64_t dim, float scale, bf16* out, float* logsumexp, int threads) {
+  const int64_t tokens = bounds[segments], stride_q = heads * dim, stride_kv = kv_heads * dim;
+  const int64_t tile = BLOCK * dim, square = BLOCK * BLOCK;
+  const std::vector<Task> tasks = make_tasks(bounds, segments, heads);
+#pragma omp parallel num_threads(threads)
+  {
+    Buffer<bf16> packed, weights;
+    Buffer<float> scores;
+    std::vector<bf16> block(tile), queries(tile);
+    std::vector<float> result(tile);
+#pragma omp for schedule(dynamic, 1)
+    for (size_t t = 0; t < tasks.size(); ++t) {
+      const Task& task = tasks[t];
+      const int64_t blocks = task.blocks(), kv = task.head / (heads / kv_heads);
+      bf16* keys = packed.reserve(2 * blocks * tile);
+      bf16* values = keys + blocks * tile;
+      float* s = scores.reserve(blocks * square);
+      bf16* p = weights.reserve(blocks * square);
+      auto count = [&](int64_t b) { return std::min(BLOCK, task.length - b * BLOCK); };
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t first = task.start + b * BLOCK;
+        load_block(k + first * stride_kv + kv * dim, stride_kv, count(b), cos + first * dim,
+                   sin + first * dim, dim, block.data());
+        pack_b_transposed(block.data(), BLOCK, dim, keys + b * tile);
+        load_block(v + first * stride_kv + kv * dim, stride_kv, count(b), nullptr, nullptr, dim,
+                   block.data());
+        pack_b(block.data(), BLOCK, dim, values + b * tile);
+      }
+      for (int64_t i = 0; i < blocks; ++i) {
+        const int64_t first = task.start + i * BLOCK;
+        load_block(q + first * stride_q + task.head * dim, stride_q, count(i), cos + first * dim,
+                   sin + first * dim, dim, queries.data());
+        for (int64_t b = 0; b <= i; ++b)
+          matmul(BLOCK, BLOCK, dim, dim, false, queries.data(), keys + b * tile, s + b * square);
+        for (int64_t row = 0; row < BLOCK; ++row) {
+          float largest = -INFINITY, sum = 0;
+          for (int64_t b = 0; b <= i; ++b) {
+            float* line = s + b * square + row * BLOCK;
+            const int64_t visible = b < i ? BLOCK : row + 1;
+#pragma omp simd reduction(max : largest)
+            for (int64_t j = 0; j < visible; ++j) largest = std::max(largest, line[j]);
+          }
+          for (int64_t b = 0; b <= i; ++b) {
+            float* line = s + b * square + row * BLOCK;
+            const int64_t visible = b < i ? BLOCK : row + 1;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t j = 0; j < visible; ++j)
+              sum += line[j] = fast_exp(scale * (line[j] - largest));
+          }
+          const float inverse = 1.0f / sum;
+          for (int64_t b = 0; b <= i; ++b) {
+            const float* line = s + b * square + row * BLOCK;
+            bf16* target = p + b * square + row * BLOCK;
+            const int64_t visible = b < i ? BLOCK : row + 1;
+#pragma omp simd
+            for (int64_t j = 0; j < visible; ++j) target[j] = round_to_bf16(line[j] * inverse);
+            std::memset(target + visible, 0, (BLOCK - visible) * sizeof(bf16));
+          }
+          if (row < count(i))
+            logsumexp[task.head * tokens + first + row] = scale * largest + std::log(sum);
+        }
+        for (int64_t b = 0; b <= i; ++b)
+          matmul(BLOCK, dim, BLOCK, BLOCK, b > 0, p + b * square, values + b * tile, result.data());
+        store_block(result.data(), stride_q, count(i), nullptr, nullptr, dim,
+                    out + first * stride_q + task.head * dim);
+      }
+    }
+    at::native::cpublas::brgemm_release(true);
+  }
+}
+
+// The gradients of q, k and v; grad and out [tokens, heads, dim]. Where several query heads share a
+// key head, each writes its part of the gradients of k and v to `shared`, float32
+// [2, heads, tokens, dim], and the parts are summed at the end; otherwise `shared` is null.
+void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16* cos,
+                        const bf16* sin, const int64_t* bounds, int64_t segments, int64_t heads,
+                        int64_t kv_heads, int64_t dim, float scale, const bf16* out,
+                        const float* logsumexp, const bf16* grad, bf16* grad_q, bf16* grad_k,
+                        bf16* grad_v, float* shared, int threads) {
+  const int64_t tokens = bounds[segments], stride_q = heads * dim, stride_kv = kv_heads * dim;
+  const int64_t tile = BLOCK * dim, square = BLOCK * BLOCK, group = heads / kv_heads;
+  const std::vector<Task> tasks = make_tasks(bounds, segments, heads);
+#pragma omp parallel num_threads(threads)
+  {
+    Buffer<bf16> packed;
+    Buffer<float> sums;
+    std::vector<bf16> rows(tile), queries(tile), packed_queries(tile), grads(tile),
+        packed_grads(tile);
+    std::vector<bf16> p(square), ds(square), transposed(square);
+    std::vector<float> s(square), dp(square), dq(tile);
+    float delta[BLOCK], row_logsumexp[BLOCK];
+#pragma omp for schedule(dynamic, 1)
+    for (size_t t = 0; t < tasks.size(); ++t) {
+      const Task& task = tasks[t];
+      const int64_t blocks = task.blocks(), kv = task.head / group;
+      bf16* keys = packed.reserve(3 * blocks * tile);
+      bf16 *packed_keys = keys + blocks * tile, *values = packed_keys + blocks * tile;
+      float* dk = sums.reserve(2 * blocks * tile);
+      float* dv = dk + blocks * tile;
+      std::memset(dk, 0, 2 * blocks * tile * sizeof(float));
+      auto count = [&](int64_t b) { return std::min(BLOCK, task.length - b * BLOCK); };
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t first = task.start + b * BLOCK;
+        load_block(k + first * stride_kv + kv * dim, stride_kv, count(b), cos + first * dim,
+                   sin + first * dim, dim, rows.data());
+        pack_b_transposed(rows.data(), BLOCK, dim, keys + b * tile);
+        pack_b(rows.data(), BLOCK, dim, packed_keys + b * tile);
+        load_block(v + first * stride_kv + kv * dim, stride_kv, count(b), nullptr, nullptr, dim,
+                   rows.data());
+        pack_b_transposed(rows.data(), BLOCK, dim, values + b * tile);
+      }
+      for (int64_t i = 0; i < blocks; ++i) {
+        const int64_t first = task.start + i * BLOCK, offset = first * stride_q + task.head * dim;
+        load_block(q + offset, stride_q, count(i), cos + first * dim, sin + first * dim, dim,
+                   queries.data());
+        pack_b(queries.data(), BLOCK, dim, packed_queries.data());
+        load_block(grad + offset, stride_q, count(i), nullptr, nullptr, dim, grads.data());
+        pack_b(grads.data(), BLOCK, dim, packed_grads.data());
+        for (int64_t row = 0; row < BLOCK; ++row) {
+          float sum = 0;
+          if (row < count(i)) {
+            const bf16 *g = grads.data() + row * dim, *o = out + offset + row * stride_q;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t j = 0; j < dim; ++j) sum += to_float(g[j]) * to_float(o[j]);
+          }
+          delta[row] = sum;
+          row_logsumexp[row] = row < count(i) ? logsumexp[task.head * tokens + first + row] : 0.0f;
+        }
+        for (int64_t b = 0; b <= i; ++b) {
+          matmul(BLOCK, BLOCK, dim, dim, false, queries.data(), keys + b * tile, s.data());
+          matmul(BLOCK, BLOCK, dim, dim, false, grads.data(), values + b * tile, dp.data());
+          for (int64_t row = 0; row < BLOCK; ++row) {
+            const int64_t from = row * BLOCK, visible = row >= count(i) ? 0
+                                                        : b < i         ? BLOCK
+                                                                        : row + 1;
+#pragma omp simd
+            for (int64_t j = 0; j < visible; ++j) {
+              float weight = fast_exp(scale * s[from + j] - row_logsumexp[row]);
+              p[from + j] = round_to_bf16(weight);
+              ds[from + j] = round_to_bf16(scale * weight * (dp[from + j] - delta[row]));
+            }
+            std::memset(&p[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
+            std::memset(&ds[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
+          }
+          matmul(BLOCK, dim, BLOCK, BLOCK, b > 0, ds.data(), packed_keys + b * tile, dq.data());
+          transpose(ds.data(), transposed.data());
+          matmul(BLOCK, dim, BLOCK, BLOCK, true, transposed.data(), packed_queries.data(),
+                 dk + b * tile);
+          transpose(p.data(), transposed.data());
+          matmul(BLOCK, dim, BLOCK, BLOCK, true, transposed.data(), packed_grads.data(),
+                 dv + b * tile);
+        }
+        store_block(dq.data(), stride_q, count(i), cos + first * dim, sin + first * dim, dim,
+                    grad_q + offset);
+      }
+      if (shared) {
+        float* target = shared + (task.head * tokens + task.start) * dim;
+        std::memcpy(target, dk, task.length * dim * sizeof(float));
+        std::memcpy(target + heads * tokens * dim, dv, task.length * dim * sizeof(float));
+        continue;
+      }
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t first = task.start + b * BLOCK, offset = first * stride_kv + kv * dim;
+        store_block(dk + b * tile, stride_kv, count(b), cos + first * dim, sin + first * dim, dim,
+                    grad_k + offset);
+        store_block(dv + b * tile, stride_kv, count(b), nullptr, nullptr, dim, grad_v + offset);
+      }
+    }
+    at::native::cpublas::brgemm_release(true);
+    if (shared) {
+      std::vector<float> sum(2 * dim);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < tokens * kv_heads; ++i) {
+        const int64_t token = i / kv_heads, kv = i % kv_heads;
+        std::fill(sum.begin(), sum.end(), 0.0f);
+        for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
+          const float* from = shared + (head * tokens + token) * dim;
+          const float* other = from + heads * tokens * dim;
+#pragma omp simd
+          for (int64_t j = 0; j < dim; ++j) {
+            sum[j] += from[j];
+            sum[dim + j] += other[j];
+          }
+        }
+        const int64_t offset = token * stride_kv + kv * dim;
+        store_block(sum.data(), stride_kv, 1, cos + token * dim, sin + token * dim, dim,
+                    grad_k + offset);
+        store_block(sum.data() + dim, stride_kv, 1, nullptr, nullptr, dim, grad_v + offset);
+      }
+    }
+  }
+}
+
+}  // extern "C"
