@@ -1,6 +1,4 @@
-"""A measurement in a process of its own, JSON on its stdout; called from insight's bench modules
-(start it) and sides (answer). Imports nothing heavy.
-"""
+"""Run a measurement in a separate process that prints JSON to stdout. Imports nothing heavy."""
 
 import json
 import logging
@@ -21,41 +19,46 @@ logger = logging.getLogger(__name__)
 _ERROR = re.compile(r"(Error|Exception|Problem): \S")
 
 
-def environment(threads: int | None) -> dict[str, str]:
-    """This process's environment with that many OpenMP threads; None leaves them as they are.
+def thread_environment(threads: int | None) -> dict[str, str]:
+    """This process's environment with `threads` OpenMP threads; None leaves it unchanged.
 
-    Raises UserError for more threads than this process may use.
+    Raises UserError for more threads than this process can use.
     """
     cores = len(os.sched_getaffinity(0))
     if threads is None:
         return dict(os.environ)
     if not 1 <= threads <= cores:
-        raise UserError(f"--threads {threads}: this process may use 1 to {cores}")
+        raise UserError(f"--threads {threads}: this process can use 1 to {cores} threads")
     return {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
-def measured(
-    side: str,
+def run_module(
+    name: str,
     module: str,
     arguments: list[str],
     environment: Mapping[str, str],
     launcher: Sequence[str] = (),
     python: str = sys.executable,
 ) -> dict[str, Any]:
-    """What `launcher python -m module arguments` answers. Raises IntelFTError, naming `side`."""
+    """The JSON object that `launcher python -m module arguments` prints.
+
+    Raises IntelFTError, naming the measurement `name`, where it fails.
+    """
     command = [*launcher, python, "-m", module, *arguments]
-    result: dict[str, Any] = json.loads(finished(side, command, environment, bool(launcher)))
+    output = run_command(name, command, environment, launched=bool(launcher))
+    result: dict[str, Any] = json.loads(output)
     return result
 
 
-def finished(
-    side: str, command: list[str], environment: Mapping[str, str], launched: bool = False
+def run_command(
+    name: str, command: list[str], environment: Mapping[str, str], *, launched: bool = False
 ) -> str:
-    """What the command printed; where this process is killed it ends, too, rather than disturb what
-    is measured next. Raises IntelFTError, naming `side`, with its error, or where it was `launched`
-    as ranks that of the first that failed.
+    """The stdout of `command`, which ends with this process, so as not to disturb other runs.
+
+    launched: the command starts several ranks. Raises IntelFTError, naming the measurement `name`,
+    with the command's error, or that of the first rank that failed.
     """
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -64,16 +67,18 @@ def finished(
         check=False,
         preexec_fn=end_with_parent,
     )
-    if done.returncode:
-        raise IntelFTError(f"bench {side}: {_reason(done.returncode, done.stderr, launched)}")
-    logger.debug("%s", done.stderr)
-    return done.stdout
+    if completed.returncode:
+        reason = _failure(completed.returncode, completed.stderr, launched)
+        raise IntelFTError(f"bench {name}: {reason}")
+    logger.debug("%s", completed.stderr)
+    return completed.stdout
 
 
 @contextmanager
-def answer() -> Iterator[TextIO]:
-    """A stream to the process that started this one: its stdout. What libraries print inside the
-    block goes to stderr.
+def result_stream() -> Iterator[TextIO]:
+    """Yield the stdout of this process, for its result alone.
+
+    Inside the block, whatever libraries print to stdout goes to stderr.
     """
     stdout = os.dup(1)
     os.dup2(2, 1)
@@ -81,12 +86,14 @@ def answer() -> Iterator[TextIO]:
         yield stream
 
 
-def _reason(code: int, stderr: str, launched: bool) -> str:
-    """In one line. Of a process the last error, which may have others as its causes; of ranks the
-    first, which the others, and their launcher, end for.
+def _failure(code: int, stderr: str, launched: bool) -> str:
+    """The reason for a failure, in one line.
+
+    It is the last error of a single process, whose earlier lines are causes; of several ranks it is
+    the first, which ends the others and their launcher.
     """
     if code == -signal.SIGKILL:
-        return "killed, which is how Linux ends a process when memory runs out"
+        return "killed (SIGKILL), as Linux does when memory runs out"
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     lines = stderr.strip().splitlines()

@@ -145,7 +145,7 @@ def _run(
     }
     if contender == "gloo":  # it starts its own threads, and torchrun does not bind processes
         environment["I_MPI_PIN"] = "off"
-    result = subprocess_json.measured(
+    result = subprocess_json.run_module(
         contender,
         "intel_ft.bench.collectives_worker",
         [contender, *arguments],

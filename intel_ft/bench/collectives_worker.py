@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from intel_ft.config import BackendConfig
 from intel_ft.distributed.process_group import init_process_group, network_interface
 from intel_ft.distributed.world import World
-from intel_ft.subprocess_json import answer
+from intel_ft.subprocess_json import result_stream
 
 Array = NDArray[np.float32]
 
@@ -133,7 +133,7 @@ def _mpi_communicator() -> Iterator[Communicator]:
 def main() -> None:
     """Measure the contender in argv: {"ranks", "seconds": {collective: [batches of each size]}}."""
     contender, collectives, sizes = sys.argv[1:]
-    with answer() as stream:
+    with result_stream() as stream:
         world = World.detect()
         if world.local_size < world.size and (interface := network_interface(world)):
             # libfabric over TCP uses the first interface that is up, which may not reach the hosts.

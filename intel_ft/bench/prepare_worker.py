@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from intel_ft.bench.task import OWN_TRAINER
 from intel_ft.config import DataConfig
 from intel_ft.data.templates import ALPACA, ALPACA_WITH_INPUT
-from intel_ft.subprocess_json import answer
+from intel_ft.subprocess_json import result_stream
 
 MAX_LENGTH = 4096  # tokens of an example and of a packed row; no example is longer
 BATCH = 16  # examples per optimizer step
@@ -135,7 +135,7 @@ def main() -> None:
     """Measure the contender in argv. Only the result goes to stdout; libraries print on stderr."""
     contender, file, name = sys.argv[1:]
     with (
-        answer() as stream,
+        result_stream() as stream,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
     ):
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -35,12 +35,12 @@ def bench_quality(
             f"{len(contenders)} contenders, {seeds} seeds, {steps} steps: at least one of each is "
             "needed"
         )
-    environment = subprocess_json.environment(threads)
+    environment = subprocess_json.thread_environment(threads)
 
     def run(contender: str, seed: int) -> dict[str, Any]:
         arguments = [contender, str(seed), str(steps), str(threads or 0)]
         module = "intel_ft.bench.quality_worker"
-        result = subprocess_json.measured(contender, module, arguments, environment)
+        result = subprocess_json.run_module(contender, module, arguments, environment)
         logger.info("%s, seed %d: validation loss %.4f", contender, seed, result["heldout_loss"])
         return {"seed": seed, **result}
 

@@ -18,7 +18,7 @@ from intel_ft.bench.quality import BASE, REFERENCE
 from intel_ft.config import Config, build
 from intel_ft.data.prepare import prepare
 from intel_ft.models.load import load_tokenizer
-from intel_ft.subprocess_json import answer
+from intel_ft.subprocess_json import result_stream
 
 
 def settings(contender: str, seed: int, steps: int, threads: int | None, folder: Path) -> Config:
@@ -83,7 +83,7 @@ def measure(contender: str, config: Config, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure the contender in argv. Only the result goes to stdout; libraries print on stderr."""
     contender, seed, steps, threads = sys.argv[1:]
-    with answer() as stream, tempfile.TemporaryDirectory() as name:
+    with result_stream() as stream, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = settings(contender, int(seed), int(steps), int(threads) or None, folder)
         json.dump(measure(contender, config, folder), stream)

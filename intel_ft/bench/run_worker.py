@@ -22,7 +22,7 @@ def with_threads(task: Task) -> Task:
     Raises UserError if this process does not have enough cores.
     """
     if task.processes == 1:
-        subprocess_json.environment(task.threads)
+        subprocess_json.thread_environment(task.threads)
         return task
     cores = topology.read().usable
     threads = task.threads or cores // task.processes
@@ -36,7 +36,7 @@ def run_task(task: Task) -> dict[str, Any]:
     """Run a task of `with_threads` in fresh processes; all contenders get the same environment."""
     if task.processes > 1:
         return run_ranks(task, "mpirun")
-    return _run(task, _WORKER, subprocess_json.environment(task.threads))
+    return _run(task, _WORKER, subprocess_json.thread_environment(task.threads))
 
 
 def run_ranks(task: Task, via: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _run(
     load = os.getloadavg()[0]
     if task.backend == "cpu":  # without it TRL's ranks use GPUs even with `use_cpu`
         environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess_json.measured(
+    result = subprocess_json.run_module(
         task.contender, module, [task.to_json()], environment, launcher, python_of(task.contender)
     )
     return {**result, "load1": load}

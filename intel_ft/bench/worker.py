@@ -1,5 +1,6 @@
-"""One run of one side in processes of its own: `python -m intel_ft.bench.worker TASK`, a JSON task
-in, a JSON measurement out on rank 0's stdout; started by insight.runs.
+"""One run of one contender in its own processes: `python -m intel_ft.bench.worker TASK`.
+
+The task is JSON in the arguments; rank 0 prints the measurement as JSON on stdout.
 """
 
 import gc
@@ -25,44 +26,48 @@ from intel_ft.host import cpu, devices, topology
 from intel_ft.host.allocator import keep_freed_memory
 from intel_ft.models import gemm_rate
 from intel_ft.models.flops import step_cost
-from intel_ft.subprocess_json import answer
+from intel_ft.subprocess_json import result_stream
 
 
 def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
-    """Train as the task says and report rates, times and memory, of all ranks of `world` together.
+    """Train as the task says; returns rates, times and memory of all ranks of `world` together.
 
-    The GEMM rate is measured after training, on the same threads, by all ranks at once, once the
-    peak of resident memory has been read.
+    The GEMM rate is measured last, by all ranks at once and on the same threads: after training,
+    and after the peak of resident memory has been read.
     """
     backend = _backend(task, world)
     transformers.set_seed(task.seed)
     examples = synthetic_examples(task.workload, task.seed)
     shapes = shape_model(task.workload, task.rank)
     cost = step_cost(shapes)
+    exchange = {}
+    trainer: Any
     if task.contender in OWN_TRAINERS:
-        from intel_ft.bench.own_trainer import exchanged
-        from intel_ft.bench.own_trainer import our_trainer as side_trainer
-    else:
-        from intel_ft.bench.peer_trainers import peer_trainer as side_trainer
+        from intel_ft.bench.own_trainer import exchange_facts, own_trainer
 
-    trainer, watch = side_trainer(task, examples, folder, world, backend.optimize)
-    trainer.train()
-    exchange = exchanged(trainer) if task.contender in OWN_TRAINERS else {}
+        trainer, timer = own_trainer(task, examples, folder, world, backend)
+        trainer.train()
+        exchange = exchange_facts(trainer)
+    else:
+        from intel_ft.bench.peer_trainers import peer_trainer
+
+        trainer, timer = peer_trainer(task, examples, folder, world, backend.optimize)
+        trainer.train()
     rss, gpu = cpu.peak_rss_gib(), devices.peak_gib(backend.device)
     del trainer
     gc.collect()
     devices.reset_peak(backend.device)
-    keep_freed_memory()  # the rate is measured alike for all, whatever they trained with
+    keep_freed_memory()  # for a rate that is measured alike, whatever the contender
     products = gemm_rate.linear_products(
         shapes, task.workload.row_tokens, float(examples.supervised.mean())
     )
     world.barrier()
     rate = gemm_rate.model_rate(products, backend.dtype, seconds=0.2, device=backend.device)
-    times, tally = watch.step_times, watch.tally
+    times, tally = timer.step_times, timer.tally
     seconds = sum(times)
-    own = (len(tally.lengths), sum(tally.lengths), tally.supervised, cost.flops(tally.as_row()))
-    total = world.all_reduce(torch.tensor([*own, rate, rss], dtype=torch.float64)).tolist()
-    count, tokens, supervised, flops, rate, rss = total
+    work = (len(tally.lengths), sum(tally.lengths), tally.supervised, cost.flops(tally.as_row()))
+    summed = world.all_reduce(torch.tensor([*work, rate, rss], dtype=torch.float64)).tolist()
+    count, tokens, supervised, flops, rate, rss = summed
     return {
         "tokens_per_s": tokens / seconds,
         "supervised_tokens_per_s": supervised / seconds,
@@ -83,31 +88,31 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
 
 
 def _backend(task: Task, world: World) -> Backend:
-    """What a side computes with. Our own sides get what a run of ours gives itself; a peer the same
-    threads, and memory and kernels kept as torch does by itself.
+    """What a contender computes with.
+
+    The own trainers get what a run decides; a peer gets the same threads, and torch's defaults for
+    the allocator and for cached kernels.
     """
     settings = BackendConfig(threads=task.threads or "auto")
     model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
-    place = (world.local_size, world.local_rank)
-    if task.contender in IPEX_CONTENDERS:  # backends.ipex has one way for both
-        return choice.select(settings, model, "ipex", *place)
-    if task.contender == OWN_TRAINER:
-        return choice.select(settings, model, task.backend, *place)
+    name = "ipex" if task.contender in IPEX_CONTENDERS else task.backend
+    if task.contender in (OWN_TRAINER, *IPEX_CONTENDERS):
+        return choice.select(settings, model, name, world.local_size, world.local_rank)
     threads = task.threads or topology.read().usable
     torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets another
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # or Accelerate sets another number
     host = Backend(torch.bfloat16, threads, ())
     return host if task.backend == "cpu" else cuda.select(model, host, world.local_rank)
 
 
 def main() -> None:
-    """Run the task in argv; libraries that print get stderr, stdout is the measurement's alone."""
+    """Run the task in argv; whatever libraries print goes to stderr, the measurement to stdout."""
     task = Task.from_json(sys.argv[1])
     world = World.detect() if task.processes > 1 else World()
-    # A peer gets what torch has: oneCCL for CPUs is our own backend.
+    # A peer gets torch's own collectives: oneCCL for CPUs is a backend of this package.
     collective = BackendConfig(collective="auto" if task.contender in OWN_TRAINERS else "gloo")
     with (
-        answer() as stream,
+        result_stream() as stream,
         tempfile.TemporaryDirectory() as folder,
         init_process_group(world, collective, task.backend) as decisions,
     ):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from intel_ft.subprocess_json import answer
+from intel_ft.subprocess_json import result_stream
 
 SECONDS = 0.25  # of one measurement
 _FEW_ROWS, _ROWS, _WIDTH = 256, 2048, 2048
@@ -160,7 +160,7 @@ STEPS: dict[str, Callable[[], Any]] = {
 
 def main(steps: list[str]) -> None:
     """Run the steps in order; the step `import NAME` imports a module."""
-    with answer() as stream:
+    with result_stream() as stream:
         for step in steps:
             run = STEPS.get(step) or import_step(step.removeprefix("import "))
             try:

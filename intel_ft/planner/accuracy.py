@@ -86,7 +86,7 @@ def bench_plan(names: list[str], steps: int, threads: int | None) -> dict[str, A
     for name in names:
         if name not in CASES:
             raise UserError(f"no case {name!r}: choose of {', '.join(CASES)}")
-    subprocess_json.environment(threads)
+    subprocess_json.thread_environment(threads)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names or list(CASES):
@@ -100,7 +100,9 @@ def _case(name: str, case: Case, folder: Path, steps: int, threads: int | None) 
     predicted = plan(inputs_of(config, Cluster(), None))
     write_text(folder / "run.yaml", config.to_yaml())
     command = [sys.executable, "-c", _TRAIN, "train", str(folder / "run.yaml"), "--overwrite"]
-    subprocess_json.finished(f"plan, {name}", command, subprocess_json.environment(threads))
+    subprocess_json.run_command(
+        f"plan, {name}", command, subprocess_json.thread_environment(threads)
+    )
     metrics = (config.output.directory / "metrics.jsonl").read_text().splitlines()
     real = [json.loads(line) for line in metrics]
     memory = max(line["rss_gib"] for line in real)

@@ -45,7 +45,7 @@ def _play(monkeypatch, losses):
         speed = {} if contender == "base" else {"tokens_per_s": 10.0 * len(started)}
         return {"heldout_loss": losses[contender].pop(0), "threads": 1, **speed}
 
-    monkeypatch.setattr(module.subprocess_json, "measured", measured)
+    monkeypatch.setattr(module.subprocess_json, "run_module", measured)
     return started
 
 
@@ -128,7 +128,9 @@ def test_plain_training_learns_its_examples_and_repeats(tmp_path):
 
 def test_a_process_that_fails_names_its_contender_and_reason():
     with pytest.raises(IntelFTError, match=r"bench ours: .*no_such_module"):
-        subprocess_json.measured("ours", "no_such_module", [], subprocess_json.environment(None))
+        subprocess_json.run_module(
+            "ours", "no_such_module", [], subprocess_json.thread_environment(None)
+        )
 
 
 def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of_it():
@@ -136,7 +138,7 @@ def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of
         start = command(Job((), (), 2, "127.0.0.1:0"), via)
         environment = {**os.environ, **start.environment}
         with pytest.raises(IntelFTError, match="bench ours: KeyError: 'workload'"):
-            subprocess_json.measured(
+            subprocess_json.run_module(
                 "ours", "intel_ft.bench.worker", ["{}"], environment, start.arguments
             )
 
@@ -154,7 +156,7 @@ def test_what_a_killed_benchmark_measures_ends_with_it(via, tmp_path):
         [
             *(sys.executable, "-c"),
             "import os, sys; from intel_ft import subprocess_json; "
-            "subprocess_json.measured('ours', 'idle', [], os.environ, sys.argv[1:])",
+            "subprocess_json.run_module('ours', 'idle', [], os.environ, sys.argv[1:])",
             *start.arguments,
         ],
         env={**os.environ, **start.environment, "PYTHONPATH": str(tmp_path)},
