@@ -1,14 +1,14 @@
-"""Serves a model folder over HTTP as OpenAI's API does, and asks it a question.
+"""Serve a model folder over HTTP with OpenAI's chat API, or ask it one question.
 
     python tools/serve_demo.py DIR --ask "Name three rivers."
     python tools/serve_demo.py DIR --port 8000            # until Ctrl-C; then, elsewhere:
     curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \
         -d '{"messages": [{"role": "user", "content": "Name three rivers."}]}'
 
-An IR is served by OpenVINO Model Server where `ovms` is on the PATH and DIR has its graph.pbtxt,
-otherwise by OpenVINO GenAI in this process; any other folder by torch. In this process prompts are
-formed as in training, whatever the template, and questions are answered one at a time. It is a
-demonstration: no users, no TLS; for production there is OVMS (docs/publishing.md).
+An IR is served by OpenVINO Model Server if `ovms` is on the PATH and DIR has a graph.pbtxt,
+otherwise by OpenVINO GenAI in this process; any other folder by torch. In this process, prompts use
+the template of training, and requests are answered one at a time. This is a demonstration without
+authentication and TLS; use OVMS in production (docs/publishing.md).
 """
 
 import argparse
@@ -38,7 +38,7 @@ from intel_ft.optional_packages import block_torch_import
 from intel_ft.runtimes.language_model import Completion, Sampling, Stream
 from intel_ft.runtimes.open_model import open_model
 
-PATIENCE = 300.0  # seconds for a server to load its model
+LOAD_TIMEOUT = 300.0  # seconds for a server to load its model
 ROLES = ("system", "user", "assistant")
 
 
@@ -55,39 +55,39 @@ class Model:
         self.system_prompt = artifact.system_prompt
         self.busy = threading.Lock()
 
-    def answer(self, asked: dict[str, Any], stream: Stream | None) -> tuple[Completion, int]:
+    def answer(self, request: dict[str, Any], stream: Stream | None) -> tuple[Completion, int]:
         """The answer to a chat request, and the number of tokens of its prompt.
 
-        Raises UserError for a request that makes no sense.
+        Raises UserError for an invalid request.
         """
-        messages = _messages(asked.get("messages"))
+        messages = _messages(request.get("messages"))
         prompt = prompt_tokens(self.model.tokenizer, self.template, messages, self.system_prompt)
         try:
             sampling = Sampling(
-                int(asked.get("max_completion_tokens") or asked.get("max_tokens") or 256),
-                temperature=float(asked.get("temperature") or 0.0),
-                top_p=float(asked.get("top_p") or 1.0),
-                seed=int(asked.get("seed") or 0),
+                int(request.get("max_completion_tokens") or request.get("max_tokens") or 256),
+                temperature=float(request.get("temperature") or 0.0),
+                top_p=float(request.get("top_p") or 1.0),
+                seed=int(request.get("seed") or 0),
             )
         except (TypeError, ValueError) as error:
-            raise UserError(f"a number is expected: {error}") from None
+            raise UserError(f"expected a number: {error}") from None
         with self.busy:
             return self.model.generate(prompt, sampling, stream), len(prompt)
 
 
-def _messages(given: Any) -> tuple[Message, ...]:
-    if not isinstance(given, list) or not given:
-        raise UserError("messages: a list of at least one message is needed")
+def _messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise UserError("messages must be a list of at least one message")
     messages = []
-    for message in given:
+    for message in value:
         role, content = message.get("role"), message.get("content")
-        if isinstance(content, list):  # parts, of which text is what we read
+        if isinstance(content, list):  # parts; only text is used
             content = "".join(str(part.get("text", "")) for part in content)
         if role not in ROLES or not isinstance(content, str):
-            raise UserError(f"messages: each has a role ({', '.join(ROLES)}) and a text content")
+            raise UserError(f"messages: each needs a role ({', '.join(ROLES)}) and a text content")
         messages.append(Message(role, content))
     if messages[-1].role != "user":
-        raise UserError("messages: the last one is the user's")
+        raise UserError("messages: the last one must be the user's")
     return tuple(messages)
 
 
@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: what people ask is theirs."""
+        """Log nothing: requests are private."""
 
     def do_GET(self) -> None:
         """List the one model."""
@@ -117,18 +117,18 @@ class Handler(BaseHTTPRequestHandler):
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
         about |= {"model": self.model.name}
         try:
-            asked = json.loads(body)
-            if asked.get("stream"):
-                self._stream(asked, about)
+            request = json.loads(body)
+            if request.get("stream"):
+                self._stream(request, about)
             else:
-                self._whole(asked, about)
+                self._whole(request, about)
         except (ValueError, AttributeError):
-            self._error(400, "the body is not a JSON object of OpenAI's form")
+            self._error(400, "the body must be a JSON object in OpenAI's format")
         except IntelFTError as error:
             self._error(400, str(error))
 
-    def _whole(self, asked: dict[str, Any], about: dict[str, Any]) -> None:
-        completion, prompt = self.model.answer(asked, None)
+    def _whole(self, request: dict[str, Any], about: dict[str, Any]) -> None:
+        completion, prompt = self.model.answer(request, None)
         new = len(completion.new_tokens)
         message = {"role": "assistant", "content": completion.text}
         reason = "stop" if completion.stopped else "length"
@@ -146,8 +146,8 @@ class Handler(BaseHTTPRequestHandler):
             },
         )
 
-    def _stream(self, asked: dict[str, Any], about: dict[str, Any]) -> None:
-        """Server-sent events; the headers go out with the first piece, after what may fail."""
+    def _stream(self, request: dict[str, Any], about: dict[str, Any]) -> None:
+        """Send server-sent events; the headers go with the first piece, after possible errors."""
         about |= {"object": "chat.completion.chunk"}
         started = False
 
@@ -163,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"data: " + json.dumps(about | {"choices": [choice]}).encode())
             self.wfile.write(b"\n\n")
 
-        completion, _ = self.model.answer(asked, lambda piece: send({"content": piece}))
+        completion, _ = self.model.answer(request, lambda piece: send({"content": piece}))
         send({}, "stop" if completion.stopped else "length")
         self.wfile.write(b"data: [DONE]\n\n")
         self.close_connection = True
@@ -182,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def in_process(folder: str, host: str, port: int) -> Iterator[str]:
-    """Serve with GenAI or torch in threads of this process; yields the address of the API."""
+    """Serve with GenAI or torch in threads of this process; yields the URL of the API."""
     Handler.model = Model(folder)
     server = ThreadingHTTPServer((host, port), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -196,7 +196,7 @@ def in_process(folder: str, host: str, port: int) -> Iterator[str]:
 
 @contextmanager
 def model_server(folder: str, host: str, port: int) -> Iterator[str]:
-    """Serve with `ovms`; yields the address of the API once the model is loaded."""
+    """Serve with `ovms`; yields the URL of the API once the model is loaded."""
     port = port or _free_port(host)
     name = Path(folder).resolve().name
     command = ["ovms", "--model_path", str(Path(folder).resolve()), "--model_name", name]
@@ -204,10 +204,10 @@ def model_server(folder: str, host: str, port: int) -> Iterator[str]:
     with subprocess.Popen(command, stdout=sys.stderr) as process:
         try:
             api = f"http://{host}:{port}/v3"
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + LOAD_TIMEOUT
             while not _answers(f"{api}/models"):
                 if process.poll() is not None or time.monotonic() > end:
-                    raise SystemExit("ovms did not come up: see its messages above")
+                    raise SystemExit("ovms did not start: see its messages above")
                 time.sleep(0.5)
             yield api
         finally:
@@ -230,30 +230,30 @@ def _answers(url: str) -> bool:
 
 def ask(api: str, model: str, question: str, max_tokens: int) -> str:
     """The answer of the server at `api` to one question."""
-    asked = {
+    body = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
         "max_tokens": max_tokens,
     }
     request = urllib.request.Request(
-        f"{api}/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        f"{api}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+        with urllib.request.urlopen(request, timeout=LOAD_TIMEOUT) as response:
             return str(json.load(response)["choices"][0]["message"]["content"])
     except urllib.error.HTTPError as error:
-        raise SystemExit(f"error: the server says {error.read().decode()}") from None
+        raise SystemExit(f"error: the server answered: {error.read().decode()}") from None
 
 
 def main() -> None:
-    """Serve, and either ask one question or stay until Ctrl-C."""
-    parser = argparse.ArgumentParser(description="Serve a model folder as OpenAI's API does.")
+    """Serve, and either ask one question or run until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Serve a model folder with OpenAI's chat API.")
     parser.add_argument(
-        "folder", metavar="DIR", help="exported, merged or adapter folder, or a run"
+        "folder", metavar="DIR", help="folder of an export, a merged model, an adapter or a run"
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="default: a free one")
-    parser.add_argument("--ask", metavar="QUESTION", help="ask this over HTTP, then leave")
+    parser.add_argument("--port", type=int, default=0, help="default: any free port")
+    parser.add_argument("--ask", metavar="QUESTION", help="ask this question over HTTP, then exit")
     parser.add_argument("--max-tokens", type=int, default=128)
     options = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

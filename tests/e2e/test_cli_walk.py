@@ -1,4 +1,4 @@
-"""The verbs of the README, as a user runs them: each in a process of its own."""
+"""The verbs of the README, as a user runs them: each in its own process."""
 
 import json
 import os
@@ -128,7 +128,7 @@ def test_help_answers_within_half_a_second() -> None:
     assert statistics.median(cpu_seconds("--help") for _ in range(5)) < 0.5
 
 
-def test_without_a_verb_the_help_is_what_one_gets() -> None:
+def test_without_a_verb_the_help_is_shown() -> None:
     assert intel_ft(code=2).stderr.startswith("Usage: intel-ft [OPTIONS]")
     assert intel_ft("bench", code=2).stderr.startswith("Usage: intel-ft bench")
 
@@ -239,11 +239,11 @@ def evaluated(model, walk) -> dict:
     return only_object(intel_ft("eval", model, "--data", walk.data, "--json").stdout)
 
 
-def test_validate_says_what_train_would_see(walk) -> None:
-    found = only_object(intel_ft("validate", walk.config, "--json").stdout)
-    assert found["train_examples"] == 24
-    assert found["template"] == "tokenizer"
-    assert 0 < found["supervised_tokens"] < found["train_tokens"]
+def test_validate_reports_what_train_would_read(walk) -> None:
+    facts = only_object(intel_ft("validate", walk.config, "--json").stdout)
+    assert facts["train_examples"] == 24
+    assert facts["template"] == "tokenizer"
+    assert 0 < facts["supervised_tokens"] < facts["train_tokens"]
 
 
 def test_a_finished_run_is_not_trained_over(walk) -> None:
@@ -273,10 +273,10 @@ def test_generate_answers_from_the_ir_as_text_and_as_json(ir) -> None:
     prompt = "Write the Python function `first(items)`."
     done = intel_ft("generate", ir, prompt, "--max-new-tokens", 16)
     assert done.stdout.strip()
-    found = only_object(intel_ft("generate", ir, "-", "--max-new-tokens", 16, "--json",
+    answer = only_object(intel_ft("generate", ir, "-", "--max-new-tokens", 16, "--json",
                                  stdin=prompt).stdout)  # fmt: skip
-    assert found["text"].strip() == done.stdout.strip()
-    assert 1 <= found["new_tokens"] <= 16
+    assert answer["text"].strip() == done.stdout.strip()
+    assert 1 <= answer["new_tokens"] <= 16
 
 
 @openvino
@@ -289,10 +289,10 @@ def test_chat_from_a_pipe_answers_and_leaves_at_exit(ir) -> None:
 
 
 @openvino
-@pytest.mark.timeout(1200)  # six minutes where two slow cores do other things, too
+@pytest.mark.timeout(1200)  # six minutes on two slow, busy cores
 def test_the_demo_prints_one_object(tmp_path) -> None:
     done = intel_ft("demo", "--max-steps", 8, "--json", "--output", tmp_path / "demo")
-    found = only_object(done.stdout)
+    report = only_object(done.stdout)
     assert {
         "heldout_loss_base",
         "heldout_loss_tuned",
@@ -302,12 +302,12 @@ def test_the_demo_prints_one_object(tmp_path) -> None:
         "mfu",
         "seconds",
         "generated",
-    } <= set(found)
-    assert found["heldout_loss_tuned"] < found["heldout_loss_base"]
-    assert found["perplexity_int8"] == pytest.approx(found["perplexity_bf16"], rel=0.02)
-    assert found["tokens_per_s"] > 0
-    assert 0 < found["mfu"] < 1
-    assert found["generated"].strip()
+    } <= set(report)
+    assert report["heldout_loss_tuned"] < report["heldout_loss_base"]
+    assert report["perplexity_int8"] == pytest.approx(report["perplexity_bf16"], rel=0.02)
+    assert report["tokens_per_s"] > 0
+    assert 0 < report["mfu"] < 1
+    assert report["generated"].strip()
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"run", "merged", "openvino"}
     again = intel_ft("demo", "--max-steps", 8, "--json", "--output", tmp_path / "demo", code=2)
     assert again.stdout == ""

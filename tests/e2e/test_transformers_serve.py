@@ -1,4 +1,4 @@
-"""`generate` against a running `transformers serve` gives what the same folder gives here."""
+"""`generate` through `transformers serve` gives the same answers as the folder does locally."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_serve_available
 if not is_serve_available():
     pytest.skip("needs fastapi, uvicorn and openai: transformers[serving]", allow_module_level=True)
 
-# The shipped model continues code: a template that adds next to nothing leaves it sure of itself.
+# The shipped model continues code: with a template that adds almost nothing its answers are stable.
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content + '\n' }}{% endfor %}"
 
 

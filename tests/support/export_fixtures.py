@@ -1,4 +1,4 @@
-"""A Llama of 0.1 M parameters that has learnt a page of Python by heart, and an adapter on it."""
+"""A Llama of 0.1 M parameters that has memorized a page of Python, and an adapter for it."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def make_model(vocabulary: int, hidden: int) -> LlamaForCausalLM:
 
 
 def make_adapter(base: Path, folder: Path, size: float = 0.05, **lora) -> Path:
-    """Adapter folder as a run leaves it, of random weights with a visible effect."""
+    """An adapter folder as a run leaves it, with random weights and a visible effect."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
@@ -115,8 +115,9 @@ def make_examples(tokenizer) -> Examples:
 
 
 def make_run(folder: Path, *, size: float = 0.02, **lora) -> Path:
-    """A finished run on the shipped model, as far as export looks at it: a random adapter, and a
-    configuration that names 24 training and 12 held-out examples.
+    """A finished run on the shipped model: what export reads of one.
+
+    It has a random adapter, and a configuration with 24 training and 12 validation examples.
     """
     base = assets.resolve("tiny-python-llama")
     make_adapter(Path(base), folder / "adapter", size, **lora)

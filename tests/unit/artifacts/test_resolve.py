@@ -1,4 +1,4 @@
-"""What was given is recognised, and what was not is said in a line."""
+"""Folders and ids are recognized; anything else is an error of one line."""
 
 import json
 from pathlib import Path
@@ -21,13 +21,13 @@ def test_kinds(tmp_path) -> None:
     adapter = _touch(tmp_path / "run" / "adapter", "adapter_config.json")
     Provenance("adapter", "org/base", "r1", "llama2", None, "0").save(adapter)
     for given in (adapter, adapter.parent):
-        found = resolve(str(given))
-        assert (found.kind, found.location, found.base_model) == (
+        artifact = resolve(str(given))
+        assert (artifact.kind, artifact.location, artifact.base_model) == (
             "adapter",
             str(adapter),
             "org/base",
         )
-        assert (found.base_revision, found.template) == ("r1", "llama2")
+        assert (artifact.base_revision, artifact.template) == ("r1", "llama2")
 
     foreign = _touch(
         tmp_path / "foreign", "adapter_config.json", '{"base_model_name_or_path": "org/b"}'
