@@ -1,12 +1,13 @@
-"""The YAML configuration: its fields, their bounds, and how a file and overrides become one.
+"""The YAML configuration: its fields and bounds, and how a file and overrides are read and checked.
 
-Called from cli; every other package receives the finished `Config` or one of its sections.
+`load` reads a file and returns a `Config`; other packages receive it or one of its sections. The
+string below each field is its documentation.
 """
 
 import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,119 +20,173 @@ DataFormat = Literal[
 ]
 TemplateName = Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"]
 
-_AS_THEY_ARE = (
-    "needs the base's weights as they are: no qlora, no model.base_dtype, no backend.prepack=true"
+_NEEDS_PLAIN_BASE = (
+    "requires unmodified base weights: it cannot be combined with qlora, model.base_dtype or"
+    " backend.prepack=true"
 )
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, unknown keys refused."""
+    """A section of the configuration: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
-    """Which base model, and how far to trust its files."""
+    """The base model, and how far its files are trusted."""
 
     name_or_path: str = Field(min_length=1)
+    """A local model folder with safetensors, or a Hub id (org/name)."""
     revision: str | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # float16 is for GPUs
-    # Of the frozen weights. auto: nf4 where method.name is qlora, else model.dtype.
+    """Branch, tag or commit on the Hub; null uses the default branch."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of matmuls. float16 is only for GPUs."""
     base_dtype: Literal["auto", "int8", "nf4"] = "auto"
+    """Format of the frozen weights. auto: nf4 if method.name is qlora, otherwise model.dtype."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model. Read that code first."""
     allow_pickle: bool = False
+    """Load .bin weights. They are pickle files, which can run code when loaded."""
 
 
 class DataConfig(Section):
-    """Where the examples come from and how they become tokens with a loss mask."""
+    """Where the examples come from, and how they become tokens with a loss mask."""
 
     train: str = Field(min_length=1)
+    """Training data: a file or folder (.json, .jsonl, .csv, .parquet, .txt), or a Hub id."""
     eval: str | None = None
+    """Validation data, in the same format."""
     split: str = "train"
-    eval_split: str | None = None  # of data.eval; None is the same as split
+    """Split of data.train, or a slice of it such as train[:1000]."""
+    eval_split: str | None = None
+    """Split of data.eval; null uses data.split."""
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of data.train that becomes the validation set if data.eval is not set."""
     format: DataFormat = "auto"
+    """Meaning of the columns; auto detects it from their names."""
     template: TemplateName = "auto"
+    """Prompt template; auto uses the tokenizer's chat_template if it has one."""
     system_prompt: str | None = None
+    """System message for conversations that have none."""
     max_length: int = Field(1024, ge=8)
+    """Maximum tokens per example. Attention costs grow with its square."""
     on_long: Literal["error", "drop", "truncate"] = "error"
+    """What happens to examples that are longer than max_length."""
     loss_on: Literal["completion", "all"] = "completion"
+    """Tokens that are trained on: the answers only, or all tokens."""
 
 
 class MethodConfig(Section):
-    """What is trained, and towards what: an adapter or all weights, labels or a teacher."""
+    """What is trained (an adapter or all weights), and on which target (labels or a teacher)."""
 
     name: Literal["lora", "qlora", "full", "distill"] = "lora"
+    """Training method. qlora is LoRA on a 4-bit base; full trains all weights."""
     r: int = Field(16, ge=1, le=1024)
+    """Rank of the adapter. Its memory and time grow with it."""
     alpha: float = Field(32.0, gt=0)
+    """The adapter's output is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    modules_to_save: list[str] = []  # trained whole beside the adapter, and saved with it
+    """Linear layers that get an adapter, by name."""
+    modules_to_save: list[str] = []
+    """Modules that are trained in full alongside the adapter and saved with it."""
     use_dora: bool = False
+    """Use DoRA (weight-decomposed LoRA)."""
     use_rslora: bool = False
+    """Use rank-stabilized LoRA: scale by alpha / sqrt(r)."""
     init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    lora_plus_ratio: float = Field(1.0, ge=1.0)  # B's learning rate over A's
-    teacher: str | None = None  # a model, or "base": the student's own before tuning
+    """Initialization of the adapter."""
+    lora_plus_ratio: float = Field(1.0, ge=1.0)
+    """LoRA+: learning rate of the B matrices divided by that of the A matrices."""
+    teacher: str | None = None
+    """Distillation: the teacher model, or "base" for the student's own base model."""
     student: Literal["lora", "full"] = "lora"
-    divergence: Literal["forward", "reverse"] = "forward"  # KL(teacher, student) or the other way
+    """Distillation: train an adapter or all weights of the student."""
+    divergence: Literal["forward", "reverse"] = "forward"
+    """Distillation: KL(teacher, student), or KL(student, teacher) if reverse."""
     temperature: float = Field(2.0, gt=0, le=100)
-    teacher_weight: float = Field(0.5, gt=0.0, le=1.0)  # the rest is the labels'
+    """Distillation: softmax temperature of teacher and student."""
+    teacher_weight: float = Field(0.5, gt=0.0, le=1.0)
+    """Distillation: weight of the teacher's term; the labels get the rest."""
 
     @property
     def trains_all(self) -> bool:
-        """Whether all weights are trained; else an adapter on frozen ones."""
+        """Whether all weights are trained, instead of an adapter on frozen ones."""
         return self.name == "full" or (self.name == "distill" and self.student == "full")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "MethodConfig":
-        distilling = ("teacher", "student", "divergence", "temperature", "teacher_weight")
-        adapter = [n for n in type(self).model_fields if n not in ("name", *distilling)]
-        if self.trains_all and (name := self._changed(adapter)):
-            raise ValueError(f"{name} is an adapter's, and all weights are trained here")
-        if self.name != "distill" and (name := self._changed(distilling)):
-            raise ValueError(f"{name} is for name=distill, and name is {self.name} here")
+        distillation = ("teacher", "student", "divergence", "temperature", "teacher_weight")
+        adapter = [n for n in type(self).model_fields if n not in ("name", *distillation)]
+        if self.trains_all and (name := self._first_changed(adapter)):
+            raise ValueError(f"{name} configures an adapter, but all weights are trained here")
+        if self.name != "distill" and (name := self._first_changed(distillation)):
+            raise ValueError(f"{name} requires name=distill, but name is {self.name}")
         if self.name == "distill" and self.teacher is None:
-            raise ValueError("name=distill needs a teacher: a model, or base for the student's own")
+            raise ValueError(
+                "name=distill needs a teacher: set teacher to a model, or to base for the student's"
+                " own base model"
+            )
         if self.init in ("pissa", "olora"):
             if self.use_dora:
-                raise ValueError(f"init={self.init} and use_dora exclude each other")
+                raise ValueError(f"init={self.init} cannot be combined with use_dora")
             if self.teacher == "base":
                 raise ValueError(
-                    f"init={self.init} changes the base: name that by its path as the teacher"
+                    f"init={self.init} changes the base weights, so teacher=base cannot be used:"
+                    " set teacher to the path of the base model"
                 )
         return self
 
-    def _changed(self, names: Iterable[str]) -> str | None:
-        """The first of these fields that is not at its default."""
+    def _first_changed(self, names: Iterable[str]) -> str | None:
+        """The first of these fields that differs from its default."""
         fields = type(self).model_fields
         return next((n for n in names if getattr(self, n) != fields[n].default), None)
 
 
 class TrainConfig(Section):
-    """The steps: how many, how large, how fast, and when to save and evaluate."""
+    """The optimizer steps: how many, how large, how fast, and when to save and evaluate."""
 
     epochs: float = Field(1.0, gt=0)
+    """Passes over the training data."""
     max_steps: int | None = Field(None, ge=1)
+    """Number of optimizer steps; overrides epochs."""
     global_batch_size: int = Field(16, ge=1)
+    """Examples per optimizer step, over all ranks together."""
     max_tokens_per_row: int | Auto = "auto"
+    """Length of a packed row. Longer rows are faster up to about 2048 tokens, but need memory."""
     learning_rate: float = Field(2e-4, gt=0, le=10)
+    """Peak learning rate."""
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """Learning rate schedule."""
     warmup_ratio: float = Field(0.03, ge=0.0, le=1.0)
+    """Share of the steps used for linear warmup."""
     weight_decay: float = Field(0.0, ge=0.0)
+    """Decoupled weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
-    # paged: states leave a full GPU for main memory; on a CPU the same as adamw_torch_fused.
+    """Gradients are clipped to this norm."""
     optimizer: Literal[
         "adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "sgd", "adafactor"
     ] = "adamw_torch_fused"
+    """Optimizer. paged_adamw_32bit moves states to host memory if a GPU is full."""
     seed: int = Field(42, ge=0, lt=2**32)
+    """Seed of the adapter's weights, the order of the examples, and dropout."""
     eval_steps: int | None = Field(None, ge=1)
+    """Evaluate every so many steps; null evaluates after each epoch."""
     save_steps: int = Field(100, ge=1)
+    """Save a checkpoint every so many steps."""
     keep_checkpoints: int = Field(2, ge=1)
+    """Number of checkpoints to keep."""
     logging_steps: int = Field(1, ge=1)
+    """Write metrics every so many steps."""
     early_stopping: int | None = Field(None, ge=1)
+    """Stop after this many evaluations in a row without a lower validation loss."""
     activation_checkpointing: bool = False
+    """Recompute activations in backward: much less memory, about a third more time."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
-    callbacks: list[str] = []  # a user's own, each as module:Class
+    """Experiment trackers, in addition to metrics.jsonl."""
+    callbacks: list[str] = []
+    """Your own transformers.TrainerCallback classes, each as module:Class."""
 
     @model_validator(mode="after")
     def _row_is_a_length(self) -> "TrainConfig":
@@ -141,28 +196,35 @@ class TrainConfig(Section):
 
 
 class BackendConfig(Section):
-    """What runs it. Threads `auto` means the cores this process may use."""
+    """The device, the threads, and the communication between ranks."""
 
-    # auto is never ipex, which is archived
     name: Literal["auto", "cpu", "cuda", "ipex"] = "auto"
+    """Device. auto never selects ipex, which is archived."""
     threads: int | Auto = "auto"
-    # how ranks exchange gradients; nccl is for backend.name=cuda, the others for cpu
+    """Threads per rank; auto uses all cores that this process may use."""
     collective: Literal["auto", "ccl", "mpi", "gloo", "nccl"] = "auto"
-    timeout: int = Field(1800, ge=1)  # seconds that a rank waits for the others in an exchange
-    heartbeat_timeout: int = Field(60, ge=1)  # seconds without a sign of life of a rank
-    bind: Literal["auto", "none"] = "auto"  # ranks of one host to cores and memory of their own
-    prepack: bool | Auto = "auto"  # frozen bf16 weights in oneDNN's layouts, twice the memory
-    compile: bool | Auto = "auto"  # the model's own layers by torch.compile, in place of ours
+    """Library that exchanges gradients between ranks; nccl is for cuda, the others for cpu."""
+    timeout: int = Field(1800, ge=1)
+    """Seconds that a rank waits for the others in a collective."""
+    heartbeat_timeout: int = Field(60, ge=1)
+    """Seconds without a heartbeat after which a rank counts as failed."""
+    bind: Literal["auto", "none"] = "auto"
+    """Bind the ranks of a host to separate cores and memory."""
+    prepack: bool | Auto = "auto"
+    """Keep frozen bf16 weights in oneDNN's layouts too: faster, twice the memory."""
+    compile: bool | Auto = "auto"
+    """Use torch.compile on the model's own layers instead of the fused layers of intel_ft."""
 
 
 class OutputConfig(Section):
-    """Where the run's folder goes."""
+    """Where the results go."""
 
     directory: Path
+    """The run's folder."""
 
 
 class Config(Section):
-    """One run, whole: what `config.yaml` in a run's folder holds."""
+    """A complete run: the contents of `config.yaml` in a run's folder."""
 
     model: ModelConfig
     data: DataConfig
@@ -173,26 +235,26 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        for sentence in _conflicts(self):
-            raise ValueError(sentence)
+        for conflict in _conflicts(self):
+            raise ValueError(conflict)
         return self
 
     @property
     def base_dtype(self) -> Literal["auto", "int8", "nf4"]:
-        """Of the frozen weights; auto is model.dtype."""
-        chosen = self.model.base_dtype
-        return "nf4" if chosen == "auto" and self.method.name == "qlora" else chosen
+        """Format of the frozen weights; auto stands for model.dtype."""
+        base_dtype = self.model.base_dtype
+        return "nf4" if base_dtype == "auto" and self.method.name == "qlora" else base_dtype
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `load` reads back to an equal value."""
         values = self.model_dump(mode="json")
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        # PyYAML writes U+0085 and other separators as they are, and reads them as line breaks.
+        # PyYAML writes U+0085 and other separators unescaped, and reads them as line breaks.
         return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)
 
 
 def _conflicts(config: Config) -> Iterator[str]:
-    """What does not go together in `config`, a sentence each."""
+    """Settings in `config` that cannot be combined, one sentence each."""
     method, backend, train = config.method, config.backend, config.train
     row, longest = train.max_tokens_per_row, config.data.max_length
     if isinstance(row, int) and row < longest:
@@ -200,16 +262,16 @@ def _conflicts(config: Config) -> Iterator[str]:
     if train.early_stopping and not (config.data.eval or config.data.eval_fraction):
         yield "train.early_stopping needs data.eval or data.eval_fraction"
     prepack = backend.prepack is True
-    laid_out = config.base_dtype != "auto" or prepack
+    converts_base = config.base_dtype != "auto" or prepack
     if method.trains_all and (config.model.base_dtype != "auto" or prepack):
         key = "backend.prepack" if prepack else "model.base_dtype"
-        yield f"{key} is for frozen weights, and all weights are trained here"
-    if method.use_dora and laid_out:
-        yield f"method.use_dora {_AS_THEY_ARE}"
-    if backend.compile is True and laid_out:
-        yield f"backend.compile=true {_AS_THEY_ARE}"
+        yield f"{key} applies to frozen weights, but all weights are trained here"
+    if method.use_dora and converts_base:
+        yield f"method.use_dora {_NEEDS_PLAIN_BASE}"
+    if backend.compile is True and converts_base:
+        yield f"backend.compile=true {_NEEDS_PLAIN_BASE}"
     if backend.name == "cpu" and backend.collective == "nccl":
-        yield "backend.collective=nccl is for backend.name=cuda"
+        yield "backend.collective=nccl requires backend.name=cuda"
     if backend.name == "cuda":
         yield from _on_cuda(config)
     if backend.name == "ipex":
@@ -219,29 +281,29 @@ def _conflicts(config: Config) -> Iterator[str]:
 def _on_cuda(config: Config) -> Iterator[str]:
     backend = config.backend
     if backend.collective not in ("auto", "nccl"):
-        yield f"backend.collective={backend.collective} is for backend.name=cpu"
+        yield f"backend.collective={backend.collective} requires backend.name=cpu"
     if backend.prepack is True:
-        yield "backend.prepack is for backend.name=cpu"
+        yield "backend.prepack requires backend.name=cpu"
     if config.model.base_dtype == "int8":
-        yield "model.base_dtype=int8 is for backend.name=cpu"
+        yield "model.base_dtype=int8 requires backend.name=cpu"
     if backend.compile is True:
-        yield "backend.compile=true is for backend.name=cpu: on a GPU it has its own"
+        yield "backend.compile=true requires backend.name=cpu: a GPU uses its own kernels"
 
 
 def _on_ipex(config: Config) -> Iterator[str]:
-    method, needed = config.method, "backend.name=ipex is for LoRA on a bf16 base"
+    method, limit = config.method, "backend.name=ipex only supports LoRA on a bf16 base"
     if method.trains_all or method.use_dora:
-        yield f"{needed}: no full weights, no method.use_dora"
+        yield f"{limit}: it cannot train all weights or use method.use_dora"
     if config.base_dtype != "auto" or config.model.dtype == "float32":
-        yield f"{needed}: no qlora, model.base_dtype or model.dtype=float32"
+        yield f"{limit}: it cannot use qlora, model.base_dtype or model.dtype=float32"
     if config.backend.compile is True:
-        yield "backend.compile=true is for backend.name=cpu, not for ipex"
+        yield "backend.compile=true requires backend.name=cpu, not ipex"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides and validate.
+    """Read a YAML file, apply `section.key=value` overrides and validate the result.
 
-    Raises UserError, one line, naming the file or override and the key.
+    Raises UserError with one line that names the file or override and the key.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -254,8 +316,10 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected sections such as model, data, train; found no mapping")
-    # A section whose keys are all commented out reads as None.
+        raise UserError(
+            f"{path}: expected sections such as model, data and train, not a list or text"
+        )
+    # YAML reads a section whose keys are all commented out as None.
     values = {section: {} if keys is None else keys for section, keys in values.items()}
     for override in overrides or []:
         _apply(values, override)
@@ -263,7 +327,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
 
 
 def build(values: dict[str, Any], origin: str) -> Config:
-    """Validate a nested mapping; `origin` (a file name, say) opens the error line."""
+    """Validate a nested mapping; error messages start with `origin`, such as a file name."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -272,7 +336,7 @@ def build(values: dict[str, Any], origin: str) -> Config:
 
 
 def check_data(values: dict[str, Any]) -> DataConfig:
-    """Validate a data section that came from command-line options, not from a file."""
+    """Validate a data section given by command-line options."""
     try:
         return DataConfig.model_validate(values)
     except ValidationError as error:
@@ -310,7 +374,7 @@ def _describe(problem: Any) -> str:
 
 
 def _nearest(location: tuple[str | int, ...]) -> str:
-    """A hint at the known key that was probably meant, in this section or any other."""
+    """A hint at the valid key that was probably meant, in this section or another one."""
     sections: dict[str, list[str]] = {}
     for name, field in Config.model_fields.items():
         annotation = field.annotation
@@ -318,20 +382,17 @@ def _nearest(location: tuple[str | int, ...]) -> str:
             sections[name] = list(annotation.model_fields)
     unknown = str(location[-1])
     if len(location) == 1:
-        known, others = list(sections), []
+        valid, others = list(sections), []
     else:
-        known = sections[str(location[0])]
+        valid = sections[str(location[0])]
         others = [f"{section}.{key}" for section, keys in sections.items() for key in keys]
-    if close := difflib.get_close_matches(unknown, known, n=1):
+    if close := difflib.get_close_matches(unknown, valid, n=1):
         return f" (did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?)"
     for other in others:
         if other.endswith(f".{unknown}"):
             return f" (did you mean {other}?)"
-    return f" (known here: {', '.join(known)})"
+    return f" (valid keys: {', '.join(valid)})"
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-KNOWN_FORMATS = tuple(name for name in get_args(DataFormat) if name != "auto")

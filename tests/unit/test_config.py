@@ -1,5 +1,7 @@
-"""The configuration: what a YAML file and overrides become, and the line each mistake earns."""
+"""The configuration: how a YAML file and overrides are read, and the message for each mistake."""
 
+import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import intel_ft.config
 from intel_ft.config import Config, build, load
 from intel_ft.errors import UserError
 
@@ -35,28 +38,31 @@ def refused(read, *arguments) -> str:
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["name=full", "r=8"], "method: r is an adapter's"),
-        (["name=full", "use_dora=true"], "use_dora is an adapter's"),
+        (["name=full", "r=8"], "method: r configures an adapter"),
+        (["name=full", "use_dora=true"], "use_dora configures an adapter"),
         (["name=distill"], "needs a teacher"),
-        (["name=distill", "teacher=x", "student=full", "alpha=1"], "alpha is an adapter's"),
-        (["teacher=x"], "teacher is for name=distill, and name is lora here"),
-        (["temperature=3"], "temperature is for name=distill"),
-        (["use_dora=true", "init=pissa"], "init=pissa and use_dora exclude each other"),
+        (["name=distill", "teacher=x", "student=full", "alpha=1"], "alpha configures an adapter"),
+        (["teacher=x"], "teacher requires name=distill, but name is lora"),
+        (["temperature=3"], "temperature requires name=distill"),
+        (["use_dora=true", "init=pissa"], "init=pissa cannot be combined with use_dora"),
         (["name=distill", "teacher=base", "init=olora"], "init=olora changes the base"),
-        (["name=qlora", "use_dora=true"], "no qlora"),
-        (["use_dora=true", "model.base_dtype=int8"], "no model.base_dtype"),
-        (["use_dora=true", "backend.prepack=true"], "no backend.prepack=true"),
-        (["name=full", "model.base_dtype=nf4"], "model.base_dtype is for frozen weights"),
-        (["name=full", "backend.prepack=true"], "backend.prepack is for frozen weights"),
+        (["name=qlora", "use_dora=true"], "method.use_dora requires unmodified base weights"),
+        (["use_dora=true", "model.base_dtype=int8"], "combined with qlora, model.base_dtype"),
+        (["use_dora=true", "backend.prepack=true"], "or backend.prepack=true"),
+        (["name=full", "model.base_dtype=nf4"], "model.base_dtype applies to frozen weights"),
+        (["name=full", "backend.prepack=true"], "backend.prepack applies to frozen weights"),
         (["lora_plus_ratio=0.5"], "method.lora_plus_ratio=0.5"),
-        (["backend.compile=true", "backend.prepack=true"], "no backend.prepack=true"),
-        (["backend.compile=true", "name=qlora"], "backend.compile=true needs"),
-        (["backend.name=ipex", "name=qlora"], "backend.name=ipex is for LoRA on a bf16 base"),
-        (["backend.name=ipex", "model.base_dtype=int8"], "no qlora, model.base_dtype"),
+        (["backend.compile=true", "backend.prepack=true"], "or backend.prepack=true"),
+        (["backend.compile=true", "name=qlora"], "backend.compile=true requires"),
+        (
+            ["backend.name=ipex", "name=qlora"],
+            "backend.name=ipex only supports LoRA on a bf16 base",
+        ),
+        (["backend.name=ipex", "model.base_dtype=int8"], "cannot use qlora, model.base_dtype"),
         (["backend.name=ipex", "model.dtype=float32"], "model.dtype=float32"),
-        (["backend.name=ipex", "name=full"], "no full weights"),
-        (["backend.name=ipex", "use_dora=true"], "no method.use_dora"),
-        (["backend.name=ipex", "backend.compile=true"], "is for backend.name=cpu"),
+        (["backend.name=ipex", "name=full"], "cannot train all weights"),
+        (["backend.name=ipex", "use_dora=true"], "or use method.use_dora"),
+        (["backend.name=ipex", "backend.compile=true"], "requires backend.name=cpu"),
     ],
 )
 def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:
@@ -93,8 +99,8 @@ def test_a_minimal_file_gets_the_documented_defaults(read) -> None:
         ),
         ("train.max_length=64", "unknown key train.max_length (did you mean data.max_length?)"),
         ("trian.seed=1", "unknown key trian (did you mean train?)"),
-        ("method.zzz=1", "unknown key method.zzz (known here: name, r, alpha,"),
-        ("zzz.seed=1", "unknown key zzz (known here: model, data, method, train, backend, output)"),
+        ("method.zzz=1", "unknown key method.zzz (valid keys: name, r, alpha,"),
+        ("zzz.seed=1", "unknown key zzz (valid keys: model, data, method, train, backend, output)"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(read, override, hint) -> None:
@@ -228,8 +234,8 @@ def test_a_missing_file_is_named(tmp_path) -> None:
     [
         (b"model: [", "not valid YAML: .*line 1"),
         (b"train:\n  seed: 1\n seed: 2\n", "not valid YAML: .*line 3"),
-        (b"", "found no mapping"),
-        (b"- a\n- b\n", "found no mapping"),
+        (b"", "expected sections"),
+        (b"- a\n- b\n", "expected sections"),
         (b"model: caf\xe9", "cannot be read as UTF-8 text"),
         (b"model: 3\ndata: {train: t}\noutput: {directory: o}", "model=3: "),
     ],
@@ -286,3 +292,24 @@ def test_a_section_with_everything_commented_out_is_its_defaults(tmp_path):
     path.write_text("\n".join([*sections, "  # epochs: 3", ""]))
     assert load(path).train.epochs == 1
     assert load(path, ["train.epochs=2"]).train.epochs == 2
+
+
+def test_every_field_is_documented_in_a_sentence():
+    """By the string below it, which a docs generator reads."""
+    tree = ast.parse(Path(intel_ft.config.__file__).read_text(encoding="utf-8"))
+    sections = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    documented = {}
+    for section in sections:
+        for field, following in itertools.pairwise(section.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(following, ast.Expr):
+                documented[section.name, ast.unparse(field.target)] = ast.literal_eval(
+                    following.value
+                )
+    fields = {
+        (section.annotation.__name__, name)
+        for section in Config.model_fields.values()
+        for name in section.annotation.model_fields
+    }
+    assert set(documented) == fields
+    assert all(text[0].isupper() for text in documented.values())
+    assert all(text.endswith(".") for text in documented.values())

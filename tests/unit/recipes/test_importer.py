@@ -426,7 +426,7 @@ def test_no_key_is_lost_whatever_the_file_holds(first, found, tmp_path_factory) 
     try:
         translation = translate(path)
     except UserError as error:  # hypothesis finds words such as rl and beta by itself
-        kinds = ("only supervised fine-tuning", "known here are", "weights as they are")
+        kinds = ("only supervised fine-tuning", "known here are", "unmodified base weights")
         assert any(kind in str(error) for kind in kinds), error
         return
     assert not translation.left
