@@ -62,9 +62,9 @@ def test_chat_over_int8_in_a_terminal(ir, leave) -> None:
     assert process.returncode == 0
 
 
-def _read_until(master: int, wanted: bytes) -> bytes:
+def _read_until(master: int, expected: bytes) -> bytes:
     seen = b""
-    while wanted not in seen:
+    while expected not in seen:
         seen += os.read(master, 4096)
     return seen
 

@@ -70,8 +70,8 @@ def test_a_file_of_prompts_here_and_there(served, tmp_path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "there.jsonl").read_text().splitlines()]
     here = [json.loads(line) for line in (tmp_path / "here.jsonl").read_text().splitlines()]
     assert len(lines) == 2
-    told = [(one["prompt"], one["text"], one["stopped"]) for one in lines]
-    assert told == [(one["prompt"], one["text"], one["stopped"]) for one in here]
+    answers = [(one["prompt"], one["text"], one["stopped"]) for one in lines]
+    assert answers == [(one["prompt"], one["text"], one["stopped"]) for one in here]
     assert all(one["new_tokens"] == 16 for one in lines)
 
 

@@ -42,7 +42,7 @@ def test_killed_at_any_moment(base, adapter, tmp_path) -> None:
     whole = run(*arguments, "-o", "whole", cwd=tmp_path, seconds=400)
     assert whole.code == 0, whole.err
     expected = (tmp_path / "whole" / "openvino_model.bin").read_bytes()
-    # Each kill waits for a stage to be there (or half there), and then a moment of its own.
+    # Each kill waits for a stage to exist, complete or partial, and then for a random moment.
     chance = random.Random(7)
     work = tmp_path / ".ir.export"
     for sign in ("merged", ".fp16.partial", "fp16", "candidates/int8.json"):
@@ -69,7 +69,7 @@ def test_killed_at_any_moment(base, adapter, tmp_path) -> None:
 
 @pytest.fixture(params=["300k", "700k"])
 def small_disk(request, tmp_path) -> Iterator[Path]:
-    """A file system of its own, too small for all that an export writes (about 1 MB)."""
+    """A separate file system, too small for all that an export writes (about 1 MB)."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", disk]

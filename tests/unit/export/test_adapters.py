@@ -64,10 +64,10 @@ def test_greedy_text_is_that_of_the_merged_model(base, exported) -> None:
         merged.model = merged.model.merge_and_unload()
         for prompt in prompts:
             ids = openvino.Tensor(np.array([prompt], dtype=np.int64))
-            ours = tuple(pipeline.generate(ids, config).tokens[0])
-            wanted = merged.generate(prompt, Sampling(max_new_tokens=20)).new_tokens
-            assert ours[: len(wanted)] == wanted, name
-            changed += plain.generate(prompt, Sampling(max_new_tokens=20)).new_tokens != wanted
+            answer = tuple(pipeline.generate(ids, config).tokens[0])
+            expected = merged.generate(prompt, Sampling(max_new_tokens=20)).new_tokens
+            assert answer[: len(expected)] == expected, name
+            changed += plain.generate(prompt, Sampling(max_new_tokens=20)).new_tokens != expected
     assert changed >= 5  # so the above tells them apart
 
 
@@ -89,9 +89,9 @@ def test_record_and_files(base, exported) -> None:
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["lora_alpha"] == config["r"] and not config["use_rslora"]
         assert config["base_model_name_or_path"] == "base"
-        theirs = load_file(base.parent / name / "adapter" / "adapter_model.safetensors")
+        original = load_file(base.parent / name / "adapter" / "adapter_model.safetensors")
         for key, tensor in load_file(folder / "adapter_model.safetensors").items():
-            assert tensor.equal(theirs[key] * (factor if "lora_B" in key else 1)), key
+            assert tensor.equal(original[key] * (factor if "lora_B" in key else 1)), key
 
 
 def test_refusals(base, tmp_path, monkeypatch) -> None:

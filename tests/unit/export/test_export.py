@@ -107,11 +107,11 @@ def test_ir_computes_what_torch_computes(made) -> None:
     ir = OpenVINOLM(made.root / "fp16", tokenizer, F32)
     tokens = np.array(tokenizer(PAGE[:300])["input_ids"], dtype=np.int32)
     positions = np.arange(0, len(tokens), 2)
-    ours, theirs = torch_model.logits(tokens, positions), ir.logits(tokens, positions)
-    assert ours.shape == theirs.shape == (len(positions), len(tokenizer))
-    np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(ours).max())
+    torch_logits, ir_logits = torch_model.logits(tokens, positions), ir.logits(tokens, positions)
+    assert torch_logits.shape == ir_logits.shape == (len(positions), len(tokenizer))
+    np.testing.assert_allclose(torch_logits, ir_logits, atol=2e-3 * np.abs(torch_logits).max())
     again = ir.logits(tokens, positions)  # the state of the call before is gone
-    np.testing.assert_array_equal(theirs, again)
+    np.testing.assert_array_equal(ir_logits, again)
     for start in (0, 7, 30):
         prompt = tokens[start : start + 20].tolist()
         sampling = Sampling(max_new_tokens=24)
@@ -316,13 +316,13 @@ def test_an_ir_teaches_what_its_model_would(made) -> None:
     tokenizer = load_tokenizer(settings)
     size, examples = len(tokenizer), make_examples(tokenizer)
     row = build_row(examples, np.array([2, 0, 1]))
-    wanted = Teacher(method, model, size).loss_sum(student, row, packed=True)
+    expected = Teacher(method, model, size).loss_sum(student, row, packed=True)
     teacher = IRTeacher(made.root / "fp16")
-    found = Teacher(method, teacher, size).loss_sum(student, row, packed=True)
-    assert found.item() == pytest.approx(wanted.item(), rel=0.02)
+    loss = Teacher(method, teacher, size).loss_sum(student, row, packed=True)
+    assert loss.item() == pytest.approx(expected.item(), rel=0.02)
     swapped = build_row(examples, np.array([1, 2, 0]))
     other = Teacher(method, teacher, size).loss_sum(student, swapped, packed=True)
-    assert other.item() == pytest.approx(found.item(), rel=1e-3)  # segments do not see each other
+    assert other.item() == pytest.approx(loss.item(), rel=1e-3)  # segments do not see each other
 
 
 def test_training_towards_an_ir(made, tmp_path) -> None:

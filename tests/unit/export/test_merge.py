@@ -50,10 +50,10 @@ def test_base_id_template_and_system_prompt_are_carried(base, adapter, tmp_path)
     Provenance("adapter", BASE_ID, "abc", "alpaca", "Be brief.", "0").save(adapter)
     merge(str(adapter.parent), tmp_path / "merged", base=str(base))  # a run folder, base moved
     assert resolve(str(tmp_path / "merged")).kind == "merged"
-    found = Provenance.load(tmp_path / "merged")
-    assert found is not None
-    assert (found.base_model, found.base_revision) == (BASE_ID, "abc")
-    assert (found.template, found.system_prompt) == ("alpaca", "Be brief.")
+    provenance = Provenance.load(tmp_path / "merged")
+    assert provenance is not None
+    assert (provenance.base_model, provenance.base_revision) == (BASE_ID, "abc")
+    assert (provenance.template, provenance.system_prompt) == ("alpaca", "Be brief.")
     # Optimum-Intel keys its tuned recipes by this.
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["_name_or_path"] == BASE_ID

@@ -96,18 +96,18 @@ def test_int4_of_a_merged_fine_tune_uses_its_bases_recipe(
     assert report.base_model == base_id
     recipe = _recipe(tmp_path / "ir")
     assert recipe["why"] in logged
-    theirs = get_default_quantization_config(base_id, weight_format="int4")
-    if theirs is None:
+    tuned = get_default_quantization_config(base_id, weight_format="int4")
+    if tuned is None:
         assert (recipe["id"], recipe["used"]) == (None, False)
         assert "int4" in recipe["why"] and "no tuned recipe for example/unknown" in recipe["why"]
         assert "default" in recipe["why"]
         return
     assert (recipe["id"], recipe["used"]) == (base_id, True)
-    sym = "int4_sym" if theirs["sym"] else "int4_asym"
-    assert (sym, theirs["group_size"], theirs["ratio"]) == expected
-    awq = getattr(theirs.get("quant_method"), "value", None) == "awq"
+    sym = "int4_sym" if tuned["sym"] else "int4_asym"
+    assert (sym, tuned["group_size"], tuned["ratio"]) == expected
+    awq = getattr(tuned.get("quant_method"), "value", None) == "awq"
     assert weights.record["awq"] == str(awq)
-    assert weights.record["scale_estimation"] == str(theirs.get("scale_estimation", False))
+    assert weights.record["scale_estimation"] == str(tuned.get("scale_estimation", False))
 
 
 def _recipe(folder: Path) -> dict[str, object]:

@@ -64,13 +64,13 @@ def test_a_settings_file_that_is_none(tmp_path) -> None:
 )
 def test_the_base_recipe_is_what_optimum_has(base) -> None:
     recipe = find_recipe([base], "int4", Settings())
-    theirs = get_default_quantization_config(base, weight_format="int4")
-    assert recipe.used and theirs is not None
+    tuned = get_default_quantization_config(base, weight_format="int4")
+    assert recipe.used and tuned is not None
     assert recipe.id == public_id(base) and recipe.id in recipe.why and "/data" not in recipe.why
     options = options_for("int4", Settings(), recipe, calibrated=True)
     for key in ("bits", "sym", "group_size", "ratio", "scale_estimation"):
-        if key in theirs:
-            assert options[key] == theirs[key], key
+        if key in tuned:
+            assert options[key] == tuned[key], key
     _config(options, Settings())  # Optimum-Intel takes it
     # The user's values override the recipe, and the user may turn it off.
     user_settings = Settings(group_size=16)
@@ -133,12 +133,21 @@ def test_every_setting_reaches_nncf() -> None:
     )
     recipe = find_recipe(["x"], "int4", user_settings)
     config = _config(options_for("int4", user_settings, recipe, calibrated=True), user_settings)
-    told = config.to_nncf_dict()
-    assert (told["mode"].value, told["group_size"], told["ratio"]) == ("int4_sym", 32, 0.7)
-    assert told["all_layers"] and told["awq"] and told["gptq"] and told["subset_size"] == 7
-    assert told["backup_mode"].value == "int8_sym"
-    assert told["sensitivity_metric"].value == "max_activation_variance"
-    assert told["ignored_scope"].patterns == ["lm_head"]
+    nncf_options = config.to_nncf_dict()
+    assert (nncf_options["mode"].value, nncf_options["group_size"], nncf_options["ratio"]) == (
+        "int4_sym",
+        32,
+        0.7,
+    )
+    assert (
+        nncf_options["all_layers"]
+        and nncf_options["awq"]
+        and nncf_options["gptq"]
+        and nncf_options["subset_size"] == 7
+    )
+    assert nncf_options["backup_mode"].value == "int8_sym"
+    assert nncf_options["sensitivity_metric"].value == "max_activation_variance"
+    assert nncf_options["ignored_scope"].patterns == ["lm_head"]
     assert config.dq_group_size == 64
     both = _config({"bits": 4, "dtype": "int4"}, Settings(activations="int8"))
     assert type(both).__name__ == "OVMixedQuantizationConfig"

@@ -77,10 +77,10 @@ def test_the_repetition_penalty_ignores_padding() -> None:
     from intel_ft.runtimes.torch_sampling import RepetitionPenalty
 
     rows, scores = torch.tensor([[5, 6, 7, 8], [0, 0, 7, 7]]), torch.randn(2, 61)
-    theirs = RepetitionPenaltyLogitsProcessor(1.5)
+    reference = RepetitionPenaltyLogitsProcessor(1.5)
     penalized = RepetitionPenalty(1.5, [0, 2])(rows, scores)
-    assert torch.equal(penalized[:1], theirs(rows[:1], scores[:1]))
-    assert torch.equal(penalized[1:], theirs(rows[1:, 2:], scores[1:]))
+    assert torch.equal(penalized[:1], reference(rows[:1], scores[:1]))
+    assert torch.equal(penalized[1:], reference(rows[1:, 2:], scores[1:]))
 
 
 def test_a_batch_at_the_edge_of_the_window(model, prompts) -> None:

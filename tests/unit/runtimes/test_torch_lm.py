@@ -95,7 +95,7 @@ def test_cross_entropy_of_large_logits() -> None:
 
 
 def test_exact_match_and_parses(model) -> None:
-    """The model knows PAGE by heart: its own continuation is the reference."""
+    """The model has memorized PAGE: its own continuation is the reference."""
     question = KNOWN
     prompt = prompt_tokens(model.tokenizer, "none", (Message("user", question),))
     known = model.generate(prompt, Sampling(max_new_tokens=20)).text
