@@ -6,6 +6,8 @@ The verbs of the command line are functions here, too; `intel_ft.api` documents 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from intel_ft.optional_packages import hide_broken_torchvision
+
 if TYPE_CHECKING:
     from intel_ft.api import evaluate, export, generate, load_config, load_model, merge, train
     from intel_ft.runtimes.language_model import Sampling
@@ -27,6 +29,9 @@ __all__ = [
 # binds a package in its parent when it is first imported, which is here, and not again.
 importlib.import_module("intel_ft.export")
 del globals()["export"]
+
+
+hide_broken_torchvision()  # here, because it must come before any import of Transformers
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from intel_ft import config as configuration
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config import Config
+from intel_ft.optional_packages import import_peft
 
 if TYPE_CHECKING:
     from intel_ft.data.templates import Template
@@ -82,7 +83,8 @@ def train(
 
     backend = config.backend
     bound = start_rank(launched or LaunchOptions(), backend.bind, backend.collective)
-    from intel_ft.training.run import train as run_training  # loads torch, after binding to cores
+    import_peft()  # and with it torch, after this process was bound to its cores
+    from intel_ft.training.run import train as run_training
 
     return run_training(config, resume=resume, overwrite=overwrite, bound=bound)
 
@@ -171,6 +173,7 @@ def merge(
     Raises UserError where there is no adapter to merge, it is damaged or belongs to another base,
     and IntelFTError where the merged model does not agree. Nothing is left in `output` then.
     """
+    import_peft()
     from intel_ft.export.merge import merge as run_merge
 
     return run_merge(

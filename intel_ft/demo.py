@@ -37,6 +37,9 @@ def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
 
     max_steps: training steps. Raises UserError if `output` is not empty.
     """
+    from intel_ft.optional_packages import import_peft
+
+    import_peft()
     from intel_ft.artifacts.resolve import resolve
     from intel_ft.assets import resolve as asset
     from intel_ft.data.formats import Message

@@ -1,9 +1,12 @@
-"""Import the optional OpenVINO packages, or say what to install; keep torch from loading."""
+"""Optional packages: import those that OpenVINO needs, and keep away those that nothing needs."""
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from intel_ft.errors import EnvironmentProblem
+from intel_ft.versions import installed
 
 
 def block_torch_import() -> None:
@@ -14,6 +17,41 @@ def block_torch_import() -> None:
     where sys.modules has None. If torch is already imported, nothing changes.
     """
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+
+
+def hide_broken_torchvision() -> None:
+    """Hide torchvision from Transformers where its build cannot load beside the installed torch.
+
+    optimum-intel depends on torchvision, which text models do not need. Beside a CPU build of torch
+    (`2.13.0+cpu`) PyPI's torchvision is a CUDA build: importing it fails, and with it every import
+    of a Transformers model. A torchvision that matches torch stays visible.
+    """
+    builds = {"+" in (installed(package) or "") for package in ("torch", "torchvision")}
+    if len(builds) == 2 and installed("torchvision") is not None:
+        sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
+
+
+def import_peft() -> None:
+    """Import peft without scikit-learn and bitsandbytes: 2.5 of the 8 s that a run takes to start.
+
+    peft 0.21 imports bitsandbytes, which imports Inductor, for models that it quantized;
+    Transformers 5.5 imports scikit-learn for assisted generation. Nothing here uses either; NF4
+    calls bitsandbytes itself. Both packages can be imported as usual afterwards.
+    """
+    with _hidden("bitsandbytes", "sklearn"):
+        import peft  # noqa: F401
+
+
+@contextmanager
+def _hidden(*modules: str) -> Iterator[None]:
+    """Let modules that are not loaded yet look as if they were not installed."""
+    hidden = [module for module in modules if module not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for module in hidden:
+            del sys.modules[module]
 
 
 def require_openvino(*modules: str) -> None:

@@ -40,6 +40,9 @@ def run(
 
 
 def _check_inputs(settings: "Config") -> dict[str, object]:
+    from intel_ft.optional_packages import import_peft
+
+    import_peft()
     from intel_ft.models.load import parameter_count
     from intel_ft.training.setup import read_inputs
 
@@ -53,5 +56,5 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
         "train_tokens": report.tokens,
         "supervised_tokens": report.supervised_tokens,
         "longest": report.longest,
-        "eval_examples": inputs.evaluation and inputs.evaluation.report.examples,
+        "eval_examples": inputs.validation and inputs.validation.report.examples,
     }

@@ -1,0 +1,41 @@
+"""Packages that are installed but not wanted stay out of a process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from intel_ft import optional_packages
+
+
+def test_peft_comes_without_what_nothing_uses():
+    program = (
+        "import sys\n"
+        "from intel_ft.optional_packages import import_peft\n"
+        "import_peft()\n"
+        "import peft, intel_ft.training.run\n"
+        "unwanted = 'sklearn', 'bitsandbytes', 'torch._inductor.compile_fx'\n"
+        "print(*(name for name in unwanted if name in sys.modules))\n"
+        "import sklearn, importlib.util\n"
+        "assert importlib.util.find_spec('bitsandbytes')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "hidden"),
+    [
+        ("2.13.0+cpu", "0.28.0", True),
+        ("2.13.0+cpu", "0.28.0+cpu", False),
+        ("2.13.0", "0.28.0", False),
+        ("2.13.0+cpu", None, False),
+    ],
+)
+def test_torchvision_of_another_build_is_hidden(monkeypatch, torch, torchvision, hidden):
+    versions = {"torch": torch, "torchvision": torchvision}
+    monkeypatch.setattr(optional_packages, "installed", versions.get)
+    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items()})
+    sys.modules.pop("torchvision", None)
+    optional_packages.hide_broken_torchvision()
+    assert ("torchvision" in sys.modules) is hidden
