@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 QUIET := --quiet --quiet
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup peers ccl cluster setup-ipex test-ipex demo test lint format clean
+.PHONY: setup peers ccl cluster setup-ipex test-ipex demo test lint docs format clean
 
 setup: $(INSTALLED)
 
@@ -71,12 +71,16 @@ demo: setup
 test: setup ccl
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
 
-lint: setup
+lint: setup docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror intel_ft/kernels/*.cpp intel_ft/kernels/*.h
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# The documentation site, in site/; a broken link or a page outside the navigation is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: setup
 	$(BIN)/ruff check --fix
@@ -84,4 +88,4 @@ format: setup
 	$(BIN)/clang-format -i intel_ft/kernels/*.cpp intel_ft/kernels/*.h
 
 clean:
-	rm -rf $(VENV) $(VENV_IPEX) runs build dist *.egg-info
+	rm -rf $(VENV) $(VENV_IPEX) runs build dist site *.egg-info

@@ -27,7 +27,7 @@ def run(
         typer.Option(
             "--output",
             "-o",
-            help="File to write. Default: RECIPE.yaml, or NAME.intel-ft.yaml with --from NAME.",
+            help="File to write. Default: RECIPE.yaml, or, with --from A.yaml, A.intel-ft.yaml.",
         ),
     ] = None,
     devices: Annotated[
