@@ -1,17 +1,17 @@
 #!/bin/bash
-# Submit: mkdir -p runs && sbatch launch/developer-cloud-slurm.sh, on a cluster in Intel's developer cloud
-# that has Slurm (which opens its log before the script runs).
-# Small: two nodes of the Sapphire Rapids kind, one hour. slurm.sh is the same with every safeguard.
+# Submit: mkdir -p runs && sbatch launch/developer-cloud-slurm.sh, on a cluster in Intel's developer
+# cloud that has Slurm (which opens its log before the script runs).
+# A small job: two Sapphire Rapids nodes, one hour. slurm.sh is the same with all safeguards.
 #SBATCH --job-name=lora
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=2
-#SBATCH --constraint=spr             # `sinfo -o "%N %f"` lists what nodes are called there
+#SBATCH --constraint=spr             # `sinfo -o "%N %f"` lists the features of nodes
 #SBATCH --exclusive
 #SBATCH --time=01:00:00
 #SBATCH --output=runs/lora.logs-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=TERM@300            # to the ranks, which save and stop
+#SBATCH --signal=TERM@300            # to the ranks, which then save and stop
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))

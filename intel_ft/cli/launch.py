@@ -77,7 +77,7 @@ def run(
     """Train CONFIG with several ranks, on one or more hosts."""
     from intel_ft import config as configuration
     from intel_ft.distributed.launch import scheduler_jobs
-    from intel_ft.distributed.launch.launcher import Request, launch, prepare, starting
+    from intel_ft.distributed.launch.launcher import Request, launch, launch_command, prepare
 
     settings = configuration.load(config, overrides)
     if tune:
@@ -97,14 +97,14 @@ def run(
         elastic=elastic,
     )
     if via in scheduler_jobs.KINDS:
-        text = scheduler_jobs.write(request, nodes, image)
+        text = scheduler_jobs.render(request, nodes, image)
         if output is not None and via in ("slurm", "pbs"):
             scheduler_jobs.make_folder(request)
         _write_job(via, text, output, submit=submit and not dry_run)
         return
     if dry_run:
         job, decisions = prepare(request, check=False)
-        command = starting(request, job)
+        command = launch_command(request, job)
         for decision in decisions:
             typer.echo(f"# {decision}")
         for name, value in sorted(command.environment.items()):

@@ -9,7 +9,7 @@ from typing import Any
 
 from intel_ft.distributed.launch import preflight
 from intel_ft.distributed.launch.job_spec import Job, read_hostfile
-from intel_ft.distributed.launch.run_on_hosts import answers
+from intel_ft.distributed.launch.run_on_hosts import run_on_hosts
 from intel_ft.doctor.findings import Finding, ranked
 from intel_ft.errors import EnvironmentProblem
 
@@ -61,13 +61,13 @@ def examine(hostfile: Path, ssh: str, mpirun: str | None) -> Comparison:
     Raises UserError for the file, EnvironmentProblem if the doctor cannot be started on any host.
     """
     names, _ = read_hostfile(hostfile)
-    problems = preflight.reach(names, ssh)
+    problems = preflight.unreachable_hosts(names, ssh)
     unreachable = {problem.partition(" ")[0] for problem in problems}
     reachable = tuple(name for name in names if name not in unreachable)
     if not reachable:
         raise EnvironmentProblem(f"no host can be reached: {', '.join(problems)}")
     program = (sys.executable, "-m", "intel_ft.doctor")
-    diagnoses = answers(Job(program, reachable, 1, "", ssh, mpirun), "mpirun", _TIMEOUT)
+    diagnoses = run_on_hosts(Job(program, reachable, 1, "", ssh, mpirun), "mpirun", _TIMEOUT)
     if not diagnoses:
         raise EnvironmentProblem(
             f"none of {len(reachable)} hosts answered: run `intel-ft doctor` on one of them"
@@ -127,7 +127,7 @@ def _shared_names(counts: Counter[str]) -> Iterator[Finding]:
 def _clocks(diagnoses: list[dict[str, Any]]) -> Iterator[Finding]:
     by_time = sorted(diagnoses, key=lambda answer: float(answer["time"]))
     apart = by_time[-1]["time"] - by_time[0]["time"]
-    if apart > preflight.CLOCK:
+    if apart > preflight.MAX_CLOCK_SKEW:
         first, last = (by_time[n]["diagnosis"]["facts"]["name"] for n in (0, -1))
         seen = f"the clocks of {first} and {last} are {apart:.0f} s apart"
         yield Finding("error", f"{seen}: `launch` rejects that", "synchronize them with NTP")

@@ -83,7 +83,7 @@ def test_hosts_that_are_gone_or_differ_are_named(cluster, tmp_path):
     )
     out, _ = said.communicate(timeout=120)
     assert said.returncode == 3
-    assert "error: cannot be reached: node9" in out and "--elastic" in out, out
+    assert "error: unreachable hosts: node9" in out and "--elastic" in out, out
     assert not (folder / "out").exists()
 
 

@@ -51,7 +51,7 @@ def test_two_ranks_by_mpirun_through_a_killed_rank(reference, tmp_path):
     wait_for(folder / "out/checkpoint-4", process)
     os.kill(ranks_in(folder)[1], signal.SIGKILL)
     err = ended(process, 0)
-    assert "restart 1 of 1, from the last whole checkpoint" in err
+    assert "restart 1 of 1, from the latest complete checkpoint" in err
     assert "resuming from out/checkpoint-" in err
     assert "backend.collective = ccl" in err
     assert_same(folder / "out", reference)

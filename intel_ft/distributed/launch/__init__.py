@@ -1,1 +1,1 @@
-"""Starting a run on many hosts and ranks: read `run.py` first; called from cli.launch."""
+"""Starting a run on several hosts and ranks. Start at launcher.py."""

@@ -1,8 +1,9 @@
-"""A job as the command line of a launcher; called from distributed.launch.run.
+"""A job as the command line of a launcher.
 
-No launcher binds: each rank binds itself (distributed.binding), which works alike for all of them
-and where hosts differ. Flags: Intel MPI's Developer Reference, mpirun(1) of Open MPI 4 and 5, the
-Hydra page of MPICH's wiki, `torchrun --help`, `accelerate launch --help`.
+Binding by the launcher is turned off: each rank binds itself (distributed.binding), which works the
+same way under all launchers, and where hosts differ. Flags: Intel MPI's Developer Reference,
+mpirun(1) of Open MPI 4 and 5, the Hydra page of MPICH's wiki, `torchrun --help`, `accelerate launch
+--help`.
 """
 
 import os
@@ -18,8 +19,9 @@ from intel_ft.errors import EnvironmentProblem, UserError
 
 @dataclass(frozen=True)
 class Command:
-    """An argument list, what it needs in the environment, and files to be written before it runs
-    (their text by path).
+    """A command line, its environment variables, and files to write before it runs.
+
+    files: the text of each, by path.
     """
 
     arguments: tuple[str, ...]
@@ -29,8 +31,9 @@ class Command:
 
 
 def command(job: Job, via: str, folder: Path = Path()) -> Command:
-    """The command for `via`: mpirun, accelerate or torchrun; files it needs are to be in `folder`.
-    Raises EnvironmentProblem where it is not installed.
+    """The command for `via`: mpirun, accelerate or torchrun; `folder` is for files that it needs.
+
+    Raises EnvironmentProblem if the launcher is not installed.
     """
     if via == "torchrun":
         return _torchrun(job)
@@ -42,19 +45,19 @@ def command(job: Job, via: str, folder: Path = Path()) -> Command:
 
 
 def find(name: str) -> str:
-    """A launcher beside this Python (Intel MPI's wheel puts it there), else on PATH."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
+    """The path of a launcher: next to this Python, as in Intel MPI's wheel, else on PATH."""
+    next_to_python = Path(sys.executable).parent / name
+    program = str(next_to_python) if next_to_python.exists() else shutil.which(name)
+    if program is None:
         raise EnvironmentProblem(
             f"{name} was not found: install Intel MPI (`pip install impi-rt`), Open MPI or MPICH, "
             "or use --via torchrun"
         )
-    return found
+    return program
 
 
 def mpi_flavour(program: str) -> str:
-    """Which MPI `mpirun` is."""
+    """Which MPI this mpirun belongs to."""
     try:
         done = subprocess.run(
             [program, "--version"],
@@ -62,10 +65,12 @@ def mpi_flavour(program: str) -> str:
             capture_output=True,
             text=True,
             timeout=60,
-            env=os.environ | _wheel(program),
+            env=os.environ | _wheel_environment(program),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise EnvironmentProblem(f"{program} --version failed ({error})") from None
+        raise EnvironmentProblem(
+            f"`{program} --version` failed ({error}): name another mpirun with --mpirun"
+        ) from None
     text = done.stdout + done.stderr
     for mark, flavour in (
         ("Intel(R) MPI", "Intel MPI"),
@@ -76,12 +81,13 @@ def mpi_flavour(program: str) -> str:
         if mark in text:
             return flavour
     raise EnvironmentProblem(
-        f"{program} is none of Intel MPI, Open MPI and MPICH: {' '.join(text.split())[:80]}"
+        f"{program} is none of Intel MPI, Open MPI and MPICH (its --version prints "
+        f"{' '.join(text.split())[:80]!r}): name another mpirun with --mpirun"
     )
 
 
-def _wheel(program: str) -> dict[str, str]:
-    """What Intel MPI from its wheel needs to find itself; an oneAPI script has set it."""
+def _wheel_environment(program: str) -> dict[str, str]:
+    """The variables that Intel MPI from its wheel needs; oneAPI's setvars.sh sets them itself."""
     root = Path(program).parent.parent
     if not (root / "lib/libmpi.so.12").exists() or "I_MPI_ROOT" in os.environ:
         return {}
@@ -89,9 +95,9 @@ def _wheel(program: str) -> dict[str, str]:
 
 
 def _intel_mpi(job: Job, program: str) -> Command:
-    # mpirun is a shell script around this one, and does not pass signals on.
+    # mpirun is a shell script around mpiexec.hydra, and does not forward signals.
     arguments = [str(Path(program).with_name("mpiexec.hydra"))]
-    environment = _wheel(program) | {"I_MPI_PIN": "off"}
+    environment = _wheel_environment(program) | {"I_MPI_PIN": "off"}
     if job.hosts:
         environment["I_MPI_HYDRA_BOOTSTRAP"] = "ssh"
         if job.ssh != "ssh":
@@ -116,7 +122,7 @@ def _open_mpi(job: Job, program: str) -> Command:
     if os.geteuid() == 0:
         arguments.append("--allow-run-as-root")
     if job.hosts:
-        # Without these it never notices that a host is gone: 60 + 3 * 10 s.
+        # Without these it never notices an unreachable host; with them after 60 + 3 * 10 s.
         for name, seconds in (("time", 60), ("intvl", 10), ("probes", 3)):
             arguments += ["--mca", f"oob_tcp_keepalive_{name}", str(seconds)]
         arguments += ["--host", ",".join(f"{host}:{job.ranks_per_host}" for host in job.hosts)]
@@ -126,22 +132,24 @@ def _open_mpi(job: Job, program: str) -> Command:
         for name in forwarded():
             arguments += ["-x", name]
     else:
-        arguments.append("--oversubscribe")  # it counts cores; we have decided
+        arguments.append("--oversubscribe")  # else it limits the ranks to its own count of cores
     arguments += ["-np", str(job.ranks)]
     return Command((*arguments, *job.program), {}, "Open MPI")
 
 
 def _accelerate(job: Job, program: str, flavour: str, hostfile: Path) -> Command:
-    """Accelerate starts CPU ranks on several hosts through mpirun, and none on a single one. The
-    host file is one of our own: the user's may name hosts that are gone, in a form of ours.
+    """Accelerate starts CPU ranks on several hosts through mpirun, and on a single host only one.
+
+    It gets a new host file: the user's may name unreachable hosts, or use the form `name:2`, which
+    not every MPI reads.
     """
     if not job.hosts:
         raise UserError(
-            "--via accelerate needs --hostfile: without one it starts a single process, whatever "
-            "--num_processes says; use --via mpirun or torchrun"
+            "--via accelerate needs --hostfile: without one Accelerate starts a single process, "
+            "whatever --num_processes is: use --via mpirun or torchrun"
         )
     host, _, port = job.master.rpartition(":")
-    environment = _wheel(program)
+    environment = _wheel_environment(program)
     environment["PATH"] = f"{Path(program).parent}:{os.environ.get('PATH', '')}"
     if flavour == "Intel MPI":
         environment["I_MPI_PIN"] = "off"
@@ -156,8 +164,8 @@ def _accelerate(job: Job, program: str, flavour: str, hostfile: Path) -> Command
     arguments += [str(len(job.hosts)), "--num_processes", str(job.ranks), "--main_process_ip", host]
     arguments += ["--main_process_port", port, "--mpirun_hostfile", str(hostfile)]
     arguments += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    # It puts its own Python before the program, which is `python -m intel_ft ...`.
-    slots = f" slots={job.ranks_per_host}" if flavour == "Open MPI" else ""  # else -ppn says it
+    # Accelerate puts its own Python before the program, which is `python -m intel_ft ...`.
+    slots = f" slots={job.ranks_per_host}" if flavour == "Open MPI" else ""  # Intel MPI gets -ppn
     files = {hostfile: "".join(f"{host}{slots}\n" for host in job.hosts)}
     return Command((*arguments, *job.program[1:]), environment, f"accelerate, {flavour}", files)
 
@@ -165,10 +173,10 @@ def _accelerate(job: Job, program: str, flavour: str, hostfile: Path) -> Command
 def _torchrun(job: Job) -> Command:
     if job.hosts:
         raise UserError(
-            "--via torchrun starts the ranks of this host alone: for a host file use --via mpirun, "
-            "for torchrun on every host --via slurm"
+            "--via torchrun starts ranks only on this host: with a host file use --via mpirun, on "
+            "a Slurm cluster --via slurm"
         )
     arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    # Without the dashes it takes options of the program for its own, abbreviated.
+    # Without -- torchrun takes options of the program as abbreviations of its own.
     arguments += ["--nproc-per-node", str(job.ranks), "--no-python", "--"]
     return Command((*arguments, *job.program), {}, "torchrun")

@@ -1,6 +1,4 @@
-"""`launch` from the hosts to the end of the run: checks, starts, and starts again; called from
-cli.launch.
-"""
+"""`launch` from start to end: check hosts, start ranks, supervise them, restart after failures."""
 
 import logging
 import socket
@@ -13,21 +11,21 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.launch import preflight
 from intel_ft.distributed.launch.commands import Command, command
 from intel_ft.distributed.launch.job_spec import Job, read_hostfile
-from intel_ft.distributed.launch.run_on_hosts import answers
-from intel_ft.distributed.launch.supervise import FINAL, supervise
-from intel_ft.distributed.launch.tune_ranks import tuned
+from intel_ft.distributed.launch.run_on_hosts import run_on_hosts
+from intel_ft.distributed.launch.supervise import FINAL_EXIT_CODES, supervise
+from intel_ft.distributed.launch.tune_ranks import tuned_ranks
 from intel_ft.distributed.placement import ranks_per_host
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.host import topology
 
-_PREFLIGHT = 180  # seconds for all hosts to report
+_REPORT_TIMEOUT = 180  # seconds for all hosts to report
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. `run` is the run's folder; `train` the arguments of `train`."""
+    """The options of `launch`. run: the run's folder; train: the arguments of `train`."""
 
     config: Path
     overrides: tuple[str, ...]
@@ -43,20 +41,22 @@ class Request:
 
 
 def launch(request: Request) -> int:
-    """Start the run and see it to its end; the exit code. Raises UserError or EnvironmentProblem
-    before anything was started.
+    """Start the run, supervise it to its end, and return the exit code.
+
+    Raises UserError or EnvironmentProblem before anything is started.
     """
     train = request.train
     for attempt in range(request.max_restarts + 1):
         job, decisions = prepare(replace(request, train=train), check=True)
         for decision in decisions if attempt == 0 else []:
             logger.info("%s", decision)
-        code = supervise(starting(request, job), logs_of(request))
-        if code in FINAL:
+        code = supervise(launch_command(request, job), log_folder(request))
+        if code in FINAL_EXIT_CODES:
             return code
         if attempt < request.max_restarts:
             logger.warning(
-                "the run ended with exit code %d: restart %d of %d, from the last whole checkpoint",
+                "the run ended with exit code %d: "
+                "restart %d of %d, from the latest complete checkpoint",
                 code,
                 attempt + 1,
                 request.max_restarts,
@@ -66,7 +66,7 @@ def launch(request: Request) -> int:
 
 
 def prepare(request: Request, *, check: bool) -> tuple[Job, list[Decision]]:
-    """The job to start now, and what was decided for it; `check` looks at the hosts first."""
+    """The job to start now, and the decisions for it. check: look at the hosts first."""
     hosts, slots = read_hostfile(request.hostfile) if request.hostfile else ((), None)
     decisions = []
     if hosts and check:
@@ -76,25 +76,27 @@ def prepare(request: Request, *, check: bool) -> tuple[Job, list[Decision]]:
     decisions.append(Decision("ranks per host", str(ranks), why))
     port = reports[0]["port"] if reports else free_port()
     master = f"{hosts[0] if hosts else '127.0.0.1'}:{port}"
-    decisions.append(Decision("master", master, "the first host" if hosts else "one host"))
+    decisions.append(
+        Decision("master", master, "the first host" if hosts else "all ranks are on this host")
+    )
     job = Job((), hosts, ranks, master, request.ssh, request.mpirun)
     return replace(job, program=_program(request, job)), decisions
 
 
-def starting(request: Request, job: Job) -> Command:
-    """The launcher's command for the job."""
-    return command(job, request.via, logs_of(request))
+def launch_command(request: Request, job: Job) -> Command:
+    """The command line of the launcher for the job."""
+    return command(job, request.via, log_folder(request))
 
 
-def logs_of(request: Request) -> Path:
-    """Where each rank's log goes: beside the run's folder, which may not exist or be replaced."""
+def log_folder(request: Request) -> Path:
+    """The folder of the ranks' logs, next to the run's folder, which may be missing or replaced."""
     return request.run.with_name(f"{request.run.name}.logs")
 
 
 def _program(request: Request, job: Job) -> tuple[str, ...]:
     program = [sys.executable, "-m", "intel_ft", "train", str(request.config), *request.overrides]
     program += [*request.train, "--ranks", str(job.ranks), "--master", job.master]
-    return (*program, "--logs", str(logs_of(request)))
+    return (*program, "--logs", str(log_folder(request)))
 
 
 def _ranks(request: Request, slots: int | None, reports: list[dict[str, Any]]) -> tuple[int, str]:
@@ -103,7 +105,7 @@ def _ranks(request: Request, slots: int | None, reports: list[dict[str, Any]]) -
     if slots is not None:
         return slots, "set in the host file"
     host = topology.read()
-    if (measured := tuned(host)) is not None:
+    if (measured := tuned_ranks(host)) is not None:
         return measured
     if reports and (reports[0]["nodes"], reports[0]["cores"]) != (len(host.nodes), host.usable):
         return reports[0]["nodes"], f"one for each NUMA node of {reports[0]['host']}"
@@ -111,27 +113,27 @@ def _ranks(request: Request, slots: int | None, reports: list[dict[str, Any]]) -
 
 
 def _reachable(hosts: tuple[str, ...], request: Request) -> tuple[str, ...]:
-    problems = preflight.reach(hosts, request.ssh)
-    gone = {problem.partition(" ")[0] for problem in problems}
-    rest = tuple(host for host in hosts if host not in gone)
-    if problems and not (request.elastic and rest):
-        remedy = "" if request.elastic else "; --elastic goes on without them"
-        raise EnvironmentProblem(f"cannot be reached: {', '.join(problems)}{remedy}")
+    problems = preflight.unreachable_hosts(hosts, request.ssh)
+    unreachable = {problem.partition(" ")[0] for problem in problems}
+    reachable = tuple(host for host in hosts if host not in unreachable)
+    if problems and not (request.elastic and reachable):
+        remedy = "" if request.elastic else ": use --elastic to start without them"
+        raise EnvironmentProblem(f"unreachable hosts: {', '.join(problems)}{remedy}")
     if problems:
-        logger.warning("going on without %s", ", ".join(problems))
-    return rest
+        logger.warning("starting without unreachable hosts: %s", ", ".join(problems))
+    return reachable
 
 
 def _reports(hosts: tuple[str, ...], request: Request) -> list[dict[str, Any]]:
-    """What each host says of itself, first host first, compared."""
+    """The report of each host, the first host's first, after comparing them."""
     program = [sys.executable, "-m", "intel_ft.distributed.launch.preflight", str(request.config)]
     program += request.overrides
     job = Job(tuple(program), hosts, 1, "", request.ssh, request.mpirun)
     via = "mpirun" if request.via == "accelerate" else request.via
-    found = answers(job, via, _PREFLIGHT)
-    preflight.compare(found, len(hosts))
-    first = next((report for report in found if _same_host(report["host"], hosts[0])), found[0])
-    return [first, *(report for report in found if report is not first)]
+    reports = run_on_hosts(job, via, _REPORT_TIMEOUT)
+    preflight.compare(reports, len(hosts))
+    first = next((report for report in reports if _same_host(report["host"], hosts[0])), reports[0])
+    return [first, *(report for report in reports if report is not first)]
 
 
 def _same_host(name: str, other: str) -> bool:
@@ -139,7 +141,7 @@ def _same_host(name: str, other: str) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody uses on this host now."""
+    """A port that is free on this host now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -1,5 +1,6 @@
-"""What is checked on every host before a run starts there: each host reports, the launching one
-compares; called from distributed.launch.run and training.run, and as a program on each host.
+"""Checks before a run starts: each host reports, and the launching host compares the reports.
+
+As a program it prints the report of its host.
 """
 
 import hashlib
@@ -17,11 +18,11 @@ from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.versions import installed
 
 _PACKAGES = ("intel_ft", "torch", "transformers", "peft", "accelerate", "oneccl")
-CLOCK = 30.0  # seconds that clocks may differ: file times and logs are compared by people
-_REACH = 10  # seconds for a host to answer
-_EDGE = 2**16  # bytes hashed at each end of a weight file
+MAX_CLOCK_SKEW = 30.0  # seconds: users compare logs and file times of several hosts
+_CONNECT_TIMEOUT = 10  # seconds for a host to answer
+_HASHED_BYTES = 2**16  # at each end of a weight file
 
-SAME = {
+MUST_MATCH = {
     "python": "Python",
     "packages": "package versions",
     "config": "config file",
@@ -29,30 +30,36 @@ SAME = {
 }
 
 
-def reach(hosts: tuple[str, ...], ssh: str) -> list[str]:
-    """Those hosts that cannot be reached, each with the reason."""
+def unreachable_hosts(hosts: tuple[str, ...], ssh: str) -> list[str]:
+    """The unreachable hosts, each as `name (reason)`."""
 
     def problem(host: str) -> str | None:
-        command = [ssh, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_REACH}", host, "true"]
+        command = [ssh, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_TIMEOUT}"]
         try:
             done = subprocess.run(
-                command, check=False, capture_output=True, text=True, timeout=2 * _REACH
+                [*command, host, "true"],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=2 * _CONNECT_TIMEOUT,
             )
         except FileNotFoundError:
-            raise EnvironmentProblem(f"{ssh} was not found: it is how hosts are reached") from None
+            raise EnvironmentProblem(
+                f"{ssh} was not found: install an ssh client, or name another program with --ssh"
+            ) from None
         except subprocess.TimeoutExpired:
-            return f"{host} (no answer in {2 * _REACH} s)"
+            return f"{host} (no answer in {2 * _CONNECT_TIMEOUT} s)"
         if done.returncode == 0:
             return None
         last = done.stderr.strip().splitlines()[-1:] or [f"{ssh} exit code {done.returncode}"]
         return f"{host} ({last[0][:100]})"
 
     with ThreadPoolExecutor(16) as pool:
-        return [found for found in pool.map(problem, hosts) if found is not None]
+        return [reason for reason in pool.map(problem, hosts) if reason is not None]
 
 
 def report(config_file: Path, overrides: list[str]) -> dict[str, Any]:
-    """What this host has, as plain values."""
+    """The facts of this host that `compare` needs, as plain values."""
     from intel_ft import config as configuration
     from intel_ft.host import topology
 
@@ -82,13 +89,14 @@ def report(config_file: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str | None]:
-    """The versions that are to be the same on all hosts."""
+    """The package versions that must be the same on all hosts."""
     return {name: installed(name) for name in _PACKAGES}
 
 
 def fingerprint(name_or_path: str) -> str:
-    """Of a local model folder: its small files whole, the ends and the size of its weights. A Hub
-    id stands for itself.
+    """A hash of a local model folder: the size, beginning and end of each file.
+
+    A Hub id is returned unchanged.
     """
     from intel_ft.assets import resolve
 
@@ -102,22 +110,25 @@ def fingerprint(name_or_path: str) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
-            digest.update(file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
-            digest.update(file.read(_EDGE))
+            digest.update(file.read(_HASHED_BYTES))
+            file.seek(max(0, size - _HASHED_BYTES))
+            digest.update(file.read(_HASHED_BYTES))
     return digest.hexdigest()[:16]
 
 
 def compare(reports: list[dict[str, Any]], hosts: int) -> None:
-    """Raise UserError or EnvironmentProblem for the first thing that is not right."""
+    """Raise UserError or EnvironmentProblem for the first problem or difference."""
     if len(reports) != hosts:
         names = ", ".join(report["host"] for report in reports)
-        raise EnvironmentProblem(f"{hosts} hosts were started, {len(reports)} reported ({names})")
+        raise EnvironmentProblem(
+            f"{hosts} hosts were started, only {len(reports)} reported ({names}): run `intel-ft "
+            "doctor` on the others"
+        )
     for report in reports:
         if report["problem"]:
             raise UserError(f"on {report['host']}: {report['problem']}")
     first = reports[0]
-    for key, what in SAME.items():
+    for key, what in MUST_MATCH.items():
         for other in reports[1:]:
             if other[key] != first[key]:
                 raise EnvironmentProblem(
@@ -127,10 +138,10 @@ def compare(reports: list[dict[str, Any]], hosts: int) -> None:
     latest = max(reports, key=lambda report: float(report["time"]))
     earliest = min(reports, key=lambda report: float(report["time"]))
     apart = latest["time"] - earliest["time"]
-    if apart > CLOCK:
+    if apart > MAX_CLOCK_SKEW:
         raise EnvironmentProblem(
-            f"the clocks of {earliest['host']} and {latest['host']} are {apart:.0f} s apart: set "
-            "them by NTP"
+            f"the clocks of {earliest['host']} and {latest['host']} are {apart:.0f} s apart: "
+            "synchronize them with NTP"
         )
 
 
@@ -143,5 +154,5 @@ def _difference(first: Any, other: Any) -> str:
 
 
 if __name__ == "__main__":
-    # One write, so that lines of several hosts do not mix.
+    # One write, so that the lines of several hosts are not interleaved.
     sys.stdout.write(json.dumps(report(Path(sys.argv[1]), sys.argv[2:])) + "\n")

@@ -1,6 +1,4 @@
-"""A short program on every host, each answering with a line of JSON; called from
-distributed.launch.run and insight.doctor.hosts.
-"""
+"""Running a short program on every host, which prints a line of JSON there."""
 
 import json
 import os
@@ -12,29 +10,33 @@ from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.errors import EnvironmentProblem
 
 
-def answers(job: Job, via: str, seconds: float) -> list[dict[str, Any]]:
-    """What the job's program said on each host, in any order; a host that said nothing is not in
-    it. Raises EnvironmentProblem where the launcher failed or `seconds` have passed.
+def run_on_hosts(job: Job, via: str, timeout: float) -> list[dict[str, Any]]:
+    """The JSON that the job's program printed on each host, in any order.
+
+    Hosts that printed nothing are missing from it. Raises EnvironmentProblem if the launcher fails
+    or runs longer than `timeout` seconds.
     """
-    start = command(job, via)
-    hosts = len(job.hosts)
+    launcher = command(job, via)
     try:
         done = subprocess.run(
-            start.arguments,
+            launcher.arguments,
             check=False,
-            env=os.environ | start.environment,
+            env=os.environ | launcher.environment,
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired:
+        hosts = ", ".join(job.hosts)[:200]
         raise EnvironmentProblem(
-            f"{start.launcher} started nothing on {hosts} hosts in {seconds:g} s: check that "
-            "they can reach each other"
+            f"{launcher.launcher} did not finish on {hosts} within {timeout:g} s: check that these "
+            "hosts can connect to each other over ssh, and that no firewall is between them"
         ) from None
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode and len(found) < hosts:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        text = " ".join(said[-1:])[:200]
-        raise EnvironmentProblem(f"{start.launcher} failed on the hosts: {text}")
-    return found
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode and len(reports) < len(job.hosts):
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        text = " ".join(lines[-1:])[:200]
+        raise EnvironmentProblem(
+            f"{launcher.launcher} failed on the hosts with exit code {done.returncode}: {text}"
+        )
+    return reports

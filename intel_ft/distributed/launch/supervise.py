@@ -1,6 +1,4 @@
-"""Running a launcher until it ends: signals passed on, nothing left behind; called from
-distributed.launch.run.
-"""
+"""Running a launcher to its end: signals are forwarded, and no process is left behind."""
 
 import contextlib
 import ctypes
@@ -14,27 +12,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from intel_ft.distributed.launch.commands import Command
 from intel_ft.distributed.rank_startup import FAILED, STOP
 from intel_ft.files import write_text
 from intel_ft.orphan import end_with_parent
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-FINAL = (0, 2, 3, 4, 130, 143)  # exit codes after which a restart would end alike
-_GENERATIONS = 5  # of orphans: a launcher, its proxies, their ranks
-GRACE = 20.0  # seconds that a launcher gets to end its ranks after one has failed
+FINAL_EXIT_CODES = (0, 2, 3, 4, 130, 143)  # a restart would end the same way
+_GENERATIONS = 5  # of child processes: a launcher, its proxies, their ranks
+GRACE = 20.0  # seconds for a launcher to end its ranks after one has failed
 
 logger = logging.getLogger(__name__)
 
 
 def supervise(command: Command, logs: Path) -> int:
-    """Run the command to its end; the exit code of the first rank that failed. Where none said so:
-    the launcher's if it is in FINAL (a rank may fail before it knows where to say so), 1 if not (a
-    rank was killed), or 128 + the number of the signal that ended the launcher.
+    """Run the command to its end; the exit code is that of the first rank that failed.
 
-    A first SIGTERM or SIGINT asks the ranks, through a file in `logs`, to save after their step and
-    stop; a second one kills. A launcher that still runs GRACE seconds after a rank ended the job
-    (because a host is gone) is killed, too.
+    If no rank reported one: the launcher's exit code if it is in FINAL_EXIT_CODES (a rank may fail
+    before it can report), else 1 (a rank was killed), or 128 + the number of the signal that ended
+    the launcher.
+
+    The first SIGTERM or SIGINT asks the ranks, through a file in `logs`, to save after their step
+    and stop; a second one kills them. A launcher that still runs GRACE seconds after a rank ended
+    the job (because a host is unreachable) is killed, too.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for path, text in command.files.items():
@@ -48,23 +50,24 @@ def supervise(command: Command, logs: Path) -> int:
         start_new_session=True,
         preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs yet
     )
-    with _passing_signals_to(process, logs / STOP), _killing_when(process, logs / FAILED):
+    with _forwarding_signals(process, logs / STOP), _killed_after(process, logs / FAILED):
         code = process.wait()
     _kill(process)
     with contextlib.suppress(OSError, ValueError):
         return int((logs / FAILED).read_text(encoding="utf-8")) if code else 0
     if code < 0:
         return 128 - code
-    return code if code in FINAL else 1
+    return code if code in FINAL_EXIT_CODES else 1
 
 
 @contextlib.contextmanager
-def _passing_signals_to(process: subprocess.Popen[bytes], stop: Path) -> Iterator[None]:
+def _forwarding_signals(process: subprocess.Popen[bytes], stop: Path) -> Iterator[None]:
     def receive(number: int, _: FrameType | None) -> None:
         if stop.exists():
             _kill(process)
             return
-        logger.warning("%s: the ranks save after this step", signal.Signals(number).name)
+        name = signal.Signals(number).name
+        logger.warning("%s: the ranks save a checkpoint after this step, and stop", name)
         stop.write_text(f"{number}\n", encoding="utf-8")
 
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -77,7 +80,7 @@ def _passing_signals_to(process: subprocess.Popen[bytes], stop: Path) -> Iterato
 
 
 @contextlib.contextmanager
-def _killing_when(process: subprocess.Popen[bytes], failed: Path) -> Iterator[None]:
+def _killed_after(process: subprocess.Popen[bytes], failed: Path) -> Iterator[None]:
     ended = threading.Event()
 
     def watch() -> None:
@@ -87,7 +90,7 @@ def _killing_when(process: subprocess.Popen[bytes], failed: Path) -> Iterator[No
                 continue
             since = since or time.monotonic()
             if time.monotonic() - since > GRACE:
-                logger.warning("the launcher did not end %g s after a rank failed: killed", GRACE)
+                logger.warning("the launcher still ran %g s after a rank failed: killing it", GRACE)
                 _kill(process)
                 return
 
@@ -101,17 +104,17 @@ def _killing_when(process: subprocess.Popen[bytes], failed: Path) -> Iterator[No
 
 
 def _adopt_orphans() -> None:
-    """What a launcher leaves when it ends, such as its ssh, becomes a child of this process."""
+    """Make processes that a launcher leaves behind, such as ssh, children of this process."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The launcher, and everything it started and left on this host."""
+    """Kill the launcher and all processes that it started on this host."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    for _ in range(_GENERATIONS):  # children of what is killed become ours
-        for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-            if int(child) != process.pid:
+    for _ in range(_GENERATIONS):  # children of a killed process become children of this one
+        for child in psutil.Process().children():
+            if child.pid != process.pid:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(int(child), signal.SIGKILL)
-                    os.waitpid(int(child), 0)
+                    os.kill(child.pid, signal.SIGKILL)
+                    os.waitpid(child.pid, 0)

@@ -1,5 +1,6 @@
-"""How many ranks of how many threads this host runs fastest, by a short measurement; called from
-distributed.launch.run and cli.launch, and as a program for each measured rank.
+"""Measuring how many ranks of how many threads are fastest on this host.
+
+As a program it is one measured rank.
 """
 
 import json
@@ -15,23 +16,24 @@ from intel_ft.host.cpu import cpu_name
 from intel_ft.host.openmp import VARIABLE
 from intel_ft.host.topology import Topology
 
-GAIN = 1.05  # by which more ranks must be faster: each has a copy of the base model
+GAIN = 1.05  # how much faster more ranks must be, since each has a copy of the base model
 _TOKENS, _HIDDEN, _SECONDS = 2048, 2048, 1.0
 _RUNS = 3
 
 
-def tuned(topology: Topology) -> tuple[int, str] | None:
-    """The ranks that `measure` found best for such a host, and why; None where it never ran."""
+def tuned_ranks(topology: Topology) -> tuple[int, str] | None:
+    """The fastest number of ranks, as measured on such a host, and why; None if never measured."""
     try:
-        found = json.loads(_file().read_text(encoding="utf-8"))[_key(topology)]
-        return int(found["ranks"]), str(found["reason"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: no home
+        entry = json.loads(_file().read_text(encoding="utf-8"))[_key(topology)]
+        return int(entry["ranks"]), str(entry["reason"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: no home folder
         return None
 
 
 def measure(topology: Topology) -> list[tuple[int, float]]:
-    """The rate of bf16 products, in GFLOP/s of the whole host, for each number of ranks that
-    divides its cores; keeps the best for `tuned`.
+    """The bf16 GEMM rate of the host, in GFLOP/s, for each number of ranks that divides its cores.
+
+    Stores the best one for `tuned_ranks`.
     """
     cores, start = topology.usable, ranks_per_host(topology)[0]
     candidates = [n for n in range(1, cores + 1) if cores % n == 0 and (n <= 16 or n == start)]
@@ -41,20 +43,20 @@ def measure(topology: Topology) -> list[tuple[int, float]]:
     for ranks, rate in rates[1:]:
         if rate > GAIN * best[1]:
             best = (ranks, rate)
-    reason = f"measured: {best[1]:.0f} GFLOP/s, one rank {rates[0][1]:.0f}"
+    reason = f"measured: {best[1]:.0f} GFLOP/s, against {rates[0][1]:.0f} with one rank"
     path = _file()
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        known = {}
+        entries = {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, known | {_key(topology): {"ranks": best[0], "reason": reason}})
+    write_json(path, entries | {_key(topology): {"ranks": best[0], "reason": reason}})
     return rates
 
 
 def _rate(topology: Topology, ranks: int) -> float:
-    """GFLOP/s of `ranks` processes side by side, each on its place."""
-    start = str(time.time() + 5.0 + 0.2 * ranks)  # when all have loaded torch
+    """GFLOP/s of `ranks` processes at the same time, each bound to its cores."""
+    start = str(time.time() + 5.0 + 0.2 * ranks)  # by then all have loaded torch
     running = [
         subprocess.Popen(
             [sys.executable, "-m", __name__, start, ",".join(map(str, place.cpus))],
@@ -67,7 +69,7 @@ def _rate(topology: Topology, ranks: int) -> float:
     return sum(float(process.communicate()[0] or 0) for process in running)
 
 
-def _product_rate(start: float, cpus: list[int]) -> float:
+def _gemm_rate(start: float, cpus: list[int]) -> float:
     os.sched_setaffinity(0, cpus)
     import torch
 
@@ -94,5 +96,5 @@ def _file() -> Path:
 
 
 if __name__ == "__main__":
-    rate = _product_rate(float(sys.argv[1]), [int(cpu) for cpu in sys.argv[2].split(",")])
+    rate = _gemm_rate(float(sys.argv[1]), [int(cpu) for cpu in sys.argv[2].split(",")])
     sys.stdout.write(f"{rate}\n")

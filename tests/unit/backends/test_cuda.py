@@ -180,13 +180,13 @@ def test_nf4_is_as_small_as_the_memory_check_takes_it_for():
     assert sum(part.nbytes for part in parts) == pytest.approx(512 * 1024 * NF4_BYTES, rel=1e-3)
 
 
-def test_the_turn_back_is_the_gradient_of_the_turn():
+def test_apply_rope_backward_is_the_gradient_of_apply_rope():
     q, k, of_q, of_k = (torch.randn(9, heads, 8, dtype=torch.float64) for heads in (4, 2, 4, 2))
     cos, sin = torch.randn(2, 9, 8, dtype=torch.float64)
     q.requires_grad_()
     k.requires_grad_()
     wanted = torch.autograd.grad(ops._apply_rope(q, k, cos, sin), (q, k), (of_q, of_k))
-    for found, gradient in zip(ops._turned_back(of_q, of_k, cos, sin), wanted, strict=True):
+    for found, gradient in zip(ops._apply_rope_backward(of_q, of_k, cos, sin), wanted, strict=True):
         torch.testing.assert_close(found, gradient)
 
 

@@ -39,7 +39,7 @@ def generated(via, monkeypatch):
         max_restarts=2,
         elastic=False,
     )
-    return scheduler_jobs.write(request, 4)
+    return scheduler_jobs.render(request, 4)
 
 
 def without_comments(text):

@@ -158,7 +158,7 @@ def test_ranks_that_do_not_come_may_come_the_next_time(environment):
             process_group.init_process_group(world, settings),
         ):
             pass
-    assert error.value.exit_code == 1 and 1 not in launching.FINAL
+    assert error.value.exit_code == 1 and 1 not in launching.FINAL_EXIT_CODES
 
 
 def code(*lines):
@@ -197,8 +197,8 @@ def test_a_restart_keeps_json_and_resumes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(launching, "replace", lambda request, **more: SimpleNamespace(**more))
     monkeypatch.setattr(launching, "prepare", prepare)
-    monkeypatch.setattr(launching, "starting", lambda request, job: None)
-    monkeypatch.setattr(launching, "logs_of", lambda request: tmp_path)
+    monkeypatch.setattr(launching, "launch_command", lambda request, job: None)
+    monkeypatch.setattr(launching, "log_folder", lambda request: tmp_path)
     codes = iter((1, 1, 0))
     monkeypatch.setattr(launching, "supervise", lambda command, logs: next(codes))
     assert launching.launch(request) == 0
@@ -225,18 +225,18 @@ def test_what_ends_a_rank_is_in_its_log(tmp_path, environment):
     assert (tmp_path / rank.FAILED).read_text() == "1\n"
 
 
-class Elsewhere(World):
-    """A world where one of the texts is another one on the other rank."""
+class Differing(World):
+    """A world where the other rank has a different value for text number `wrong`."""
 
     def all_reduce_max(self, number):
-        self.asked.append(number)
-        return number + (len(self.asked) == 2 * self.wrong - 1)
+        self.compared.append(number)
+        return number + (len(self.compared) == 2 * self.wrong - 1)
 
 
 @pytest.mark.parametrize(
     ("wrong", "what"), [(1, "Python or package versions"), (2, "config"), (3, "base model")]
 )
-def test_ranks_by_a_scheduler_are_compared_too(wrong, what, tmp_path, monkeypatch):
+def test_ranks_started_by_a_scheduler_are_compared_too(wrong, what, tmp_path, monkeypatch):
     from intel_ft.config import build
     from intel_ft.training.run import _require_same
 
@@ -248,9 +248,10 @@ def test_ranks_by_a_scheduler_are_compared_too(wrong, what, tmp_path, monkeypatc
         },
         "test",
     )
-    world = Elsewhere(0, 2, 0, 1, "srun")
-    object.__setattr__(world, "asked", [])
+    world = Differing(0, 2, 0, 1, "srun")
+    object.__setattr__(world, "compared", [])
     object.__setattr__(world, "wrong", wrong)
-    work = SimpleNamespace(plan=SimpleNamespace(fingerprint=lambda: "plan"))
+    data = SimpleNamespace(plan=SimpleNamespace(fingerprint=lambda: "plan"))
+    training = SimpleNamespace(world=world, data=data)
     with pytest.raises(EnvironmentProblem, match=f"do not have the same {what}"):
-        _require_same(world, config, work, None)
+        _require_same(training, config, None)

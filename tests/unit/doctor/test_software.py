@@ -253,7 +253,7 @@ def of_runtime(found, machine=None):
 def test_what_ranks_would_be_bound_to(monkeypatch, quota, cores, reason):
     host = Topology(tuple(Core(0, cpu // 4, (cpu,)) for cpu in range(8)), {}, *quota)
     monkeypatch.setattr(topology, "read", lambda: host)
-    monkeypatch.setattr(runtime, "tuned", lambda host: None)
+    monkeypatch.setattr(runtime, "tuned_ranks", lambda host: None)
     ranks, bound = runtime._placement()
     assert (ranks.value, bound.value, bound.reason) == ("2", cores, reason)
 
