@@ -1,5 +1,6 @@
-"""Plots as SVG text: lines in panels over a shared log2 axis, and labelled points; called from
-insight and export.
+"""Plots as SVG files: lines in panels over a shared log2 axis, and labelled points.
+
+Drawn without a library: docs/log.md, "Libraries weighed", has the measurements.
 """
 
 import math
@@ -13,7 +14,7 @@ _INK, _GRID = "#333333", "#dddddd"
 def line_plot(
     title: str, x_label: str, x: list[float], series: dict[str, list[float]], ticks: int = 4
 ) -> str:
-    """The series, each in a panel whose y axis starts at 0, over log2 of `x`, all above 0.
+    """The series over log2 of `x` (all above 0), each in a panel whose y axis starts at 0.
 
     Every value of `x` gets a tick, each y axis about `ticks` of them above 0.
     """
@@ -41,8 +42,9 @@ def scatter_plot(
     limit: float | None = None,
     ticks: int = 4,
 ) -> str:
-    """Labelled points (x, y, label) over axes that start at 0, or below it where a y is; `limit`
-    is drawn as a dashed line across.
+    """Labelled points (x, y, label) over axes that start at 0, or below it where a y is negative.
+
+    `limit` is drawn as a dashed line across.
     """
     if not points:
         raise ValueError("a plot needs at least one point")
@@ -108,7 +110,7 @@ def _opening(title: str, height: int) -> list[str]:
 def _panel(
     top: float, name: str, colour: str, points: list[tuple[float, float, float]], ticks: int
 ) -> list[str]:
-    """points: (place across, x, y) of each; a panel is _PANEL high, labels below it."""
+    """A panel _PANEL high with labels below; each point is (place across, x, y)."""
     step = tick_step(max(y for _, _, y in points), ticks)
     bottom = top + _PANEL
     parts = []

@@ -29,7 +29,7 @@ class Table:
 
         drawing = Drawing(box=box.SIMPLE_HEAD)
         for index, column in enumerate(self.columns):
-            drawing.add_column(column, justify="right" if index else "left")
+            drawing.add_column(column, justify="right" if index else "left", overflow="fold")
         for row in self.rows:
             drawing.add_row(*row)
         fitted = sys.stdout.isatty() or "COLUMNS" in os.environ

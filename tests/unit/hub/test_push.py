@@ -334,6 +334,28 @@ def test_the_prompt_is_shown_as_trained(tmp_path) -> None:
     assert f"```text\n{shown}\n```" in dry(adapter).card
 
 
+HOSTILE = "x` | <img src=http://evil/a.png>\n# Trap\n```\n[click](http://evil)"
+
+
+def test_text_from_records_cannot_leave_its_place_in_the_card(ir) -> None:
+    record = json.loads((ir / "export.json").read_text())
+    record["calibration"]["source"] = record["gate"]["data"]["source"] = HOSTILE
+    record["cpu"] = record["packages"][HOSTILE] = HOSTILE
+    record["recipe"] = {"used": True, "id": HOSTILE}
+    (ir / "export.json").write_text(json.dumps(record))
+    Provenance("openvino", "tiny-python-llama", None, "tokenizer", HOSTILE, "0.1.0").save(ir)
+    card = dry(ir).card
+    fence = "`" * 4
+    block = f"{fence}text\n{HOSTILE}\n{fence}"
+    assert block in card
+    text = card.replace(block, "").split("---\n", 2)[2]
+    assert not re.search(r"^# Trap", text, re.MULTILINE)
+    code = f"{fence} {' '.join(HOSTILE.splitlines())} {fence}"
+    assert code in text
+    text = text.replace(code, "")
+    assert not re.search(r"(?<!\\)<img|(?<!\\)\[click|\S(?<!\\)\|", text)
+
+
 def test_a_card_of_ones_own(run, tmp_path) -> None:
     card = tmp_path / "mine.md"
     card.write_text("---\nlicense: mit\npipeline_tag: text-generation\n---\n# Mine\n")
