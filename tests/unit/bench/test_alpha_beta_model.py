@@ -36,7 +36,7 @@ def test_a_fit_recovers_the_link_and_predicts_another_number_of_ranks(algorithm)
         for size in SIZES
     ]
     fitted = fit(times, 2, algorithm)
-    assert fitted.link.latency == pytest.approx(link.seconds, rel=0.04)
+    assert fitted.link.latency == pytest.approx(link.latency, rel=0.04)
     assert fitted.link.seconds_per_byte == pytest.approx(link.seconds_per_byte, rel=0.04)
     assert 0 < fitted.median_error <= fitted.worst_error < 0.1
     more = [(size, all_reduce_seconds(link, 8, size, algorithm)) for size in SIZES]
