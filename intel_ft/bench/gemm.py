@@ -34,7 +34,7 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
         ModelConfig(name_or_path=workload.name, dtype="bfloat16"),
     )
     share = float(synthetic_examples(workload, 0).supervised.mean())
-    products = gemm_rate.linear_products(shape_model(workload, 1), workload.row_tokens, share)
+    products = gemm_rate.linear_gemms(shape_model(workload, 1), workload.row_tokens, share)
     int8_base = (gemm_rate.INT8_FORWARD, gemm_rate.INT8_GRADIENT)
     kinds = (
         *gemm_rate.FORWARD,
@@ -45,13 +45,13 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
     )
     timings = [gemm_rate.measure(product, torch.bfloat16, kinds, seconds) for product in products]
     int8_operations = sum(product.count * product.flops for product in products)
-    int8_seconds = sum(timing.product.count * timing.seconds["int8"] for timing in timings)
+    int8_seconds = sum(timing.gemm.count * timing.seconds["int8"] for timing in timings)
     return {
         "workload": workload.name,
         "products": [
             {
                 "layer": "head" if timing is timings[-1] else "linear",
-                **vars(timing.product),
+                **vars(timing.gemm),
                 "gflops": {kind: _gigaflops(timing, kind) for kind in kinds},
             }
             for timing in timings
@@ -67,12 +67,12 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
     }
 
 
-def _gigaflops(timing: gemm_rate.Timing, kind: str) -> float | None:
+def _gigaflops(timing: gemm_rate.GemmTiming, kind: str) -> float | None:
     seconds = timing.seconds.get(kind)
-    return None if seconds is None else timing.product.flops / seconds / 1e9
+    return None if seconds is None else timing.gemm.flops / seconds / 1e9
 
 
-def onednn_kernel(product: gemm_rate.Product) -> str | None:
+def onednn_kernel(product: gemm_rate.Gemm) -> str | None:
     """The kernel that oneDNN runs a bf16 GEMM with, such as brg_matmul:avx10_1_512_amx.
 
     A separate process runs the GEMM and oneDNN reports its kernel; None if it reports none.

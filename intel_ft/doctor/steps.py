@@ -56,7 +56,7 @@ def rate(dtype: str, kinds: tuple[str, ...]) -> float:
     from intel_ft.models import gemm_rate
 
     def measured(rows: int) -> tuple[float, float]:
-        product = gemm_rate.Product(rows, _WIDTH, _WIDTH)
+        product = gemm_rate.Gemm(rows, _WIDTH, _WIDTH)
         seconds = gemm_rate.measure(product, getattr(torch, dtype), kinds, SECONDS).best(kinds)
         return seconds, product.flops / seconds
 

@@ -1,1 +1,1 @@
-"""What a run will need before anything is loaded: memory, time, energy. Start at plan.py."""
+"""`intel-ft plan`: predicts memory, time and energy of a run. Start reading at plan.py."""

@@ -1,8 +1,7 @@
-"""`bench plan`: what `plan` predicts beside what `intel-ft train` then takes, over many shapes,
-rows and methods; called from cli.bench.
+"""`bench plan`: predictions of `plan` compared with real runs, over many shapes and methods.
 
-Each case is a real run in a process of its own, of a random model that is written as a model folder
-first, on the shipped data.
+Each case is an `intel-ft train` in a separate process, on the shipped data, with the shipped model
+or with a random model that is written to a folder first.
 """
 
 import json
@@ -33,9 +32,11 @@ _WARM_UP = 2
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration. shape: None is the shipped model; length: None is the shipped rows, some
-    100 tokens each, else text of exactly so many tokens; options: of the config's sections;
-    teacher: the shape of one to distill from.
+    """One configuration.
+
+    shape: None is the shipped model. length: tokens in each example; None is the shipped examples
+    of about 100 tokens. options: by section of the config. teacher: the shape of a model to distill
+    from.
     """
 
     shape: Workload | None
@@ -50,24 +51,24 @@ _SMALL = WORKLOADS["small"]
 _GROUPED = Workload("grouped", 2048, 5632, 4, 32, 4, 32000)
 _WORDY = Workload("wordy", 1024, 3584, 4, 8, 2, 128256)
 _INT8 = {"model": {"base_dtype": "int8"}}
-_AGAIN = {"train": {"activation_checkpointing": True}}
-_PLAIN = {"backend": {"prepack": False}}
+_CHECKPOINTING = {"train": {"activation_checkpointing": True}}
+_NOT_PREPACKED = {"backend": {"prepack": False}}
 
 CASES = {
     "shipped": Case(None, 2048, 32),
     "shipped, long rows": Case(None, 8192, 96),
-    "shipped, long rows, checkpointing": Case(None, 8192, 96, options=_AGAIN),
+    "shipped, long rows, checkpointing": Case(None, 8192, 96, options=_CHECKPOINTING),
     "small": Case(_SMALL, 2048, 16),
     "small int8": Case(_SMALL, 2048, 16, options=_INT8),
-    "small as loaded": Case(_SMALL, 1024, 8, options=_PLAIN),
+    "small as loaded": Case(_SMALL, 1024, 8, options=_NOT_PREPACKED),
     "small r=128": Case(_SMALL, 1024, 8, options={"method": {"r": 128}}),
-    "small checkpointing": Case(_SMALL, 4096, 32, options=_AGAIN),
+    "small checkpointing": Case(_SMALL, 4096, 32, options=_CHECKPOINTING),
     "small 1024-token examples": Case(_SMALL, 4096, 4, 1024),
     "small float32": Case(_SMALL, 1024, 8, options={"model": {"dtype": "float32"}}),
     "small dropout": Case(_SMALL, 1024, 8, options={"method": {"dropout": 0.1}}),
     "grouped": Case(_GROUPED, 1024, 8),
     "grouped int8": Case(_GROUPED, 2048, 16, options=_INT8),
-    "grouped checkpointing": Case(_GROUPED, 2048, 16, options={**_AGAIN, **_PLAIN}),
+    "grouped checkpointing": Case(_GROUPED, 2048, 16, options={**_CHECKPOINTING, **_NOT_PREPACKED}),
     "small full": Case(_SMALL, 1024, 8, options={"method": {"name": "full"}}),
     "small NF4": Case(_SMALL, 1024, 8, options={"method": {"name": "qlora"}}),
     "small DoRA": Case(_SMALL, 1024, 8, options={"method": {"use_dora": True}}),
@@ -78,24 +79,27 @@ CASES = {
 
 
 def bench_plan(names: list[str], steps: int, threads: int | None) -> dict[str, Any]:
-    """Predict and run these cases (all, if none is named), `steps` steps each: {cases, machine}.
+    """Predict and run the named cases (default: all), `steps` steps each.
 
-    Memory in GiB, times in seconds a step, the median behind the first two; errors are predicted
-    over real, minus 1. Raises UserError, and IntelFTError where a run fails.
+    Returns {cases, machine}. Memory is in GiB. Times are seconds per step, the median without the
+    first two steps. Errors are predicted / real - 1. Raises UserError, and IntelFTError if a run
+    fails.
     """
     for name in names:
         if name not in CASES:
-            raise UserError(f"no case {name!r}: choose of {', '.join(CASES)}")
+            raise UserError(f"unknown case {name!r}: choose one of {', '.join(CASES)}")
     subprocess_json.thread_environment(threads)
-    found = []
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names or list(CASES):
-            found.append(_case(name, CASES[name], Path(folder), steps, threads))
-            logger.info("%s", found[-1])
-    return {"cases": found, "machine": machine.describe(threads or machine.cores())}
+            results.append(_run_case(name, CASES[name], Path(folder), steps, threads))
+            logger.info("%s", results[-1])
+    return {"cases": results, "machine": machine.describe(threads or machine.cores())}
 
 
-def _case(name: str, case: Case, folder: Path, steps: int, threads: int | None) -> dict[str, Any]:
+def _run_case(
+    name: str, case: Case, folder: Path, steps: int, threads: int | None
+) -> dict[str, Any]:
     config = _config(case, folder, steps, threads)
     predicted = plan(inputs_of(config, Cluster(), None))
     write_text(folder / "run.yaml", config.to_yaml())
@@ -104,20 +108,20 @@ def _case(name: str, case: Case, folder: Path, steps: int, threads: int | None) 
         f"plan, {name}", command, subprocess_json.thread_environment(threads)
     )
     metrics = (config.output.directory / "metrics.jsonl").read_text().splitlines()
-    real = [json.loads(line) for line in metrics]
-    memory = max(line["rss_gib"] for line in real)
-    time = statistics.median(line["step_s"] for line in real[_WARM_UP:])
-    total, seconds = predicted["memory"]["total"], predicted["step"]["seconds"]
+    steps_taken = [json.loads(line) for line in metrics]
+    real_gib = max(step["rss_gib"] for step in steps_taken)
+    real_s = statistics.median(step["step_s"] for step in steps_taken[_WARM_UP:])
+    predicted_gib, predicted_s = predicted["memory"]["total"], predicted["step"]["seconds"]
     return {
         "name": name,
         "row_tokens": predicted["memory"]["row_tokens"],
         "layout": predicted["memory"]["layout"],
-        "predicted_gib": total,
-        "real_gib": memory,
-        "memory_error": total / memory - 1,
-        "predicted_s": seconds,
-        "real_s": time,
-        "time_error": seconds / time - 1,
+        "predicted_gib": predicted_gib,
+        "real_gib": real_gib,
+        "memory_error": predicted_gib / real_gib - 1,
+        "predicted_s": predicted_s,
+        "real_s": real_s,
+        "time_error": predicted_s / real_s - 1,
     }
 
 
@@ -135,37 +139,41 @@ def _config(case: Case, folder: Path, steps: int, threads: int | None) -> Config
         "output": {"directory": folder / "run"},
     }
     if case.shape is not None:
-        values["model"]["name_or_path"] = str(_model(case.shape, folder))
+        values["model"]["name_or_path"] = str(_model_folder(case.shape, folder))
     if case.length is not None:
-        cut = {"max_length": case.length, "on_long": "truncate"}
-        values["data"] = {"train": str(_text(case, folder)), "format": "text", **cut}
+        values["data"] = {
+            "train": str(_text_file(case.length, folder)),
+            "format": "text",
+            "max_length": case.length,
+            "on_long": "truncate",
+        }
     if case.teacher is not None:
-        values["method"] = {"name": "distill", "teacher": str(_model(case.teacher, folder))}
+        values["method"] = {"name": "distill", "teacher": str(_model_folder(case.teacher, folder))}
     for section, options in case.options.items():
         values[section] = values.get(section, {}) | options
     return build(values, "bench plan")
 
 
-def _model(shape: Workload, folder: Path) -> Path:
+def _model_folder(shape: Workload, folder: Path) -> Path:
     """A folder with a random model of this shape and the shipped tokenizer."""
-    final = folder / shape.name
-    if final.exists():
-        return final
+    path = folder / shape.name
+    if path.exists():
+        return path
     model = random_model(shape, 0, "sdpa")
-    for owner in (model.config, model.generation_config):
-        owner.bos_token_id, owner.eos_token_id, owner.pad_token_id = 0, 1, 2
-    model.save_pretrained(final)
+    for config in (model.config, model.generation_config):
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 2
+    model.save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(assets.resolve(TINY)) / name, final)
-    return final
+        shutil.copy(Path(assets.resolve(TINY)) / name, path)
+    return path
 
 
-def _text(case: Case, folder: Path) -> Path:
-    """Rows of ready-made text, each longer than `case.length` tokens."""
+def _text_file(length: int, folder: Path) -> Path:
+    """A data file whose examples are plain text of more than `length` tokens each."""
     rows = Path(assets.resolve(DATA)).read_text(encoding="utf-8").splitlines()
-    size = 8 * (case.length or 0)  # characters; the tokenizer makes a token of 3 or so
+    size = 8 * length  # characters; a token has about 3
     text = "\n".join(rows)
     parts = [text[start : start + size] for start in range(0, 64 * size, size)]
-    path = folder / f"text-{case.length}.jsonl"
+    path = folder / f"text-{length}.jsonl"
     write_text(path, "".join(json.dumps({"text": part}) + "\n" for part in parts))
     return path
