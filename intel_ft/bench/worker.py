@@ -58,7 +58,7 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
     gc.collect()
     devices.reset_peak(backend.device)
     keep_freed_memory()  # for a rate that is measured alike, whatever the contender
-    products = gemm_rate.linear_products(
+    products = gemm_rate.linear_gemms(
         shapes, task.workload.row_tokens, float(examples.supervised.mean())
     )
     world.barrier()

@@ -1,6 +1,4 @@
-"""What a plan is computed from: the cluster, the model, the data, and what layers took here; called
-from insight.plan.
-"""
+"""What a plan is computed from: cluster, model, data, and the time of a few layers here."""
 
 import re
 from dataclasses import dataclass, replace
@@ -14,7 +12,6 @@ from intel_ft.errors import UserError
 from intel_ft.host import cpu, devices, topology
 from intel_ft.models.prepacked import can_prepack
 from intel_ft.planner import hardware, roofline
-from intel_ft.planner.fit import setting_of
 from intel_ft.planner.hardware import Machine
 from intel_ft.planner.probe import probed
 from intel_ft.planner.workload import (
@@ -24,21 +21,22 @@ from intel_ft.planner.workload import (
     Rows,
     example_lengths,
     planned_run,
-    sampled_steps,
+    sampled_rows,
 )
-from intel_ft.training.memory import MemorySetting
+from intel_ft.training.memory import MemorySetting, memory_setting
 from intel_ft.training.model_sizes import CountedModel, count_model
-from intel_ft.training.setup import row_capacity
 
 _CPU_BACKENDS = ("cpu", "ipex")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where it is to run. ranks, sockets, cores, memory (bytes) and watts are a node's; None is
-    this machine's own. cpu: a name in plan_machine.CPUS, or None for cores like these; gpu: one in
-    plan_machine.GPUS, one a rank, whose memory then `memory` is. network: bit/s between nodes.
-    gemm_rate: FLOP/s of a node, in place of what is measured or assumed.
+    """The machines that a run is planned for.
+
+    ranks, sockets, cores, memory (bytes) and watts are per node; None stands for this machine's.
+    cpu: a name in hardware.CPUS, or None for cores like these; gpu: a name in hardware.GPUS, one
+    GPU per rank, and `memory` is a GPU's then; network: bit/s between nodes; gemm_rate: FLOP/s of a
+    node, in place of the measured or assumed rate.
     """
 
     nodes: int = 1
@@ -54,7 +52,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class PlanInputs:
     """What a plan is computed from, once for all points of a sweep."""
 
     config: Config
@@ -64,8 +62,8 @@ class Inputs:
     examples: ExampleLengths
 
 
-def inputs_of(config: Config, cluster: Cluster, assumed: AssumedData | None) -> Inputs:
-    """Count the model, find the machine's rates and read the data.
+def inputs_of(config: Config, cluster: Cluster, assumed: AssumedData | None) -> PlanInputs:
+    """Count the model, measure or look up the machine's rates, and read the data.
 
     Raises UserError, EnvironmentProblem.
     """
@@ -89,56 +87,59 @@ def inputs_of(config: Config, cluster: Cluster, assumed: AssumedData | None) -> 
             machine,
             gemm_rate=cluster.gemm_rate,
             int8_rate=machine.int8_rate * faster,
-            source=f"{machine.source}; product rate as given",
+            source=f"{machine.source}; GEMM rate as given",
         )
-    inputs = Inputs(config, cluster, model, machine, example_lengths(config, assumed))
-    ours = config.backend.name != "ipex"  # whose layers are not those that would be timed
-    return _probed(inputs) if here and ours and model.sizes.packs else inputs
+    inputs = PlanInputs(config, cluster, model, machine, example_lengths(config, assumed))
+    own_layers = config.backend.name != "ipex"  # the probe does not time IPEX's layers
+    return _probed(inputs) if here and own_layers and model.sizes.packs else inputs
 
 
-def _probed(inputs: Inputs) -> Inputs:
-    """With what some layers took here, on as many threads as a rank has."""
+def _probed(inputs: PlanInputs) -> PlanInputs:
+    """The inputs corrected by what a few layers take here, on as many threads as a rank has."""
     run = run_of(inputs)
     threads = min(threads_of(inputs), topology.read().usable)
     backend = inputs.config.backend.model_copy(update={"threads": threads})
     config = inputs.config.model_copy(update={"backend": backend})
     rows = [row for ranks in run.steps for row in ranks[0]]
     rates = rates_of(inputs, threads, run.setting)
-    found = probed(config, inputs.model, rows, run.setting, rates)
-    machine = replace(inputs.machine, slowdown=found.slowdown, runtime=found.runtime)
+    probe = probed(config, inputs.model, rows, run.setting, rates)
+    machine = replace(inputs.machine, slowdown=probe.slowdown, runtime=probe.runtime)
     return replace(inputs, machine=machine)
 
 
 def _gpu(config: Config, cluster: Cluster) -> str | None:
-    """The GPU that it is to run on, as `choice.choose` would decide; None for a CPU."""
-    asked = cluster.gpu
-    if asked is not None:
+    """The name of the GPU that the run would use, as `choice.choose` decides; None for a CPU."""
+    chosen = cluster.gpu
+    if chosen is not None:
         if cluster.cpu is not None:
-            raise UserError("--gpu and --cpu: name one of them")
+            raise UserError("--gpu and --cpu exclude each other")
         reason = choice.cpu_only_setting(config)
         if config.backend.name in _CPU_BACKENDS:
             reason = f"backend.name={config.backend.name}"
         if reason is not None:
-            raise UserError(f"--gpu {asked}: {reason}")
-        return asked
-    known = ", ".join(hardware.GPUS)
+            raise UserError(f"--gpu {chosen}: {reason}")
+        return chosen
+    names = ", ".join(hardware.GPUS)
     if config.backend.name == "cuda" and (cluster.cpu or devices.why_no_gpu()):
-        raise UserError(f"backend.name=cuda: name a GPU with --gpu: {known}")
+        raise UserError(f"backend.name=cuda: choose a GPU with --gpu: {names}")
     if cluster.cpu is not None or config.backend.name in _CPU_BACKENDS:
         return None
     if choice.choose(config).value != "cuda":
         return None
-    here = devices.gpu_name()
+    full_name = devices.gpu_name()
     for name in hardware.GPUS:
-        if name in re.split(r"[\s-]", here):  # NVIDIA A100-SXM4-80GB
+        if name in re.split(r"[\s-]", full_name):  # NVIDIA A100-SXM4-80GB
             return name
-    raise UserError(f"{here} is not known: name one like it with --gpu: {known}")
+    raise UserError(
+        f"plan has no data sheet for {full_name}: choose a similar GPU with --gpu: {names}"
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What the config asks for: tokens that a row holds, what goes through, and its memory: bytes
-    a rank that are there, and what decides how many it needs.
+    """The run of the config: its steps, the rows of some of them, and what its memory depends on.
+
+    capacity: tokens that a row may hold; steps: over steps, then ranks; available: bytes per rank.
     """
 
     capacity: int
@@ -148,49 +149,43 @@ class Run:
     setting: MemorySetting
 
 
-def run_of(inputs: Inputs) -> Run:
-    """What goes through a rank, and what memory it has for it."""
+def run_of(inputs: PlanInputs) -> Run:
+    """The run that the inputs describe."""
     config, machine = inputs.config, inputs.machine
     ranks = inputs.cluster.nodes * inputs.cluster.ranks
-    capacity = int(row_capacity(config).value)
-    work = planned_run(config, inputs.model, capacity, inputs.examples)
-    steps = sampled_steps(work, ranks)
+    work = planned_run(config, inputs.model, inputs.examples)
+    steps = sampled_rows(work, ranks)
     available = _available(inputs)
-    setting = setting_of(
+    setting = memory_setting(
         config,
         inputs.model,
-        steps,
         machine.dtype,
-        capacity,
+        [(int(row.sum()), count) for shares in steps for share in shares for row, count in share],
         ranks=ranks,
         available=available,
         keeps_best=work.evaluations > 0,
+        prepackable=machine.dtype == torch.bfloat16,
         gpu=machine.gpu_memory is not None,
+        runtime=machine.runtime,
+        token_ids=inputs.examples.named,
     )
-    named = inputs.examples.named if _as_stored(inputs) else None
-    setting = replace(setting, runtime=machine.runtime, named=named)
-    return Run(capacity, work, steps, available, setting)
+    return Run(work.plan.max_tokens_per_row, work, steps, available, setting)
 
 
-def _as_stored(inputs: Inputs) -> bool:
-    """Whether weights stay in the file's dtype: then pages that nobody reads are never loaded."""
-    return getattr(inputs.model.description, "dtype", None) == inputs.machine.dtype
-
-
-def _available(inputs: Inputs) -> float:
-    """Bytes for a rank: of this node what is free and what this process has taken itself."""
+def _available(inputs: PlanInputs) -> float:
+    """Bytes for one rank; on this machine, what is free and what this process uses itself."""
     cluster, of_gpu = inputs.cluster, inputs.machine.gpu_memory
     if of_gpu is not None:
         return of_gpu if cluster.memory is None else cluster.memory
     if cluster.memory is not None:
         return cluster.memory / cluster.ranks
     if cluster.cpu is not None:
-        raise UserError("--cpu: give --memory, too: how much a node has")
+        raise UserError("--cpu needs --memory: the memory of a node")
     return (cpu.available_bytes() + cpu.rss_gib() * cpu.GIB) / cluster.ranks
 
 
-def threads_of(inputs: Inputs) -> int:
-    """Of a rank; a GPU counts as one."""
+def threads_of(inputs: PlanInputs) -> int:
+    """Threads of a rank; a GPU counts as one. Raises UserError if a node has too few cores."""
     if inputs.machine.gpu_memory is not None:
         return 1
     chosen = inputs.config.backend.threads
@@ -202,8 +197,8 @@ def threads_of(inputs: Inputs) -> int:
     return chosen
 
 
-def rates_of(inputs: Inputs, threads: int, setting: MemorySetting) -> roofline.Rates:
-    """What the roofline takes for so many threads (or GPUs) of a node."""
+def rates_of(inputs: PlanInputs, threads: int, setting: MemorySetting) -> roofline.Rates:
+    """The roofline's rates for this many threads (or GPUs) of a node."""
     machine = inputs.machine
     share = threads / machine.cores
     linear = machine.int8_rate if setting.layout == "int8" else machine.gemm_rate

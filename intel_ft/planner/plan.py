@@ -1,30 +1,34 @@
-"""`plan`: what a config will need on a cluster, before any weight is loaded: read this first;
-called from cli.plan and insight.bench_plan.
+"""Predicts memory and time of a run on a cluster, before any weight is loaded.
 
-plan_inputs gathers what it is computed from: plan_model counts, plan_machine has the rates,
-plan_work says what goes through, plan_probe tries some layers; plan_memory and plan_time predict.
+`inputs` collects what the prediction is computed from: the model's counts, the rates of `hardware`,
+the rows of `workload`, and the time of a few layers, run by `probe`. training.memory predicts the
+memory, `roofline` the time.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from intel_ft.config import Config
-from intel_ft.distributed import oneccl
+from intel_ft.distributed.collective import Installed, choose_collective
 from intel_ft.host import cpu
+from intel_ft.host.launcher_env import INTEL_MPI
 from intel_ft.models.flops import with_teacher
 from intel_ft.planner import roofline
 from intel_ft.planner.fit import by_row, changes
-from intel_ft.planner.inputs import Inputs, Run, rates_of, run_of, threads_of
-from intel_ft.training import memory as plan_memory
+from intel_ft.planner.inputs import PlanInputs, Run, rates_of, run_of, threads_of
+from intel_ft.training.memory import estimate_memory, largest_row
 
 
-def plan(inputs: Inputs) -> dict[str, Any]:
-    """{model, cluster, data, memory, step, run, checkpoint, change}: sizes in GiB, times in
-    seconds, rates in GFLOP/s or token/s; `change` is what would make it fit, if it does not.
+def plan(inputs: PlanInputs) -> dict[str, Any]:
+    """{model, cluster, data, memory, step, run, checkpoint, change}.
+
+    Sizes are GiB, times seconds, rates GFLOP/s or token/s; `change` lists what would make the run
+    fit, if it does not.
     """
     config, cluster, model = inputs.config, inputs.cluster, inputs.model
     run = run_of(inputs)
     work, setting, available = run.work, run.setting, run.available
-    memory = plan_memory.memory(model.sizes, setting)
+    memory = estimate_memory(model.sizes, setting)
     time = _times(inputs, run)
     weights = 4 * model.sizes.trained
     saved = weights + (4 * 2 * model.sizes.trained if "adam" in config.train.optimizer else 0)
@@ -63,7 +67,7 @@ def plan(inputs: Inputs) -> dict[str, Any]:
             "needed": memory.needed / cpu.GIB,
             "available": available / cpu.GIB,
             "fits": memory.needed <= available,
-            "largest_row": plan_memory.largest_row(model.sizes, setting, available),
+            "largest_row": largest_row(model.sizes, setting, available),
             "rows": by_row(model, setting),
         },
         **time,
@@ -78,7 +82,7 @@ def plan(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _times(inputs: Inputs, run: Run) -> dict[str, Any]:
+def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
     config, cluster, model = inputs.config, inputs.cluster, inputs.model
     work, steps, setting = run.work, run.steps, run.setting
     rates = rates_of(inputs, threads_of(inputs), setting)
@@ -107,7 +111,7 @@ def _times(inputs: Inputs, run: Run) -> dict[str, Any]:
     cost = model.cost if model.teacher is None else with_teacher(model.cost, model.teacher.cost)
     flops = cost.linear * tokens + cost.attention * squares + cost.logits * supervised
     ranks_count = cluster.nodes * cluster.ranks
-    # Forward alone is half of a product's work, and a third of what lies between.
+    # Forward is half of a frozen GEMM's work, and a third of the rest.
     evaluation = work.evaluations * inputs.examples.validation_tokens / tokens * seconds / 2
     total = work.steps * seconds + evaluation
     kwh = None
@@ -136,10 +140,12 @@ def _times(inputs: Inputs, run: Run) -> dict[str, Any]:
 
 
 def _collective(config: Config, *, gpu: bool) -> str:
-    """As join decides, started by `launch`, whose mpirun comes with oneCCL."""
-    chosen = config.backend.collective
-    if chosen != "auto":
-        return chosen
-    if gpu:
-        return "nccl"
-    return "gloo" if oneccl.why_not_usable() else "ccl"
+    """As a run decides that `launch` starts, whose mpirun is the one that oneCCL needs."""
+    if config.backend.collective != "auto":
+        return config.backend.collective  # the cluster may have what this machine lacks
+    return choose_collective(
+        config.backend,
+        compute="cuda" if gpu else "cpu",
+        launcher=INTEL_MPI,
+        installed=replace(Installed.detect(), nccl=True),
+    ).value

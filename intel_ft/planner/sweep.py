@@ -1,6 +1,4 @@
-"""`plan --sweep`: the same run on more nodes, with more threads or in longer rows; called from
-cli.plan.
-"""
+"""`plan --sweep`: the plan over numbers of nodes, numbers of threads, or row lengths."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,15 +6,15 @@ from typing import Any
 from intel_ft.bench.sweep_values import whole_numbers
 from intel_ft.errors import UserError
 from intel_ft.planner.fit import ROWS
-from intel_ft.planner.inputs import Inputs
+from intel_ft.planner.inputs import PlanInputs
 from intel_ft.planner.plan import plan
 from intel_ft.plot import line_plot
 
 
-def values_of(inputs: Inputs, over: str, text: str | None) -> list[int]:
-    """The values in `text` (comma-separated, sorted, each once), or the default ones of `over`.
+def values_of(inputs: PlanInputs, over: str, text: str | None) -> list[int]:
+    """The values in `text` (comma-separated), sorted and unique, or the defaults of `over`.
 
-    Raises UserError for what is no whole number above 0.
+    Raises UserError for values that are not positive whole numbers.
     """
     if text is None:
         cores = inputs.machine.cores // inputs.cluster.ranks
@@ -27,18 +25,18 @@ def values_of(inputs: Inputs, over: str, text: str | None) -> list[int]:
     return whole_numbers(text, "1,2,4")
 
 
-def swept(inputs: Inputs, over: str, values: list[int]) -> list[dict[str, Any]]:
-    """The plan at each value, with that under `value`."""
+def swept(inputs: PlanInputs, over: str, values: list[int]) -> list[dict[str, Any]]:
+    """The plan at each value, with the value itself under the key `value`."""
     return [{"value": value, **plan(_at(inputs, over, value))} for value in values]
 
 
-def _at(inputs: Inputs, over: str, value: int) -> Inputs:
+def _at(inputs: PlanInputs, over: str, value: int) -> PlanInputs:
     if over == "nodes":
         return replace(inputs, cluster=replace(inputs.cluster, nodes=value))
     config = inputs.config
     if over == "threads":
         if inputs.machine.gpu_memory is not None:
-            raise UserError("--sweep threads: for CPUs")
+            raise UserError("--sweep threads applies to CPUs only")
         backend = config.backend.model_copy(update={"threads": value})
         return replace(inputs, config=config.model_copy(update={"backend": backend}))
     train = config.train.model_copy(update={"max_tokens_per_row": value})
@@ -46,7 +44,7 @@ def _at(inputs: Inputs, over: str, value: int) -> Inputs:
 
 
 def plotted(points: list[dict[str, Any]], over: str) -> str:
-    """Token/s and a rank's memory over the values, as SVG."""
+    """Token/s and memory per rank over the values, as an SVG plot."""
     name = over.replace("-", " ")
     return line_plot(
         f"predicted: token/s and memory over {name}",
@@ -54,6 +52,6 @@ def plotted(points: list[dict[str, Any]], over: str) -> str:
         [point["value"] for point in points],
         {
             "token/s": [point["step"]["tokens_per_s"] for point in points],
-            "GiB a rank": [point["memory"]["total"] for point in points],
+            "GiB per rank": [point["memory"]["total"] for point in points],
         },
     )

@@ -1,6 +1,4 @@
-"""Checkpoints of a run: written whole, found newest first, damaged ones skipped by name; called
-from training.run and training.trainer.
-"""
+"""Checkpoints of a run: written whole or not at all, checked by checksum when resuming."""
 
 import json
 import logging
@@ -25,8 +23,8 @@ STATE = "trainer_state.json"
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest step first, whole or not."""
-    found = [p for p in run.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=step_of)
+    folders = [p for p in run.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(folders, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -35,63 +33,66 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint whose every file matches its manifest; warns of each one skipped.
+    """The newest checkpoint whose files all match its manifest; warns of each one skipped.
 
-    Raises IntelFTError if there are checkpoints and none is whole.
+    Returns None if there is no checkpoint. Raises IntelFTError if there are some, all damaged.
     """
-    found = checkpoints(run)
-    for checkpoint in reversed(found):
+    written = checkpoints(run)
+    for checkpoint in reversed(written):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
         logger.warning("skipped %s: %s", checkpoint, problem)
-    if found:
+    if written:
         raise IntelFTError(
-            f"{run}: none of its {len(found)} checkpoints is whole: start again with --overwrite"
+            f"{run}: all of its {len(written)} checkpoints are damaged: start again with "
+            "--overwrite"
         )
     return None
 
 
 def save(trainer: Any, run: Path, step: int, keep: int) -> None:
-    """Write checkpoint-<step> from the trainer's state and drop all but the newest `keep`.
+    """Write checkpoint-<step> from the trainer's state and delete all but the newest `keep`.
 
-    Later ones, which resuming found damaged and skipped, neither count nor go: their turn comes.
-
-    Raises IntelFTError, with the earlier checkpoints intact, if it cannot be written.
+    Checkpoints of later steps, which were damaged and skipped when resuming, are neither counted
+    nor deleted: the run will replace them. Raises IntelFTError if it cannot be written; earlier
+    checkpoints stay intact.
     """
     final = run / f"{PREFIX}{step}"
     try:
         with whole_folder(final) as folder:
-            trainer.work.trained.save(folder)
+            trainer.training.model.weights.save(folder)
             torch.save(portable(trainer.optimizer.state_dict()), folder / "optimizer.pt")
             torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
             trainer._save_rng_state(str(folder))
             trainer.state.save_to_json(str(folder / STATE))
-            write_json(
-                folder / PLAN, {"next_step": step, "fingerprint": trainer.plan.fingerprint()}
-            )
+            plan = trainer.training.data.plan
+            write_json(folder / PLAN, {"next_step": step, "fingerprint": plan.fingerprint()})
             if trainer.best_weights is not None:
                 save_file(trainer.best_weights, folder / BEST)
             write_manifest(folder)
-    # torch and safetensors report a full disk as errors of their own.
+    # torch and safetensors report a full disk by exceptions of their own.
     except Exception as error:
         whole = [path.name for path in checkpoints(run) if damage(path) is None]
-        kept = f"{whole[-1]} is intact: free space and use --resume" if whole else "none exists yet"
+        remedy = "there is no earlier one"
+        if whole:
+            remedy = f"{whole[-1]} is intact: free some space, then continue the run with --resume"
+        reason = " ".join(str(error).split())
         raise IntelFTError(
-            f"{final}: the checkpoint could not be written ({' '.join(str(error).split())}); {kept}"
+            f"{final}: the checkpoint could not be written ({reason}); {remedy}"
         ) from error
     for old in [path for path in checkpoints(run) if step_of(path) <= step][:-keep]:
         remove_folder(old)
 
 
 def evaluations_without_gain(state: TrainerState) -> int:
-    """How many evaluations in a row had brought no new best by then, as early stopping counts."""
+    """How many evaluations in a row brought no new best, as early stopping counts them."""
     stored: Any = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
     return int(stored.get("attributes", {}).get("early_stopping_patience_counter", 0))
 
 
 def is_last(checkpoint: Path, max_steps: int, early_stopping: int | None) -> bool:
-    """Whether a run has nothing left to train after this checkpoint."""
+    """Whether the run ends at this checkpoint: all steps done, or stopped early."""
     if step_of(checkpoint) >= max_steps:
         return True
     state = TrainerState.load_from_json(str(checkpoint / STATE))
@@ -99,7 +100,7 @@ def is_last(checkpoint: Path, max_steps: int, early_stopping: int | None) -> boo
 
 
 def load_optimizer(trainer: Any, checkpoint: Path) -> None:
-    """Give the trainer's optimizer and scheduler their state back."""
+    """Restore the state of the trainer's optimizer and scheduler."""
     saved, schedule = (
         torch.load(checkpoint / name, map_location="cpu", weights_only=True)
         for name in ("optimizer.pt", "scheduler.pt")
@@ -110,16 +111,16 @@ def load_optimizer(trainer: Any, checkpoint: Path) -> None:
 
 
 def load_best(checkpoint: Path) -> dict[str, torch.Tensor] | None:
-    """The weights of the best evaluation so far, if the run had one."""
+    """The weights of the best evaluation so far, or None before the first evaluation."""
     path = checkpoint / BEST
     return load_file(path) if path.is_file() else None
 
 
 def check_plan(checkpoint: Path, fingerprint: str) -> None:
-    """Raise UserError if the checkpoint belongs to other data, batch size or seed."""
+    """Raise UserError if the checkpoint was written with other data, batch size or seed."""
     plan = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
     if plan["fingerprint"] != fingerprint:
         raise UserError(
-            f"{checkpoint}: its data, data.max_length, train.global_batch_size or train.seed were "
-            "others, so its steps are not this run's: restore them, or start with --overwrite"
+            f"{checkpoint}: it was written with different data, data.max_length, "
+            "train.global_batch_size or train.seed: restore them, or start again with --overwrite"
         )

@@ -1,37 +1,45 @@
-"""How much memory a rank will have had resident at its peak, part by part; called from
-insight.plan.
+"""Estimates the peak memory of one rank, part by part, before any weight is loaded.
 
-Counted from what models.fused keeps for backward, and calibrated on the runs in docs/plan.md.
+`train` refuses a run with this formula and `plan` prints it. It counts the tensors that
+models.fused_decoder saves for backward, and was calibrated on the runs in docs/plan.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from intel_ft.models.loss import CHUNK_BYTES
+import torch
+
+from intel_ft.config import Config
+from intel_ft.models.fast_path import choose_layout
+from intel_ft.models.frozen_base import Layout
+from intel_ft.models.loss import chunk_rows
 from intel_ft.models.nf4 import NF4_BYTES
 from intel_ft.models.packed_attention import ROW_MULTIPLE, padded_length
-from intel_ft.training.model_sizes import ModelSizes
-
-Layout = Literal["as loaded", "prepacked", "int8", "nf4"]
+from intel_ft.training.decide import row_capacity
+from intel_ft.training.model_sizes import CountedModel, ModelSizes
 
 RUNTIME = 0.75 * 2**30
 """Bytes of Python, torch, Transformers, peft, datasets, the tokenized data and oneDNN's kernels."""
 
 CONTEXT = 0.5 * 2**30
-"""Bytes of a GPU that CUDA takes for itself."""
+"""Bytes of GPU memory that the CUDA context takes."""
 
-_SPREAD = {"equal": 1.2, "differing": 1.35, "checkpointing": 2.0}
-"""What activations take over what they hold, because freed memory is in pieces: with rows of equal
-and of differing lengths, and with checkpointing, whose kept inputs stand in between."""
+OVERESTIMATE = 1.2
+"""The highest ratio of an estimate to the measured peak in docs/plan.md, rounded up."""
+
+_FRAGMENTATION = {"equal": 1.2, "differing": 1.35, "checkpointing": 2.0}
+"""Memory held for activations over their size, because freed memory is fragmented: with rows of
+equal and of differing lengths, and with checkpointing, whose saved inputs lie in between."""
 
 _UNFUSED, _DORA = 1.6, 2.6
-"""What activations take over what `_unfused` counts, where models.fused does not compute them."""
+"""Activations over what `_unfused` counts, for layers that models.fused_decoder does not compute."""
 
-_OF_TEACHER = 5 * 4
-"""Bytes for each logit of a chunk while a student is held against its teacher, in float32."""
+_TEACHER_BYTES = 5 * 4
+"""Bytes per logit of a chunk while a student is compared with its teacher, in float32."""
 
 _RESERVED = 1.09
-"""The same of all tensors on a GPU: torch held 15.18 GiB for 14.01 (docs/cuda.md)."""
+"""Memory that torch reserves on a GPU over the size of all tensors: 15.18 GiB for 14.01
+(docs/cuda.md)."""
 
 _OPTIMIZER = {
     "adamw_torch_fused": 8.0,
@@ -40,18 +48,18 @@ _OPTIMIZER = {
     "adafactor": 0.5,
     "sgd": 0.0,
 }
-"""Bytes a trained parameter: two float32 moments, and a temporary where it is not fused."""
+"""Bytes per trained parameter: two float32 moments, and a temporary if the update is not fused."""
 
 
 @dataclass(frozen=True)
 class MemorySetting:
-    """What memory depends on beside the model.
+    """What memory depends on besides the sizes of the model.
 
     row_tokens, supervised: of the largest row; uneven: rows differ in length; itemsize: bytes of
-    the base's dtype; keeps_best: an evaluation keeps a copy of what is trained; teacher: bytes of
-    a distillation's, None without; dropout: there is some; gpu: it is the memory of a GPU; runtime:
-    bytes of a process that are not the model's; named: the first tokens of the vocabulary, whose
-    embeddings alone are ever read from the file, None where it may be any.
+    the base's dtype; keeps_best: a copy of the best trained weights is kept; teacher: bytes of a
+    distillation's teacher, or None; gpu: estimate a GPU's memory; runtime: bytes of a process that
+    are not the model's; token_ids: the data uses only token ids below this, so that the file's
+    other embeddings are never read, or None.
     """
 
     layout: Layout
@@ -67,16 +75,78 @@ class MemorySetting:
     dropout: bool = False
     gpu: bool = False
     runtime: float = RUNTIME
-    named: int | None = None
+    token_ids: int | None = None
+
+
+def memory_setting(
+    config: Config,
+    model: CountedModel,
+    dtype: torch.dtype,
+    rows: Sequence[tuple[int, int]],
+    *,
+    ranks: int,
+    available: float,
+    keeps_best: bool,
+    prepackable: bool,
+    gpu: bool = False,
+    runtime: float = RUNTIME,
+    token_ids: int | None = None,
+) -> MemorySetting:
+    """The setting of a run with these rows, each (tokens, supervised tokens).
+
+    available: bytes for one rank, before anything is loaded; prepackable: see `choose_layout`.
+    """
+    row_tokens, supervised = max(rows)
+    setting = MemorySetting(
+        layout="prepacked",
+        row_tokens=row_tokens,
+        supervised=supervised,
+        uneven=len({tokens for tokens, _ in rows}) > 1,
+        checkpointing=config.train.activation_checkpointing,
+        itemsize=dtype.itemsize,
+        optimizer=config.train.optimizer,
+        ranks=ranks,
+        keeps_best=keeps_best,
+        teacher=None if model.teacher is None else model.teacher.weights,
+        dropout=config.method.dropout > 0,
+        gpu=gpu,
+        runtime=runtime,
+        # Weights in the file's own dtype are mapped, and pages that nothing reads are not loaded.
+        token_ids=token_ids if getattr(model.description, "dtype", None) == dtype else None,
+    )
+    layout, _ = choose_layout(
+        config,
+        dtype=dtype,
+        linear_bytes=dtype.itemsize * model.sizes.linear,
+        activations=full_row_activations(config, model.sizes, dtype),
+        available=available - runtime - dtype.itemsize * model.sizes.parameters,
+        prepackable=prepackable,
+        on_gpu=gpu,
+    )
+    return replace(setting, layout=layout)
+
+
+def full_row_activations(config: Config, sizes: ModelSizes, dtype: torch.dtype) -> int:
+    """Bytes of activations of a full row, which prepacked weights have to leave room for."""
+    tokens = int(row_capacity(config).value)
+    setting = MemorySetting(
+        layout="prepacked",
+        row_tokens=tokens,
+        supervised=tokens,
+        uneven=True,
+        checkpointing=config.train.activation_checkpointing,
+        itemsize=dtype.itemsize,
+    )
+    return estimate_memory(sizes, setting).activations
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of a rank, part by part; `base` is what is kept as loaded (embeddings, head, norms).
+class MemoryEstimate:
+    """Bytes of one rank, part by part.
 
-    mapped: pages of the weights' file that stay mapped though their layout has been changed. They
-    are resident, but the kernel drops them when memory is short. trained: the weights that train,
-    their gradients and copies. unused: held for tensors, but in pieces too small for them.
+    base: weights that stay as loaded (embeddings, head, norms); mapped: pages of the weights' file
+    whose layers have been converted, resident until the kernel needs the memory; trained: the
+    weights that train, their gradients and copies; unused: reserved by torch but too fragmented.
     """
 
     runtime: int
@@ -98,30 +168,31 @@ class Memory:
 
     @property
     def needed(self) -> int:
-        """What has to fit: without what the kernel can drop."""
+        """What has to fit: all parts except pages that the kernel can drop."""
         return self.total - self.mapped
 
 
-def memory(sizes: ModelSizes, setting: MemorySetting) -> Memory:
-    """The peak of resident memory, in bytes, of one rank; with `setting.gpu` that of its GPU."""
+def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate:
+    """The peak of one rank's resident memory, or with `setting.gpu` of its GPU's memory."""
     item, trained = setting.itemsize, sizes.trained
     tokens = padded_length(setting.row_tokens)
     supervised = min(tokens, padded_length(setting.supervised))
-    kept = _kept(sizes, tokens, supervised, item, setting.checkpointing)
-    held = kept + tokens * _backward_bytes(sizes, setting)
-    if setting.layout == "nf4":  # the largest matrix in `itemsize` for as long as it multiplies
-        held += item * sizes.hidden * sizes.intermediate
+    saved = _saved(sizes, tokens, supervised, item, setting.checkpointing)
+    activations = saved + tokens * _backward_bytes(sizes, setting)
+    if setting.layout == "nf4":  # the largest matrix in `itemsize` while its GEMM runs
+        activations += item * sizes.hidden * sizes.intermediate
     # Parameters, their gradients, their copies in the base's dtype, and the best ones so far.
     copies = 4 + 4 + item + (4 if setting.keeps_best else 0)
-    chunk = max(128, CHUNK_BYTES // (sizes.vocabulary * item) // 128 * 128)
-    logits = item * (min(chunk, supervised) * sizes.vocabulary + 3 * supervised * sizes.hidden)
+    chunk = min(chunk_rows(sizes.vocabulary, item), supervised) * sizes.vocabulary
+    logits = item * (chunk + 3 * supervised * sizes.hidden)
     if setting.teacher is not None:
-        logits += _OF_TEACHER * min(chunk, supervised) * sizes.vocabulary
+        logits += _TEACHER_BYTES * chunk
     read = sizes.kept_as_loaded
-    if setting.named is not None and not setting.gpu:
-        read -= sizes.embeddings * max(0, sizes.vocabulary - setting.named) // sizes.vocabulary
+    if setting.token_ids is not None and not setting.gpu:
+        unread = max(0, sizes.vocabulary - setting.token_ids)
+        read -= sizes.embeddings * unread // sizes.vocabulary
     file_stays = setting.layout != "as loaded" and not setting.gpu
-    found = Memory(
+    estimate = MemoryEstimate(
         runtime=int(CONTEXT if setting.gpu else setting.runtime),
         base=read * item,
         linear_layers=int(sizes.linear * _linear_bytes(setting)),
@@ -129,29 +200,23 @@ def memory(sizes: ModelSizes, setting: MemorySetting) -> Memory:
         teacher=setting.teacher or 0,
         trained=trained * copies,
         optimizer=int(trained * _OPTIMIZER[setting.optimizer]),
-        activations=int(_spread(setting) * held),
+        activations=int(_fragmentation(setting) * activations),
         logits=logits,
         communication=2 * 4 * trained if setting.ranks > 1 else 0,
     )
-    return replace(found, unused=int((_RESERVED - 1) * found.total)) if setting.gpu else found
-
-
-def _spread(setting: MemorySetting) -> float:
-    if setting.gpu:
-        return 1.0  # see _RESERVED
-    if setting.checkpointing:
-        return _SPREAD["checkpointing"]
-    return _SPREAD["differing" if setting.uneven else "equal"]
+    if not setting.gpu:
+        return estimate
+    return replace(estimate, unused=int((_RESERVED - 1) * estimate.total))
 
 
 def largest_row(sizes: ModelSizes, setting: MemorySetting, limit: float) -> int:
     """The most tokens of a row that fit into `limit` bytes, a multiple of 128; 0 if none do."""
     share = setting.supervised / max(setting.row_tokens, 1)
 
-    def fits(quanta: int) -> bool:
-        tokens = quanta * ROW_MULTIPLE
+    def fits(multiple: int) -> bool:
+        tokens = multiple * ROW_MULTIPLE
         row = replace(setting, row_tokens=tokens, supervised=int(share * tokens))
-        return memory(sizes, row).needed <= limit
+        return estimate_memory(sizes, row).needed <= limit
 
     low, high = 0, 1
     while high < 2**20 and fits(high):
@@ -162,21 +227,31 @@ def largest_row(sizes: ModelSizes, setting: MemorySetting, limit: float) -> int:
     return low * ROW_MULTIPLE
 
 
+def _fragmentation(setting: MemorySetting) -> float:
+    if setting.gpu:
+        return 1.0  # see _RESERVED
+    if setting.checkpointing:
+        return _FRAGMENTATION["checkpointing"]
+    return _FRAGMENTATION["differing" if setting.uneven else "equal"]
+
+
 def _linear_bytes(setting: MemorySetting) -> float:
-    """Bytes a frozen weight of a linear layer."""
+    """Bytes per frozen weight of a linear layer."""
     if setting.layout == "int8":
-        return 2.0  # one byte, for each direction
+        return 2.0  # one byte in each of two layouts, forward and backward
     if setting.layout == "nf4":
         return NF4_BYTES
     return 2.0 * setting.itemsize if setting.layout == "prepacked" else float(setting.itemsize)
 
 
-def _kept(sizes: ModelSizes, tokens: int, supervised: int, item: int, checkpointing: bool) -> float:
-    """Bytes that forward keeps for backward.
+def _saved(
+    sizes: ModelSizes, tokens: int, supervised: int, item: int, checkpointing: bool
+) -> float:
+    """Bytes that forward saves for backward.
 
-    models.fused keeps in each layer its input, q, k, v, the attention's output with the float32
-    log of its sums, the middle of the residual stream, gate, up, and LoRA's narrow products; the
-    last layer keeps what follows attention at supervised tokens only.
+    models.fused_decoder saves in each layer its input, q, k, v, the attention's output with its
+    float32 logsumexp, the residual stream after attention, gate, up, and x A of LoRA; of the last
+    layer, what follows attention at supervised tokens only.
     """
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     attention = item * (sizes.hidden + 2 * queries + 2 * keys) + 4 * sizes.heads
@@ -190,20 +265,22 @@ def _kept(sizes: ModelSizes, tokens: int, supervised: int, item: int, checkpoint
 
 
 def _unfused(sizes: ModelSizes, item: int) -> tuple[int, int]:
-    """Bytes a token and layer, of attention and of the rest, where autograd decides what is kept:
-    norms keep their float32 input twice, products their input, activations input and output.
+    """Bytes per token and layer, of attention and of the rest, that autograd saves.
+
+    Norms save their float32 input twice, linear layers their input, activations input and output.
     """
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    more = _DORA if sizes.dora else _UNFUSED
+    factor = _DORA if sizes.dora else _UNFUSED
     attention = (8 + 3 * item) * sizes.hidden + item * 4 * (queries + keys)
     after = (8 + 3 * item) * sizes.hidden + item * 5 * sizes.intermediate
-    return int(more * attention), int(more * after)
+    return int(factor * attention), int(factor * after)
 
 
 def _backward_bytes(sizes: ModelSizes, setting: MemorySetting) -> float:
-    """Bytes a token while the dearest part of one layer's backward runs: the gradients of gate and
-    up, SwiGLU again and the gradient that came in; or, where KV heads are shared, attention's
-    gradients in float32.
+    """Bytes per token while the largest part of one layer's backward runs.
+
+    That is the MLP's (the gradients of gate and up, SwiGLU recomputed, the incoming gradient), or
+    with shared KV heads attention's, whose gradients are float32.
     """
     item = setting.itemsize
     mlp = item * (4 * sizes.intermediate + 4 * sizes.hidden)

@@ -1,6 +1,4 @@
-"""A model's sizes and products from its configuration alone, no weight loaded; called from
-insight.plan_inputs.
-"""
+"""Counts a model's parameters, operations and GEMMs, from its config.json alone if need be."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -26,11 +24,11 @@ from intel_ft.training.distillation import OWN_BASE, teacher_config
 class ModelSizes:
     """Counts of parameters and the dimensions that activations follow.
 
-    linear: weights of the frozen linear layers but the head; kept_as_loaded: all other frozen
-    parameters (embeddings, head, norms, biases; a tied head once); embeddings: those of them that
-    are embeddings alone, a row for each token; experts: those of them that a token meets in
-    mixtures of experts. trained: those of the adapter, or all. why_not_fused: None where
-    models.fused computes the layers; dora: with DoRA, which is dearest of those that are not.
+    linear: weights of the frozen linear layers except the head; kept_as_loaded: all other frozen
+    parameters (embeddings, head, norms, biases; a tied head once), of which embeddings are those
+    that are not also the head, and experts those that one token uses in mixtures of experts;
+    trained: parameters of the adapter, or all; why_not_fused: None if models.fused_decoder computes
+    the layers; packs: Transformers can give it packed attention; dora: the adapter is DoRA's.
     """
 
     parameters: int
@@ -53,8 +51,9 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class CountedTeacher:
-    """A distillation's teacher: how large it is, what reading costs (as if it trained), and the
-    bytes of its weights, 0 where they are the student's own.
+    """A distillation's teacher.
+
+    cost: of a step, as if it trained; weights: their bytes, 0 if they are the student's own base.
     """
 
     sizes: ModelSizes
@@ -64,21 +63,24 @@ class CountedTeacher:
 
 @dataclass(frozen=True, eq=False)
 class CountedModel:
-    """The sizes, a step's cost without a teacher's, and the products of a row of 1024 tokens, half
-    of them supervised, as the machine's rate is measured with. description: the model's
-    configuration.
+    """A model without weights.
+
+    description: its config.json; cost: of a step, without the teacher's; products: the GEMMs of a
+    row of 1024 tokens, half of them supervised, over which a machine's GEMM rate is measured.
     """
 
     description: Any
     sizes: ModelSizes
     cost: StepCost
-    products: list[gemm_rate.Product]
+    products: list[gemm_rate.Gemm]
     teacher: CountedTeacher | None = None
 
 
 def count_model(config: Config) -> CountedModel:
-    """What `config` trains. Raises UserError for a model or target modules that do not exist,
-    EnvironmentProblem for a Hub id of which no configuration is here and that cannot be reached.
+    """Count the model that `config` trains, and its teacher.
+
+    Raises UserError for a model or target modules that do not exist, EnvironmentProblem for a Hub
+    id whose config.json is not cached here if the Hub cannot be reached.
     """
     return count_description(config, description_of(config.model), _teacher(config))
 
@@ -86,17 +88,20 @@ def count_model(config: Config) -> CountedModel:
 def count_description(
     config: Config, description: Any, teacher: CountedTeacher | None = None
 ) -> CountedModel:
-    """The same for a model of that description in place of the config's own."""
+    """Count a model of this description in place of the config's own."""
     model = _without_weights(config.model, description)
     if config.method.trains_all:
         model.requires_grad_(True)
     else:
         model = add_lora(model, config.method, config.model.name_or_path, None)
-    products = gemm_rate.linear_products(model, 1024, 0.5)
-    sizes = replace(
-        model_sizes(model), why_not_fused=why_not_fused(model, config), dora=config.method.use_dora
-    )
-    return CountedModel(description, sizes, step_cost(model), products, teacher)
+    products = gemm_rate.linear_gemms(model, 1024, 0.5)
+    return CountedModel(description, sizes_for(config, model), step_cost(model), products, teacher)
+
+
+def sizes_for(config: Config, model: Any) -> ModelSizes:
+    """The sizes of a model as `config` trains it; it may be on torch's `meta` device."""
+    fused, dora = why_not_fused(model, config), config.method.use_dora
+    return replace(model_sizes(model), why_not_fused=fused, dora=dora)
 
 
 def _teacher(config: Config) -> CountedTeacher | None:
@@ -121,6 +126,7 @@ def _without_weights(config: ModelConfig, description: Any) -> Any:
 
 
 def model_sizes(model: Any) -> ModelSizes:
+    """The sizes of a model, with or without an adapter; it may be on torch's `meta` device."""
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)

@@ -1,18 +1,13 @@
-"""A training run from configuration to adapter: read this first to see what `train` does; called
-from cli.train and demo.
-"""
+"""A training run from config to adapter: read this first to see what `train` does."""
 
 import logging
-import math
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 
 from intel_ft import __version__
 from intel_ft.artifacts.provenance import Provenance
@@ -28,11 +23,11 @@ from intel_ft.host import cpu, devices
 from intel_ft.models.adapter import restore_weights
 from intel_ft.models.load import fingerprint, model_folder
 from intel_ft.training import checkpoint, run_folder
-from intel_ft.training.callbacks import trackers
-from intel_ft.training.optimizer_state import optimizer_name
-from intel_ft.training.records import MetricsFile, ProgressLine, SignalStop
-from intel_ft.training.setup import Inputs, base_id, build, out_of_memory, read_inputs
-from intel_ft.training.trainer import PlanTrainer, Workload
+from intel_ft.training.assemble import base_id
+from intel_ft.training.records import SignalStop
+from intel_ft.training.setup import Inputs, build, out_of_memory, read_inputs
+from intel_ft.training.trainer import PlanTrainer, trainer_for
+from intel_ft.training.workload import Training
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +39,9 @@ _COLLECTIVES = ("gloo", "oneCCL", "NCCL")  # what their errors have in them
 
 @dataclass(frozen=True)
 class Summary:
-    """What `train` reports: where the adapter (or the whole model) is and how the run went. Losses
-    are nats a token; `train_loss` is the last logged one, `eval_loss` that of what was kept.
+    """What `train` reports: where the adapter (or the whole model) is, and how the run went.
+
+    Losses are nats per token: `train_loss` is the last logged one, `eval_loss` that of the result.
     """
 
     adapter: str
@@ -66,12 +62,14 @@ def train(
     overwrite: bool = False,
     bound: Sequence[Decision] = (),
 ) -> Summary:
-    """Run the training that `config` describes and write its run folder; `bound` says how this
-    process was bound to cores, for the records.
+    """Run the training that `config` describes and write its run folder.
 
-    Raises UserError for bad input, EnvironmentProblem for a machine that cannot hold it, Stopped
-    after a signal, IntelFTError for a failure; whole checkpoints survive all of them, and an
-    earlier run's folder is touched only once everything else has been found good.
+    resume: continue from the newest whole checkpoint in that folder; overwrite: replace the run in
+    it; bound: how this process was bound to cores, for the records.
+
+    Raises UserError for bad input, EnvironmentProblem if this machine cannot hold the run, Stopped
+    after a signal, IntelFTError for a failure. Whole checkpoints survive all of them, and the
+    folder of an earlier run is changed only after everything else has been checked.
     """
     world = World.detect()
     compute = choice.choose(config).value
@@ -90,37 +88,46 @@ def _train(
     with world.raise_on_all_ranks(), world.local_main_process_first():
         inputs = read_inputs(config)
     with world.raise_on_all_ranks(), _explained(config):
-        model, work, decisions = build(config, inputs, world, start)
+        training, decisions = build(config, inputs, world, start)
         if start is not None:
-            checkpoint.check_plan(start, work.plan.fingerprint())
-            work.trained.check(start)
+            checkpoint.check_plan(start, training.data.plan.fingerprint())
+            training.model.weights.check(start)
             logger.info("resuming from %s", start)
     with world.raise_on_all_ranks():
-        _require_same(world, config, work, start)
-    devices.reset_peak(work.device)
-    work.gemm_rate = float(world.all_reduce(torch.tensor([work.gemm_rate], dtype=torch.float64)))
-    measured = "measured just now" + (f", of {world.size} ranks" if world.size > 1 else "")
-    decisions.append(Decision("MFU's peak", f"{work.gemm_rate / 1e9:,.0f} GFLOP/s", measured))
+        _require_same(training, config, start)
+    devices.reset_peak(training.model.device)
+    decisions.append(_gemm_rate_of_all_ranks(training))
     logger.info("%s", decisions[-1])
     with world.raise_on_all_ranks(), _explained(config):
         if world.rank == 0:
             run_folder.begin(run, overwrite=overwrite)
-            parts = {"train": inputs.training, "eval": inputs.evaluation}
+            parts = {"train": inputs.training, "eval": inputs.validation}
             data = {name: part.statistics() for name, part in parts.items() if part is not None}
             run_folder.write_records(run, config, [*decided, *decisions], world.size, data)
     with _explained(config):
-        trainer = trainer_for(config, model, work, inputs.callbacks)
+        trainer = trainer_for(config, training, inputs.callbacks)
         _train_from(start, trainer, config.train.early_stopping)
     with world.raise_on_all_ranks(), _explained(config):
         if world.rank == 0:
-            _write_result(run / work.trained.folder, work, config, inputs)
-    return _summary(run, trainer, work)
+            _write_result(run, training, config, inputs)
+    return _summary(run, trainer)
 
 
-def _require_same(world: World, config: Config, work: Workload, start: Path | None) -> None:
-    """Raise EnvironmentProblem where ranks would not train the same run. What `launch` compares
-    before it starts them, too: Slurm and people do not.
+def _gemm_rate_of_all_ranks(training: Training) -> Decision:
+    """Add up the rates that the ranks measured."""
+    meter, ranks = training.meter, training.world.size
+    rate = torch.tensor([meter.gemm_rate], dtype=torch.float64)
+    meter.gemm_rate = float(training.world.all_reduce(rate))
+    reason = "measured just now" + (f", sum of {ranks} ranks" if ranks > 1 else "")
+    return Decision("MFU's peak", f"{meter.gemm_rate / 1e9:,.0f} GFLOP/s", reason)
+
+
+def _require_same(training: Training, config: Config, start: Path | None) -> None:
+    """Raise EnvironmentProblem if the ranks would not train the same run.
+
+    `launch` compares this before it starts the ranks; Slurm and other launchers do not.
     """
+    world = training.world
     if world.size == 1:
         return
     base = model_folder(config.model)
@@ -128,15 +135,15 @@ def _require_same(world: World, config: Config, work: Workload, start: Path | No
         ("Python or package versions", f"{platform.python_version()} {packages()}"),
         ("config", config.to_yaml()),
         ("base model", f"{fingerprint(base)} {(base / 'config.json').read_text('utf-8')}"),
-        ("data or tokenizer", work.plan.fingerprint()),
-        ("run folder, which is to be on a shared filesystem", start.name if start else ""),
+        ("data or tokenizer", training.data.plan.fingerprint()),
+        ("run folder, which has to be on a shared filesystem", start.name if start else ""),
     ):
         world.require_same(text, f"the ranks do not have the same {what}")
 
 
 @contextmanager
 def _explained(config: Config) -> Iterator[None]:
-    """Say what a library's error means here."""
+    """Turn a library's error for memory, disk or network into one that says what to do."""
     try:
         with explain_full_disk(config.output.directory, "continue the run with --resume"):
             yield
@@ -146,8 +153,8 @@ def _explained(config: Config) -> Iterator[None]:
         if any(name in str(error) for name in _COLLECTIVES):
             text = " ".join(str(error).split())[:200]
             raise IntelFTError(
-                f"the other ranks cannot be reached ({text}): --resume goes on from the last "
-                "checkpoint"
+                f"the other ranks cannot be reached ({text}): continue from the last checkpoint "
+                "with --resume"
             ) from error
         raise
 
@@ -162,12 +169,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _train_from(start: Path | None, trainer: PlanTrainer, early_stopping: int | None) -> None:
-    """Train from a checkpoint or from scratch to the end; the best weights are in place then."""
+    """Train to the end, from a checkpoint or from scratch, and restore the best weights."""
     if start is not None and checkpoint.is_last(start, trainer.args.max_steps, early_stopping):
-        trainer.work.trained.load(start)
+        trainer.training.model.weights.load(start)
         trainer.best_weights = checkpoint.load_best(start)
     else:
-        with SignalStop(trainer.work.world) as stop:
+        with SignalStop(trainer.training.world) as stop:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=None if start is None else str(start))
             stop.raise_if_received(trainer.state.global_step)
@@ -175,12 +182,13 @@ def _train_from(start: Path | None, trainer: PlanTrainer, early_stopping: int | 
         restore_weights(trainer.model, trainer.best_weights)
 
 
-def _write_result(final: Path, work: Workload, config: Config, inputs: Inputs) -> None:
-    with whole_folder(final) as folder:
-        work.trained.save_result(folder, inputs.tokenizer, base_id(config))
+def _write_result(run: Path, training: Training, config: Config, inputs: Inputs) -> None:
+    weights = training.model.weights
+    with whole_folder(run / weights.folder) as folder:
+        weights.save_result(folder, inputs.tokenizer, base_id(config))
         inputs.tokenizer.save_pretrained(folder)
         Provenance(
-            kind=work.trained.kind,
+            kind=weights.kind,
             base_model=base_id(config),
             base_revision=config.model.revision,
             template=inputs.training.template,
@@ -190,64 +198,19 @@ def _write_result(final: Path, work: Workload, config: Config, inputs: Inputs) -
         ).save(folder)
 
 
-def _summary(run: Path, trainer: PlanTrainer, work: Workload) -> Summary:
-    work.total.add(work.interval)
-    seconds = work.total.seconds
+def _summary(run: Path, trainer: PlanTrainer) -> Summary:
+    meter = trainer.training.meter
+    meter.finish_interval()
+    total = meter.total
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return Summary(
-        adapter=str(run / work.trained.folder),
+        adapter=str(run / trainer.training.model.weights.folder),
         trained_parameters=trainer.trained_parameters,
         steps=trainer.state.global_step or trainer.args.max_steps,
         train_loss=losses[-1] if losses else None,
         eval_loss=trainer.state.best_metric,
-        tokens=work.total.tokens,
-        tokens_per_s=work.total.tokens / seconds if seconds else None,
-        mfu=work.total.flops / seconds / work.gemm_rate if seconds else None,
-        seconds=seconds,
+        tokens=total.tokens,
+        tokens_per_s=total.tokens / total.seconds if total.seconds else None,
+        mfu=total.flops / total.seconds / meter.gemm_rate if total.seconds else None,
+        seconds=total.seconds,
     )
-
-
-def trainer_for(
-    config: Config, model: Any, work: Workload, users: Iterable[Any] = ()
-) -> PlanTrainer:
-    """The Trainer that `config` describes, with a run's callbacks and before them the user's own,
-    on every rank; called from insight, too.
-    """
-    settings, run = config.train, config.output.directory
-    evaluates = work.evaluation is not None
-    total = settings.max_steps or max(1, round(settings.epochs * work.plan.steps_per_epoch))
-    arguments = transformers.TrainingArguments(
-        output_dir=str(run),
-        max_steps=total,
-        per_device_train_batch_size=1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=math.ceil(settings.warmup_ratio * total),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=optimizer_name(settings.optimizer, work.device),
-        seed=settings.seed,
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=settings.keep_checkpoints,
-        eval_strategy=("steps" if settings.eval_steps else "epoch") if evaluates else "no",
-        eval_steps=settings.eval_steps,
-        metric_for_best_model="loss" if evaluates else None,
-        greater_is_better=False if evaluates else None,
-        gradient_checkpointing=settings.activation_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=work.device.type == "cpu",
-    )
-    callbacks: list[Any] = [*users]
-    if settings.early_stopping:
-        callbacks.append(transformers.EarlyStoppingCallback(settings.early_stopping))
-    if work.world.rank == 0:
-        callbacks += [MetricsFile(run / "metrics.jsonl"), ProgressLine(), *trackers(config)]
-    trainer = PlanTrainer(model, arguments, work, callbacks, config.method.lora_plus_ratio)
-    trainer.remove_callback(transformers.PrinterCallback)
-    return trainer

@@ -1,6 +1,4 @@
-"""From a configuration to a workload: everything checked and decided before the first step; called
-from training.run and cli.validate.
-"""
+"""From a config to a training that is ready to start: everything checked, decided and loaded."""
 
 import logging
 from dataclasses import dataclass
@@ -13,63 +11,58 @@ import transformers
 from intel_ft import assets
 from intel_ft.backends import choice, ipex
 from intel_ft.backends.cpu import Backend
-from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
-from intel_ft.data.examples import Examples
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu, devices, openmp
 from intel_ft.kernels.build import gpu_kernels, kernels
-from intel_ft.models import gemm_rate as gemm
-from intel_ft.models import lora_init
-from intel_ft.models.adapter import add_lora
-from intel_ft.models.fast_path import apply_fast_path, compile_layers
-from intel_ft.models.flops import activation_bytes, step_cost, with_teacher
-from intel_ft.models.load import (
-    check_folder,
-    load_for_packing,
-    load_tokenizer,
-    model_folder,
-    parameter_count,
-)
-from intel_ft.models.nf4 import NF4_BYTES, require_bitsandbytes
+from intel_ft.models import gemm_rate
+from intel_ft.models.load import check_folder, load_for_packing, load_tokenizer, model_folder
+from intel_ft.models.nf4 import require_bitsandbytes
+from intel_ft.models.prepacked import can_prepack
+from intel_ft.training.assemble import assemble
 from intel_ft.training.callbacks import require_trackers, user_callbacks
-from intel_ft.training.distillation import OWN_BASE, check_teacher, load_teacher, teacher_config
-from intel_ft.training.trainable import Adapter, Trained, WholeModel
-from intel_ft.training.trainer import Workload
+from intel_ft.training.decide import make_plan, sampled_steps, total_steps
+from intel_ft.training.distillation import check_teacher
+from intel_ft.training.memory import (
+    CONTEXT,
+    OVERESTIMATE,
+    RUNTIME,
+    estimate_memory,
+    memory_setting,
+)
+from intel_ft.training.model_sizes import count_model
+from intel_ft.training.workload import Training
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user gave, read and found good: model folder, tokenizer, data, the (text)
-    configuration of the model, and callbacks of the user's own.
-    """
+    """What the user provided, read and checked."""
 
     folder: Path
     tokenizer: Any
     training: Prepared
-    evaluation: Prepared | None
-    model_config: Any
+    validation: Prepared | None
     callbacks: list[Any]
 
 
 def read_inputs(config: Config) -> Inputs:
     """Read and check tokenizer and data, and the model folder without loading its weights.
 
-    Raises UserError for anything wrong with them, or with what the method or the user's callbacks
-    need, EnvironmentProblem where they are not installed; changes nothing on disk.
+    Changes nothing on disk. Raises UserError for anything wrong with them or with the user's
+    callbacks, EnvironmentProblem for a package that the config needs and that is not installed.
     """
     callbacks = require_installed(config)
     folder = model_folder(config.model)
     check_folder(folder, config.model)
     tokenizer = load_tokenizer(config.model)
     check_teacher(config, tokenizer)
-    training, evaluation = read_data(config, tokenizer)
-    for name, part in (("train", training), ("eval", evaluation)):
+    training, validation = read_data(config, tokenizer)
+    for name, part in (("train", training), ("eval", validation)):
         for line in part.report.lines() if part is not None else ():
             logger.info("%s: %s", name, line)
     text = transformers.AutoConfig.from_pretrained(
@@ -78,15 +71,17 @@ def read_inputs(config: Config) -> Inputs:
     window = getattr(text, "max_position_embeddings", None)
     if window and training.report.longest > window:
         raise UserError(
-            f"{config.data.train}: its longest example has {training.report.longest} tokens, the "
-            f"model's context window is {window}: set data.max_length={window} and data.on_long"
+            f"{config.data.train}: its longest example has {training.report.longest} tokens, but "
+            f"the model's context window is {window}: set data.max_length={window} and data.on_long"
         )
-    return Inputs(folder, tokenizer, training, evaluation, text, callbacks)
+    return Inputs(folder, tokenizer, training, validation, callbacks)
 
 
 def require_installed(config: Config) -> list[Any]:
-    """The user's callbacks. Raises EnvironmentProblem where backend, trackers or what the method
-    needs are not there, UserError for a callback that cannot be made.
+    """Check that what the config needs is installed; returns the user's callbacks.
+
+    Raises EnvironmentProblem for a backend, tracker or package that is missing, UserError for a
+    callback that cannot be imported or constructed.
     """
     compute = choice.choose(config).value
     require_trackers(config.train)
@@ -98,7 +93,7 @@ def require_installed(config: Config) -> list[Any]:
 
 
 def read_data(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
-    """The examples to train on and those to evaluate on, tokenized. Raises UserError."""
+    """The training examples and the validation set, tokenized. Raises UserError."""
     data = config.data
     training = prepare(data, assets.resolve(data.train), tokenizer)
     if data.eval is not None:
@@ -111,173 +106,119 @@ def read_data(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared | None
 
 def build(
     config: Config, inputs: Inputs, world: World, start: Path | None = None
-) -> tuple[Any, Workload, list[Decision]]:
-    """The model with what the method trains, the workload, and every value that was decided on the
-    way. `start` is the checkpoint that the run goes on from; its weights are not loaded yet.
+) -> tuple[Training, list[Decision]]:
+    """Load the base, assemble the training, and measure the GEMM rate that its MFU is relative to.
 
-    Raises EnvironmentProblem where this machine cannot hold the run.
+    Returns every value that was decided on the way, too. `start` is the checkpoint to resume from;
+    its weights are not loaded yet. Raises EnvironmentProblem if this machine cannot hold the run.
     """
     compute = choice.choose(config)
     backend = choice.select(
         config.backend, config.model, compute.value, world.local_size, world.local_rank
     )
-    row_tokens = row_capacity(config)
-    require_memory(config, inputs, backend, row_tokens.value, world.local_size)
+    require_memory(config, inputs, backend, world)
     transformers.set_seed(config.train.seed)
-    activations = activation_bytes(
-        inputs.model_config, int(row_tokens.value), config.train.activation_checkpointing
+    dtype = torch.float32 if config.method.trains_all else backend.dtype
+    base, why_not_packed = load_for_packing(config.model, dtype)
+    training, how = assemble(
+        config,
+        base,
+        inputs.training.examples,
+        backend,
+        world,
+        why_not_packed=why_not_packed,
+        validation=None if inputs.validation is None else inputs.validation.examples,
+        vocabulary=len(inputs.tokenizer),
+        start=start,
     )
-    trained: Trained
-    if config.method.trains_all:
-        trained, why_not_packed, how = _whole_model(config, backend)
-    else:
-        trained, why_not_packed, how = _adapter(config, backend, activations, world, start)
-    model, packed = trained.model, why_not_packed is None
-    cost = step_cost(model)
-    teacher = None
-    if config.method.name == "distill":
-        tokens = len(inputs.tokenizer)
-        teacher = load_teacher(config, backend.dtype, tokens, packed=packed)
-        if isinstance(teacher.model, torch.nn.Module):
-            teacher.model.to(backend.device)
-        cost = with_teacher(cost, teacher.cost or cost)
-    examples = inputs.training.examples
-    plan = Plan(
-        lengths=examples.lengths,
-        supervised=examples.supervised_counts,
-        global_batch_size=config.train.global_batch_size,
-        max_tokens_per_row=int(row_tokens.value),
-        seed=config.train.seed,
-        quadratic_cost=cost.quadratic_cost,
-        one_example_a_row=not packed,
-    )
-    gemm_rate = _gemm_rate(model, backend, int(row_tokens.value), examples)
-    work = Workload(
-        plan=plan,
-        examples=examples,
-        cost=cost,
-        gemm_rate=gemm_rate,
-        packed=packed,
-        world=world,
-        trained=trained,
-        evaluation=None if inputs.evaluation is None else inputs.evaluation.examples,
-        dtype=backend.dtype,
-        teacher=teacher,
-        device=backend.device,
-        optimize=backend.optimize,
-    )
+    training.meter.gemm_rate = _gemm_rate(training)
     decisions = [
         compute,
         *backend.decisions,
         openmp.wait_policy(),
         gpu_kernels() if backend.device.type == "cuda" else kernels().decision,
         *how,
-        row_tokens,
-        Decision("packing", "on", "checked: this model keeps packed segments apart")
-        if packed
-        else Decision("packing", "off, one example a row", str(why_not_packed)),
-        *((ipex.archived(gemm_rate),) if config.backend.name == "ipex" else ()),
     ]
+    if config.backend.name == "ipex":
+        decisions.append(ipex.archived(training.meter.gemm_rate))
     for decision in decisions:
         logger.info("%s", decision)
     report = inputs.training.report
-    decisions += [
+    return training, [
+        *decisions,
         Decision("data.format", report.format, report.format_reason),
         Decision("data.template", report.template, report.template_reason),
     ]
-    return model, work, decisions
 
 
-def _adapter(
-    config: Config, backend: Backend, activations: int, world: World, start: Path | None
-) -> tuple[Adapter, str | None, list[Decision]]:
-    """The base with an adapter, why it cannot take packed rows, and what was decided about it."""
-    method = config.method
-    base, why_not_packed = load_for_packing(config.model, backend.dtype)
-    model = add_lora(base, method, base_id(config), config.model.revision)
-    begun: lora_init.Initial = {}
-    if method.init in {"pissa", "olora"}:
-        if start is None:
-            begun = lora_init.from_base(model, method.init, world.broadcast)
-        else:
-            begun = lora_init.load_from_original(start)[1]
-        lora_init.subtract_from_base(model, begun)
-    how = apply_fast_path(model, config, activations, world.local_size, backend.device)
-    return Adapter(model, begun), why_not_packed, how
+def _gemm_rate(training: Training) -> float:
+    """FLOP/s of this rank over the model's own GEMMs."""
+    data, model = training.data, training.model
+    share = float(data.examples.supervised.mean())
+    products = gemm_rate.linear_gemms(model.network, data.plan.max_tokens_per_row, share)
+    most_flops = 2.5e10 if model.device.type == "cpu" else None
+    return gemm_rate.model_rate(products, model.dtype, 0.03, most_flops, model.device)
 
 
-def _whole_model(config: Config, backend: Backend) -> tuple[WholeModel, str | None, list[Decision]]:
-    """The model with float32 weights that all train, as `_adapter` returns it."""
-    model, why_not_packed = load_for_packing(config.model, torch.float32)
-    decisions = [
-        Decision("trained weights", "float32", "each step's change is smaller than bf16 can hold"),
-        Decision("decoder layers", "the model's own", "all of their weights train"),
-        compile_layers(model, config),
-    ]
-    return WholeModel(model.to(backend.device).requires_grad_(True)), why_not_packed, decisions
+def require_memory(config: Config, inputs: Inputs, backend: Backend, world: World) -> None:
+    """Raise EnvironmentProblem, before the weights are read, if they and a step cannot fit.
 
-
-def base_id(config: Config) -> str:
-    """The base's own name: a Hub id or a shipped asset's stays one, a folder becomes absolute."""
-    path = Path(config.model.name_or_path)
-    return str(path.resolve()) if path.is_dir() else config.model.name_or_path
-
-
-def require_memory(
-    config: Config, inputs: Inputs, backend: Backend, row_tokens: str, sharing: int
-) -> None:
-    """Refuse, before the weights are read, a run that this machine plainly cannot hold; `sharing`
-    ranks do the same here, each on a GPU of its own if they are on GPUs.
+    The estimate may be `OVERESTIMATE` times too high, so only a run that is beyond that is refused;
+    for one in between there is a warning.
     """
-    dtype = backend.dtype
-    tokens = min(int(row_tokens), int(inputs.training.examples.lengths.sum()))
-    parameters, method = parameter_count(inputs.folder), config.method
-    weights = parameters * dtype.itemsize
-    if method.trains_all:  # weights and gradients, AdamW's two moments, copies to multiply with
-        moments = 8 if "adamw" in config.train.optimizer else 0
-        copies = dtype.itemsize if dtype != torch.float32 else 0
-        best = 4 if inputs.evaluation is not None else 0  # so far, kept aside
-        weights = parameters * (8 + moments + copies + best)
-    if method.name == "distill" and (method.trains_all or method.teacher != OWN_BASE):
-        weights += parameter_count(model_folder(teacher_config(config))) * dtype.itemsize
-    activations = activation_bytes(
-        inputs.model_config, tokens, config.train.activation_checkpointing
+    model, examples, gpu = (
+        count_model(config),
+        inputs.training.examples,
+        backend.device.type != "cpu",
     )
-    available = cpu.available_bytes() // sharing
-    if backend.device.type == "cuda":
-        available = devices.available_bytes(backend.device)
-        if config.base_dtype == "nf4":
-            outside = 2 * inputs.model_config.vocab_size * inputs.model_config.hidden_size
-            weights = outside * dtype.itemsize + int(max(0, parameters - outside) * NF4_BYTES)
-    if weights + activations > available:
-        raise out_of_memory(
-            config,
-            f"at start: {weights / cpu.GIB:.1f} GiB of weights, about "
-            f"{activations / cpu.GIB:.1f} GiB of activations for a row of {tokens} tokens, "
-            f"{available / cpu.GIB:.1f} GiB available",
-        )
+    lengths, supervised = examples.lengths, examples.supervised_counts
+    plan = make_plan(config, lengths, supervised, model.cost, packed=model.sizes.packs)
+    rows = [
+        (int(lengths[row].sum()), int(supervised[row].sum()))
+        for step in sampled_steps(plan, total_steps(config.train, plan))
+        for share in step.shares(world.size)
+        for row in plan.rows(share)
+    ]
+    resident = cpu.rss_gib() * cpu.GIB
+    # What the estimate counts as runtime is partly there already, and so not in what is free.
+    available = cpu.available_bytes() / world.local_size + resident
+    if gpu:
+        available = devices.available_bytes(backend.device) + CONTEXT
+    setting = memory_setting(
+        config,
+        model,
+        backend.dtype,
+        rows,
+        ranks=world.size,
+        available=available,
+        keeps_best=inputs.validation is not None,
+        prepackable=can_prepack(backend.dtype),
+        gpu=gpu,
+        runtime=max(RUNTIME, resident),
+        token_ids=int(examples.tokens.max()) + 1,
+    )
+    estimate = estimate_memory(model.sizes, setting)
+    if estimate.needed <= available:
+        return
+    weights = estimate.base + estimate.linear_layers + estimate.teacher + estimate.trained
+    fact = (
+        f"about {estimate.needed / cpu.GIB:.1f} GiB needed per rank "
+        f"({(weights + estimate.optimizer) / cpu.GIB:.1f} GiB for weights and optimizer, "
+        f"{estimate.activations / cpu.GIB:.1f} GiB for the activations of a row of "
+        f"{setting.row_tokens} tokens), {available / cpu.GIB:.1f} GiB available"
+    )
+    if estimate.needed > OVERESTIMATE * available:
+        raise out_of_memory(config, f"at start: {fact}")
+    logger.warning("memory may run out: %s: %s", fact, _memory_remedies(config))
 
 
 def out_of_memory(config: Config, when: str) -> EnvironmentProblem:
-    """The error that says what to lower."""
+    """The error for too little memory, with the settings to change."""
+    return EnvironmentProblem(f"out of memory {when}: {_memory_remedies(config)}")
+
+
+def _memory_remedies(config: Config) -> str:
     remedies = ["lower train.max_tokens_per_row and data.max_length"]
     if not config.train.activation_checkpointing:
         remedies.append("set train.activation_checkpointing=true")
-    remedies.append("or take a smaller model")
-    return EnvironmentProblem(f"out of memory {when}: {', '.join(remedies)}")
-
-
-def row_capacity(config: Config) -> Decision:
-    """Row capacity: long enough that matrix products run at full rate, and for any example."""
-    chosen = config.train.max_tokens_per_row
-    if isinstance(chosen, int):
-        return Decision("train.max_tokens_per_row", str(chosen), "set in the config")
-    tokens = max(2048, config.data.max_length)
-    return Decision("train.max_tokens_per_row", str(tokens), "2048, or data.max_length if longer")
-
-
-def _gemm_rate(base: Any, backend: Backend, row_tokens: int, examples: Examples) -> float:
-    share = float(examples.supervised.mean())
-    products = gemm.linear_products(base, row_tokens, share)
-    most = 2.5e10 if backend.device.type == "cpu" else None
-    return gemm.model_rate(products, backend.dtype, 0.03, most, backend.device)
+    return ", ".join([*remedies, "or use a smaller model"])

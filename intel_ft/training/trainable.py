@@ -1,6 +1,4 @@
-"""What a method trains, an adapter or the whole model, as a checkpoint and as the run's result;
-called from training.
-"""
+"""What a method trains, an adapter or the whole model: in checkpoints and as the run's result."""
 
 import json
 from dataclasses import dataclass, field
@@ -34,39 +32,44 @@ _ADAPTER = (
 _ALL = "weights.safetensors"
 
 
-class Trained(Protocol):
-    """The weights that a method trains, inside of a model."""
+class TrainedWeights(Protocol):
+    """The weights of `model` that a method trains."""
+
+    @property
+    def model(self) -> Any:
+        """The whole model, frozen weights included."""
+        ...
 
     @property
     def folder(self) -> str:
-        """What the result is called in the run's folder."""
+        """Name of the result in the run's folder."""
         ...
 
     @property
     def kind(self) -> str:
-        """What it is in its intel_ft.json."""
+        """The `kind` in its intel_ft.json."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the weights into a checkpoint, as exactly as they are."""
+        """Write the exact weights into a checkpoint."""
         ...
 
     def load(self, checkpoint: Path) -> None:
-        """Take the weights of a checkpoint, in place."""
+        """Load the weights of a checkpoint, in place."""
         ...
 
     def check(self, checkpoint: Path) -> None:
-        """Raise UserError if the checkpoint's weights are not of this kind."""
+        """Raise UserError if the checkpoint has other weights than these."""
         ...
 
     def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
-        """Write what eval, merge and export open; the tokenizer is saved by the caller."""
+        """Write the files that eval, merge and export open; the caller saves the tokenizer."""
         ...
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT model's adapter; `initial` is the part of it that was taken out of the base."""
+    """A PEFT model's adapter; `initial` is the part of it that was subtracted from the base."""
 
     model: Any
     initial: Initial = field(default_factory=dict)
@@ -74,20 +77,20 @@ class Adapter:
     kind: str = "adapter"
 
     def save(self, folder: Path) -> None:
-        """See Trained."""
+        """See TrainedWeights."""
         save_adapter(self.model, folder)
         if self.initial:
             save_for_original(folder, self.initial)
 
     def load(self, checkpoint: Path) -> None:
-        """See Trained."""
+        """See TrainedWeights."""
         if self.initial:
             set_peft_model_state_dict(self.model, load_from_original(checkpoint)[0])
         else:
             load_weights(self.model, checkpoint)
 
     def check(self, checkpoint: Path) -> None:
-        """See Trained."""
+        """See TrainedWeights."""
         current = vars(self.model.peft_config["default"])
         if self.initial:
             current = current | config_for_original(current)
@@ -99,34 +102,34 @@ class Adapter:
             )
             if before != now:
                 raise UserError(
-                    f"{checkpoint}: its adapter has {name} {before}, the config says {now}: "
-                    "restore the section method, or start with --overwrite"
+                    f"{checkpoint}: its adapter has {name}={before}, the config has {now}: restore "
+                    "the method section of the config, or start again with --overwrite"
                 )
 
     def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
-        """See Trained."""
+        """See TrainedWeights."""
         self.save(folder)
 
 
 @dataclass(frozen=True)
 class WholeModel:
-    """All weights of a model, in float32 while they train, in bf16 as the result."""
+    """All weights of a model: float32 while they train, bf16 in the result."""
 
     model: Any
     folder: str = "model"
     kind: str = "merged"
 
     def save(self, folder: Path) -> None:
-        """See Trained."""
+        """See TrainedWeights."""
         save_file(adapter_weights(self.model), folder / _ALL)
 
     def load(self, checkpoint: Path) -> None:
-        """See Trained."""
+        """See TrainedWeights."""
         restore_weights(self.model, load_file(checkpoint / _ALL))
 
     def check(self, checkpoint: Path) -> None:
-        """See Trained."""
+        """See TrainedWeights."""
 
     def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
-        """See Trained. The model is in bf16 afterwards."""
+        """See TrainedWeights. The model is in bf16 afterwards."""
         save_whole(self.model.to(torch.bfloat16), tokenizer, folder, base_model)

@@ -7,30 +7,24 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
-from support.model_fixtures import SHAPE, row_of
+from support.model_fixtures import SHAPE
 
 from intel_ft.config import Config, build
 from intel_ft.errors import UserError
 from intel_ft.host import topology
 from intel_ft.host.topology import Core, Topology
-from intel_ft.models import gemm_rate, packed_attention
-from intel_ft.models.adapter import fuse
-from intel_ft.models.fast_path import apply_fast_path
+from intel_ft.models import gemm_rate
 from intel_ft.models.flops import expert_weights, step_cost
-from intel_ft.models.loss import loss_sum
 from intel_ft.planner import probe
-from intel_ft.planner.fit import setting_of
 from intel_ft.planner.hardware import CPUS, Machine, measured_machine, named_cpus, named_gpus
-from intel_ft.planner.inputs import Cluster, Inputs, inputs_of
+from intel_ft.planner.inputs import Cluster, PlanInputs, inputs_of
 from intel_ft.planner.plan import plan
 from intel_ft.planner.probe import shortened
 from intel_ft.planner.roofline import exchange_seconds, rank_seconds
 from intel_ft.planner.sweep import plotted, swept, values_of
 from intel_ft.planner.text import lines, sweep_table
 from intel_ft.planner.workload import AssumedData, example_lengths
-from intel_ft.training import memory as plan_memory
-from intel_ft.training.memory import MemorySetting, largest_row, memory
+from intel_ft.training.memory import RUNTIME, MemorySetting, estimate_memory
 from intel_ft.training.model_sizes import CountedModel, count_model, model_sizes
 
 SHAPES = Path(__file__).parents[3] / "docs" / "shapes"
@@ -55,10 +49,12 @@ def seven() -> CountedModel:
     return count_model(config(SHAPES / "llama-2-7b"))
 
 
-def inputs(settings: Config, model: CountedModel, tokens: int = 512, **cluster: object) -> Inputs:
+def inputs(
+    settings: Config, model: CountedModel, tokens: int = 512, **cluster: object
+) -> PlanInputs:
     options = {"memory": 256 * GIB} | cluster
     examples = example_lengths(settings, AssumedData(1024, tokens))
-    return Inputs(settings, Cluster(**options), model, MACHINE, examples)
+    return PlanInputs(settings, Cluster(**options), model, MACHINE, examples)
 
 
 @pytest.mark.parametrize(
@@ -94,128 +90,13 @@ def test_a_config_that_cannot_be_used_is_named(tmp_path) -> None:
         count_model(config("./not-here"))
 
 
-def _model(dtype: torch.dtype) -> torch.nn.Module:
-    shape = SHAPE | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
-    base = transformers.AutoModelForCausalLM.from_config(
-        transformers.LlamaConfig(**shape), dtype=dtype, attn_implementation=packed_attention.NAME
-    )
-    base.requires_grad_(False).eval()
-    settings = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    return get_peft_model(base, settings)
-
-
-def test_what_forward_keeps_is_what_autograd_saves() -> None:
-    model = _model(torch.bfloat16)
-    assert fuse(model).value == "fused"
-    row = row_of(500, 400, 124)
-    kept: dict[int, int] = {}
-
-    def saved(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-        loss = loss_sum(model, row, packed=True)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    real = sum(size for place, size in kept.items() if place not in own)
-    predicted = plan_memory._kept(model_sizes(model), 1024, 512, 2, False)
-    assert loss.isfinite()
-    # Beside the layers: LoRA's narrow products, cos and sin, the head's gradient.
-    assert real == pytest.approx(predicted, rel=0.12)
-    assert real > predicted
-
-
-def test_adapter_and_optimizer_take_what_they_take() -> None:
-    model = _model(torch.bfloat16)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    moments = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.numel() > 1)
-    sizes = model_sizes(model)
-    parts = memory(sizes, EQUAL)
-    assert parts.optimizer == moments
-    held = sum(p.nbytes + p.grad.nbytes for p in trained)
-    assert parts.trained == held + 2 * sizes.trained  # and a copy in bf16 for the row
-    best = memory(sizes, replace(EQUAL, keeps_best=True))
-    assert best.trained - parts.trained == sum(p.nbytes for p in trained)
-
-
-def test_layouts_take_what_they_take(seven) -> None:
-    linear = seven.sizes.linear
-    sizes = {name: memory(seven.sizes, replace(EQUAL, layout=name)) for name in LAYOUTS}
-    assert {name: parts.linear_layers // linear for name, parts in sizes.items()} == LAYOUTS
-    for name, parts in sizes.items():
-        assert (parts.mapped > 0) == (name != "as loaded")
-        assert parts.needed == parts.total - parts.mapped
-
-
-LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4, "nf4": 0}
-
-
-def test_embeddings_that_the_data_does_not_name_are_not_read(seven) -> None:
-    sizes = seven.sizes
-    assert sizes.embeddings == 32000 * 4096
-    whole = memory(sizes, EQUAL).base
-    assert memory(sizes, replace(EQUAL, named=8000)).base == whole - 2 * 24000 * 4096
-    assert memory(sizes, replace(EQUAL, named=40000)).base == whole
+def test_embeddings_of_weights_in_another_dtype_are_all_read() -> None:
     report = plan(inputs_of(config(train={"max_steps": 2}), Cluster(cpu="8480+", memory=GIB), None))
     as_float32 = plan(
         inputs_of(config(model={"dtype": "float32"}), Cluster(cpu="8480+", memory=GIB), None)
     )
     tied = report["memory"]["parts"]["base"]
     assert as_float32["memory"]["parts"]["base"] == pytest.approx(2 * tied)
-
-
-def test_the_largest_row_fits_and_the_next_does_not(seven) -> None:
-    limit = 24 * GIB
-    for checkpointing in (False, True):
-        setting = replace(EQUAL, checkpointing=checkpointing)
-        tokens = largest_row(seven.sizes, setting, limit)
-        at = replace(setting, row_tokens=tokens, supervised=tokens // 2)
-        more = replace(setting, row_tokens=tokens + 128, supervised=tokens // 2 + 64)
-        assert memory(seven.sizes, at).needed <= limit < memory(seven.sizes, more).needed
-    assert largest_row(seven.sizes, EQUAL, GIB) == 0
-
-
-def test_checkpointing_and_shorter_rows_take_less(seven) -> None:
-    found = [
-        memory(seven.sizes, replace(EQUAL, row_tokens=n, supervised=n // 2, checkpointing=c)).total
-        for n, c in ((8192, False), (4096, False), (4096, True), (1024, True))
-    ]
-    assert found == sorted(found, reverse=True)
-
-
-@pytest.mark.parametrize("gib", [1.2, 2.0, 64.0])
-def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
-    """The same decision as models.frozen, for a model of 0.24 GiB."""
-    settings = config(SHAPES / "llama-2-7b", model={"dtype": "bfloat16"})
-    model = count_model(settings)
-    shrunk = replace(model, sizes=replace(model.sizes, linear=2**27, parameters=2**27))
-    rows = [[[(np.array([128]), 64)]]]
-    setting = setting_of(
-        settings,
-        shrunk,
-        rows,
-        torch.bfloat16,
-        128,
-        ranks=1,
-        available=gib * GIB,
-        keeps_best=False,
-    )
-    # What a run sees when it decides: the runtime and the loaded weights are gone from the memory.
-    free = gib * GIB - plan_memory.RUNTIME - 2 * 2**27
-    monkeypatch.setattr("intel_ft.host.cpu.available_bytes", lambda: free)
-    monkeypatch.setattr("intel_ft.models.fast_path.can_prepack", lambda _: True)
-    monkeypatch.setattr("intel_ft.models.fast_path.linear_bytes", lambda _: 2 * 2**27)
-    monkeypatch.setattr("intel_ft.models.fast_path.convert_frozen_weights", lambda *_: None)
-    monkeypatch.setattr("intel_ft.models.fast_path.fuse", lambda _: None)
-    base = type("Base", (), {"dtype": torch.bfloat16})
-    activations = 128 * 32 * 2 * (6 * 4096 + 2 * 11008)
-    decision = apply_fast_path(base, settings, activations)[0]
-    assert (decision.value == "on") == (setting.layout == "prepacked")
 
 
 def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
@@ -330,7 +211,7 @@ def test_only_cores_that_compute_at_the_same_time_are_measured(monkeypatch) -> N
     """Hyperthreads share a core, and a container's quota may allow less than there are."""
     before = torch.get_num_threads()
     cores = (Core(0, 0, (0, 1)), Core(0, 0, (2, 3)))
-    products = [gemm_rate.Product(64, 64, 64)]
+    products = [gemm_rate.Gemm(64, 64, 64)]
     try:
         for quota, usable in ((None, 2), (1.0, 1)):
             monkeypatch.setattr(topology, "read", lambda q=quota: Topology(cores, {0: 8}, q))
@@ -357,7 +238,10 @@ def test_layers_that_others_compute_are_not_taken_for_ours() -> None:
     for backend in ({"name": "ipex"}, {"compile": True}):
         sizes = count_model(config(backend=backend)).sizes
         assert ours.why_not_fused is None and sizes.why_not_fused is not None
-        assert memory(sizes, EQUAL).activations > 1.5 * memory(ours, EQUAL).activations
+        assert (
+            estimate_memory(sizes, EQUAL).activations
+            > 1.5 * estimate_memory(ours, EQUAL).activations
+        )
 
 
 def test_a_whole_model_takes_18_bytes_a_parameter(seven) -> None:
@@ -467,7 +351,7 @@ def test_where_no_layer_can_be_timed_the_roofline_stands(monkeypatch) -> None:
     monkeypatch.setattr(probe.logger, "warning", lambda text, *v: said.append(text % v))
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no other Python starts with it
     found = inputs_of(config(train={"max_steps": 2}), Cluster(), None).machine
-    assert (found.slowdown, found.runtime) == (1.0, plan_memory.RUNTIME)
+    assert (found.slowdown, found.runtime) == (1.0, RUNTIME)
     assert len(said) == 1
     assert "no layer was timed here" in said[0]
 

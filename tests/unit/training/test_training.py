@@ -25,9 +25,12 @@ from intel_ft.errors import IntelFTError
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.flops import step_cost
 from intel_ft.models.load import load_for_packing
+from intel_ft.training.meter import Meter
 from intel_ft.training.run import train
+from intel_ft.training.step import validation_loss
 from intel_ft.training.trainable import Adapter
-from intel_ft.training.trainer import PlanTrainer, Workload, mean_loss
+from intel_ft.training.trainer import PlanTrainer
+from intel_ft.training.workload import Training, TrainingData, TrainingModel
 
 WORDS = ("def", "return", "class", "import", "while", "yield", "lambda", "raise", "global", "try")
 LEARN = [{"prompt": f"word {i}", "completion": f"{word} {word}"} for i, word in enumerate(WORDS)]
@@ -361,15 +364,12 @@ def make_trainer(base, tmp_path, world=None, callbacks=(), **settings) -> PlanTr
     loaded, reason = load_for_packing(ModelConfig(name_or_path=str(base)), torch.float32)
     assert reason is None
     model = add_lora(loaded, MethodConfig(r=8, alpha=16), "base", None)
-    work = Workload(
-        trained=Adapter(model),
-        plan=Plan(examples.lengths, examples.supervised_counts, 5, 128, seed=0),
-        examples=examples,
-        cost=step_cost(model),
-        gemm_rate=1e12,
-        packed=True,
+    plan = Plan(examples.lengths, examples.supervised_counts, 5, 128, seed=0)
+    training = Training(
+        data=TrainingData(plan, examples, validation=examples),
+        model=TrainingModel(Adapter(model), torch.float32),
+        meter=Meter(step_cost(model), gemm_rate=1e12),
         world=world or World(),
-        evaluation=examples,
     )
     arguments = TrainingArguments(
         **{
@@ -386,7 +386,7 @@ def make_trainer(base, tmp_path, world=None, callbacks=(), **settings) -> PlanTr
         }
         | settings
     )
-    return PlanTrainer(model, arguments, work, list(callbacks))
+    return PlanTrainer(training, arguments, list(callbacks))
 
 
 def test_a_users_callback_is_called_and_can_stop(base, tmp_path) -> None:
@@ -405,7 +405,8 @@ def test_a_users_callback_is_called_and_can_stop(base, tmp_path) -> None:
 
 def test_a_step_has_the_gradient_of_the_mean_over_the_global_batch(base, tmp_path) -> None:
     trainer = make_trainer(base, tmp_path)
-    examples, step = trainer.work.examples, trainer.plan.step(0)
+    data = trainer.training.data
+    examples, step = data.examples, data.plan.step(0)
     loss = trainer.training_step(trainer.model, {})
     found = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.model.zero_grad()
@@ -424,11 +425,11 @@ def test_a_step_has_the_gradient_of_the_mean_over_the_global_batch(base, tmp_pat
         assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-7, name
 
 
-def test_mean_loss_leaves_the_model_in_the_mode_it_was_in(base, tmp_path) -> None:
+def test_validation_leaves_the_model_in_the_mode_it_was_in(base, tmp_path) -> None:
     trainer = make_trainer(base, tmp_path)
     for training in (True, False):
         trainer.model.train(training)
-        mean_loss(trainer.model, trainer.work)
+        validation_loss(trainer.training)
         assert trainer.model.training is training
 
 
@@ -436,7 +437,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_a_line(base, tmp_path) 
     trainer = make_trainer(base, tmp_path)
     parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
     parameter.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(IntelFTError, match=r"gradient's norm is (nan|inf) at step 1: lower"):
+    with pytest.raises(IntelFTError, match=r"gradient norm is (nan|inf) at step 1: lower"):
         trainer.train()
 
 

@@ -1,0 +1,103 @@
+"""Assembles a training from a base model and examples: the one builder of `train` and `bench`.
+
+`train` gives it a loaded base, `bench` and `plan` a random one. What is decided about the model
+(adapter, layout of the frozen weights, fused layers, row capacity) is thus the same in all three.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intel_ft.backends.cpu import Backend
+from intel_ft.config import Config
+from intel_ft.data.examples import Examples
+from intel_ft.decisions import Decision
+from intel_ft.distributed.world import World
+from intel_ft.models import lora_init
+from intel_ft.models.adapter import add_lora
+from intel_ft.models.fast_path import apply_fast_path, compile_layers
+from intel_ft.models.flops import step_cost, with_teacher
+from intel_ft.training.decide import make_plan, row_capacity
+from intel_ft.training.distillation import load_teacher
+from intel_ft.training.memory import full_row_activations
+from intel_ft.training.meter import Meter
+from intel_ft.training.model_sizes import sizes_for
+from intel_ft.training.trainable import Adapter, TrainedWeights, WholeModel
+from intel_ft.training.workload import Training, TrainingData, TrainingModel
+
+
+def assemble(
+    config: Config,
+    base: Any,
+    examples: Examples,
+    backend: Backend,
+    world: World,
+    *,
+    why_not_packed: str | None = None,
+    validation: Examples | None = None,
+    vocabulary: int = 0,
+    start: Path | None = None,
+) -> tuple[Training, list[Decision]]:
+    """The training of `config` on a frozen `base`, and what was decided; `base` is changed in place.
+
+    why_not_packed: why `base` takes one example per row, or None; vocabulary: tokens of the
+    tokenizer, for distillation; start: the checkpoint to resume from, whose weights are not loaded
+    here. Raises EnvironmentProblem for a layout of the weights that this CPU does not have.
+    """
+    weights: TrainedWeights
+    if config.method.trains_all:
+        weights, decisions = _whole_model(config, base, backend)
+    else:
+        weights, decisions = _adapter(config, base, backend, world, start)
+    packed = why_not_packed is None
+    cost, teacher = step_cost(weights.model), None
+    if config.method.name == "distill":
+        teacher = load_teacher(config, backend.dtype, vocabulary, packed=packed)
+        if isinstance(teacher.model, torch.nn.Module):
+            teacher.model.to(backend.device)
+        cost = with_teacher(cost, teacher.cost or cost)
+    plan = make_plan(config, examples.lengths, examples.supervised_counts, cost, packed=packed)
+    training = Training(
+        data=TrainingData(plan, examples, validation, packed),
+        model=TrainingModel(weights, backend.dtype, backend.device, teacher, backend.optimize),
+        meter=Meter(cost),
+        world=world,
+    )
+    packing = Decision("packing", "on", "checked: this model keeps packed segments apart")
+    if why_not_packed is not None:
+        packing = Decision("packing", "off, one example per row", why_not_packed)
+    return training, [*decisions, row_capacity(config), packing]
+
+
+def base_id(config: Config) -> str:
+    """The base's name for an adapter: a Hub id or an asset as written, a folder as absolute path."""
+    path = Path(config.model.name_or_path)
+    return str(path.resolve()) if path.is_dir() else config.model.name_or_path
+
+
+def _adapter(
+    config: Config, base: Any, backend: Backend, world: World, start: Path | None
+) -> tuple[Adapter, list[Decision]]:
+    method = config.method
+    model = add_lora(base, method, base_id(config), config.model.revision)
+    initial: lora_init.Initial = {}
+    if method.init in {"pissa", "olora"}:
+        if start is None:
+            initial = lora_init.from_base(model, method.init, world.broadcast)
+        else:
+            initial = lora_init.load_from_original(start)[1]
+        lora_init.subtract_from_base(model, initial)
+    activations = full_row_activations(config, sizes_for(config, model), backend.dtype)
+    decisions = apply_fast_path(model, config, activations, world.local_size, backend.device)
+    return Adapter(model, initial), decisions
+
+
+def _whole_model(config: Config, base: Any, backend: Backend) -> tuple[WholeModel, list[Decision]]:
+    model = base.float().to(backend.device).requires_grad_(True)
+    decisions = [
+        Decision("trained weights", "float32", "bf16 would round most updates to nothing"),
+        Decision("decoder layers", "not fused", "all of their weights train"),
+        compile_layers(model, config),
+    ]
+    return WholeModel(model), decisions

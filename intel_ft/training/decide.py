@@ -1,0 +1,45 @@
+"""What a run decides about its rows and steps, as pure functions that `plan` calls too."""
+
+import numpy as np
+
+from intel_ft.batching.plan import IntArray, Plan, Step
+from intel_ft.config import Config, TrainConfig
+from intel_ft.decisions import Decision
+from intel_ft.models.flops import StepCost
+
+_SAMPLED_STEPS = 24
+
+
+def row_capacity(config: Config) -> Decision:
+    """Tokens that a packed row may hold: enough for GEMMs at full rate, and for any example."""
+    chosen = config.train.max_tokens_per_row
+    if isinstance(chosen, int):
+        return Decision("train.max_tokens_per_row", str(chosen), "set in the config")
+    tokens = max(2048, config.data.max_length)
+    return Decision("train.max_tokens_per_row", str(tokens), "2048, or data.max_length if longer")
+
+
+def make_plan(
+    config: Config, lengths: IntArray, supervised: IntArray, cost: StepCost, *, packed: bool
+) -> Plan:
+    """The run's plan over examples of these tokens and supervised tokens. Raises UserError."""
+    return Plan(
+        lengths=lengths,
+        supervised=supervised,
+        global_batch_size=config.train.global_batch_size,
+        max_tokens_per_row=int(row_capacity(config).value),
+        seed=config.train.seed,
+        quadratic_cost=cost.quadratic_cost,
+        one_example_a_row=not packed,
+    )
+
+
+def total_steps(settings: TrainConfig, plan: Plan) -> int:
+    """Optimizer steps of the whole run."""
+    return settings.max_steps or max(1, round(settings.epochs * plan.steps_per_epoch))
+
+
+def sampled_steps(plan: Plan, steps: int) -> list[Step]:
+    """Some of the first `steps` steps, evenly spread, to estimate memory and time from."""
+    chosen = np.unique(np.linspace(0, steps - 1, _SAMPLED_STEPS).astype(int))
+    return [plan.step(index) for index in chosen.tolist()]

@@ -1,0 +1,70 @@
+"""What a training consists of: its data, its model, and the meter of its speed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intel_ft.backends.cpu import Optimize
+from intel_ft.batching.plan import Plan
+from intel_ft.batching.row import Row
+from intel_ft.data.examples import Examples
+from intel_ft.distributed.world import World
+from intel_ft.host.devices import CPU
+from intel_ft.models.loss import loss_sum
+from intel_ft.training.distillation import Teacher
+from intel_ft.training.meter import Meter
+from intel_ft.training.trainable import TrainedWeights
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The plan over the training examples, and the validation set.
+
+    packed: rows hold several examples, which the model's attention keeps apart.
+    """
+
+    plan: Plan
+    examples: Examples
+    validation: Examples | None = None
+    packed: bool = True
+
+
+@dataclass(frozen=True)
+class TrainingModel:
+    """The model, which of its weights train, and how it computes.
+
+    dtype: of GEMMs; teacher: of a distillation; optimize: see backends.cpu.Backend.
+    """
+
+    weights: TrainedWeights
+    dtype: torch.dtype
+    device: torch.device = CPU
+    teacher: Teacher | None = None
+    optimize: Optimize | None = None
+
+    @property
+    def network(self) -> Any:
+        """The whole model, frozen weights included."""
+        return self.weights.model
+
+    def trained_parameters(self) -> list[Tensor]:
+        """The parameters that train, always in the same order."""
+        return [weight for weight in self.network.parameters() if weight.requires_grad]
+
+    def loss_sum(self, row: Row, *, packed: bool) -> Tensor:
+        """The training loss summed over a row's supervised tokens, a float32 scalar."""
+        if self.teacher is not None:
+            return self.teacher.loss_sum(self.network, row, packed=packed, dtype=self.dtype)
+        return loss_sum(self.network, row, packed=packed, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that the training step works with; `world` is all ranks, seen from this one."""
+
+    data: TrainingData
+    model: TrainingModel
+    meter: Meter
+    world: World
