@@ -1,1 +1,4 @@
-"""Examples -> the plan: which rank trains on what, packed how, in which step."""
+"""Examples -> the plan: which rank trains on which examples, packed into which rows, in which step.
+
+Start with plan.py. share.py splits and packs; row.py builds a packed row's arrays.
+"""

@@ -2,8 +2,7 @@
 
 The unit of training is the optimizer step's set of examples. An epoch is a permutation of all
 examples drawn from (seed, epoch), cut into runs of `global_batch_size`; the last step of an epoch
-takes what is left, so nothing is dropped or seen twice. Ranks only share a step out. Called from
-training.
+takes what is left, so nothing is dropped or seen twice. Ranks only share a step's examples.
 """
 
 import hashlib
@@ -42,10 +41,10 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All steps of a run, computed when asked for.
+    """All steps of a run, each computed when asked for.
 
     lengths, supervised: tokens and supervised tokens of each example, int64 [examples].
-    quadratic_cost: attention's cost per token squared, a token's linear cost being 1.
+    quadratic_cost: attention's cost per squared token, in units of a token's linear cost.
     one_example_a_row: for models whose attention cannot be packed.
     """
 
@@ -62,8 +61,8 @@ class Plan:
             raise UserError("no examples to train on")
         if (longest := int(self.lengths.max())) > self.max_tokens_per_row:
             raise UserError(
-                f"an example has {longest} tokens, a row holds {self.max_tokens_per_row}: raise "
-                "train.max_tokens_per_row or lower data.max_length"
+                f"an example has {longest} tokens, but a row holds {self.max_tokens_per_row}: "
+                "raise train.max_tokens_per_row or lower data.max_length"
             )
 
     @property
@@ -72,7 +71,7 @@ class Plan:
         return -(-len(self.lengths) // self.global_batch_size)
 
     def step(self, index: int) -> Step:
-        """Step `index` of the run, counted from 0 over all epochs."""
+        """Step `index` of the run, counted from 0 across all epochs."""
         epoch, within = divmod(index, self.steps_per_epoch)
         start = within * self.global_batch_size
         order = _order(self.seed, epoch, len(self.lengths))
@@ -97,7 +96,7 @@ class Plan:
         return lengths + self.quadratic_cost * lengths**2
 
     def fingerprint(self) -> str:
-        """Equal for two plans that give the same steps: a resumed run compares it."""
+        """A hash that is equal for plans with the same steps; a resumed run compares it."""
         digest = hashlib.sha256(self.lengths.tobytes() + self.supervised.tobytes())
         digest.update(f"{self.global_batch_size} {self.seed}".encode())
         return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""Splitting one step's examples over ranks and packing a share into rows; called from plan.
+"""Splits one step's examples over ranks, and packs each rank's share into rows.
 
-Both are greedy, deterministic and quick: a step has tens of examples, an epoch many steps.
+Both are greedy, deterministic and fast: a step has tens of examples, an epoch many steps.
 """
 
 import heapq
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 
 def split_by_cost(costs: Sequence[float], world_size: int) -> list[list[int]]:
-    """Positions into `costs` for each rank, the dearest first to the rank with least so far.
+    """Indices into `costs` for each rank: most expensive first, to the rank with the least load.
 
-    Longest-processing-time scheduling (Graham 1969): the dearest share is at most 4/3 of the best
-    possible. With fewer examples than ranks some shares are empty.
+    Longest-processing-time scheduling (Graham 1969): the largest load is at most 4/3 of the best.
+    With fewer examples than ranks some shares are empty.
     """
     if world_size == 1:
         return [list(range(len(costs)))]
@@ -26,10 +26,10 @@ def split_by_cost(costs: Sequence[float], world_size: int) -> list[list[int]]:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Positions into `lengths` for each row, no row over `capacity` tokens.
+    """Indices into `lengths` for each row, no row over `capacity` tokens.
 
-    Best-fit decreasing: each example, the longest first, goes into the fullest row that still has
-    room. Every length must be at most `capacity`.
+    Best-fit decreasing: each example, the longest first, goes into the fullest row that has room.
+    Every length must be at most `capacity`.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted
@@ -47,8 +47,9 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pack_evenly(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """`pack`, but where the same number of rows does with less than `capacity`, in rows of about
-    the same length: a last row of a few tokens costs nearly as much as a full one.
+    """As `pack`, but with rows of about equal length where that takes no more rows.
+
+    A last row of a few tokens would cost nearly as much as a full one.
     """
     rows = pack(lengths, capacity)
     if len(rows) > 1:

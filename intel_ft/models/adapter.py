@@ -1,6 +1,4 @@
-"""A fresh LoRA adapter on a frozen base, and its weights in and out; called from training and
-models.trained.
-"""
+"""A new LoRA adapter on a frozen base; copying, loading and saving its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | None) -> Any:
-    """The base with fresh LoRA weights in float32, the only ones that train, beside copies of
-    `method.modules_to_save`. Where LoRA begins as a part of the base, see models.initial.
+    """The base with new LoRA weights in float32 and copies of `method.modules_to_save`.
 
-    Raises UserError if `method.target_modules` names no linear layer of this model, or
+    Only these train. For LoRA that starts as a part of the base, see models.lora_init. Raises
+    UserError if `method.target_modules` names no linear layer of this model, or
     `method.modules_to_save` no module.
     """
     config = LoraConfig(
@@ -45,10 +43,10 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         modules = [(name, m) for name, m in model.named_modules() if is_linear(m) and m is not head]
         linear = sorted({name.split(".")[-1] for name, _ in modules})
         raise UserError(
-            f"method.target_modules: {str(error).splitlines()[0]} This model's linear layers are "
-            f"{', '.join(linear)}"
+            f"method.target_modules: {str(error).splitlines()[0]} The linear layers of this model "
+            f"are {', '.join(linear)}"
         ) from None
-    # Only now: peft puts the folder of the base there, and warns if it replaces a name.
+    # Set after get_peft_model, which writes the base's folder there and warns about another name.
     adapted.peft_config["default"].base_model_name_or_path = base_name
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -58,23 +56,23 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
 
 
 def _modules_to_save(model: Any, method: MethodConfig) -> list[str]:
-    """The full names of `method.modules_to_save`; peft would take `norm` for every `..._norm`, too.
+    """The full names of `method.modules_to_save`; for peft, `norm` would match each `..._norm`.
 
-    Tied weights are one, and peft would train two copies of it, which no merged model can hold.
+    Tied embeddings are refused: peft would train two copies, and a merged model can hold only one.
     """
     names: list[str] = []
     tied = model.config.get_text_config().tie_word_embeddings
-    shared = (model.get_input_embeddings(), model.get_output_embeddings()) if tied else ()
-    for wanted in method.modules_to_save:
-        found = {n: m for n, m in model.named_modules() if f".{n}".endswith(f".{wanted}")}
-        if not found:
-            raise UserError(f"method.modules_to_save: this model has no module {wanted}")
-        if any(module is one for module in found.values() for one in shared):
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings()) if tied else ()
+    for name in method.modules_to_save:
+        modules = {n: m for n, m in model.named_modules() if f".{n}".endswith(f".{name}")}
+        if not modules:
+            raise UserError(f"method.modules_to_save: this model has no module {name}")
+        if any(module is one for module in modules.values() for one in embeddings):
             raise UserError(
-                f"method.modules_to_save: {wanted} shares its weight with the other end of this "
-                "model (tie_word_embeddings): take it out"
+                f"method.modules_to_save: {name} shares its weight with the model's other "
+                "embedding (tie_word_embeddings is true): remove it from the list"
             )
-        names += found
+        names += modules
     return names
 
 
@@ -88,23 +86,24 @@ def fuse(model: Any) -> Decision:
 
 
 def is_linear(module: torch.nn.Module) -> bool:
-    """Whether `module` is a linear layer; GPT-2's are of a class of their own."""
+    """Whether `module` is a linear layer, including GPT-2's Conv1D."""
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of the trainable weights, by parameter name, as `state_dict` gives them: IPEX keeps
-    them in a layout of its own.
+    """A copy of the trainable weights by parameter name.
+
+    It is taken from `state_dict`, because IPEX keeps parameters in its own layout.
     """
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     return {n: w.detach().clone() for n, w in model.state_dict().items() if n in trained}
 
 
 def restore_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Put back what `adapter_weights` copied; by modules, since IPEX's ask for all of their own."""
+    """Restore what `adapter_weights` copied, module by module: IPEX's modules need that."""
     for name, value in weights.items():
-        owner, _, own_name = name.rpartition(".")
-        model.get_submodule(owner).load_state_dict({own_name: value}, strict=False)
+        module, _, parameter = name.rpartition(".")
+        model.get_submodule(module).load_state_dict({parameter: value}, strict=False)
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -78,12 +78,12 @@ def replace_linears(
 def _linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
     """The frozen linear layers except the head, each with its parent module and its name there."""
     head = model.get_output_embeddings()
-    of_head = {id(module) for module in (head.modules() if head is not None else ())}
+    head_modules = {id(module) for module in (head.modules() if head is not None else ())}
     return [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) is torch.nn.Linear
         and not child.weight.requires_grad
-        and id(child) not in of_head
+        and id(child) not in head_modules
     ]

@@ -1,5 +1,7 @@
-"""Whether a decoder layer is built as models.fused computes one, by the names of its parts, its
-settings and what trains; called from models.fused, which then tries it.
+"""Whether a decoder layer has the structure that models.fused_decoder computes.
+
+It looks at the names of a layer's modules, at its settings and at what trains. fused_decoder then
+also runs a trial.
 """
 
 from typing import Any
@@ -28,11 +30,11 @@ def why_not_llama_like(block: Any) -> str | None:
     config = attention.config
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "its attention has a sliding window"
-    return "it has a dropout of its own" if _drops(block) else None
+    return "its layers have dropout themselves" if _has_dropout(block) else None
 
 
-def _drops(block: Any) -> bool:
-    """Whether the model itself drops elements in training, which no trial shows."""
+def _has_dropout(block: Any) -> bool:
+    """Whether the layer has dropout besides LoRA's, which a trial in eval mode does not show."""
     config = block.self_attn.config
     rates = [getattr(config, f"{name}_dropout", 0.0) for name in ("attention", "residual")]
     for name, module in block.named_modules():

@@ -1,18 +1,17 @@
-"""Loading a base model and its tokenizer, refusing what is unsafe or broken before torch sees it;
-called from training, export and inference.
+"""Loads a base model, after refusing folders that are unsafe, damaged or of another kind.
 
-What needs no torch is in models.tokenizer, and offered here too.
+What needs no torch is in models.tokenizer, and re-exported here.
 """
 
 import hashlib
 import json
 import math
 import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -21,32 +20,33 @@ from intel_ft.errors import UserError
 from intel_ft.models import packed_attention
 from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
 
-__all__ = ["load_tokenizer", "model_folder"]  # from models.tokenizer; what is defined here, too
+__all__ = ["load_tokenizer", "model_folder"]  # re-exported from models.tokenizer
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def check_folder(folder: Path, model: ModelConfig) -> None:
-    """Refuse a folder without usable weights, with pickle weights, or that needs its own code."""
+    """Refuse a folder without usable weights, with pickle weights, or that needs custom code."""
     config = _read_config(folder)
-    if not model.trust_remote_code and not _known_architecture(config):
+    if not model.trust_remote_code and not _is_causal_lm(config):
         if "auto_map" in config:
             raise UserError(
-                f"{folder}: this model needs code of its own ({config.get('model_type')}): read "
-                "it, then set model.trust_remote_code=true"
+                f"{folder}: this model needs custom code from this folder (model_type "
+                f"{config.get('model_type')}): read the code, then set model.trust_remote_code=true"
             )
         raise UserError(
             f"{folder / 'config.json'}: model_type {config.get('model_type')!r} is not a causal "
-            "language model that the installed Transformers knows"
+            "language model of the installed Transformers"
         )
     weights = sorted(folder.glob("*.safetensors"))
     for path in weights:
-        _check_safetensors(path)
+        with _open_safetensors(path):
+            pass
     if not weights:
         pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLE_SUFFIXES]
         if pickles and not model.allow_pickle:
             raise UserError(
-                f"{folder / pickles[0]}: pickle weights can run code when loaded: convert them to "
+                f"{folder / pickles[0]}: loading pickle weights can run code: convert them to "
                 "safetensors, or set model.allow_pickle=true if you trust the file"
             )
         if not pickles:
@@ -56,31 +56,29 @@ def check_folder(folder: Path, model: ModelConfig) -> None:
 def parameter_count(folder: Path) -> int:
     """Parameters in the folder's weights, read from the headers alone."""
     safetensors = sorted(folder.glob("*.safetensors"))
-    if not safetensors:  # pickles do not say; two bytes a parameter is usual
+    if not safetensors:  # pickles have no header; two bytes per parameter is usual
         return sum(path.stat().st_size for path in folder.glob("*.bin")) // 2
-    return sum(
-        math.prod(entry["shape"])
-        for path in safetensors
-        for key, entry in _check_safetensors(path).items()
-        if key != "__metadata__"
-    )
+    count = 0
+    for path in safetensors:
+        with _open_safetensors(path) as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - safe_open is no mapping
+    return count
 
 
 def fingerprint(folder: Path) -> str | None:
-    """What tells these weights from others in a moment: their dtypes, a colon, and a SHA-256 of
-    each tensor's name, shape and first 64 bytes, in whatever files they are; None for pickles.
+    """What distinguishes these weights from others, in a moment: dtypes, a colon and a SHA-256.
+
+    The hash covers each tensor's name, shape and first 64 bytes, however the tensors are split into
+    files. None for pickles.
     """
     samples, dtypes = {}, set()
     for path in sorted(folder.glob("*.safetensors")):
-        header = _check_safetensors(path)
-        with path.open("rb") as file:
-            start = 8 + struct.unpack("<Q", file.read(8))[0]
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    file.seek(start + entry["data_offsets"][0])
-                    size = entry["data_offsets"][1] - entry["data_offsets"][0]
-                    samples[name] = (entry["shape"], file.read(min(64, size)).hex())
-                    dtypes.add(entry["dtype"])
+        with _open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                entry, values = file.get_slice(name), file.get_tensor(name).flatten()
+                start = values[:64].view(torch.uint8)[:64].numpy().tobytes()
+                samples[name] = (entry.get_shape(), start.hex())
+                dtypes.add(entry.get_dtype())
     if not samples:
         return None
     digest = hashlib.sha256(json.dumps(sorted(samples.items())).encode()).hexdigest()
@@ -90,9 +88,9 @@ def fingerprint(folder: Path) -> str | None:
 def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = None) -> Any:
     """The frozen base model in `dtype`, in eval mode.
 
-    `attention` is a name Transformers knows, `packed.NAME`, or None for the best of Transformers'
-    own that the architecture has (Bloom and GPT-OSS have no sdpa). Raises UserError for anything
-    wrong with the folder; ValueError if the architecture does not support that attention.
+    `attention` is one of Transformers' names, `packed_attention.NAME`, or None for the best that
+    the architecture has (Bloom and GPT-OSS have no sdpa). Raises UserError for anything wrong with
+    the folder, ValueError if the architecture does not support that attention.
     """
     folder = model_folder(model)
     check_folder(folder, model)
@@ -109,8 +107,8 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = No
         if "alloc" in str(error):
             raise
         raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})") from None
-    if absent := sorted(info["missing_keys"]):
-        raise UserError(f"{folder}: {len(absent)} weights are missing, {absent[0]} the first")
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
     return loaded.eval().requires_grad_(False)
 
 
@@ -122,7 +120,7 @@ def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str |
         type(AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)), None
     )
     if architecture is None or not architecture._supports_attention_backend:
-        return load_base(model, dtype), "its attention cannot be exchanged"
+        return load_base(model, dtype), "its attention cannot be replaced"
     base = load_base(model, dtype, packed_attention.NAME)
     if reason := packed_attention.why_not_packable(base):
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
@@ -132,47 +130,29 @@ def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str |
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no config.json: this is not a model folder")
+        raise UserError(f"{folder}: no config.json, so this is not a model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({first_line(error)})") from None
+        raise UserError(f"{path}: not valid JSON ({first_line(error)})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object")
     return config
 
 
-def _known_architecture(config: dict[str, Any]) -> bool:
+def _is_causal_lm(config: dict[str, Any]) -> bool:
     try:
-        known = AutoConfig.for_model(str(config.get("model_type")))
+        default = AutoConfig.for_model(str(config.get("model_type")))
     except ValueError:
         return False
-    return type(known) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return type(default) in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
-def _check_safetensors(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file, after checking that the file is as long as it says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > size - 8:
-            raise UserError(f"{path}: not a whole safetensors file (no header): copy it again")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            end = max(
-                (
-                    entry["data_offsets"][1]
-                    for key, entry in header.items()
-                    if key != "__metadata__"
-                ),
-                default=0,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path}: not a safetensors file (broken header)") from None
-    if size != 8 + length + end:
+def _open_safetensors(path: Path) -> Any:
+    """An open safetensors file, whose header is checked to cover the file exactly."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: cut off or damaged ({size} bytes, its header says {8 + length + end}): copy "
-            "it again"
-        )
-    return header
+            f"{path}: damaged or not a safetensors file ({first_line(error)}): copy it again"
+        ) from None

@@ -1,10 +1,9 @@
-"""LoRA that begins as a part of the base's own weights, which is taken out of the base; called from
-training.setup and models.trained.
+"""LoRA weights that start as a part of the base's weights, which is subtracted from the base.
 
-PiSSA (Meng et al. 2024) begins with the largest singular values, OLoRA (Buyukakyuz 2024) with the
-first columns of a QR decomposition. The base that is trained on is then W - scale B0 A0. An adapter
-for the original base is [A; A0] and [B, -B0], of twice the rank: that is what is saved, so that it
-merges and serves like any other, and what a run needs to resume.
+PiSSA (Meng et al. 2024) starts from the largest singular values, OLoRA (Buyukakyuz 2024) from the
+first columns of a QR decomposition. Training then uses the base W - scale B0 A0. What is saved is
+an adapter for the original base, [A; A0] and [B, -B0], of twice the rank: it merges and serves like
+any other adapter, and a run can resume from it.
 """
 
 import json
@@ -23,8 +22,8 @@ from intel_ft.files import write_json
 from intel_ft.models.adapter import WEIGHTS
 
 CONFIG = "adapter_config.json"
-_ROUNDS = 8  # of svd_lowrank's power iteration
-_SPARE = 8  # singular values found beyond those wanted, for accuracy
+_POWER_ITERATIONS = 8  # of svd_lowrank
+_OVERSAMPLING = 8  # singular values computed beyond the rank, for accuracy
 
 
 class Pair(NamedTuple):
@@ -34,30 +33,32 @@ class Pair(NamedTuple):
     b: Tensor
 
 
-Initial = dict[str, Pair]  # by the layer's name in the PEFT model
+Initial = dict[str, Pair]
+"""What LoRA starts as, by the layer's name in the PEFT model."""
 
 
 @torch.no_grad()
-def from_base(model: Any, how: str, agree: Callable[[Tensor], Tensor]) -> Initial:
-    """The part of each base weight that `model`'s fresh LoRA is to begin as; `how` is pissa or
-    olora, `agree` makes a tensor the same on all ranks, in place.
+def from_base(model: Any, method: str, broadcast: Callable[[Tensor], Tensor]) -> Initial:
+    """The part of each base weight that the LoRA of `model` starts as.
 
-    Raises UserError for an adapter on other layers than linear ones, or of a higher rank than they.
+    method: pissa or olora; broadcast: makes a tensor the same on all ranks, in place. Raises
+    UserError for an adapter on layers that are not linear, or of a higher rank than a layer.
     """
-    found = {}
+    initial = {}
     for name, module in model.named_modules():
         if not isinstance(module, BaseTunerLayer):
             continue
         if type(module) is not lora.Linear:
-            raise UserError(f"method.init={how} is for linear layers, which {name} is not")
+            raise UserError(f"method.init={method} is for linear layers, and {name} is not linear")
         weight, rank = _weight(module).float(), module.r["default"]
         if rank > min(weight.shape):
             raise UserError(
-                f"method.init={how}: method.r={rank}, but {name} is only {min(weight.shape)} wide"
+                f"method.init={method}: method.r={rank} is too high: {name} is only "
+                f"{min(weight.shape)} wide"
             )
-        pair = (_pissa if how == "pissa" else _olora)(weight, rank, module.scaling["default"])
-        found[name] = Pair(*(agree(part.contiguous()) for part in pair))
-    return found
+        pair = (_pissa if method == "pissa" else _olora)(weight, rank, module.scaling["default"])
+        initial[name] = Pair(a=broadcast(pair.a.contiguous()), b=broadcast(pair.b.contiguous()))
+    return initial
 
 
 def _weight(module: Any) -> Tensor:
@@ -66,14 +67,14 @@ def _weight(module: Any) -> Tensor:
 
 
 def _pissa(weight: Tensor, rank: int, scale: float) -> Pair:
-    wanted = min(rank + _SPARE, *weight.shape)
-    u, s, v = torch.svd_lowrank(weight, q=wanted, niter=_ROUNDS)
+    size = min(rank + _OVERSAMPLING, *weight.shape)
+    u, s, v = torch.svd_lowrank(weight, q=size, niter=_POWER_ITERATIONS)
     root = (s[:rank] / scale).sqrt()
     return Pair(root[:, None] * v[:, :rank].T, u[:, :rank] * root)
 
 
 def _olora(weight: Tensor, rank: int, scale: float) -> Pair:
-    q, _ = torch.linalg.qr(weight[:, :rank])  # the first columns of the whole matrix's Q
+    q, _ = torch.linalg.qr(weight[:, :rank])  # equals the first columns of the full Q
     return Pair(q.T @ weight, q)
 
 
@@ -90,7 +91,7 @@ def subtract_from_base(model: Any, initial: Initial) -> None:
 
 
 def save_for_original(folder: Path, initial: Initial) -> None:
-    """Turn the adapter that peft wrote into `folder` into one for the original base."""
+    """Rewrite the adapter that peft saved in `folder` for the original base."""
     weights = load_file(folder / WEIGHTS)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     for name, (a, b) in initial.items():
@@ -101,14 +102,14 @@ def save_for_original(folder: Path, initial: Initial) -> None:
 
 
 def config_for_original(config: dict[str, Any]) -> dict[str, Any]:
-    """What an adapter of twice the rank and the same scale has other in its peft config."""
+    """What changes in the peft config for an adapter of twice the rank and the same scale."""
     rank, alpha = config["r"], config["lora_alpha"]
-    root = rank**0.5 if config["use_rslora"] else 1.0  # of rsLoRA's scale, alpha over it
+    root = rank**0.5 if config["use_rslora"] else 1.0  # rsLoRA scales by alpha / sqrt(rank)
     return {"r": 2 * rank, "lora_alpha": 2 * alpha * root, "use_rslora": False}
 
 
 def load_from_original(folder: Path) -> tuple[dict[str, Tensor], Initial]:
-    """The weights that `save_for_original` found, as peft names them, and its `initial`."""
+    """The weights before `save_for_original` rewrote them, by peft's names, and its `initial`."""
     weights = load_file(folder / WEIGHTS)
     initial = {}
     for key in [key for key in weights if key.endswith(".lora_A.weight")]:

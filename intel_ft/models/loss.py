@@ -1,6 +1,4 @@
-"""The training loss of one packed row: logits only where a token is supervised; called from
-training and inference.
-"""
+"""The training loss of one packed row, with logits computed at supervised tokens only."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,17 +16,17 @@ from intel_ft.models.fused_decoder import is_fused
 from intel_ft.models.packed_attention import NAME, padded_length, row_inputs
 
 CHUNK_BYTES = 32 * 2**20
-"""How much of the logits exists at a time; larger gains nothing (docs/log.md)."""
+"""The size of the chunks that logits are computed in; larger ones gain nothing (docs/log.md)."""
 
-GPU_CHUNKS = 4  # so many times more: a GPU needs larger products to be busy
+GPU_CHUNKS = 4  # a GPU's chunks are larger by this factor: it needs larger GEMMs to be busy
 
 
 def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None) -> Tensor:
     """The summed cross-entropy over a row's supervised tokens, a float32 scalar.
 
-    `packed` says that the model was loaded with packed attention; without it the row must hold
-    one example. A bf16 base runs under autocast so that the float32 LoRA weights multiply in bf16;
-    `dtype` says so of a model whose weights are all float32.
+    packed: whether the model was loaded with packed attention; without it the row must hold one
+    example. A bf16 base runs under autocast, so that the float32 LoRA weights are used in bf16;
+    dtype: the same for a model whose weights are all float32.
     """
     inputs = model_inputs(row, model.device, packed=packed)
     with autocast(dtype or model.dtype, model.device):
@@ -56,7 +54,7 @@ def model_inputs(row: Row, device: torch.device, *, packed: bool) -> ModelInputs
     if packed:
         row = pad_row(row, padded_length(len(row.tokens)), padded_length(len(row.targets)))
     elif len(row.bounds) != 2:
-        raise ValueError(f"a model without {NAME} takes one example a row")
+        raise ValueError(f"a model without {NAME} takes one example per row")
     tokens, positions, bounds, predict, targets = (
         torch.from_numpy(array)
         for array in (row.tokens, row.positions, row.bounds, row.predict, row.targets)
@@ -76,7 +74,7 @@ def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager
 
 
 def hidden_states(model: Any, inputs: ModelInputs) -> Tensor:
-    """What the head multiplies [supervised, size], of a model that `plain_head` is not None of."""
+    """The head's input [supervised, size], for a model that has a `plain_head`."""
     decoder = _base(model).get_decoder()
     hidden: Tensor
     if isinstance(model, PeftModel) and is_fused(model):
@@ -88,29 +86,31 @@ def hidden_states(model: Any, inputs: ModelInputs) -> Tensor:
 
 @dataclass(frozen=True)
 class LazyLogits:
-    """The logits at supervised tokens: values [supervised, size] times weight [vocabulary, size]
-    transposed, or where weight is None, values themselves.
+    """The logits at supervised tokens, computed when asked for.
+
+    They are values [supervised, size] times weight [vocabulary, size] transposed, or the values
+    themselves if weight is None.
     """
 
     values: Tensor
     weight: Tensor | None
 
     def logits(self, rows: slice) -> Tensor:
-        """Of some supervised tokens: [rows, vocabulary]."""
+        """The logits of these supervised tokens, [rows, vocabulary]."""
         part = self.values[rows]
         return part if self.weight is None else part @ self.weight.T
 
     @property
     def vocabulary(self) -> int:
-        """Logits of one token."""
+        """The number of logits of one token."""
         return self.values.shape[1] if self.weight is None else len(self.weight)
 
 
 def scores(model: Any, inputs: ModelInputs) -> LazyLogits:
-    """`model`'s logits at the supervised tokens, not yet made where its head allows that."""
+    """The logits of `model` at the supervised tokens, lazy if the model has a `plain_head`."""
     if (head := plain_head(model)) is None:
         logits = model(**inputs.model_kwargs, logits_to_keep=inputs.predict).logits[0]
-        # xLSTM has no logits_to_keep, and gives every token's.
+        # xLSTM has no logits_to_keep and returns the logits of every token.
         return LazyLogits(
             logits if len(logits) == len(inputs.predict) else logits[inputs.predict], None
         )
@@ -138,11 +138,11 @@ def _label_loss(targets: Tensor) -> LossOf:
 
 
 def chunk_rows(vocabulary: int, bytes_each: int) -> int:
-    """Supervised tokens whose logits exist at a time."""
+    """How many supervised tokens one chunk of logits has."""
     return max(128, CHUNK_BYTES // (vocabulary * bytes_each) // 128 * 128)
 
 
-def _times(values: Tensor) -> int:
+def _chunk_factor(values: Tensor) -> int:
     return GPU_CHUNKS if values.is_cuda else 1
 
 
@@ -151,22 +151,23 @@ def _base(model: Any) -> Any:
 
 
 def plain_head(model: Any) -> Tensor | None:
-    """The weight [vocabulary, size] of a head whose product is the logits, with nothing after it;
-    None for any other.
+    """The weight [vocabulary, size] of a head whose output is the logits, else None.
+
+    None if the head has a bias, or if the model modifies the logits after the head.
     """
     config = model.config.get_text_config()
     head = model.get_output_embeddings()
     plain = type(head) is torch.nn.Linear and head.bias is None
-    if not plain or any(getattr(config, name, None) is not None for name in _CHANGE_LOGITS):
+    if not plain or any(getattr(config, name, None) is not None for name in _LOGIT_MODIFIERS):
         return None
     base = _base(model)
     if not hasattr(base, "has_plain_head"):
-        base.has_plain_head = _gives_its_product(base, head.weight)
+        base.has_plain_head = _trial_of_head(base, head.weight)
     weight: Tensor = head.weight
     return weight if base.has_plain_head else None
 
 
-_CHANGE_LOGITS = (
+_LOGIT_MODIFIERS = (
     "final_logit_softcapping",  # Gemma 2
     "logit_scale",  # Cohere
     "logits_scaling",  # Granite
@@ -174,21 +175,21 @@ _CHANGE_LOGITS = (
     "lm_head_multiplier",  # Falcon H1
     "output_logit_soft_cap",  # xLSTM
 )
-"""What a config calls that which comes between the head's product and the logits. A model that has
-another name for it is found out by a trial.
-"""
+"""Config keys that modify the logits after the head; other keys are found by the trial below."""
 
 
 @torch.no_grad()
-def _gives_its_product(base: Any, weight: Tensor) -> bool:
-    """Whether `base`'s logits are its decoder's output times `weight`: run once, with a few made-up
-    outputs in the decoder's place, large enough for a cap to show.
+def _trial_of_head(base: Any, weight: Tensor) -> bool:
+    """Whether the logits of `base` are its decoder's output times `weight`.
+
+    It runs `base` once with random values in place of the decoder's output, large enough for a
+    softcap to show.
     """
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
     hidden *= 100 / (hidden @ weight.T).abs().amax()
     decoder = base.get_decoder()
-    own = vars(decoder).get("forward")
+    replaced_forward = vars(decoder).get("forward")
     decoder.forward = lambda *_, **__: _Output(hidden)
     try:
         with torch.autocast(weight.device.type, enabled=False):
@@ -198,10 +199,10 @@ def _gives_its_product(base: Any, weight: Tensor) -> bool:
         return False
     finally:
         del decoder.forward
-        if own is not None:
-            decoder.forward = own
-    product = (hidden @ weight.T).float()
-    return bool((logits - product).norm() <= 0.01 * product.norm())
+        if replaced_forward is not None:
+            decoder.forward = replaced_forward
+    expected = (hidden @ weight.T).float()
+    return bool((logits - expected).norm() <= 0.01 * expected.norm())
 
 
 class _Output:
@@ -218,16 +219,17 @@ class _Output:
 
 
 class HeadLoss(torch.autograd.Function):
-    """Cross-entropy summed over hidden states, the logits made and used up in chunks.
+    """Summed cross-entropy of hidden states under a frozen head, in chunks of logits.
 
-    hidden [supervised, size], weight [vocabulary, size] frozen, targets int64 [supervised]. The
-    gradient is made on the way (Liger Kernel, Hsu et al. 2024), so that logits never exist whole.
+    hidden [supervised, size], weight [vocabulary, size], targets int64 [supervised]. Forward
+    computes the gradient of each chunk as well (Liger Kernel, Hsu et al. 2024), so that the whole
+    logits never exist.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """The loss, a float32 scalar."""
-        rows = chunk_rows(len(weight), weight.element_size()) * _times(hidden)
+        rows = chunk_rows(len(weight), weight.element_size()) * _chunk_factor(hidden)
         buffer = hidden.new_empty(min(rows, len(targets)), len(weight))
         grads = []
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
@@ -249,40 +251,41 @@ class HeadLoss(torch.autograd.Function):
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Any loss of the logits, made and used up in chunks like HeadLoss's, by autograd within each
-    chunk: for heads that are trained, too, and losses that have no kernel of their own.
+    """Any loss of the logits in chunks, as in HeadLoss, with autograd inside each chunk.
+
+    For heads that train, and for losses without a kernel.
     """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor | None, loss_of: LossOf) -> Tensor:
         """The loss, a float32 scalar; see LazyLogits and LossOf for the arguments."""
-        whole = LazyLogits(values.detach(), None if weight is None else weight.detach())
-        grad = torch.zeros_like(values) if ctx.needs_input_grad[0] else None
-        of_weight = None
+        scores = LazyLogits(values.detach(), None if weight is None else weight.detach())
+        grad_values = torch.zeros_like(values) if ctx.needs_input_grad[0] else None
+        grad_weight = None
         if weight is not None and ctx.needs_input_grad[1]:
-            of_weight = torch.zeros(weight.shape, device=weight.device)
-        rows = chunk_rows(whole.vocabulary, 4) * _times(values)
+            grad_weight = torch.zeros(weight.shape, device=weight.device)
+        rows = chunk_rows(scores.vocabulary, 4) * _chunk_factor(values)
         total = torch.zeros((), device=values.device)
         for start in range(0, len(values), rows):
             chunk = slice(start, start + rows)
-            logits = whole.logits(chunk)
+            logits = scores.logits(chunk)
             with torch.enable_grad():
-                exact = logits.float().requires_grad_(grad is not None)
+                exact = logits.float().requires_grad_(grad_values is not None)
                 loss = loss_of(exact, chunk)
             total += loss.detach()
-            if grad is None:
+            if grad_values is None:
                 continue
-            of_logits = torch.autograd.grad(loss, exact)[0].to(values.dtype)
-            grad[chunk] = of_logits if whole.weight is None else of_logits @ whole.weight
-            if of_weight is not None:
-                of_weight += (of_logits.T @ whole.values[chunk]).float()
-        if weight is not None and of_weight is not None:
-            of_weight = of_weight.to(weight.dtype)
-        ctx.save_for_backward(grad, of_weight)
+            grad = torch.autograd.grad(loss, exact)[0].to(values.dtype)
+            grad_values[chunk] = grad if scores.weight is None else grad @ scores.weight
+            if grad_weight is not None:
+                grad_weight += (grad.T @ scores.values[chunk]).float()
+        if weight is not None and grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        ctx.save_for_backward(grad_values, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of values and weight."""
-        found = (None if g is None else g * gradients[0].to(g.dtype) for g in ctx.saved_tensors)
-        return *found, None
+        scaled = (None if g is None else g * gradients[0].to(g.dtype) for g in ctx.saved_tensors)
+        return *scaled, None

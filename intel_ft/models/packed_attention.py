@@ -47,14 +47,14 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each segment of one packed row, by FlashAttention where that can.
+    """Causal attention inside each segment of one packed row, by FlashAttention where possible.
 
     query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim];
     cu_seq_lens_q int [segments + 1]. Returns [1, tokens, heads, head_dim].
-    Raises ValueError where the segment bounds did not arrive, or for attention sinks (`s_aux`).
+    Raises ValueError if the segment bounds are missing, or for attention sinks (`s_aux`).
     """
     if s_aux is not None:
-        raise ValueError(f"{NAME} has no attention sinks, which this model uses")
+        raise ValueError(f"{NAME} does not support attention sinks, which this model uses")
     if cu_seq_lens_q is None:
         raise ValueError(f"{NAME} needs cu_seq_lens_q: this model does not pass it to attention")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -88,7 +88,7 @@ def packed_attention(
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """Boolean [length, length]: token i sees the `window` tokens that end with itself."""
+    """Boolean [length, length]: token i attends to the `window` tokens that end with itself."""
     ones = torch.ones(length, length, dtype=torch.bool, device=device)
     return ones.tril().triu(1 - window)
 
@@ -102,7 +102,7 @@ def _softcapped(
     window: int | None,
     softcap: float,
 ) -> Tensor:
-    """Attention whose scores pass through softcap * tanh(scores / softcap), as in Gemma 2."""
+    """Attention with scores capped by softcap * tanh(scores / softcap), as in Gemma 2."""
     length = q.shape[2]
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     scores = torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / softcap)) * softcap
@@ -115,7 +115,7 @@ AttentionInterface.register(NAME, packed_attention)
 
 
 def row_inputs(tokens: Tensor, positions: Tensor, bounds: Tensor) -> dict[str, Any]:
-    """Keyword arguments of a forward over one packed row; 1-D tensors in, batch of one out."""
+    """Keyword arguments for a forward over one packed row: 1-D tensors in, a batch of one out."""
     return {
         "input_ids": tokens[None],
         "position_ids": positions[None],
@@ -126,10 +126,10 @@ def row_inputs(tokens: Tensor, positions: Tensor, bounds: Tensor) -> dict[str, A
 
 @torch.no_grad()
 def why_not_packable(model: Any) -> str | None:
-    """None if `model`, loaded with attention NAME, keeps packed segments apart; else the reason.
+    """Why `model`, loaded with attention NAME, mixes packed segments; None if it does not.
 
-    Two short segments are run packed, with another first segment, and the second one alone:
-    nothing may leak, and packing may not change the result beyond rounding.
+    It runs two short segments packed, then with another first segment, then the second one alone:
+    nothing may leak, and packing may change the result by no more than rounding.
     """
     vocabulary = model.config.get_text_config().vocab_size
     first, other, second = ((torch.arange(n) * 7 + n) % vocabulary for n in (5, 5, 7))
@@ -146,14 +146,14 @@ def why_not_packable(model: Any) -> str | None:
         return result
 
     if getattr(model.config.get_text_config(), "attention_chunk_size", None):
-        return "its attention works in chunks"
+        return "its attention is chunked (attention_chunk_size)"
     try:
-        packed, moved, alone = logits(first, second), logits(other, second), logits(second)
+        packed, changed, alone = logits(first, second), logits(other, second), logits(second)
     except (ValueError, TypeError) as error:
         return str(error).splitlines()[0]
-    # Not bit for bit: experts of a mixture batch tokens of several segments in one product.
-    if (packed - moved).norm() > 0.05 * alone.norm():
-        return "a segment's logits change with its neighbour's tokens"
+    # Not bit for bit: a mixture's experts batch tokens of several segments in one GEMM.
+    if (packed - changed).norm() > 0.05 * alone.norm():
+        return "a segment's logits depend on another segment's tokens"
     if (packed - alone).norm() > 0.05 * alone.norm():
-        return "a segment's logits change with its place in the row"
+        return "a segment's logits depend on its position in the row"
     return None

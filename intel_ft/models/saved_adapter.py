@@ -1,6 +1,4 @@
-"""A LoRA adapter onto its base, refused by name where the two do not belong together; called from
-inference.torch_lm and export.merge.
-"""
+"""Applies a saved LoRA adapter to its base, and refuses one that does not match."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,12 @@ from intel_ft.models.adapter import WEIGHTS
 def apply_adapter(base: Any, folder: Path) -> Any:
     """`base` (changed in place) with the adapter in `folder`, as a peft.PeftModel in eval mode.
 
-    Raises UserError where the adapter has no weights, holds NaN or infinity, or was trained on a
-    base of other shapes.
+    Raises UserError for an adapter without weights, with NaN or infinity in them, or trained on a
+    base with other shapes.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    shapes = _checked_shapes(folder)
+    shapes = _check_weights(folder)
     try:
         model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -25,7 +23,7 @@ def apply_adapter(base: Any, folder: Path) -> Any:
             f"{folder}: this adapter does not fit its base model {_name(base)}: "
             f"{_first_line(error)}"
         ) from error
-    # Peft only warns about tensors it found no place for, or no tensor for.
+    # peft only warns about tensors that are left over or missing.
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     embeddings = ("embed_tokens", "lm_head", "embed_in", "embed_out")
@@ -39,15 +37,15 @@ def apply_adapter(base: Any, folder: Path) -> Any:
     return model.eval()
 
 
-def _checked_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The adapter's tensor names and shapes, once all of it has been read and found finite."""
+def _check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read all of the adapter's tensors and check that they are finite; returns their shapes."""
     import torch
     from safetensors import SafetensorError, safe_open
 
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
-        hint = " (adapter_model.bin is a pickle, which is not loaded)" if pickled else ""
+        hint = " (adapter_model.bin is a pickle file, which is never loaded)" if pickled else ""
         raise UserError(f"{folder}: the adapter has no {WEIGHTS}{hint}")
     shapes = {}
     try:
@@ -56,12 +54,12 @@ def _checked_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                 tensor = file.get_tensor(name)
                 if not bool(torch.isfinite(tensor).all()):
                     raise UserError(
-                        f"{path}: {name} holds NaN or infinity: the training diverged; train again "
-                        "with a lower learning rate, or take an earlier checkpoint"
+                        f"{path}: {name} holds NaN or infinity: training diverged; train again "
+                        "with a lower learning rate, or use an earlier checkpoint"
                     )
                 shapes[name] = tuple(tensor.shape)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged, cannot be read ({_first_line(error)})") from None
+        raise UserError(f"{path}: the file is damaged ({_first_line(error)})") from None
     return shapes
 
 
@@ -74,7 +72,7 @@ def _name(base: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """The start of a library's message that says the matter: size mismatches come on line two."""
+    """The informative line of a library's message; a size mismatch is not in the first one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    chosen = next((line for line in lines if "mismatch" in line), lines[0] if lines else "")
-    return chosen[:200]
+    line = next((line for line in lines if "mismatch" in line), lines[0] if lines else "")
+    return line[:200]

@@ -236,7 +236,7 @@ def test_pickle_weights_train_where_allowed(model, folder):
 def test_remote_code_is_refused_and_not_run(model, folder):
     _edit_config(model, model_type="own", auto_map={"AutoConfig": "own.C"})
     (model / "own.py").write_text("import os\nos.mkdir('remote-code-ran')\n")
-    _refused(folder, 2, "code of its own", "model.trust_remote_code=true")
+    _refused(folder, 2, "custom code", "model.trust_remote_code=true")
     assert not (folder / "remote-code-ran").exists()
 
 
@@ -248,14 +248,14 @@ def test_remote_code_of_a_tokenizer_is_refused_and_not_run(model, folder):
     }
     path.write_text(json.dumps(config))
     (model / "own.py").write_text("import os\nos.mkdir('remote-code-ran')\n")
-    _refused(folder, 2, "model", "code of its own", "model.trust_remote_code=true")
+    _refused(folder, 2, "model", "custom code", "model.trust_remote_code=true")
     assert not (folder / "remote-code-ran").exists()
 
 
 def test_truncated_weights(model, folder):
     with (model / "model.safetensors").open("r+b") as file:
         file.truncate((model / "model.safetensors").stat().st_size - 100)
-    _refused(folder, 2, "model.safetensors", "cut off")
+    _refused(folder, 2, "model.safetensors", "copy it again")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01", b"\xff" * 64, struct.pack("<Q", 4) + b"junk"])

@@ -172,7 +172,9 @@ def test_no_examples_is_an_error() -> None:
 
 
 def test_an_example_longer_than_a_row_is_an_error_that_says_what_to_change() -> None:
-    expected = r"has 65 tokens, a row holds 64: raise train\.max_tokens_per_row or lower data\.max"
+    expected = (
+        r"has 65 tokens, but a row holds 64: raise train\.max_tokens_per_row or lower data\.max"
+    )
     with pytest.raises(UserError, match=expected):
         make_plan([3, 65])
     make_plan([3, 64])

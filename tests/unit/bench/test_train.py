@@ -33,7 +33,7 @@ from intel_ft.host import topology
 from intel_ft.host.devices import CPU
 from intel_ft.models import gemm_rate, prepacked
 from intel_ft.models.flops import StepCost
-from intel_ft.models.gemm_rate import Product, Timing
+from intel_ft.models.gemm_rate import Gemm, GemmTiming
 
 TINY = WORKLOADS["tiny"]
 
@@ -108,7 +108,7 @@ def test_random_model_is_seeded_bf16_and_frozen():
 
 
 def test_products_are_those_of_the_model():
-    products = gemm_rate.linear_products(shape_model(WORKLOADS["llama3-8b-slice"], 16), 2048, 0.5)
+    products = gemm_rate.linear_gemms(shape_model(WORKLOADS["llama3-8b-slice"], 16), 2048, 0.5)
     counted = {(p.rows, p.inner, p.columns): p.count for p in products}
     assert counted == {
         (2048, 4096, 4096): 2 * 4,
@@ -120,25 +120,27 @@ def test_products_are_those_of_the_model():
 
 
 def test_total_rate_weighs_by_operations_and_takes_the_best_kind():
-    wide, narrow = Product(10, 10, 10, count=3), Product(10, 10, 5)
+    wide, narrow = Gemm(10, 10, 10, count=3), Gemm(10, 10, 5)
     timings = [
-        Timing(wide, {"plain": 2.0, "prepacked": 1.0, "gradient": 3.0, "gradient_prepacked": 4.0}),
-        Timing(narrow, {"plain": 1.0, "gradient": 0.5}),
+        GemmTiming(
+            wide, {"plain": 2.0, "prepacked": 1.0, "gradient": 3.0, "gradient_prepacked": 4.0}
+        ),
+        GemmTiming(narrow, {"plain": 1.0, "gradient": 0.5}),
     ]
     flops = 3 * 2 * 2000.0 + 2 * 1000.0
     assert gemm_rate.total_rate(timings) == pytest.approx(flops / (3 * (1.0 + 3.0) + 1.5))
 
 
 def test_a_part_of_a_product_is_smaller_but_not_tiny():
-    head = Product(2048, 4096, 128256)
+    head = Gemm(2048, 4096, 128256)
     part = gemm_rate._part(head, 2.5e10)
     assert (part.rows, part.inner, part.columns) == (256, 4096, 16384)
-    small = Product(100, 64, 64, 7)
+    small = Gemm(100, 64, 64, 7)
     assert gemm_rate._part(small, 2.5e10) == small
 
 
 def test_measured_rates_are_of_the_right_size():
-    product = Product(128, 256, 512)
+    product = Gemm(128, 256, 512)
     timing = gemm_rate.measure(
         product, torch.bfloat16, (*gemm_rate.FORWARD, *gemm_rate.GRADIENT, "int8"), 0.01
     )
@@ -159,17 +161,17 @@ def test_a_wide_product_is_timed_in_parts_too_as_a_step_multiplies_it(monkeypatc
 
     monkeypatch.setattr(gemm_rate, "can_prepack", lambda dtype: True)
     monkeypatch.setattr(gemm_rate, "prepack", lay)
-    product = Product(4, inner, 12288 if inner == 32 else 32)
+    product = Gemm(4, inner, 12288 if inner == 32 else 32)
     timing = gemm_rate.measure(product, torch.bfloat16, (kind,), 0.01)
     assert laid_out == [((12288, 32), widest, 4) for widest in (prepacked.WIDEST, 12288)]
     assert timing.seconds[kind] < 0.1
     laid_out.clear()
-    gemm_rate.measure(Product(4, 32, 64), torch.bfloat16, ("prepacked",), 0.01)
+    gemm_rate.measure(Gemm(4, 32, 64), torch.bfloat16, ("prepacked",), 0.01)
     assert laid_out == [((64, 32), 64, 4)]
 
 
 def test_int8_is_timed_as_the_int8_base_multiplies(monkeypatch):
-    product, kinds = Product(8, 32, 64), (*gemm_rate.INT8_FORWARD, *gemm_rate.INT8_GRADIENT)
+    product, kinds = Gemm(8, 32, 64), (*gemm_rate.INT8_FORWARD, *gemm_rate.INT8_GRADIENT)
     monkeypatch.setattr(gemm_rate, "can_int8", lambda: False)
     assert not gemm_rate.measure(product, torch.bfloat16, kinds, 0.01).seconds
     monkeypatch.setattr(gemm_rate, "can_int8", lambda: True)
@@ -194,7 +196,7 @@ def test_a_product_that_this_cpu_lacks_is_a_dash(monkeypatch, can_int8):
 
     def measure(product, dtype, kinds, seconds):
         found = [k for k in kinds if "prepacked" not in k or (can_int8 and k.startswith("int8"))]
-        return Timing(product, dict.fromkeys(found, product.flops / 2000000000.0))
+        return GemmTiming(product, dict.fromkeys(found, product.flops / 2000000000.0))
 
     monkeypatch.setattr(gemm_rate, "measure", measure)
     report = bench_gemm.bench_gemm(TINY, 1, 0.01)

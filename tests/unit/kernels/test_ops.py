@@ -1,4 +1,4 @@
-"""The compiled kernels match the torch formulas, which match autograd; and how they are compiled."""
+"""The compiled kernels match the torch formulas, which match autograd; how they are compiled."""
 
 import math
 import os

@@ -57,15 +57,15 @@ REFUSED = {
     ),
     "llama-dropout": (
         transformers.LlamaConfig(**SHAPE, attention_dropout=0.1),
-        "it has a dropout of its own",
+        "its layers have dropout themselves",
     ),
     "seed-oss": (  # dropout by default, in attention and behind it
         transformers.SeedOssConfig(**SHAPE, head_dim=8),
-        "it has a dropout of its own",
+        "its layers have dropout themselves",
     ),
     "seed-oss-residual": (
         transformers.SeedOssConfig(**SHAPE, head_dim=8, attention_dropout=0.0),
-        "it has a dropout of its own",
+        "its layers have dropout themselves",
     ),
 }
 LENGTHS = (5, 33, 1, 20)

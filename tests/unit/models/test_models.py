@@ -272,7 +272,7 @@ def test_the_models_own_attention_dropout_is_kept_in_packed_rows(tmp_path) -> No
 
 def test_a_model_that_is_not_packed_refuses_a_row_of_several(llama) -> None:
     model = load_base(llama, torch.float32)
-    with pytest.raises(ValueError, match="one example a row"):
+    with pytest.raises(ValueError, match="one example per row"):
         loss_sum(model, build_row(EXAMPLES, np.arange(2)), packed=False)
 
 
@@ -324,7 +324,7 @@ def displaced(module, query, key, value, attention_mask, *, cu_seq_lens_q=None, 
 
 @pytest.mark.parametrize(
     ("attention", "expected"),
-    [(leaking, "its neighbour's tokens"), (displaced, "its place in the row")],
+    [(leaking, "another segment's tokens"), (displaced, "its position in the row")],
 )
 def test_attention_that_is_not_exact_is_refused(llama, monkeypatch, attention, expected) -> None:
     functions = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
@@ -369,7 +369,10 @@ def test_attention_sinks_and_chunks_are_refused() -> None:
         )
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     model.config.attention_chunk_size = 4
-    assert packed_attention.why_not_packable(model) == "its attention works in chunks"
+    assert (
+        packed_attention.why_not_packable(model)
+        == "its attention is chunked (attention_chunk_size)"
+    )
 
 
 # -- the adapter -----------------------------------------------------------------------------------
@@ -394,7 +397,7 @@ def test_a_wrong_target_module_is_an_error_that_lists_the_right_ones(llama) -> N
 )
 def test_linear_layers_are_listed_whatever_their_class(name, layers, tmp_path) -> None:
     base, _ = load_for_packing(save_model(CONFIGS[name], tmp_path), torch.float32)
-    with pytest.raises(UserError, match=f"linear layers are {layers}$"):
+    with pytest.raises(UserError, match=f"linear layers of this model are {layers}$"):
         add_lora(base, MethodConfig(target_modules=["query"]), "base", None)
 
 
@@ -473,12 +476,12 @@ def test_a_missing_folder_and_a_file_are_told_apart(llama, tmp_path) -> None:
     line = refused(ModelConfig(name_or_path=str(missing)))
     assert line == f"{missing}: no such model folder"
     file = Path(llama.name_or_path) / "config.json"
-    assert refused(ModelConfig(name_or_path=str(file))).startswith(f"{file} is a file: name the")
+    assert refused(ModelConfig(name_or_path=str(file))).startswith(f"{file} is a file: ")
 
 
 def test_a_folder_without_a_config_is_refused(llama) -> None:
     (Path(llama.name_or_path) / "config.json").unlink()
-    assert refused(llama).endswith("no config.json: this is not a model folder")
+    assert "no config.json" in refused(llama)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"llama"', "{\xe9"])
@@ -500,7 +503,7 @@ def test_pickle_weights_are_refused_unless_allowed(llama) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     line = refused(llama)
-    assert "pytorch_model.bin: pickle weights can run code when loaded: convert them" in line
+    assert "pytorch_model.bin: loading pickle weights can run code" in line
     assert "model.allow_pickle=true" in line
     allowed = load_base(llama.model_copy(update={"allow_pickle": True}), torch.float32)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -520,7 +523,7 @@ def test_truncated_safetensors_are_refused(llama, keep) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     line = refused(llama)
     assert line.startswith(f"{path}: ")
-    assert "copy it again" in line or "broken header" in line
+    assert "copy it again" in line
 
 
 @pytest.mark.parametrize(
@@ -529,7 +532,7 @@ def test_truncated_safetensors_are_refused(llama, keep) -> None:
 def test_a_header_that_makes_no_sense_is_refused(llama, content) -> None:
     path = Path(llama.name_or_path) / "model.safetensors"
     path.write_bytes(content)
-    assert refused(llama) == f"{path}: not a safetensors file (broken header)"
+    assert refused(llama).startswith(f"{path}: damaged or not a safetensors file")
 
 
 def test_missing_tensors_are_refused(llama) -> None:
@@ -538,7 +541,7 @@ def test_missing_tensors_are_refused(llama) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, path, {"format": "pt"})
     line = refused(llama)
-    assert line.endswith("1 weights are missing, model.layers.1.mlp.up_proj.weight the first")
+    assert line.endswith("1 weights are missing, such as model.layers.1.mlp.up_proj.weight")
 
 
 def test_weights_of_another_shape_are_refused(llama) -> None:
@@ -573,8 +576,9 @@ def test_remote_code_is_refused_unless_allowed(llama, tmp_path) -> None:
         auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
     )
     line = refused(llama)
-    assert "needs code of its own (own): read it, then set model.trust_remote_code=true" in line
-    with pytest.raises(UserError, match="needs code of its own"):
+    assert "needs custom code from this folder (model_type own)" in line
+    assert "model.trust_remote_code=true" in line
+    with pytest.raises(UserError, match="needs custom code"):
         load_for_packing(llama, torch.float32)
     assert not ran.exists()
     trusted = llama.model_copy(update={"trust_remote_code": True})
