@@ -1,11 +1,11 @@
-"""Builds the docstring-to-Python dataset of the assets from the running Python's standard library.
+"""Builds the shipped docstring-to-Python dataset from this Python's standard library.
 
     python tools/build_dataset.py
 
-The same Python version writes the same files, byte for byte. Rows are split by module, never at
-random: functions of one module resemble each other, and a held-out loss measured on siblings of
-the training rows would flatter every run. `tools/pretrain_tiny.py` asks the same `heldout`, so
-the base model in the assets has not seen these modules either.
+The same Python version writes the same files, byte for byte. Rows are split by module, not at
+random: functions of one module resemble each other, so a validation set with functions from the
+training modules would give a loss that is too low. `tools/pretrain_tiny.py` uses the same
+`heldout`, so the shipped base model has not seen the validation modules either.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent.parent / "intel_ft" / "assets"
-HELDOUT_FRACTION = 0.06  # of the modules; rows and bytes follow only roughly
+HELDOUT_FRACTION = 0.06  # of the modules; the fractions of rows and bytes are only similar
 DOCSTRING_CHARACTERS = range(15, 401)
-SOURCE_LINES = range(3, 41)  # the docstring's included
-# Tests, and tables and samples that are Python only by their file name.
+SOURCE_LINES = range(3, 41)  # including the docstring
+# Tests, and data that is stored in Python files.
 TEST_PARTS = {"test", "tests", "idle_test"}
 SKIPPED_PARTS = {"site-packages", "__pycache__", "encodings", "pydoc_data", "lib-dynload"}
 
@@ -33,10 +33,10 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def group_of(module: str) -> str:
-    """The name whose hash decides the side of a dotted module name.
+    """The name whose hash decides whether a module belongs to the validation set.
 
-    `heapq` and `test.test_heapq`, `decimal` and `_pydecimal` belong together, and a test of a
-    part (`test.test_urllib2`) goes with the module it begins with (`urllib`).
+    `heapq` and `test.test_heapq` have the same name, `decimal` and `_pydecimal` as well. The test
+    of a submodule (`test.test_urllib2`) has the name of the module that it starts with (`urllib`).
     """
     first, *rest = module.split(".")
     is_test = first == "test" and bool(rest)
@@ -45,13 +45,13 @@ def group_of(module: str) -> str:
         name = name.removeprefix(prefix)
     name = name.strip("_")
     if is_test and name not in sys.stdlib_module_names:
-        beginnings = [known for known in sys.stdlib_module_names if name.startswith(known)]
-        name = max((b for b in beginnings if len(b) > 2), key=len, default=name)
+        prefixes = [module for module in sys.stdlib_module_names if name.startswith(module)]
+        name = max((p for p in prefixes if len(p) > 2), key=len, default=name)
     return name
 
 
 def heldout(module: str) -> bool:
-    """Whether a module is kept out of all training; the same answer on every machine."""
+    """Whether a module belongs to the validation set; the same answer on every machine."""
     digest = hashlib.sha256(group_of(module).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < HELDOUT_FRACTION
 
@@ -59,8 +59,8 @@ def heldout(module: str) -> bool:
 def library_files() -> Iterator[tuple[str, Path]]:
     """Yield (dotted module name, path) of the standard library's sources, tests included.
 
-    Left out: what `SKIPPED_PARTS` names, and files generated when this Python was built
-    (`_sysconfigdata*`, `config-*`), which hold the paths of that machine.
+    Excluded: `SKIPPED_PARTS`, and files generated when this Python was built (`_sysconfigdata*`,
+    `config-*`), which contain paths of the build machine.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
@@ -70,7 +70,7 @@ def library_files() -> Iterator[tuple[str, Path]]:
 
 
 def read_python(path: Path) -> str | None:
-    """The source text in the encoding it declares; None if it is not valid Python."""
+    """The source text, decoded as it declares; None if it is not valid Python."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -81,7 +81,7 @@ def read_python(path: Path) -> str | None:
 
 
 def functions_of(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]]:
-    """Yield (qualified name, node) of functions and methods; not of functions inside functions."""
+    """Yield (qualified name, node) of functions and methods, without nested functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef):
             yield from functions_of(node, f"{prefix}{node.name}.")
@@ -91,8 +91,8 @@ def functions_of(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Functio
             yield from functions_of(node, prefix)
 
 
-def says_nothing(statement: ast.stmt) -> bool:
-    """Whether a statement only marks that there is no implementation."""
+def is_placeholder(statement: ast.stmt) -> bool:
+    """Whether a statement only stands for a missing implementation."""
     match statement:
         case ast.Pass() | ast.Expr(value=ast.Constant()):
             return True
@@ -104,10 +104,10 @@ def says_nothing(statement: ast.stmt) -> bool:
 
 
 def dedented_source(node: Function, lines: list[str]) -> str | None:
-    """The function's text, dedented; None if that would change what it does.
+    """The function's source, dedented; None if dedenting would change what it does.
 
-    Dedenting changes the value of a string that runs over several lines. For the docstring only
-    its indentation may change; everything else has to parse to the tree it came from.
+    Dedenting changes the value of multi-line strings. In the docstring the indentation may change;
+    everything else must parse to the same tree as before.
     """
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     kept = lines[first - 1 : node.end_lineno]
@@ -125,7 +125,7 @@ def dedented_source(node: Function, lines: list[str]) -> str | None:
 
 
 def with_clean_docstring(node: ast.AST) -> str:
-    """The dump of a function's tree, its docstring without indentation."""
+    """The dump of a function's tree, with its docstring's indentation removed."""
     copied = copy.deepcopy(node)
     constant = copied.body[0].value  # type: ignore[attr-defined]
     constant.value = inspect.cleandoc(constant.value)
@@ -133,13 +133,13 @@ def with_clean_docstring(node: ast.AST) -> str:
 
 
 def row_of(module: str, name: str, node: Function, lines: list[str]) -> dict[str, str] | None:
-    """The dataset row of one function; None if it is too short, too long or says nothing."""
+    """The dataset row of one function; None if it is too short, too long or not implemented."""
     docstring = ast.get_docstring(node, clean=False)
-    if docstring is None or all(says_nothing(statement) for statement in node.body[1:]):
+    if docstring is None or all(is_placeholder(statement) for statement in node.body[1:]):
         return None
-    wish = inspect.cleandoc(docstring).strip()
+    description = inspect.cleandoc(docstring).strip()
     source = dedented_source(node, lines)
-    if len(wish) not in DOCSTRING_CHARACTERS or source is None:
+    if len(description) not in DOCSTRING_CHARACTERS or source is None:
         return None
     if source.count("\n") not in SOURCE_LINES:
         return None
@@ -148,7 +148,7 @@ def row_of(module: str, name: str, node: Function, lines: list[str]) -> dict[str
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     signature = f"{name}({ast.unparse(node.args)}){returns}"
     return {
-        "instruction": f"Write the Python {kind} `{signature}`.\n\n{wish}",
+        "instruction": f"Write the Python {kind} `{signature}`.\n\n{description}",
         "output": source,
         "module": module,
         "name": name,
@@ -169,14 +169,14 @@ def library_rows() -> Iterator[dict[str, str]]:
 
 
 def split(rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Training and held-out rows; of equal outputs the first stays, in training if it can."""
+    """Training and validation rows without duplicate outputs; training rows take precedence."""
     seen: set[str] = set()
-    sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+    parts: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
     for row in sorted(rows, key=lambda row: heldout(row["module"])):
         if row["output"] not in seen:
             seen.add(row["output"])
-            sides[heldout(row["module"])].append(row)
-    return sides
+            parts[heldout(row["module"])].append(row)
+    return parts
 
 
 CARD = """\
@@ -223,15 +223,15 @@ The text is the Python Software Foundation's and its contributors', under the PS
 """
 
 
-def card(train: list[dict[str, str]], held: list[dict[str, str]]) -> str:
-    """The dataset card, with the counts of what was just built."""
-    modules = [{row["module"] for row in side} for side in (train, held)]
+def card(train: list[dict[str, str]], validation: list[dict[str, str]]) -> str:
+    """The dataset card for these rows."""
+    modules = [{row["module"] for row in rows} for rows in (train, validation)]
     return CARD.format(
-        size="1K<n<10K" if len(train) + len(held) < 10_000 else "10K<n<100K",
+        size="1K<n<10K" if len(train) + len(validation) < 10_000 else "10K<n<100K",
         version=platform.python_version(),
         train_rows=len(train),
         train_modules=len(modules[0]),
-        heldout_rows=len(held),
+        heldout_rows=len(validation),
         heldout_modules=len(modules[1]),
         doc_min=DOCSTRING_CHARACTERS.start,
         doc_max=DOCSTRING_CHARACTERS.stop - 1,
@@ -248,20 +248,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ASSETS / "docstring-to-python")
     output: Path = parser.parse_args().output
 
-    train, held = split(list(library_rows()))
+    train, validation = split(list(library_rows()))
     output.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("heldout", held)):
+    for name, rows in (("train", train), ("heldout", validation)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (output / f"{name}.jsonl").write_text(text, encoding="utf-8")
         modules = {row["module"] for row in rows}
         print(f"{name}: {len(rows)} rows, {len(modules)} modules, {len(text.encode()):,} bytes")
-    (output / "README.md").write_text(card(train, held), encoding="utf-8")
+    (output / "README.md").write_text(card(train, validation), encoding="utf-8")
 
-    for field, of in (("module", group_of), ("output", str)):
-        shared = {of(row[field]) for row in train} & {of(row[field]) for row in held}
-        print(f"shared {field}s: {len(shared)}")
+    for field, key in (("module", group_of), ("output", str)):
+        shared = {key(row[field]) for row in train} & {key(row[field]) for row in validation}
+        print(f"{field}s in both sets: {len(shared)}")
         if shared:
-            raise SystemExit(f"the split leaks {sorted(shared)[:5]}")
+            raise SystemExit(f"these are in both sets: {sorted(shared)[:5]}")
 
 
 if __name__ == "__main__":

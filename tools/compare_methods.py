@@ -1,12 +1,13 @@
-"""Trains each method on the demo's task and prints the table of docs/methods.md.
+"""Compares all training methods on the demo's task; prints the table of docs/methods.md.
 
     python tools/compare_methods.py --output runs/methods --seeds 3 --steps 200
     python tools/compare_methods.py --output runs/methods --teacher models/small --seeds 3
 
-Each training is an `intel-ft train` of its own, each loss an `intel-ft eval` of what it left, on
-the bf16 base whatever it was trained on. What was measured stands in OUTPUT/results.jsonl and is
-not measured again, so a run that was cut off goes on. The teacher is first tuned on the same task:
-a model that has never seen it has little to teach. `lora` is the same student without it.
+Each training is a separate `intel-ft train`, and each loss comes from `intel-ft eval` of the
+result on the bf16 base, whatever the base's dtype in training. Results are appended to
+OUTPUT/results.jsonl and not measured again, so an interrupted comparison continues. The teacher is
+first fine-tuned on the same task, because a model that has never seen the task has little to teach.
+`lora` is the same student without a teacher.
 """
 
 import argparse
@@ -26,8 +27,8 @@ TRAIN = "docstring-to-python/train.jsonl"
 HELDOUT = assets.resolve("docstring-to-python/heldout.jsonl")
 STUDENT = "tiny-python-llama"
 
-# What differs from LoRA with r=16, alpha=32 on all linear layers at a learning rate of 3e-3. Where
-# the scale or the beginning is another, so is the rate that works best (docs/methods.md).
+# What differs from LoRA with r=16, alpha=32 on all linear layers at a learning rate of 3e-3. A
+# method with another scale or initialization has its own best learning rate (docs/methods.md).
 METHODS: dict[str, tuple[str, ...]] = {
     "lora": (),
     "rslora": ("method.use_rslora=true", "train.learning_rate=0.001"),
@@ -47,7 +48,7 @@ DISTILLED: dict[str, tuple[str, ...]] = {
 
 
 def command(arguments: argparse.Namespace, model: str, seed: int, run: Path) -> list[str]:
-    """`intel-ft train` of LoRA on the demo's task, for the script; overrides may follow."""
+    """The arguments of `intel-ft train` for LoRA on the demo's task; overrides may follow."""
     config = arguments.output / "config.yaml"
     config.write_text("train: {}\n", encoding="utf-8")
     return [
@@ -60,7 +61,7 @@ def command(arguments: argparse.Namespace, model: str, seed: int, run: Path) -> 
 
 
 def intel_ft(arguments: list[str]) -> tuple[dict[str, Any], float]:
-    """What the verb reports as JSON, and the most memory that it took, in GiB."""
+    """Run `intel-ft`; its JSON output, and its peak memory in GiB."""
     script = Path(sys.executable).parent / "intel-ft"
     with subprocess.Popen([script, *arguments], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -68,26 +69,26 @@ def intel_ft(arguments: list[str]) -> tuple[dict[str, Any], float]:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"intel-ft {' '.join(arguments)} ended with {process.returncode}")
+        sys.exit(f"intel-ft {' '.join(arguments)} failed with exit code {process.returncode}")
     return json.loads(out), usage.ru_maxrss / 2**20
 
 
 def measure(arguments: argparse.Namespace, overrides: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Train once, evaluate what was left and remove it."""
+    """Train once, evaluate the result and delete it."""
     run = arguments.output / "run"
     summary, memory = intel_ft([*command(arguments, STUDENT, seed, run), *overrides])
-    found, _ = intel_ft(["eval", str(run), "--data", HELDOUT, "--json"])
+    evaluation, _ = intel_ft(["eval", str(run), "--data", HELDOUT, "--json"])
     shutil.rmtree(run)
     return {
         "trained_parameters": summary["trained_parameters"],
         "peak_gib": memory,
         "tokens_per_s": summary["tokens_per_s"],
-        "heldout_loss": found["loss"],
+        "heldout_loss": evaluation["loss"],
     }
 
 
 def tuned_teacher(arguments: argparse.Namespace) -> Path:
-    """The teacher with LoRA of the same task merged in; made once."""
+    """The teacher, fine-tuned on the same task with LoRA and merged; created only once."""
     merged: Path = arguments.output / "teacher"
     if not merged.is_dir():
         run = arguments.output / "teacher-run"
@@ -95,12 +96,12 @@ def tuned_teacher(arguments: argparse.Namespace) -> Path:
         intel_ft(["merge", str(run), "--output", str(merged), "--json"])
         shutil.rmtree(run)
     loss = intel_ft(["eval", str(merged), "--data", HELDOUT, "--json"])[0]["loss"]
-    print(f"the tuned teacher's held-out loss: {loss:.4f}", file=sys.stderr)
+    print(f"validation loss of the fine-tuned teacher: {loss:.4f}", file=sys.stderr)
     return merged
 
 
 def table(results: list[dict[str, Any]], steps: int) -> Table:
-    """A row a method: means over its seeds, token/s the median."""
+    """A row per method: the mean loss over its seeds, the median token/s."""
     rows = []
     for method in dict.fromkeys(result["method"] for result in results):
         runs = [result for result in results if result["method"] == method]
@@ -115,17 +116,19 @@ def table(results: list[dict[str, Any]], steps: int) -> Table:
                 " ".join(f"{loss:.4f}" for loss in losses),
             )
         )
-    columns = ("trained parameters", "peak GiB", "token/s", "held-out loss", "each seed")
+    columns = ("trained parameters", "peak GiB", "token/s", "validation loss", "each seed")
     return Table((f"{steps} steps", *columns), rows)
 
 
 def main() -> None:
-    """Measure what is missing, then print the table as Markdown."""
+    """Measure what is not in results.jsonl yet, then print the table as Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for results.jsonl")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each method")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of a training")
-    parser.add_argument("--method", action="append", help="only this one; may be repeated")
+    parser.add_argument("--seeds", type=int, default=3, help="number of trainings of each method")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each training")
+    parser.add_argument(
+        "--method", action="append", help="measure only this method; may be repeated"
+    )
     parser.add_argument("--teacher", type=Path, help="a larger model with the student's tokenizer")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -136,7 +139,7 @@ def main() -> None:
             named = ("method.name=distill", f"method.teacher={teacher}")
             methods[name] = (*named, *overrides)
     if unknown := set(arguments.method or ()) - set(methods):
-        parser.error(f"no method {unknown.pop()!r}: there are {', '.join(methods)}")
+        parser.error(f"unknown method {unknown.pop()!r}: choose one of {', '.join(methods)}")
     record = arguments.output / "results.jsonl"
     results = []
     if record.is_file():

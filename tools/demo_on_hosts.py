@@ -1,11 +1,11 @@
-"""The demo's task on several hosts made of namespaces (tests/support/hosts.py), as root:
-under Intel MPI and Open MPI, beside one rank, as a Markdown table:
+"""Trains the demo's task on several hosts and prints how the losses differ from one rank's.
 
     python tools/demo_on_hosts.py --steps 80 --output runs/hosts
 
-Every training takes the same steps on the same examples, in bf16 with dropout 0, and is evaluated
-by `intel-ft eval` on the demo's held-out examples. What was measured stands in OUTPUT/results.jsonl
-and is not measured again.
+The hosts are network namespaces of this machine (tests/support/hosts.py; needs root); the launchers
+are Intel MPI's and Open MPI's. Every training takes the same steps on the same examples, in bf16
+with dropout 0, and is evaluated by `intel-ft eval` on the demo's validation set. The table is
+Markdown. Results are appended to OUTPUT/results.jsonl and not measured again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RUNS = [(1, "one rank"), (2, "mpirun"), (3, "mpirun"), (2, "mpirun.openmpi"), (3
 
 
 def train(number: int, launcher: str, steps: int) -> dict[str, Any]:
-    """Train on so many hosts, evaluate, and give losses and what was chosen."""
+    """Train on `number` hosts and evaluate; returns the losses."""
     settings = [
         *(f"model.name_or_path={MODEL}", f"data.train={TRAIN}", "data.template=tokenizer"),
         *("method.r=16", "method.alpha=32", f"train.max_steps={steps}"),
@@ -50,7 +50,7 @@ def train(number: int, launcher: str, steps: int) -> dict[str, Any]:
         if number > 1:
             program = shutil.which(launcher, path=f"{SCRIPTS}:{os.environ['PATH']}")
             if program is None:
-                sys.exit(f"no {launcher}: make ccl cluster")
+                sys.exit(f"{launcher} was not found: run `make ccl cluster`")
             command[1] = "launch"
             command += ["--hostfile", "hosts", "--ranks-per-host", "1", "--mpirun", program]
         process = cluster.hosts[0].start(
@@ -60,9 +60,11 @@ def train(number: int, launcher: str, steps: int) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        said = process.communicate()[0]
+        output = process.communicate()[0]
         if process.returncode:
-            sys.exit(f"{number} hosts, {launcher}: exit {process.returncode}\n{said[-2000:]}")
+            sys.exit(
+                f"{number} hosts, {launcher}: exit code {process.returncode}\n{output[-2000:]}"
+            )
         run = folder / "out"
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         evaluated = subprocess.run(
@@ -81,8 +83,8 @@ def train(number: int, launcher: str, steps: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A row a training; differences are those of the steps' training losses to one rank's."""
-    text = "| hosts | started by | held-out loss | largest difference of a step's loss |\n"
+    """A row per training, with the largest relative difference of a step's loss to one rank's."""
+    text = "| hosts | started by | validation loss | largest difference of a step's loss |\n"
     text += "| ---: | --- | ---: | ---: |\n"
     alone = next(result["losses"] for result in results if result["hosts"] == 1)
     for result in results:
@@ -94,23 +96,23 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure what is missing, then print the table."""
+    """Measure what is not in results.jsonl yet, then print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for results.jsonl")
     parser.add_argument("--steps", type=int, default=80, help="optimizer steps")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     if problem := hosts.why_not():
         sys.exit(f"error: {problem}")
-    asked.output.mkdir(parents=True, exist_ok=True)
-    record = asked.output / "results.jsonl"
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    record = arguments.output / "results.jsonl"
     results: list[dict[str, Any]] = []
     if record.is_file():
         results = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    results = [result for result in results if result["steps"] == asked.steps]
+    results = [result for result in results if result["steps"] == arguments.steps]
     for number, launcher in RUNS:
         if any((r["hosts"], r["launcher"]) == (number, launcher) for r in results):
             continue
-        results.append(train(number, launcher, asked.steps))
+        results.append(train(number, launcher, arguments.steps))
         with record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(results[-1]) + "\n")
         print(number, launcher, results[-1]["heldout_loss"], file=sys.stderr, flush=True)

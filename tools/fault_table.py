@@ -1,9 +1,9 @@
-"""The table of faults in docs/multi-node.md: each fault so many times, on two hosts made of
-namespaces (tests/support/hosts.py), as root:
+"""Injects each fault several times and prints the table of faults in docs/multi-node.md.
 
     tools/fault_table.py --runs 10 -- intel-ft launch config.yaml --hostfile hosts
 
-The command runs on the first host, in a folder with config.yaml and a host file `hosts`.
+The two hosts are network namespaces of this machine (tests/support/hosts.py; needs root). The
+command runs on the first host, in a folder with config.yaml and a host file `hosts`.
 """
 
 import argparse
@@ -19,14 +19,16 @@ sys.path.insert(0, str(_TESTS))
 
 
 def main() -> None:
-    """Write each outcome as a line of JSON to stderr, and the table to stdout."""
+    """Print each outcome as a line of JSON on stderr, and the table on stdout."""
     from support import hosts
     from support.cluster_faults import FAULTS, Outcome, suffer
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--bound", type=float, default=120, help="seconds that a job may hang")
-    parser.add_argument("--fault", action="append", choices=list(FAULTS))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=10, help="runs of each fault")
+    parser.add_argument(
+        "--bound", type=float, default=120, help="seconds before a job counts as hung"
+    )
+    parser.add_argument("--fault", action="append", choices=list(FAULTS), help="only this fault")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     if problem := hosts.why_not():
@@ -46,10 +48,10 @@ def main() -> None:
 
 
 def _range(seconds: list[float | None]) -> str:
-    """Shortest to longest, and how many never."""
-    known = [value for value in seconds if value is not None]
-    text = f"{min(known):.1f} to {max(known):.1f}" if known else ""
-    never = len(seconds) - len(known)
+    """The shortest and the longest time, and how many jobs never ended."""
+    finite = [value for value in seconds if value is not None]
+    text = f"{min(finite):.1f} to {max(finite):.1f}" if finite else ""
+    never = len(seconds) - len(finite)
     return f"{text} ({never} never)" if never else text
 
 

@@ -1,12 +1,12 @@
-"""Predict weak-scaling efficiency on many nodes, as a Markdown table:
+"""Predicts weak scaling efficiency on many nodes, as a Markdown table.
 
-intel-ft bench collectives --hosts node1,node2 --json > link.json
-python tools/predict_scaling.py link.json --gbit 10 --step-seconds 4 --gradient-mb 160 \
-    [--check other.json]
+    intel-ft bench collectives --hosts node1,node2 --json > link.json
+    python tools/predict_scaling.py link.json --gbit 10 --step-seconds 4 --gradient-mb 160 \
+        [--check other.json]
 
-LINK is a report over a link of --gbit Gbit/s, one rank a host; its fit tells a message's latency
-and the share of the link's rate that oneCCL gets. --check compares what the fit predicts with a
-report of another number of ranks on the same links.
+LINK is a report measured over a link of --gbit Gbit/s with one rank per host. Its fit gives the
+latency of a message and the fraction of the link's rate that oneCCL reaches. --check compares the
+fit's predictions with a report of another number of ranks on the same links.
 """
 
 import argparse
@@ -18,46 +18,53 @@ from intel_ft.bench.alpha_beta_model import Link, predicted_efficiency, predicti
 
 NODES = (16, 64, 256)
 GBIT = (10, 25, 100)
-ALGORITHM = "halving"  # for two ranks the same as a ring
+ALGORITHM = "halving"  # the same as a ring for two ranks
 
 
 def main() -> None:
     """Print the table, and the model's errors below it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("link", type=Path)
-    parser.add_argument("--gbit", type=float, required=True, help="of the link that was measured")
-    parser.add_argument("--step-seconds", type=float, required=True, help="of a node alone")
-    parser.add_argument("--gradient-mb", type=float, required=True, help="fp32, 10^6 bytes")
-    parser.add_argument("--check", type=Path)
-    asked = parser.parse_args()
-    found = json.loads(asked.link.read_text())["ccl"]["fits"][ALGORITHM]
-    share = 8e-9 / (found["beta_s_per_byte"] * asked.gbit)
+    parser.add_argument("--gbit", type=float, required=True, help="rate of the measured link")
+    parser.add_argument(
+        "--step-seconds", type=float, required=True, help="step time on a single node"
+    )
+    parser.add_argument(
+        "--gradient-mb",
+        type=float,
+        required=True,
+        help="size of the gradients (fp32) in 10^6 bytes",
+    )
+    parser.add_argument("--check", type=Path, help="a report to check the predictions with")
+    arguments = parser.parse_args()
+    fitted = json.loads(arguments.link.read_text())["ccl"]["fits"][ALGORITHM]
+    share = 8e-9 / (fitted["beta_s_per_byte"] * arguments.gbit)
     print(f"| nodes | {' | '.join(f'{gbit} Gbit/s' for gbit in GBIT)} |")
     print("| ---: " * (1 + len(GBIT)) + "|")
     for nodes in NODES:
         cells = [
             predicted_efficiency(
-                asked.step_seconds,
-                round(asked.gradient_mb * 1e6),
+                arguments.step_seconds,
+                round(arguments.gradient_mb * 1e6),
                 nodes,
-                Link.of(gbit, found["alpha_s"], share),
+                Link.of(gbit, fitted["alpha_s"], share),
             )
             for gbit in GBIT
         ]
         print(f"| {nodes} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
     print(
-        f"\nA message takes {found['alpha_s'] * 1e6:.0f} us and gets {share:.0%} of the link. "
-        f"Where it was measured, this is off by {found['median_error']:.0%} in the median, at most "
-        f"{found['worst_error']:.0%}."
+        f"\nA message has a latency of {fitted['alpha_s'] * 1e6:.0f} us and reaches {share:.0%} of "
+        f"the link's rate. Error on the fitted measurements: {fitted['median_error']:.0%} in the "
+        f"median, at most {fitted['worst_error']:.0%}."
     )
-    if asked.check:
-        report = json.loads(asked.check.read_text())
+    if arguments.check:
+        report = json.loads(arguments.check.read_text())
         times = [(point["bytes"], point["seconds"]) for point in report["ccl"]["all-reduce"]]
-        link = Link(found["alpha_s"], found["beta_s_per_byte"])
+        link = Link(fitted["alpha_s"], fitted["beta_s_per_byte"])
         errors = prediction_errors(link, times, report["ranks"], "best")
         print(
-            f"On {report['ranks']} ranks, which it was not fitted to: {median(errors):.0%} in the "
-            f"median, at most {max(errors):.0%}."
+            f"Error on {report['ranks']} ranks, which the fit did not use: {median(errors):.0%} in "
+            f"the median, at most {max(errors):.0%}."
         )
 
 

@@ -1,14 +1,14 @@
-"""Makes the small Python model of the assets: corpus and tokenizer, training, model card.
+"""Creates the shipped tiny Python model: corpus and tokenizer, training, model card.
 
     python tools/pretrain_tiny.py corpus --output corpus.npz
     python tools/pretrain_tiny.py train --corpus corpus.npz --output model --tokens 400000000
     python tools/pretrain_tiny.py card
 
-The demo and the tests need a model that is small enough to ship, yet has learned something: on
-random weights a quantization gate or a fine-tune has nothing to lose and nothing to gain. The
-corpus is the running Python's standard library without the modules that
-`build_dataset.heldout` keeps out. `train` needs torch, transformers, tokenizers, safetensors and
-numpy alone, so it can run on a borrowed GPU machine.
+The demo and the tests need a model that is small enough to ship but has learned something: with
+random weights, quantization cannot hurt it and fine-tuning hardly improves it. The corpus is this
+Python's standard library without the modules of the validation set (`build_dataset.heldout`).
+`train` needs only torch, transformers, tokenizers, safetensors and numpy, so it can run on another
+machine with a GPU.
 """
 
 import argparse
@@ -35,15 +35,15 @@ VOCABULARY = 4096
 CONTEXT = 1024  # tokens
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-LARGEST_FILE = 400_000  # bytes; above it stand generated tables
+LARGEST_FILE = 400_000  # bytes; larger files are generated tables
 PROMPTS = (
     "import os\n\n\ndef read_lines(path):",
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):",
     "import re\nimport sys\n\n\ndef main():",
 )
 
-# GPT-2's pre-tokenizer, changed for Python: a line break takes the indentation after it along, so
-# a step in or out is one token, and each digit stands alone.
+# GPT-2's pre-tokenizer, changed for Python: a line break and the following indentation form one
+# token, and each digit is a separate token.
 PRE_TOKENS = r"\n+[ \t]*| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
@@ -62,7 +62,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that tell the presets apart; heads are 64 wide and not shared."""
+    """The sizes in which the presets differ; attention heads have 64 dimensions."""
 
     hidden: int
     intermediate: int
@@ -74,7 +74,7 @@ PRESETS = {"tiny": Shape(256, 704, 8), "small": Shape(512, 1408, 8)}
 
 @dataclass(frozen=True)
 class Corpus:
-    """What `corpus` hands to `train`: token streams of `<s> document </s>` and their origin."""
+    """What `corpus` writes for `train`: token streams of `<s> document </s>`, and their origin."""
 
     train: np.ndarray  # uint16 [tokens]
     heldout: np.ndarray  # uint16 [tokens]
@@ -87,19 +87,19 @@ class Corpus:
 
 
 def collect() -> tuple[list[str], list[str]]:
-    """The documents (whole files) to train on, and those of the held-out modules."""
-    sides: tuple[list[str], list[str]] = ([], [])
+    """The documents (whole files) to train on, and those of the validation modules."""
+    parts: tuple[list[str], list[str]] = ([], [])
     for module, path in library_files():
         if module.startswith("lib2to3.tests.data") or path.stat().st_size > LARGEST_FILE:
             continue
         source = read_python(path)
         if source and source.strip():
-            sides[heldout(module)].append(source)
-    return sides
+            parts[heldout(module)].append(source)
+    return parts
 
 
 def train_tokenizer(documents: list[str]) -> "Tokenizer":
-    """A byte-level BPE of `VOCABULARY` entries; any text comes back exactly as it went in."""
+    """A byte-level BPE of `VOCABULARY` entries; decoding restores any text exactly."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -128,8 +128,8 @@ def train_tokenizer(documents: list[str]) -> "Tokenizer":
 def save_tokenizer(tokenizer: "Tokenizer", folder: Path) -> None:
     """Write the folder that `AutoTokenizer` loads.
 
-    Written by hand rather than by `save_pretrained`: Transformers 5 would name the class
-    `TokenizersBackend`, which earlier versions and other tools do not know.
+    It does not use `save_pretrained`: Transformers 5 would name the class `TokenizersBackend`,
+    which earlier versions and other tools do not know.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -150,8 +150,8 @@ def save_tokenizer(tokenizer: "Tokenizer", folder: Path) -> None:
 def encode_stream(tokenizer: "Tokenizer", documents: list[str]) -> np.ndarray:
     """All documents as one uint16 stream of `<s> document </s>`.
 
-    Sources that mention `</s>` (those of html, say) must not end a document, hence
-    `encode_special_tokens`: such text is encoded as the characters it is.
+    Sources that contain the text `</s>` must not end a document; `encode_special_tokens` encodes
+    such text as plain characters.
     """
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     tokenizer.encode_special_tokens = True
@@ -163,15 +163,15 @@ def encode_stream(tokenizer: "Tokenizer", documents: list[str]) -> np.ndarray:
 
 
 def make_corpus(arguments: argparse.Namespace) -> None:
-    """The `corpus` verb: train and save the tokenizer, encode both sides, write the .npz."""
-    train, held = collect()
+    """The `corpus` verb: train and save the tokenizer, encode the documents, write the .npz."""
+    train, validation = collect()
     tokenizer = train_tokenizer(train)
     save_tokenizer(tokenizer, arguments.assets)
     corpus = Corpus(
         train=encode_stream(tokenizer, train),
-        heldout=encode_stream(tokenizer, held),
+        heldout=encode_stream(tokenizer, validation),
         train_bytes=sum(len(document.encode()) for document in train),
-        heldout_bytes=sum(len(document.encode()) for document in held),
+        heldout_bytes=sum(len(document.encode()) for document in validation),
         python_version=platform.python_version(),
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -179,12 +179,12 @@ def make_corpus(arguments: argparse.Namespace) -> None:
         np.savez_compressed(file, **asdict(corpus))
     for name, documents, stream in (
         ("train", train, corpus.train),
-        ("heldout", held, corpus.heldout),
+        ("heldout", validation, corpus.heldout),
     ):
         size = sum(len(document.encode()) for document in documents)
         print(
             f"{name}: {len(documents)} files, {size:,} bytes, {len(stream):,} tokens, "
-            f"{size / len(stream):.2f} bytes a token"
+            f"{size / len(stream):.2f} bytes per token"
         )
     print(
         f"{tokenizer.get_vocab_size()} entries; {arguments.output.stat().st_size:,} bytes written"
@@ -192,7 +192,7 @@ def make_corpus(arguments: argparse.Namespace) -> None:
 
 
 def read_corpus(path: Path) -> Corpus:
-    """The corpus that `make_corpus` wrote."""
+    """Read the corpus that `make_corpus` wrote."""
     with np.load(path) as arrays:
         return Corpus(
             train=arrays["train"],
@@ -207,10 +207,10 @@ def read_corpus(path: Path) -> Corpus:
 
 
 def build_model(shape: Shape, tokenizer: "Tokenizer") -> "PreTrainedModel":
-    """A LlamaForCausalLM in fp32 with fresh weights.
+    """A LlamaForCausalLM in fp32 with random weights.
 
-    Normal of 0.02; what writes into the residual stream is scaled down by sqrt(2 layers), as in
-    GPT-2 (Radford et al. 2019, section 2.3).
+    They are N(0, 0.02); the projections that write to the residual stream are divided by
+    sqrt(2 layers), as in GPT-2 (Radford et al. 2019, section 2.3).
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -238,15 +238,15 @@ def build_model(shape: Shape, tokenizer: "Tokenizer") -> "PreTrainedModel":
     return model
 
 
-def unigram_perplexity(train: np.ndarray, held: np.ndarray) -> float:
-    """Held-out perplexity of add-one smoothed token frequencies: what knowing no context costs."""
+def unigram_perplexity(train: np.ndarray, validation: np.ndarray) -> float:
+    """Validation perplexity of add-one smoothed token frequencies: a model without context."""
     counts = np.bincount(train, minlength=VOCABULARY) + 1
     log_probabilities = np.log(counts / counts.sum())
-    return float(np.exp(-log_probabilities[held[1:]].mean()))
+    return float(np.exp(-log_probabilities[validation[1:]].mean()))
 
 
 def loss_of(model: "PreTrainedModel", windows: "torch.Tensor", reduction: str) -> "torch.Tensor":
-    """Next-token cross-entropy of `windows` (int64 [batch, length + 1]) in nats, bf16 inside."""
+    """Next-token cross-entropy of `windows` (int64 [batch, length + 1]) in nats, in bf16."""
     import torch
     import torch.nn.functional as F
 
@@ -257,10 +257,10 @@ def loss_of(model: "PreTrainedModel", windows: "torch.Tensor", reduction: str) -
 
 
 def heldout_nats(model: "PreTrainedModel", stream: "torch.Tensor", rows: int) -> float:
-    """Mean nats a token over `stream`, cut into windows of `CONTEXT` that do not overlap.
+    """Mean loss in nats per token over `stream`, cut into non-overlapping windows of `CONTEXT`.
 
-    Every token but the first is predicted once, from what stands before it in its window; the
-    last window is as short as the rest of the stream.
+    Every token except the first is predicted once, from the tokens before it in its window. The
+    last window has the remaining tokens.
     """
     import torch
 
@@ -280,9 +280,9 @@ def heldout_nats(model: "PreTrainedModel", stream: "torch.Tensor", rows: int) ->
 
 
 def random_windows(stream: "torch.Tensor", rows: int, seed: int) -> Iterator["torch.Tensor"]:
-    """Yield int64 [rows, CONTEXT + 1] for ever: each epoch cuts the stream at a fresh offset.
+    """Yield int64 [rows, CONTEXT + 1] forever; each epoch cuts the stream at another offset.
 
-    The stream and the order stay on its device; nothing here waits for it.
+    The stream and the order stay on the device, so nothing here waits for it.
     """
     import torch
 
@@ -302,7 +302,7 @@ def random_windows(stream: "torch.Tensor", rows: int, seed: int) -> Iterator["to
 def optimizer_of(
     model: "PreTrainedModel", learning_rate: float, weight_decay: float, fused: bool
 ) -> "torch.optim.AdamW":
-    """AdamW with decay on matrices only."""
+    """AdamW with weight decay on matrices only."""
     import torch
 
     parameters = list(model.parameters())
@@ -314,18 +314,18 @@ def optimizer_of(
 
 
 def compiled_or_not(
-    model: "PreTrainedModel", example: "torch.Tensor", wanted: bool
+    model: "PreTrainedModel", example: "torch.Tensor", enabled: bool
 ) -> "PreTrainedModel":
-    """`torch.compile(model)` if one forward and backward of it works, else `model` itself."""
+    """`torch.compile(model)` if its forward and backward pass work, else `model` itself."""
     import torch
 
-    if not wanted:
+    if not enabled:
         return model
     try:
         compiled = torch.compile(model)
         loss_of(compiled, example, "mean").backward()
         print("torch.compile: on", flush=True)
-    except Exception as error:  # whatever the compiler lacks here, the plain model still trains
+    except Exception as error:  # the model trains without the compiler, too
         print(f"torch.compile: off ({type(error).__name__}: {str(error)[:200]})", flush=True)
         compiled = model
     model.zero_grad(set_to_none=True)
@@ -333,14 +333,14 @@ def compiled_or_not(
 
 
 def learning_rate_at(step: int, warmup: int, progress: float) -> float:
-    """Factor on the peak rate: linear warmup over steps, then cosine in `progress` to 10 %."""
+    """Factor of the peak rate: linear warmup, then cosine decay with `progress` to 10 %."""
     cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, progress)))
     return min(1.0, (step + 1) / warmup) * cosine
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When training ends: after `steps`, or `seconds` of wall clock if those are over first."""
+    """When training ends: after `steps` or `seconds` of wall clock, whichever comes first."""
 
     steps: int
     seconds: float
@@ -355,10 +355,11 @@ def fit(
     budget: Budget,
     arguments: argparse.Namespace,
 ) -> int:
-    """Train `model` in place, leave it with its best held-out weights, return the steps taken.
+    """Train `model` in place and return the number of steps; it ends with its best weights.
 
-    The rate follows whichever budget is further spent, so a run cut short by the clock still
-    decays to its end. `measure` gives the held-out loss of `model` in nats.
+    The learning rate follows the budget (steps or seconds) that is closer to its end, so it decays
+    completely even if the time runs out first. `measure` returns the validation loss in nats, which
+    decides which weights are best.
     """
     import torch
 
@@ -370,7 +371,7 @@ def fit(
     best = math.inf
     best_weights: dict[str, torch.Tensor] = {}
     running = torch.zeros((), device=example.device)
-    begin, step, since, progress = time.perf_counter(), 0, 0, 0.0
+    start, step, since, progress = time.perf_counter(), 0, 0, 0.0
     while progress < 1:
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * learning_rate_at(step, warmup, progress)
@@ -381,26 +382,27 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         running += loss.detach()
         step, since = step + 1, since + 1
-        spent = time.perf_counter() - begin
+        spent = time.perf_counter() - start
         progress = max(step / budget.steps, spent / budget.seconds)
         if step % budget.eval_every == 0 or progress >= 1:
-            mean = running.item() / since  # the only waits for the device are here
-            spent = time.perf_counter() - begin
+            mean = running.item() / since  # only this branch waits for the device
+            spent = time.perf_counter() - start
             nats = measure()
-            kept = nats < best
-            if kept:
+            improved = nats < best
+            if improved:
                 best = nats
                 state = model.state_dict()
                 best_weights = {name: value.detach().clone() for name, value in state.items()}
             print(
                 f"step {step}/{budget.steps}  {spent:.0f} s  "
                 f"{step * budget.rows * CONTEXT / spent:,.0f} token/s  train loss {mean:.4f}  "
-                f"held-out perplexity {math.exp(min(nats, 50)):.3f}{' (best)' if kept else ''}",
+                f"validation perplexity {math.exp(min(nats, 50)):.3f}"
+                f"{' (best)' if improved else ''}",
                 flush=True,
             )
             running.zero_()
             since = 0
-    if best_weights:  # empty only if every measured loss was NaN
+    if best_weights:  # empty if every validation loss was NaN
         model.load_state_dict(best_weights)
     return step
 
@@ -408,14 +410,14 @@ def fit(
 def write_samples(
     model: "PreTrainedModel", tokenizer: "Tokenizer", device: str
 ) -> list[dict[str, str]]:
-    """Continue each of `PROMPTS` by up to 96 tokens at temperature 0.7, seeded by its place."""
+    """Continue each of `PROMPTS` by up to 96 tokens at temperature 0.7; its index is the seed."""
     import torch
 
     samples = []
     for seed, prompt in enumerate(PROMPTS):
         torch.manual_seed(seed)
         ids = torch.tensor([tokenizer.encode(prompt).ids], device=device)
-        written = model.generate(
+        generated = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=96,
@@ -424,13 +426,13 @@ def write_samples(
             top_k=0,
             top_p=0.95,
         )
-        completion = tokenizer.decode(written[0, ids.shape[1] :].tolist())
+        completion = tokenizer.decode(generated[0, ids.shape[1] :].tolist())
         samples.append({"prompt": prompt, "completion": completion})
     return samples
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """The `train` verb: from a corpus to a model folder with its training.json."""
+    """The `train` verb: train on a corpus; write a model folder with its training.json."""
     import torch
     from tokenizers import Tokenizer
     from transformers import GenerationConfig
@@ -438,7 +440,9 @@ def train(arguments: argparse.Namespace) -> None:
     corpus = read_corpus(arguments.corpus)
     tokenizer = Tokenizer.from_file(str(arguments.assets / "tokenizer.json"))
     if tokenizer.get_vocab_size() != VOCABULARY or corpus.train.max() >= VOCABULARY:
-        raise SystemExit("the corpus and the tokenizer in --assets do not belong together")
+        raise SystemExit(
+            "the corpus does not match the tokenizer in --assets: run the corpus verb again"
+        )
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -454,21 +458,21 @@ def train(arguments: argparse.Namespace) -> None:
         rows=rows,
         eval_every=arguments.eval_every or max(1, min(200, steps // 10)),
     )
-    # int32, not the corpus' uint16: torch does not index uint16 on every device.
+    # int32 instead of the corpus's uint16: torch cannot index uint16 on every device.
     stream = torch.from_numpy(corpus.train.astype(np.int32)).to(device)
-    held = torch.from_numpy(corpus.heldout.astype(np.int32)).to(device)
-    checked = held[: arguments.eval_tokens + 1] if arguments.eval_tokens else held
+    validation = torch.from_numpy(corpus.heldout.astype(np.int32)).to(device)
+    sample = validation[: arguments.eval_tokens + 1] if arguments.eval_tokens else validation
 
     model = build_model(PRESETS[arguments.preset], tokenizer).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{parameters:,} parameters on {device}; {len(stream):,} training and {len(held):,} "
-        f"held-out tokens; {steps} steps of {rows * CONTEXT:,} tokens",
+        f"{parameters:,} parameters on {device}; {len(stream):,} training and "
+        f"{len(validation):,} validation tokens; {steps} steps of {rows * CONTEXT:,} tokens",
         flush=True,
     )
     begin = time.perf_counter()
     windows = random_windows(stream, rows, arguments.seed)
-    taken = fit(model, windows, lambda: heldout_nats(model, checked, rows), budget, arguments)
+    taken = fit(model, windows, lambda: heldout_nats(model, sample, rows), budget, arguments)
 
     model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(
@@ -481,7 +485,7 @@ def train(arguments: argparse.Namespace) -> None:
     for name in TOKENIZER_FILES:
         if arguments.output.resolve() != arguments.assets.resolve():
             shutil.copyfile(arguments.assets / name, arguments.output / name)
-    nats = heldout_nats(model, held, rows)
+    nats = heldout_nats(model, validation, rows)
     seconds = time.perf_counter() - begin
     tokens = taken * rows * CONTEXT
     record = {
@@ -490,7 +494,7 @@ def train(arguments: argparse.Namespace) -> None:
         "parameters": parameters,
         "train_tokens": len(stream),
         "train_bytes": corpus.train_bytes,
-        "heldout_tokens": len(held),
+        "heldout_tokens": len(validation),
         "heldout_bytes": corpus.heldout_bytes,
         "tokens_seen": tokens,
         "epochs": round(tokens / len(stream), 2),
@@ -504,10 +508,10 @@ def train(arguments: argparse.Namespace) -> None:
         "torch_version": torch.__version__,
         "heldout_perplexity": math.exp(nats),
         "unigram_heldout_perplexity": unigram_perplexity(corpus.train, corpus.heldout),
-        "heldout_bits_per_byte": nats * (len(held) - 1) / math.log(2) / corpus.heldout_bytes,
+        "heldout_bits_per_byte": nats * (len(validation) - 1) / math.log(2) / corpus.heldout_bytes,
         "samples": [],
     }
-    write_json(arguments.output / "training.json", record)  # before sampling: the weights are safe
+    write_json(arguments.output / "training.json", record)  # before sampling, which may fail
     model.eval()
     record["samples"] = write_samples(model, tokenizer, device)
     write_json(arguments.output / "training.json", record)
@@ -582,10 +586,10 @@ licence version 2; a few modules carry further notices, listed at the link above
 
 
 def write_card(arguments: argparse.Namespace) -> None:
-    """The `card` verb: README.md of the model folder, from its training.json."""
+    """The `card` verb: write the model folder's README.md from its training.json."""
     record = json.loads((arguments.assets / "training.json").read_text(encoding="utf-8"))
     samples = [
-        # Four backticks: the library's docstrings hold fences of three.
+        # Four backticks, because docstrings of the standard library contain fences of three.
         f"````python\n{sample['prompt']}{sample['completion'].rstrip()}\n````"
         for sample in record["samples"]
     ]
@@ -618,24 +622,30 @@ def main() -> None:
 
     verb = verbs.add_parser("corpus", help="train the tokenizer, encode the standard library")
     verb.set_defaults(run=make_corpus)
-    verb.add_argument("--output", type=Path, required=True, help="the .npz to write")
-    verb.add_argument("--assets", type=Path, default=MODEL, help="where the tokenizer goes")
+    verb.add_argument("--output", type=Path, required=True, help="the .npz file to write")
+    verb.add_argument("--assets", type=Path, default=MODEL, help="folder for the tokenizer")
 
     verb = verbs.add_parser("train", help="train a model on a corpus")
     verb.set_defaults(run=train)
     verb.add_argument("--corpus", type=Path, required=True)
     verb.add_argument("--output", type=Path, required=True, help="model folder to write")
-    verb.add_argument("--assets", type=Path, default=MODEL, help="where the tokenizer is")
+    verb.add_argument("--assets", type=Path, default=MODEL, help="folder of the tokenizer")
     verb.add_argument("--preset", choices=sorted(PRESETS), default="tiny")
     verb.add_argument("--tokens", type=int, default=110_000_000)
-    verb.add_argument("--minutes", type=float, help="stop after this much training, rate decayed")
-    verb.add_argument("--batch-tokens", type=int, help="65536 on a GPU, 8192 on a CPU")
+    verb.add_argument(
+        "--minutes", type=float, help="stop after this time, with the learning rate decayed"
+    )
+    verb.add_argument("--batch-tokens", type=int, help="default: 65536 on a GPU, 8192 on a CPU")
     verb.add_argument("--learning-rate", type=float, default=4e-3)
     verb.add_argument("--weight-decay", type=float, default=0.6)
-    verb.add_argument("--eval-every", type=int, help="steps")
-    verb.add_argument("--eval-tokens", type=int, help="held-out tokens a check; the end takes all")
+    verb.add_argument("--eval-every", type=int, help="steps between evaluations")
+    verb.add_argument(
+        "--eval-tokens",
+        type=int,
+        help="validation tokens during training; the final evaluation uses all",
+    )
     verb.add_argument("--device", default="auto")
-    verb.add_argument("--no-compile", action="store_true", help="leave torch.compile out (CUDA)")
+    verb.add_argument("--no-compile", action="store_true", help="do not use torch.compile (CUDA)")
     verb.add_argument("--seed", type=int, default=0)
 
     verb = verbs.add_parser("card", help="write the model card from training.json")

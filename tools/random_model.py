@@ -1,9 +1,10 @@
-"""Write a Llama-shaped model of random bf16 weights, shard by shard, to measure an export with:
+"""Writes a Llama-shaped model with random bf16 weights, for measuring exports.
 
     python tools/random_model.py 7b /tmp/random-7b
     /usr/bin/time -v intel-ft export /tmp/random-7b -o /tmp/random-7b-int4 --format int4 --json
 
-It never holds more than one layer. The tokenizer is the shipped one, so only its ids are used.
+It holds one layer in memory at a time. The tokenizer is the shipped one, so texts use only its
+token ids.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""Replays a Dockerfile's steps in a clean root folder, where there is no container engine. As root:
+"""Replays a Dockerfile's steps in a clean root folder, without a container engine (needs root).
 
     debootstrap --variant=minbase --include=python3-venv,ca-certificates bookworm ROOT
     python tools/replay_dockerfile.py docker/inference.Dockerfile ROOT WORK
     python tools/replay_dockerfile.py docker/inference.Dockerfile ROOT WORK --run --help
 
-ROOT stands for every base image and is not changed: each stage is an overlay in WORK. FROM, ARG,
-ENV, WORKDIR, COPY, RUN, USER, ENTRYPOINT and CMD are carried out, with the caller's PIP_* settings
-and network; what isolates a container (cgroups, namespaces) is not there. `--run` starts the last
+ROOT takes the place of every base image and is not changed: each stage is an overlay in WORK. FROM,
+ARG, ENV, WORKDIR, COPY, RUN, USER, ENTRYPOINT and CMD are supported, with the caller's PIP_*
+settings and network. There is no isolation by cgroups or namespaces. `--run` starts the last
 stage's entrypoint as its user, with the arguments that follow.
 """
 
@@ -25,7 +25,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass
 class Stage:
-    """One FROM: its layers (the topmost first), and the state that instructions leave."""
+    """One FROM: its layers (topmost first), and the state that its instructions set."""
 
     name: str
     folder: Path
@@ -39,11 +39,11 @@ class Stage:
 
     @property
     def root(self) -> Path:
-        """Where the stage's files are seen while it is mounted."""
+        """Where the stage is mounted."""
         return self.folder / "root"
 
     def mount(self, binds: list[str]) -> None:
-        """Mount the overlay and what a process needs under it."""
+        """Mount the overlay, and /proc, /sys, /dev and the `binds` inside it."""
         for name in ("root", "upper", "work"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         lower = ":".join(map(str, self.layers))
@@ -59,7 +59,7 @@ class Stage:
             _do("mount", "--bind", path, str(inside))
 
     def run(self, command: list[str], *, user: str | None = None, host: bool = True) -> int:
-        """Run in the stage, as its user, with its environment; the exit code."""
+        """Run a command in the stage, as its user, with its environment; returns the exit code."""
         variables = self.environment | self.arguments
         if host:
             kept = ("PIP_", "SSL_", "REQUESTS_", "http_proxy", "https_proxy", "no_proxy")
@@ -75,7 +75,7 @@ class Stage:
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """(instruction, rest) of each step; comments are dropped, continued lines joined."""
+    """(instruction, arguments) of each step, without comments and with continued lines joined."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n", " ", "\n".join(lines))
     steps = (line.strip().partition(" ") for line in joined.splitlines() if line.strip())
@@ -84,8 +84,9 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 def replay(dockerfile: Path, root: Path, work: Path, given: dict[str, str], binds: list[str],
            target: str | None) -> Stage:  # fmt: skip
-    """Carry out the steps up to the end of stage `target`; its stage, mounted. A failed step ends
-    the program with its text."""
+    """Run the steps up to the end of stage `target`; returns that stage, mounted.
+
+    A step that fails ends the program and prints the step."""
     stages: dict[str, Stage] = {}
     stage: Stage | None = None
     for name, rest in instructions(dockerfile.read_text(encoding="utf-8")):
@@ -98,11 +99,11 @@ def replay(dockerfile: Path, root: Path, work: Path, given: dict[str, str], bind
             stage.mount(binds)
             continue
         if stage is None:
-            raise SystemExit(f"{name} before the first FROM")
+            raise SystemExit(f"{name}: there is no FROM before it")
         print(f"[{stage.name}] {name} {' '.join(rest.split())}", flush=True)
         _step(stage, name, rest, stages, given)
     if stage is None:
-        raise SystemExit(f"{dockerfile}: no FROM")
+        raise SystemExit(f"{dockerfile}: there is no FROM")
     return stage
 
 
@@ -128,7 +129,7 @@ def _step(
     stage: Stage, name: str, rest: str, stages: dict[str, Stage], given: dict[str, str]
 ) -> None:
     known = stage.environment | stage.arguments
-    expanded = re.sub(r"\$\{?(\w+)\}?", lambda found: known.get(found[1], ""), rest)
+    expanded = re.sub(r"\$\{?(\w+)\}?", lambda match: known.get(match[1], ""), rest)
     if name == "ARG":
         key, _, value = rest.partition("=")
         stage.arguments[key] = given.get(key, value)
@@ -147,7 +148,7 @@ def _step(
     elif name in ("ENTRYPOINT", "CMD"):
         setattr(stage, "entrypoint" if name == "ENTRYPOINT" else "command", json.loads(rest))
     else:
-        raise SystemExit(f"{name}: not an instruction that can be replayed")
+        raise SystemExit(f"{name}: this instruction is not supported")
 
 
 def _copy(stage: Stage, words: list[str], stages: dict[str, Stage]) -> None:
@@ -168,12 +169,12 @@ def _do(*command: str) -> None:
 
 
 def main() -> None:
-    """Replay, and with --run start what the image would start."""
+    """Replay the Dockerfile, and with --run start the image's entrypoint."""
     parser = argparse.ArgumentParser(description="Replay a Dockerfile in a clean root folder.")
     parser.add_argument("dockerfile", type=Path)
-    parser.add_argument("root", type=Path, help="a clean root, as debootstrap makes it")
-    parser.add_argument("work", type=Path, help="a folder for the stages")
-    parser.add_argument("--target", help="the stage to stop after; default: the last")
+    parser.add_argument("root", type=Path, help="a clean root folder, such as debootstrap creates")
+    parser.add_argument("work", type=Path, help="folder for the stages")
+    parser.add_argument("--target", help="last stage to build; default: all")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--bind", action="append", default=[], metavar="PATH")
     parser.add_argument("--run", nargs=argparse.REMAINDER, default=None)

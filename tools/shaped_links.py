@@ -1,10 +1,10 @@
-"""Run a command on the first of several hosts that are joined by links of a given rate and latency:
+"""Runs a command on the first of several hosts, connected by links of a given rate and latency.
 
-python tools/shaped_links.py --gbit 1 --ms 0.1 -- intel-ft bench collectives --hosts node1,node2
+    python tools/shaped_links.py --gbit 1 --ms 0.1 -- intel-ft bench collectives --hosts node1,node2
 
 The hosts are network namespaces of this machine with an sshd each (tests/support/hosts.py; needs
-root), the links are tools/slow_switch.py's. What they were found to be is said on stderr before the
-command starts: on a machine with few cores, less than was asked for.
+root), the links are made by tools/slow_switch.py. Before the command starts, the links' measured
+rate and latency are printed on stderr; a machine with few cores does not reach the given rate.
 """
 
 import argparse
@@ -44,12 +44,12 @@ else:
         end.sendall(chunk)
     end.recv(1)
     rate = size * 8e-9 / (time.perf_counter() - start)
-    print(f"{sorted(times)[trips // 2] * 1e3:.3f} ms there and back, {rate:.2f} Gbit/s")
+    print(f"round trip {sorted(times)[trips // 2] * 1e3:.3f} ms, {rate:.2f} Gbit/s")
 """
 
 
 def slow_links(hosts: Cluster, gbit: float, ms: float) -> "subprocess.Popen[bytes]":
-    """Put the slow switch in the place of the cluster's bridge, until the process is killed."""
+    """Replace the cluster's bridge by the slow switch, until the process is killed."""
     inside = ["nsenter", "--target", str(hosts.switch), "--net"]
     names = [host.name for host in hosts.hosts]
     for name in names:
@@ -60,7 +60,7 @@ def slow_links(hosts: Cluster, gbit: float, ms: float) -> "subprocess.Popen[byte
 
 
 def measured(first: Host, second: Host) -> str:
-    """The link's round trip and rate, by a TCP connection."""
+    """Measure the link's round trip and rate over a TCP connection."""
     command = [sys.executable, "-c", _PROBE, second.address]
     with second.start([*command, "listen"], stdout=subprocess.PIPE) as listening:
         assert listening.stdout is not None
@@ -69,22 +69,25 @@ def measured(first: Host, second: Host) -> str:
 
 
 def main() -> int:
-    """The command's exit code."""
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gbit", type=float, required=True, help="a second and direction")
-    parser.add_argument("--ms", type=float, required=True, help="one way")
-    parser.add_argument("--hosts", type=int, default=2)
+    parser.add_argument("--gbit", type=float, required=True, help="Gbit/s in each direction")
+    parser.add_argument("--ms", type=float, required=True, help="latency in one direction")
+    parser.add_argument("--hosts", type=int, default=2, help="number of hosts")
     parser.add_argument("command", nargs="+")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     if problem := why_not():
         print(f"error: {problem}", file=sys.stderr)
         return 3
-    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder), asked.hosts) as hosts:
-        switch = slow_links(hosts, asked.gbit, asked.ms)
+    with tempfile.TemporaryDirectory() as folder, cluster(Path(folder), arguments.hosts) as hosts:
+        switch = slow_links(hosts, arguments.gbit, arguments.ms)
         try:
-            found = measured(*hosts.hosts[:2])
-            print(f"{asked.gbit:g} Gbit/s, {asked.ms:g} ms: {found}", file=sys.stderr)
-            return hosts.hosts[0].start(asked.command).wait()
+            result = measured(hosts.hosts[0], hosts.hosts[1])
+            print(
+                f"requested {arguments.gbit:g} Gbit/s and {arguments.ms:g} ms; measured {result}",
+                file=sys.stderr,
+            )
+            return hosts.hosts[0].start(arguments.command).wait()
         finally:
             switch.kill()
             switch.wait()

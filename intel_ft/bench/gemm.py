@@ -34,7 +34,7 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
         ModelConfig(name_or_path=workload.name, dtype="bfloat16"),
     )
     share = float(synthetic_examples(workload, 0).supervised.mean())
-    products = gemm_rate.linear_gemms(shape_model(workload, 1), workload.row_tokens, share)
+    gemms = gemm_rate.linear_gemms(shape_model(workload, 1), workload.row_tokens, share)
     int8_base = (gemm_rate.INT8_FORWARD, gemm_rate.INT8_GRADIENT)
     kinds = (
         *gemm_rate.FORWARD,
@@ -43,8 +43,8 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
         *gemm_rate.INT8_FORWARD,
         *gemm_rate.INT8_GRADIENT,
     )
-    timings = [gemm_rate.measure(product, torch.bfloat16, kinds, seconds) for product in products]
-    int8_operations = sum(product.count * product.flops for product in products)
+    timings = [gemm_rate.measure(gemm, torch.bfloat16, kinds, seconds) for gemm in gemms]
+    int8_operations = sum(gemm.count * gemm.flops for gemm in gemms)
     int8_seconds = sum(timing.gemm.count * timing.seconds["int8"] for timing in timings)
     return {
         "workload": workload.name,
@@ -62,7 +62,7 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
             gemm_rate.total_rate(timings, *int8_base) / 1e9 if can_int8() else None
         ),
         "memory_gb_per_s": gemm_rate.memory_bandwidth() / 1e9,
-        "onednn_kernel": onednn_kernel(products[0]),
+        "onednn_kernel": onednn_kernel(gemms[0]),
         "machine": machine.describe(backend.threads),
     }
 
@@ -72,12 +72,12 @@ def _gigaflops(timing: gemm_rate.GemmTiming, kind: str) -> float | None:
     return None if seconds is None else timing.gemm.flops / seconds / 1e9
 
 
-def onednn_kernel(product: gemm_rate.Gemm) -> str | None:
+def onednn_kernel(gemm: gemm_rate.Gemm) -> str | None:
     """The kernel that oneDNN runs a bf16 GEMM with, such as brg_matmul:avx10_1_512_amx.
 
     A separate process runs the GEMM and oneDNN reports its kernel; None if it reports none.
     """
-    shape = [str(size) for size in (product.rows, product.inner, product.columns)]
+    shape = [str(size) for size in (gemm.rows, gemm.inner, gemm.columns)]
     result = subprocess.run(
         [sys.executable, "-c", _BF16_GEMM, *shape],
         env={**os.environ, "ONEDNN_VERBOSE": "1"},

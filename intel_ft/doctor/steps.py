@@ -56,9 +56,9 @@ def rate(dtype: str, kinds: tuple[str, ...]) -> float:
     from intel_ft.models import gemm_rate
 
     def measured(rows: int) -> tuple[float, float]:
-        product = gemm_rate.Gemm(rows, _WIDTH, _WIDTH)
-        seconds = gemm_rate.measure(product, getattr(torch, dtype), kinds, SECONDS).best(kinds)
-        return seconds, product.flops / seconds
+        gemm = gemm_rate.Gemm(rows, _WIDTH, _WIDTH)
+        seconds = gemm_rate.measure(gemm, getattr(torch, dtype), kinds, SECONDS).best(kinds)
+        return seconds, gemm.flops / seconds
 
     seconds, operations_per_s = measured(_FEW_ROWS)
     return measured(_ROWS)[1] if seconds < _FAST else operations_per_s
