@@ -19,7 +19,7 @@ Rows = list[tuple[npt.NDArray[np.int64], int]]
 
 @dataclass(frozen=True)
 class AssumedData:
-    """Assumed data in place of the config's: number of examples, tokens of each, half supervised."""
+    """Data assumed in place of the config's: examples, and tokens of each; half are supervised."""
 
     examples: int | None = None
     tokens: int | None = None
