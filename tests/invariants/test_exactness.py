@@ -1,5 +1,7 @@
-"""The fast step is exact: packed, fused and with its loss in chunks, it gives the loss and the LoRA
-gradients of plain Transformers and peft, an example at a time.
+"""The fast step is exact: it gives the loss and LoRA gradients of plain Transformers and peft.
+
+The fast step packs rows, fuses layers and computes the loss in chunks; the plain one takes one
+example at a time.
 """
 
 from dataclasses import dataclass

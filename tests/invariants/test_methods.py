@@ -1,6 +1,4 @@
-"""Every method is the same run whatever happens to it: resumed it gives the same bytes, two ranks
-the same weights; and what it leaves evaluates, merges and answers.
-"""
+"""Every method resumes to the same bytes, trains alike on two ranks, and leaves a usable result."""
 
 import json
 import shutil

@@ -125,8 +125,9 @@ def one_by_one(model, examples):
 
 
 def assert_equal(one, other, relative=1e-5) -> None:
-    """Loss and each gradient to `relative`; one that is zero but for rounding, to a tenth of it of
-    all gradients together.
+    """Compare loss and each gradient to a relative error of `relative`.
+
+    A gradient that is zero but for rounding may be off by a tenth of that of all gradients.
     """
     torch.testing.assert_close(one[0], other[0], rtol=relative, atol=0)
     whole = torch.cat([gradient.flatten() for gradient in one[1].values()]).norm()

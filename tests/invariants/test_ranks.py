@@ -1,5 +1,6 @@
-"""The same run in another world: the same steps on the same examples, the same losses, the same
-adapter; started with real launchers, stopped and resumed on other numbers of ranks.
+"""Any number of ranks is the same run: the same steps, losses and adapter.
+
+Runs are started by real launchers, killed, and resumed on other numbers of ranks.
 """
 
 import os

@@ -1,5 +1,7 @@
-"""A run that was killed, stopped or damaged and then resumed is the run that was not: the same
-bytes in the adapter, the same losses, each step once, and no litter.
+"""A run that is killed, stopped or damaged and then resumed ends as if it had not been.
+
+The adapter has the same bytes, the losses are equal, each step is logged once, and no file is left
+half-written.
 """
 
 import json
@@ -126,8 +128,9 @@ class Kill:
 
 
 def _kills(seed: int) -> list[Kill]:
-    """What run number `seed` goes through: a kill at any moment or while something is written,
-    and for every fourth run another one after it was resumed.
+    """The kills of run number `seed`: at any moment, or while something is being written.
+
+    Every fourth run is killed again after it was resumed.
     """
     dice = random.Random(seed)
 
