@@ -47,9 +47,10 @@ def timed_trainer(
 
 
 def exchange_facts(trainer: PlanTrainer) -> dict[str, float]:
-    """What ranks cost, of a training that has ended: {exchange_share, rank_imbalance, gradient_mib}.
+    """The cost of several ranks in a finished training.
 
-    exchange_share: of the steps' time, waiting for slower ranks included.
+    Returns {exchange_share (of the steps' time, waiting for slower ranks included),
+    rank_imbalance, gradient_mib}.
     """
     meter = trainer.training.meter
     meter.finish_interval()

@@ -74,7 +74,7 @@ def measure(contender: str, config: Config, folder: Path) -> dict[str, Any]:
         trained["tokens_per_s"] = summary.tokens / summary.seconds
     validation = prepare(config.data, resolve(HELDOUT), tokenizer).examples
     return {
-        "heldout_loss": reference_trainer.heldout_loss(base, adapter, validation),
+        "heldout_loss": reference_trainer.validation_loss(base, adapter, validation),
         "threads": threads,
         **trained,
     }

@@ -1,7 +1,6 @@
-"""LoRA as anyone would write it with Transformers and peft, one example at a time: what our faster
-training has to agree with; called from insight.quality_side.
+"""A plain LoRA training with Transformers and peft, the reference that ours has to agree with.
 
-Nothing of intel_ft.models is used here. The order of the examples is the plan's.
+It uses nothing of intel_ft.models and trains on one example at a time, in the plan's order.
 """
 
 import math
@@ -20,7 +19,7 @@ from intel_ft.data.examples import Examples
 
 
 def train(config: Config, base: Path, examples: Examples, adapter: Path) -> tuple[float, float]:
-    """Train as `config` says and save the adapter; returns (real tokens, seconds of the steps)."""
+    """Train as `config` says and save the adapter; returns (tokens, seconds of all steps)."""
     settings, method = config.train, config.method
     transformers.set_seed(settings.seed)
     model = get_peft_model(
@@ -63,8 +62,8 @@ def train(config: Config, base: Path, examples: Examples, adapter: Path) -> tupl
 
 
 @torch.no_grad()
-def heldout_loss(base: Path, adapter: Path | None, examples: Examples) -> float:
-    """Nats a supervised token over `examples`, of the base or of the base with an adapter."""
+def validation_loss(base: Path, adapter: Path | None, examples: Examples) -> float:
+    """Nats per supervised token over `examples`, of the base or of the base with an adapter."""
     model = load(base)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))

@@ -39,7 +39,7 @@ def assemble(
     vocabulary: int = 0,
     start: Path | None = None,
 ) -> tuple[Training, list[Decision]]:
-    """The training of `config` on a frozen `base`, and what was decided; `base` is changed in place.
+    """The training of `config` on a frozen `base`, changed in place, and what was decided.
 
     why_not_packed: why `base` takes one example per row, or None; vocabulary: tokens of the
     tokenizer, for distillation; start: the checkpoint to resume from, whose weights are not loaded
@@ -71,7 +71,7 @@ def assemble(
 
 
 def base_id(config: Config) -> str:
-    """The base's name for an adapter: a Hub id or an asset as written, a folder as absolute path."""
+    """The base's name in an adapter: a Hub id or an asset as written, a folder's absolute path."""
     path = Path(config.model.name_or_path)
     return str(path.resolve()) if path.is_dir() else config.model.name_or_path
 

@@ -1,6 +1,4 @@
-"""Trackers by name and a user's own callbacks by import path; called from training.setup, before
-anything heavy, and from training.run.
-"""
+"""Experiment trackers by name, and the user's own callbacks by import path."""
 
 import logging
 import sys
@@ -18,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def require_trackers(settings: TrainConfig) -> None:
-    """Raise EnvironmentProblem for a tracker that was asked for and is not installed."""
+    """Raise EnvironmentProblem for a tracker in `train.report_to` that is not installed.
+
+    TensorBoard is the default, so a run goes without it where it is missing.
+    """
     for tracker in settings.report_to:
         if tracker != "tensorboard" and find_spec(tracker) is None:
             raise EnvironmentProblem(
@@ -27,27 +28,25 @@ def require_trackers(settings: TrainConfig) -> None:
 
 
 def trackers(config: Config) -> list[TrainerCallback]:
-    """Transformers' callback for each of `train.report_to`; TensorBoard, which is the default, may
-    be missing.
-    """
-    found: list[TrainerCallback] = []
+    """Transformers' callback for each tracker in `train.report_to` that is installed."""
+    callbacks: list[TrainerCallback] = []
     for tracker in config.train.report_to:
         if tracker == "tensorboard":
-            found += _tensorboard(config.output.directory / "tensorboard")
+            callbacks += _tensorboard(config.output.directory / "tensorboard")
         elif tracker == "wandb":
             from transformers.integrations import WandbCallback
 
-            found.append(WandbCallback())
+            callbacks.append(WandbCallback())
         else:
             from transformers.integrations import MLflowCallback
 
-            found.append(MLflowCallback())
-    return found
+            callbacks.append(MLflowCallback())
+    return callbacks
 
 
 def _tensorboard(folder: Path) -> list[TrainerCallback]:
     if find_spec("tensorboard") is None:
-        logger.warning("train.report_to: tensorboard is not installed: nothing goes there")
+        logger.warning("train.report_to: tensorboard is not installed: no log is written for it")
         return []
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
@@ -56,22 +55,24 @@ def _tensorboard(folder: Path) -> list[TrainerCallback]:
 
 
 def user_callbacks(paths: list[str]) -> list[TrainerCallback]:
-    """One of each class. Raises UserError where it cannot be imported or made."""
-    made = []
+    """An instance of each class. Raises UserError if one cannot be imported or constructed."""
+    callbacks = []
     for path in paths:
         try:
-            made.append(_callback_class(path)())
+            callbacks.append(_callback_class(path)())
         except IntelFTError:
             raise
         except Exception as error:
             if missing := missing_package(error):
                 raise missing from error
-            raise _refused(path, f"{type(error).__name__} when it was made: {error}") from error
-    return made
+            raise _refused(
+                path, f"its constructor raised {type(error).__name__}: {error}"
+            ) from error
+    return callbacks
 
 
 def _callback_class(path: str) -> Any:
-    """The class at `module:Class`; modules are looked for in the working folder, too."""
+    """The class at `module:Class`; the working folder is searched for modules, too."""
     module, colon, name = path.partition(":")
     if not (module and colon and name):
         raise _refused(path, "write it as module:Class")
@@ -79,15 +80,15 @@ def _callback_class(path: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = vars(import_module(module)).get(name)
+        loaded = vars(import_module(module)).get(name)
     except Exception as error:  # whatever the user's module raises
         missing = missing_package(error)
         if missing and not _names_the_module(error, module):
             raise missing from error
         raise _refused(path, f"{type(error).__name__}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
-        raise _refused(path, f"no subclass of transformers.TrainerCallback is called {name} there")
-    return found
+    if not (isinstance(loaded, type) and issubclass(loaded, TrainerCallback)):
+        raise _refused(path, f"it has no subclass of transformers.TrainerCallback named {name}")
+    return loaded
 
 
 def _names_the_module(error: Exception, module: str) -> bool:

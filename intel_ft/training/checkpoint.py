@@ -10,7 +10,15 @@ from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, TrainerState
 
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.files import damage, remove_folder, whole_folder, write_json, write_manifest
+from intel_ft.files import (
+    damage,
+    explain_full_disk,
+    is_disk_full,
+    remove_folder,
+    whole_folder,
+    write_json,
+    write_manifest,
+)
 from intel_ft.training.optimizer_state import fitted, portable
 
 logger = logging.getLogger(__name__)
@@ -71,16 +79,16 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
             if trainer.best_weights is not None:
                 save_file(trainer.best_weights, folder / BEST)
             write_manifest(folder)
-    # torch and safetensors report a full disk by exceptions of their own.
     except Exception as error:
         whole = [path.name for path in checkpoints(run) if damage(path) is None]
-        remedy = "there is no earlier one"
+        remedy = "start the run again: there is no checkpoint yet"
         if whole:
-            remedy = f"{whole[-1]} is intact: free some space, then continue the run with --resume"
+            remedy = f"continue the run with --resume: {whole[-1]} is intact"
+        if is_disk_full(error):
+            with explain_full_disk(final, remedy):
+                raise
         reason = " ".join(str(error).split())
-        raise IntelFTError(
-            f"{final}: the checkpoint could not be written ({reason}); {remedy}"
-        ) from error
+        raise IntelFTError(f"{final}: cannot be written ({reason}): {remedy}") from error
     for old in [path for path in checkpoints(run) if step_of(path) <= step][:-keep]:
         remove_folder(old)
 

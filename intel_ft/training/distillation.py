@@ -1,11 +1,11 @@
-"""The teacher of a distillation, and the loss that a student takes from it; called from training.
+"""The teacher of a distillation, and the loss of a student that learns from it.
 
-At each supervised token (Hinton et al. 2015; reverse: MiniLLM, Gu et al. 2024)
+At each supervised token (Hinton et al. 2015; reverse: MiniLLM, Gu et al. 2024) the loss is
 
     (1 - w) * cross_entropy(labels) + w * T^2 * KL
 
 where KL is KL(teacher, student), forward, or KL(student, teacher), reverse, of both softmaxes at
-temperature T. T^2 keeps the gradient's size from shrinking as T grows.
+temperature T. T^2 keeps the size of the gradient independent of T.
 """
 
 from collections.abc import Iterator
@@ -47,13 +47,16 @@ OWN_BASE = "base"
 
 @dataclass(frozen=True)
 class Teacher:
-    """model: a frozen one of its own, an IR, or None where it is the student without its adapter;
-    cost: of reading, as if it trained; None likewise.
+    """What the student is compared with.
+
+    model: a frozen model, an IR, or None if the teacher is the student without its adapter; tokens:
+    size of the tokenizer's vocabulary, beyond which logits have no meaning; cost: of a step as if
+    the teacher trained, or None if it is the student's.
     """
 
     method: MethodConfig
     model: Any
-    tokens: int  # in the tokenizer's vocabulary; what logits lie beyond has no meaning
+    tokens: int
     cost: StepCost | None = None
 
     def loss_sum(
@@ -62,11 +65,11 @@ class Teacher:
         """The loss summed over a row's supervised tokens, a float32 scalar; see loss.loss_sum."""
         inputs = model_inputs(row, student.device, packed=packed)
         with autocast(dtype or student.dtype, student.device):
-            known = self._scores(student, inputs)
-            return chunked_loss(scores(student, inputs), self._loss_of(known, inputs.targets))
+            teacher = self._logits(student, inputs)
+            return chunked_loss(scores(student, inputs), self._loss_of(teacher, inputs.targets))
 
     @torch.no_grad()
-    def _scores(self, student: Any, inputs: ModelInputs) -> LazyLogits:
+    def _logits(self, student: Any, inputs: ModelInputs) -> LazyLogits:
         if isinstance(self.model, IRTeacher):
             return self.model.scores(inputs)
         if self.model is not None:
@@ -74,19 +77,19 @@ class Teacher:
         with _evaluating(student), student.disable_adapter():
             return scores(student, inputs)
 
-    def _loss_of(self, known: LazyLogits, targets: Tensor) -> LossOf:
+    def _loss_of(self, teacher: LazyLogits, targets: Tensor) -> LossOf:
         method = self.method
 
         def loss_of(logits: Tensor, rows: slice) -> Tensor:
             with torch.no_grad():
-                teacher = known.logits(rows)[:, : self.tokens].float()
+                of_teacher = teacher.logits(rows)[:, : self.tokens].float()
             labels = targets[rows]
             real = labels != IGNORED
-            apart = divergence(
-                logits[real, : self.tokens], teacher[real], method.temperature, method.divergence
+            kl = divergence(
+                logits[real, : self.tokens], of_teacher[real], method.temperature, method.divergence
             )
-            own = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
-            return (1 - method.teacher_weight) * own + method.teacher_weight * apart
+            of_labels = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+            return (1 - method.teacher_weight) * of_labels + method.teacher_weight * kl
 
         return loss_of
 
@@ -97,13 +100,12 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float, direction: 
     of_teacher = F.log_softmax(teacher / temperature, -1)
     if direction == "reverse":
         of_student, of_teacher = of_teacher, of_student
-    apart = F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
-    return temperature**2 * apart
+    return temperature**2 * F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
 
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout."""
+    """Turn dropout off inside the block."""
     was_training = model.training
     model.eval()
     try:
@@ -113,37 +115,39 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def check_teacher(config: Config, tokenizer: Any) -> None:
-    """Read the teacher's folder, without its weights, where it has one of its own.
+    """Check the teacher's folder without reading weights; nothing to do if it is the own base.
 
-    Raises UserError where it is no whole model, or where its tokens are not the student's.
+    Raises UserError if it is not a whole model or has another vocabulary than the student.
     """
     if config.method.teacher in (None, OWN_BASE):
         return
     other = teacher_config(config)
     folder = model_folder(other)
     if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
-        raise UserError(f"method.teacher: {folder} is an adapter: merge it, and name that folder")
+        raise UserError(
+            f"method.teacher: {folder} is an adapter: merge it and name the merged model"
+        )
     if not (folder / IR_FILE).is_file():
         check_folder(folder, other)
     elif find_spec("openvino") is None:
         raise EnvironmentProblem(
             f"method.teacher: {folder} is an OpenVINO model: pip install 'intel_ft[openvino]', or "
-            "name the model that it was made of"
+            "name the model that it was exported from"
         )
-    vocabulary, own = load_tokenizer(other).get_vocab(), tokenizer.get_vocab()
-    if vocabulary != own:
-        in_order = sorted(own, key=lambda token: int(own[token]))
-        strange = next((token for token in in_order if vocabulary.get(token) != own[token]), None)
-        example = f"{strange!r} is {own[strange]} and {vocabulary.get(strange)}" if strange else ""
+    teachers, students = load_tokenizer(other).get_vocab(), tokenizer.get_vocab()
+    if teachers != students:
+        in_order = sorted(students, key=lambda token: int(students[token]))
+        token = next((token for token in in_order if teachers.get(token) != students[token]), None)
+        example = f"{token!r} is {teachers.get(token)} and {students[token]}" if token else ""
         raise UserError(
             f"method.teacher: {other.name_or_path} has another vocabulary than "
-            f"{config.model.name_or_path} ({len(vocabulary)} and {len(own)} tokens"
-            f"{'; ' * bool(strange)}{example}): take a teacher with the student's own tokenizer"
+            f"{config.model.name_or_path} ({len(teachers)} and {len(students)} tokens"
+            f"{'; ' * bool(token)}{example}): choose a teacher with the student's tokenizer"
         )
 
 
 def teacher_config(config: Config) -> ModelConfig:
-    """Where the teacher is; `trust_remote_code` and `allow_pickle` are the student's."""
+    """The teacher's model config; `trust_remote_code` and `allow_pickle` are the student's."""
     if config.method.teacher == OWN_BASE:
         return config.model
     update = {"name_or_path": config.method.teacher, "revision": None}
@@ -151,10 +155,10 @@ def teacher_config(config: Config) -> ModelConfig:
 
 
 def load_teacher(config: Config, dtype: torch.dtype, tokens: int, *, packed: bool) -> Teacher:
-    """The teacher in `dtype`, to read rows as the student does: `packed` or not. A student that
-    trains all weights has no base left to share, so its base is loaded once more.
+    """The teacher in `dtype`, which reads rows as the student does, `packed` or not.
 
-    Raises UserError where the teacher cannot take packed rows and the student does.
+    A student that trains all weights has no frozen base to share, so its base is loaded again.
+    Raises UserError if the student takes packed rows and the teacher cannot.
     """
     method = config.method
     if method.teacher == OWN_BASE and not method.trains_all:
@@ -164,20 +168,20 @@ def load_teacher(config: Config, dtype: torch.dtype, tokens: int, *, packed: boo
     if (folder / IR_FILE).is_file():
         return Teacher(method, IRTeacher(folder), tokens, step_cost(_shape_of(folder, other)))
     if not packed:
-        alone = load_base(other, dtype)
-        return Teacher(method, alone, tokens, step_cost(alone))
+        model = load_base(other, dtype)
+        return Teacher(method, model, tokens, step_cost(model))
     model, why_not = load_for_packing(other, dtype)
     if why_not is not None:
-        raise UserError(f"method.teacher: {other.name_or_path} cannot read packed rows: {why_not}")
+        raise UserError(f"method.teacher: {other.name_or_path} cannot take packed rows: {why_not}")
     return Teacher(method, model, tokens, step_cost(model))
 
 
 def _shape_of(folder: Path, config: ModelConfig) -> Any:
-    """A model of the folder's config.json without weights, to count operations of."""
+    """The model of the folder's config.json without weights, for counting its operations."""
     import transformers
 
     remote = config.trust_remote_code
-    found = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote)
+    description = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=remote)
     with torch.device("meta"):
-        shape = transformers.AutoModelForCausalLM.from_config(found, trust_remote_code=remote)
+        shape = transformers.AutoModelForCausalLM.from_config(description, trust_remote_code=remote)
     return shape.requires_grad_(False)

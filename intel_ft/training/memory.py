@@ -32,7 +32,7 @@ _FRAGMENTATION = {"equal": 1.2, "differing": 1.35, "checkpointing": 2.0}
 equal and of differing lengths, and with checkpointing, whose saved inputs lie in between."""
 
 _UNFUSED, _DORA = 1.6, 2.6
-"""Activations over what `_unfused` counts, for layers that models.fused_decoder does not compute."""
+"""Activations over what `_unfused` counts, for layers that are not fused, and for DoRA's."""
 
 _TEACHER_BYTES = 5 * 4
 """Bytes per logit of a chunk while a student is compared with its teacher, in float32."""

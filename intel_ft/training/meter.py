@@ -72,7 +72,7 @@ class Meter:
 
 
 class StepClock(TrainerCallback):  # type: ignore[misc]
-    """Times each optimizer step from its batch to its update; saving and evaluating do not count."""
+    """Times each optimizer step from its batch to its update, without saving and evaluating."""
 
     def __init__(self, meter: Meter, device: torch.device) -> None:
         self.meter = meter

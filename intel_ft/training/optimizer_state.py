@@ -1,8 +1,7 @@
-"""The optimizer's name and state, alike on CPU and GPU; called from training.run and
-training.checkpoint.
+"""The optimizer's name and state, in one format for CPU and GPU.
 
-A paged AdamW is bitsandbytes' on a GPU, with names of its own for the same two moments. Checkpoints
-have torch's names, so that a run goes on where the other kind of machine left it.
+On a GPU a paged AdamW is bitsandbytes', which names the same two moments differently. Checkpoints
+use torch's names, so that a run can resume on the other kind of machine.
 """
 
 from typing import Any
@@ -16,14 +15,15 @@ State = dict[str, Any]
 
 
 def optimizer_name(chosen: str, device: torch.device) -> str:
-    """What Transformers calls the optimizer for `train.optimizer`. A CPU has nothing to page to."""
+    """Transformers' name for `train.optimizer`; on a CPU, paged AdamW is torch's fused AdamW."""
     on_cpu = device.type == "cpu"
     return "adamw_torch_fused" if on_cpu and chosen == "paged_adamw_32bit" else chosen
 
 
 def portable(state: State) -> State:
-    """An optimizer's state under torch's names. bitsandbytes' step is no tensor, and its moments
-    are in a dictionary of their own.
+    """An optimizer's state under torch's names.
+
+    bitsandbytes' step is not a tensor, and its moments are in a nested dictionary.
     """
     weights = {}
     for index, of_one in state["state"].items():
@@ -35,8 +35,9 @@ def portable(state: State) -> State:
 
 
 def fitted(saved: State, current: State, *, paged: bool) -> State:
-    """A saved state for the optimizer whose state is `current`, bitsandbytes' if `paged`: each
-    group keeps the settings that the other kind does not know.
+    """The saved state as the optimizer with state `current` (bitsandbytes' if `paged`) takes it.
+
+    Each group keeps the settings that the optimizer that saved the state does not have.
     """
     weights = saved["state"]
     if paged:

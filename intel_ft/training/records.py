@@ -1,6 +1,4 @@
-"""What a run writes and shows while it trains: metrics.jsonl, the progress line, and the answer to
-SIGINT and SIGTERM; called from training.run.
-"""
+"""What a run does beside training: metrics.jsonl, the progress line, stopping on a signal."""
 
 import json
 import logging
@@ -40,7 +38,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop what an interrupted run logged after the checkpoint it is resumed from."""
+        """Drop the lines that an interrupted run logged after the checkpoint it resumes from."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= state.global_step]
@@ -61,11 +59,11 @@ def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # the line a kill cut off
+        return float("inf")  # a kill cut this line off
 
 
 class ProgressLine(TrainerCallback):  # type: ignore[misc]
-    """A bar on a terminal, a log line now and then elsewhere: loss, token/s, MFU, time left."""
+    """Loss, token/s, MFU and time left: a bar on a terminal, elsewhere a log line every 10 s."""
 
     def __init__(self) -> None:
         self.bar: Progress | None = None
@@ -74,7 +72,7 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
         self.began = (0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the bar where somebody is looking."""
+        """Show the bar if stderr is a terminal."""
         self.began = (state.global_step, time.monotonic())
         if sys.stderr.isatty():
             self.bar = Progress(
@@ -96,7 +94,7 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
             return
         if "eval_loss" in logs:
             logger.info(
-                "step %d: evaluation loss %.4f, perplexity %.2f",
+                "step %d: validation loss %.4f, perplexity %.2f",
                 state.global_step,
                 logs["eval_loss"],
                 logs["eval_perplexity"],
@@ -125,19 +123,18 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
         return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         self.close()
 
     def close(self) -> None:
-        """Take the bar down, also after an error."""
+        """Remove the bar, also after an error."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
 class SignalStop(TrainerCallback):  # type: ignore[misc]
-    """Turns the first SIGINT or SIGTERM, on any rank or at `launch`, into a save and a stop at the
-    end of the current step.
+    """Saves and stops after the current step on SIGINT or SIGTERM, to any rank or to `launch`.
 
     Used as a context manager around training; a second SIGINT interrupts at once.
     """
@@ -160,10 +157,10 @@ class SignalStop(TrainerCallback):  # type: ignore[misc]
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        logger.warning("%s: saving after this step", signal.Signals(number).name)
+        logger.warning("%s: saving and stopping after this step", signal.Signals(number).name)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask the Trainer to save and stop."""
+        """Make the Trainer save and stop, on all ranks alike."""
         if self.world.rank == 0:
             self.received = self.received or stop_signal()
         self.received = self.world.all_reduce_max(self.received or 0) or None
@@ -176,5 +173,6 @@ class SignalStop(TrainerCallback):  # type: ignore[misc]
         if self.received is not None:
             name = signal.Signals(self.received).name
             raise Stopped(
-                self.received, f"{name}: saved checkpoint-{step} and stopped: go on with --resume"
+                self.received,
+                f"{name}: saved checkpoint-{step} and stopped: continue with --resume",
             )

@@ -1,6 +1,4 @@
-"""The run's folder: whether it may be written to, and the records at its top; called from
-training.run.
-"""
+"""The run's folder: whether a run may write to it, and the records that describe the run."""
 
 import logging
 import os
@@ -23,7 +21,7 @@ from intel_ft.host import cpu
 from intel_ft.training.checkpoint import checkpoints, newest_whole
 from intel_ft.versions import installed
 
-_OURS = re.compile(
+_FILE_OF_A_RUN = re.compile(
     r"config\.yaml|environment\.json|metrics\.jsonl|samples\.jsonl|adapter|model|"
     r"tensorboard|report\.html|checkpoint-\d+"
 )
@@ -45,19 +43,19 @@ logger = logging.getLogger(__name__)
 
 
 def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to start from, or None to start at step 0. Changes nothing.
+    """The checkpoint to resume from, or None to start at step 0. Changes nothing.
 
-    Raises UserError where the folder holds a run and neither flag was given, where the run is
-    finished, or where it holds files that are not a run's.
+    Raises UserError if the folder holds a run and neither flag is given, if that run is finished,
+    or if the folder holds files that no run writes.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file, not a folder: choose another output.directory")
     present = sorted(run.iterdir()) if run.is_dir() else []
-    if foreign := [path.name for path in present if not _ours(path)]:
+    if foreign := [path.name for path in present if not _belongs_to_a_run(path)]:
         raise UserError(
-            f"{run} is not empty and not a run's folder (it holds {foreign[0]}): choose another "
+            f"{run} is not the folder of a run: it holds {foreign[0]}: choose another "
             "output.directory"
         )
     if overwrite:
@@ -68,9 +66,9 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
             "pass --overwrite to train again"
         )
     if present and not resume:
-        found = checkpoints(run)
-        what = f"has {found[-1].name}" if found else "holds a run that saved no checkpoint"
-        raise UserError(f"{run} {what}: pass --resume to go on, or --overwrite to start again")
+        written = checkpoints(run)
+        state = f"has {written[-1].name}" if written else "holds a run without a checkpoint"
+        raise UserError(f"{run} {state}: pass --resume to continue, or --overwrite to start again")
     start = newest_whole(run) if resume else None
     if resume and start is None:
         logger.info("%s has no checkpoint yet: starting at step 0", run)
@@ -78,37 +76,37 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
 
 
 def check_settings(run: Path, config: Config) -> None:
-    """Raise UserError where a setting changed that a resumed optimizer would go on ignoring."""
+    """Raise UserError for a changed setting that a resumed optimizer would ignore."""
     try:
         stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        known = {
+        previous = {
             (part, name): stored[part][name]
             for part, names in FIXED.items()
             for name in names
             if name in stored[part]
         }
     except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return  # the checkpoint itself is whole, and this file is only for people
+        return  # without config.yaml there is nothing to compare; the checkpoint is whole
     now = config.model_dump(mode="json")
-    for (part, name), before in known.items():
+    for (part, name), before in previous.items():
         if before != now[part][name]:
             raise UserError(
-                f"{run}: {part}.{name} was {before} when this run began and is {now[part][name]}: "
-                "restore it, or start with --overwrite"
+                f"{run}: {part}.{name} was {before} when this run started, and is now "
+                f"{now[part][name]}: restore it, or start again with --overwrite"
             )
 
 
-def _ours(path: Path) -> bool:
+def _belongs_to_a_run(path: Path) -> bool:
     half_done = _HALF_DONE.fullmatch(path.name)
-    return _OURS.fullmatch(half_done["name"] if half_done else path.name) is not None
+    return _FILE_OF_A_RUN.fullmatch(half_done["name"] if half_done else path.name) is not None
 
 
 def begin(run: Path, *, overwrite: bool) -> None:
-    """Create the folder; with `overwrite` remove what an earlier run left in it."""
+    """Create the folder; with `overwrite`, delete the files of an earlier run."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         for path in run.iterdir():
-            if overwrite or path.name.startswith("."):  # dots: what a kill left half-written
+            if overwrite or path.name.startswith("."):  # a dot: left half-written by a kill
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
         raise UserError(f"{run}: cannot be written to ({error.strerror})") from None
@@ -117,8 +115,9 @@ def begin(run: Path, *, overwrite: bool) -> None:
 def write_records(
     run: Path, config: Config, decisions: list[Decision], ranks: int, data: dict[str, Any]
 ) -> None:
-    """Write config.yaml (enough to run again) and environment.json (with every decision, and the
-    statistics of the data).
+    """Write config.yaml, enough to repeat the run, and environment.json.
+
+    environment.json has every decision with its reason, and the statistics of the data.
     """
     write_text(run / "config.yaml", config.to_yaml())
     write_json(

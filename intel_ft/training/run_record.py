@@ -1,6 +1,4 @@
-"""What a run's folder says about its training, as export.json and the model card have it; called
-from export.evidence, hub.records and hub.metadata.
-"""
+"""What a run's folder says about its training, for export.json and the model card."""
 
 import json
 from pathlib import Path
@@ -14,12 +12,11 @@ SECTIONS = ("model", "data", "method", "train")
 
 
 def read_training(run: Path) -> dict[str, Any]:
-    """What the run in `run` trained on and how it ended; its paths reduced to file names. The keys
-    are those of export.json's `training` (docs/export.md).
+    """The training of the run in `run`, with the keys of `training` in export.json.
 
-    `tokens` and `supervised_tokens` are of all steps; `train_loss` is the last one logged,
-    `eval_loss` the best, that of the adapter that was kept; losses are nats a token. Raises
-    UserError where `run` is no run's folder or its records cannot be read.
+    docs/export.md describes the keys. Paths are reduced to file names; tokens are summed over all
+    steps; `train_loss` is the last one logged, `eval_loss` the best, that of the result; losses are
+    nats per token. Raises UserError if `run` is not a run's folder or cannot be read.
     """
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -45,7 +42,7 @@ def read_training(run: Path) -> dict[str, Any]:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model or data set is named by a path rather than by an id."""
+    """Whether the name of a model or data set is a path, not an id."""
     return name.startswith(("/", "~", ".", "\\")) or name.count("/") > 1 or Path(name).is_dir()
 
 

@@ -56,7 +56,7 @@ def test_two_ranks_by_mpirun_through_a_killed_rank(reference, tmp_path):
     assert "backend.collective = ccl" in err
     assert_same(folder / "out", reference)
     logs = [(folder / f"out.logs/rank-{rank}.log").read_text() for rank in (0, 1)]
-    assert "step 16: evaluation loss" in logs[0]
+    assert "step 16: validation loss" in logs[0]
     assert "backend.bind" in logs[1]
     assert not ranks_in(folder)
 

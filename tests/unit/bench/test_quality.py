@@ -110,7 +110,7 @@ def test_the_reference_loss_is_that_of_transformers():
         with torch.no_grad():
             total += float(model(input_ids=ids, labels=labels).loss) * int(supervised.sum())
     mean = total / int(examples.supervised.sum())
-    assert reference_trainer.heldout_loss(BASE, None, examples) == pytest.approx(mean, rel=2e-3)
+    assert reference_trainer.validation_loss(BASE, None, examples) == pytest.approx(mean, rel=2e-3)
 
 
 def test_plain_training_learns_its_examples_and_repeats(tmp_path):
@@ -119,10 +119,10 @@ def test_plain_training_learns_its_examples_and_repeats(tmp_path):
     assert tokens == 4 * len(examples.tokens) and seconds > 0
     reference_trainer.train(config, BASE, examples, tmp_path / "again")
     losses = [
-        reference_trainer.heldout_loss(BASE, tmp_path / name, examples)
+        reference_trainer.validation_loss(BASE, tmp_path / name, examples)
         for name in ("adapter", "again")
     ]
-    before = reference_trainer.heldout_loss(BASE, None, examples)
+    before = reference_trainer.validation_loss(BASE, None, examples)
     assert losses[0] < before - 0.05 and math.isclose(*losses, rel_tol=1e-3)
 
 
