@@ -1,4 +1,4 @@
-"""A model shape small enough to compare gradients of, and packed rows for it."""
+"""A model shape small enough to compare gradients of, packed rows for it, and bounds for bf16."""
 
 import torch
 from peft.tuners import lora
@@ -47,12 +47,49 @@ class SameDropout(torch.nn.Module):
             return x
         seed = int(torch.randint(2**32, ()))
         ones = torch.ones(x.flatten(0, -2).shape, dtype=self.dtype)
-        return x * ops.dropout(ones, self.rate, seed).view_as(x).to(x.dtype)
+        kept = ops.dropout(ones, self.rate, seed).view_as(x) != 0
+        return x * kept / (1 - self.rate)
 
 
 def same_dropout(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Let peft's own layers drop what the fused ones drop from the same state of torch's RNG."""
+    """Make peft's layers drop what the fused ones drop from the same state of torch's RNG."""
     for module in model.modules():
         if isinstance(module, lora.Linear):
             rate = module.lora_dropout["default"].p
             module.lora_dropout["default"] = SameDropout(rate, dtype)
+
+
+BF16_EPS = torch.finfo(torch.bfloat16).eps
+
+
+def distance(value: torch.Tensor, exact: torch.Tensor) -> float:
+    """The norm of the difference over the norm of `exact`."""
+    return float((value.double() - exact.double()).norm() / exact.double().norm())
+
+
+def assert_as_exact_as_plain(
+    value: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, factor: float = 2.0
+) -> None:
+    """`value` is at most `factor` times as far from `exact` as plain torch's bf16 on this CPU.
+
+    CPUs round at different places, so no fixed bound holds on all of them. A result that plain
+    torch computes exactly may be off by one rounding.
+    """
+    error, bound = distance(value, exact), factor * distance(plain, exact) + BF16_EPS / 4
+    assert error <= bound, f"{error:.2e} from the exact result, bound {bound:.2e}"
+
+
+Step = tuple[float, dict[str, torch.Tensor]]
+"""A step's loss and its gradients by parameter name."""
+
+
+def assert_step_as_exact_as_plain(value: Step, plain: Step, exact: Step) -> None:
+    """The same for a step: its loss, and each gradient by its own norm or a tenth of the whole."""
+    rounding = BF16_EPS * abs(exact[0])
+    assert abs(value[0] - exact[0]) <= 2 * abs(plain[0] - exact[0]) + rounding
+    assert value[1].keys() == plain[1].keys() == exact[1].keys()
+    errors = {name: (plain[1][name] - exact[1][name]).norm() for name in exact[1]}
+    whole = torch.stack(list(errors.values())).norm()
+    for name, gradient in value[1].items():
+        error, bound = (gradient - exact[1][name]).norm(), 2 * (errors[name] + 0.1 * whole)
+        assert error <= bound, f"{name}: {error:.2e}, bound {bound:.2e}"

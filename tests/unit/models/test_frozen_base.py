@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from support.model_fixtures import SHAPE, row_of
+from support.model_fixtures import SHAPE, assert_as_exact_as_plain, distance, row_of
 from transformers import AutoModelForCausalLM
 
 from intel_ft.config import MethodConfig, build
@@ -24,10 +24,6 @@ from intel_ft.models.prepacked import can_prepack, prepacked_base
 VNNI = bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags())
 needs_vnni = pytest.mark.skipif(not VNNI, reason="this CPU has no int8 dot products")
 needs_bf16 = pytest.mark.skipif(not can_prepack(torch.bfloat16), reason="no bf16 in oneDNN here")
-
-
-def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -68,16 +64,18 @@ def model():
 def test_prepacked_products_are_the_plain_ones(monkeypatch, widest, tokens, with_bias) -> None:
     monkeypatch.setattr(prepacked, "WIDEST", widest)
     weight, bias = random(200, 96), random(200) if with_bias else None
-    base, plain = prepacked_base(weight, bias), Dense(weight.float(), None)
+    base, plain = prepacked_base(weight, bias), Dense(weight, bias)
+    exact = Dense(weight.float(), None if bias is None else bias.float())
     assert len(base.forward.parts) == {6144: 1, 128: 2, 64: 4}[widest]
     x, grad = random(tokens, 96), random(tokens, 200)
-    shift = 0.0 if bias is None else bias.float()
-    for added in (None, random(tokens, 200)):
-        wanted = plain.linear(x.float(), None if added is None else added.float()) + shift
-        assert distance(base.linear(x, added), wanted) < 4e-3
+    for residual in (None, random(tokens, 200)):
+        wanted = exact.linear(x.float(), None if residual is None else residual.float())
+        found = base.linear(x, residual)
+        assert_as_exact_as_plain(found, plain.linear(x, residual), wanted)
     for added in (None, random(tokens, 96)):
-        wanted = plain.input_gradient(grad.float(), None if added is None else added.float())
-        assert distance(base.input_gradient(grad, added), wanted) < 4e-3
+        wanted = exact.input_gradient(grad.float(), None if added is None else added.float())
+        found = base.input_gradient(grad, None if added is None else added.clone())
+        assert_as_exact_as_plain(found, plain.input_gradient(grad, added), wanted)
 
 
 @needs_vnni
@@ -166,9 +164,9 @@ def gradients(model) -> torch.Tensor:
 
 @needs_bf16
 def test_a_prepacked_model_gives_the_gradients_of_a_plain_one(model) -> None:
-    other = copy.deepcopy(model)
+    other, exact = copy.deepcopy(model), copy.deepcopy(model).float()
     replace_linears(other, prepacked_base)
-    assert distance(gradients(other), gradients(model)) < 0.02
+    assert_as_exact_as_plain(gradients(other), gradients(model), gradients(exact))
 
 
 @needs_vnni
@@ -181,19 +179,21 @@ def test_an_int8_model_gives_gradients_within_a_bound_of_bf16s(model) -> None:
 
 @needs_bf16
 def test_a_replaced_model_generates_as_before_and_keeps_its_head(model) -> None:
-    other = copy.deepcopy(model)
+    other, exact = copy.deepcopy(model), copy.deepcopy(model).float()
     replace_linears(other, prepacked_base)
     kinds = [type(m) for m in other.modules() if isinstance(m, torch.nn.Linear)]
     assert kinds.count(FrozenLinear) == 7 * 3
     assert type(other.get_output_embeddings()) is torch.nn.Linear
     prompt = torch.tensor([[5, 6, 7, 8]])
-    for one in (model, other):
+    for one in (model, other, exact):
         one.set_attn_implementation("sdpa")
     with torch.no_grad():
-        assert distance(other(prompt).logits, model(prompt).logits) < 0.02
+        logits = (one(prompt).logits for one in (other, model, exact))
+        assert_as_exact_as_plain(*logits)
     x = random(2, 3, 32)
     linear, own = (m.model.layers[0].mlp.up_proj for m in (other, model))
-    assert distance(linear(x), F.linear(x, own.weight)) < 4e-3
+    plain, wanted = F.linear(x, own.weight), F.linear(x.float(), own.weight.float())
+    assert_as_exact_as_plain(linear(x), plain, wanted)
 
 
 def prepared(model, settings, activations=0):

@@ -215,8 +215,10 @@ def test_more_than_plain_lora_is_refused() -> None:
 @pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("again", [False, True])
 def test_dropout_drops_the_same_in_backward(name, again) -> None:
-    """Also where activation checkpointing runs a layer again. Every token is supervised: the last
-    layer computes those alone, and would drop others.
+    """Also where activation checkpointing runs a layer again.
+
+    Every token is supervised: otherwise the last layer would compute some tokens only, and drop
+    other elements.
     """
     row = all_supervised(row_of(*LENGTHS))
     ours, plain = twice(FUSED[name], lora_dropout=0.3)
