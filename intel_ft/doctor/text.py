@@ -76,9 +76,8 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "clock", ", ".join(parts)
     limit = "" if host.memory_limit is None else f", control group allows {host.memory_limit:.1f}"
     bandwidth, error = facts.executed.bandwidth, facts.executed.bandwidth_error
-    rate = f"; {bandwidth:,.1f} GB/s"
-    if bandwidth is None:
-        rate = f"; bandwidth not measured ({error})"
+    not_measured = f"bandwidth not measured ({error})"
+    rate = f"; {not_measured if bandwidth is None else f'{bandwidth:,.1f} GB/s'}"
     yield "memory", f"{host.memory:.1f} GiB{limit}, {host.available:.1f} available{rate}"
     disks = [
         f"no access to {folder}" if free is None else f"{free:,.1f} GiB free for {folder}"
