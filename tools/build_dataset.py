@@ -197,29 +197,29 @@ size_categories:
 
 # Docstring to Python
 
-Functions and methods of the standard library of Python {version}: `instruction` holds the
-signature and the docstring, `output` the whole source, dedented. `module` and `name` say where it
-stands. Written by `tools/build_dataset.py`, which gives the same bytes on every machine
-with the same Python.
+Functions and methods of the standard library of Python {version}: `instruction` has the signature
+and the docstring, `output` the whole source, dedented, and `module` and `name` tell where it comes
+from. Written by `tools/build_dataset.py`, which writes the same bytes on every machine with the
+same Python.
 
 | file | rows | modules |
 |---|---:|---:|
 | `train.jsonl` | {train_rows} | {train_modules} |
 | `heldout.jsonl` | {heldout_rows} | {heldout_modules} |
 
-Kept: functions and methods, at module or class level, with a docstring of {doc_min} to {doc_max}
-characters and {src_min} to {src_max} lines of source. Left out: tests, encoding tables,
-functions without a body of their own (`pass`, `raise NotImplementedError`), repeated sources.
+Included: functions and methods, at module or class level, with a docstring of {doc_min} to
+{doc_max} characters and {src_min} to {src_max} lines of source. Excluded: tests, encoding tables,
+functions without an implementation (`pass`, `raise NotImplementedError`), repeated sources.
 
-Split by top-level module: one is held out when the SHA-256 of its name, read as a fraction, is
-below {fraction}. `_pydecimal` counts as `decimal`, `test.test_heapq` as `heapq`. No module and no
-output is on both sides, and the model in `tiny-python-llama` was pretrained without the held-out
-modules.
+The split is by top-level module: a module belongs to the validation set (`heldout.jsonl`) if the
+SHA-256 of its name, read as a fraction, is below {fraction}. `_pydecimal` counts as `decimal`,
+`test.test_heapq` as `heapq`. No module and no output is in both files, and the model in
+`tiny-python-llama` was pretrained without the modules of the validation set.
 
-Held out: {names}.
+Modules of the validation set: {names}.
 
-The text is the Python Software Foundation's and its contributors', under the PSF licence version
-2; a few modules carry further notices, listed at the link above.
+The text belongs to the Python Software Foundation and its contributors, under the PSF licence
+version 2; a few modules have further notices, listed at the link above.
 """
 
 

@@ -537,51 +537,51 @@ tags:
 
 # tiny-python-llama
 
-A Llama of {parameters} million parameters that has read the standard library of Python
-{python_version} and nothing else. It is here so that `intel_ft` can be tried and tested end to end
-without a download: small enough to ship, trained enough that a fine-tune improves it and a bad
+A Llama model with {parameters} million parameters, pretrained on the standard library of Python
+{python_version} and nothing else. With it `intel_ft` can be tried and tested end to end without a
+download: it is small enough to ship, and trained enough that fine-tuning improves it and bad
 quantization hurts it. It is not a useful code generator.
 
-Written by `tools/pretrain_tiny.py`. The weights are bf16, the context is 1024 tokens, the
-tokenizer a byte-level BPE of 4096 entries trained on the same files; a line break with its
-indentation is one token, digits stand alone.
+Written by `tools/pretrain_tiny.py`. The weights are bf16, the context is 1024 tokens, and the
+tokenizer is a byte-level BPE of 4096 entries trained on the same files; a line break with its
+indentation is one token, and each digit is a token.
 
 | | |
 |---|---:|
 | training tokens | {train_tokens} |
 | tokens seen | {tokens_seen} ({epochs} epochs) |
-| held-out tokens | {heldout_tokens} |
-| held-out perplexity | {heldout_perplexity} |
-| the same of token frequencies alone | {unigram} |
-| held-out bits per byte | {bits} |
+| validation tokens | {heldout_tokens} |
+| validation perplexity | {heldout_perplexity} |
+| validation perplexity of token frequencies alone | {unigram} |
+| validation bits per byte | {bits} |
 | trained in | {seconds} s on {device} |
 
 ## Data
 
-Every `.py` file of the standard library, its tests included; not: encoding tables, `pydoc_data`,
-files above 400 kB, files that do not parse, site-packages. About 6 % of the modules, chosen by the
-hash of their name, are held out and never trained on: the ones that the held-out side of
-`docstring-to-python` comes from. The perplexity is that of the bf16 weights over the held-out
-files in windows of 1024 tokens that do not overlap. The weights kept are those that were best on
-these files during training, which makes the number slightly flattering.
+Every `.py` file of the standard library, including its tests. Excluded: encoding tables,
+`pydoc_data`, files above 400 kB, files that do not parse, site-packages. About 6 % of the modules,
+chosen by the hash of their name, are the validation set and never trained on; they are the modules
+of the validation set of `docstring-to-python`. The perplexity is that of the bf16 weights on these
+files, in non-overlapping windows of 1024 tokens. The weights are those that had the lowest loss on
+these files during training, so the perplexity is slightly too low.
 
 ## Samples
 
-Temperature 0.7, top-p 0.95, seeds 0, 1 and 2; the first try of each.
+Temperature 0.7, top-p 0.95, seeds 0, 1 and 2; one sample for each seed, none discarded.
 
 {samples}
 
 ## Limits
 
-It has seen no instructions: the chat template (`### Instruction:` / `### Response:`) is there
-for fine-tuning. It knows the manner of the standard library and can recite parts of it, and what
-it writes beyond that seldom runs. Names and strings of the library's authors occur in its
+The model was not trained on instructions: the chat template (`### Instruction:` / `### Response:`)
+is there for fine-tuning. It imitates the style of the standard library and can recite parts of it;
+other code that it writes rarely runs. Names and strings of the library's authors occur in its
 output.
 
 ## Licence
 
-The weights are made from the Python Software Foundation's and its contributors' text under the PSF
-licence version 2; a few modules carry further notices, listed at the link above.
+The weights are derived from text of the Python Software Foundation and its contributors under the
+PSF licence version 2; a few modules have further notices, listed at the link above.
 """
 
 

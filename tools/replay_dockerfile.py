@@ -128,8 +128,8 @@ def _begin(image: str, name: str, stages: dict[str, Stage], root: Path, work: Pa
 def _step(
     stage: Stage, name: str, rest: str, stages: dict[str, Stage], given: dict[str, str]
 ) -> None:
-    known = stage.environment | stage.arguments
-    expanded = re.sub(r"\$\{?(\w+)\}?", lambda match: known.get(match[1], ""), rest)
+    variables = stage.environment | stage.arguments
+    expanded = re.sub(r"\$\{?(\w+)\}?", lambda match: variables.get(match[1], ""), rest)
     if name == "ARG":
         key, _, value = rest.partition("=")
         stage.arguments[key] = given.get(key, value)

@@ -28,8 +28,8 @@ def bench_quality(
     contenders = list(dict.fromkeys(contenders))
     for contender in contenders:
         if contender not in CONTENDERS:
-            known = ", ".join(CONTENDERS)
-            raise UserError(f"unknown contender {contender!r}: choose one of {known}")
+            choices = ", ".join(CONTENDERS)
+            raise UserError(f"unknown contender {contender!r}: choose one of {choices}")
     if not contenders or seeds < 1 or steps < 1:
         raise UserError(
             f"{len(contenders)} contenders, {seeds} seeds, {steps} steps: at least one of each is "

@@ -63,8 +63,8 @@ def workload(
     if name not in WORKLOADS:
         raise UserError(f"unknown workload {name!r}: choose one of {', '.join(WORKLOADS)}")
     if lengths not in get_args(Lengths):
-        known = ", ".join(get_args(Lengths))
-        raise UserError(f"unknown lengths {lengths!r}: choose one of {known}")
+        choices = ", ".join(get_args(Lengths))
+        raise UserError(f"unknown lengths {lengths!r}: choose one of {choices}")
     chosen = WORKLOADS[name]
     if lengths == "long":
         chosen = replace(chosen, lengths="long", row_tokens=8192, batch=2)
