@@ -1,10 +1,10 @@
-# Training, merging, export and everything else on CPUs; target `mpi` adds what nodes of MPI need.
+# Training, merging, export and everything else on CPUs; target `mpi` adds Intel MPI and ssh.
 #
 #   docker build -f docker/cpu.Dockerfile --target train -t intel-ft .
 #   docker run --rm --shm-size 1g -v "$PWD:/work" intel-ft train run.yaml
 #
-# Versions are requirements.lock's. The base image is pinned by its tag; pin its digest in a registry
-# of your own (docker/README.md).
+# Versions are those of requirements.lock. The base image is pinned by its tag; to pin its digest, see
+# docker/README.md.
 
 FROM python:3.11.14-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -22,7 +22,7 @@ RUN pip install --no-deps --no-build-isolation .
 
 FROM python:3.11.14-slim-bookworm AS train
 ARG UID=1000
-# g++ compiles the step's kernels for the CPU the container runs on (a fifth faster).
+# g++ compiles the kernels of the step for the CPU of the container (a fifth faster).
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
@@ -36,9 +36,9 @@ WORKDIR /work
 ENTRYPOINT ["intel-ft"]
 CMD ["--help"]
 
-# Intel MPI and oneCCL (1.8 GB). mpirun starts ranks on other nodes through ssh: as the same user, on
-# port 2222, with a key that compose.yaml makes for its own two nodes, or Kubeflow's MPI operator for a
-# job. No key is in the image.
+# Intel MPI and oneCCL (1.8 GB). mpirun starts ranks on other nodes over ssh: as the same user, on
+# port 2222, with a key that compose.yaml creates for its two nodes, or Kubeflow's MPI operator for a
+# job. The image contains no key.
 FROM train AS mpi
 ARG UID=1000
 USER 0

@@ -1,4 +1,4 @@
-# Training on NVIDIA GPUs. torch's own wheels bring CUDA; the host brings the driver and NVIDIA's
+# Training on NVIDIA GPUs. torch's wheels contain CUDA; the host must have the driver and NVIDIA's
 # container toolkit.
 #
 #   docker build -f docker/cuda.Dockerfile -t intel-ft-cuda .
@@ -20,7 +20,7 @@ RUN pip install --no-deps --no-build-isolation .
 
 FROM python:3.11.14-slim-bookworm
 ARG UID=1000
-# Triton compiles its launchers with gcc, intel_ft the parts of a step that stay on the CPU with g++.
+# Triton compiles its launchers with gcc; intel_ft compiles the CPU parts of a step with g++.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \

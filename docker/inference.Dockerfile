@@ -1,4 +1,4 @@
-# Asking an exported model, and publishing it: OpenVINO and no torch.
+# Running an exported model, and publishing it: OpenVINO without torch.
 #
 #   docker build -f docker/inference.Dockerfile -t intel-ft-inference .
 #   docker run --rm -it -v "$PWD/openvino:/model:ro" intel-ft-inference

@@ -1,4 +1,4 @@
-"""DistributedDataParallel over oneCCL, one more import than over gloo:
+"""DistributedDataParallel over oneCCL: one more import than over gloo.
 
 mpirun -n 2 python examples/plain_ddp.py
 """
@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import intel_ft.distributed.oneccl  # noqa: F401  the line that makes "ccl" a backend
+import intel_ft.distributed.oneccl  # noqa: F401  registers the backend "ccl"
 
 dist.init_process_group("ccl")
 
@@ -16,7 +16,7 @@ torch.manual_seed(0)
 model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 1)))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
-torch.manual_seed(1 + dist.get_rank())  # each rank has examples of its own
+torch.manual_seed(1 + dist.get_rank())  # each rank has different examples
 for _ in range(20):
     inputs = torch.randn(32, 64)
     loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()

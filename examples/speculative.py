@@ -1,11 +1,11 @@
-"""A small model drafts, a large one checks: OpenVINO GenAI's speculative decoding.
+"""Speculative decoding with OpenVINO GenAI: a small model drafts, a large model verifies.
 
     python examples/speculative.py LARGE SMALL "Write a function that reverses a list."
 
 LARGE and SMALL are folders of `intel-ft export` with the same tokenizer, such as a model and the
-student that was distilled from it (`method.name: distill`): the closer the student, the more of
-what it drafts is kept. The answer is the large model's own; what is gained is time, on machines
-where a token of the large model costs much more than one of the small. Prints both answers' times.
+student that was distilled from it (`method.name: distill`): the closer the student, the more draft
+tokens are accepted. The answer is that of the large model. It is faster where a token of the large
+model costs much more than one of the small model. Prints the time with and without drafts.
 """
 
 import sys
@@ -14,15 +14,15 @@ from typing import Any
 
 import openvino_genai as genai
 
-TOKENS, DRAFTED = 128, 4
+MAX_NEW_TOKENS, DRAFT_TOKENS = 128, 4
 
 
-def answer(pipeline: Any, prompt: str, drafted: int) -> tuple[str, float]:
-    """The greedy answer, and its seconds after a first one to warm up."""
+def answer(pipeline: Any, prompt: str, draft_tokens: int) -> tuple[str, float]:
+    """The greedy answer, and its time in seconds after a warm-up."""
     config = genai.GenerationConfig()
-    config.max_new_tokens = TOKENS
-    if drafted:
-        config.num_assistant_tokens = drafted
+    config.max_new_tokens = MAX_NEW_TOKENS
+    if draft_tokens:
+        config.num_assistant_tokens = draft_tokens
     pipeline.generate([prompt], config)
     began = time.perf_counter()
     text = pipeline.generate([prompt], config).texts[0]
@@ -30,7 +30,7 @@ def answer(pipeline: Any, prompt: str, drafted: int) -> tuple[str, float]:
 
 
 def main() -> None:
-    """Ask the large model alone, then with the small one's drafts."""
+    """Ask the large model alone, then with drafts of the small one."""
     large, small, prompt = sys.argv[1:]
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 1  # GiB
@@ -40,8 +40,9 @@ def main() -> None:
     del alone
     draft = genai.draft_model(small, "CPU")
     both = genai.LLMPipeline(large, "CPU", scheduler_config=scheduler, draft_model=draft)
-    drafted, shorter = answer(both, prompt, DRAFTED)
-    print(f"with drafts: {shorter:.2f} s, {'the same' if drafted == text else 'another'} answer")
+    drafted, faster = answer(both, prompt, DRAFT_TOKENS)
+    same = "the same answer" if drafted == text else "a different answer"
+    print(f"with drafts: {faster:.2f} s, {same}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Transformers' Trainer over oneCCL, one more import than over gloo:
+"""Transformers' Trainer over oneCCL: one more import than over gloo.
 
 mpirun -n 2 python examples/transformers_trainer.py MODEL DATA.jsonl OUTPUT
 
-The rows of DATA have `instruction` and `output`.
+Each row of DATA has `instruction` and `output`.
 """
 
 import sys
@@ -12,7 +12,7 @@ from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-import intel_ft.distributed.oneccl.default_group  # noqa: F401  the line; ddp_backend stays unset
+import intel_ft.distributed.oneccl.default_group  # noqa: F401  leave ddp_backend unset
 
 name, data, output = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(name)

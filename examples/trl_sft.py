@@ -1,8 +1,8 @@
-"""TRL's SFTTrainer over oneCCL, one more import than over gloo:
+"""TRL's SFTTrainer over oneCCL: one more import than over gloo.
 
 mpirun -n 2 python examples/trl_sft.py MODEL DATA.jsonl OUTPUT
 
-The rows of DATA have `instruction` and `output`.
+Each row of DATA has `instruction` and `output`.
 """
 
 import sys
@@ -12,7 +12,7 @@ from datasets import load_dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-import intel_ft.distributed.oneccl.default_group  # noqa: F401  the line; ddp_backend stays unset
+import intel_ft.distributed.oneccl.default_group  # noqa: F401  leave ddp_backend unset
 
 name, data, output = sys.argv[1:]
 rows = load_dataset("json", data_files=data, split="train")

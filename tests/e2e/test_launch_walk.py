@@ -1,4 +1,4 @@
-"""`intel-ft launch` with real launchers: the same run as one rank's, logs, signals, restarts."""
+"""`intel-ft launch` with real launchers: the losses of one rank, logs, signals, restarts."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def reference(tmp_path_factory):
 
 @INTEL_MPI
 def test_two_ranks_by_mpirun_through_a_killed_rank(reference, tmp_path):
-    """Its death is a restart from the last checkpoint, and the run ends as if nothing had been."""
+    """A killed rank leads to a restart from the latest checkpoint, with the same results."""
     folder = fresh(tmp_path / "two")
     process = launched(folder, "--ranks-per-host", "2", "--max-restarts", "1")
     wait_for(folder / "out/checkpoint-4", process)

@@ -1,4 +1,4 @@
-"""The `ccl` backend under real launchers: what its collectives give, how it fails, how it ends."""
+"""The `ccl` backend under real launchers: results of its collectives, failures, and exit."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def torchrun(ranks):
 
 
 def finished(done, ranks):
-    """Every rank came to its end, and the launcher saw a clean exit."""
+    """Every rank finished, and the launcher saw a clean exit."""
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(f"ok {rank}" in done.stdout for rank in range(ranks)), done.stdout
     assert "BAD TERMINATION" not in done.stdout + done.stderr
@@ -80,7 +80,7 @@ def test_every_collective(command, ranks, mode, tmp_path):
         ("trl_sft", mpirun),
     ],
 )
-def test_a_users_own_script_with_one_import(example, launcher, tmp_path):
+def test_a_users_script_with_one_import(example, launcher, tmp_path):
     if example == "trl_sft":
         pytest.importorskip("trl")
     rows = tmp_path / "rows.jsonl"
@@ -91,24 +91,24 @@ def test_a_users_own_script_with_one_import(example, launcher, tmp_path):
     )
     done = launch(launcher(2), EXAMPLES / f"{example}.py", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    # Each rank saw other rows, and all have the same weights.
+    # The ranks trained on different rows and have the same weights.
     first, second = re.findall(r"rank \d of 2, (\w+: -?[\d.]+)", done.stdout)
     assert first == second and first.startswith("ccl: ")
 
 
-def test_a_rank_that_does_not_come_is_an_error_in_time(tmp_path):
+def test_a_missing_rank_is_an_error_within_the_timeout(tmp_path):
     began = time.monotonic()
     done = launch(mpirun(2), PROGRAM, "late", tmp_path / "store")
     assert "said: oneCCL: all_reduce" in done.stdout, done.stdout + done.stderr
-    assert "was not done after 8 s" in done.stdout
+    assert "did not finish within 8 s" in done.stdout
     assert done.returncode != 0
     assert time.monotonic() - began < 45  # the sleeping rank is ended by mpirun
 
 
-def test_its_cpu_plugin_is_taken_where_the_loaders_path_has_others():
-    asked = "from intel_ft.distributed.oneccl import why_not_usable; print(why_not_usable())"
+def test_the_cpu_plugin_is_loaded_where_the_loaders_path_has_others():
+    code = "from intel_ft.distributed.oneccl import why_not_usable; print(why_not_usable())"
     environment = {**os.environ, "LD_LIBRARY_PATH": f"{sys.prefix}/lib"}
-    environment.pop("CCL_PLUGIN", None)  # set here by the question above
-    command = [sys.executable, "-c", asked]
+    environment.pop("CCL_PLUGIN", None)  # why_not_usable above has set it here
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"

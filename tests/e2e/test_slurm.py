@@ -1,5 +1,6 @@
-"""A run as a Slurm job on two nodes (see slurm.py): signalled, it saves, is requeued and goes on to
-what an uninterrupted run computes. And a job of fewer cores than its node has.
+"""A run as a Slurm job on two nodes (see slurm.py): after a signal it saves, requeues and resumes.
+
+It ends with the losses of an uninterrupted run. And a job with fewer cores than its node has.
 """
 
 import os
@@ -41,8 +42,8 @@ def losses(run_folder):
 
 @pytest.fixture
 def cluster():
-    # pytest's own folders are too deep: a socket's path has 108 bytes at most.
-    # Its daemons may still write when they are told to end.
+    # pytest's folders are too deep: the path of a socket has at most 108 bytes.
+    # The daemons may still write while they shut down.
     with (
         TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         slurm.cluster(Path(folder)) as running,
@@ -50,7 +51,7 @@ def cluster():
         yield running
 
 
-def test_a_signalled_job_is_requeued_and_goes_on(cluster, tmp_path, monkeypatch):
+def test_a_signalled_job_is_requeued_and_resumes(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = fresh(tmp_path / "job")
     job = cluster.submit(folder / "job.sh")
@@ -61,7 +62,7 @@ def test_a_signalled_job_is_requeued_and_goes_on(cluster, tmp_path, monkeypatch)
     cluster.run("scancel", "--signal=TERM", job)
     wait(lambda: cluster.field(job, "Restarts") == "1", 60)
     saved = [path.name for path in (folder / "out").glob("checkpoint-*")]
-    # It starts again by itself. (Told to start at once, a node would take it for the killed one.)
+    # It restarts by itself. (If released at once, a node would mistake it for the killed one.)
     ended = cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED", seconds=240)
     log = next(folder.glob("out.logs-*.out")).read_text()
     assert ended == "COMPLETED", log
@@ -74,7 +75,7 @@ def test_a_signalled_job_is_requeued_and_goes_on(cluster, tmp_path, monkeypatch)
 
 
 def test_a_job_of_one_core_uses_one(cluster, tmp_path):
-    """Without a cpuset (TaskPlugin=task/none) the variables are all that says so."""
+    """Without a cpuset (TaskPlugin=task/none) only the variables have the number."""
     if os.cpu_count() < 2:
         pytest.skip("one core cannot be made fewer")
     code = "from intel_ft.host.topology import read; print(read().usable, read().quota_by)"

@@ -1,6 +1,7 @@
-"""Faults of cluster_faults that take two hosts, once each under `launch`: the job ends within the
-bound, no whole checkpoint is lost, and no process stays behind. Those that one host can suffer are
-in test_launch_walk and test_user_errors; all of them, many times, in tools/fault_table.py.
+"""Faults between two hosts under `launch`: the job ends in time, and no checkpoint is lost.
+
+No process is left behind either. Faults of one host are in test_launch_walk and test_user_errors;
+tools/fault_table.py runs all of them many times.
 """
 
 import os
@@ -15,7 +16,7 @@ from intel_ft.distributed.oneccl import why_not_usable
 
 SCRIPTS = Path(sys.executable).parent
 HEARTBEAT = 10
-BOUND = 90  # the heartbeat, 20 s for the launcher to end by itself, and a slow machine
+BOUND = 90  # the heartbeat, 20 s for the launcher to exit by itself, and slack for a slow machine
 problem = hosts.why_not() or why_not_usable()
 pytestmark = pytest.mark.skipif(problem is not None, reason=str(problem))
 

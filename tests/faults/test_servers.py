@@ -1,5 +1,6 @@
-"""`generate` and `chat` against servers that are dead, slow, broken or busy: one line that says so,
-the right exit code, answers so far kept, and --resume goes on.
+"""`generate` and `chat` against servers that are down, slow, broken or busy.
+
+Each failure is one line with the right exit code, keeps the answers so far, and can be resumed.
 """
 
 import json
@@ -93,7 +94,7 @@ def test_a_body_shorter_than_it_says(tmp_path) -> None:
         (200, {"error": {"message": "out of memory"}}, 1, "out of memory"),
     ],
 )
-def test_a_server_that_says_no(status, content, code, part, tmp_path) -> None:
+def test_a_server_that_rejects_the_request(status, content, code, part, tmp_path) -> None:
     with serving(lambda handler, body: send(handler, content, status)) as (url, _):
         result = ask(url, tmp_path, "hi")
     one_line(result, code, url, part)
@@ -119,7 +120,7 @@ def test_answers_so_far_are_kept_and_resumed(tmp_path) -> None:
         if question in broken:
             send(handler, b"Segmentation fault", 500)
             return
-        if broken and question not in before:  # until the failure was heard of
+        if broken and question not in before:  # until the failure has been handled
             time.sleep(1.5)
         send(handler, completion(f"answer to {question}"))
 
@@ -146,7 +147,7 @@ def test_answers_so_far_are_kept_and_resumed(tmp_path) -> None:
     assert not (tmp_path / "out.jsonl.partial").exists()
 
 
-def test_what_is_sent(tmp_path) -> None:
+def test_the_request_that_is_sent(tmp_path) -> None:
     (tmp_path / "p.jsonl").write_text(
         json.dumps({"instruction": "Say </s> \u202e\x00", "input": "x", "output": "not sent"})
         + "\n"
@@ -205,11 +206,11 @@ def test_a_template_of_training_asks_for_a_completion(tmp_path) -> None:
         (["tiny-python-llama", "hi", "--stop", ""], "stop text"),
     ],
 )
-def test_what_makes_no_sense(arguments, part, tmp_path) -> None:
+def test_invalid_arguments(arguments, part, tmp_path) -> None:
     one_line(run("generate", *arguments, cwd=tmp_path), 2, part)
 
 
-def test_chat_goes_on_after_a_servers_failure(tmp_path) -> None:
+def test_chat_continues_after_a_servers_failure(tmp_path) -> None:
     """Streamed answers, history, a failure between, commands, and a saved conversation."""
     from intel_ft.inference.chat import chat
     from intel_ft.inference.server import Server

@@ -1,6 +1,4 @@
-"""One fault in a run on two hosts (see hosts.py), and what came of it; used by test_cluster_faults
-and tools/fault_table.py.
-"""
+"""One fault in a run on two hosts (see hosts.py), and its outcome."""
 
 import os
 import signal
@@ -27,12 +25,11 @@ TRAIN = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault led to.
+    """The outcome of a fault.
 
-    seconds: from the fault to the end of the command, None where it had to be killed after the
-    bound; empty: from the fault until no host had a process of the run any more, likewise;
-    lost: whether a whole checkpoint that was there is none now; left: processes that stayed, by
-    host; said: the command's last line.
+    seconds: from the fault to the end of the command, None if it still ran after the bound; empty:
+    from the fault until no host had a process of the run, likewise; lost: whether a complete
+    checkpoint was lost; left: processes that remained, by host; said: the command's last line.
     """
 
     fault: str
@@ -45,42 +42,42 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run under way, started on the first host; the fault happens to the second."""
+class RunningJob:
+    """A run in progress, started on the first host; the fault happens to the second."""
 
     cluster: Cluster
     process: "subprocess.Popen[str]"
     folder: Path  # as it is seen from outside
 
     def step(self) -> int:
-        """How many steps are logged."""
+        """The number of logged steps."""
         path = self.folder / "out/metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def checkpoints(self) -> list[Path]:
-        """All that have a checkpoint's name, newest first."""
-        found = (self.folder / "out").glob("checkpoint-*")
-        return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+        """All folders with a checkpoint's name, newest first."""
+        folders = (self.folder / "out").glob("checkpoint-*")
+        return sorted(folders, key=lambda path: -int(path.name.rpartition("-")[2]))
 
     def rank(self) -> int:
-        """The process of the rank on the second host."""
+        """The PID of the rank on the second host."""
         commands = self.cluster.hosts[1].processes()
         return next(pid for pid, command in commands.items() if " train " in command)
 
 
-def _in_a_checkpoint(job: Job) -> None:
+def _in_a_checkpoint(job: RunningJob) -> None:
     partial = "out/.checkpoint-*.partial"
     hosts.wait(lambda: any(job.folder.glob(partial)), 60, poll=0.0005)
     job.cluster.link_down(job.cluster.hosts[1])
 
 
-def _in_a_step(job: Job) -> None:
+def _in_a_step(job: RunningJob) -> None:
     step = job.step()
     hosts.wait(lambda: job.step() > step, 60)
     job.cluster.link_down(job.cluster.hosts[1])
 
 
-def _fill(job: Job) -> None:
+def _fill(job: RunningJob) -> None:
     with (job.folder / "filler").open("wb", buffering=0) as file:
         try:
             while True:
@@ -89,7 +86,7 @@ def _fill(job: Job) -> None:
             pass
 
 
-FAULTS: dict[str, Callable[[Job], None]] = {
+FAULTS: dict[str, Callable[[RunningJob], None]] = {
     "SIGKILL a rank": lambda job: os.kill(job.rank(), signal.SIGKILL),
     "SIGSTOP a rank": lambda job: os.kill(job.rank(), signal.SIGSTOP),
     "link down in a step": _in_a_step,
@@ -106,8 +103,10 @@ def suffer(
     environment: Mapping[str, str],
     bound: float,
 ) -> Outcome:
-    """Start `command` on the first host in a folder with config.yaml and a host file `hosts`, wait
-    for its second checkpoint, let the fault happen, and wait for at most `bound` seconds.
+    """Run `command` on the first host, cause the fault after its second checkpoint, and wait.
+
+    The command runs in a folder with config.yaml and a host file `hosts`. The wait is at most
+    `bound` seconds.
     """
     inside, outside = cluster.disk / "run", cluster.disk_from_outside / "run"
     outside.mkdir()
@@ -121,7 +120,7 @@ def suffer(
         process = cluster.hosts[0].start(
             command, cwd=inside, env={**environment}, stdout=file, stderr=subprocess.STDOUT
         )
-    job = Job(cluster, process, outside)
+    job = RunningJob(cluster, process, outside)
 
     def ready() -> bool:
         assert process.poll() is None, log.read_text()
@@ -144,7 +143,7 @@ def suffer(
 
 
 def _until(condition: Callable[[], bool], began: float, bound: float) -> float | None:
-    """Seconds from `began` until it held, None if it did not within `bound`."""
+    """Seconds from `began` until the condition held, None if it did not within `bound`."""
     while not condition():
         if time.monotonic() - began > bound:
             return None
@@ -153,7 +152,7 @@ def _until(condition: Callable[[], bool], began: float, bound: float) -> float |
 
 
 def _left(cluster: Cluster) -> dict[str, list[str]]:
-    """The processes of a run on each host: not the sshd that does not know that a link is down."""
+    """The processes of a run on each host, without the sshd, which may miss that a link is down."""
     return {
         host.name: [c for c in host.processes().values() if not c.startswith("sshd")]
         for host in cluster.hosts

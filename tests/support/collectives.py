@@ -1,4 +1,4 @@
-"""One rank of test_oneccl: every collective against what it must give. Prints `ok RANK`."""
+"""One rank of test_oneccl: every collective against its expected result. Prints `ok RANK`."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ RANKS = range(SIZE)
 
 
 def of(rank, n=5, dtype=torch.float32):
-    """What `rank` contributes."""
+    """The tensor that `rank` contributes."""
     return (torch.arange(n) % 3 + rank + 1).to(dtype)
 
 
@@ -39,54 +39,54 @@ def total(n=5):
     return sum(of(rank, n) for rank in RANKS)
 
 
-def equal(found, wanted):
-    assert found.dtype == wanted.dtype and torch.equal(found, wanted), (found, wanted)
+def equal(result, expected):
+    assert result.dtype == expected.dtype and torch.equal(result, expected), (result, expected)
 
 
 def reductions():
     for dtype in DTYPES:
         everyone = torch.stack([of(rank, dtype=torch.float64) for rank in RANKS])
         for operation, reduced in REDUCTIONS.items():
-            found = of(RANK, dtype=dtype)
-            dist.all_reduce(found, operation)
-            equal(found, reduced(everyone).to(dtype))
-    found = of(RANK)
-    dist.all_reduce(found, ReduceOp.AVG)
-    torch.testing.assert_close(found, total() / SIZE)
+            result = of(RANK, dtype=dtype)
+            dist.all_reduce(result, operation)
+            equal(result, reduced(everyone).to(dtype))
+    result = of(RANK)
+    dist.all_reduce(result, ReduceOp.AVG)
+    torch.testing.assert_close(result, total() / SIZE)
     for operation, first in ((ReduceOp.SUM, True), (ReduceOp.MIN, SIZE == 1)):
-        found = torch.tensor([RANK == 0, True, False])
-        dist.all_reduce(found, operation)
-        equal(found, torch.tensor([first, True, False]))
-    found = torch.complex(of(RANK), -of(RANK))
-    dist.all_reduce(found)
-    equal(found, torch.complex(total(), -total()))
-    found = torch.tensor([1 << RANK])
-    dist.all_reduce(found, ReduceOp.BOR)
-    equal(found, torch.tensor([2**SIZE - 1]))
+        result = torch.tensor([RANK == 0, True, False])
+        dist.all_reduce(result, operation)
+        equal(result, torch.tensor([first, True, False]))
+    result = torch.complex(of(RANK), -of(RANK))
+    dist.all_reduce(result)
+    equal(result, torch.complex(total(), -total()))
+    result = torch.tensor([1 << RANK])
+    dist.all_reduce(result, ReduceOp.BOR)
+    equal(result, torch.tensor([2**SIZE - 1]))
     both = torch.stack([of(RANK), of(RANK)], 1)
     dist.all_reduce(both[:, 0])
     equal(both, torch.stack([total(), of(RANK)], 1))
     dist.all_reduce(torch.empty(0))
-    found = of(RANK)
-    dist.reduce(found, 0)
+    result = of(RANK)
+    dist.reduce(result, 0)
     if RANK == 0:
-        equal(found, total())
-    found = torch.empty(5)
-    dist.reduce_scatter(found, [of(RANK) * (rank + 1) for rank in RANKS])
-    equal(found, total() * (RANK + 1))
-    found = torch.empty(RANK + 1)
-    dist.reduce_scatter(found, [of(RANK, rank + 1) for rank in RANKS])
-    equal(found, total(RANK + 1))
-    found = torch.empty(5)
-    dist.reduce_scatter_tensor(found, of(RANK).repeat(SIZE), ReduceOp.AVG)
-    torch.testing.assert_close(found, total() / SIZE)
+        equal(result, total())
+    result = torch.empty(5)
+    dist.reduce_scatter(result, [of(RANK) * (rank + 1) for rank in RANKS])
+    equal(result, total() * (RANK + 1))
+    result = torch.empty(RANK + 1)
+    dist.reduce_scatter(result, [of(RANK, rank + 1) for rank in RANKS])
+    equal(result, total(RANK + 1))
+    result = torch.empty(5)
+    dist.reduce_scatter_tensor(result, of(RANK).repeat(SIZE), ReduceOp.AVG)
+    torch.testing.assert_close(result, total() / SIZE)
 
 
 def moves():
     for dtype in (*DTYPES, torch.bool, torch.complex64, torch.float8_e4m3fn):
-        found = of(RANK).to(dtype)
-        dist.broadcast(found, SIZE - 1)
-        assert torch.equal(found.view(torch.uint8), of(SIZE - 1).to(dtype).view(torch.uint8))
+        result = of(RANK).to(dtype)
+        dist.broadcast(result, SIZE - 1)
+        assert torch.equal(result.view(torch.uint8), of(SIZE - 1).to(dtype).view(torch.uint8))
     for sizes in ([5] * SIZE, [rank + 1 for rank in RANKS]):
         parts = [torch.empty(size) for size in sizes]
         dist.all_gather(parts, of(RANK, sizes[RANK]))
@@ -99,9 +99,9 @@ def moves():
     dist.gather(of(RANK), parts, dst=SIZE - 1)
     for rank, part in enumerate(parts or ()):
         equal(part, of(rank))
-    found = torch.empty(5)
-    dist.scatter(found, [of(rank) for rank in RANKS] if RANK == 0 else None, src=0)
-    equal(found, of(RANK))
+    result = torch.empty(5)
+    dist.scatter(result, [of(rank) for rank in RANKS] if RANK == 0 else None, src=0)
+    equal(result, of(RANK))
     for extra in (0, 1):  # equal and unequal parts
         parts = [torch.empty(3 + extra * (rank + RANK)) for rank in RANKS]
         mine = [torch.full((3 + extra * (rank + RANK),), 10.0 * RANK + rank) for rank in RANKS]
@@ -120,22 +120,22 @@ def objects():
     values = [RANK, "a"] if RANK == 0 else [None, None]
     dist.broadcast_object_list(values, 0)
     assert values == [0, "a"]
-    found = [None]
-    dist.scatter_object_list(found, [f"to {rank}" for rank in RANKS] if RANK == 0 else None, 0)
-    assert found == [f"to {RANK}"]
+    result = [None]
+    dist.scatter_object_list(result, [f"to {rank}" for rank in RANKS] if RANK == 0 else None, 0)
+    assert result == [f"to {RANK}"]
 
 
 def futures():
     works = [dist.all_reduce(torch.ones(1000) * n, async_op=True) for n in range(20)]
     for work in works:
         work.wait()
-    found = torch.ones(4)
-    work = dist.all_reduce(found, async_op=True)
+    result = torch.ones(4)
+    work = dist.all_reduce(result, async_op=True)
     work.get_future().wait()
-    assert work.is_completed() and found[0] == SIZE
+    assert work.is_completed() and result[0] == SIZE
     if SIZE > 1:
         try:
-            dist.send(found, (RANK + 1) % SIZE)
+            dist.send(result, (RANK + 1) % SIZE)
         except NotImplementedError as error:
             assert "gloo" in str(error)
         else:
@@ -145,40 +145,40 @@ def futures():
 def groups():
     halves = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])]
     middle = dist.new_group([1, 2])
-    own = halves[RANK // 2]
-    found = torch.ones(3) * RANK
-    dist.all_reduce(found, group=own)
-    assert found[0] == (1 if RANK < 2 else 5)
+    half = halves[RANK // 2]
+    result = torch.ones(3) * RANK
+    dist.all_reduce(result, group=half)
+    assert result[0] == (1 if RANK < 2 else 5)
     if RANK in (1, 2):
-        found = torch.ones(3) * RANK
-        dist.all_reduce(found, group=middle)
-        assert found[0] == 3
+        result = torch.ones(3) * RANK
+        dist.all_reduce(result, group=middle)
+        assert result[0] == 3
     works = [
         dist.all_reduce(torch.ones(10_000), group=group, async_op=True)
         for _ in range(20)
-        for group in (own, dist.group.WORLD)
+        for group in (half, dist.group.WORLD)
     ]
     for work in works:
         work.wait()
 
 
 def gradients():
-    """DDP over the ranks gives the gradient of all rows at once."""
+    """DDP over the ranks computes the gradient of all rows."""
 
     def model():
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
 
     rows = torch.randn(2 * SIZE, 8, generator=torch.Generator().manual_seed(1))
-    ours, plain = model(), model()
-    parallel = DistributedDataParallel(ours)
+    replica, single = model(), model()
+    parallel = DistributedDataParallel(replica)
     parallel(rows[2 * RANK : 2 * RANK + 2]).mean().backward()
-    plain(rows).mean().backward()
-    torch.testing.assert_close(ours[0].weight.grad, plain[0].weight.grad)
+    single(rows).mean().backward()
+    torch.testing.assert_close(replica[0].weight.grad, single[0].weight.grad)
 
 
 def main(mode, store):
-    seconds = 8 if mode == "late" else 60  # connecting has to be done in it, too
+    seconds = 8 if mode == "late" else 60  # which includes the time to connect
     dist.init_process_group(
         "ccl",
         init_method=f"file://{store}",

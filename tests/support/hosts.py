@@ -1,11 +1,11 @@
-"""Several hosts on one machine, for tests that need a real cluster: each has its own network,
-host name, processes, shared memory and sshd, and all have one filesystem.
+"""A cluster of several hosts on one machine, made of Linux namespaces.
 
-A host is a set of Linux namespaces around its sshd, which is its process 1. They hang on a bridge
-in a namespace of its own, so nothing shows outside and any number of clusters can exist at once. As
-on many real clusters, each host also has a docker0, whose address all have and which leads nowhere.
-Nothing needs to be cleaned up: the kernel ends a host with its process 1, and that with the process
-that made it, even where that one is killed.
+Each host has its own network, host name, processes, shared memory and sshd, which is its process 1;
+all share one filesystem. They are connected by a bridge in a separate namespace, so nothing is
+visible outside, and any number of clusters can exist at once. As on many real clusters, each host
+also has a docker0, with the same address on all hosts and no route. Nothing needs to be cleaned up:
+the kernel ends a host with its process 1, and that with the process that created it, even if that
+is killed.
 """
 
 import os
@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 _NEEDED = ("ip", "tc", "nsenter", "unshare", "setpriv", "ssh-keygen", "sshd")
 _BOOT = """\
@@ -52,7 +54,7 @@ ConnectTimeout 5
 
 
 def why_not() -> str | None:
-    """What this machine lacks to make hosts, and how to get it."""
+    """What this machine lacks to create hosts, and how to install it; None if nothing."""
     if os.geteuid() != 0:
         return "hosts are made of namespaces, which needs root"
     missing = [name for name in _NEEDED if _tool(name) is None]
@@ -76,11 +78,12 @@ class Host:
     pid: int
 
     def start(self, command: Sequence[str | Path], **options: Any) -> "subprocess.Popen[str]":
-        """Start a command on this host, as somebody logged in there would. The process is
-        nsenter's, which ends as the command does; its child is the command.
+        """Start a command on this host, as in a login there.
+
+        The returned process is nsenter, which exits as the command does; its child is the command.
         """
-        # Its path there: the folder itself is still mounted as it is outside, which is another
-        # device to whoever moves a file.
+        # The working folder by its path there: as it is mounted outside, it is on another device,
+        # which matters when a file is moved.
         inside = ["env", f"--chdir={options.pop('cwd', '/')}"]
         enter = ["nsenter", "--target", str(self.pid), "--all", *inside]
         return subprocess.Popen([*enter, *map(str, command)], text=True, **options)
@@ -94,21 +97,21 @@ class Host:
         return out
 
     def processes(self) -> dict[int, str]:
-        """The command line of each process on this host but its process 1; by number as seen from
-        outside.
-        """
-        own = _namespace(self.pid)
+        """The command line of each process on this host except process 1, by PID outside."""
+        namespace = _namespace(self.pid)
         return {
             pid: command
             for pid, command in _commands().items()
-            if own is not None and pid != self.pid and _namespace(pid) == own
+            if namespace is not None and pid != self.pid and _namespace(pid) == namespace
         }
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`hosts`, and the `switch` between them: the process that has its namespace. `disk` is a
-    small filesystem (64 MiB) that all hosts share.
+    """Hosts, and the network between them.
+
+    switch: the process that holds the namespace of the bridge. disk: a small filesystem (64 MiB)
+    that all hosts share.
     """
 
     hosts: tuple[Host, ...]
@@ -117,19 +120,19 @@ class Cluster:
 
     @property
     def disk_from_outside(self) -> Path:
-        """Where this process finds what the hosts have in `disk`."""
+        """The path of `disk` as seen by this process."""
         return Path(f"/proc/{self.switch}/root{self.disk}")
 
     def link_down(self, host: Host) -> None:
-        """Pull the host's cable."""
+        """Disconnect the host."""
         self._at_switch("ip", "link", "set", host.name, "down")
 
     def link_up(self, host: Host) -> None:
-        """Plug it in again."""
+        """Reconnect the host."""
         self._at_switch("ip", "link", "set", host.name, "up")
 
     def shape(self, host: Host, gbit: float) -> None:
-        """Give its link this rate in each direction."""
+        """Limit its link to this rate in each direction."""
         limit = ["root", "tbf", "rate", f"{gbit}gbit", "burst", "512k", "latency", "20ms"]
         self._at_switch("tc", "qdisc", "replace", "dev", host.name, *limit)
         host.run("tc", "qdisc", "replace", "dev", "eth0", *limit)
@@ -140,7 +143,7 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path, number: int) -> Iterator[Cluster]:
-    """That many hosts, node1 and so on, which reach each other by name over ssh without a word."""
+    """That many hosts, node1 and so on, which connect to each other over ssh without a prompt."""
     etc = folder / "etc-ssh"
     etc.mkdir(parents=True)
     names = {f"node{i}": f"10.77.0.{i}" for i in range(1, number + 1)}
@@ -194,7 +197,7 @@ def _write_settings(etc: Path, names: dict[str, str]) -> None:
 
 
 def _held(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """A process that the kernel kills when this one ends."""
+    """Start a process that the kernel kills when this one exits."""
     return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command])
 
 
@@ -203,7 +206,7 @@ def _tool(name: str) -> str | None:
 
 
 def wait(condition: Callable[[], Any], seconds: float = 60, poll: float = 0.005) -> None:
-    """Wait until it holds. Raises AssertionError."""
+    """Wait until the condition holds. Raises AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"nothing happened in {seconds} s"
@@ -218,24 +221,17 @@ def _namespace(pid: int) -> Path | None:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child.pid for child in psutil.Process(pid).children()]
 
 
 def _commands() -> dict[int, str]:
-    """The command lines of all processes that are not dead."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                line = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if line:
-                found[int(folder.name)] = line.replace(b"\0", b" ").decode(errors="replace")
-    return found
+    """The command lines of all live processes, by PID."""
+    processes = psutil.process_iter(["cmdline"])
+    return {p.pid: " ".join(p.info["cmdline"]) for p in processes if p.info["cmdline"]}
 
 
 def _listens(pid: int, port: int) -> bool:
+    """Whether a process listens in the network namespace of `pid`; psutil reads only its own."""
     lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     return any(line.split()[1].endswith(f":{port:04X}") for line in lines)
 

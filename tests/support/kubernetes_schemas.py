@@ -1,4 +1,4 @@
-"""What Kubeflow's published schemas allow, as far as our manifests go: nothing else may be there.
+"""The part of Kubeflow's published schemas that our manifests use; other fields are errors.
 
 Fields and types are those of kubeflow/mpi-operator's manifests/base/kubeflow.org_mpijobs.yaml
 (v2beta1) and kubeflow/trainer's manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml
@@ -11,47 +11,47 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Known(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Metadata(Known):
+class Metadata(Strict):
     name: str = Field(pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 
 
-class Resources(Known):
+class Resources(Strict):
     limits: dict[str, str | int] = {}
     requests: dict[str, str | int] = {}
 
 
-class Variable(Known):
+class Variable(Strict):
     name: str
     value: str = ""
 
 
-class Mount(Known):
+class Mount(Strict):
     name: str
     mountPath: str
 
 
-class Claim(Known):
+class Claim(Strict):
     claimName: str
 
 
-class Volume(Known):
+class Volume(Strict):
     name: str
     persistentVolumeClaim: Claim
 
 
-class Socket(Known):
+class Socket(Strict):
     port: int
 
 
-class Probe(Known):
+class Probe(Strict):
     tcpSocket: Socket
 
 
-class Container(Known):
+class Container(Strict):
     name: str
     image: str
     command: list[str] = []
@@ -63,22 +63,22 @@ class Container(Known):
     readinessProbe: Probe | None = None
 
 
-class Pod(Known):
+class Pod(Strict):
     containers: list[Container]
     volumes: list[Volume] = []
 
 
-class Template(Known):
+class Template(Strict):
     spec: Pod
 
 
-class Replicas(Known):
+class Replicas(Strict):
     replicas: int = 1
     restartPolicy: Literal["Always", "OnFailure", "Never", "ExitCode"] = "Never"
     template: Template
 
 
-class RunPolicy(Known):
+class RunPolicy(Strict):
     cleanPodPolicy: str = "Running"
     backoffLimit: int = 0
     activeDeadlineSeconds: int = 0
@@ -86,7 +86,7 @@ class RunPolicy(Known):
     suspend: bool = False
 
 
-class MPIJobSpec(Known):
+class MPIJobSpec(Strict):
     slotsPerWorker: int = 1
     mpiImplementation: Literal["OpenMPI", "Intel", "MPICH"] = "OpenMPI"
     launcherCreationPolicy: Literal["AtStartup", "WaitForWorkersReady"] = "AtStartup"
@@ -95,20 +95,20 @@ class MPIJobSpec(Known):
     mpiReplicaSpecs: dict[Literal["Launcher", "Worker"], Replicas]
 
 
-class MPIJob(Known):
+class MPIJob(Strict):
     apiVersion: Literal["kubeflow.org/v2beta1"]
     kind: Literal["MPIJob"]
     metadata: Metadata
     spec: MPIJobSpec
 
 
-class Runtime(Known):
+class Runtime(Strict):
     name: str
     apiGroup: str = "trainer.kubeflow.org"
     kind: str = "ClusterTrainingRuntime"
 
 
-class Trainer(Known):
+class Trainer(Strict):
     image: str
     command: list[str] = []
     args: list[str] = []
@@ -118,13 +118,13 @@ class Trainer(Known):
     resourcesPerNode: Resources = Resources()
 
 
-class TrainJobSpec(Known):
+class TrainJobSpec(Strict):
     runtimeRef: Runtime
     trainer: Trainer
     suspend: bool = False
 
 
-class TrainJob(Known):
+class TrainJob(Strict):
     apiVersion: Literal["trainer.kubeflow.org/v1alpha1"]
     kind: Literal["TrainJob"]
     metadata: Metadata

@@ -1,4 +1,4 @@
-"""What a machine can forbid, for real: CPU time and memory by control groups, an instruction."""
+"""Real limits of a machine: CPU time and memory by control groups, a forbidden instruction."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,21 +17,22 @@ ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
 
 @contextmanager
 def limited(cores: float, memory: int) -> Iterator[list[str]]:
-    """The start of a command whose processes get so many cores and bytes. Raises OSError where no
-    control group can be made (no root, or a container that shows them read-only).
+    """The beginning of a command line that limits the command to so many cores and bytes.
+
+    Raises OSError if no control group can be created (no root, or mounted read-only).
     """
     with ExitStack() as stack:
         groups = []
         quota = int(cores * 100_000)
         if (_TOP / "cgroup.controllers").exists():  # version 2
-            group = stack.enter_context(_group(_own("")))
+            group = stack.enter_context(_group(_current_group("")))
             _write(group, {"cpu.max": f"{quota} 100000", "memory.max": str(memory)})
             groups.append(group)
         else:
-            group = stack.enter_context(_group(_own("cpu")))
+            group = stack.enter_context(_group(_current_group("cpu")))
             _write(group, {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": str(quota)})
             groups.append(group)
-            group = stack.enter_context(_group(_own("memory")))
+            group = stack.enter_context(_group(_current_group("memory")))
             _write(group, {"memory.limit_in_bytes": str(memory)})
             groups.append(group)
         yield _joining(groups)
@@ -42,8 +43,8 @@ def _joining(groups: Sequence[Path]) -> list[str]:
     return ["sh", "-ec", script, "sh", *map(str, groups), "--"]
 
 
-def _own(controller: str) -> Path:
-    """This process's group; a group inside it is held by the same limits."""
+def _current_group(controller: str) -> Path:
+    """This process's control group; the same limits apply to a group inside it."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):

@@ -1,4 +1,4 @@
-"""HTTP servers on this machine that behave as a test says; used by faults, unit and e2e."""
+"""HTTP servers on this machine whose behaviour a test defines."""
 
 import json
 import threading
@@ -12,8 +12,9 @@ Behave = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 
 @contextmanager
 def serving(behave: Behave) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the URL of a server that calls `behave(handler, body)` for each POST, and the list of
-    the bodies it was sent, each with its path.
+    """Yield the URL of a server, and the list of the bodies of POST requests that it received.
+
+    Each POST calls `behave(handler, body)`. The bodies have the request's path added.
     """
     seen: list[dict[str, Any]] = []
 
@@ -38,7 +39,7 @@ def serving(behave: Behave) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def send(handler: BaseHTTPRequestHandler, content: Any, status: int = 200) -> None:
-    """Answer with JSON, or with bytes as they are."""
+    """Answer with JSON, or with bytes unchanged."""
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     handler.send_response(status)
     handler.send_header("Content-Type", "application/json")
@@ -48,7 +49,7 @@ def send(handler: BaseHTTPRequestHandler, content: Any, status: int = 200) -> No
 
 
 def completion(text: str | None, **more: Any) -> dict[str, Any]:
-    """A chat completion as the API has it."""
+    """A chat completion in the format of the API."""
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return {"choices": [choice | more], "usage": {"completion_tokens": 3}}

@@ -1,5 +1,6 @@
-"""A Slurm cluster on the hosts of hosts.py, for tests: Debian's munged, slurmctld and slurmd, with
-configuration and state in a temporary folder.
+"""A Slurm cluster on the hosts of hosts.py, with configuration and state in a temporary folder.
+
+It runs Debian's munged, slurmctld and slurmd.
 """
 
 import os
@@ -40,7 +41,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """What this machine lacks to have Slurm, and how to get it."""
+    """What this machine lacks to run Slurm, and how to install it; None if nothing."""
     path = f"{os.environ['PATH']}:/usr/sbin"
     missing = [name for name in _NEEDED if shutil.which(name, path=path) is None]
     return f"{', '.join(missing)} not found: make cluster" if missing else hosts.why_not()
@@ -48,7 +49,7 @@ def why_not() -> str | None:
 
 @dataclass(frozen=True)
 class Slurm:
-    """A cluster with two nodes; commands run on the first, which has the controller, too."""
+    """A cluster of two nodes; commands run on the first, which also runs the controller."""
 
     head: Host
     folder: Path
@@ -76,7 +77,7 @@ class Slurm:
         return state
 
     def logs(self) -> str:
-        """What the daemons said."""
+        """The logs of the daemons."""
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
 
 
@@ -84,26 +85,26 @@ class Slurm:
 def cluster(folder: Path) -> Iterator[Slurm]:
     """Slurm with the nodes node1 and node2, ready for jobs."""
     with hosts.cluster(folder, 2) as machines:
-        own = folder / "slurm"
-        (own / "state").mkdir(parents=True)
-        (own / "munge.key").write_bytes(os.urandom(128))
-        (own / "munge.key").chmod(0o600)
+        home = folder / "slurm"
+        (home / "state").mkdir(parents=True)
+        (home / "munge.key").write_bytes(os.urandom(128))
+        (home / "munge.key").chmod(0o600)
         values = {
             "controller": machines.hosts[0].name,
             "nodes": ",".join(host.name for host in machines.hosts),
             "cores": os.cpu_count(),
-            "folder": own,
+            "folder": home,
         }
-        (own / "slurm.conf").write_text(_CONFIG.format(**values))
-        slurm = Slurm(machines.hosts[0], own)
+        (home / "slurm.conf").write_text(_CONFIG.format(**values))
+        slurm = Slurm(machines.hosts[0], home)
         for host in machines.hosts:
             host.run("mkdir", "-p", "/run/munge")
-            names = {"key-file": own / "munge.key", "log-file": own / f"munged-{host.name}.log"}
+            names = {"key-file": home / "munge.key", "log-file": home / f"munged-{host.name}.log"}
             names |= {f"{kind}-file": f"/run/munge/{kind}" for kind in ("pid", "seed")}
             host.run("munged", "--force", *(f"--{name}={path}" for name, path in names.items()))
-        _daemon(slurm.head, "slurmctld", "-i", "-f", own / "slurm.conf")
+        _daemon(slurm.head, "slurmctld", "-i", "-f", home / "slurm.conf")
         for host in machines.hosts:
-            _daemon(host, "slurmd", "-f", own / "slurm.conf")
+            _daemon(host, "slurmd", "-f", home / "slurm.conf")
         end = time.monotonic() + 60
         while slurm.run("sinfo", "--noheader", "--format=%T") != "idle":
             assert time.monotonic() < end, slurm.logs()
@@ -112,5 +113,5 @@ def cluster(folder: Path) -> Iterator[Slurm]:
 
 
 def _daemon(host: Host, *command: str | Path) -> None:
-    """Start it: it goes into the background by itself, and ends with the host."""
+    """Start a daemon, which goes into the background by itself and ends with the host."""
     host.run(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,9 +1,9 @@
-"""/sys and /proc of machines that are not here, in the layout that Linux gives them."""
+"""Trees of /sys and /proc of other machines, in the layout of Linux."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-GIB = 2**20  # in KiB, as meminfo counts
+GIB = 2**20  # in KiB, the unit of meminfo
 
 
 def write_machine(

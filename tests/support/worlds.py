@@ -1,10 +1,9 @@
-"""A small run whose every world must be the same, and what "the same" means; used by invariants
-and e2e.
-"""
+"""A small run that must be the same on any number of ranks, and what "the same" means."""
 
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 from support.harness import metrics, shortest_examples, write_config
@@ -36,13 +35,15 @@ def losses(run):
 
 def assert_same(run, reference, tolerance=1e-5, adapter=1e-4):
     for name in ("step", "tokens", "supervised_tokens", "lr"):
-        found, wanted = ([line.get(name) for line in metrics(r)] for r in (run, reference))
-        assert found == wanted
+        values, expected = ([line.get(name) for line in metrics(r)] for r in (run, reference))
+        assert values == expected
     assert losses(run) == pytest.approx(losses(reference), rel=tolerance)
-    found, wanted = (load_file(r / "adapter/adapter_model.safetensors") for r in (run, reference))
-    assert found.keys() == wanted.keys()
-    for name, weight in wanted.items():
-        assert (found[name] - weight).norm() <= adapter * weight.norm(), name
+    weights, expected = (
+        load_file(r / "adapter/adapter_model.safetensors") for r in (run, reference)
+    )
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert (weights[name] - weight).norm() <= adapter * weight.norm(), name
 
 
 def wait_for(path, process, seconds=120):
@@ -54,18 +55,14 @@ def wait_for(path, process, seconds=120):
 
 
 def ranks_in(folder: Path) -> dict[int, int]:
-    """The processes of the ranks that run in this folder, by rank."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cwd").readlink() != folder:
-                continue
-            variables = (process / "environ").read_text().split("\0")
-        except OSError:
-            continue  # it has just ended
-        values = dict(line.partition("=")[::2] for line in variables)
+    """The PIDs of the ranks that run in this folder, by rank."""
+    pids = {}
+    for process in psutil.process_iter(["cwd", "environ"]):
+        if process.info["cwd"] != str(folder):
+            continue
+        variables = process.info["environ"] or {}
         for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "RANK"):
-            if name in values:
-                found[int(values[name])] = int(process.name)
+            if name in variables:
+                pids[int(variables[name])] = process.pid
                 break
-    return found
+    return pids

@@ -1,4 +1,4 @@
-"""The images' lists of packages are complete and pinned, and their users are nobody special."""
+"""The images' lists of packages are complete and pinned, and their users are not root."""
 
 import os
 import re
@@ -38,12 +38,16 @@ def test_a_list_is_pinned_by_the_lock_and_closed(which) -> None:
     assert listed <= names(ROOT / "requirements.lock")
     for name in sorted(listed):
         try:
-            wanted = [Requirement(text) for text in requires(name) or []]
+            requirements = [Requirement(text) for text in requires(name) or []]
         except PackageNotFoundError:  # an environment without every extra
             continue
-        for one in wanted:
-            if one.marker is None or one.marker.evaluate({"extra": ""}):
-                assert canonical(one.name) in listed | LEFT_OUT[which], f"{name} needs {one.name}"
+        for needed in requirements:
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonical(needed.name) in listed | LEFT_OUT[which], f"{name}: {needed.name}"
+    if which == "train":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        direct = {canonical(Requirement(text).name) for text in project["dependencies"]}
+        assert direct <= listed | LEFT_OUT[which]
     if which == "inference":
         assert not listed & {"torch", "nncf", "optimum", "optimum-intel", "peft", "datasets"}
 
@@ -91,13 +95,13 @@ def test_the_workers_of_an_mpi_job_have_an_sshd_that_takes_the_operators_keys() 
     client = (DOCKER / "ssh/client.conf").read_text()
     assert "IdentityFile ~/.ssh/id_rsa\n" in client and "Port 2222\n" in client
     with TemporaryDirectory() as mount:  # pytest's own folders are closed to other users
-        said = sshd_reads(config.replace(spec["sshAuthMountPath"], mount), Path(mount))
-        assert f"hostkey {mount}/id_rsa\n" in said
-        assert f"authorizedkeysfile {mount}/authorized_keys\n" in said
+        settings = sshd_reads(config.replace(spec["sshAuthMountPath"], mount), Path(mount))
+        assert f"hostkey {mount}/id_rsa\n" in settings
+        assert f"authorizedkeysfile {mount}/authorized_keys\n" in settings
 
 
 def sshd_reads(config: str, mount: Path) -> str:
-    """What sshd, run by an ordinary user, makes of a configuration and the keys in `mount`."""
+    """The settings that sshd, run by an ordinary user, reads from a configuration."""
     key = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "521", "-m", "PEM", "-N", ""]
     subprocess.run([*key, "-f", mount / "id_rsa"], check=True)
     root = os.geteuid() == 0

@@ -1,8 +1,8 @@
-"""The one thread that calls oneCCL, one call after another; called from oneccl.group.
+"""Single thread that serializes oneCCL calls.
 
-oneCCL's communicators must not be used from two threads at once (its flow control breaks), so all
-groups share it, and calls are made in the order in which they were asked for. As with NCCL, ranks
-that share several groups must ask in the same order.
+oneCCL's communicators must not be used from two threads at once (its flow control breaks). So all
+process groups share this thread, which makes the calls in the order of submission. As with NCCL,
+ranks that share several groups must submit in the same order.
 """
 
 import queue
@@ -18,9 +18,9 @@ _WATCH_SECONDS = 0.2
 
 
 class Call:
-    """What to do and by when; then what came of it. `describe` names it in an error.
+    """An action with its time limit, later its result. `describe` names it in an error.
 
-    torch's Future is made for those who ask for it: it takes as long as a wake-up of the thread.
+    torch's Future is created only on request: that takes as long as waking up the thread.
     """
 
     def __init__(self, describe: str, seconds: float, action: Callable[[], Any]) -> None:
@@ -35,7 +35,7 @@ class Call:
         self._done = False
 
     def wait(self) -> Any:
-        """Its result, once it is done; raises what it failed with."""
+        """Wait for the result; raises the error of a failed call."""
         with self._running:
             pass
         if self._error is not None:
@@ -43,41 +43,41 @@ class Call:
         return self._result
 
     def is_done(self) -> bool:
-        """Whether it is done, or has failed."""
+        """Whether it has finished or failed."""
         return self._done
 
     def future(self) -> "Future[Any]":
-        """Its result, for callbacks."""
+        """The result as a future, for callbacks."""
         with self._guard:
             if self._future is not None:
                 return self._future
             future = self._future = Future()
             if not self._done:
                 return future
-        self._tell(future)
+        self._resolve(future)
         return future
 
     def finish(self, result: Any, error: Exception | None) -> None:
-        """Say what came of it."""
+        """Set the result or the error."""
         with self._guard:
             self._result, self._error, self._done = result, error, True
             future = self._future
         self._running.release()
         if future is not None:
-            self._tell(future)
+            self._resolve(future)
 
-    def _tell(self, future: "Future[Any]") -> None:
+    def _resolve(self, future: "Future[Any]") -> None:
         if self._error is None:
             future.set_result(self._result)
         else:
             future.set_exception(self._error)
 
 
-class Caller:
+class CallThread:
     """Makes calls in order.
 
-    oneCCL cannot take a call back. One that is not done in time fails, and so does every other from
-    then on, with the same error.
+    oneCCL cannot cancel a call. So one that does not finish in time fails, and every later one
+    fails with the same error.
     """
 
     def __init__(self) -> None:
@@ -92,8 +92,9 @@ class Caller:
         self._watcher.start()
 
     def stop(self) -> None:
-        """End the threads: one that frees a tensor while Python ends would crash it. Not when
-        broken.
+        """End the threads: one that frees a tensor while Python exits would crash the process.
+
+        Must not be called when broken.
         """
         self._calls.put(None)
         self._stopped.set()
@@ -101,7 +102,7 @@ class Caller:
         self._watcher.join()
 
     def submit(self, describe: str, seconds: float, action: Callable[[], Any]) -> Call:
-        """Ask for a call that may take `seconds`; it fails with RuntimeError if it takes longer."""
+        """Queue a call, which fails with RuntimeError if it takes longer than `seconds`."""
         call = Call(describe, seconds, action)
         with self._lock:
             if self.broken is None:
@@ -121,10 +122,10 @@ class Caller:
                 error = raised
             with self._lock:
                 if self.broken is not None:
-                    return  # too late: the asker has been told
+                    return  # too late: the call has already failed
                 self._current = None
             call.finish(result, error)
-            del call, result, error  # no tensor is kept until the next call
+            del call, result, error  # else tensors would live until the next call
 
     def _watch(self) -> None:
         while self.broken is None and not self._stopped.wait(_WATCH_SECONDS):
@@ -136,8 +137,8 @@ class Caller:
             if call is None or time.monotonic() - call.began < call.seconds:
                 return
             self.broken = (
-                f"oneCCL: {call.describe} was not done after {call.seconds:g} s: another rank "
-                "has stopped, or asks for something else"
+                f"oneCCL: {call.describe} did not finish within {call.seconds:g} s: another rank "
+                "has stopped, or has called a different collective"
             )
         call.finish(None, RuntimeError(self.broken))
         while not self._calls.empty():
@@ -146,6 +147,6 @@ class Caller:
 
 
 @cache
-def caller() -> Caller:
-    """This process's one."""
-    return Caller()
+def call_thread() -> CallThread:
+    """The one thread of this process."""
+    return CallThread()

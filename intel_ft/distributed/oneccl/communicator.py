@@ -1,7 +1,7 @@
-"""Collectives of one communicator, each done when it returns; called from oneccl.group, always on
-the thread of oneccl.calls.
+"""Blocking collectives of one oneCCL communicator, called only on the thread of call_thread.
 
-Data that is only moved travels as bytes; what is reduced is converted where oneCCL lacks the type.
+Data that is only moved is sent as bytes; data that is reduced is converted where oneCCL lacks its
+dtype.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ _BITWISE = {
 }
 
 
-class Communicator:
-    """The ranks of a group. Tensors have any dtype and layout."""
+class CclCommunicator:
+    """The ranks of a group. Tensors may have any dtype and layout."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -42,7 +42,7 @@ class Communicator:
         self._handle = Handle()
 
     def connect(self, store: Store) -> None:
-        """Find the other ranks through the store."""
+        """Connect to the other ranks, which the store brings together."""
         set_environment()
         identity = UniqueId()
         if self.rank == 0:
@@ -53,7 +53,7 @@ class Communicator:
         library().call("CommInitRank", byref(self._handle), self.size, identity, self.rank)
 
     def leave(self, *, last: bool) -> None:
-        """Leave, and end MPI after the last one."""
+        """Destroy the communicator, and finalize MPI after the last one."""
         library().call("CommFinalize", self._handle)
         library().call("CommDestroy", self._handle)
         if last:
@@ -62,11 +62,11 @@ class Communicator:
     def _call(self, name: str, source: Tensor, target: Tensor, count: int, *more: int) -> None:
         if count:
             pointers = source.data_ptr(), target.data_ptr()
-            rest = (count, _TYPES[source.dtype], *more, self._handle, None)
-            library().call(name, *pointers, *rest)
+            dtype = _TYPES[source.dtype]
+            library().call(name, *pointers, count, dtype, *more, self._handle, None)
 
     def all_reduce(self, tensor: Tensor, operation: Any) -> None:
-        """The tensor, reduced over all ranks, in place."""
+        """Reduce the tensor over all ranks, in place."""
         if operation in _BITWISE:
             whole = tensor.new_empty((self.size, *tensor.shape))
             self.all_gather_into(whole, tensor)
@@ -79,7 +79,7 @@ class Communicator:
         self._finish(tensor, flat, operation)
 
     def reduce(self, tensor: Tensor, operation: Any, root: int) -> None:
-        """As all_reduce; only the root has the result."""
+        """As all_reduce, with the result only on the root."""
         if operation in _BITWISE:
             self.all_reduce(tensor, operation)
             return
@@ -88,7 +88,7 @@ class Communicator:
         self._finish(tensor, flat, operation)
 
     def reduce_scatter(self, output: Tensor, whole: Tensor, operation: Any) -> None:
-        """output becomes this rank's part of the reduction of whole, `size` times as large."""
+        """Write this rank's part of the reduction of `whole` to output, 1/size as large."""
         if operation in _BITWISE:
             reduced = whole.clone()
             self.all_reduce(reduced, operation)
@@ -100,43 +100,44 @@ class Communicator:
         self._finish(output, part, operation)
 
     def _finish(self, tensor: Tensor, flat: Tensor, operation: Any) -> None:
-        """Put a reduction where it belongs."""
+        """Write the reduced `flat` to the tensor."""
         if operation == ReduceOp.AVG:
             flat.div_(self.size)
         if flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(_as_reduced(flat, tensor))
 
     def broadcast(self, tensor: Tensor, root: int) -> None:
-        """The root's tensor, everywhere."""
+        """Copy the root's tensor to all ranks, in place."""
         flat = _bytes(tensor)
         self._call("Broadcast", flat, flat, flat.numel(), root)
         if flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
 
-    def all_gather_into(self, output: Tensor, own: Tensor) -> None:
-        """output becomes all ranks' own, in order of rank."""
-        flat = _bytes(own)
+    def all_gather_into(self, output: Tensor, local: Tensor) -> None:
+        """Write the local tensors of all ranks to output, in order of rank."""
+        flat = _bytes(local)
         whole = _bytes(output)
         self._call("AllGather", flat, whole, flat.numel())
         if whole.data_ptr() != output.data_ptr():
             output.copy_(whole.view(output.dtype).view(output.shape))
 
-    def all_gather(self, parts: list[Tensor], own: Tensor) -> None:
-        """parts[rank] becomes that rank's own; sizes may differ."""
+    def all_gather(self, parts: list[Tensor], local: Tensor) -> None:
+        """Write the local tensor of each rank to parts[rank]; sizes may differ."""
         if len({part.numel() for part in parts}) > 1:
             for rank, part in enumerate(parts):
                 if rank == self.rank:
-                    part.copy_(own)
+                    part.copy_(local)
                 self.broadcast(part, rank)
             return
-        whole = own.new_empty((len(parts), *own.shape))
-        self.all_gather_into(whole, own)
-        for part, found in zip(parts, whole, strict=True):
-            part.copy_(found.view(part.shape))
+        whole = local.new_empty((len(parts), *local.shape))
+        self.all_gather_into(whole, local)
+        for part, row in zip(parts, whole, strict=True):
+            part.copy_(row.view(part.shape))
 
     def all_to_all(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-        """outputs[rank] becomes that rank's inputs[own rank]. Parts are padded to the largest that
-        any rank has: oneCCL moves equal ones.
+        """Write that rank's inputs[self.rank] to outputs[rank].
+
+        Parts are padded to the largest one of all ranks, because oneCCL needs equal sizes.
         """
         sizes = [part.numel() * part.element_size() for part in (*inputs, *outputs)]
         largest = torch.tensor([max(sizes)])
@@ -148,40 +149,40 @@ class Communicator:
         received = torch.empty_like(sent)
         self._call("AllToAll", sent, received, width)
         for row, part in zip(received, outputs, strict=True):
-            found = row[: part.numel() * part.element_size()].clone()
-            part.copy_(found.view(part.dtype).view(part.shape))
+            received_part = row[: part.numel() * part.element_size()].clone()
+            part.copy_(received_part.view(part.dtype).view(part.shape))
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """Its elements as bytes [n], without a copy where it is contiguous."""
+    """The tensor's elements as bytes [n], without a copy if it is contiguous."""
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _reducible(tensor: Tensor, operation: Any) -> tuple[Tensor, int]:
-    """The tensor flat and in a dtype that oneCCL reduces, and the number of the operation."""
+    """The tensor, flat and in a dtype that oneCCL reduces, and the number of the operation."""
     number = _OPERATIONS[ReduceOp.SUM if operation == ReduceOp.AVG else operation]
     if tensor.dtype in _TYPES and operation != ReduceOp.AVG and tensor.is_contiguous():
-        return tensor, number  # as it is, without the microseconds of what follows
+        return tensor, number  # the common case, without the microseconds of the rest
     flat = tensor.detach().contiguous().view(-1)
     if flat.dtype == torch.bool:
         if operation == ReduceOp.AVG:
-            raise NotImplementedError("oneCCL: no average of booleans")
+            raise NotImplementedError("oneCCL cannot average booleans")
         if operation == ReduceOp.SUM:
             number = _OPERATIONS[ReduceOp.MAX]  # or; a sum of bytes would overflow
         return flat.view(torch.uint8), number
     if flat.is_complex():
         if operation not in (ReduceOp.SUM, ReduceOp.AVG):
-            raise NotImplementedError(f"oneCCL: no {operation} of complex numbers")
+            raise NotImplementedError(f"oneCCL cannot reduce complex numbers with {operation}")
         return torch.view_as_real(flat).view(-1), number
     if operation == ReduceOp.AVG and not flat.is_floating_point():
-        raise NotImplementedError("oneCCL: no average of integers")
+        raise NotImplementedError("oneCCL cannot average integers")
     if flat.dtype not in _TYPES:
         flat = flat.to(torch.float32 if flat.is_floating_point() else torch.int64)
     return flat, number
 
 
 def _as_reduced(flat: Tensor, like: Tensor) -> Tensor:
-    """Back from `_reducible`."""
+    """Undo `_reducible`: the dtype and shape of `like`."""
     if like.is_complex():
         flat = torch.view_as_complex(flat.view(-1, 2))
     elif like.dtype == torch.bool:
@@ -190,10 +191,9 @@ def _as_reduced(flat: Tensor, like: Tensor) -> Tensor:
 
 
 def operation_of(opts: Any) -> Any:
-    """The reduction that c10d's options ask for; NotImplementedError where there is none."""
+    """The reduction in c10d's options; raises NotImplementedError if oneCCL does not have it."""
     operation = ReduceOp.SUM if opts is None else opts.reduceOp
-    known = (*_OPERATIONS, *_BITWISE, ReduceOp.AVG)
-    for candidate in known:
+    for candidate in (*_OPERATIONS, *_BITWISE, ReduceOp.AVG):
         if operation == candidate:
             return candidate
-    raise NotImplementedError(f"oneCCL: no reduction {operation}")
+    raise NotImplementedError(f"oneCCL has no reduction {operation}")
