@@ -61,8 +61,8 @@ def train(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Trainer to compare with: trl, trl-packed, transformers, ipex or ours-ipex. "
-            "Repeatable."
+            help="Peer, a trainer to compare with: trl, trl-packed, transformers, ipex, or ours-ipex "
+            "(intel-ft on IPEX). Repeatable."
         ),
     ] = None,
     repeat: Repeat = 3,
@@ -112,7 +112,8 @@ def train(
 ) -> None:
     """Measure tokens/s, MFU and memory of LoRA training.
 
-    Each --peer is measured in turn with intel-ft.
+    Runs of intel-ft and of each --peer take turns. MFU is the share of the best GEMM rate of these
+    cores that training reaches.
     """
     from intel_ft.bench.task import OWN_TRAINER, Task
     from intel_ft.bench.workloads import workload as find
@@ -199,7 +200,7 @@ def scale(
     workload: WorkloadName = "small",
     values: Annotated[
         str | None,
-        typer.Option(help="Comma-separated values, as 256,512. Default: depends on --over."),
+        typer.Option(help="Comma-separated values, such as 256,512. Default: depends on --over."),
     ] = None,
     repeat: Rounds = 1,
     seconds: Seconds = 30.0,
@@ -226,7 +227,7 @@ def ranks(
     cores: Annotated[int, typer.Option(min=1, help="Cores of each rank.")] = 1,
     values: Annotated[
         str | None,
-        typer.Option(help="Numbers of ranks, as 1,2,4. Default: powers of two that fit here."),
+        typer.Option(help="Numbers of ranks, such as 1,2,4. Default: powers of two that fit here."),
     ] = None,
     via: Annotated[
         Literal["mpirun", "torchrun"], typer.Option(help="Launcher that starts the ranks.")
@@ -238,8 +239,8 @@ def ranks(
         int | None,
         typer.Option(
             min=1,
-            help="A quarter of the examples per step of each rank in the smallest run. Default: "
-            "set by the workload.",
+            help="A step of the smallest run has 4 times this many examples per rank. Default: set "
+            "by the workload.",
         ),
     ] = None,
     rank: LoraRank = 16,
@@ -315,7 +316,9 @@ def collectives(
     repeat: Repeat = 3,
     hosts: Annotated[
         str | None,
-        typer.Option(help="Comma-separated host names, as node1,node2. Default: this host only."),
+        typer.Option(
+            help="Comma-separated host names, such as node1,node2. Default: this host only."
+        ),
     ] = None,
     plot: Plot = None,
     markdown: Markdown = False,

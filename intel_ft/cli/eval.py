@@ -14,7 +14,12 @@ def run(
     ],
     split: Annotated[str, typer.Option(help="Split of the data to use.")] = "train",
     data_format: Annotated[
-        str, typer.Option("--format", help="Data format. auto detects it from the columns.")
+        str,
+        typer.Option(
+            "--format",
+            help="Data format: alpaca, dolly, prompt_completion, question_answer, messages or "
+            "text. auto detects it from the columns.",
+        ),
     ] = "auto",
     template: options.Template = "auto",
     system: options.SystemPrompt = None,

@@ -1,10 +1,14 @@
 """`intel-ft merge`."""
 
-from intel_ft.cli.options import Base, Json, Output, Source, Trust, show
+from typing import Annotated
+
+import typer
+
+from intel_ft.cli.options import Base, Json, Output, Trust, show
 
 
 def run(
-    source: Source,
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a run or an adapter.")],
     output: Output,
     base: Base = None,
     trust_remote_code: Trust = False,

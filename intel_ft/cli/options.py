@@ -74,7 +74,7 @@ SourceOrServer = Annotated[
 ServerUrl = Annotated[
     str | None,
     typer.Option(
-        "--server", help="URL of an OpenAI-compatible server to use, as http://host:port."
+        "--server", help="URL of an OpenAI-compatible server to use, such as http://host:port."
     ),
 ]
 ServedModel = Annotated[
@@ -94,7 +94,10 @@ SystemPrompt = Annotated[
 ]
 Template = Annotated[
     Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"],
-    typer.Option(help="Prompt template. auto is the one used in training."),
+    typer.Option(
+        help="Prompt template. auto: the one used in training; tokenizer: the chat template of the "
+        "tokenizer; none: the prompt as it is."
+    ),
 ]
 
 

@@ -24,7 +24,7 @@ def run(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory of each node, or of each GPU with --gpu, as 256GiB. Default: this "
+            help="Memory of each node, or of each GPU with --gpu, such as 256GiB. Default: this "
             "machine's, or that of --gpu."
         ),
     ] = None,
@@ -69,7 +69,7 @@ def run(
         typer.Option(help="Plan for several values of this parameter and print them as a table."),
     ] = None,
     values: Annotated[
-        str | None, typer.Option(help="Comma-separated values for --sweep, as 1,2,4.")
+        str | None, typer.Option(help="Comma-separated values for --sweep, such as 1,2,4.")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write a plot of --sweep to this SVG file as well.")

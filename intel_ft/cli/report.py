@@ -18,7 +18,8 @@ def run(
         int,
         typer.Option(
             min=0,
-            help="Validation examples that the base and the trained model answer for the page.",
+            help="Number of validation examples that the base and the trained model answer for the "
+            "page.",
         ),
     ] = 0,
     max_new_tokens: MaxNewTokens = 128,
