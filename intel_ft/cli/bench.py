@@ -61,8 +61,8 @@ def train(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Peer, a trainer to compare with: trl, trl-packed, transformers, ipex, or ours-ipex "
-            "(intel-ft on IPEX). Repeatable."
+            help="Peer, a trainer to compare with: trl, trl-packed, transformers, ipex, or "
+            "ours-ipex (intel-ft on IPEX). Repeatable."
         ),
     ] = None,
     repeat: Repeat = 3,
