@@ -31,8 +31,8 @@ def bind(env: LauncherEnv, setting: str, collective: str = "auto") -> list[Decis
     if setting == "none":
         return [Decision(name, "none", "set in the config")]
     if topology.is_bound():
-        cpus = sorted(os.sched_getaffinity(0))
-        return [Decision(name, format_list(cpus), "the launcher bound this rank to these cores")]
+        current = sorted(os.sched_getaffinity(0))
+        return [Decision(name, format_list(current), "the launcher bound this rank to these cores")]
     host = topology.read(allowed=topology.reachable_cpus())
     try:
         shares = places(host, env.local_size)

@@ -97,7 +97,7 @@ def network_interface(world: World) -> Decision | None:
         address, why = _source_address(_UNASSIGNED), "the default route"
     if address is not None:
         for interface, addresses in psutil.net_if_addrs().items():
-            if interface != "lo" and address in (found.address for found in addresses):
+            if interface != "lo" and address in (entry.address for entry in addresses):
                 return Decision(name, interface, why)
     return None
 
