@@ -116,11 +116,11 @@ def train(
     cores that training reaches.
     """
     from intel_ft.bench.task import OWN_TRAINER, Task
-    from intel_ft.bench.workloads import workload as find
+    from intel_ft.bench.workloads import workload as find_workload
 
     task = Task(
         contender=OWN_TRAINER,
-        workload=find(workload, lengths, row_tokens, batch),
+        workload=find_workload(workload, lengths, row_tokens, batch),
         rank=rank,
         threads=threads,
         seconds=seconds,
@@ -154,9 +154,9 @@ def gemm(
     json: Json = False,
 ) -> None:
     """Measure GEMM rates and memory bandwidth."""
-    from intel_ft.bench.workloads import workload as find
+    from intel_ft.bench.workloads import workload as find_workload
 
-    chosen = find(workload, lengths, row_tokens)
+    chosen = find_workload(workload, lengths, row_tokens)
     from intel_ft.bench.gemm import bench_gemm
     from intel_ft.bench.tables import gemm_table
 
@@ -253,11 +253,11 @@ def ranks(
     from intel_ft.bench.ranks import bench_ranks, values_of
     from intel_ft.bench.tables import ranks_table
     from intel_ft.bench.task import OWN_TRAINER, Task
-    from intel_ft.bench.workloads import workload as find
+    from intel_ft.bench.workloads import workload as find_workload
 
     task = Task(
         OWN_TRAINER,
-        find(workload, row_tokens=row_tokens, batch=batch),
+        find_workload(workload, row_tokens=row_tokens, batch=batch),
         rank=rank,
         seconds=seconds,
         base_dtype=base_dtype,

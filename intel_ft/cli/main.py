@@ -41,7 +41,7 @@ class _Argument(typer.core.TyperArgument):
     """An argument whose help is shown once.
 
     typer 0.25 sets the help before click 8.5 resets it to None, so that none is shown; set again
-    afterwards, typer and click would each print it under a heading of their own.
+    afterwards, typer and click would each print it under a separate heading.
     """
 
     def __init__(self, *, help: str | None = None, **options: Any) -> None:  # noqa: A002 typer's name
