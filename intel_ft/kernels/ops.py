@@ -200,7 +200,12 @@ def _by_segment(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     outputs = [
         F.scaled_dot_product_attention(
-            *(x[:, :, start:end] for x in (q, k, v)), is_causal=True, scale=scale, enable_gqa=True
+            query=q[:, :, start:end],
+            key=k[:, :, start:end],
+            value=v[:, :, start:end],
+            is_causal=True,
+            scale=scale,
+            enable_gqa=True,
         )
         for start, end in pairwise(bounds.tolist())
     ]

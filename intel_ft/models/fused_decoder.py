@@ -108,21 +108,22 @@ class DecoderLayer(torch.autograd.Function):
     ) -> Tensor:
         """The layer's output."""
         steps = Linears(*(linear.start_step() for linear in layer.linears))
-        x = ops.rms_norm(hidden, layer.norm, layer.eps)
-        q, q_a_out = steps.q.forward(x)
-        k, k_a_out = steps.k.forward(x)
-        v, v_a_out = steps.v.forward(x)
+        x1 = ops.rms_norm(hidden, layer.norm, layer.eps)
+        q, q_a_out = steps.q.forward(x1)
+        k, k_a_out = steps.k.forward(x1)
+        v, v_a_out = steps.v.forward(x1)
+        del x1
         attended, logsumexp = ops.attention(
             *layer.split_heads(q, k, v), cos, sin, bounds, layer.scale
         )
-        flat = attended.view(len(x), -1)
+        flat = attended.view(len(hidden), -1)
         if keep is None:
             middle, o_a_out = steps.o.forward(flat, residual=hidden)
         else:
             middle, o_a_out = steps.o.forward(flat[keep], residual=hidden[keep])
-        x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
-        gate, gate_a_out = steps.gate.forward(x)
-        up, up_a_out = steps.up.forward(x)
+        x2 = ops.rms_norm(middle, layer.middle_norm, layer.eps)
+        gate, gate_a_out = steps.gate.forward(x2)
+        up, up_a_out = steps.up.forward(x2)
         out, down_a_out = steps.down.forward(ops.swiglu(gate, up), residual=middle)
         ctx.layer, ctx.steps = layer, steps
         inputs = hidden, cos, sin, bounds, keep
@@ -146,11 +147,12 @@ class DecoderLayer(torch.autograd.Function):
             gate, up, steps.down.input_gradient(grad, grad_a_out)
         )
         down_grads = steps.down.lora_gradients(grad, grad_a_out, activated, lora_a_outs.down)
-        x = ops.rms_norm(middle, layer.middle_norm, layer.eps)
-        grad_x, gate_grads = steps.gate.backward(grad_gate, x, lora_a_outs.gate)
-        grad_x, up_grads = steps.up.backward(grad_up, x, lora_a_outs.up, accumulate_into=grad_x)
+        x2 = ops.rms_norm(middle, layer.middle_norm, layer.eps)
+        grad_x2, gate_grads = steps.gate.backward(grad_gate, x2, lora_a_outs.gate)
+        grad_x2, up_grads = steps.up.backward(grad_up, x2, lora_a_outs.up, accumulate_into=grad_x2)
         del gate, up, grad_gate, grad_up, activated
-        grad = ops.rms_norm_backward(middle, layer.middle_norm, grad_x, layer.eps, residual=grad)
+        grad = ops.rms_norm_backward(middle, layer.middle_norm, grad_x2, layer.eps, residual=grad)
+        del x2, grad_x2
 
         flat = attended.view(len(hidden), -1)
         grad_attended, o_grads = steps.o.backward(
@@ -173,22 +175,23 @@ class DecoderLayer(torch.autograd.Function):
         grad_k = layer.head_norm_backward(k, layer.k_norm, grad_k)
         grad_v = grad_v.view_as(v)
 
-        x = ops.rms_norm(hidden, layer.norm, layer.eps)
+        x1 = ops.rms_norm(hidden, layer.norm, layer.eps)
         parts = (
             (steps.q, grad_q, lora_a_outs.q),
             (steps.k, grad_k, lora_a_outs.k),
             (steps.v, grad_v, lora_a_outs.v),
         )
         qkv_grads: list[Tensor] = []
-        grad_hidden = grad_x = None
+        grad_x1: Tensor | None = None
         for step, grad_out, lora_a_out in parts:
             grad_a_out = step.lora_a_out_gradient(grad_out)
             if ctx.needs_input_grad[0]:
-                grad_x = step.input_gradient(grad_out, grad_a_out, accumulate_into=grad_x)
-            qkv_grads += step.lora_gradients(grad_out, grad_a_out, x, lora_a_out)
-        if grad_x is not None:
+                grad_x1 = step.input_gradient(grad_out, grad_a_out, accumulate_into=grad_x1)
+            qkv_grads += step.lora_gradients(grad_out, grad_a_out, x1, lora_a_out)
+        grad_hidden = None
+        if grad_x1 is not None:
             grad_hidden = ops.rms_norm_backward(
-                hidden, layer.norm, grad_x, layer.eps, residual=grad
+                hidden, layer.norm, grad_x1, layer.eps, residual=grad
             )
         lora_grads = (*qkv_grads, *o_grads, *gate_grads, *up_grads, *down_grads)
         return grad_hidden, None, None, None, None, None, *lora_grads

@@ -43,13 +43,16 @@ def half(*shape: int, size: float = 1.0) -> torch.Tensor:
     return (torch.randn(*shape) * size).bfloat16()
 
 
-def assert_rows_close(found, wanted, bound, floor=0.0) -> None:
-    """Each row by its own norm (or `floor`, if that is larger): no row hides behind the others."""
+def row_errors(found, wanted, floor=0.0) -> torch.Tensor:
     assert found.shape == wanted.shape
     found, wanted = found.double().flatten(0, -2), wanted.double().flatten(0, -2)
     assert found.isfinite().all()
-    norms = wanted.norm(dim=-1).clamp_min(max(floor, 1e-30))
-    errors = (found - wanted).norm(dim=-1) / norms
+    return (found - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(max(floor, 1e-30))
+
+
+def assert_rows_close(found, wanted, bound, floor=0.0) -> None:
+    """Each row by its own norm (or `floor`, if that is larger): no row hides behind the others."""
+    errors = row_errors(found, wanted, floor)
     assert errors.max() <= bound, f"row {errors.argmax()}: {errors.max():.2e}"
 
 
@@ -137,20 +140,26 @@ def widened(case):
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 80), (6, 2, 128), (5, 1, 12), (2, 2, 256)]
 )
-def test_attention_and_its_gradient(compiled, heads, kv_heads, dim, segments) -> None:
+def test_attention_and_its_gradient(compiled, monkeypatch, heads, kv_heads, dim, segments) -> None:
+    """As exact as twice the error of torch's attention in bf16 on this CPU."""
     case, grad = attention_case(heads, kv_heads, dim, segments)
     out, logsumexp = ops.attention(*case)
-    wanted, _ = ops.attention(*widened(case))
-    assert_rows_close(out, wanted, 1.5e-2)
     found = ops.attention_backward(*case, out, logsumexp, grad)
-    known = ops.attention_backward(*widened(case), wanted, logsumexp, grad.float())
-    for one, other, like in zip(found, known, case[:3], strict=True):
+    wanted, _ = ops.attention(*widened(case))
+    exact = ops.attention_backward(*widened(case), wanted, logsumexp, grad.float())
+    monkeypatch.setattr(ops, "kernels", lambda: Kernels(None, "switched off by a test"))
+    plain_out, nothing = ops.attention(*case)
+    plain = ops.attention_backward(*case, plain_out, nothing, grad)
+    rounding = torch.finfo(torch.bfloat16).eps / 2
+    assert row_errors(out, wanted).max() <= 2 * row_errors(plain_out, wanted).max() + rounding
+    for one, other, known, like in zip(found, plain, exact, case[:3], strict=True):
         assert one.shape == like.shape
         assert one.is_contiguous()
         # Gradients cancel: exactly where a token is alone in its segment, nearly in others.
-        assert_rows_close(one, other, 8e-2, floor=0.1 * dim**0.5)
+        assert_rows_close(one, known, 8e-2, floor=0.1 * dim**0.5)  # no row is wrong
         if max(segments) > 1:
-            assert (one.float() - other).norm() <= 6e-3 * other.norm()
+            error, bound = ((x.float() - known).norm() / known.norm() for x in (one, other))
+            assert error <= 2 * bound
 
 
 def test_attention_of_large_scores_does_not_overflow(compiled) -> None:
