@@ -24,7 +24,7 @@ def bench(*arguments):
 
 
 @needs_ccl
-def test_sides_are_measured_by_the_same_ruler(tmp_path):
+def test_contenders_are_measured_in_the_same_way(tmp_path):
     plot = tmp_path / "plot.svg"
     done = bench("--sizes", "1K,1M", "--plot", plot, "--json")
     assert done.returncode == 0, done.stderr
@@ -32,10 +32,10 @@ def test_sides_are_measured_by_the_same_ruler(tmp_path):
     assert set(report) == {"ranks", "hosts", "ccl", "peers", "machine"}
     peers = {"gloo", "mpi4py"} if find_spec("mpi4py") else {"gloo"}
     assert set(report["peers"]) == peers
-    for side in (report["ccl"], *report["peers"].values()):
-        assert set(side) == {*COLLECTIVES, "fits"}
+    for contender in (report["ccl"], *report["peers"].values()):
+        assert set(contender) == {*COLLECTIVES, "fits"}
         for name in COLLECTIVES:
-            small, large = side[name]
+            small, large = contender[name]
             assert (small["bytes"], large["bytes"]) == (2**10, 2**20)
             assert small["seconds"] > 0 < large["bus_gb_per_s"]
     ours, gloo = report["ccl"]["all-reduce"][0], report["peers"]["gloo"]["all-reduce"][0]
@@ -44,7 +44,7 @@ def test_sides_are_measured_by_the_same_ruler(tmp_path):
 
 
 @needs_ccl
-def test_a_side_that_fails_says_why():
+def test_a_failed_contender_is_reported():
     done = bench("--sizes", "1K", "--hosts", "no-such-host,nor-this")
     assert done.returncode == 1
     assert done.stdout == ""

@@ -78,11 +78,11 @@ def test_unreachable_hosts_are_named(cluster, tmp_path):
     folder = fresh(tmp_path / "run")
     (folder / "hosts").write_text("node1\nnode2\nnode9\n")
     command = [SCRIPTS / "intel-ft", "launch", "config.yaml", "--hostfile", "hosts"]
-    said = cluster.hosts[0].start(
+    process = cluster.hosts[0].start(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    out, _ = said.communicate(timeout=120)
-    assert said.returncode == 3
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 3
     assert "error: unreachable hosts: node9" in out and "--elastic" in out, out
     assert not (folder / "out").exists()
 

@@ -81,7 +81,7 @@ def test_a_job_of_one_core_uses_one(cluster, tmp_path):
     code = "from intel_ft.host.topology import read; print(read().usable, read().quota_by)"
     look = f"{sys.executable} -c '{code}'"
     (tmp_path / "job.sh").write_text(f"#!/bin/bash\n{look}\nsrun --mpi=none -c 1 {look}\n")
-    said = tmp_path / "said.txt"
-    job = cluster.submit(tmp_path / "job.sh", "--ntasks=1", f"--output={said}")
-    assert cluster.wait(job, "COMPLETED", "FAILED") == "COMPLETED", said.read_text()
-    assert said.read_text() == "1 Slurm\n1 Slurm\n"
+    output = tmp_path / "output.txt"
+    job = cluster.submit(tmp_path / "job.sh", "--ntasks=1", f"--output={output}")
+    assert cluster.wait(job, "COMPLETED", "FAILED") == "COMPLETED", output.read_text()
+    assert output.read_text() == "1 Slurm\n1 Slurm\n"

@@ -45,7 +45,7 @@ def with_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backend", "model", "said"),
+    ("backend", "model", "part"),
     [
         ({"name": "cuda", "collective": "gloo"}, {}, "backend.collective=gloo"),
         ({"name": "cpu", "collective": "nccl"}, {}, "backend.collective=nccl"),
@@ -53,8 +53,8 @@ def with_gpu(monkeypatch):
         ({"name": "cuda"}, {"base_dtype": "int8"}, "model.base_dtype=int8"),
     ],
 )
-def test_settings_of_the_other_backend_are_refused(backend, model, said):
-    with pytest.raises(UserError, match=said):
+def test_settings_of_the_other_backend_are_refused(backend, model, part):
+    with pytest.raises(UserError, match=part):
         config(backend, **model)
 
 
@@ -159,8 +159,8 @@ def test_a_checkpoint_goes_from_the_paged_optimizer_to_torchs_and_back():
         file.seek(0)
         return torch.load(file, weights_only=True)
 
-    wanted = torch.nn.Parameter(start.clone())
-    steps(wanted, plain(wanted), range(6))
+    expected = torch.nn.Parameter(start.clone())
+    steps(expected, plain(expected), range(6))
     for first, second in ((paged, plain), (plain, paged)):
         weight = torch.nn.Parameter(start.clone())
         before = first(weight)
@@ -170,7 +170,7 @@ def test_a_checkpoint_goes_from_the_paged_optimizer_to_torchs_and_back():
         assert set(saved["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
         after.load_state_dict(fitted(saved, after.state_dict(), paged=second is paged))
         steps(weight, after, range(3, 6))
-        torch.testing.assert_close(weight, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
 
 
 def test_nf4_is_as_small_as_the_memory_check_takes_it_for():
@@ -185,13 +185,17 @@ def test_apply_rope_backward_is_the_gradient_of_apply_rope():
     cos, sin = torch.randn(2, 9, 8, dtype=torch.float64)
     q.requires_grad_()
     k.requires_grad_()
-    wanted = torch.autograd.grad(ops._apply_rope(q, k, cos, sin), (q, k), (of_q, of_k))
-    for found, gradient in zip(ops._apply_rope_backward(of_q, of_k, cos, sin), wanted, strict=True):
-        torch.testing.assert_close(found, gradient)
+    expected = torch.autograd.grad(ops._apply_rope(q, k, cos, sin), (q, k), (of_q, of_k))
+    for result, gradient in zip(
+        ops._apply_rope_backward(of_q, of_k, cos, sin), expected, strict=True
+    ):
+        torch.testing.assert_close(result, gradient)
 
 
-def apart(found, wanted) -> float:
-    return float((found.float().cpu() - wanted.float().cpu()).norm() / wanted.float().norm().cpu())
+def apart(result, expected) -> float:
+    return float(
+        (result.float().cpu() - expected.float().cpu()).norm() / expected.float().norm().cpu()
+    )
 
 
 @needs_gpu
@@ -212,9 +216,9 @@ def test_generated_kernels_compute_the_formulas():
         yield logits
 
     here = (x, grad, residual, weight, logits)
-    wanted = [*all_of_them(*(tensor.float().cpu() for tensor in here))]
-    for found, one in zip(all_of_them(*here), wanted, strict=True):
-        assert apart(found, one) < 0.01
+    expected = [*all_of_them(*(tensor.float().cpu() for tensor in here))]
+    for result, one in zip(all_of_them(*here), expected, strict=True):
+        assert apart(result, one) < 0.01
 
 
 @needs_gpu
@@ -236,10 +240,10 @@ def test_attention_over_all_segments_at_once_is_attention_in_each(heads, kv_head
         return out, *ops.attention_backward(*given, *rest, out, logsumexp, grad)
 
     here = (q, k, v, cos, sin, grad)
-    for found, one in zip(
+    for result, one in zip(
         all_of_them(*here), all_of_them(*(t.float().cpu() for t in here)), strict=True
     ):
-        assert apart(found, one) < 0.01
+        assert apart(result, one) < 0.01
 
 
 @needs_gpu
@@ -257,9 +261,9 @@ def test_a_run_on_the_gpu_loses_as_much_as_on_the_cpu_and_either_resumes_the_oth
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines if "loss" in line]
 
-    wanted = losses("cpu", "cpu")
-    assert losses("cuda", "cuda") == pytest.approx(wanted, rel=0.01)
+    expected = losses("cpu", "cpu")
+    assert losses("cuda", "cuda") == pytest.approx(expected, rel=0.01)
     for name, other in (("cpu", "cuda"), ("cuda", "cpu")):
         for last in ("checkpoint-4", "adapter"):  # as if it had been killed after step 2
             (tmp_path / name / last).rename(tmp_path / f"{last}-{name}")
-        assert losses(name, other, "--resume") == pytest.approx(wanted, rel=0.01)
+        assert losses(name, other, "--resume") == pytest.approx(expected, rel=0.01)

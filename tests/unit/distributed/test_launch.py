@@ -47,7 +47,7 @@ def test_host_files(tmp_path, text, hosts, slots):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "part"),
     [
         ("", "names no host"),
         ("node1\n-oProxyCommand=evil\n", "line 2: '-oProxyCommand=evil' is not a host name"),
@@ -56,12 +56,12 @@ def test_host_files(tmp_path, text, hosts, slots):
         ("a:0\n", "line 1"),
     ],
 )
-def test_host_files_that_are_wrong(tmp_path, text, said):
+def test_host_files_that_are_wrong(tmp_path, text, part):
     path = tmp_path / "hosts"
     path.write_text(text)
     with pytest.raises(UserError) as error:
         read_hostfile(path)
-    assert said in str(error.value)
+    assert part in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         read_hostfile(tmp_path / "none")
 
@@ -76,7 +76,7 @@ def fake(folder, monkeypatch, version):
 
 
 @pytest.mark.parametrize(
-    ("version", "wanted"),
+    ("version", "expected"),
     [
         (
             "Intel(R) MPI Library for Linux* OS, Version 2021.18",
@@ -88,10 +88,10 @@ def fake(folder, monkeypatch, version):
         ),
     ],
 )
-def test_commands_of_the_hydra_family(tmp_path, monkeypatch, version, wanted):
+def test_commands_of_the_hydra_family(tmp_path, monkeypatch, version, expected):
     fake(tmp_path, monkeypatch, version)
     command = commands.command(TWO_HOSTS, "mpirun")
-    assert shlex.join(command.arguments) == f"{tmp_path}/{wanted}"
+    assert shlex.join(command.arguments) == f"{tmp_path}/{expected}"
 
 
 def test_open_mpi_is_told_what_to_forward(tmp_path, monkeypatch):
@@ -193,8 +193,8 @@ def test_the_folder_that_a_scheduler_writes_to_is_there(tmp_path, monkeypatch):
         )
         assert done.exit_code == 0, done.output
         text = (tmp_path / "job").read_text()
-        wanted = re.search(r"(?m)^#(?:SBATCH --output=|PBS -o )(.*)$", text)
-        assert Path(shlex.split(wanted[1], comments=False)[0]).parent.is_dir()
+        expected = re.search(r"(?m)^#(?:SBATCH --output=|PBS -o )(.*)$", text)
+        assert Path(shlex.split(expected[1], comments=False)[0]).parent.is_dir()
         assert f"# Submit: mkdir -p '{folder}/a' && " in text
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot create"):
@@ -276,7 +276,7 @@ def report(host, **more):
 
 
 @pytest.mark.parametrize(
-    ("reports", "error", "said"),
+    ("reports", "error", "part"),
     [
         ([report("n1")], EnvironmentProblem, "2 hosts were started, only 1 reported (n1)"),
         ([report("n1"), report("n2", problem="no data")], UserError, "on n2: no data"),
@@ -289,10 +289,10 @@ def report(host, **more):
         ([report("n1"), report("n2", time=1100.0)], EnvironmentProblem, "100 s apart"),
     ],
 )
-def test_hosts_that_differ_are_named(reports, error, said):
+def test_hosts_that_differ_are_named(reports, error, part):
     with pytest.raises(error) as raised:
         preflight.compare(reports, 2)
-    assert said in str(raised.value)
+    assert part in str(raised.value)
     preflight.compare([report("n1"), report("n2", time=1003.0)], 2)
 
 

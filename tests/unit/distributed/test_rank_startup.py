@@ -60,9 +60,9 @@ def environment():
 )
 def test_srun_with_pmi_is_srun(variables, launcher, mpi, environment):
     environment.update(variables)
-    found = LauncherEnv.detect(environment)
-    assert (found.launcher, found.rank, found.size) == (launcher, 3, 4)
-    assert (found.local_rank, found.local_size) == (1, 2)
+    env = LauncherEnv.detect(environment)
+    assert (env.launcher, env.rank, env.size) == (launcher, 3, 4)
+    assert (env.local_rank, env.local_size) == (1, 2)
     assert under_intel_mpi() == mpi
 
 
@@ -84,8 +84,8 @@ def test_the_interface_where_the_own_name_is_a_loopback_address(environment, mon
         )
     }
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: interfaces)
-    found = process_group.network_interface(two_hosts())
-    assert (found.value, found.reason) == ("eth0", "the default route")
+    decision = process_group.network_interface(two_hosts())
+    assert (decision.value, decision.reason) == ("eth0", "the default route")
     del sources[process_group._UNASSIGNED]
     assert process_group.network_interface(two_hosts()) is None
     sources["node1"] = "10.0.0.5"
@@ -180,19 +180,19 @@ def test_a_wrong_world_is_told_to_launch(tmp_path, environment):
 
 
 @pytest.mark.parametrize(
-    ("launchers", "wanted"), [(3, 3), (2, 2), (143, 143), (255, 1), (137, 1), (0, 0)]
+    ("launchers", "expected"), [(3, 3), (2, 2), (143, 143), (255, 1), (137, 1), (0, 0)]
 )
-def test_the_launchers_code_where_no_rank_left_one(launchers, wanted, tmp_path):
+def test_the_launchers_code_where_no_rank_left_one(launchers, expected, tmp_path):
     command = Command(code(f"raise SystemExit({launchers})"), {}, "a launcher")
-    assert supervise(command, tmp_path / "logs") == wanted
+    assert supervise(command, tmp_path / "logs") == expected
 
 
 def test_a_restart_keeps_json_and_resumes(tmp_path, monkeypatch):
     request = SimpleNamespace(train=("--overwrite", "--json"), max_restarts=2)
-    asked = []
+    train_options = []
 
     def prepare(request, *, check):
-        asked.append(request.train)
+        train_options.append(request.train)
         return Job((), (), 2, "master"), []
 
     monkeypatch.setattr(launching, "replace", lambda request, **more: SimpleNamespace(**more))
@@ -202,7 +202,11 @@ def test_a_restart_keeps_json_and_resumes(tmp_path, monkeypatch):
     codes = iter((1, 1, 0))
     monkeypatch.setattr(launching, "supervise", lambda command, logs: next(codes))
     assert launching.launch(request) == 0
-    assert asked == [("--overwrite", "--json"), ("--resume", "--json"), ("--resume", "--json")]
+    assert train_options == [
+        ("--overwrite", "--json"),
+        ("--resume", "--json"),
+        ("--resume", "--json"),
+    ]
 
 
 def test_what_ends_a_rank_is_in_its_log(tmp_path, environment):

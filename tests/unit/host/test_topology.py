@@ -34,43 +34,43 @@ def everything(root):
 
 
 def test_two_sockets_of_four_nodes_with_hyper_threading(tmp_path):
-    found = everything(two_sockets_of_four_nodes(tmp_path))
-    assert (found.sockets, len(found.nodes), len(found.cores), found.usable) == (2, 8, 112, 112)
-    assert found.cores[0] == Core(0, 0, (0, 112))
-    assert found.cores[-1] == Core(1, 7, (111, 223))
-    assert sum(found.memory.values()) == pytest.approx(512)
-    assert ranks_per_host(found)[0] == 8
-    shares = places(found, 8)
+    host = everything(two_sockets_of_four_nodes(tmp_path))
+    assert (host.sockets, len(host.nodes), len(host.cores), host.usable) == (2, 8, 112, 112)
+    assert host.cores[0] == Core(0, 0, (0, 112))
+    assert host.cores[-1] == Core(1, 7, (111, 223))
+    assert sum(host.memory.values()) == pytest.approx(512)
+    assert ranks_per_host(host)[0] == 8
+    shares = places(host, 8)
     assert [format_list(place.cpus) for place in shares[:2]] == ["0-13", "14-27"]
     assert [place.nodes for place in shares] == [(n,) for n in range(8)]
-    assert [place.nodes for place in places(found, 2)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    assert all(len(place.nodes) == 1 and len(place.cpus) == 7 for place in places(found, 16))
+    assert [place.nodes for place in places(host, 2)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert all(len(place.nodes) == 1 and len(place.cpus) == 7 for place in places(host, 16))
 
 
 def test_hbm_nodes_have_memory_and_no_ranks(tmp_path):
-    found = everything(snc4_with_hbm(tmp_path))
-    assert found.nodes == (0, 1, 2, 3)
-    assert set(found.memory) == set(range(8))
-    assert ranks_per_host(found)[0] == 4
-    assert [place.nodes for place in places(found, 4)] == [(0,), (1,), (2,), (3,)]
+    host = everything(snc4_with_hbm(tmp_path))
+    assert host.nodes == (0, 1, 2, 3)
+    assert set(host.memory) == set(range(8))
+    assert ranks_per_host(host)[0] == 4
+    assert [place.nodes for place in places(host, 4)] == [(0,), (1,), (2,), (3,)]
 
 
 def test_a_slurm_job_of_some_cores(tmp_path):
     """What Slurm bound this process to is all there is, and both threads of a core are one core."""
     root = two_sockets_of_four_nodes(tmp_path)
-    found = topology.read(root, allowed={0, 1, 112, 113, 56, 57})
-    assert [core.threads for core in found.cores] == [(0, 112), (1, 113), (56,), (57,)]
-    assert found.nodes == (0, 4)
-    assert [place.cpus for place in places(found, 2)] == [(0, 1), (56, 57)]
+    host = topology.read(root, allowed={0, 1, 112, 113, 56, 57})
+    assert [core.threads for core in host.cores] == [(0, 112), (1, 113), (56,), (57,)]
+    assert host.nodes == (0, 4)
+    assert [place.cpus for place in places(host, 2)] == [(0, 1), (56, 57)]
 
 
 def test_a_quota_anywhere_above_counts(tmp_path):
-    found = everything(two_sockets_of_four_nodes(tmp_path, quota="450000 100000"))
-    assert (found.quota, found.usable) == (4.5, 4)
-    assert ranks_per_host(found)[0] == 1
-    assert sum(len(place.cpus) for place in places(found, 2)) == 4
+    host = everything(two_sockets_of_four_nodes(tmp_path, quota="450000 100000"))
+    assert (host.quota, host.usable) == (4.5, 4)
+    assert ranks_per_host(host)[0] == 1
+    assert sum(len(place.cpus) for place in places(host, 2)) == 4
     with pytest.raises(ValueError, match="5 ranks, but 4 usable cores"):
-        places(found, 5)
+        places(host, 5)
 
 
 HERE = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": platform.node().partition(".")[0]}
@@ -90,7 +90,7 @@ def eight_cores(root, **more):
         (HERE | {"SLURM_CPUS_ON_NODE": "4", "SLURM_JOB_CPUS_PER_NODE": "4"}, 2),
         (HERE | {"SLURM_CPUS_ON_NODE": "4", "SLURM_JOB_CPUS_PER_NODE": "12(x2)"}, 2),  # a step
         (HERE | {"SLURM_CPUS_ON_NODE": "12", "SLURM_JOB_CPUS_PER_NODE": "12,4"}, 6),
-        (HERE | {"SLURM_CPUS_ON_NODE": "12", "SLURM_CPUS_PER_TASK": "4"}, 6),  # three tasks' own
+        (HERE | {"SLURM_CPUS_ON_NODE": "12", "SLURM_CPUS_PER_TASK": "4"}, 6),  # for three tasks
         (HERE | {"SLURM_CPUS_ON_NODE": "1"}, 1),
         (ONE_THREAD | {"SLURM_CPUS_ON_NODE": "4"}, 4),
         (ONE_THREAD | {"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_ID": "0"}, 4),
@@ -109,9 +109,9 @@ def eight_cores(root, **more):
 def test_slurm_without_cpusets_says_how_many(variables, cores, tmp_path, environment):
     root = eight_cores(tmp_path)
     environment.update(variables)
-    found = everything(root)
-    assert (found.usable, len(found.cores)) == (cores, 8)
-    assert cores == 8 or found.quota_by == topology.SLURM
+    host = everything(root)
+    assert (host.usable, len(host.cores)) == (cores, 8)
+    assert cores == 8 or host.quota_by == topology.SLURM
 
 
 def test_slurms_cpuset_and_a_smaller_quota_have_the_say(tmp_path, environment):
@@ -120,16 +120,16 @@ def test_slurms_cpuset_and_a_smaller_quota_have_the_say(tmp_path, environment):
     assert topology.read(root, allowed={0, 1, 2, 8, 9, 10}).usable == 3
     assert everything(root).usable == 1
     environment["SLURM_CPUS_ON_NODE"] = "12"
-    found = everything(root)
-    assert (found.quota, found.quota_by) == (3, "the control group")
+    host = everything(root)
+    assert (host.quota, host.quota_by) == (3, "the control group")
 
 
 def test_a_bare_tree_is_one_node_of_what_is_allowed(tmp_path):
     """As in a container that hides /sys."""
     mine = os.sched_getaffinity(0)
-    found = topology.read(tmp_path)
-    assert [core.threads for core in found.cores] == [(cpu,) for cpu in sorted(mine)]
-    assert found.nodes == (0,)
+    host = topology.read(tmp_path)
+    assert [core.threads for core in host.cores] == [(cpu,) for cpu in sorted(mine)]
+    assert host.nodes == (0,)
 
 
 @given(
@@ -167,8 +167,8 @@ def test_bound_means_fewer_than_the_parent_has():
     if len(mine) < 2:
         pytest.skip("one CPU cannot be made fewer")
     code = "from intel_ft.host.topology import is_bound; print(is_bound())"
-    own = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{min(mine)}]); {code}"]
-    assert subprocess.run(own, capture_output=True, text=True, check=True).stdout == "True\n"
+    current = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{min(mine)}]); {code}"]
+    assert subprocess.run(current, capture_output=True, text=True, check=True).stdout == "True\n"
     free = [sys.executable, "-c", code]
     assert subprocess.run(free, capture_output=True, text=True, check=True).stdout == "False\n"
 
@@ -176,8 +176,8 @@ def test_bound_means_fewer_than_the_parent_has():
 class Kernel:
     """A machine of `tree` and the CPUs of this process, of its parent, and of its cpuset."""
 
-    def __init__(self, monkeypatch, tree, own, parent, cpuset, ranks, rank=0):
-        self.own, self.parent, self.cpuset = set(own), set(parent), set(cpuset)
+    def __init__(self, monkeypatch, tree, current, parent, cpuset, ranks, rank=0):
+        self.current, self.parent, self.cpuset = set(current), set(parent), set(cpuset)
         monkeypatch.setattr(os, "getppid", lambda: 7)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(self.of(pid)))
         monkeypatch.setattr(os, "sched_setaffinity", self.bind)
@@ -191,17 +191,17 @@ class Kernel:
             monkeypatch.setenv(f"OMPI_COMM_WORLD_LOCAL_{name}", str(value))
 
     def of(self, pid):
-        return self.parent if pid == 7 else self.own
+        return self.parent if pid == 7 else self.current
 
     def bind(self, _, cpus):
-        self.own = set(cpus) & self.cpuset
+        self.current = set(cpus) & self.cpuset
 
 
 ALL = range(16)  # two sockets of eight cores
 
 
 @pytest.mark.parametrize(
-    ("own", "cpuset", "ranks", "rank", "got"),
+    ("current", "cpuset", "ranks", "rank", "expected"),
     [
         (ALL, ALL, 2, 1, range(8, 16)),  # nobody bound it
         (range(8, 16), ALL, 2, 1, range(8, 16)),  # its launcher did
@@ -213,18 +213,18 @@ ALL = range(16)  # two sockets of eight cores
     ],
 )
 def test_ranks_that_a_launcher_put_on_the_same_cores_get_their_own(
-    own, cpuset, ranks, rank, got, tmp_path, monkeypatch
+    current, cpuset, ranks, rank, expected, tmp_path, monkeypatch
 ):
     tree = write_machine(tmp_path, [("0-7", 1), ("8-15", 1)], 1)
-    kernel = Kernel(monkeypatch, tree, own, ALL, cpuset, ranks, rank)
+    kernel = Kernel(monkeypatch, tree, current, ALL, cpuset, ranks, rank)
     monkeypatch.setattr(binding, "_prefer_memory", lambda place: "")
     started = LauncherEnv(rank, ranks, rank, ranks, "Open MPI")
-    by_launcher = set(own) == set(got)
+    by_launcher = set(current) == set(expected)
     assert topology.is_bound() == by_launcher
-    assert kernel.own == set(own)  # looking changes nothing
+    assert kernel.current == set(current)  # looking changes nothing
     [decision] = binding.bind(started, "auto")
-    assert kernel.own == set(got)
-    assert decision.value == format_list(sorted(got))
+    assert kernel.current == set(expected)
+    assert decision.value == format_list(sorted(expected))
     assert ("the launcher bound" in decision.reason) == by_launcher
     assert topology.is_bound()  # backends.cpu asks later
 
@@ -241,7 +241,7 @@ def test_ranks_share_what_slurm_gives_without_a_place(tmp_path, monkeypatch, env
     started = LauncherEnv(1, 2, 1, 2, "Open MPI")
     environment.update(HERE | {"SLURM_CPUS_ON_NODE": "4"})
     [decision] = binding.bind(started, "auto")
-    assert decision.value == "none" and kernel.own == set(ALL)
+    assert decision.value == "none" and kernel.current == set(ALL)
     assert decision.reason.startswith("Slurm allows 4 of 16 cores, but ")
     environment["SLURM_CPUS_ON_NODE"] = "16"
     assert binding.bind(started, "auto")[0].value == "8-15"
@@ -251,7 +251,7 @@ OFFLOAD = {"CCL_WORKER_OFFLOAD": "1"}
 
 
 @pytest.mark.parametrize(
-    ("variables", "own", "workers"),
+    ("variables", "current", "workers"),
     [
         (OFFLOAD, range(8, 15), "7,15"),
         (OFFLOAD | {"CCL_WORKER_COUNT": "2"}, range(8, 14), "6,7,14,15"),
@@ -264,12 +264,12 @@ OFFLOAD = {"CCL_WORKER_OFFLOAD": "1"}
     ],
 )
 def test_oneccls_workers_get_the_last_cores(
-    variables, own, workers, tmp_path, monkeypatch, environment
+    variables, current, workers, tmp_path, monkeypatch, environment
 ):
     kernel = sixteen_cores(monkeypatch, tmp_path, 2, 1)
     environment.update(variables)
     bound, left = binding.bind(LauncherEnv(1, 2, 1, 2, INTEL_MPI), "auto")
-    assert kernel.own == set(own) and bound.value == format_list(list(own))
+    assert kernel.current == set(current) and bound.value == format_list(list(current))
     assert environment.get("CCL_WORKER_AFFINITY") == workers
     assert (left.name, left.value) == ("CCL_WORKER_AFFINITY", workers or "")
     assert workers or left.reason.startswith("not set: ranks with 8 cores cannot spare 8 ")
@@ -277,7 +277,7 @@ def test_oneccls_workers_get_the_last_cores(
 
 
 @pytest.mark.parametrize(
-    ("offload", "collective", "launcher", "own"),
+    ("offload", "collective", "launcher", "current"),
     [
         ("1", "ccl", "Open MPI", range(8, 15)),
         ("1", "auto", "Open MPI", range(8, 16)),  # over gloo
@@ -287,13 +287,13 @@ def test_oneccls_workers_get_the_last_cores(
     ],
 )
 def test_workers_that_nobody_starts_get_none(
-    offload, collective, launcher, own, tmp_path, monkeypatch, environment
+    offload, collective, launcher, current, tmp_path, monkeypatch, environment
 ):
     kernel = sixteen_cores(monkeypatch, tmp_path, 2, 1)
     environment["CCL_WORKER_OFFLOAD"] = offload
     decisions = binding.bind(LauncherEnv(1, 2, 1, 2, launcher), "auto", collective)
-    assert kernel.own == set(own)
-    assert len(decisions) == 1 + (15 not in own) == 1 + ("CCL_WORKER_AFFINITY" in environment)
+    assert kernel.current == set(current)
+    assert len(decisions) == 1 + (15 not in current) == 1 + ("CCL_WORKER_AFFINITY" in environment)
 
 
 def test_workers_of_the_only_rank_of_a_host(tmp_path, monkeypatch, environment):
@@ -301,7 +301,7 @@ def test_workers_of_the_only_rank_of_a_host(tmp_path, monkeypatch, environment):
     environment.update(OFFLOAD)
     assert binding.bind(LauncherEnv(0, 1, 0, 1, INTEL_MPI), "auto") == []  # there is nobody to tell
     bound, left = binding.bind(LauncherEnv(1, 2, 0, 1, INTEL_MPI), "auto")
-    assert kernel.own == set(range(15)) and (bound.value, left.value) == ("0-14", "15")
+    assert kernel.current == set(range(15)) and (bound.value, left.value) == ("0-14", "15")
 
 
 def test_nodes_whose_cores_cannot_be_divided(tmp_path):
