@@ -1,1 +1,1 @@
-"""Where a run's YAML comes from: shipped recipes, or another trainer's config translated."""
+"""Shipped recipes, and configs of other trainers translated to ours. Start at importer.py."""

@@ -1,4 +1,4 @@
-"""Axolotl's YAML in our terms; called from recipes.translate.
+"""Translates Axolotl's YAML.
 
 Keys and defaults: https://docs.axolotl.ai/docs/config-reference.html (axolotl-ai-cloud/axolotl,
 docs/config.qmd and src/axolotl/utils/schemas), dataset types:
@@ -10,7 +10,7 @@ from typing import Any
 
 from intel_ft.errors import UserError
 from intel_ft.recipes import schedule, values
-from intel_ft.recipes.axolotl_keys import NEEDLESS, UNSUPPORTED
+from intel_ft.recipes.axolotl_keys import NOT_NEEDED, UNSUPPORTED
 from intel_ft.recipes.translation import Translation, is_off
 
 NAME = "Axolotl"
@@ -19,10 +19,10 @@ _CHAT_TEMPLATES = {"chatml": "chatml", "alpaca": "alpaca", "llama2": "llama2"}
 
 
 def translate(t: Translation, devices: int) -> None:
-    """Take every key of an Axolotl file. Raises UserError for one that is no fine-tuning."""
+    """Translate every key of an Axolotl file; UserError if it is not supervised fine-tuning."""
     for key in ("rl", "reward_model", "process_reward_model", "pretraining_dataset"):
         if (value := t.take(key)) is not None:
-            raise UserError(f"{t.origin}: {key}: {value}: only supervised fine-tuning is done here")
+            raise UserError(f"{t.origin}: {key}: {value}: only supervised fine-tuning is supported")
     t.move("base_model", "model.name_or_path")
     t.move("revision_of_model", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
@@ -37,8 +37,8 @@ def translate(t: Translation, devices: int) -> None:
         ("gradient_clipping", "train.max_grad_norm", values.number, None),
         ("lr_scheduler", "train.scheduler", values.scheduler, "cosine"),
         ("seed", "train.seed", values.number, 42),
-        ("logging_steps", "train.logging_steps", values.whole, None),
-        ("max_steps", "train.max_steps", values.whole, None),
+        ("logging_steps", "train.logging_steps", values.positive_int, None),
+        ("max_steps", "train.max_steps", values.positive_int, None),
     ):
         t.convert(old, new, change, default)
     schedule.batch(t, "micro_batch_size", 1, devices, ("sample_packing",))
@@ -47,39 +47,40 @@ def translate(t: Translation, devices: int) -> None:
     schedule.warmup(t, 0.03)
     schedule.checkpoints(t, None)
     t.convert("gradient_checkpointing", "train.activation_checkpointing", bool)
-    if t.got("data.eval_fraction") or t.got("data.eval"):
-        t.convert("early_stopping_patience", "train.early_stopping", values.whole)
+    if t.value_of("data.eval_fraction") or t.value_of("data.eval"):
+        t.convert("early_stopping_patience", "train.early_stopping", values.positive_int)
     _trackers(t)
     t.move("output_dir", "output.directory", "model-out")
-    t.needless(NEEDLESS)
-    t.needless(values.SHARED_NEEDLESS)
-    t.unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
+    t.take_not_needed(NOT_NEEDED)
+    t.take_not_needed(values.SHARED_NOT_NEEDED)
+    t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
 
 
 def _method(t: Translation) -> None:
     adapter, four, eight = t.take("adapter"), t.flag("load_in_4bit"), t.flag("load_in_8bit")
     if adapter is None:
-        values.method(t, "full", "adapter: empty")
+        values.method(t, "full", "no adapter")
     elif adapter not in ("lora", "qlora"):
-        raise UserError(f"{t.origin}: adapter: {adapter}: known here are lora, qlora and none")
+        raise UserError(f"{t.origin}: adapter: {adapter}: only lora, qlora and none are supported")
     else:
         name = "qlora" if adapter == "qlora" or four else "lora"
         values.method(t, name, f"adapter: {adapter}" + (", load_in_4bit: true" if four else ""))
     if four and adapter == "qlora":
-        t.meaningless.append("load_in_4bit: true: it is what qlora does")
+        t.not_needed.append("load_in_4bit: true: implied by qlora")
     if eight and adapter == "lora":
         values.int8_base(t, "load_in_8bit: true")
     elif eight:
-        t.cannot("load_in_8bit", True, f"not with adapter: {adapter}")
+        t.cannot_carry("load_in_8bit", True, f"not supported with adapter: {adapter or 'none'}")
     if adapter is None:
-        t.needless({"lora_*": "all weights are trained", "peft_*": "all weights are trained"})
+        reason = "without an adapter all weights are trained"
+        t.take_not_needed({"lora_*": reason, "peft_*": reason})
         return
-    t.convert("lora_r", "method.r", values.whole, 8)
+    t.convert("lora_r", "method.r", values.positive_int, 8)
     t.convert("lora_alpha", "method.alpha", values.number, 16.0)
     t.convert("lora_dropout", "method.dropout", values.number, 0.0)
     if t.flag("lora_target_linear"):
         t.put("method.target_modules", "all-linear", "lora_target_linear: true")
-        t.unsupported({"lora_target_modules": "lora_target_linear was taken"})
+        t.take_unsupported({"lora_target_modules": "lora_target_linear takes precedence"})
     else:
         t.convert("lora_target_modules", "method.target_modules", values.modules)
     t.move("peft_use_dora", "method.use_dora")
@@ -90,18 +91,22 @@ def _method(t: Translation) -> None:
         ("loraplus_lr_ratio", "method.lora_plus_ratio"),
     ):
         if (value := t.take(old)) is not None:
-            values.field_or_cannot(t, old, key, value, "not in this version")
+            values.set_if_field(t, old, key, value, "not supported in this version")
 
 
 def _datasets(t: Translation) -> None:
-    t.convert("sequence_len", "data.max_length", values.whole, 512)
+    t.convert("sequence_len", "data.max_length", values.positive_int, 512)
     template = t.take("chat_template")
     if template is not None and not is_off(t.left.get("datasets[0].chat_template")):
-        t.meaningless.append(f"chat_template: {template}: the dataset's own goes first")
+        t.not_needed.append(
+            f"chat_template: {template}: the dataset's own chat_template takes precedence"
+        )
         template = None
     _dataset(t, "datasets", "data.train", "data.split")
-    if t.got("data.on_long"):
-        t.needless({"excess_length_strategy": "completions are split there before it counts"})
+    if t.value_of("data.on_long"):
+        t.take_not_needed(
+            {"excess_length_strategy": "Axolotl splits long completions before it applies"}
+        )
     else:
         t.convert("excess_length_strategy", "data.on_long", _on_long, "drop")
     if template is not None:
@@ -110,27 +115,29 @@ def _datasets(t: Translation) -> None:
         t.put("data.loss_on", "all", "train_on_inputs: true")
     if any(key.startswith("test_datasets[0]") for key in t.left):
         _dataset(t, "test_datasets", "data.eval", "data.eval_split")
-    t.convert("val_set_size", "data.eval_fraction", values.share)
+    t.convert("val_set_size", "data.eval_fraction", values.fraction)
 
 
 def _on_long(value: Any) -> str:
     words = {"drop": "drop", "truncate": "truncate", "raise": "error"}
     if str(value) not in words:
-        raise ValueError(f"known are {', '.join(words)}")
+        raise ValueError(f"supported are {', '.join(words)}")
     return words[str(value)]
 
 
 def _dataset(t: Translation, old: str, new: str, split: str) -> None:
-    """The first of a list of datasets; the others are listed."""
+    """Translate the first of a list of datasets; list the others as not carried over."""
     first = f"{old}[0]"
     path, files = t.take(f"{first}.path"), t.take(f"{first}.data_files")
     name = t.take(f"{first}.name")
     if isinstance(files, list):
         for extra in files[1:]:
-            t.cannot(f"{first}.data_files", extra, "one file or folder is read: join them")
+            t.cannot_carry(
+                f"{first}.data_files", extra, "only one file or folder is read: join the files"
+            )
         files = files[0]
     if files and path and Path(str(path)).suffix == "" and path not in ("json", "csv", "parquet"):
-        t.cannot(f"{first}.data_files", files, "the Hub dataset's own files are read")
+        t.cannot_carry(f"{first}.data_files", files, "all files of the Hub dataset are read")
         files = None
     source = files or path
     if source is None:
@@ -141,7 +148,7 @@ def _dataset(t: Translation, old: str, new: str, split: str) -> None:
     if new == "data.train" and isinstance(kind, str):
         _kind(t, f"{first}.type", kind)
     elif kind is not None:
-        t.meaningless.append(f"{first}.type: {kind}: data.eval has the format of data.train")
+        t.not_needed.append(f"{first}.type: {kind}: data.eval uses the format of data.train")
     template = t.take(f"{first}.chat_template")
     if template is not None:
         _template(t, f"{first}.chat_template", str(template))
@@ -157,36 +164,39 @@ def _dataset(t: Translation, old: str, new: str, split: str) -> None:
         "type.field_input": "input",
         "type.field_output": "output",
     }
-    for key, ours in fields.items():
-        values.column(t, f"{first}.{key}", ours)
-    _learnt(t, first)
-    t.needless(
+    for key, column in fields.items():
+        values.column(t, f"{first}.{key}", column)
+    _supervised_turns(t, first)
+    t.take_not_needed(
         {
-            f"{first}.ds_type": "told from the file's ending",
+            f"{first}.ds_type": "the file's extension determines it",
             f"{first}.trust_remote_code": "dataset scripts are never run",
         }
     )
-    t.unsupported(
+    t.take_unsupported(
         {
-            f"{first}.roles.*": "roles are user, assistant and system: rename them in the data",
-            f"{first}.*": "the format's columns and templates are fixed here",
-            f"{old}[*": "one source is read: join them into one file",
+            f"{first}.roles.*": "roles must be user, assistant and system: rename them in the data",
+            f"{first}.*": "columns and templates of a format are fixed",
+            f"{old}[*": "only one dataset is read: join them into one file",
         }
     )
 
 
-def _learnt(t: Translation, first: str) -> None:
+def _supervised_turns(t: Translation, first: str) -> None:
     """Which turns of a conversation the loss is on: the assistant's, each with its end."""
     roles, ends = t.take(f"{first}.roles_to_train"), t.take(f"{first}.train_on_eos")
     if roles == ["assistant"]:
         t.put("data.loss_on", "completion", f"{first}.roles_to_train: [assistant]")
     elif roles is not None:
-        why = "the loss is on the assistant's turns, or on all (data.loss_on)"
-        t.cannot(f"{first}.roles_to_train", roles, why)
+        reason = "the loss is on the assistant's turns, or on all tokens (data.loss_on)"
+        t.cannot_carry(f"{first}.roles_to_train", roles, reason)
     if ends == "turn":
-        t.meaningless.append(f"{first}.train_on_eos: turn: the end of every answer is learnt")
+        t.not_needed.append(
+            f"{first}.train_on_eos: turn: the loss always covers the end of every answer"
+        )
     elif ends is not None:
-        t.cannot(f"{first}.train_on_eos", ends, "the end of every answer is learnt, and no other")
+        reason = "the loss covers the end of every answer, and no other end"
+        t.cannot_carry(f"{first}.train_on_eos", ends, reason)
 
 
 def _kind(t: Translation, old: str, kind: str) -> None:
@@ -197,28 +207,32 @@ def _kind(t: Translation, old: str, kind: str) -> None:
         "alpaca_chat.load_qa": ("question_answer", "alpaca"),
         "input_output": None,
     }
-    found = formats.get(kind)
-    if found is None:
-        known = ", ".join(name for name, value in formats.items() if value)
-        t.cannot(old, kind, f"known here are {known}: put the data into one of data.format's forms")
+    format_and_template = formats.get(kind)
+    if format_and_template is None:
+        supported = ", ".join(name for name, value in formats.items() if value)
+        t.cannot_carry(
+            old, kind, f"supported are {supported}: convert the data to one of these formats"
+        )
         return
-    t.put("data.format", found[0], f"{old}: {kind}")
-    t.put("data.template", found[1], f"{old}: {kind}")
+    t.put("data.format", format_and_template[0], f"{old}: {kind}")
+    t.put("data.template", format_and_template[1], f"{old}: {kind}")
     if kind == "completion":
         t.put("data.on_long", "truncate", f"{old}: {kind}")
-        t.cannot(old, kind, "texts longer than sequence_len are split there, and cut here")
+        t.cannot_carry(
+            old, kind, "Axolotl splits texts longer than sequence_len; here they are truncated"
+        )
 
 
 def _template(t: Translation, old: str, name: str) -> None:
-    """A chat template by Axolotl's name; the models' own ones are in their tokenizers."""
+    """A chat template by Axolotl's name; those of model families are in their tokenizers."""
     if name == "jinja":
-        t.cannot(old, name, "put it into the model folder's tokenizer and say template: tokenizer")
-    elif t.got("data.format") in ("alpaca", "text"):
-        t.meaningless.append(f"{old}: {name}: the dataset's type says how it is written")
+        t.cannot_carry(old, name, values.TEMPLATE_REMEDY)
+    elif t.value_of("data.format") in ("alpaca", "text"):
+        t.not_needed.append(f"{old}: {name}: the dataset's type determines the template")
     elif name in _CHAT_TEMPLATES:
         t.put("data.template", _CHAT_TEMPLATES[name], f"{old}: {name}")
     else:
-        t.put("data.template", "auto", f"{old}: {name}", values.OWN_TEMPLATE)
+        t.put("data.template", "auto", f"{old}: {name}", values.TOKENIZER_TEMPLATE)
 
 
 def _trackers(t: Translation) -> None:
@@ -230,9 +244,6 @@ def _trackers(t: Translation) -> None:
     ):
         if (value := t.take(key)) is not None:
             named.append(tracker)
-            t.meaningless.append(f"{key}: {_word(value)}: see train.report_to")
-    values.trackers(t, named, "the trackers it names")
-
-
-def _word(value: Any) -> str:
-    return "true" if value is True else str(value)
+            shown = "true" if value is True else value
+            t.not_needed.append(f"{key}: {shown}: translated to train.report_to")
+    values.trackers(t, named, "trackers in the file")

@@ -1,6 +1,6 @@
-"""Another trainer's config file in our terms; called from cli.init.
+"""Translates a config file of another trainer to a config of intel_ft.
 
-Files are read as data: YAML by its safe loader, JSON. Python is never run or read.
+Files are read as data, by the safe YAML loader or as JSON. Python code is neither read nor run.
 """
 
 import json
@@ -26,10 +26,10 @@ _TRAINING_ARGUMENTS = (
 
 
 def translate(path: Path, devices: int = 1) -> Translation:
-    """Translate the file at `path`, which ran on `devices` GPUs, and check the result.
+    """Translate the file at `path`, written for `devices` GPUs, and check the result.
 
-    Raises UserError, one line, for a file that cannot be read, is of no known trainer or of other
-    training than supervised fine-tuning, and for a value outside our bounds.
+    Raises UserError with one line for a file that cannot be read, is not of a supported trainer or
+    not for supervised fine-tuning, and for values that cannot be combined here.
     """
     flat = flatten(_read(path))
     dialect = _dialect(path, flat)
@@ -41,7 +41,7 @@ def translate(path: Path, devices: int = 1) -> Translation:
 
 
 def _dialect(path: Path, flat: dict[str, Any]) -> Any:
-    """The module that knows these keys."""
+    """The module that translates these keys."""
     if "base_model" in flat:
         return axolotl
     factory = ("finetuning_type", "stage", "cutoff_len", "lora_rank", "template", "dataset_dir")
@@ -51,17 +51,19 @@ def _dialect(path: Path, flat: dict[str, Any]) -> Any:
     if any(key in grouped for key in _TRAINING_ARGUMENTS):
         return trl
     if "model.name_or_path" in flat:
-        raise UserError(f"{path}: this is a config of intel-ft already: intel-ft validate {path}")
+        raise UserError(
+            f"{path}: this is already a config of intel-ft: check it with intel-ft validate {path}"
+        )
     raise UserError(
-        f"{path}: of no trainer known here: Axolotl has base_model, LLaMA-Factory "
-        "model_name_or_path with finetuning_type or stage, TRL and Transformers output_dir and "
-        "per_device_train_batch_size"
+        f"{path}: not a config of a supported trainer: Axolotl's has base_model, LLaMA-Factory's"
+        " has model_name_or_path with finetuning_type or stage, those of TRL and Transformers"
+        " have output_dir or per_device_train_batch_size"
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml", ".json"):
-        raise UserError(f"{path}: only .yaml, .yml and .json are read, code never is")
+        raise UserError(f"{path}: only .yaml, .yml and .json files are read, never code")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -73,5 +75,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: cannot be parsed: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not values:
-        raise UserError(f"{path}: expected keys with values")
+        raise UserError(f"{path}: expected a mapping of keys to values")
     return values

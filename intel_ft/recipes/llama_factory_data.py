@@ -1,5 +1,4 @@
-"""LLaMA-Factory's datasets, by their names in dataset_info.json, in our terms; called from
-recipes.llama_factory.
+"""Translates LLaMA-Factory's datasets, which are named in dataset_info.json.
 
 Fields and defaults: hiyouga/LLaMA-Factory, data/README.md and src/llamafactory/data/parser.py.
 """
@@ -13,22 +12,22 @@ from intel_ft.recipes import values as convert
 from intel_ft.recipes.translation import Translation, flatten
 
 _ELSEWHERE = {
-    "ms_hub_url": "ModelScope is not read: download it and name the file",
-    "om_hub_url": "Modelers is not read: download it and name the file",
+    "ms_hub_url": "ModelScope is not supported: download the data and name the file",
+    "om_hub_url": "Modelers is not supported: download the data and name the file",
     "script_url": "dataset scripts are never run: name a file",
-    "cloud_file_name": "buckets are not read: download it and name the file",
+    "cloud_file_name": "buckets are not supported: download the data and name the file",
 }
-"""Where the rows may be, instead of a file or the Hub."""
+"""Sources of rows other than a file or the Hub."""
 
 _UNSUPPORTED = {
-    "subset": "a subset is of a dataset on the Hub",
-    "folder": "a folder of a Hub dataset cannot be named: download it",
-    "revision": "the newest revision is read",
-    "columns.history": "earlier turns are read as messages: put them there",
-    "columns.system": "a system prompt is read as the first of messages: put it there",
-    "columns.tools": "tool calls are not a format here",
-    "tags.observation_tag": "tool calls are not a format here",
-    "tags.function_tag": "tool calls are not a format here",
+    "subset": "only datasets on the Hub have subsets",
+    "folder": "reading one folder of a Hub dataset is not supported: download it",
+    "revision": "always the newest revision is read",
+    "columns.history": "put earlier turns into the column messages",
+    "columns.system": "put the system prompt into the first of the messages",
+    "columns.tools": "data with tool calls is not supported",
+    "tags.observation_tag": "data with tool calls is not supported",
+    "tags.function_tag": "data with tool calls is not supported",
     "columns.*": "this column is not read",
 }
 _ALPACA = {
@@ -44,15 +43,15 @@ _SHAREGPT = {
     "tags.assistant_tag": ("assistant", "gpt"),
     "tags.system_tag": ("system", "system"),
 }
-"""What a column or role is called here, and by default there."""
+"""Name of each column or role here, and LLaMA-Factory's default name."""
 
 
 def sources(t: Translation) -> None:
-    """data.train and data.eval, and which of their rows. Raises UserError for preference data."""
+    """Translate data.train and data.eval with their splits; UserError for preference data."""
     folder = t.take("dataset_dir")
     if folder is not None:
-        t.meaningless.append(f"dataset_dir: {folder}: data.train says where, or a name on the Hub")
-    most = t.read("max_samples", convert.whole)
+        t.not_needed.append(f"dataset_dir: {folder}: it is part of the path in data.train")
+    most = t.read("max_samples", convert.positive_int)
     for old, new, split in (
         ("dataset", "data.train", "data.split"),
         ("eval_dataset", "data.eval", "data.eval_split"),
@@ -60,52 +59,54 @@ def sources(t: Translation) -> None:
         if name := _name(t, old):
             _source(t, old, str(folder or "data"), name, new)
             _rows(t, f"{old} {name}.", most, split)
-    if most and t.got("data.split") is None:
+    if most and t.value_of("data.split") is None:
         t.put("data.split", f"train[:{most}]", f"max_samples: {most}")
 
 
 def _name(t: Translation, old: str) -> str:
-    """The first dataset named; empty where there is none."""
+    """The first dataset named; empty if there is none."""
     value = t.take(old)
     if value is None:
         return ""
     names = value if isinstance(value, list) else [one.strip() for one in str(value).split(",")]
     for extra in names[1:]:
-        t.cannot(old, extra, "one source is read: join them into one file")
+        t.cannot_carry(old, extra, "only one dataset is read: join them into one file")
     if not names[0]:
         t.off.append(old)
     return str(names[0])
 
 
 def _source(t: Translation, old: str, folder: str, name: str, new: str) -> None:
-    """Where a dataset is. What is said of it becomes keys of `t` such as `dataset NAME.subset`."""
-    found = _registered(Path(folder)).get(name)
+    """Translate where a dataset is; its entry becomes keys of `t` such as `dataset NAME.subset`."""
+    entry = _registered(Path(folder)).get(name)
     if folder == "ONLINE":
         t.put(new, name, f"{old}: {name}")
-    elif isinstance(found, dict):
+    elif isinstance(entry, dict):
         dataset = f"{old} {name}."
-        t.left |= {f"{dataset}{key}": value for key, value in flatten(found).items()}
+        t.left |= {f"{dataset}{key}": value for key, value in flatten(entry).items()}
         if t.flag(f"{dataset}ranking"):
-            why = "ranking: only supervised fine-tuning is done here"
-            raise UserError(f"{t.origin}: {old}: {name}: {why}")
+            reason = "ranking: only supervised fine-tuning is supported"
+            raise UserError(f"{t.origin}: {old}: {name}: {reason}")
         _place(t, dataset, Path(folder), name, new)
         _columns(t, dataset)
     else:
         t.put(new, str(Path(folder) / f"{name}.json"), f"{old}: {name}")
-        t.cannot(old, name, f"{folder}/dataset_info.json does not tell where it is: check {new}")
+        t.cannot_carry(
+            old, name, f"{folder}/dataset_info.json does not say where the data is: check {new}"
+        )
 
 
 def _place(t: Translation, dataset: str, folder: Path, name: str, new: str) -> None:
-    """A dataset of the Hub, else a file. What is elsewhere is listed, and `new` stays open."""
+    """A Hub dataset or a file. Other sources are listed, and `new` is left unset."""
     if hub := t.take(f"{dataset}hf_hub_url"):
         subset = t.take(f"{dataset}subset")
         old = f"{dataset}hf_hub_url: {hub}" + (f", subset: {subset}" if subset else "")
         t.put(new, f"{hub}:{subset}" if subset else str(hub), old)
-        t.needless(
-            {f"{dataset}{key}": "hf_hub_url was taken" for key in (*_ELSEWHERE, "file_name")}
+        t.take_not_needed(
+            {f"{dataset}{key}": "hf_hub_url takes precedence" for key in (*_ELSEWHERE, "file_name")}
         )
     elif any(f"{dataset}{key}" in t.left for key in _ELSEWHERE):
-        t.unsupported({f"{dataset}{key}": why for key, why in _ELSEWHERE.items()})
+        t.take_unsupported({f"{dataset}{key}": why for key, why in _ELSEWHERE.items()})
     else:
         file = str(t.take(f"{dataset}file_name") or name)
         t.put(new, str(folder / file), f"{dataset}file_name: {file}")
@@ -114,25 +115,25 @@ def _place(t: Translation, dataset: str, folder: Path, name: str, new: str) -> N
 def _columns(t: Translation, dataset: str) -> None:
     formatting = t.take(f"{dataset}formatting")
     if formatting is not None:
-        t.meaningless.append(f"{dataset}formatting: {formatting}: told from the columns")
+        t.not_needed.append(f"{dataset}formatting: {formatting}: the columns determine it")
     names = _ALPACA if formatting in (None, "alpaca") else _SHAREGPT
-    for key, (ours, default) in names.items():
-        convert.column(t, f"{dataset}{key}", ours, default)
-    t.unsupported({f"{dataset}{key}": why for key, why in _UNSUPPORTED.items()})
+    for key, (column, default) in names.items():
+        convert.column(t, f"{dataset}{key}", column, default)
+    t.take_unsupported({f"{dataset}{key}": why for key, why in _UNSUPPORTED.items()})
 
 
 def _rows(t: Translation, dataset: str, most: int | None, new: str) -> None:
     """A split, and how many of its rows."""
-    split, few = t.take(f"{dataset}split"), t.read(f"{dataset}num_samples", convert.whole)
+    split, few = t.take(f"{dataset}split"), t.read(f"{dataset}num_samples", convert.positive_int)
     given = {f"{dataset}split": split, f"{dataset}num_samples": few, "max_samples": most}
     old = ", ".join(f"{key}: {value}" for key, value in given.items() if value is not None)
     split, counts = str(split or "train"), [count for count in (few, most) if count]
     if counts and "[" in split:
-        t.cannot(old, min(counts), "the split is a slice already")
+        t.cannot_carry(old, min(counts), "the split is already a slice")
     elif counts:
         split = f"{split}[:{min(counts)}]"
-    if old or split != (t.got("data.split") or "train"):  # data.eval_split follows data.split
-        note = "the first ones; num_samples are at random there" if few else ""
+    if old or split != (t.value_of("data.split") or "train"):  # data.eval_split follows data.split
+        note = "the first rows; LLaMA-Factory takes num_samples at random" if few else ""
         t.put(new, split, old or f"{t.dialect}'s default", note)
 
 

@@ -1,6 +1,4 @@
-"""What of a config can be checked without network: the values, and whichever of model and data lie
-here or in the Hub's cache; called from cli.validate.
-"""
+"""Checks a config without network: its values, and model and data if they are available locally."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,41 +8,43 @@ from intel_ft.config import Config
 from intel_ft.data.formats import conversations, detect_format
 from intel_ft.data.sources import load_rows
 from intel_ft.data.templates import choose_template
-from intel_ft.errors import EnvironmentProblem
+from intel_ft.errors import EnvironmentProblem, MissingPackage
 from intel_ft.models.load import check_folder, load_tokenizer, model_folder, parameter_count
 from intel_ft.training.distillation import OWN_BASE, check_teacher
 from intel_ft.training.setup import require_installed
 
-NOT_HERE = "not here nor in the Hub's cache: not looked at"
+NOT_CHECKED = "not checked, because it is neither a local path nor in the Hub's cache"
 
 
 def check_offline(config: Config) -> dict[str, str]:
-    """What was found of each part, by the part's name; HF_HUB_OFFLINE=1 must be set by now.
+    """The result for each part, by the part's name; HF_HUB_OFFLINE=1 must be set before.
 
-    Raises UserError for anything wrong with what is here, EnvironmentProblem for a tracker, backend
-    or library that is not installed. Whether examples fit data.max_length is
-    not among it: that takes model and data together, which is what plain `validate` does.
+    Raises UserError for anything wrong with the parts that are available, EnvironmentProblem for a
+    tracker, backend or library that is not installed. It does not check whether examples fit
+    data.max_length: that takes model and data together, as `validate` without --offline does.
     """
     data = config.data
     require_installed(config)
-    found = {
+    results = {
         "config": f"{config.method.name}, {_length(config)}",
         "model": _unless_absent(config.model.name_or_path, lambda: _model(config)),
         "data.train": _unless_absent(data.train, lambda: _data(config, data.train, data.split)),
     }
     if (teacher := config.method.teacher) not in (None, OWN_BASE):
-        found["method.teacher"] = _unless_absent(str(teacher), lambda: _teacher(config))
+        results["method.teacher"] = _unless_absent(str(teacher), lambda: _teacher(config))
     if source := data.eval:
         split = data.eval_split or data.split
-        found["data.eval"] = _unless_absent(source, lambda: _data(config, source, split))
-    return found
+        results["data.eval"] = _unless_absent(source, lambda: _data(config, source, split))
+    return results
 
 
 def _unless_absent(name: str, check: Callable[[], str]) -> str:
     try:
         return f"{name}: {check()}"
+    except MissingPackage:
+        raise
     except EnvironmentProblem:
-        return f"{name}: {NOT_HERE}"
+        return f"{name}: {NOT_CHECKED}"
 
 
 def _length(config: Config) -> str:
@@ -61,12 +61,14 @@ def _model(config: Config) -> str:
 
 def _teacher(config: Config) -> str:
     check_teacher(config, load_tokenizer(config.model))
-    return "the student's vocabulary"
+    return "same vocabulary as the student"
 
 
 def _data(config: Config, source: str, split: str) -> str:
     rows = load_rows(assets.resolve(source), split)
-    format, why = detect_format(rows.columns, config.data.format, origin=source, nested=rows.nested)
-    # The tokenizer may be elsewhere: only what makes no sense with any is refused here.
-    choose_template(config.data.template, format, True)
-    return f"{len(conversations(rows, format)):,} examples, format {format} ({why})"
+    data_format, reason = detect_format(
+        rows.columns, config.data.format, origin=source, nested=rows.nested
+    )
+    # The tokenizer may not be available: this only rejects what no tokenizer supports.
+    choose_template(config.data.template, data_format, True)
+    return f"{len(conversations(rows, data_format)):,} examples, format {data_format} ({reason})"

@@ -1,7 +1,7 @@
-"""The recipes of configs/: listed with a line each, and copied; called from cli.init.
+"""The recipes in configs/: lists and copies them.
 
-`intel_ft/assets/configs` is a link to the repository's configs/, so that the build backend puts the
-same files into the wheel as package data.
+`intel_ft/assets/configs` is a link to the repository's configs/, so that the build backend packs
+the same files into the wheel as package data.
 """
 
 import re
@@ -19,7 +19,7 @@ FOLDER = Path(assets.__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A file of configs/. `summary` is the first line of its opening paragraph."""
+    """A file in configs/. `summary` is the first line of its opening paragraph."""
 
     name: str
     summary: str
@@ -29,18 +29,18 @@ class Recipe:
 
 
 def recipes() -> list[Recipe]:
-    """Every recipe, by name."""
+    """Every recipe, sorted by name."""
     return [_read(path) for path in sorted(FOLDER.glob("*.yaml"))]
 
 
 def copy_recipe(name: str, output: Path) -> None:
-    """Write recipe `name` to `output`, with the commands in its comments naming the new file.
+    """Write recipe `name` to `output`, and put the new path into the commands in its comments.
 
-    Raises UserError where there is no such recipe, or `output` exists.
+    Raises UserError if there is no such recipe or `output` exists.
     """
     names = [recipe.name for recipe in recipes()]
     if name not in names:
-        raise UserError(f"{name}: no such recipe: known are {', '.join(names)}")
+        raise UserError(f"{name}: no such recipe: choose one of {', '.join(names)}")
     refuse_to_overwrite(output)
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     write_text(output, text.replace(f"configs/{name}.yaml", str(output)))
@@ -49,7 +49,7 @@ def copy_recipe(name: str, output: Path) -> None:
 def refuse_to_overwrite(output: Path) -> None:
     """Raise UserError if `output` exists."""
     if output.exists():
-        raise UserError(f"{output} exists already: name another file with -o, or remove it")
+        raise UserError(f"{output} already exists: choose another file with -o, or remove it")
 
 
 def _read(path: Path) -> Recipe:
