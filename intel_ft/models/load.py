@@ -36,7 +36,7 @@ def check_folder(folder: Path, model: ModelConfig) -> None:
             )
         raise UserError(
             f"{folder / 'config.json'}: model_type {config.get('model_type')!r} is not a causal "
-            "language model of the installed Transformers"
+            "language model that the installed version of Transformers supports"
         )
     weights = sorted(folder.glob("*.safetensors"))
     for path in weights:
