@@ -57,7 +57,7 @@ def write_card(
         f"[{escape_markdown(base)}](https://huggingface.co/{base})" if "/" in base else _code(base)
     )
     config = (records.training or {}).get("config", {})
-    return _template().render(
+    card: str = _template().render(
         front_matter=Markup(data.to_yaml()),
         name=name_of(repo),
         repo=repo,
@@ -88,6 +88,7 @@ def write_card(
         cpu=export.get("cpu"),
         **_gate(records),
     )
+    return card
 
 
 def check_card(text: str) -> None:
