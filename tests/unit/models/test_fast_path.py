@@ -33,7 +33,7 @@ def model():
     return adapted
 
 
-def said(decisions):
+def reasons_by_name(decisions):
     return {decision.name: (decision.value, decision.reason) for decision in decisions}
 
 
@@ -46,10 +46,10 @@ def gradients(model, row):
 
 def test_compiled_layers_train_as_the_fused_ones_do(model):
     compiled = copy.deepcopy(model)
-    fused = said(apply_fast_path(model, config(), 0))
+    fused = reasons_by_name(apply_fast_path(model, config(), 0))
     assert fused["backend.compile"] == ("off", "slower in our measurements (docs/ipex.md)")
     assert fused["decoder layers"][0] == "fused"
-    decisions = said(apply_fast_path(compiled, config(compile=True), 0))
+    decisions = reasons_by_name(apply_fast_path(compiled, config(compile=True), 0))
     assert decisions["backend.compile"][0] == "on"
     assert decisions["backend.prepack"][0] == "off" and "decoder layers" not in decisions
     counters.clear()
@@ -65,13 +65,13 @@ def test_compiled_layers_train_as_the_fused_ones_do(model):
 
 
 def test_who_sets_it_off_is_told_so(model):
-    decisions = said(apply_fast_path(model, config(compile=False), 0))
+    decisions = reasons_by_name(apply_fast_path(model, config(compile=False), 0))
     assert decisions["backend.compile"] == ("off", "set in the config")
 
 
 def test_ipex_finds_the_layers_as_they_are(model):
     kinds = [type(module) for module in model.modules()]
-    decisions = said(apply_fast_path(model, config(name="ipex"), 0))
+    decisions = reasons_by_name(apply_fast_path(model, config(name="ipex"), 0))
     assert decisions["decoder layers"] == ("not fused", "IPEX replaces their linear layers")
     assert [type(module) for module in model.modules()] == kinds
     assert not hasattr(model.get_base_model().get_decoder(), "has_fused_layers")
