@@ -1,5 +1,6 @@
-"""Ten configs in the documented keys of Axolotl, LLaMA-Factory, TRL and Transformers: translated
-through the command line, then run on the shipped model.
+"""Ten configs of Axolotl, LLaMA-Factory, TRL and Transformers: translated, then run.
+
+They use the documented keys, go through the command line, and train the shipped model.
 """
 
 import json

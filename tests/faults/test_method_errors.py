@@ -1,5 +1,6 @@
-"""What a user gets wrong about methods, teachers, trackers and callbacks: `validate` says it in one
-line; and a callback of one's own that is right is called, and goes on where it was.
+"""Mistakes in methods, teachers, trackers and callbacks, each reported by `validate` in one line.
+
+A correct callback of the user is called, and its state is restored when a run resumes.
 """
 
 import json
@@ -70,6 +71,12 @@ def refused(folder: Path, code: int, *parts: str, arguments, verb: str = "valida
 )
 def test_a_callback_that_is_none(folder, value, parts) -> None:
     refused(folder, 2, "train.callbacks", *parts, arguments=[f"train.callbacks={value}"])
+
+
+def test_a_package_that_a_callback_imports_is_named(folder) -> None:
+    (folder / "mine.py").write_text("import nosuch_package\n" + COUNTER)
+    arguments = ["train.callbacks=[mine:Counter]"]
+    refused(folder, 3, "nosuch_package", "pip install", arguments=arguments)
 
 
 def test_a_callback_that_cannot_be_made(folder) -> None:

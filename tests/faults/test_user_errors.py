@@ -1,5 +1,6 @@
-"""What a user gets wrong, and what a machine lacks: an exit code, one line that names it and says
-what to do, and nothing half-written. Everything goes through the command line.
+"""Mistakes of users and gaps of machines, through the command line.
+
+Each gives an exit code, one line that names the problem and the remedy, and no half-written files.
 """
 
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -476,11 +478,58 @@ def test_an_allocation_that_fails_at_start(model, folder):
     assert not (folder / "out").exists()
 
 
+# Packages
+
+
+def _run_without(package: str, folder: Path, *arguments: str) -> Result:
+    """Run `intel-ft ARGUMENTS` where `package` cannot be imported, as if it were not installed.
+
+    In a new process: those of the harness have imported the packages already.
+    """
+    hidden = folder / ".streams/hidden"
+    hidden.mkdir(parents=True)
+    (hidden / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {package!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "intel_ft", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(hidden), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("verb", "package"),
+    [("train", "torch"), ("validate", "datasets"), ("validate", "jinja2"), ("validate", "yaml")],
+)
+def test_a_missing_package_is_named_and_not_blamed_on_the_data(verb, package, folder):
+    before = _visible(folder)
+    result = _run_without(package, folder, verb, "config.yaml")
+    _assert_one_line(result, 3, package, "pip install" if package != "jinja2" else "install")
+    assert "train.jsonl" not in result.last_line
+    assert _visible(folder) == before
+
+
+def test_validate_offline_names_a_missing_package(folder):
+    """It does not pass for data that is absent from this machine."""
+    result = _run_without("datasets", folder, "validate", "config.yaml", "--offline")
+    _assert_one_line(result, 3, "datasets", "pip install")
+
+
 # The rest
 
 
 @pytest.mark.parametrize(
-    ("env", "said"),
+    ("env", "reason"),
     [
         ({"PMI_SIZE": "4"}, "PMI_RANK is not set"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "x"}, "COMM_WORLD_RANK is x"),
@@ -489,9 +538,9 @@ def test_an_allocation_that_fails_at_start(model, folder):
         ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
     ],
 )
-def test_a_world_that_cannot_be(env, said, folder):
+def test_a_world_that_cannot_be(env, reason, folder):
     """A copy that does not know of the others would train a model of its own."""
-    _refused(folder, 3, said, env=env)
+    _refused(folder, 3, reason, env=env)
 
 
 def test_ranks_that_do_not_come(folder):

@@ -85,7 +85,7 @@ def _sentencepiece(prefix):
             if word[:end] not in vocab:
                 merges.append((word[: end - 1], word[end - 1]))
                 vocab.append(word[:end])
-    ids = {token: id for id, token in enumerate(vocab)}
+    ids = {token: index for index, token in enumerate(vocab)}
     backend = Tokenizer(
         models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )

@@ -1,6 +1,4 @@
-"""Words that try to be something else: control tokens, control characters, turned text; used by
-test_data_*.
-"""
+"""Texts that imitate control tokens or hold control characters and reversed text."""
 
 from hypothesis import strategies as st
 
