@@ -73,7 +73,7 @@ def fingerprint(folder: Path) -> str | None:
     """
     samples, dtypes = {}, set()
     for path in sorted(folder.glob("*.safetensors")):
-        with _open_safetensors(path) as file:
+        with _open_safetensors(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 entry, values = file.get_slice(name), file.get_tensor(name).flatten()
                 start = values[:64].view(torch.uint8)[:64].numpy().tobytes()
@@ -148,10 +148,13 @@ def _is_causal_lm(config: dict[str, Any]) -> bool:
     return type(default) in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
-def _open_safetensors(path: Path) -> Any:
-    """An open safetensors file, whose header is checked to cover the file exactly."""
+def _open_safetensors(path: Path, framework: str = "np") -> Any:
+    """An open safetensors file, whose header is checked to cover the file exactly.
+
+    With "pt" torch maps the whole file, which fails for one that is larger than memory.
+    """
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework=framework)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: damaged or not a safetensors file ({first_line(error)}): copy it again"

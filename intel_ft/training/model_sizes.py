@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.config import Config, ModelConfig
@@ -118,6 +119,12 @@ def _teacher(config: Config) -> CountedTeacher | None:
 
 def _without_weights(config: ModelConfig, description: Any) -> Any:
     """The frozen model on torch's `meta` device."""
+    # from_pretrained takes the text model of a multimodal one where that is mapped; from_config
+    # does not (Transformers 5.5).
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(description), None)
+    text = description.sub_configs.get("text_config")
+    if text is not None and getattr(model_class, "config_class", None) is text:
+        description = description.get_text_config()
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return AutoModelForCausalLM.from_config(

@@ -31,7 +31,13 @@ from intel_ft.training.workload import Training
 
 logger = logging.getLogger(__name__)
 
-_OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "bad_alloc", "not enough memory")
+_OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",  # torch, mapping a file
+    "bad_alloc",
+    "not enough memory",
+)
 _PERHAPS_OUT_OF_MEMORY = "could not create a primitive"  # oneDNN, whatever the reason
 _LITTLE_MEMORY = 2**30
 _COLLECTIVES = ("gloo", "oneCCL", "NCCL")  # what their errors have in them

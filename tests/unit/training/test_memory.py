@@ -31,7 +31,12 @@ from intel_ft.training.memory import (
     largest_row,
     memory_setting,
 )
-from intel_ft.training.model_sizes import CountedModel, count_model, model_sizes
+from intel_ft.training.model_sizes import (
+    CountedModel,
+    count_description,
+    count_model,
+    model_sizes,
+)
 
 SHAPES = Path(__file__).parents[3] / "docs" / "shapes"
 GIB = 2**30
@@ -195,6 +200,12 @@ def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
     activations = full_row_activations(settings, shrunk.sizes, torch.bfloat16)
     decision = apply_fast_path(base, settings, activations)[0]
     assert (decision.value == "on") == (setting.layout == "prepacked")
+
+
+def test_of_a_multimodal_model_the_text_model_is_counted() -> None:
+    text = {"hidden_size": 64, "num_hidden_layers": 2, "num_local_experts": 2, "vocab_size": 99}
+    counted = count_description(config(), transformers.Llama4Config(text_config=text))
+    assert (counted.sizes.hidden, counted.sizes.layers, counted.sizes.vocabulary) == (64, 2, 99)
 
 
 # -- its use by a run
