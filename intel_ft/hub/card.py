@@ -2,6 +2,7 @@
 
 import re
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -54,7 +55,9 @@ def write_card(
     chats = template == "tokenizer" or (template == "auto" and "chat_template.jinja" in files)
     recipe = export.get("recipe") or {}
     link = (
-        f"[{escape_markdown(base)}](https://huggingface.co/{base})" if "/" in base else _code(base)
+        f"[{escape_markdown(base)}](https://huggingface.co/{quote(base)})"
+        if "/" in base
+        else _code(base)
     )
     config = (records.training or {}).get("config", {})
     card: str = _template().render(
@@ -92,9 +95,9 @@ def write_card(
 
 
 def check_card(text: str) -> None:
-    """Read the card as the Hub's library does. Raises UserError where its metadata is not valid.
+    """Read the card as the Hub's library does. Raises UserError where its metadata is invalid.
 
-    What only the Hub can tell (its list of licenses, say) it says before the upload begins.
+    The Hub checks the rest, such as its list of licenses, before the upload begins.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -104,7 +107,7 @@ def check_card(text: str) -> None:
         ModelCardData(**values)
     except ImportError:
         raise
-    except Exception as error:  # YAML's errors, ValueError, TypeError: whatever a text brings
+    except Exception as error:  # YAML's errors, ValueError, TypeError: any text may come in
         raise UserError(
             f"the card's front matter is not valid: {' '.join(str(error).split())}"
         ) from None
