@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from support.harness import metrics, shortest_examples, write_config
 
-STEPS = 16
+STEPS = 8
 
 
 def fresh(folder, **train):
@@ -19,8 +19,8 @@ def fresh(folder, **train):
         "max_steps": STEPS,
         "global_batch_size": 7,  # no number of ranks divides it
         "max_tokens_per_row": 256,
-        "save_steps": 4,
-        "eval_steps": 8,
+        "save_steps": 2,
+        "eval_steps": 4,
         "logging_steps": 1,
         "learning_rate": 0.002,
     }
