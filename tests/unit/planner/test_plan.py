@@ -319,7 +319,7 @@ def test_gpus_are_chosen_as_a_run_would() -> None:
     ):
         with pytest.raises(UserError, match=part):
             inputs_of(config(SHAPES / "llama-2-7b", **wrong), cluster, None)
-    with pytest.raises(UserError, match="for CPUs"):
+    with pytest.raises(UserError, match="CPUs only"):
         swept(inputs_of(settings, Cluster(gpu="T4"), AssumedData(64, 118)), "threads", [1])
 
 
