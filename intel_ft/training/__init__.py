@@ -1,1 +1,1 @@
-"""The run: the Trainer that walks the plan, its checkpoints, records and signals."""
+"""A training run, from config to adapter. Start reading at run.py; the step is in step.py."""
