@@ -462,7 +462,7 @@ def _giant(model: Path, mib: int, hidden: int) -> None:
 
 
 def test_a_model_larger_than_memory_is_refused_unread(model, folder):
-    _giant(model, 2000 * 1024, hidden=16384)
+    _giant(model, 2000 * 1024, hidden=32768)
     command = ("train", "config.yaml", "--json")
     result = run(*command, cwd=folder, seconds=30)
     _assert_one_line(result, 3, "out of memory", "GiB", "smaller model", "train.max_tokens_per_row")
