@@ -69,7 +69,7 @@ demo: setup
 
 # One thread a test process: more would fight over the cores, and results would be no better.
 test: setup ccl
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup docs
 	$(BIN)/ruff check

@@ -28,7 +28,7 @@ from support.harness import (
 
 from intel_ft.files import damage
 
-KILLS = 20
+KILLS = 12
 # Losses, gradients and the learning rate must be equal; speed and memory are the machine's.
 _COMPARED = ("step", "epoch", "loss", "grad_norm", "lr", "tokens", "supervised_tokens", "eval_loss")
 _TRAIN = {
@@ -187,7 +187,7 @@ def test_killed_at_any_moment_and_resumed(dropout, early, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(one, range(KILLS)))
     assert sum(hit for hit, _ in done) >= KILLS, done
-    assert sum(inside for _, inside in done) >= 5, done
+    assert sum(inside for _, inside in done) >= 3, done
 
 
 def test_a_forked_run_is_an_installed_one(dropout, tmp_path):

@@ -323,7 +323,8 @@ def test_gpus_are_chosen_as_a_run_would() -> None:
         swept(inputs_of(settings, Cluster(gpu="T4"), AssumedData(64, 118)), "threads", [1])
 
 
-def test_the_first_layers_are_timed_here() -> None:
+def test_the_first_layers_are_timed_here(monkeypatch) -> None:
+    monkeypatch.setattr(probe, "_SECONDS", 0.3)
     settings = config(train={"max_steps": 2, "global_batch_size": 8})
     found = inputs_of(settings, Cluster(), None)
     assert 0.2 < found.machine.slowdown < 20
