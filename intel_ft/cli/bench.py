@@ -30,7 +30,7 @@ Lengths = Annotated[
 ]
 RowTokens = Annotated[
     int | None,
-    typer.Option(help="Maximum tokens in a packed row. Default: set by workload and lengths."),
+    typer.Option(help="Maximum tokens in a packed row. Default: depends on workload and lengths."),
 ]
 BackendName = Annotated[
     Literal["cpu", "cuda"], typer.Option(help="Device that runs the training step.")
@@ -45,8 +45,8 @@ BaseDtype = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="Threads of each process. Default: one for each of its cores.")
 ]
-Repeat = Annotated[int, typer.Option(min=1, help="Runs of each contender; contenders take turns.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Runs at each value; values take turns.")]
+Repeat = Annotated[int, typer.Option(min=1, help="Runs of each contender, interleaved.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Runs at each value, interleaved.")]
 Seconds = Annotated[float, typer.Option(min=0, help="Minimum timed duration of a run, in seconds.")]
 LoraRank = Annotated[int, typer.Option(min=1, help="LoRA rank r.")]
 Plot = Annotated[Path | None, typer.Option(help="Write a plot to this SVG file as well.")]
@@ -71,7 +71,9 @@ def train(
     row_tokens: RowTokens = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Examples per optimizer step. Default: set by the workload."),
+        typer.Option(
+            min=1, help="Examples per optimizer step. Default: depends on workload and lengths."
+        ),
     ] = None,
     peer_row_tokens: Annotated[
         int | None,
@@ -112,8 +114,8 @@ def train(
 ) -> None:
     """Measure tokens/s, MFU and memory of LoRA training.
 
-    Runs of intel-ft and of each --peer take turns. MFU is the share of the best GEMM rate of these
-    cores that training reaches.
+    Runs of intel-ft and of each --peer are interleaved. MFU is the share of the cores' best GEMM
+    rate that training reaches.
     """
     from intel_ft.bench.task import OWN_TRAINER, Task
     from intel_ft.bench.workloads import workload as find_workload
@@ -209,7 +211,7 @@ def scale(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Measure tokens/s, MFU and memory over one parameter."""
+    """Measure how one parameter changes tokens/s, MFU and memory."""
     from intel_ft.bench.scale import bench_scale, plotted, values_of
     from intel_ft.bench.tables import scale_table
     from intel_ft.files import write_text
@@ -239,8 +241,8 @@ def ranks(
         int | None,
         typer.Option(
             min=1,
-            help="A step of the smallest run has 4 times this many examples per rank. Default: set "
-            "by the workload.",
+            help="A quarter of the examples per rank in a step of the smallest run. Default: "
+            "depends on the workload.",
         ),
     ] = None,
     rank: LoraRank = 16,
@@ -249,7 +251,7 @@ def ranks(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Measure weak and strong scaling over ranks."""
+    """Measure weak and strong scaling with the number of ranks."""
     from intel_ft.bench.ranks import bench_ranks, values_of
     from intel_ft.bench.tables import ranks_table
     from intel_ft.bench.task import OWN_TRAINER, Task
@@ -284,7 +286,7 @@ def quality(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Compare validation losses with plain Transformers and peft."""
+    """Compare the validation loss with plain Transformers and peft."""
     from intel_ft.bench.quality import CONTENDERS, bench_quality
 
     report = bench_quality(side or list(CONTENDERS), seeds, steps, threads)
@@ -350,7 +352,11 @@ def collectives(
 @app.command()
 def plan(
     case: Annotated[
-        list[str] | None, typer.Option(help="Case to measure, by name. Repeatable. Default: all.")
+        list[str] | None,
+        typer.Option(
+            help="Case to measure, such as small; a wrong name lists them. Repeatable. "
+            "Default: all."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=3, help="Optimizer steps of each training run.")] = 6,
     threads: Threads = None,

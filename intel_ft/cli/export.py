@@ -64,11 +64,11 @@ def run(
         typer.Option(help="Calibration data. Default: the training data of the run."),
     ] = None,
     generate: Annotated[
-        int, typer.Option(help="Number of validation examples to generate and check answers for.")
+        int, typer.Option(help="Also generate and check answers to this many validation examples.")
     ] = 0,
     max_new_tokens: MaxNewTokens = 256,
     measure: Annotated[
-        bool, typer.Option(help="Measure on the validation set, if there is one.")
+        bool, typer.Option(help="Measure the quality on the validation set, if there is one.")
     ] = True,
     adapter: Annotated[
         bool,

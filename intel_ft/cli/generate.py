@@ -22,7 +22,12 @@ def run(
     ] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option("--input", "-i", help="File with one prompt per line: .txt or .jsonl."),
+        typer.Option(
+            "--input",
+            "-i",
+            help="File with one prompt per line: .txt, or .jsonl with prompt, "
+            "instruction, question or messages.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -31,7 +36,7 @@ def run(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Keep the answers in OUTPUT.partial and generate only the rest."
+            "--resume", help="Reuse the answers in OUTPUT.partial and generate the others."
         ),
     ] = False,
     n: Annotated[

@@ -35,9 +35,9 @@ def run(
     ] = 1,
     json: options.Json = False,
 ) -> None:
-    """Create a config: list or copy recipes, or translate a config.
+    """Create a config from a recipe or from another trainer's config.
 
-    The config to translate may be one of Axolotl, LLaMA-Factory, TRL or Transformers.
+    Without arguments, lists the recipes.
     """
     from intel_ft.errors import UserError
 

@@ -16,7 +16,9 @@ def run(
     overrides: Overrides = None,
     hostfile: Annotated[
         Path | None,
-        typer.Option(help="File with one host per line. Default: this host only."),
+        typer.Option(
+            help="File with one host per line: name, or name:RANKS. Default: this host only."
+        ),
     ] = None,
     ranks_per_host: Annotated[
         int | None,
@@ -29,7 +31,8 @@ def run(
     via: Annotated[
         Literal["mpirun", "accelerate", "torchrun", "slurm", "pbs", "k8s", "k8s-trainjob"],
         typer.Option(
-            help="Launcher that starts the ranks. The last four write a job file instead."
+            help="Launcher that starts the ranks. slurm, pbs, k8s and k8s-trainjob print or write "
+            "a job instead."
         ),
     ] = "mpirun",
     resume: Resume = False,
@@ -41,7 +44,7 @@ def run(
         ),
     ] = 0,
     elastic: Annotated[
-        bool, typer.Option("--elastic", help="Continue without unreachable hosts.")
+        bool, typer.Option("--elastic", help="Start and restart without unreachable hosts.")
     ] = False,
     ssh: Ssh = "ssh",
     mpirun: Mpirun = None,
@@ -53,7 +56,7 @@ def run(
         typer.Option("--output", "-o", help="Job file to write. Default: print the job."),
     ] = None,
     submit: Annotated[
-        bool, typer.Option("--submit", help="Submit the job after writing it.")
+        bool, typer.Option("--submit", help="Submit the job file that --output writes.")
     ] = False,
     image: Annotated[
         str | None,

@@ -61,6 +61,7 @@ app = typer.Typer(
     help="Fine-tune language models on Xeon and export them to OpenVINO, from one YAML file.",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click suggests one already
     rich_markup_mode=None,
 )
 for verb in (
@@ -130,7 +131,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error.format_message(), error.exit_code
     if isinstance(error, click.ClickException):
-        return f"error: {error.format_message()} (see intel-ft --help)", 2
+        context = getattr(error, "ctx", None)
+        verb = context.command_path if context else "intel-ft"
+        return f"error: {error.format_message()} (see {verb} --help)", 2
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return "interrupted", 130
     if missing := missing_package(error):

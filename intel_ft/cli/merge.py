@@ -16,7 +16,7 @@ def run(
 ) -> None:
     """Merge an adapter into its bf16 base model.
 
-    Checks that the merged model agrees with base plus adapter.
+    Checks that the merged model's logits agree with those of base plus adapter.
     """
     from intel_ft import api
 

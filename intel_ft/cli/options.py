@@ -95,8 +95,8 @@ SystemPrompt = Annotated[
 Template = Annotated[
     Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"],
     typer.Option(
-        help="Prompt template. auto: the one used in training; tokenizer: the chat template of the "
-        "tokenizer; none: the prompt as it is."
+        help="Prompt template. auto: the one used in training, else the tokenizer's; tokenizer: "
+        "the tokenizer's chat template; none: the prompt as it is."
     ),
 ]
 

@@ -50,8 +50,8 @@ def run(
         float | None,
         typer.Option(
             min=0.001,
-            help="GEMM rate of each node in TFLOP/s, as `intel-ft bench gemm` prints it. Default: "
-            "measured, or that of --cpu or --gpu.",
+            help="GEMM rate of each node in TFLOP/s; `intel-ft bench gemm` measures it (in "
+            "GFLOP/s). Default: measured now, or that of --cpu or --gpu.",
         ),
     ] = None,
     examples: Annotated[

@@ -35,7 +35,7 @@ def run(
     ] = None,
     relation: Annotated[
         Literal["adapter", "finetune", "quantized", "merge"] | None,
-        typer.Option(help="Relation to the base model on the card. Default: detected from DIR."),
+        typer.Option(help="Relation to the base model, for the card. Default: detected from DIR."),
     ] = None,
     model_license: Annotated[
         str | None, typer.Option("--license", help="License id. Default: that of the base model.")

@@ -18,8 +18,8 @@ def run(
         int,
         typer.Option(
             min=0,
-            help="Number of validation examples that the base and the trained model answer for the "
-            "page.",
+            help="Show the answers of the base and the trained model to this many validation "
+            "examples.",
         ),
     ] = 0,
     max_new_tokens: MaxNewTokens = 128,

@@ -22,21 +22,23 @@ def run(
     overwrite: Overwrite = False,
     ranks: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of ranks that must be running. Set by launch."),
+        typer.Option(min=1, help="Number of ranks that must take part. Set by `intel-ft launch`."),
     ] = None,
     master: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Address of rank 0. Set by launch."),
+        typer.Option(metavar="HOST:PORT", help="Address of rank 0. Set by `intel-ft launch`."),
     ] = None,
     logs: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Folder for one log file per rank. Set by launch."),
+        typer.Option(
+            metavar="FOLDER", help="Folder for one log file per rank. Set by `intel-ft launch`."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Train the model that CONFIG describes.
 
-    Writes a run folder.
+    Writes checkpoints, metrics and the result to output.directory, the run folder.
     """
     from intel_ft import api
     from intel_ft.distributed.rank_startup import LaunchOptions

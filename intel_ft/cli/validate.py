@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Check CONFIG, its model and its data without training.
 
-    Includes the loss mask of every example.
+    Reads every example and builds its loss mask.
     """
     from intel_ft import config as configuration
 

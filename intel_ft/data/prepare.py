@@ -153,7 +153,7 @@ def _prepare(
     if data_format == "text":
         loss_on, loss_reason = "all", "ready-made text does not mark which part is the completion"
     else:
-        loss_on, loss_reason = data.loss_on, "set in data.loss_on"
+        loss_on, loss_reason = data.loss_on, "as data.loss_on says"
     supervised = examples.supervised.copy()
     if loss_on == "all":
         supervised[:] = True
