@@ -67,9 +67,11 @@ demo: setup
 	@echo
 	@echo "Talk to it: $(BIN)/intel-ft chat runs/demo/openvino"
 
-# One thread a test process: more would fight over the cores, and results would be no better.
+# One thread per test process, because more would compete for the cores. A file stays on one worker,
+# so that its fixtures are made once; tests/e2e, whose files take longest, comes first.
 test: setup ccl
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 \
+	    --dist loadfile --no-loadscope-reorder
 
 lint: setup docs
 	$(BIN)/ruff check
