@@ -43,6 +43,26 @@ def import_peft() -> None:
 
 
 @contextmanager
+def without_bitsandbytes() -> Iterator[None]:
+    """Let peft add LoRA layers without importing bitsandbytes, and with it Inductor: 1 s.
+
+    peft asks at every layer whether bitsandbytes is installed, and remembers the answer; it is
+    forgotten afterwards, so that peft on a model that bitsandbytes quantized works as usual.
+    """
+    from peft import import_utils
+
+    questions = (import_utils.is_bnb_available, import_utils.is_bnb_4bit_available)
+    with _hidden("bitsandbytes"):
+        for question in questions:
+            question.cache_clear()
+        try:
+            yield
+        finally:
+            for question in questions:
+                question.cache_clear()
+
+
+@contextmanager
 def _hidden(*modules: str) -> Iterator[None]:
     """Let modules that are not loaded yet look as if they were not installed."""
     hidden = [module for module in modules if module not in sys.modules]

@@ -13,6 +13,7 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.fused_decoder import fuse_layers
 from intel_ft.models.lora_linear import fuse_linears
+from intel_ft.optional_packages import without_bitsandbytes
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -37,7 +38,8 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         revision=revision,
     )
     try:
-        adapted = get_peft_model(model, config)
+        with without_bitsandbytes():
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         head = model.get_output_embeddings()
         modules = [(name, m) for name, m in model.named_modules() if is_linear(m) and m is not head]

@@ -5,6 +5,7 @@ from typing import Any
 
 from intel_ft.errors import UserError
 from intel_ft.models.adapter import WEIGHTS
+from intel_ft.optional_packages import without_bitsandbytes
 
 
 def apply_adapter(base: Any, folder: Path) -> Any:
@@ -17,7 +18,8 @@ def apply_adapter(base: Any, folder: Path) -> Any:
 
     shapes = _check_weights(folder)
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
+        with without_bitsandbytes():
+            model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder}: this adapter does not fit its base model {_name(base)}: "
