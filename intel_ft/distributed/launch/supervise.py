@@ -2,13 +2,14 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -44,15 +45,17 @@ def supervise(command: Command, logs: Path) -> int:
     _adopt_orphans()
     for name in (FAILED, STOP):
         (logs / name).unlink(missing_ok=True)
+    other_children = {child.pid for child in psutil.Process().children()}
     process = subprocess.Popen(
         command.arguments,
         env=os.environ | command.environment,
         start_new_session=True,
         preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs yet
     )
-    with _forwarding_signals(process, logs / STOP), _killed_after(process, logs / FAILED):
+    kill = functools.partial(_kill, process, other_children)
+    with _forwarding_signals(kill, logs / STOP), _killed_after(kill, logs / FAILED):
         code = process.wait()
-    _kill(process)
+    kill()
     with contextlib.suppress(OSError, ValueError):
         return int((logs / FAILED).read_text(encoding="utf-8")) if code else 0
     if code < 0:
@@ -61,10 +64,10 @@ def supervise(command: Command, logs: Path) -> int:
 
 
 @contextlib.contextmanager
-def _forwarding_signals(process: subprocess.Popen[bytes], stop: Path) -> Iterator[None]:
+def _forwarding_signals(kill: Callable[[], None], stop: Path) -> Iterator[None]:
     def receive(number: int, _: FrameType | None) -> None:
         if stop.exists():
-            _kill(process)
+            kill()
             return
         name = signal.Signals(number).name
         logger.warning("%s: the ranks save a checkpoint after this step, and stop", name)
@@ -80,7 +83,7 @@ def _forwarding_signals(process: subprocess.Popen[bytes], stop: Path) -> Iterato
 
 
 @contextlib.contextmanager
-def _killed_after(process: subprocess.Popen[bytes], failed: Path) -> Iterator[None]:
+def _killed_after(kill: Callable[[], None], failed: Path) -> Iterator[None]:
     ended = threading.Event()
 
     def watch() -> None:
@@ -91,7 +94,7 @@ def _killed_after(process: subprocess.Popen[bytes], failed: Path) -> Iterator[No
             since = since or time.monotonic()
             if time.monotonic() - since > GRACE:
                 logger.warning("the launcher still ran %g s after a rank failed: killing it", GRACE)
-                _kill(process)
+                kill()
                 return
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -108,13 +111,13 @@ def _adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the launcher and all processes that it started on this host."""
+def _kill(process: subprocess.Popen[bytes], spared: set[int]) -> None:
+    """Kill the launcher and all processes that it started on this host, but none of `spared`."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for _ in range(_GENERATIONS):  # children of a killed process become children of this one
         for child in psutil.Process().children():
-            if child.pid != process.pid:
+            if child.pid != process.pid and child.pid not in spared:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
                     os.kill(child.pid, signal.SIGKILL)
                     os.waitpid(child.pid, 0)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,7 +185,13 @@ def test_a_wrong_world_is_told_to_launch(tmp_path, environment):
 )
 def test_the_launchers_code_where_no_rank_left_one(launchers, expected, tmp_path):
     command = Command(code(f"raise SystemExit({launchers})"), {}, "a launcher")
-    assert supervise(command, tmp_path / "logs") == expected
+    other = subprocess.Popen(["sleep", "600"])  # a child of this process that it did not launch
+    try:
+        assert supervise(command, tmp_path / "logs") == expected
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_restart_keeps_json_and_resumes(tmp_path, monkeypatch):
