@@ -47,9 +47,7 @@ def test_columns_that_fit_no_format_or_several_are_listed():
         detect_format(["id", "body"], "auto", origin="f")
     with pytest.raises(UserError, match=r"alpaca and text: set data.format"):
         detect_format(["instruction", "output", "text"], "auto", origin="f")
-    with pytest.raises(
-        UserError, match=r"columns question and answer, but answer is missing"
-    ):
+    with pytest.raises(UserError, match=r"columns question and answer, but answer is missing"):
         detect_format(["question", "reply"], "question_answer", origin="f")
 
 

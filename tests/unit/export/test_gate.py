@@ -14,6 +14,7 @@ from intel_ft.errors import UserError
 from intel_ft.export.gate import COLUMNS, Limits, gate_table, size_quality_plot, table_cells
 from intel_ft.export.measure import (
     GateTask,
+    Quality,
     measure,
     read_summary,
     select_examples,
@@ -127,3 +128,22 @@ def test_table_and_plot() -> None:
     with pytest.raises(ValueError, match="at least one point"):
         scatter_plot("", "", "", [])
     json.dumps(row)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "rejected"), [(0.99, False), (0.98, False), (0.979, True), (math.nan, True)]
+)
+def test_the_minimum_agreement_decides(agreement, rejected):
+    quality = Quality(
+        perplexity=4.0,
+        ppl_increase=0.0,
+        ppl_increase_error=0.0,
+        kl=0.0,
+        agreement=agreement,
+        exact_match=None,
+        parses=None,
+        first_token_ms=None,
+        tokens_per_s=None,
+    )
+    assert (Limits(min_agreement=0.98).why_rejected(quality) is not None) is rejected
+    assert Limits().why_rejected(quality) is None
