@@ -32,7 +32,7 @@ def hide_broken_torchvision() -> None:
 
 
 def import_peft() -> None:
-    """Import peft without scikit-learn and bitsandbytes: 2.5 of the 8 s that a run takes to start.
+    """Import peft without scikit-learn and bitsandbytes, which take 2 s of the start of a run.
 
     peft 0.21 imports bitsandbytes, which imports Inductor, for models that it quantized;
     Transformers 5.5 imports scikit-learn for assisted generation. Nothing here uses either; NF4
