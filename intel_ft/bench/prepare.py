@@ -1,7 +1,6 @@
 """`bench prepare`: speed of preparing data (token ids, masks, batch plan), compared with TRL."""
 
 import json
-import logging
 import os
 import statistics
 import tempfile
@@ -12,10 +11,9 @@ from typing import Any
 from intel_ft import subprocess_json
 from intel_ft.assets import resolve
 from intel_ft.bench.task import OWN_TRAINER
-from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.bench.turns import run_in_turns
+from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.versions import installed
-
-logger = logging.getLogger(__name__)
 
 PEERS = ("trl", "trl-packed", "trl-single")
 TOKENIZER = "tiny-python-llama"
@@ -46,23 +44,15 @@ def bench_prepare(
     folder = resolve(tokenizer)
     if not (Path(folder) / "tokenizer.json").is_file():
         raise UserError(f"{tokenizer}: not a folder with a tokenizer.json")
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (OWN_TRAINER, *peers)}
-    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.jsonl"
         write_rows(file, rows)
-        for turn in range(1, repeat + 1):
-            for contender in [name for name in runs if name not in failed]:
-                try:
-                    run = _run(contender, file, folder)
-                except IntelFTError as error:
-                    if contender == OWN_TRAINER:
-                        raise
-                    failed[contender] = str(error)
-                    logger.warning("%s: %s", contender, error)
-                    continue
-                runs[contender].append(run)
-                logger.info("%s, run %d of %d: %.2f s", contender, turn, repeat, run["seconds"])
+        runs, failed = run_in_turns(
+            peers,
+            repeat,
+            lambda contender: _run(contender, file, folder),
+            lambda run: f"{run['seconds']:.2f} s",
+        )
     from intel_ft.bench import machine  # imported after the runs: it loads torch
 
     ours = _summary(runs[OWN_TRAINER])

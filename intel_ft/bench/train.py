@@ -3,7 +3,6 @@
 Contenders take turns, each run in a fresh process; the report has the medians over the runs.
 """
 
-import logging
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,7 @@ from intel_ft.backends.choice import choose_by_name
 from intel_ft.bench import machine
 from intel_ft.bench.run_worker import run_task, with_threads
 from intel_ft.bench.task import OWN_TRAINER, Task, require_peer
-from intel_ft.errors import IntelFTError
-
-logger = logging.getLogger(__name__)
+from intel_ft.bench.turns import run_in_turns
 
 METRICS = (
     "tokens_per_s",
@@ -44,20 +41,9 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
     for peer in peers:
         require_peer(peer)
     task = with_threads(task)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (OWN_TRAINER, *peers)}
-    failed: dict[str, str] = {}
-    for turn in range(1, repeat + 1):
-        for contender in [name for name in runs if name not in failed]:
-            try:
-                run = run_task(replace(task, contender=contender))
-            except IntelFTError as error:
-                if contender == OWN_TRAINER:
-                    raise
-                failed[contender] = str(error)
-                logger.warning("%s: %s", contender, error)
-                continue
-            runs[contender].append(run)
-            logger.info("%s, run %d of %d: %s", contender, turn, repeat, _run_line(run))
+    runs, failed = run_in_turns(
+        peers, repeat, lambda contender: run_task(replace(task, contender=contender)), _run_line
+    )
     ours = summarize(runs[OWN_TRAINER])
     return {
         "workload": {
