@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.distributed.launch import preflight
-from intel_ft.distributed.launch.job_spec import Job, read_hostfile
+from intel_ft.distributed.launch.hostfile import read_hostfile
+from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.distributed.launch.run_on_hosts import run_on_hosts
 from intel_ft.doctor.findings import Finding, ranked
 from intel_ft.errors import EnvironmentProblem

@@ -10,7 +10,8 @@ from typing import Any
 from intel_ft.decisions import Decision
 from intel_ft.distributed.launch import preflight
 from intel_ft.distributed.launch.commands import Command, command
-from intel_ft.distributed.launch.job_spec import Job, read_hostfile
+from intel_ft.distributed.launch.hostfile import read_hostfile
+from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.distributed.launch.run_on_hosts import run_on_hosts
 from intel_ft.distributed.launch.supervise import FINAL_EXIT_CODES, supervise
 from intel_ft.distributed.launch.tune_ranks import tuned_ranks

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.host.procfs import kernel_text
 from intel_ft.versions import installed
 
 _PACKAGES = ("intel_ft", "torch", "transformers", "peft", "accelerate", "oneccl")
 MAX_CLOCK_SKEW = 30.0  # seconds: users compare logs and file times of several hosts
 _CONNECT_TIMEOUT = 10  # seconds for a host to answer
 _HASHED_BYTES = 2**16  # at each end of a weight file
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one for each start of a kernel
 
 MUST_MATCH = {
     "python": "Python",
@@ -76,6 +78,7 @@ def report(config_file: Path, overrides: list[str]) -> dict[str, Any]:
         port = free.getsockname()[1]
     return {
         "host": platform.node(),
+        "boot": kernel_text(_BOOT_ID).strip(),
         "problem": problem,
         "python": platform.python_version(),
         "packages": packages(),
@@ -127,6 +130,15 @@ def compare(reports: list[dict[str, Any]], hosts: int) -> None:
     for report in reports:
         if report["problem"]:
             raise UserError(f"on {report['host']}: {report['problem']}")
+    seen: set[tuple[str, str]] = set()
+    for report in reports:
+        host = (report["host"], report["boot"])
+        if host in seen and report["boot"]:
+            raise UserError(
+                f"two lines of the host file are the same host, {host[0]}: give it one line, with "
+                "the number of ranks, such as `name:2`"
+            )
+        seen.add(host)
     first = reports[0]
     for key, what in MUST_MATCH.items():
         for other in reports[1:]:

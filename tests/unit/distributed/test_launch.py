@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from intel_ft.cli.main import app
 from intel_ft.distributed.launch import commands, preflight, scheduler_jobs
-from intel_ft.distributed.launch.job_spec import Job, forwarded, read_hostfile
+from intel_ft.distributed.launch.hostfile import read_hostfile
+from intel_ft.distributed.launch.job_spec import Job, forwarded
 from intel_ft.distributed.launch.launcher import Request
 from intel_ft.distributed.launch.supervise import supervise
 from intel_ft.errors import EnvironmentProblem, UserError
@@ -38,6 +39,10 @@ TWO_HOSTS = Job(PROGRAM, ("node1", "node2"), 4, "node1:29500")
         ("node1:2\n\nnode-2.lan:2  # new\n", ("node1", "node-2.lan"), 2),
         ("a\na\nb\nb\n", ("a", "b"), 2),  # PBS_NODEFILE
         ("10.0.0.1\n", ("10.0.0.1",), None),
+        ("\ufeffnode1\nnode2\n", ("node1", "node2"), None),  # an editor's byte order mark
+        ("node1 max_slots=4 slots=2\n", ("node1",), 2),
+        ("node1:2 slots=2\r\n", ("node1",), 2),
+        ("localhost:4\n", ("localhost",), 4),
     ],
 )
 def test_host_files(tmp_path, text, hosts, slots):
@@ -53,7 +58,22 @@ def test_host_files(tmp_path, text, hosts, slots):
         ("node1\n-oProxyCommand=evil\n", "line 2: '-oProxyCommand=evil' is not a host name"),
         ("node1; rm -rf /\n", "line 1"),
         ("a:2\nb:3\n", "the same number of ranks (a 2, b 3)"),
-        ("a:0\n", "line 1"),
+        ("a:0\n", "line 1: 'a:0': the number of ranks must be at least 1"),
+        ("a slots=0\n", "line 1: 'slots=0': the number of ranks must be at least 1"),
+        ("a max-slots=4 slots=-1\n", "'slots=-1': the number of ranks must be at least 1"),
+        ("a:\n", "line 1: 'a:': the number of ranks"),
+        ("a:2 slots=4\n", "line 1: 'a:2 slots=4' contradicts itself"),
+        ("a slots=4 max_slots=2\n", "contradicts itself"),
+        ("a slots=2\nb slots=2\na slots=2\n", "a is on the lines 1 and 3 with a number of ranks"),
+        ("a\na:2\n", "lines 1 and 2"),
+        ("a port=22\n", "'port=22' is not supported"),
+        ("a\nme@b\n", "line 2: 'me@b' names a user"),
+        ("fe80::1\n", "'fe80::1' is an IPv6 address"),
+        ("[::1]:2\n", "'[::1]:2' is an IPv6 address"),
+        ("node[01-03,07]\n", "scontrol show hostnames"),
+        ("node1 node2\n", "'node1 node2' is not a host name"),
+        ("localhost\n127.0.0.1\n", "line 1: every host calls itself localhost"),
+        ("node1\nlocalhost\n", "line 2: every host calls itself localhost"),
     ],
 )
 def test_host_files_that_are_wrong(tmp_path, text, part):
@@ -272,7 +292,7 @@ def test_jobs_choose_their_own_hosts_and_keep_what_is_done(tmp_path):
 
 def report(host, **more):
     values = {"python": "3.11", "packages": {"torch": "2.13.0"}, "config": "a", "base": "b"}
-    return {"host": host, "problem": None, "time": 1000.0, **values, **more}
+    return {"host": host, "boot": "1", "problem": None, "time": 1000.0, **values, **more}
 
 
 @pytest.mark.parametrize(
@@ -287,6 +307,7 @@ def report(host, **more):
         ),
         ([report("n1"), report("n2", base="c")], EnvironmentProblem, "same base model: b and c"),
         ([report("n1"), report("n2", time=1100.0)], EnvironmentProblem, "100 s apart"),
+        ([report("n1"), report("n1")], UserError, "the same host, n1"),  # by two of its names
     ],
 )
 def test_hosts_that_differ_are_named(reports, error, part):
@@ -294,6 +315,7 @@ def test_hosts_that_differ_are_named(reports, error, part):
         preflight.compare(reports, 2)
     assert part in str(raised.value)
     preflight.compare([report("n1"), report("n2", time=1003.0)], 2)
+    preflight.compare([report("localhost"), report("localhost", boot="2")], 2)
 
 
 def test_a_model_folder_is_known_by_its_content(tmp_path):
