@@ -97,10 +97,19 @@ def _without(reserved: str, cpus: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _prefer_memory(place: Place) -> str:
-    mask = ctypes.c_ulong(sum(1 << node for node in place.nodes))
+    if not place.nodes:
+        return ", memory not bound (none is next to these cores)"
     libc = ctypes.CDLL(None, use_errno=True)
-    bits = ctypes.sizeof(mask) * 8
-    nodes = format_list(place.nodes)
-    if libc.syscall(_SET_MEMPOLICY, _PREFERRED_MANY, ctypes.byref(mask), bits + 1) == 0:
-        return f", memory of NUMA node {nodes}"
+    mask, bits = _node_mask(place.nodes)
+    if libc.syscall(_SET_MEMPOLICY, _PREFERRED_MANY, mask, bits + 1) == 0:
+        return f", memory of NUMA node {format_list(place.nodes)}"
     return f", memory not bound ({os.strerror(ctypes.get_errno())})"
+
+
+def _node_mask(nodes: tuple[int, ...]) -> tuple["ctypes.Array[ctypes.c_ulong]", int]:
+    """The nodes as set_mempolicy(2) takes them, as bits of unsigned longs, and how many bits."""
+    width = 8 * ctypes.sizeof(ctypes.c_ulong)
+    words = [0] * (max(nodes) // width + 1)
+    for node in nodes:
+        words[node // width] |= 1 << node % width
+    return (ctypes.c_ulong * len(words))(*words), width * len(words)

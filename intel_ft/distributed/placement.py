@@ -4,9 +4,15 @@ from typing import NamedTuple
 
 from intel_ft.host.topology import Core, Topology
 
+_SMALLEST_SHARE = 0.75
+"""Of an equal share: with fewer cores, one rank is slower than all of them over remote memory."""
+
 
 class Place(NamedTuple):
-    """One rank's cores, as CPU numbers (one hardware thread per core), and their NUMA nodes."""
+    """One rank's cores, as CPU numbers (one hardware thread per core).
+
+    nodes: the NUMA nodes whose memory is next to them.
+    """
 
     cpus: tuple[int, ...]
     nodes: tuple[int, ...]
@@ -15,29 +21,30 @@ class Place(NamedTuple):
 def places(topology: Topology, ranks: int) -> list[Place]:
     """Disjoint places for `ranks` local ranks, as equal as the number of cores allows.
 
-    If the number of ranks is a multiple of the number of NUMA nodes, each rank stays within one
-    node; otherwise the cores are split in node order, so that a rank spans as few nodes as
-    possible. Where a quota allows fewer cores than there are, each rank leaves cores unused. Raises
-    ValueError for more ranks than usable cores.
+    If the number of ranks is a multiple of the number of NUMA nodes, and the nodes have about as
+    many cores each, each rank stays within one node; otherwise the cores are split in node order,
+    so that a rank spans as few nodes as possible: ranks get equal shares of the work, so all of
+    them wait for the one with the fewest cores. Where a quota allows fewer cores than there are,
+    each rank leaves cores unused. Raises ValueError for more ranks than usable cores.
     """
     if ranks > topology.usable:
         raise ValueError(f"{ranks} ranks, but {topology.usable} usable cores")
-    nodes = topology.nodes
-    if ranks % len(nodes) == 0:
-        groups = [
+    groups = _split(list(topology.cores), ranks)
+    if ranks % len(topology.nodes) == 0:
+        of_nodes = [
             group
-            for node in nodes
-            for group in _split([c for c in topology.cores if c.node == node], ranks // len(nodes))
+            for node in topology.nodes
+            for group in _split(
+                [core for core in topology.cores if core.node == node], ranks // len(topology.nodes)
+            )
         ]
-    else:
-        groups = _split(list(topology.cores), ranks)
-    if not all(groups):  # nodes with fewer cores than ranks
-        groups = _split(list(topology.cores), ranks)
+        if min(map(len, of_nodes)) >= _SMALLEST_SHARE * min(map(len, groups)):
+            groups = of_nodes
     most = max(1, topology.usable // ranks)
     if topology.usable < len(topology.cores):
         groups = [group[:most] for group in groups]
     return [
-        Place(tuple(core.threads[0] for core in group), tuple(sorted({c.node for c in group})))
+        Place(tuple(core.threads[0] for core in group), topology.memory_nodes(group))
         for group in groups
     ]
 

@@ -1,13 +1,14 @@
 """The cores, NUMA nodes and limits of this host, as the kernel reports them.
 
 Files are read below a root folder, so that recorded trees of other machines can be read too. Their
-format: admin-guide/cputopology.rst of Linux's documentation.
+format: admin-guide/cputopology.rst and admin-guide/mm/numaperf.rst of Linux's documentation.
 """
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from intel_ft.host import cgroup, slurm
 from intel_ft.host.launcher_env import LauncherEnv
@@ -20,7 +21,11 @@ _bound_to: set[int] = set()  # the CPUs that this process bound itself to
 
 
 class Core(NamedTuple):
-    """A physical core: its socket, its NUMA node, and its usable hardware threads."""
+    """A physical core: its socket, its NUMA node, and its usable hardware threads.
+
+    node: negative for cores that are in no node, one number for each socket. So are cores whose
+    node is offline.
+    """
 
     socket: int
     node: int
@@ -32,19 +37,26 @@ class Topology:
     """What a process may use of its host.
 
     cores: in the order of their NUMA nodes. memory: GiB by NUMA node, including nodes without cores
-    (HBM in flat mode). quota: the CPU time, in cores, that control groups or Slurm allow, and
-    quota_by which of them.
+    (HBM in flat mode, CXL). quota: the CPU time, in cores, that control groups or Slurm allow, and
+    quota_by which of them. nearest: where a core's node has no memory, or shares its cores with
+    other nodes, the nodes of the memory next to it.
     """
 
     cores: tuple[Core, ...]
     memory: dict[int, float]
     quota: float | None
     quota_by: str = "the control group"
+    nearest: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """The NUMA nodes that have cores."""
+        """The NUMA nodes that have cores; cores in no node count as one for each socket."""
         return tuple(dict.fromkeys(core.node for core in self.cores))
+
+    def memory_nodes(self, cores: Iterable[Core]) -> tuple[int, ...]:
+        """The NUMA nodes whose memory is next to these cores; none where that is unknown."""
+        near = {node for core in cores for node in self.nearest.get(core.node, (core.node,))}
+        return tuple(sorted(node for node in near if node >= 0))
 
     @property
     def sockets(self) -> int:
@@ -68,17 +80,17 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
     cpus = root / "sys/devices/system/cpu"
     online = parse_list(kernel_text(cpus / "online")) or os.sched_getaffinity(0)
     allowed = (os.sched_getaffinity(0) if allowed is None else allowed) & online
-    memory, node_of = _nodes(root / "sys/devices/system/node")
+    numa = _Numa.read(root / "sys/devices/system/node")
     threads: dict[tuple[int, int, int], list[int]] = {}
     for cpu in sorted(allowed):
-        topology = cpus / f"cpu{cpu}/topology"
-        socket = _number(topology / "physical_package_id")
-        siblings = parse_list(kernel_text(topology / "thread_siblings_list")) or {cpu}
-        threads.setdefault((node_of.get(cpu, 0), max(0, socket), min(siblings)), []).append(cpu)
+        socket = max(0, _number(cpus / f"cpu{cpu}/topology/physical_package_id"))
+        node = numa.node_of(cpu, socket)
+        threads.setdefault((node, socket, _first_thread(cpus, cpu)), []).append(cpu)
     cores = tuple(
         Core(socket, node, tuple(cpus)) for (node, socket, _), cpus in sorted(threads.items())
     )
-    host = Topology(cores, memory, cgroup.quota(root))
+    nearest = {node: numa.nearest(node) for node in {core.node for core in cores} if node >= 0}
+    host = Topology(cores, numa.memory, cgroup.quota(root), nearest=nearest)
     if allowed == online:  # otherwise a cpuset, of Slurm or of a container, selects the cores
         by_slurm = slurm.cores(len(cores), host.threads_per_core)
         if by_slurm is not None and (host.quota is None or by_slurm < host.quota):
@@ -135,17 +147,63 @@ def parse_list(text: str) -> set[int]:
     return numbers
 
 
-def _nodes(folder: Path) -> tuple[dict[int, float], dict[int, int]]:
-    """GiB by NUMA node, and the NUMA node of each CPU."""
-    memory: dict[int, float] = {}
-    node_of: dict[int, int] = {}
-    for path in sorted(folder.glob("node[0-9]*")):
-        node = int(path.name.removeprefix("node"))
-        node_of |= dict.fromkeys(parse_list(kernel_text(path / "cpulist")), node)
-        for line in kernel_text(path / "meminfo").splitlines():
-            if "MemTotal:" in line:
-                memory[node] = int(line.split()[-2]) / _KIB_PER_GIB
-    return memory, node_of
+class _Numa(NamedTuple):
+    """NUMA nodes: GiB of memory, CPUs, distances to other nodes, nodes with the fastest access."""
+
+    memory: dict[int, float]
+    cpus: dict[int, set[int]]
+    distances: dict[int, dict[int, int]]
+    initiators: dict[int, set[int]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The online nodes, in a folder such as /sys/devices/system/node."""
+        numa = cls({}, {}, {}, {})
+        paths = {_node_number(path): path for path in folder.glob("node[0-9]*")}
+        for node, path in sorted(paths.items()):
+            numa.cpus[node] = parse_list(kernel_text(path / "cpulist"))
+            row = [int(number) for number in kernel_text(path / "distance").split()]
+            numa.distances[node] = dict(zip(sorted(paths), row, strict=False))
+            fastest = (path / "access0/initiators").glob("node[0-9]*")
+            numa.initiators[node] = {_node_number(other) for other in fastest}
+            for line in kernel_text(path / "meminfo").splitlines():
+                if "MemTotal:" in line and (kib := int(line.split()[-2])):
+                    numa.memory[node] = kib / _KIB_PER_GIB
+        return numa
+
+    def node_of(self, cpu: int, socket: int) -> int:
+        """The first node that lists the CPU: emulated nodes (`numa=fake`) share their CPUs."""
+        if not any(self.cpus.values()):
+            return 0  # /sys is hidden, or the kernel knows no nodes
+        return next((node for node, cpus in self.cpus.items() if cpu in cpus), -1 - socket)
+
+    def nearest(self, node: int) -> tuple[int, ...]:
+        """The nodes whose memory is next to the CPUs of a node."""
+        cpus, distances = self.cpus.get(node, set()), self.distances.get(node, {})
+        candidates = [other for other in self.memory if cpus <= self.cpus[other]]
+        if not candidates:  # a node of CPUs alone
+            candidates = [other for other in self.memory if node in self.initiators[other]]
+        if not candidates and distances:
+            candidates = [*self.memory]
+        away = {other: distances.get(other, 0) for other in candidates}
+        return tuple(other for other in candidates if away[other] == min(away.values()))
+
+
+def _node_number(path: Path) -> int:
+    return int(path.name.removeprefix("node"))
+
+
+def _first_thread(cpus: Path, cpu: int) -> int:
+    """The first hardware thread of the CPU's core.
+
+    Two cores of an AMD module share an FPU, and the kernel calls them siblings; as cores they have
+    numbers of their own.
+    """
+    siblings = parse_list(kernel_text(cpus / f"cpu{cpu}/topology/thread_siblings_list")) or {cpu}
+    core = _number(cpus / f"cpu{cpu}/topology/core_id")
+    return min(
+        other for other in siblings if _number(cpus / f"cpu{other}/topology/core_id") == core
+    )
 
 
 def _number(path: Path) -> int:

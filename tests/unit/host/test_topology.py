@@ -8,7 +8,15 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.sys_trees import snc4_with_hbm, two_sockets_of_four_nodes, write_machine
+from support.sys_trees import (
+    first_node_offline,
+    memory_apart_from_cores,
+    snc4_with_hbm,
+    two_modules_of_amd,
+    two_sockets_of_four_nodes,
+    write_machine,
+    write_node,
+)
 
 from intel_ft.distributed import binding
 from intel_ft.distributed.binding import format_list
@@ -53,6 +61,73 @@ def test_hbm_nodes_have_memory_and_no_ranks(tmp_path):
     assert set(host.memory) == set(range(8))
     assert ranks_per_host(host)[0] == 4
     assert [place.nodes for place in places(host, 4)] == [(0,), (1,), (2,), (3,)]
+
+
+def test_two_cores_of_an_amd_module_are_two_cores(tmp_path):
+    host = everything(two_modules_of_amd(tmp_path))
+    assert [core.threads for core in host.cores] == [(0,), (1,), (2,), (3,)]
+    assert (host.usable, host.threads_per_core) == (4, 1)
+
+
+def test_emulated_nodes_share_their_cpus_and_are_one(tmp_path):
+    """`numa=fake=2` on two sockets: nodes 0 and 1 list the first socket's CPUs, 2 and 3 the second.
+
+    A rank that takes a CPU for the last node's alone uses half of the memory next to it.
+    """
+    root = write_machine(tmp_path, [("0-1", 8), ("0-1", 8), ("2-3", 8), ("2-3", 8)], 2)
+    host = everything(root)
+    assert [core.node for core in host.cores] == [0, 0, 2, 2]
+    assert ranks_per_host(host)[0] == 2
+    assert [place.nodes for place in places(host, 2)] == [(0, 1), (2, 3)]
+
+
+def test_a_node_that_lists_one_cpu_of_another_node(tmp_path):
+    host = everything(write_machine(tmp_path, [("0-7", 8), ("0", 8)], 2))
+    assert host.nodes == (0,)
+    assert places(host, 1)[0].nodes == (0,)
+
+
+def test_memory_is_of_the_nodes_next_to_the_cores(tmp_path):
+    host = everything(memory_apart_from_cores(tmp_path))
+    assert set(host.memory) == {2, 3, 4, 5}
+    assert [place.nodes for place in places(host, 2)] == [(2,), (3,)]  # not 4 and 5: slower
+    for node, row in ((4, "28 17 28 17 10 28"), (5, "17 28 17 28 28 10")):
+        write_node(tmp_path, node, "", 740, row)
+    assert [place.nodes for place in places(everything(tmp_path), 2)] == [(2,), (3,)]
+
+
+def test_the_nearest_memory_by_distance_where_no_initiators_are_known(tmp_path):
+    root = write_machine(tmp_path, [("0-1", 0), ("2-3", 4), ("", 4)], 3)
+    write_node(root, 0, "0-1", 0, "10 21 17")
+    assert places(everything(root), 2)[0].nodes == (2,)
+
+
+def test_memory_of_a_node_that_is_offline_is_not_used(tmp_path):
+    host = everything(first_node_offline(tmp_path))
+    assert [core.threads for core in host.cores] == [(2,), (4,), (1,), (3,), (5,)]
+    assert set(host.memory) == {1}
+    assert [place.nodes for place in places(host, 2)] == [(), (1,)]
+    assert ranks_per_host(host)[0] == 2  # the cores without memory are a socket
+
+
+def test_ranks_get_equal_shares_of_nodes_that_differ(tmp_path):
+    """All ranks wait for the one with the fewest cores."""
+    host = everything(write_machine(tmp_path, [("0-1", 8), ("2-5", 8), ("6-11", 8)], 1))
+    shares = places(host, 3)
+    assert [format_list(place.cpus) for place in shares] == ["0-3", "4-7", "8-11"]
+    assert [place.nodes for place in shares] == [(0, 1), (1, 2), (2,)]
+
+
+def test_a_core_less_does_not_split_nodes(tmp_path):
+    host = everything(write_machine(tmp_path, [("0-5", 8), ("6-12", 8)], 1))
+    assert [place.nodes for place in places(host, 2)] == [(0,), (1,)]
+
+
+@pytest.mark.parametrize("nodes", [(0,), (1, 63), (64,), (3, 130)])
+def test_the_mask_of_any_number_of_nodes(nodes):
+    mask, bits = binding._node_mask(nodes)
+    assert bits == 64 * len(mask) > max(nodes)
+    assert {n for n in range(bits) if mask[n // 64] >> n % 64 & 1} == set(nodes)
 
 
 def test_a_slurm_job_of_some_cores(tmp_path):
