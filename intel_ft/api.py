@@ -225,7 +225,10 @@ def export(
     from intel_ft.export.settings import Settings, for_device, read_settings
 
     if not isinstance(settings, Settings):
-        pairs = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
+        pairs = [
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in (settings or {}).items()
+        ]
         settings = read_settings(None, pairs)
     return run_export(
         str(source),

@@ -4,15 +4,19 @@
 string below each field is its documentation.
 """
 
-import difflib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
+from intel_ft.config_text import describe, expand_path, parse_value, parse_yaml, read_text
 from intel_ft.errors import UserError
+
+PathOrId = Annotated[str, AfterValidator(expand_path)]
 
 Auto = Literal["auto"]
 DataFormat = Literal[
@@ -26,16 +30,34 @@ _NEEDS_PLAIN_BASE = (
 )
 
 
+S = TypeVar("S", bound="Section")
+
+
 class Section(BaseModel):
     """A section of the configuration: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def _targets(value: str | list[str]) -> str | list[str]:
+    """`value`; ValueError where text is neither all-linear nor a pattern of modules' full names."""
+    if isinstance(value, str) and value != "all-linear":
+        if re.fullmatch(r"[\w., -]*", value):
+            raise ValueError(
+                "write all-linear, a list such as [q_proj, v_proj], or a regular"
+                " expression that matches full names, such as .*\\.(q|v)_proj"
+            )
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+    return value
+
+
 class ModelConfig(Section):
     """The base model, and how far its files are trusted."""
 
-    name_or_path: str = Field(min_length=1)
+    name_or_path: PathOrId = Field(min_length=1)
     """A local model folder with safetensors, or a Hub id (org/name)."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; null uses the default branch."""
@@ -52,9 +74,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where the examples come from, and how they become tokens with a loss mask."""
 
-    train: str = Field(min_length=1)
+    train: PathOrId = Field(min_length=1)
     """Training data: a file or folder (.json, .jsonl, .csv, .parquet, .txt), or a Hub id."""
-    eval: str | None = None
+    eval: PathOrId | None = None
     """Validation data, in the same format."""
     split: str = "train"
     """Split of data.train, or a slice of it such as train[:1000]."""
@@ -64,6 +86,11 @@ class DataConfig(Section):
     """Share of data.train that becomes the validation set if data.eval is not set."""
     format: DataFormat = "auto"
     """Meaning of the columns; auto detects it from their names."""
+    columns: dict[str, str] = {}
+    """Other names of columns, such as {instruction: question, output: reply}: name here to name
+    there."""
+    on_bad: Literal["error", "drop"] = "error"
+    """What happens to rows that cannot be used, such as those with an empty answer."""
     template: TemplateName = "auto"
     """Prompt template; auto uses the tokenizer's chat_template if it has one."""
     system_prompt: str | None = None
@@ -87,8 +114,8 @@ class MethodConfig(Section):
     """The adapter's output is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """Linear layers that get an adapter, by name."""
+    target_modules: Annotated[str | list[str], AfterValidator(_targets)] = "all-linear"
+    """Linear layers that get an adapter: all-linear, a list of names, or a regular expression."""
     modules_to_save: list[str] = []
     """Modules that are trained in full alongside the adapter and saved with it."""
     use_dora: bool = False
@@ -99,7 +126,7 @@ class MethodConfig(Section):
     """Initialization of the adapter."""
     lora_plus_ratio: float = Field(1.0, ge=1.0)
     """LoRA+: learning rate of the B matrices divided by that of the A matrices."""
-    teacher: str | None = None
+    teacher: PathOrId | None = None
     """Distillation: the teacher model, or "base" for the student's own base model."""
     student: Literal["lora", "full"] = "lora"
     """Distillation: train an adapter or all weights of the student."""
@@ -163,8 +190,8 @@ class TrainConfig(Section):
     """Share of the steps used for linear warmup."""
     weight_decay: float = Field(0.0, ge=0.0)
     """Decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this norm; 0 does not clip."""
     optimizer: Literal[
         "adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "sgd", "adafactor"
     ] = "adamw_torch_fused"
@@ -219,7 +246,7 @@ class BackendConfig(Section):
 class OutputConfig(Section):
     """Where the results go."""
 
-    directory: Path
+    directory: Annotated[Path, AfterValidator(lambda path: Path(expand_path(str(path))))]
     """The run's folder."""
 
 
@@ -305,16 +332,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
 
     Raises UserError with one line that names the file or override and the key.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    values = parse_yaml(read_text(path, "no such config file"), str(path))
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: expected sections such as model, data and train, not a list or text"
@@ -328,20 +346,30 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
 
 def build(values: dict[str, Any], origin: str) -> Config:
     """Validate a nested mapping; error messages start with `origin`, such as a file name."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problems = dict.fromkeys(_describe(problem) for problem in error.errors())
-        raise UserError(f"{origin}: {'; '.join(problems)}") from None
+    return _checked(Config, values, origin)
 
 
 def check_data(values: dict[str, Any]) -> DataConfig:
     """Validate a data section given by command-line options."""
+    return _checked(DataConfig, values, "options")
+
+
+def _checked(section: type[S], values: dict[str, Any], origin: str) -> S:
     try:
-        return DataConfig.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        problems = dict.fromkeys(_describe(problem) for problem in error.errors())
-        raise UserError(f"options: {'; '.join(problems)}") from None
+        keys = {name: list(fields) for name, fields in sections().items()}
+        problems = dict.fromkeys(describe(problem, keys) for problem in error.errors())
+        raise UserError(f"{origin}: {'; '.join(problems)}") from None
+
+
+def sections() -> dict[str, dict[str, FieldInfo]]:
+    """The fields of each section, by their names."""
+    return {
+        name: field.annotation.model_fields
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -349,50 +377,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     section, dot, name = key.partition(".")
     if not (equals and dot and section and name):
         raise UserError(f"override {override!r}: write it as section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: {_one_line(error)}") from None
     mapping = values.setdefault(section, {})
     if not isinstance(mapping, dict):
         raise UserError(f"override {override!r}: {section} is not a section")
-    mapping[name] = value
-
-
-def _describe(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"][:2])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {where}{_nearest(problem['loc'])}"
-    if problem["type"] == "missing":
-        return f"{where} is required"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not where:
-        return str(message)
-    if isinstance(problem["input"], dict | list):
-        return f"{where}: {message}"
-    return f"{where}={problem['input']}: {message[0].lower()}{message[1:]}"
-
-
-def _nearest(location: tuple[str | int, ...]) -> str:
-    """A hint at the valid key that was probably meant, in this section or another one."""
-    sections: dict[str, list[str]] = {}
-    for name, field in Config.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            sections[name] = list(annotation.model_fields)
-    unknown = str(location[-1])
-    if len(location) == 1:
-        valid, others = list(sections), []
-    else:
-        valid = sections[str(location[0])]
-        others = [f"{section}.{key}" for section, keys in sections.items() for key in keys]
-    if close := difflib.get_close_matches(unknown, valid, n=1):
-        return f" (did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?)"
-    for other in others:
-        if other.endswith(f".{unknown}"):
-            return f" (did you mean {other}?)"
-    return f" (valid keys: {', '.join(valid)})"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    field = sections().get(section, {}).get(name)
+    mapping[name] = parse_value(text, field.annotation if field else None, f"override {override!r}")

@@ -51,7 +51,7 @@ def train(config: Config, base: Path, examples: Examples, adapter: Path) -> tupl
         for index in step.examples:
             loss = loss_sum(model, examples, int(index)) / step.supervised_tokens
             loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm or math.inf)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

@@ -4,10 +4,10 @@ import difflib
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from intel_ft.config import Section
+from intel_ft.config_text import parse_value, parse_yaml, read_text
 from intel_ft.errors import UserError
 
 Format = Literal["fp16", "int8", "int4", "nf4", "mxfp4"]
@@ -63,20 +63,15 @@ def read_settings(file: Path | None, pairs: list[str]) -> Settings:
     """
     values: dict[str, Any] = {}
     if file is not None:
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{file}: cannot be read as YAML ({_one_line(error)})") from None
+        values = parse_yaml(read_text(file), str(file)) or {}
         if not isinstance(values, dict):
             raise UserError(f"{file}: expected KEY: VALUE lines")
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not (key and equals):
             raise UserError(f"--set {pair!r}: write it as KEY=VALUE")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {pair!r}: {_one_line(error)}") from None
+        field = Settings.model_fields.get(key)
+        values[key] = parse_value(text, field.annotation if field else None, f"--set {pair!r}")
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -94,10 +89,6 @@ def _describe(problem: Any) -> str:
         return f"unknown setting {key} ({hint})"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{key}={problem['input']}: {message[0].lower()}{message[1:]}" if key else message
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def for_device(settings: Settings, device: str) -> Settings:

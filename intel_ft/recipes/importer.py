@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from intel_ft.config_text import parse_yaml, read_text
 from intel_ft.errors import UserError
 from intel_ft.recipes import axolotl, llama_factory, trl
 from intel_ft.recipes.translation import Translation, flatten
@@ -64,16 +63,22 @@ def _dialect(path: Path, flat: dict[str, Any]) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise UserError(f"{path}: only .yaml, .yml and .json files are read, never code")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be parsed: {' '.join(str(error).split())}") from None
+    text = read_text(path)
+    values = _parse_json(text, path) if path.suffix == ".json" else parse_yaml(text, str(path))
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path}: expected a mapping of keys to values")
     return values
+
+
+def _parse_json(text: str, path: Path) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is set twice")
+        return values
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None

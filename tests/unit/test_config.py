@@ -131,9 +131,11 @@ def test_an_unknown_key_names_the_nearest_known_one(read, override, hint) -> Non
         ("data.max_length=7", "data.max_length=7: "),
         ("data.eval_fraction=1", "data.eval_fraction=1: "),
         ("data.format=parquet", "data.format=parquet: "),
-        ("data.template=", "data.template=None: "),
+        ("data.template=", "data.template=: "),
         ("model.dtype=int4", "model.dtype=int4: "),
-        ("model.name_or_path=", "model.name_or_path=None: "),
+        ("model.name_or_path=", "model.name_or_path=: "),
+        ("method.target_modules=q_proj", "method.target_modules=q_proj: write all-linear, a list"),
+        ("method.target_modules=(q", "method.target_modules=(q: not a regular expression"),
     ],
 )
 def test_a_value_out_of_range_is_one_line_with_key_and_value(read, override, problem) -> None:
@@ -196,7 +198,11 @@ def test_numbers_as_people_write_them(read, text, value) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("[q_proj, v_proj]", ["q_proj", "v_proj"]), ("all-linear", "all-linear")],
+    [
+        ("[q_proj, v_proj]", ["q_proj", "v_proj"]),
+        ("all-linear", "all-linear"),
+        (r".*\.[\d]+\.(q|v)_proj", r".*\.[\d]+\.(q|v)_proj"),
+    ],
 )
 def test_an_override_is_yaml(read, text, value) -> None:
     assert read(MINIMAL, f"method.target_modules={text}").method.target_modules == value
@@ -221,6 +227,80 @@ def test_an_override_that_is_not_yaml_is_refused(read) -> None:
 def test_an_override_into_something_that_is_no_section_is_refused(read) -> None:
     line = refused(read, MINIMAL + "train: 3\n", "train.seed=1")
     assert line == "override 'train.seed=1': train is not a section"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["You are agent #7 of the team", "Role: be brief", "010", "true", "1e3", "{a", "'quoted' #1"],
+)
+def test_an_override_of_a_text_field_is_the_text_as_given(read, text) -> None:
+    assert read(MINIMAL, f"data.system_prompt={text}").data.system_prompt == text
+    assert read(MINIMAL, f"model.revision={text}").model.revision == text
+    assert read(MINIMAL, f"output.directory=runs/{text}").output.directory == Path("runs", text)
+    assert read(MINIMAL, "data.system_prompt=null").data.system_prompt is None
+    assert read(MINIMAL, "model.revision=").model.revision is None
+
+
+@pytest.mark.parametrize("text", ["010", "1:30"])
+def test_a_number_with_two_meanings_is_refused(read, text) -> None:
+    line = refused(read, MINIMAL, f"train.max_steps={text}")
+    assert f"override 'train.max_steps={text}': line 1: {text} is read as" in line
+    assert "line 4: " in refused(read, MINIMAL + f"train: {{max_steps: {text}}}\n")
+    assert read(MINIMAL, "train.max_steps=10", "train.seed=0").train.max_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "train: {seed: 1}\ntrain: {seed: 2}\n",
+            "train is set twice, in line 4 and again in line 5",
+        ),
+        ("train:\n  seed: 1\n  epochs: 2\n  seed: 3\n", "seed is set twice, in line 5 and again"),
+        ("train: {seed: 1, seed: 1}\n", "seed is set twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(read, text, line) -> None:
+    assert line in refused(read, MINIMAL + text)
+
+
+def test_a_merged_mapping_may_be_overridden(read) -> None:
+    shared = "x: &x {seed: 1, epochs: 2}\n"
+    line = refused(read, MINIMAL + shared + "train: {<<: *x, seed: 3}\n")
+    assert line.endswith("unknown key x (valid keys: model, data, method, train, backend, output)")
+    text = MINIMAL.replace("model: {", "model: &m {") + "train: {seed: 1}\n"
+    assert read(text.replace("output: {", "output: {")).train.seed == 1
+
+
+def test_home_and_variables_are_expanded_in_every_path(read, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA_HERE", "/data")
+    config = read(
+        MINIMAL,
+        "model.name_or_path=~/m",
+        "data.train=${DATA_HERE}/t.jsonl",
+        "data.eval=$DATA_HERE/e.jsonl",
+        "method.name=distill",
+        "method.teacher=~/teacher",
+        "output.directory=~/runs/${DATA_HERE}",
+    )
+    assert config.model.name_or_path == str(tmp_path / "m")
+    assert (config.data.train, config.data.eval) == ("/data/t.jsonl", "/data/e.jsonl")
+    assert config.method.teacher == str(tmp_path / "teacher")
+    assert config.output.directory == tmp_path / "runs/data"
+    for key in ("model.name_or_path", "data.train", "data.eval", "output.directory"):
+        line = refused(read, MINIMAL, key + "=${NOT_SET_HERE}/x")
+        assert (
+            f"{key}=${{NOT_SET_HERE}}/x: the environment variable NOT_SET_HERE is not set" in line
+        )
+    kept = tmp_path / "a $b"
+    kept.mkdir()
+    assert read(MINIMAL, f"output.directory={kept}").output.directory == kept
+
+
+def test_no_clipping_can_be_said(read) -> None:
+    assert read(MINIMAL, "train.max_grad_norm=0").train.max_grad_norm == 0
+    assert "max_grad_norm=-1" in refused(read, MINIMAL, "train.max_grad_norm=-1")
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:

@@ -449,3 +449,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_line(base, tmp_path) -> N
         IntelFTError, match=r"the loss is nan at step 1: lower train\.learning_rate"
     ):
         trainer.train()
+
+
+def test_no_clipping_is_a_norm_that_nothing_reaches(configure, tmp_path) -> None:
+    """And the norm is still measured, so that one that is not finite ends the run."""
+    losses = {}
+    for norm in (0, 1e9, 0.01):
+        config = configure(max_steps=2, max_grad_norm=norm)
+        train(config, overwrite=True)
+        lines = (config.output.directory / "metrics.jsonl").read_text().splitlines()
+        steps = [line for line in map(json.loads, lines) if "loss" in line]
+        assert all(step["grad_norm"] > 0.01 for step in steps)
+        losses[norm] = [step["loss"] for step in steps]
+    assert losses[0] == losses[1e9]
+
+
+def test_targets_by_a_regular_expression(configure) -> None:
+    counts = [
+        train(configure(max_steps=1, method={"target_modules": targets}), overwrite=True)
+        for targets in (r"model\.layers\.[\d]+\.self_attn\.(q|v)_proj", ["q_proj", "v_proj"])
+    ]
+    assert counts[0].trained_parameters == counts[1].trained_parameters
+    assert counts[0].train_loss == counts[1].train_loss

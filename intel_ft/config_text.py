@@ -1,0 +1,150 @@
+"""Reads the text of a config: YAML with one meaning, overrides, paths, and what is wrong with them.
+
+It knows no field of the configuration; `config` and the importers of other trainers' files use it.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from intel_ft.errors import UserError
+
+_VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<bare>[A-Za-z_]\w*))")
+_OTHER_BASE = re.compile(r"[-+]?(?:0[0-9_]+|[0-9_]+(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
+
+
+class _Refused(Exception):
+    """Valid YAML that is refused; the message has the line and the remedy."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key stands once, and a number has no second meaning."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in first:
+                    lines = f"in line {first[name]} and again in line {line}"
+                    raise _Refused(f"{key.value} is set twice, {lines}: keep one of them")
+                first[name] = line
+        return node
+
+
+def _decimal(loader: _Loader, node: Any) -> Any:
+    """The number in `node`. YAML 1.1 reads 010 as 8 and 1:30 as 90."""
+    if _OTHER_BASE.fullmatch(node.value):
+        raise _Refused(
+            f"line {node.start_mark.line + 1}: {node.value} is read as different numbers by"
+            " different programs: write a decimal number without leading zeros, or put text in"
+            " quotes"
+        )
+    kind = node.tag.rpartition(":")[2]
+    return getattr(loader, f"construct_yaml_{kind}")(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _decimal)
+
+
+def read_text(path: Path, missing: str = "no such file") -> str:
+    """The text of a UTF-8 file, without a byte order mark; UserError names the file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The values in `text`; UserError, one line that begins with `origin`, names a line in it.
+
+    A key that stands twice in a mapping is refused, because YAML would drop the first.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except _Refused as error:
+        raise UserError(f"{origin}: {error}") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def parse_value(text: str, annotation: Any, origin: str) -> Any:
+    """The value that `text` gives a field of this type: for a text field the text, else YAML.
+
+    Where a field may be null, "null" and no text stand for that.
+    """
+    kinds = _kinds(annotation)
+    if NoneType in kinds and text in ("", "null"):
+        return None
+    is_text = bool(kinds & {str, Path}) and not kinds - {str, Path, NoneType}
+    if is_text or (kinds == {str, list} and not text.startswith("[")):
+        return text
+    return parse_yaml(text, origin)
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The types of a field's values; those of its choices, for a Literal."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return {type(choice) for choice in get_args(annotation)}
+    if origin is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return {kind for one in get_args(annotation) for kind in _kinds(one)}
+    return {origin or annotation}
+
+
+def expand_path(text: str) -> str:
+    """`text` with ~ at its start and $NAME or ${NAME} replaced, as a shell does.
+
+    Raises ValueError for a variable that is not set; a path that exists as it stands is kept.
+    """
+    if "$" in text and not Path(text).exists():
+        for match in _VARIABLE.finditer(text):
+            name = match["braced"] or match["bare"]
+            if name not in os.environ:
+                raise ValueError(f"the environment variable {name} is not set")
+        text = _VARIABLE.sub(lambda match: os.environ[match["braced"] or match["bare"]], text)
+    return os.path.expanduser(text)  # noqa: PTH111 (text that may be a Hub id)
+
+
+def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
+    """One of pydantic's errors as a clause with key and value. sections: all valid keys."""
+    where = ".".join(str(part) for part in problem["loc"][:2])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}{_nearest(problem['loc'], sections)}"
+    if problem["type"] == "missing":
+        return f"{where} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not where:
+        return str(message)
+    if isinstance(problem["input"], dict | list):
+        return f"{where}: {message}"
+    return f"{where}={problem['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(location: tuple[str | int, ...], sections: Mapping[str, list[str]]) -> str:
+    """A hint at the valid key that was probably meant, in this section or another one."""
+    unknown = str(location[-1])
+    valid = list(sections) if len(location) == 1 else sections[str(location[0])]
+    if close := difflib.get_close_matches(unknown, valid, n=1):
+        return f" (did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?)"
+    if len(location) > 1:
+        for other in _dotted(sections):
+            if other.endswith(f".{unknown}"):
+                return f" (did you mean {other}?)"
+    return f" (valid keys: {', '.join(valid)})"
+
+
+def _dotted(sections: Mapping[str, list[str]]) -> Iterator[str]:
+    return (f"{section}.{key}" for section, keys in sections.items() for key in keys)
