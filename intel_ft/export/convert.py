@@ -6,7 +6,6 @@ from intel_ft.artifacts.model_folder import write_base_id
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
-from intel_ft.export.check_weights import check_weights
 from intel_ft.runtimes.language_model import base_config
 
 TASK = "text-generation-with-past"
@@ -19,11 +18,12 @@ def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) ->
     not finite or beyond the fp16 range.
     """
     from intel_ft.models.load import check_folder, model_folder
+    from intel_ft.models.weight_files import check_finite
 
     config = base_config(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     folder = model_folder(config)
     check_folder(folder, config)
-    check_weights(folder, fp16=True)
+    check_finite(folder, fp16=True)
     return folder
 
 
@@ -55,12 +55,12 @@ def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:
     """Write the Hugging Face tokenizer, the tokenizer IR and the detokenizer IR to `output`."""
     from optimum.exporters.openvino.convert import export_tokenizer
 
-    from intel_ft.models.load import load_tokenizer
+    from intel_ft.models.tokenizer import copy_tokenizer, load_tokenizer
 
     tokenizer = load_tokenizer(
         ModelConfig(name_or_path=str(folder), trust_remote_code=trust_remote_code)
     )
-    tokenizer.save_pretrained(output)
+    copy_tokenizer(tokenizer, output)
     export_tokenizer(tokenizer, output, task=TASK)  # changes its padding side; swallows failures
     for name in ("openvino_tokenizer.xml", "openvino_detokenizer.xml"):
         if not (output / name).is_file():

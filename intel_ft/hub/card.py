@@ -52,7 +52,9 @@ def write_card(
     """The whole README.md for `repo`; `files` are the paths that are uploaded with it."""
     base, export = str(data.base_model), records.export or {}
     template = artifact.template or "auto"
-    chats = template == "tokenizer" or (template == "auto" and "chat_template.jinja" in files)
+    own = read_json(artifact.folder / "tokenizer_config.json").get("chat_template")
+    has_template = "chat_template.jinja" in files or bool(own)
+    chats = template == "tokenizer" or (template == "auto" and has_template)
     recipe = export.get("recipe") or {}
     link = (
         f"[{escape_markdown(base)}](https://huggingface.co/{quote(base)})"

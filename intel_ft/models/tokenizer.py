@@ -3,13 +3,47 @@
 An OpenVINO IR runs without torch, which takes seconds to import and much of a container image.
 """
 
+import logging
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from intel_ft import assets
 from intel_ft.config import ModelConfig
 from intel_ft.errors import EnvironmentProblem, UserError, missing_package
+
+logger = logging.getLogger(__name__)
+
+# Scripts, spaces and line breaks that a wrong pre-tokenizer or normalizer loses or moves.
+PROBE_TEXTS = (
+    "The capital of France is Paris.",
+    "  two spaces,\ttab\n\nline breaks \n",
+    "def f(x):\n    return x**2 + 3.14159  # 1,000",
+    "Übergröße, naïve café; Москва — столица",
+    "東京は日本の首都です。 北京是中国的首都。 서울",
+    "مرحبا بالعالم שלום नमस्ते दुनिया สวัสดี",
+    "🙂👩‍👩‍👧 ∑√≠ ﬁ Ⅷ",
+)
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "*.tiktoken",
+)
+
+_OTHER_LAYOUTS = ["consolidated*.safetensors", "original/*", "*/*.safetensors"]
+"""Weights that Transformers does not load, and that would double a download."""
 
 
 def model_folder(model: ModelConfig, *, weights: bool = True) -> Path:
@@ -42,7 +76,14 @@ def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=_OTHER_LAYOUTS,
+            )
+        )
     except HFValidationError:
         raise UserError(f"{name}: no such model folder, and not a valid Hub id") from None
     except LocalEntryNotFoundError:
@@ -55,13 +96,53 @@ def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer; raises UserError if the folder has none that works."""
+    """The model's tokenizer, which encodes as its tokenizer.json does.
+
+    Raises UserError if the folder has none that works.
+    """
+    folder = model_folder(model, weights=False)
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"{folder}: the tokenizer is only there as tokenizer.model, which Transformers converts"
+            " to other token ids: copy tokenizer.json and tokenizer_config.json from the model's"
+            " page on the Hub into this folder"
+        )
+    tokenizer = _auto_tokenizer(folder, model.trust_remote_code)
+    # Without files, Transformers creates a tokenizer that has special tokens only.
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in files):
+        raise UserError(f"{folder}: no tokenizer in this model folder (such as tokenizer.json)")
+    if (folder / "tokenizer.json").is_file() and getattr(tokenizer, "backend_tokenizer", None):
+        tokenizer = _as_in_file(tokenizer, folder)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no eos token, so generation would never stop")
+    return tokenizer
+
+
+def copy_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write `tokenizer`, as `load_tokenizer` returned it, to `folder`: its own files, unchanged.
+
+    Transformers would write them anew, with other settings and, for some, other token ids.
+    """
+    source = Path(tokenizer.name_or_path)
+    if not (source / "tokenizer.json").is_file():
+        tokenizer.save_pretrained(folder)
+        return
+    own_code = type(tokenizer).__module__.startswith("transformers_modules")
+    for pattern in (*_TOKENIZER_FILES, *(("tokenization_*.py",) if own_code else ())):
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    if (source / "additional_chat_templates").is_dir():
+        templates = "additional_chat_templates"
+        shutil.copytree(source / templates, folder / templates, dirs_exist_ok=True)
+
+
+def _auto_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    folder = model_folder(model, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=model.trust_remote_code, use_fast=True
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, use_fast=True
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         if "trust_remote_code" in str(error):
@@ -73,13 +154,50 @@ def load_tokenizer(model: ModelConfig) -> Any:
             raise missing from error
         reason = first_line(error)
         raise UserError(f"{folder}: no tokenizer could be loaded ({reason})") from None
-    # Without files, Transformers creates a tokenizer that has special tokens only.
-    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in files):
-        raise UserError(f"{folder}: no tokenizer in this model folder (such as tokenizer.json)")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: the tokenizer has no eos token, so generation would never stop")
-    return tokenizer
+
+
+def _as_in_file(tokenizer: Any, folder: Path) -> Any:
+    """`tokenizer`, or if it encodes otherwise than tokenizer.json in `folder`, that file's.
+
+    Transformers builds some classes (Llama's) anew from the vocabulary alone, with a pre-tokenizer
+    that a byte-level tokenizer.json does not have: spaces and whole scripts are lost then.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = _first_difference(tokenizer.backend_tokenizer, own)
+    if text is None:
+        return tokenizer
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    special = {name: getattr(tokenizer, name) for name in names}
+    vocabulary = own.get_vocab(with_added_tokens=True)
+    known = {name: token for name, token in special.items() if token in vocabulary}
+    exact = PreTrainedTokenizerFast.from_pretrained(folder, **known)
+    if _first_difference(exact.backend_tokenizer, own) is not None:
+        raise UserError(
+            f"{folder}: Transformers encodes {text[:24]!r} otherwise than tokenizer.json in this"
+            " folder: remove what changes it (such as add_prefix_space) from tokenizer_config.json"
+        )
+    logger.info(
+        "tokenizer: %s would encode %r otherwise than tokenizer.json: the file is used as it is",
+        type(tokenizer).__name__,
+        text[:24],
+    )
+    return exact
+
+
+def _first_difference(loaded: Tokenizer, own: Tokenizer) -> str | None:
+    """The first probe text that the two encode or decode differently, None where they agree."""
+    for text in PROBE_TEXTS:
+        ids = own.encode(text, add_special_tokens=False).ids
+        try:
+            same = loaded.encode(text, add_special_tokens=False).ids == ids
+            same = same and loaded.decode(ids) == own.decode(ids)
+        except Exception:  # tokenizers raises no narrower one, as for an unknown token it lacks
+            same = False
+        if not same:
+            return text
+    return None
 
 
 def first_line(error: Exception) -> str:
