@@ -56,5 +56,8 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
         "train_tokens": report.tokens,
         "supervised_tokens": report.supervised_tokens,
         "longest": report.longest,
+        "not_used": list(report.unused),
+        "untrained_answers": report.untrained,
+        "dropped_rows": report.bad + report.dropped,
         "eval_examples": inputs.validation and inputs.validation.report.examples,
     }

@@ -1,37 +1,46 @@
-"""Data formats: detects which one the columns have and reads a conversation from each row."""
+"""Data formats: which one the columns have, what each column means, and the conversation of a row.
+
+`data.conversations` reads the conversations; `data.unsupported` has what is refused.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from intel_ft.data.sources import Rows
+from intel_ft.data.spellings import suggested_columns
 from intel_ft.errors import UserError
 
 Role = Literal["system", "user", "assistant"]
 Format = Literal["alpaca", "dolly", "prompt_completion", "question_answer", "messages", "text"]
 
-# Format: (column of the user's words, optional column of their context, column of the answer).
-_SINGLE_TURN: dict[Format, tuple[str, str | None, str]] = {
-    "alpaca": ("instruction", "input", "output"),
-    "dolly": ("instruction", "context", "response"),
-    "prompt_completion": ("prompt", None, "completion"),
-    "question_answer": ("question", None, "answer"),
+SINGLE_TURN: dict[Format, tuple[str, str]] = {
+    "alpaca": ("instruction", "output"),
+    "dolly": ("instruction", "response"),
+    "prompt_completion": ("prompt", "completion"),
+    "question_answer": ("question", "answer"),
 }
+"""Format: (column of the user's words, column of the answer)."""
+CONTEXT = ("input", "context")
+"""Columns of which one may hold more of the user's words, in the formats below."""
+_WITH_CONTEXT = ("alpaca", "dolly", "question_answer")
 _REQUIRED: dict[Format, tuple[str, ...]] = {
-    **{name: (user, answer) for name, (user, _, answer) in _SINGLE_TURN.items()},
+    **SINGLE_TURN,
     "messages": ("messages",),
     "text": ("text",),
 }
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `context` is alpaca's `input`, kept separate for templates that need it."""
+    """One turn. `context` is alpaca's `input`, kept separate for templates that need it.
+
+    trained: False for an answer that is part of the context but not trained on.
+    """
 
     role: Role
     content: str
     context: str = ""
+    trained: bool = True
 
     @property
     def full_content(self) -> str:
@@ -43,8 +52,8 @@ class Message:
 class Conversation:
     """One example: turns, or ready-made `text` that already contains its template.
 
-    messages: an optional system message, then user and assistant alternately, assistant last;
-    empty if `text` is given.
+    messages: an optional system message, then user and assistant alternately; the last is an answer
+    that is trained on. Empty if `text` is given.
     """
 
     messages: tuple[Message, ...] = ()
@@ -60,6 +69,8 @@ def detect_format(
     that a format does not need are ignored. Raises UserError with the columns and the supported
     formats if no format or several formats match, or if the requested one does not.
     """
+    if requested in ("auto", "prompt_completion") and {"prompt", "completion"} <= set(nested):
+        return "messages", "columns prompt and completion hold lists of messages"
     if requested != "auto":
         data_format = cast(Format, requested)
         required = _REQUIRED[data_format]
@@ -67,7 +78,7 @@ def detect_format(
             raise UserError(
                 f"{origin}: data.format={requested} needs {_columns(required)}, but"
                 f" {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; the"
-                f" columns are {', '.join(columns)}: rename columns, or set data.format to auto"
+                f" columns are {', '.join(columns)}: set data.columns, or set data.format to auto"
             )
         return data_format, "set in data.format"
     matching = [name for name, needed in _REQUIRED.items() if set(needed) <= set(columns)]
@@ -81,103 +92,38 @@ def detect_format(
             f" data.format to one of them"
         )
     supported = "; ".join(f"{name} ({', '.join(needed)})" for name, needed in _REQUIRED.items())
-    nested = [name for name in columns if name in nested]
-    remedy = (
-        f"{_columns(nested)} {'is' if len(nested) == 1 else 'are'} nested: flatten the data to one"
-        " row per example, with text columns such as instruction, input, output"
-        if nested
-        else "rename the columns to those of a supported format"
-    )
     raise UserError(
         f"{origin}: no supported format has the columns {', '.join(columns)}; supported are"
-        f" {supported}: {remedy}"
+        f" {supported}: {_remedy(columns, nested)}"
     )
 
 
-def conversations(rows: Rows, data_format: Format) -> list[Conversation]:
-    """The conversation of each row, in the order of the rows.
+def columns_of(data_format: Format, columns: Sequence[str]) -> tuple[str, ...]:
+    """Those of `columns` that a format uses, the required ones first."""
+    used = _REQUIRED[data_format]
+    if data_format == "messages" and "messages" not in columns:
+        used = SINGLE_TURN["prompt_completion"]  # lists of messages
+    if data_format in _WITH_CONTEXT:
+        used += CONTEXT
+    if data_format in SINGLE_TURN:
+        used += ("history",)
+    if data_format != "text":
+        used += ("system",)
+    return tuple(name for name in used if name in columns)
 
-    Raises UserError that names file, row (from 1) and column if a required cell is missing, empty
-    or not text, or if messages are not [system,] user, assistant, ... ending with assistant.
-    """
-    if data_format == "text":
-        return [
-            Conversation(text=_text(rows, index, "text", text))
-            for index, (text,) in enumerate(rows.cells(["text"]))
-        ]
-    if data_format == "messages":
-        return [
-            Conversation(_turns(rows, index, turns))
-            for index, (turns,) in enumerate(rows.cells(["messages"]))
-        ]
-    columns = _SINGLE_TURN[data_format]
-    user_column, context_column, answer_column = columns
-    result = []
-    for index, (user, context, answer) in enumerate(rows.cells(columns)):
-        _text(rows, index, user_column, user)
-        _text(rows, index, answer_column, answer)
-        if context is not None and not isinstance(context, str):
-            problem = f"is {type(context).__name__}, not text"
-            raise _row_error(rows, index, str(context_column), problem)
-        result.append(
-            Conversation((Message("user", user, context or ""), Message("assistant", answer)))
+
+def _remedy(columns: Sequence[str], nested: Sequence[str]) -> str:
+    if suggested := suggested_columns(columns, list(_REQUIRED.values())):
+        pairs = ", ".join(f"{name}: {column}" for name, column in suggested.items())
+        return f"did you mean data.columns={{{pairs}}}?"
+    if "input_ids" in columns:
+        return "the data is tokenized already (input_ids): give the text instead"
+    if found := [name for name in columns if name in nested]:
+        return (
+            f"{_columns(found)} {'is' if len(found) == 1 else 'are'} nested: flatten the data to"
+            " one row per example, with text columns such as instruction, input, output"
         )
-    return result
-
-
-def _text(rows: Rows, index: int, column: str, value: object) -> str:
-    if type(value) is str and (value and not value.isspace()):
-        return value
-    if value is None:
-        raise _row_error(rows, index, column, "is missing")
-    if isinstance(value, str):
-        raise _row_error(rows, index, column, "is empty")
-    raise _row_error(rows, index, column, f"is {type(value).__name__}, not text")
-
-
-def _turns(rows: Rows, index: int, turns: object) -> tuple[Message, ...]:
-    if not isinstance(turns, list) or not turns:
-        what = "is missing or empty" if not turns else "is not a list of {role, content}"
-        raise _row_error(rows, index, "messages", what)
-    messages: list[Message] = []
-    for position, turn in enumerate(turns):
-        name = f"messages[{position}]"
-        if not isinstance(turn, dict):
-            raise _row_error(rows, index, name, "is not a mapping with role and content")
-        role = turn.get("role")
-        if role not in _ROLES:
-            raise _row_error(
-                rows, index, f"{name}.role", f"is {role!r}; supported are {', '.join(_ROLES)}"
-            )
-        content = turn.get("content")
-        if role == "system" and position == 0:
-            if not isinstance(content, str | None):
-                raise _row_error(rows, index, f"{name}.content", "is not text")
-            if content and not content.isspace():
-                messages.append(Message("system", content))
-            continue
-        expected = "assistant" if messages and messages[-1].role == "user" else "user"
-        if role != expected:
-            raise _row_error(
-                rows,
-                index,
-                f"{name}.role",
-                f"is {role}, but {expected} is expected: after an optional system message, user and"
-                " assistant alternate",
-            )
-        messages.append(Message(role, _text(rows, index, f"{name}.content", content)))
-    if messages[-1:] == [] or messages[-1].role != "assistant":
-        raise _row_error(
-            rows,
-            index,
-            "messages",
-            "does not end with an assistant turn, so there is nothing to learn",
-        )
-    return tuple(messages)
-
-
-def _row_error(rows: Rows, index: int, column: str, problem: str) -> UserError:
-    return UserError(f"{rows.where(index)}: {column} {problem}: correct or remove this row")
+    return "name the columns in data.columns, such as {instruction: question, output: reply}"
 
 
 def _columns(names: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def split_into_pieces(
                 positions.append(len(ids))
                 runs.append([span])
                 ids.append([])
-            supervised.append(span.kind != "start")
+            supervised.append(span.trained and span.kind != "start")
         counts.append(len(ids) - before)
         assert not run  # a conversation ends with an assistant turn, and a turn with its end token
     return Pieces(ids, supervised, counts, runs, positions)

@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.config import DataConfig
+from intel_ft.data.conversations import hint, read_conversations
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
-from intel_ft.data.formats import Conversation, Format, conversations, detect_format
+from intel_ft.data.formats import Conversation, Format
 from intel_ft.data.gc_pause import gc_paused
-from intel_ft.data.sources import Rows, load_rows
+from intel_ft.data.sources import load_rows
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import Template, choose_template, renderer
 from intel_ft.data.truncate import truncate
@@ -26,7 +27,10 @@ class DataReport:
     """Counts and decisions of reading one source. Lengths and totals are in tokens.
 
     examples: rows used, of which `truncated` were shortened; dropped: rows left out (longer than
-    max_length, or with a prompt that leaves no room for an answer); longest: the longest example.
+    max_length, or with a prompt that leaves no room for an answer); bad: rows left out because they
+    cannot be used (data.on_bad: drop); longest: the longest example; unused: columns and keys that
+    have no effect; untrained: answers that are in the context only; shortened: conversations that
+    end before turns that no trained answer follows.
     """
 
     source: str
@@ -43,6 +47,11 @@ class DataReport:
     longest: int
     truncated: int
     dropped: int
+    bad: int
+    bad_examples: str
+    unused: tuple[str, ...]
+    untrained: int
+    shortened: int
 
     def lines(self) -> list[str]:
         """The report as text, one line per fact."""
@@ -54,6 +63,14 @@ class DataReport:
             f"template {self.template}: {self.template_reason}",
             f"loss on {self.loss_on}: {self.loss_reason}",
         ]
+        if self.unused:
+            lines.append(f"not used: {', '.join(map(hint, self.unused))}")
+        if self.untrained:
+            lines.append(f"{self.untrained:,} answers are context only (weight, train, loss)")
+        if self.shortened:
+            lines.append(f"{self.shortened:,} conversations end with their last trained answer")
+        if self.bad:
+            lines.append(f"dropped {self.bad:,} rows that cannot be used: {self.bad_examples}")
         if self.truncated:
             lines.append(f"truncated {self.truncated:,} examples to max_length")
         if self.dropped:
@@ -121,20 +138,19 @@ def _prepare(
     data: DataConfig, source: str, tokenizer: "PreTrainedTokenizerFast", longest: int
 ) -> Prepared:
     rows = load_rows(source, data.split)
-    data_format, format_reason = detect_format(
-        rows.columns, data.format, origin=source, nested=rows.nested
-    )
+    read = read_conversations(rows, data)
+    data_format = read.format
     template, template_reason = choose_template(
         data.template, data_format, bool(tokenizer.chat_template)
     )
-    kept = conversations(rows, data_format)
+    kept = read.conversations
     special = special_tokens_of(tokenizer)
     render = renderer(template, tokenizer, special, data.system_prompt)
     examples = SpanEncoder(tokenizer, special).encode(map(render, kept))
     truncated = dropped = 0
     long = np.flatnonzero(examples.lengths > longest)
     if len(long) and data.on_long == "error":
-        raise _too_long(rows, examples, long, longest)
+        raise _too_long(rows.where(read.rows[long[0]]), examples, long, longest)
     if len(long):
         if data.on_long == "truncate":
             examples, unusable = truncate(examples, longest, int(tokenizer.eos_token_id))
@@ -164,7 +180,7 @@ def _prepare(
     report = DataReport(
         source=source,
         format=data_format,
-        format_reason=format_reason,
+        format_reason=read.format_reason,
         template=template,
         template_reason=template_reason,
         loss_on=loss_on,
@@ -176,6 +192,11 @@ def _prepare(
         longest=int(examples.lengths.max()),
         truncated=truncated,
         dropped=dropped,
+        bad=len(read.bad),
+        bad_examples=read.bad.examples(),
+        unused=read.unused,
+        untrained=read.untrained,
+        shortened=read.shortened,
     )
     return Prepared(examples, kept, template, report)
 
@@ -201,11 +222,11 @@ def split_fraction(prepared: Prepared, fraction: float, seed: int) -> tuple[Prep
 
 
 def _too_long(
-    rows: Rows, examples: Examples, long: npt.NDArray[np.int64], max_length: int
+    where: str, examples: Examples, long: npt.NDArray[np.int64], max_length: int
 ) -> UserError:
     lengths = examples.lengths
     return UserError(
-        f"{rows.where(int(long[0]))} has {lengths[long[0]]} tokens, more than data.max_length"
+        f"{where} has {lengths[long[0]]} tokens, more than data.max_length"
         f" ({max_length}); {len(long)} of {len(lengths)} examples are too long, and the longest has"
         f" {lengths.max()} tokens: increase data.max_length, or set data.on_long to truncate or"
         " drop"

@@ -1,5 +1,6 @@
 """Spans, which templates produce and data.encode consumes, and a tokenizer's special tokens."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -18,11 +19,26 @@ class Span(NamedTuple):
     one token each, by name; `template` is control text, whose special tokens are parsed;
     `content` (words of user and system) and `completion` (words of the assistant; supervised)
     never become special tokens; `text` is ready-made: its special tokens are parsed, and all of it
-    is supervised.
+    is supervised. trained: False for a completion and its end that are context only.
     """
 
     text: str
     kind: Kind
+    trained: bool = True
+
+
+def without_loss_on(spans: list[Span], trained: Iterable[bool]) -> list[Span]:
+    """The spans with those answers, and their ends, out of the loss for which `trained` is False.
+
+    trained: one flag for each completion, in order.
+    """
+    flags = iter(trained)
+    marked, flag = [], True
+    for span in spans:
+        if span.kind == "completion":
+            flag = next(flags)
+        marked.append(span._replace(trained=flag) if span.kind in ("completion", "end") else span)
+    return marked
 
 
 @dataclass(frozen=True)

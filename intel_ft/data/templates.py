@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from intel_ft.data.chat_template import ChatTemplate
 from intel_ft.data.formats import Conversation, Format, Message
-from intel_ft.data.spans import Span, SpecialTokens
+from intel_ft.data.spans import Span, SpecialTokens, without_loss_on
 from intel_ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ def renderer(
         messages = conversation.messages
         if system_prompt and messages[0].role != "system":
             messages = (Message("system", system_prompt), *messages)
-        return write(messages)
+        spans = write(messages)
+        trained = [message.trained for message in messages if message.role == "assistant"]
+        return spans if all(trained) else without_loss_on(spans, trained)
 
     return render
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from intel_ft import assets
 from intel_ft.config import Config
-from intel_ft.data.formats import conversations, detect_format
+from intel_ft.data.conversations import hint, read_conversations
 from intel_ft.data.sources import load_rows
 from intel_ft.data.templates import choose_template
 from intel_ft.errors import EnvironmentProblem, MissingPackage
-from intel_ft.models.load import check_folder, load_tokenizer, model_folder, parameter_count
+from intel_ft.models.load import check_base, load_tokenizer, model_folder, parameter_count
 from intel_ft.training.distillation import OWN_BASE, check_teacher
 from intel_ft.training.setup import require_installed
 
@@ -54,7 +54,7 @@ def _length(config: Config) -> str:
 
 def _model(config: Config) -> str:
     folder: Path = model_folder(config.model)
-    check_folder(folder, config.model)
+    check_base(folder, config.model)
     load_tokenizer(config.model)
     return f"{parameter_count(folder):,} parameters"
 
@@ -66,9 +66,9 @@ def _teacher(config: Config) -> str:
 
 def _data(config: Config, source: str, split: str) -> str:
     rows = load_rows(assets.resolve(source), split)
-    data_format, reason = detect_format(
-        rows.columns, config.data.format, origin=source, nested=rows.nested
-    )
+    read = read_conversations(rows, config.data)
     # The tokenizer may not be available: this only rejects what no tokenizer supports.
-    choose_template(config.data.template, data_format, True)
-    return f"{len(conversations(rows, data_format)):,} examples, format {data_format} ({reason})"
+    choose_template(config.data.template, read.format, True)
+    unused = f"; not used: {', '.join(map(hint, read.unused))}" if read.unused else ""
+    count = len(read.conversations)
+    return f"{count:,} examples, format {read.format} ({read.format_reason}){unused}"

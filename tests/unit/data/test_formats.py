@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from intel_ft.data.formats import Conversation, Message, conversations, detect_format
+from intel_ft.config import DataConfig
+from intel_ft.data.conversations import read_conversations
+from intel_ft.data.formats import Conversation, Message, detect_format
 from intel_ft.data.sources import load_rows
 from intel_ft.errors import UserError
 
@@ -28,6 +30,10 @@ def rows(tmp_path):
     return write
 
 
+def conversations(table, data_format):
+    return read_conversations(table, DataConfig(train="-", format=data_format)).conversations
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_is_recognised_by_its_columns_and_read(rows, name):
     row = {**FORMATS[name], "module": "m"}
@@ -43,8 +49,10 @@ def test_a_format_is_recognised_by_its_columns_and_read(rows, name):
 
 
 def test_columns_that_fit_no_format_or_several_are_listed():
-    with pytest.raises(UserError, match=r"id, body; .* alpaca .* rename the columns"):
-        detect_format(["id", "body"], "auto", origin="f")
+    with pytest.raises(
+        UserError, match=r"id, score; .* alpaca .* name the columns in"
+    ):
+        detect_format(["id", "score"], "auto", origin="f")
     with pytest.raises(UserError, match=r"alpaca and text: set data.format"):
         detect_format(["instruction", "output", "text"], "auto", origin="f")
     with pytest.raises(UserError, match=r"columns question and answer, but answer is missing"):
@@ -74,14 +82,15 @@ def test_input_may_be_missing_or_null(rows):
         ({"instruction": "i", "output": None}, "output is missing"),
         ({"instruction": "i", "output": ""}, "output is empty"),
         ({"instruction": " ", "output": "o"}, "instruction is empty"),
-        ({"instruction": "i", "output": 3}, "output is int, not text"),
-        ({"instruction": "i", "output": ["o"]}, "output is list, not text"),
-        ({"instruction": "i", "input": 3, "output": "o"}, "input is int, not text"),
+        ({"instruction": "i", "output": True}, "output is True, not text: write it as text"),
+        ({"instruction": "i", "output": 1.5}, "output is 1.5, not text: write it as text"),
+        ({"instruction": "i", "output": ["o"]}, "output is a list, not text"),
+        ({"instruction": "i", "input": ["c"], "output": "o"}, "input is a list, not text"),
     ],
 )
 def test_a_bad_row_is_named(rows, row, words):
     table = rows({"instruction": "i", "input": "c", "output": "o"}, row)
-    with pytest.raises(UserError, match=rf"rows\.jsonl row 2: {words}: "):
+    with pytest.raises(UserError, match=rf"rows\.jsonl row 2: {words}.*: "):
         conversations(table, "alpaca")
 
 
@@ -96,23 +105,23 @@ def turn(role, content="x"):
         ([], "messages is missing or empty"),
         ("hello", "messages is not a list"),
         (["hello"], r"messages\[0\] is not a mapping"),
-        ([turn("user")], "does not end with an assistant turn"),
-        ([turn("system")], "does not end with an assistant turn"),
-        ([turn("user"), turn("tool")], r"messages\[1\]\.role is 'tool'.* system"),
+        ([turn("user")], "no turn is the assistant's"),
+        ([turn("system")], "no turn is the assistant's"),
+        ([turn("user"), turn("tool")], r"messages\[1\]\.role is 'tool': tools are not supported"),
+        ([turn("user"), turn("critic")], r"messages\[1\]\.role is 'critic'.* system"),
         ([{"content": "x"}], r"messages\[0\]\.role is None"),
         ([turn("assistant")], r"messages\[0\]\.role is assistant.* user is expected"),
         ([turn("user"), turn("user")], r"messages\[1\]\.role is user.* assistant is expected"),
         ([turn("user"), turn("system")], r"messages\[1\]\.role is system.* assistant is expected"),
         ([turn("user"), turn("assistant", "")], r"messages\[1\]\.content is empty"),
         ([turn("user"), {"role": "assistant"}], r"messages\[1\]\.content is missing"),
-        ([turn("user", 3), turn("assistant")], r"messages\[0\]\.content is int"),
+        ([turn("user", 3.5), turn("assistant")], r"messages\[0\]\.content is 3.5, not text"),
+        ([turn("user", [{"type": "text", "text": "x"}]), turn("assistant")], "is a list, not text"),
         ([turn("system", 3), turn("user")], r"messages\[0\]\.content is not text"),
     ],
 )
 def test_bad_messages_are_named(rows, turns, words):
     good = [turn("system"), turn("user"), turn("assistant"), turn("user"), turn("assistant")]
     table = rows({"messages": good}, {"messages": turns})
-    with pytest.raises(
-        UserError, match=rf"rows\.jsonl row 2: messages.*{words.split('messages')[-1]}"
-    ):
+    with pytest.raises(UserError, match=rf"rows\.jsonl row 2: .*{words.split('messages')[-1]}"):
         conversations(table, "messages")

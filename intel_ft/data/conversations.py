@@ -1,0 +1,179 @@
+"""Rows to conversations, with a report of every row, column and key that is not used."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from intel_ft.config import DataConfig
+from intel_ft.data.bad_rows import BadRow, BadRows
+from intel_ft.data.formats import (
+    CONTEXT,
+    SINGLE_TURN,
+    Conversation,
+    Format,
+    Message,
+    columns_of,
+    detect_format,
+)
+from intel_ft.data.sources import Rows
+from intel_ft.data.spellings import OPTIONAL, rename
+from intel_ft.data.turns import read_turns, text_of
+from intel_ft.data.unsupported import (
+    COLUMNS,
+    columns_to_check,
+    holds_something,
+    refuse_preferences,
+)
+
+
+@dataclass(frozen=True)
+class ReadData:
+    """The conversations of a source's rows, and what of the rows they leave out.
+
+    rows: the index of each conversation's row; unused: columns, and keys of turns (`messages[].x`),
+    that hold something and have no effect; shortened: conversations that went on after the last
+    answer that is trained on, and end there; bad: rows left out (data.on_bad: drop).
+    """
+
+    format: Format
+    format_reason: str
+    conversations: list[Conversation]
+    rows: list[int]
+    unused: tuple[str, ...]
+    shortened: int
+    bad: BadRows
+
+    @property
+    def untrained(self) -> int:
+        """Answers that are in the context and not trained on."""
+        return sum(
+            not message.trained
+            for conversation in self.conversations
+            for message in conversation.messages
+        )
+
+
+def read_conversations(rows: Rows, data: DataConfig) -> ReadData:
+    """The conversation of each row, in the order of the rows.
+
+    Raises UserError for columns that fit no format, for data that must not be trained on, and, with
+    data.on_bad=error, for rows that cannot be used: it counts them and names the first ones with
+    file, row (from 1) and column.
+    """
+    rows = rename(rows, data.columns)
+    refuse_preferences(rows, data.format)
+    data_format, reason = detect_format(
+        rows.columns, data.format, origin=rows.source, nested=rows.nested
+    )
+    used = columns_of(data_format, rows.columns)
+    checked = columns_to_check(data_format, rows.columns)
+    unused_keys: set[str] = set()
+    read = _reader(data_format, data.loss_on == "all", unused_keys)
+    found: list[Conversation] = []
+    indices: list[int] = []
+    problems: dict[int, str] = {}
+    shortened = 0
+    for index, row in enumerate(_as_mappings(rows, (*used, *checked))):
+        try:
+            for column in checked:
+                if holds_something(row[column]):
+                    raise BadRow(f"{column}: {COLUMNS[column]}")
+            conversation, after = read(row)
+        except BadRow as problem:
+            problems[index] = str(problem)
+            continue
+        found.append(conversation)
+        indices.append(index)
+        shortened += after > 0
+    bad = BadRows(rows, problems)
+    if problems and (data.on_bad == "error" or not found):
+        raise bad.error()
+    columns = [name for name in rows.columns if name not in used]
+    return ReadData(
+        data_format,
+        reason,
+        found,
+        indices,
+        (*columns, *(f"messages[].{key}" for key in sorted(unused_keys))),
+        shortened,
+        bad,
+    )
+
+
+def hint(column: str) -> str:
+    """An unused column's name, with the known column that it may stand for."""
+    known = OPTIONAL.get(column.lower())
+    return f"{column} (did you mean data.columns={{{known}: {column}}}?)" if known else column
+
+
+def _as_mappings(rows: Rows, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for cells in rows.cells(columns):
+        yield dict(zip(columns, cells, strict=True))
+
+
+def _reader(
+    data_format: Format, loss_on_all: bool, unused: set[str]
+) -> Callable[[dict[str, Any]], tuple[Conversation, int]]:
+    """A function from a row to its conversation and the number of turns after its last answer."""
+    if data_format == "text":
+        return lambda row: (Conversation(text=text_of("text", row["text"])), 0)
+    if data_format == "messages":
+        return lambda row: _messages(row, loss_on_all, unused)
+    user, answer = SINGLE_TURN[data_format]
+
+    def single_turn(row: dict[str, Any]) -> tuple[Conversation, int]:
+        messages = (
+            *_system(row),
+            *_history(row.get("history")),
+            Message("user", text_of(user, row[user]), _context(row)),
+            Message("assistant", text_of(answer, row[answer])),
+        )
+        return Conversation(messages), 0
+
+    return single_turn
+
+
+def _messages(row: dict[str, Any], loss_on_all: bool, unused: set[str]) -> tuple[Conversation, int]:
+    """TRL writes a prompt's and a completion's turns in columns of their own."""
+    turns: list[tuple[str, object]] = []
+    for column in ("messages",) if "messages" in row else ("prompt", "completion"):
+        value = row[column]
+        if not isinstance(value, list) or not value:
+            what = "is not a list of {role, content}" if value else "is missing or empty"
+            raise BadRow(f"{column} {what}")
+        turns += [(f"{column}[{place}]", turn) for place, turn in enumerate(value)]
+    context = 0 if "messages" in row else len(row["prompt"])
+    messages, after = read_turns(turns, context=context, loss_on_all=loss_on_all, unused=unused)
+    if system := _system(row):
+        if messages[0].role != "system":
+            messages = (*system, *messages)
+        elif messages[0].content != system[0].content:
+            raise BadRow("system differs from the system message in messages")
+    return Conversation(messages), after
+
+
+def _system(row: dict[str, Any]) -> tuple[Message, ...]:
+    value = row.get("system")
+    return (Message("system", text_of("system", value)),) if holds_something(value) else ()
+
+
+def _history(value: object) -> Iterator[Message]:
+    """Earlier turns, as pairs of a question and its answer, which is trained on, too."""
+    if not holds_something(value):
+        return
+    pairs = value if isinstance(value, list) else [None]
+    for place, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadRow("history is not a list of pairs of a question and its answer")
+        yield Message("user", text_of(f"history[{place}][0]", pair[0]))
+        yield Message("assistant", text_of(f"history[{place}][1]", pair[1]))
+
+
+def _context(row: dict[str, Any]) -> str:
+    found = [column for column in CONTEXT if row.get(column) not in (None, "")]
+    if len(found) > 1:
+        raise BadRow("input and context both hold text: join them in one column")
+    if not found:
+        return ""
+    value = row[found[0]]
+    return value if isinstance(value, str) else text_of(found[0], value)

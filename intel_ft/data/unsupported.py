@@ -1,0 +1,102 @@
+"""Data that must not be trained on as plain conversations: recognised by its columns and keys.
+
+Preference data holds answers that are to be unlearned. Tools, reasoning and media belong to the
+text that a model sees; training without them would teach answers to other prompts.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from intel_ft.data.formats import Format
+from intel_ft.data.sources import Rows
+from intel_ft.errors import UserError
+
+_MEDIA = dict.fromkeys(
+    ("image", "images", "audio", "audios", "video", "videos"), "only text can be trained on"
+)
+_TOOLS = dict.fromkeys(
+    ("tools", "tool_calls", "function_call", "functions"), "tools are not supported yet"
+)
+_REASONING = dict.fromkeys(
+    ("reasoning_content", "reasoning", "thinking"),
+    "reasoning kept apart from the answer is not supported yet",
+)
+COLUMNS = {
+    **_MEDIA,
+    **_TOOLS,
+    "reasoning_content": _REASONING["reasoning_content"],
+    "thinking": _REASONING["thinking"],
+    "chat_template_kwargs": "arguments of the chat template are not supported",
+}
+"""Columns that are refused in rows where they hold something, each with the reason."""
+KEYS = {
+    **_MEDIA,
+    **_TOOLS,
+    **_REASONING,
+    **dict.fromkeys(
+        ("train_detail", "training_detail", "loss_scale"),
+        "an answer is trained on as a whole or not at all",
+    ),
+}
+"""Keys of a turn that are refused where they hold something, each with the reason."""
+_PREFERENCE = ("chosen", "rejected", "rejected_response", "rejected_messages")
+_GOOD_OR_BAD = ("true", "false", "0", "1", "yes", "no", "desirable", "undesirable", "good", "bad")
+
+
+def columns_to_check(data_format: Format, columns: Sequence[str]) -> tuple[str, ...]:
+    """Those of `columns` that are refused in rows where they hold something.
+
+    Ready-made text was rendered with its tools and its reasoning in it.
+    """
+    names = _MEDIA if data_format == "text" else COLUMNS
+    return tuple(name for name in columns if name in names)
+
+
+def holds_something(value: object) -> bool:
+    """Whether a cell says anything: not null, empty, or empty JSON as text."""
+    if isinstance(value, str):
+        return value.strip() not in ("", "[]", "{}", "null", "None")
+    if isinstance(value, list):
+        return any(map(holds_something, value))
+    if isinstance(value, dict):
+        return any(map(holds_something, value.values()))
+    return value is not None and value is not False
+
+
+def refuse_preferences(rows: Rows, requested: str) -> None:
+    """Raise UserError for data that says which answers are better or worse (DPO, KTO, rewards).
+
+    requested: data.format. Where it names a format, columns with other answers are not used, but a
+    label of good and bad answers is refused all the same.
+    """
+    columns = rows.columns
+    if requested == "auto" and (found := [name for name in _PREFERENCE if name in columns]):
+        raise UserError(
+            f"{rows.source}: the columns {', '.join(found)} hold preferences (DPO, rewards), which"
+            " cannot be trained on: to train on one answer per prompt, set data.format and"
+            " data.columns"
+        )
+    if "completions" in columns and {"label", "labels"} & set(columns):
+        raise UserError(
+            f"{rows.source}: completions with labels (a process reward) cannot be trained on: give"
+            " one completion per row"
+        )
+    answers = {"completion", "completions", "response", "output", "answer", "messages"}
+    for name in ("label", "kto_tag"):
+        if name in columns and answers & set(columns) and _says_good_or_bad(rows, name):
+            raise UserError(
+                f"{rows.source}: column {name} marks answers as good or bad (KTO), and bad ones"
+                f" would be learned: keep only rows with good answers, and remove column {name}"
+            )
+
+
+def thinking_tag(text: str) -> str | None:
+    """A tag in an answer that begins or ends a block of reasoning; None without one."""
+    return next(
+        (tag for tag in ("<think>", "</think>", "[THINK]", "[/THINK]") if tag in text), None
+    )
+
+
+def _says_good_or_bad(rows: Rows, column: str) -> bool:
+    values: Iterable[object] = (value for (value,) in rows.cells([column]) if value is not None)
+    words = {str(value).strip().lower() for value in values}
+    return bool(words) and words <= set(_GOOD_OR_BAD)
