@@ -9,11 +9,10 @@ from typing import Any
 
 import intel_ft
 from intel_ft.artifacts.provenance import Provenance
-from intel_ft.artifacts.resolve import Artifact, read_json, resolve
+from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config import ModelConfig
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.adapter_match import require_matching_base
-from intel_ft.export.check_weights import check_weights
 from intel_ft.export.logit_agreement import (
     Agreement,
     compare_logits,
@@ -79,9 +78,8 @@ def merge(
         raise UserError(
             f"{source}: no adapter to merge: this is a {artifact.kind} model, use it as it is"
         )
-    config = base_config(artifact, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    if base:
-        config = config.model_copy(update={"name_or_path": base, "revision": None})
+    moved = replace(artifact, base_model=base, base_revision=None) if base else artifact
+    config = base_config(moved, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     with new_folder(output) as partial, quiet():
         agreement, effect, rounding = _merge_into(artifact, config, partial)
     log.info(
@@ -118,11 +116,13 @@ def _merge_into(
     from intel_ft.artifacts.model_folder import save_whole
     from intel_ft.models.load import load_base, load_tokenizer, model_folder
     from intel_ft.models.saved_adapter import apply_adapter
+    from intel_ft.models.tokenizer import copy_tokenizer
+    from intel_ft.models.weight_files import check_finite
     from intel_ft.runtimes.torch_lm import TorchLM
 
     _refuse_quantized(config)
     require_matching_base(artifact, config)
-    check_weights(model_folder(config), fp16=False)
+    check_finite(model_folder(config))
     tokenizer = load_tokenizer(
         tokenizer_config(artifact, trust_remote_code=config.trust_remote_code)
     )
@@ -137,7 +137,7 @@ def _merge_into(
     merged = model.merge_and_unload()
     merged.generation_config = generation  # TorchLM replaced it
     save_whole(merged, tokenizer, folder, artifact.base_model)
-    tokenizer.save_pretrained(folder)
+    copy_tokenizer(tokenizer, folder)
     Provenance(
         kind="merged",
         base_model=artifact.base_model,
@@ -145,6 +145,7 @@ def _merge_into(
         template=artifact.template or "auto",
         system_prompt=artifact.system_prompt,
         version=intel_ft.__version__,
+        loss_on=artifact.loss_on,
     ).save(folder)
 
     del base, model, merged
@@ -184,11 +185,9 @@ def _round_once_more(model: Any) -> None:
 def _refuse_quantized(config: ModelConfig) -> None:
     """Raise UserError for a quantized base: merging would round the adapter to its precision."""
     from intel_ft.models.load import model_folder
+    from intel_ft.models.quantized import refuse_quantized
 
-    quantization = read_json(model_folder(config) / "config.json").get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown method")
-        raise UserError(
-            f"{config.name_or_path}: the base model is quantized ({method}): merge into its "
-            "unquantized original, named with --base"
-        )
+    try:
+        refuse_quantized(model_folder(config), training=True)
+    except UserError as error:
+        raise UserError(f"{error}; name that model with --base") from None

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from intel_ft.artifacts.resolve import read_json
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models import packed_attention
+from intel_ft.models.quantized import dequantization, refuse_quantized
 from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
+from intel_ft.models.weight_files import open_safetensors, weight_files
 
 __all__ = ["load_tokenizer", "model_folder"]  # re-exported from models.tokenizer
 
@@ -38,9 +40,10 @@ def check_folder(folder: Path, model: ModelConfig) -> None:
             f"{folder / 'config.json'}: model_type {config.get('model_type')!r} is not a causal "
             "language model that the installed version of Transformers supports"
         )
-    weights = sorted(folder.glob("*.safetensors"))
+    refuse_quantized(folder, training=False)
+    weights = weight_files(folder)
     for path in weights:
-        with _open_safetensors(path):
+        with open_safetensors(path):
             pass
     if not weights:
         pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLE_SUFFIXES]
@@ -53,14 +56,20 @@ def check_folder(folder: Path, model: ModelConfig) -> None:
             raise UserError(f"{folder}: no weights (*.safetensors) in this model folder")
 
 
+def check_base(folder: Path, model: ModelConfig) -> None:
+    """Refuse a folder that `check_folder` refuses, and weights that can only infer."""
+    check_folder(folder, model)
+    refuse_quantized(folder, training=True)
+
+
 def parameter_count(folder: Path) -> int:
     """Parameters in the folder's weights, read from the headers alone."""
-    safetensors = sorted(folder.glob("*.safetensors"))
+    safetensors = weight_files(folder)
     if not safetensors:  # pickles have no header; two bytes per parameter is usual
         return sum(path.stat().st_size for path in folder.glob("*.bin")) // 2
     count = 0
     for path in safetensors:
-        with _open_safetensors(path) as file:
+        with open_safetensors(path) as file:
             count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - safe_open is no mapping
     return count
 
@@ -72,8 +81,8 @@ def fingerprint(folder: Path) -> str | None:
     files. None for pickles.
     """
     samples, dtypes = {}, set()
-    for path in sorted(folder.glob("*.safetensors")):
-        with _open_safetensors(path, framework="pt") as file:
+    for path in weight_files(folder):
+        with open_safetensors(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 entry, values = file.get_slice(name), file.get_tensor(name).flatten()
                 start = values[:64].view(torch.uint8)[:64].numpy().tobytes()
@@ -99,9 +108,10 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = No
             folder,
             dtype=dtype,
             attn_implementation=attention,
-            use_safetensors=not model.allow_pickle or any(folder.glob("*.safetensors")),
+            use_safetensors=not model.allow_pickle or bool(weight_files(folder)),
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
+            **dequantization(folder),
         )
     except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if "alloc" in str(error):
@@ -130,6 +140,12 @@ def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str |
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+            raise UserError(
+                f"{folder}: this is a LoRA adapter, not a model: merge it with `intel-ft merge`, "
+                f"or give its base ({base}) as model.name_or_path"
+            )
         raise UserError(f"{folder}: no config.json, so this is not a model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -146,16 +162,3 @@ def _is_causal_lm(config: dict[str, Any]) -> bool:
     except ValueError:
         return False
     return type(default) in MODEL_FOR_CAUSAL_LM_MAPPING
-
-
-def _open_safetensors(path: Path, framework: str = "np") -> Any:
-    """An open safetensors file, whose header is checked to cover the file exactly.
-
-    With "pt" torch maps the whole file, which fails for one that is larger than memory.
-    """
-    try:
-        return safe_open(path, framework=framework)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: damaged or not a safetensors file ({first_line(error)}): copy it again"
-        ) from None

@@ -18,6 +18,7 @@ from intel_ft.models.fast_path import why_not_fused
 from intel_ft.models.flops import StepCost, expert_weights, step_cost
 from intel_ft.models.fused_decoder import why_not_fusable
 from intel_ft.models.load import model_folder
+from intel_ft.models.quantized import refuse_quantized
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 
 
@@ -83,6 +84,7 @@ def count_model(config: Config) -> CountedModel:
     Raises UserError for a model or target modules that do not exist, EnvironmentProblem for a Hub
     id whose config.json is not cached here if the Hub cannot be reached.
     """
+    refuse_quantized(model_folder(config.model, weights=False), training=True)
     return count_description(config, description_of(config.model), _teacher(config))
 
 

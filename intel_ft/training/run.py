@@ -22,10 +22,13 @@ from intel_ft.files import explain_full_disk, whole_folder
 from intel_ft.host import cpu, devices
 from intel_ft.models.adapter import restore_weights
 from intel_ft.models.load import fingerprint, model_folder
+from intel_ft.models.tokenizer import copy_tokenizer
+from intel_ft.models.weight_files import check_finite
 from intel_ft.training import checkpoint, run_folder
 from intel_ft.training.assemble import base_id
 from intel_ft.training.records import SignalStop
 from intel_ft.training.setup import Inputs, build, out_of_memory, read_inputs
+from intel_ft.training.step import NotFinite
 from intel_ft.training.trainer import PlanTrainer, trainer_for
 from intel_ft.training.workload import Training
 
@@ -112,7 +115,11 @@ def _train(
             run_folder.write_records(run, config, [*decided, *decisions], world.size, data)
     with _explained(config):
         trainer = trainer_for(config, training, inputs.callbacks)
-        _train_from(start, trainer, config.train.early_stopping)
+        try:
+            _train_from(start, trainer, config.train.early_stopping)
+        except NotFinite:
+            check_finite(inputs.folder)  # a lower learning rate does not mend a broken base
+            raise
     with world.raise_on_all_ranks(), _explained(config):
         if world.rank == 0:
             _write_result(run, training, config, inputs)
@@ -192,7 +199,7 @@ def _write_result(run: Path, training: Training, config: Config, inputs: Inputs)
     weights = training.model.weights
     with whole_folder(run / weights.folder) as folder:
         weights.save_result(folder, inputs.tokenizer, base_id(config))
-        inputs.tokenizer.save_pretrained(folder)
+        copy_tokenizer(inputs.tokenizer, folder)
         Provenance(
             kind=weights.kind,
             base_model=base_id(config),
@@ -201,6 +208,7 @@ def _write_result(run: Path, training: Training, config: Config, inputs: Inputs)
             system_prompt=config.data.system_prompt,
             version=__version__,
             base_weights=fingerprint(inputs.folder),
+            loss_on=config.data.loss_on,
         ).save(folder)
 
 

@@ -19,7 +19,7 @@ from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu, devices, openmp
 from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.models import gemm_rate
-from intel_ft.models.load import check_folder, load_for_packing, load_tokenizer, model_folder
+from intel_ft.models.load import check_base, load_for_packing, load_tokenizer, model_folder
 from intel_ft.models.nf4 import require_bitsandbytes
 from intel_ft.models.prepacked import can_prepack
 from intel_ft.training.assemble import assemble
@@ -58,7 +58,7 @@ def read_inputs(config: Config) -> Inputs:
     """
     callbacks = require_installed(config)
     folder = model_folder(config.model)
-    check_folder(folder, config.model)
+    check_base(folder, config.model)
     tokenizer = load_tokenizer(config.model)
     check_teacher(config, tokenizer)
     training, validation = read_data(config, tokenizer)

@@ -18,11 +18,15 @@ from intel_ft.models.loss import loss_sum
 from intel_ft.training.workload import Training
 
 
+class NotFinite(IntelFTError):
+    """The loss or the norm of its gradient is NaN or infinite (exit code 1)."""
+
+
 def train_step(step: Step, training: Training) -> Tensor:
     """Add the gradient of the step's mean loss to the trained weights, equal on all ranks.
 
     Returns the mean cross-entropy over the global batch's supervised tokens, a float32 scalar.
-    Raises IntelFTError if it is not finite.
+    Raises NotFinite if it is not finite.
     """
     data, model, world = training.data, training.model, training.world
     totals = training.meter.interval
@@ -57,7 +61,7 @@ def train_step(step: Step, training: Training) -> Tensor:
     totals.supervised_tokens += count
     totals.imbalance += rank_imbalance(step, world.size)
     if not math.isfinite(loss.item()):
-        raise IntelFTError(
+        raise NotFinite(
             f"the loss is {loss.item()} at step {step.index + 1}: lower train.learning_rate, then "
             "--resume from the last checkpoint"
         )

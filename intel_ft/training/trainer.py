@@ -17,7 +17,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from intel_ft.config import Config
-from intel_ft.errors import IntelFTError
 from intel_ft.host import devices
 from intel_ft.models.adapter import adapter_weights
 from intel_ft.training import checkpoint
@@ -27,7 +26,7 @@ from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.meter import StepClock
 from intel_ft.training.optimizer_state import optimizer_name
 from intel_ft.training.records import MetricsFile, ProgressLine
-from intel_ft.training.step import train_step, validation_loss
+from intel_ft.training.step import NotFinite, train_step, validation_loss
 from intel_ft.training.workload import Training
 
 
@@ -77,7 +76,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         """End the run at a norm that is not finite, because the update would ruin the weights."""
         norm = super()._clip_grad_norm(model)
         if not math.isfinite(norm):
-            raise IntelFTError(
+            raise NotFinite(
                 f"the gradient norm is {float(norm)} at step {self.state.global_step + 1}: lower "
                 "train.learning_rate, then --resume from the last checkpoint"
             )
@@ -172,7 +171,7 @@ def trainer_for(
         lr_scheduler_type=settings.scheduler,
         warmup_steps=math.ceil(settings.warmup_ratio * steps),
         weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
+        max_grad_norm=settings.max_grad_norm or math.inf,  # 0 would also skip our check
         optim=optimizer_name(settings.optimizer, device),
         seed=settings.seed,
         logging_steps=settings.logging_steps,
