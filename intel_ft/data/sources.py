@@ -1,34 +1,37 @@
 """Reads rows from a file, a folder or the Hub, through `datasets`.
 
 Local files are read into memory each time, through a temporary cache folder: changes are always
-seen, processes do not share a cache, and no files are left behind. Only after `datasets` has failed
-on a file is the cause determined (data.read_errors).
+seen, processes do not share a cache, and no files are left behind. Compressed files are unpacked
+into that folder. Which files of a folder are read is in data.files. Only after `datasets` has
+failed on a file is the cause determined (data.read_errors).
 """
 
-import csv
 import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intel_ft.data.read_errors import problem_with
+from intel_ft.data.compressed import unpack
+from intel_ft.data.csv_header import read_header
+from intel_ft.data.files import (
+    BUILDERS,
+    DataFiles,
+    data_type,
+    find_files,
+    inner_type,
+    require_one_type,
+)
+from intel_ft.data.read_errors import encoding_problem, problem_with
 from intel_ft.errors import EnvironmentProblem, UserError, missing_package
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
-BUILDERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 _BATCH = 10_000  # rows converted to Python objects at a time
 
@@ -38,15 +41,19 @@ class Rows:
     """A table of examples whose format is not yet determined.
 
     columns: names of all columns; nested: those that hold lists or mappings instead of text. A cell
-    that a JSON row does not have is None.
+    that a JSON row does not have is None. files: those that were read, empty if the rows come from
+    the Hub. notes: what was chosen and what was not, for the user; other_splits: splits that the
+    source has and that were not read.
     """
 
     source: str
     split: str
     columns: tuple[str, ...]
     nested: tuple[str, ...]
-    files: tuple[Path, ...]  # empty when the rows come from the Hub
+    files: tuple[Path, ...]
     table: "Dataset"
+    notes: tuple[str, ...] = ()
+    other_splits: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -62,90 +69,59 @@ class Rows:
     def where(self, index: int) -> str:
         """File and row number (from 1) of row `index` (from 0), for error messages."""
         number = index + 1
-        if self.split != "train":
-            return f"{self.source} row {number} of split {self.split}"
+        if not self.files or not re.fullmatch(r"[\w.]+", self.split):  # the Hub, or a slice
+            split = "" if self.split == "train" else f" of split {self.split}"
+            return f"{self.source} row {number}{split}"
         if len(self.files) > 1:
             for file in self.files:
-                count = len(_load_files((file,), "train"))
+                count = len(_load_files({"train": (file,)}, "train"))
                 if number <= count:
                     return f"{file} row {number}"
                 number -= count
-        return f"{self.files[0] if self.files else self.source} row {number}"
+        return f"{self.files[0]} row {number}"
 
 
 def load_rows(source: str, split: str = "train") -> Rows:
     """Read the rows of `source`, a local path or a Hub id.
 
-    source: a .json, .jsonl, .csv, .parquet or .txt file, a folder of files of one of these types,
-    or a Hub id (`org/name`, or `org/name:config`). A .json file is an array of objects, or one
-    object per line; a .txt file gives one `text` row per paragraph, and paragraphs are separated by
-    empty lines; .csv cells are always text. split: a split's name, or a slice of it such as
-    `train[:1000]`; local files only have the split `train`.
+    source: a file, a folder of files, or a Hub id (`org/name`, or `org/name:config`). A .json file
+    is an array of objects, or one object per line; a .txt file gives one `text` row per paragraph,
+    and paragraphs are separated by empty lines; .csv and .tsv cells are always text. split: a
+    split's name, a slice of it such as `train[:1000]`, or several joined by `+`. A file that is
+    named itself only has the split `train`; a folder's files belong to the splits that their names
+    say (data.files).
 
     Raises UserError (one line: the file and what to do) if there is nothing to read or it cannot
     be read, EnvironmentProblem if the Hub cannot be reached or a package is missing.
     """
     path = Path(source).expanduser()
     if path.exists():
-        files = _files(path)
-        table = _local(source, files, split)
-    elif path.suffix.lower() in BUILDERS or not _HUB_ID.fullmatch(source):
+        rows = _local(source, path, split)
+    elif data_type(path) or not _HUB_ID.fullmatch(source):
         raise UserError(f"{source}: no such file or folder, and not a Hub id such as org/name")
     else:
-        files = ()
-        table = _from_hub(source, split)
-    if len(table) == 0:
+        rows = _from_hub(source, split)
+    if len(rows) == 0:
         raise UserError(f"{source}: has no rows: add at least one example")
-    nested = tuple(name for name, kind in table.features.items() if _is_nested(kind))
-    return Rows(source, split, tuple(table.column_names), nested, files, table)
+    return rows
 
 
-def _is_nested(kind: object) -> bool:
-    return isinstance(kind, dict) or hasattr(kind, "feature")  # a mapping, or a list of features
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    """The file at `path`, or all data files in that folder, which must be of one type."""
-    supported = ", ".join(BUILDERS)
-    if path.is_file():
-        if path.suffix.lower() not in BUILDERS:
-            raise UserError(
-                f"{path}: unknown file type {path.suffix or '(no extension)'}: supported are"
-                f" {supported}"
-            )
-        return (path,)
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        raise UserError(
-            f"{path}: folders written by Dataset.save_to_disk are not supported: export the data"
-            " with Dataset.to_parquet"
-        )
-    files = [
-        file
-        for file in sorted(path.iterdir())
-        if file.is_file() and not file.name.startswith(".") and file.suffix.lower() in BUILDERS
-    ]
-    if not files:
-        raise UserError(f"{path}: no data files in this folder: supported are {supported}")
-    if len({file.suffix.lower() for file in files}) > 1:
-        names = ", ".join(file.name for file in files[:8]) + (", ..." if len(files) > 8 else "")
-        raise UserError(
-            f"{path}: the folder has data files of several types ({names}): name one file, or keep"
-            " only files of one type in a folder"
-        )
-    return tuple(files)
-
-
-def _local(source: str, files: tuple[Path, ...], split: str) -> "Dataset":
+def _local(source: str, path: Path, split: str) -> Rows:
+    found = find_files(path)
+    names = [part.partition("[")[0].strip() for part in split.split("+")]
+    here = {name: _present(source, path, found, name) for name in names}
+    chosen = {name: found.splits[split_here] for name, split_here in here.items()}
+    files = tuple(file for part in chosen.values() for file in part)
+    require_one_type(path, files)
     for file in files:
         if file.stat().st_size == 0:
             raise UserError(f"{file}: is empty: add at least one example")
-    if not re.match(r"train\b", split):
-        raise UserError(
-            f"{source}: no split {split!r}: local files only have the split train (or a slice such"
-            " as train[:100])"
-        )
+        if problem := encoding_problem(file):
+            raise UserError(f"{file}: {problem}")
     try:
-        return _load_files(files, split)
+        table = _load_files(chosen, split)
+    except UserError:
+        raise
     except Exception as error:  # `datasets` passes on whatever its readers raise
         if missing := missing_package(error):
             raise missing from error
@@ -155,53 +131,105 @@ def _local(source: str, files: tuple[Path, ...], split: str) -> "Dataset":
         if "corresponds to no data" in str(error):
             raise UserError(f"{source}: has no rows: add at least one example") from error
         raise UserError(f"{source}: cannot be read as a table ({_cause(error)})") from error
+    read = list(here.values())
+    notes = []
+    if left_out := found.describe_all_but(read):
+        notes.append(f"split {found.describe(read)}; not used: {left_out}")
+    if _builder(files[0]) == "csv" and (separator := read_header(files[0])[0]) in ";|":
+        notes.append(f"the cells of {files[0].name} are separated by {separator!r}")
+    others = tuple(name for name in found.splits if name not in read)
+    return _rows(source, split, table, files, notes, others)
 
 
-def _load_files(files: tuple[Path, ...], split: str) -> "Dataset":
-    builder = BUILDERS[files[0].suffix.lower()]
-    options: dict[str, Any] = {}
-    if builder == "text":
-        options = {"sample_by": "paragraph", "encoding": "utf-8-sig"}
-    if builder == "csv":
-        options = {"keep_default_na": False, "index_col": False, "features": _text_columns(files)}
+def _present(source: str, path: Path, found: DataFiles, name: str) -> str:
+    """The name under which the split is in `found`."""
+    if (here := found.find(name)) is not None:
+        return here
+    if path.is_file():
+        raise UserError(
+            f"{source}: no split {name!r}: a local file only has the split train (or a slice such"
+            " as train[:100])"
+        )
+    raise UserError(
+        f"{source}: no split {name!r} in this folder, which has {found.describe_all_but(())}: set"
+        " data.split (data.eval_split for data.eval), or name one file instead of the folder"
+    )
+
+
+def _rows(
+    source: str,
+    split: str,
+    table: "Dataset",
+    files: tuple[Path, ...],
+    notes: Sequence[str],
+    other_splits: Sequence[str],
+) -> Rows:
+    nested = tuple(name for name, kind in table.features.items() if _is_nested(kind))
+    columns = tuple(table.column_names)
+    return Rows(source, split, columns, nested, files, table, tuple(notes), tuple(other_splits))
+
+
+def _is_nested(kind: object) -> bool:
+    return isinstance(kind, dict) or hasattr(kind, "feature")  # a mapping, or a list of features
+
+
+def _load_files(files: Mapping[str, tuple[Path, ...]], split: str) -> "Dataset":
+    """Rows of `split`, a name or expression of the names in `files`, which are of one type."""
+    first = next(iter(files.values()))[0]
+    builder = _builder(first)
     with _quiet_datasets() as datasets, tempfile.TemporaryDirectory(prefix="intel-ft-") as cache:
+        unpacked = Path(cache) / "unpacked"
+        unpacked.mkdir()
 
-        def load(**more: "Features") -> "Dataset":
+        def load(**options: Any) -> "Dataset":
             return datasets.load_dataset(
                 builder,
-                data_files=[str(file.resolve()) for file in files],
+                data_files=paths,
                 split=split,
                 cache_dir=cache,
                 keep_in_memory=True,
-                **{**options, **more},
+                **options,
             )
 
-        table = load()
-        if builder == "json" and "timestamp" in str(table.features):
-            # Arrow converts text that looks like a date; Json() columns keep the text as it is.
-            table = load(
-                features=datasets.Features(
-                    {
-                        name: datasets.Json() if "timestamp" in str(kind) else kind
-                        for name, kind in table.features.items()
-                    }
-                )
-            )
-        table.data.validate(full=True)  # Arrow's JSON reader accepts invalid UTF-8
+        paths = {name: [str(unpack(f, unpacked)) for f in part] for name, part in files.items()}
+        if builder == "csv":
+            return load(**_csv_options([file for part in files.values() for file in part]))
         if builder == "text":
-            table = _whole_paragraphs(table)
+            return _whole_paragraphs(load(sample_by="paragraph", encoding="utf-8-sig"))
+        if builder != "json":
+            return load()
+        # Rows of certain columns would be taken for logs of coding agents and converted.
+        table = load(parse_agent_traces=False)
+        if "timestamp" in str(table.features):
+            # Arrow converts text that looks like a date; Json() columns keep the text as it is.
+            texts = {
+                name: datasets.Json() if "timestamp" in str(kind) else kind
+                for name, kind in table.features.items()
+            }
+            table = load(parse_agent_traces=False, features=datasets.Features(texts))
+        table.data.validate(full=True)  # Arrow's JSON reader accepts invalid UTF-8
         return table
 
 
-def _text_columns(files: tuple[Path, ...]) -> "Features | None":
-    """Declares all columns as strings: otherwise answers such as 42 would become numbers."""
+def _builder(file: Path) -> str:
+    return BUILDERS[inner_type(file)]
+
+
+def _csv_options(files: Sequence[Path]) -> dict[str, Any]:
+    """Reads all cells as strings: otherwise answers such as 42 would become numbers."""
     import datasets
 
-    with files[0].open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
+    separator, header = read_header(files[0])
+    for file in files[1:]:
+        if (other := read_header(file)[0]) != separator:
+            raise UserError(
+                f"{file}: its cells are separated by {other!r}, those of {files[0].name} by"
+                f" {separator!r}: write both alike"
+            )
     if len(set(header)) < len(header):
         raise ValueError("duplicate column name")  # pandas would silently rename the second one
-    return datasets.Features({name: datasets.Value("string") for name in header}) or None
+    features = datasets.Features({name: datasets.Value("string") for name in header}) or None
+    return {"keep_default_na": False, "index_col": False, "sep": separator, "features": features}
 
 
 def _whole_paragraphs(table: "Dataset") -> "Dataset":
@@ -212,14 +240,14 @@ def _whole_paragraphs(table: "Dataset") -> "Dataset":
     return datasets.Dataset.from_dict({"text": [text for text in texts if text.strip()]})
 
 
-def _from_hub(source: str, split: str) -> "Dataset":
+def _from_hub(source: str, split: str) -> Rows:
     match = _HUB_ID.fullmatch(source)
     assert match is not None  # load_rows has checked it
     with _quiet_datasets() as datasets:
         import httpx
 
         try:
-            return datasets.load_dataset(match["name"], match["config"], split=split)
+            table = datasets.load_dataset(match["name"], match["config"], split=split)
         except datasets.exceptions.DatasetNotFoundError as error:
             raise UserError(
                 f"{source}: no such local file and no such dataset on the Hub; if the dataset is"
@@ -238,6 +266,9 @@ def _from_hub(source: str, split: str) -> "Dataset":
                     f"{source}: {_cause(error)} (write it as org/name:config)"
                 ) from error
             raise UserError(f"{source}: cannot be loaded from the Hub ({_cause(error)})") from error
+    others = [name for name in table.info.splits or () if name not in re.split(r"\W+", split)]
+    notes = [f"split {split}; not used: split {', '.join(others)}"] if others else []
+    return _rows(source, split, table, (), notes, others)
 
 
 def _unreachable(source: str, error: Exception) -> EnvironmentProblem:
