@@ -1,9 +1,13 @@
+import bz2
+import gzip
 import json
+import lzma
 import sys
 
 import pytest
 
-from intel_ft.data.formats import conversations
+from intel_ft.config import DataConfig
+from intel_ft.data.conversations import read_conversations
 from intel_ft.data.sources import load_rows
 from intel_ft.errors import EnvironmentProblem, MissingPackage, UserError
 
@@ -35,13 +39,51 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
         assert cells(tmp_path / name, "question", "answer") == expected, name
 
 
+def test_compressed_files_are_unpacked(tmp_path):
+    import pyarrow
+
+    text = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    packed = {
+        "rows.jsonl.gz": gzip.compress(text),
+        "rows.jsonl.bz2": bz2.compress(text),
+        "rows.ndjson.xz": lzma.compress(text),
+        "rows.json.zst": pyarrow.compress(text, codec="zstd", asbytes=True),
+    }
+    expected = [(row["question"], row["answer"]) for row in ROWS]
+    for name, data in packed.items():
+        (tmp_path / name).write_bytes(data)
+        assert cells(tmp_path / name, "question", "answer") == expected, name
+        (tmp_path / name).write_bytes(data[:-9])
+        assert "cannot be unpacked" in refusal(tmp_path / name)
+
+
+def test_cells_may_be_separated_by_other_characters(tmp_path):
+    for separator, name in ((";", "a.csv"), ("\t", "b.csv"), ("|", "c.csv"), ("\t", "d.tsv")):
+        text = f'question{separator}answer\n"a{separator}b"{separator}1, 2\n'
+        (tmp_path / name).write_text(text)
+        rows = load_rows(str(tmp_path / name))
+        assert list(rows.cells(["question", "answer"])) == [(f"a{separator}b", "1, 2")]
+    assert load_rows(str(tmp_path / "a.csv")).notes == ("the cells of a.csv are separated by ';'",)
+    (tmp_path / "one.csv").write_text("text\na;b|c\n")
+    assert cells(tmp_path / "one.csv", "text") == [("a;b|c",)]
+
+
+def test_columns_like_those_of_an_agents_log_are_a_table(tmp_path):
+    """`datasets` would ask for the package teich."""
+    row = dict.fromkeys(("id", "source", "model", "system_prompt"), "x")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({**row, "messages": [{"role": "user", "content": "y"}]}) + "\n")
+    assert cells(file, "source", "messages") == [("x", [{"role": "user", "content": "y"}])]
+
+
 def test_text_that_looks_like_dates_or_numbers_stays_text(tmp_path):
     file = tmp_path / "dates.jsonl"
     file.write_text('{"question": "1999-12-31", "answer": "2020-01-02T10:00:00"}\n')
     assert cells(file, "question", "answer") == [("1999-12-31", "2020-01-02T10:00:00")]
     turns = [{"role": "user", "content": "2020-01-01"}, {"role": "assistant", "content": "x"}]
     file.write_text(json.dumps({"messages": turns}) + "\n")
-    assert conversations(load_rows(str(file)), "messages")[0].messages[0].content == "2020-01-01"
+    read = read_conversations(load_rows(str(file)), DataConfig(train=str(file)))
+    assert read.conversations[0].messages[0].content == "2020-01-01"
     csv = tmp_path / "numbers.csv"
     csv.write_text("question,answer\n1,2020-01-01\nNA,3.0\n")
     assert cells(csv, "question", "answer") == [("1", "2020-01-01"), ("NA", "3.0")]
@@ -111,8 +153,17 @@ def test_slices_and_unknown_splits(tmp_path):
         ("latin.json", '[{"a": "é"}]'.encode("latin1"), "line 1 (byte 8 of"),
         ("latin.csv", "q,a\nx,é\n".encode("latin1"), "line 2 (byte 6 of"),
         ("latin.txt", "\né".encode("latin1"), "line 2 (byte 1 of"),
-        ("utf16.json", '[{"a": "x"}]'.encode("utf-16"), "is not UTF-8"),
+        ("utf16.json", '[{"a": "x"}]'.encode("utf-16"), "`iconv -f UTF-16 -t"),
+        ("utf32.csv", "q,a\nx,y\n".encode("utf-32"), "`iconv -f UTF-32 -t"),
+        ("nomark.txt", "some text".encode("utf-16-le"), "`iconv -f UTF-16LE -t"),
+        ("nomark.jsonl", '{"a": "x"}'.encode("utf-16-be"), "`iconv -f UTF-16BE -t"),
+        ("windows.jsonl", b'{"a": "it\x92s"}\n', "`iconv -f WINDOWS-1252 -t"),
+        ("more.jsonl", b'{"a": "x"}\n{\n\n{\n{\n{\n', "line 2 is invalid JSON (Ex"),
+        ("many.jsonl", b'{"a": "x"}\n{\n\n{\n{\n{\n', ", ...: 4 of 5 lines are bad"),
+        ("rows.gz", b"x", "the name does not say the type"),
+        ("rows.tar.gz", b"x", "unpack it"),
         ("ragged.csv", b"q,a\nx,y\nx,y,z\n", "line 3 has 3 cells, but the header has 2"),
+        ("cells.csv", b"q;a\nx;y;z\n", "quotes around cells that contain the separator ';'"),
         ("twice.csv", b"q,q\nx,y\n", "line 1 has two columns of the same name"),
         ("junk.parquet", b"PAR1 but no more", "not a Parquet file"),
         ("rows.xlsx", b"x", "unknown file type .xlsx"),
