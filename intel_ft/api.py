@@ -8,13 +8,14 @@ the base class of all, for other failures. Heavy packages load when a function f
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from intel_ft import config as configuration
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config import Config
+from intel_ft.errors import UserError
 from intel_ft.optional_packages import import_peft
 
 if TYPE_CHECKING:
@@ -89,15 +90,20 @@ def train(
     return run_training(config, resume=resume, overwrite=overwrite, bound=bound)
 
 
-def load_model(model: str | Path, *, trust_remote_code: bool = False) -> LoadedModel:
+def load_model(
+    model: str | Path, *, base: str | Path | None = None, trust_remote_code: bool = False
+) -> LoadedModel:
     """Load a model: the folder of a run, an adapter, a merged, OpenVINO or base model, or a Hub id.
 
-    OpenVINO folders run in OpenVINO GenAI, all others in torch. Raises UserError where there is no
-    model, EnvironmentProblem where a package is missing.
+    OpenVINO folders run in OpenVINO GenAI, all others in torch. base: where an adapter's base model
+    is now, if it is not where training read it. Raises UserError where there is no model, or `base`
+    has other weights, EnvironmentProblem where a package is missing.
     """
     from intel_ft.runtimes.open_model import open_model
 
     artifact = resolve(str(model))
+    if base is not None:
+        artifact = _with_base(artifact, str(base), trust_remote_code=trust_remote_code)
     return LoadedModel(artifact, open_model(artifact, trust_remote_code=trust_remote_code))
 
 
@@ -106,21 +112,26 @@ def evaluate(
     data: str | Path,
     *,
     split: str = "train",
-    data_format: str = "auto",
+    data_format: str | None = None,
     template: str = "auto",
     system_prompt: str | None = None,
-    max_length: int = 1024,
-    on_long: Literal["error", "drop", "truncate"] = "error",
+    max_length: int | None = None,
+    on_long: Literal["error", "drop", "truncate"] | None = None,
+    loss_on: Literal["completion", "all"] | None = None,
     generate: int = 0,
     max_new_tokens: int = 256,
+    base: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> "EvalResult":
     """Measure the loss of a model on a dataset, and optionally its answers.
 
-    model: as for `load_model`. data: a file, a folder or a Hub id. data_format: `auto` detects it
-    from the columns. template, system_prompt: by default those of training. max_length: in tokens;
-    on_long: what happens to longer examples. generate: number of examples to answer, greedily, with
-    at most `max_new_tokens` tokens each.
+    model, base: as for `load_model`. data: a file, a folder or a Hub id. data_format: `auto`
+    detects it from the columns. template, system_prompt: by default those of training. max_length:
+    in tokens; on_long: what happens to longer examples; loss_on: the tokens that count. Without
+    these and data_format, the data is read as the model's run read its own, so that the loss is
+    comparable; outside a run's folder as the defaults of `data` in a config say, but for loss_on,
+    which intel_ft.json has. generate: number of examples to answer, greedily, with at most
+    `max_new_tokens` tokens each.
 
     Returns an EvalResult: `loss` in nats per supervised token, `perplexity` = exp(loss), and for
     generated answers `exact_match` and `parses` (valid Python), both from 0 to 1.
@@ -129,29 +140,40 @@ def evaluate(
     """
     from intel_ft.data.prepare import prepare
     from intel_ft.inference.evaluate import evaluate as run_evaluation
+    from intel_ft.training.run_record import config_of_run
 
     artifact = model.artifact if isinstance(model, LoadedModel) else resolve(str(model))
     prompt = system_prompt or artifact.system_prompt
+    given = {
+        "format": data_format,
+        "max_length": max_length,
+        "on_long": on_long,
+        "loss_on": loss_on,
+    }
+    run = config_of_run(artifact)
+    as_trained = {"loss_on": artifact.loss_on or "completion"}
+    if run is not None:
+        as_trained = run.data.model_dump(include={*given, "columns", "on_bad"})
     settings = configuration.check_data(
         {
+            **as_trained,
+            **{name: value for name, value in given.items() if value is not None},
             "train": str(data),
             "split": split,
-            "format": data_format,
             "template": artifact.template or "auto" if template == "auto" else template,
             "system_prompt": prompt,
-            "max_length": max_length,
-            "on_long": on_long,
         }
     )
-    loaded = _loaded(model, trust_remote_code=trust_remote_code)
+    loaded = _loaded(model, base=base, trust_remote_code=trust_remote_code)
     prepared = prepare(settings, settings.train, loaded.engine.tokenizer)
-    return run_evaluation(
+    result = run_evaluation(
         loaded.engine,
         prepared,
         system_prompt=prompt,
         generate=generate,
         max_new_tokens=max_new_tokens,
     )
+    return replace(result, loss_on=settings.loss_on)
 
 
 def merge(
@@ -319,7 +341,24 @@ def generate(
     return [completion for _, completion in sorted(completions, key=lambda pair: pair[0])]
 
 
-def _loaded(model: str | Path | LoadedModel, *, trust_remote_code: bool) -> LoadedModel:
+def _loaded(
+    model: str | Path | LoadedModel,
+    *,
+    base: str | Path | None = None,
+    trust_remote_code: bool,
+) -> LoadedModel:
     if isinstance(model, LoadedModel):
         return model
-    return load_model(model, trust_remote_code=trust_remote_code)
+    return load_model(model, base=base, trust_remote_code=trust_remote_code)
+
+
+def _with_base(artifact: Artifact, base: str, *, trust_remote_code: bool) -> Artifact:
+    """The adapter on its base at another place; UserError if that is another model."""
+    from intel_ft.export.adapter_match import require_matching_base
+    from intel_ft.runtimes.language_model import base_config
+
+    if artifact.kind != "adapter":
+        raise UserError(f"{artifact.location}: this is no adapter, so it takes no other base")
+    moved = replace(artifact, base_model=base, base_revision=None)
+    require_matching_base(artifact, base_config(moved, trust_remote_code=trust_remote_code))
+    return moved

@@ -18,6 +18,7 @@ class Provenance:
     """The id of the base model (also after merging), and how prompts were formed in training.
 
     `base_weights`: fingerprint of the base's weights (models.load.fingerprint), for adapters only.
+    `loss_on`: the run's data.loss_on; None in a folder that does not say it.
     """
 
     kind: str  # "adapter", "merged" or "openvino"
@@ -27,6 +28,7 @@ class Provenance:
     system_prompt: str | None
     version: str
     base_weights: str | None = None
+    loss_on: str | None = None
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`."""

@@ -19,11 +19,11 @@ Kind = Literal["base", "adapter", "merged", "openvino"]
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model in one of its forms, and how prompts were formed when it was trained.
+    """A model in one of its forms, and how its data was read when it was trained.
 
     `location` is a local folder, or for a base model possibly a Hub id. `base_model` is the model
-    that training started from; a base model is its own. `template` is None where the folder does
-    not name one (a base model, or a folder without intel_ft.json).
+    that training started from; a base model is its own. `template` and `loss_on` are those of
+    training, None where the folder does not name them (a base model, or one without intel_ft.json).
     """
 
     kind: Kind
@@ -32,6 +32,7 @@ class Artifact:
     base_revision: str | None = None
     template: str | None = None
     system_prompt: str | None = None
+    loss_on: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -90,6 +91,7 @@ def _described(folder: Path, kind: Kind, base_model: str) -> Artifact:
         provenance.base_revision,
         provenance.template,
         provenance.system_prompt,
+        provenance.loss_on,
     )
 
 

@@ -19,6 +19,7 @@ def run(
     stop: options.Stop = None,
     system: options.SystemPrompt = None,
     template: options.Template = "auto",
+    base: options.Base = None,
     trust_remote_code: options.Trust = False,
 ) -> None:
     """Chat with MODEL or a server.
@@ -33,9 +34,9 @@ def run(
         max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())
     )
     if server:
-        if source or template != "auto":
+        if source or base or template != "auto":
             raise UserError(
-                "chat --server takes no MODEL and no --template: the server determines both"
+                "chat --server takes no MODEL, --base or --template: the server determines them"
             )
         client = options.open_server(server, model, timeout, template)
         reply: Reply = lambda talk, write: client.stream(  # noqa: E731
@@ -43,7 +44,7 @@ def run(
         )
     else:
         source = options.require_source(source, model)
-        loaded = options.load_alone(source, trust_remote_code=trust_remote_code)
+        loaded = options.load_alone(source, base=base, trust_remote_code=trust_remote_code)
         prompt_template, system = loaded.prompt_form(template, system)
         reply = local_reply(loaded.engine, prompt_template, sampling)
     chat(reply, system, write=lambda piece: typer.echo(piece, nl=False))

@@ -14,24 +14,37 @@ def run(
     ],
     split: Annotated[str, typer.Option(help="Split of the data to use.")] = "train",
     data_format: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
             help="Data format: alpaca, dolly, prompt_completion, question_answer, messages or "
-            "text. auto detects it from the columns.",
+            "text. auto detects it from the columns. Default: that of the run, else auto.",
         ),
-    ] = "auto",
+    ] = None,
     template: options.Template = "auto",
     system: options.SystemPrompt = None,
     max_length: Annotated[
-        int, typer.Option(help="Maximum length of an example, in tokens.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            help="Maximum length of an example, in tokens. Default: that of the run, else 1024."
+        ),
+    ] = None,
     on_long: Annotated[
-        Literal["error", "drop", "truncate"],
-        typer.Option(help="What to do with examples over the maximum length."),
-    ] = "error",
+        Literal["error", "drop", "truncate"] | None,
+        typer.Option(
+            help="What to do with longer examples. Default: what the run did, else error."
+        ),
+    ] = None,
+    loss_on: Annotated[
+        Literal["completion", "all"] | None,
+        typer.Option(
+            help="Tokens that count: the answers only, or all. Default: those of the run, else"
+            " completion."
+        ),
+    ] = None,
     generate: Annotated[int, typer.Option(help="Also generate answers to this many examples.")] = 0,
     max_new_tokens: options.MaxNewTokens = 256,
+    base: options.Base = None,
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:
@@ -50,8 +63,10 @@ def run(
         system_prompt=system,
         max_length=max_length,
         on_long=on_long,
+        loss_on=loss_on,
         generate=generate,
         max_new_tokens=max_new_tokens,
+        base=base,
         trust_remote_code=trust_remote_code,
     )
     options.show(result, json)

@@ -58,6 +58,7 @@ def run(
     stop: options.Stop = None,
     system: options.SystemPrompt = None,
     template: options.Template = "auto",
+    base: options.Base = None,
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:
@@ -90,9 +91,9 @@ def run(
     single = not prompt_file and not output and n == 1
     engine: Engine
     if server:
-        if source:
+        if source or base:
             raise UserError(
-                "generate --server takes no MODEL: name the model on the server with --model"
+                "generate --server takes no MODEL or --base: name the model on it with --model"
             )
         client = options.open_server(server, model, timeout, template)
         source = f"{client.url} {model}"
@@ -102,7 +103,7 @@ def run(
         )
     else:
         source = options.require_source(source, model)
-        loaded = options.load_alone(source, trust_remote_code=trust_remote_code)
+        loaded = options.load_alone(source, base=base, trust_remote_code=trust_remote_code)
         prompt_template, system = loaded.prompt_form(template, system)
         if single:
             _answer_one(loaded, str(text), prompt_template, system, sampling, json)

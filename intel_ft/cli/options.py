@@ -117,7 +117,7 @@ def show(result: Any, as_json: bool) -> None:
         return
     width = max(map(len, values), default=0)
     for name, value in values.items():
-        if value is not None:
+        if value is not None and value != []:
             typer.echo(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
 
 
@@ -126,6 +126,8 @@ def _plain(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
     return str(value)
 
 
@@ -137,7 +139,7 @@ def print_table(table: Table, *, markdown: bool) -> None:
         table.draw()
 
 
-def load_alone(source: str, *, trust_remote_code: bool) -> "LoadedModel":
+def load_alone(source: str, *, base: str | None, trust_remote_code: bool) -> "LoadedModel":
     """Load `source` in a process that runs nothing else: an OpenVINO model does without torch."""
     from intel_ft.api import load_model
     from intel_ft.artifacts.resolve import resolve
@@ -145,7 +147,7 @@ def load_alone(source: str, *, trust_remote_code: bool) -> "LoadedModel":
 
     if resolve(source).kind == "openvino":
         block_torch_import()
-    return load_model(source, trust_remote_code=trust_remote_code)
+    return load_model(source, base=base, trust_remote_code=trust_remote_code)
 
 
 def require_source(source: str | None, served: str | None) -> str:

@@ -185,4 +185,5 @@ def save_provenance(artifact: Artifact, folder: Path) -> None:
         template=artifact.template or "auto",
         system_prompt=artifact.system_prompt,
         version=intel_ft.__version__,
+        loss_on=artifact.loss_on,
     ).save(folder)

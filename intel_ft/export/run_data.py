@@ -10,12 +10,12 @@ import numpy as np
 
 from intel_ft import assets
 from intel_ft.artifacts.resolve import Artifact
-from intel_ft.config import Config, check_data, load
+from intel_ft.config import Config, check_data
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
 from intel_ft.export.settings import Settings
-from intel_ft.training.run_record import read_training
+from intel_ft.training.run_record import config_of_run, read_training
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,7 @@ class ValidationSet:
 
 def run_config(artifact: Artifact) -> Config | None:
     """The configuration of the run that trained this adapter, None where there is no such run."""
-    path = artifact.folder.parent / "config.yaml"
-    return load(path) if artifact.kind == "adapter" and path.is_file() else None
+    return config_of_run(artifact) if artifact.kind == "adapter" else None
 
 
 def find_validation_set(
@@ -113,6 +112,7 @@ def _prepare_named(
                 "train": data,
                 "template": artifact.template or "auto",
                 "system_prompt": artifact.system_prompt,
+                "loss_on": artifact.loss_on or "completion",
             }
         )
     )

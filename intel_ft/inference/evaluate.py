@@ -25,7 +25,8 @@ class EvalResult:
     """`loss` is in nats per supervised token over all examples, `perplexity` is exp(loss).
 
     `exact_match` and `parses` are shares of the `generated` answers, None where there are none:
-    equal to the reference except for outer white space, and accepted by `ast.parse`.
+    equal to the reference except for outer white space, and accepted by `ast.parse`. `loss_on`: the
+    supervised tokens, as in data.loss_on.
     """
 
     loss: float
@@ -35,6 +36,7 @@ class EvalResult:
     generated: int = 0
     exact_match: float | None = None
     parses: float | None = None
+    loss_on: str = "completion"
 
 
 @dataclass(frozen=True)

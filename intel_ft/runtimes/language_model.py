@@ -94,8 +94,17 @@ class LanguageModel(Protocol):
 def base_config(
     artifact: Artifact, *, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> ModelConfig:
-    """The model whose weights are loaded: an adapter's base model, any other artifact itself."""
-    adapter = artifact.kind == "adapter"
+    """The model whose weights are loaded: an adapter's base model, any other artifact itself.
+
+    Raises UserError where the adapter names a folder that is not there.
+    """
+    adapter, base = artifact.kind == "adapter", artifact.base_model
+    is_path = base.startswith((".", "/", "~")) or base.count("/") > 1
+    if adapter and is_path and not Path(base).expanduser().exists():
+        raise UserError(
+            f"{artifact.location}: its base model {base} is not there: name its folder or Hub id"
+            " with --base"
+        )
     return ModelConfig(
         name_or_path=artifact.base_model if adapter else artifact.location,
         revision=artifact.base_revision if adapter else None,

@@ -6,8 +6,11 @@ from typing import Any
 
 import yaml
 
+from intel_ft.artifacts.resolve import Artifact
+from intel_ft.config import Config, load
 from intel_ft.errors import UserError
 
+RESULTS = ("adapter", "model")
 SECTIONS = ("model", "data", "method", "train")
 
 
@@ -39,6 +42,12 @@ def read_training(run: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError, OSError, yaml.YAMLError) as error:
         raise UserError(f"{run}: its records cannot be read ({error})") from None
+
+
+def config_of_run(artifact: Artifact) -> Config | None:
+    """The configuration of the run whose result this is; None outside a run's folder."""
+    path = artifact.folder.parent / "config.yaml"
+    return load(path) if artifact.folder.name in RESULTS and path.is_file() else None
 
 
 def is_local(name: str) -> bool:
