@@ -23,9 +23,9 @@ class BadRows:
         return len(self.problems)
 
     def examples(self) -> str:
-        """File, row and problem of the first few rows."""
+        """Row and problem of the first few rows, with the file if there are several."""
         shown = [
-            f"{self.rows.where(index)}: {problem}"
+            f"{self.rows.where(index).removeprefix(f'{self.rows.source} ')}: {problem}"
             for index, problem in list(self.problems.items())[:_SHOWN]
         ]
         return "; ".join([*shown, *(["..."] if len(self) > _SHOWN else [])])
@@ -33,11 +33,12 @@ class BadRows:
     def error(self) -> UserError:
         """The refusal: the first few rows, how many there are, and what to do."""
         if len(self) == 1:
-            return UserError(f"{self.examples()}: correct or remove this row{self._drop()}")
+            index, problem = next(iter(self.problems.items()))
+            return UserError(
+                f"{self.rows.where(index)}: {problem}: correct or remove this row, or set"
+                " data.on_bad to drop"
+            )
         return UserError(
-            f"{self.examples()}: {len(self):,} of {len(self.rows):,} rows are bad: correct or"
-            f" remove them{self._drop()}"
+            f"{self.rows.source}: {len(self):,} of {len(self.rows):,} rows cannot be used"
+            f" ({self.examples()}): correct or remove them, or set data.on_bad to drop"
         )
-
-    def _drop(self) -> str:
-        return ", or set data.on_bad to drop" if len(self) < len(self.rows) else ""

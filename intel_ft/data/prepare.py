@@ -1,5 +1,6 @@
 """Reads and tokenizes a data source, and reports every decision made on the way."""
 
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -7,15 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.config import DataConfig
-from intel_ft.data.conversations import hint, read_conversations
+from intel_ft.data.conversations import ReadData, hint, read_conversations
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Format
 from intel_ft.data.gc_pause import gc_paused
-from intel_ft.data.sources import load_rows
+from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import Template, choose_template, renderer
 from intel_ft.data.truncate import truncate
+from intel_ft.data.unsupported import thinking_tag
 from intel_ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ class DataReport:
     max_length, or with a prompt that leaves no room for an answer); bad: rows left out because they
     cannot be used (data.on_bad: drop); longest: the longest example; unused: columns and keys that
     have no effect; untrained: answers that are in the context only; shortened: conversations that
-    end before turns that no trained answer follows.
+    end before turns that no trained answer follows. notes: which files and split were chosen and
+    which were not; other_splits: splits of the source that were not read.
     """
 
     source: str
@@ -52,6 +55,8 @@ class DataReport:
     unused: tuple[str, ...]
     untrained: int
     shortened: int
+    notes: tuple[str, ...]
+    other_splits: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """The report as text, one line per fact."""
@@ -59,6 +64,7 @@ class DataReport:
         lines = [
             f"data {self.source}: {self.rows:,} rows, {self.examples:,} examples,"
             f" {self.tokens:,} tokens ({share:.0f} % supervised), longest {self.longest:,}",
+            *self.notes,
             f"format {self.format}: {self.format_reason}",
             f"template {self.template}: {self.template_reason}",
             f"loss on {self.loss_on}: {self.loss_reason}",
@@ -70,7 +76,10 @@ class DataReport:
         if self.shortened:
             lines.append(f"{self.shortened:,} conversations end with their last trained answer")
         if self.bad:
-            lines.append(f"dropped {self.bad:,} rows that cannot be used: {self.bad_examples}")
+            lines.append(
+                f"dropped {self.bad:,} of {self.rows:,} rows, which cannot be used:"
+                f" {self.bad_examples}"
+            )
         if self.truncated:
             lines.append(f"truncated {self.truncated:,} examples to max_length")
         if self.dropped:
@@ -143,6 +152,8 @@ def _prepare(
     template, template_reason = choose_template(
         data.template, data_format, bool(tokenizer.chat_template)
     )
+    if template == "tokenizer":
+        _refuse_thoughts(rows, read, str(tokenizer.chat_template))
     kept = read.conversations
     special = special_tokens_of(tokenizer)
     render = renderer(template, tokenizer, special, data.system_prompt)
@@ -197,8 +208,31 @@ def _prepare(
         unused=read.unused,
         untrained=read.untrained,
         shortened=read.shortened,
+        notes=rows.notes,
+        other_splits=rows.other_splits,
     )
     return Prepared(examples, kept, template, report)
+
+
+def _refuse_thoughts(rows: Rows, read: ReadData, chat_template: str) -> None:
+    """Raise UserError for reasoning in an answer where the chat_template writes its own around it.
+
+    Such a template puts an empty block in front of the answer's, or drops those of earlier turns.
+    """
+    if not re.search("think|reasoning", chat_template, re.IGNORECASE):
+        return
+    found = [
+        row
+        for row, conversation in zip(read.rows, read.conversations, strict=True)
+        if any(m.role == "assistant" and thinking_tag(m.content) for m in conversation.messages)
+    ]
+    if found:
+        raise UserError(
+            f"{rows.where(found[0])}: an answer has a block of reasoning (<think>), and the"
+            f" tokenizer's chat_template writes such blocks, too ({len(found):,} of"
+            f" {len(rows):,} rows): this is not supported yet; remove the blocks, or set"
+            " data.template to chatml, which uses answers as they are"
+        )
 
 
 def split_fraction(prepared: Prepared, fraction: float, seed: int) -> tuple[Prepared, Prepared]:

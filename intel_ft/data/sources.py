@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,16 @@ class Rows:
         if not self.files or not re.fullmatch(r"[\w.]+", self.split):  # the Hub, or a slice
             split = "" if self.split == "train" else f" of split {self.split}"
             return f"{self.source} row {number}{split}"
-        if len(self.files) > 1:
-            for file in self.files:
-                count = len(_load_files({"train": (file,)}, "train"))
-                if number <= count:
-                    return f"{file} row {number}"
-                number -= count
-        return f"{self.files[0]} row {number}"
+        for file, count in zip(self.files, self._rows_of_files, strict=False):
+            if number <= count:
+                return f"{file} row {number}"
+            number -= count
+        return f"{self.files[-1]} row {number}"
+
+    @cached_property
+    def _rows_of_files(self) -> list[int]:
+        """Rows of each file but the last, which are counted by reading them again."""
+        return [len(_load_files({"train": (file,)}, "train")) for file in self.files[:-1]]
 
 
 def load_rows(source: str, split: str = "train") -> Rows:
@@ -152,7 +156,7 @@ def _present(source: str, path: Path, found: DataFiles, name: str) -> str:
         )
     raise UserError(
         f"{source}: no split {name!r} in this folder, which has {found.describe_all_but(())}: set"
-        " data.split (data.eval_split for data.eval), or name one file instead of the folder"
+        " the split (data.split, data.eval_split or --split), or name one file of the folder"
     )
 
 

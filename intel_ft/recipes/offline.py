@@ -69,6 +69,9 @@ def _data(config: Config, source: str, split: str) -> str:
     read = read_conversations(rows, config.data)
     # The tokenizer may not be available: this only rejects what no tokenizer supports.
     choose_template(config.data.template, read.format, True)
-    unused = f"; not used: {', '.join(map(hint, read.unused))}" if read.unused else ""
-    count = len(read.conversations)
-    return f"{count:,} examples, format {read.format} ({read.format_reason}){unused}"
+    facts = [f"{len(read.conversations):,} examples, format {read.format} ({read.format_reason})"]
+    if read.unused:
+        facts.append(f"not used: {', '.join(map(hint, read.unused))}")
+    if read.bad:
+        facts.append(f"{len(read.bad):,} rows cannot be used and are dropped")
+    return "; ".join([*facts, *rows.notes])

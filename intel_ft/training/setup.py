@@ -97,10 +97,16 @@ def read_data(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared | None
     data = config.data
     training = prepare(data, assets.resolve(data.train), tokenizer)
     if data.eval is not None:
-        other = data.model_copy(update={"split": data.eval_split or data.split})
+        split = data.eval_split or data.split
+        if (data.eval, split) == (data.train, data.split):
+            logger.warning("data.eval is the training data itself: set data.eval_split")
+        other = data.model_copy(update={"split": split})
         return training, prepare(other, assets.resolve(data.eval), tokenizer)
     if data.eval_fraction:
         return split_fraction(training, data.eval_fraction, config.train.seed)
+    for name in training.report.other_splits:
+        if name.startswith(("val", "dev")):
+            logger.info("data.eval=%s data.eval_split=%s would evaluate on it", data.train, name)
     return training, None
 
 
