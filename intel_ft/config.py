@@ -75,7 +75,7 @@ class DataConfig(Section):
     """Where the examples come from, and how they become tokens with a loss mask."""
 
     train: PathOrId = Field(min_length=1)
-    """Training data: a file or folder (.json, .jsonl, .csv, .parquet, .txt), or a Hub id."""
+    """Training data: a file or folder (.jsonl, .csv, .parquet, .txt, ...), or a Hub id."""
     eval: PathOrId | None = None
     """Validation data, in the same format."""
     split: str = "train"
