@@ -48,6 +48,7 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
 
     inputs = read_inputs(settings)
     report = inputs.training.report
+    others = inputs.validation.report.unused if inputs.validation else ()
     return {
         "parameters": parameter_count(inputs.folder),
         "format": report.format,
@@ -56,7 +57,7 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
         "train_tokens": report.tokens,
         "supervised_tokens": report.supervised_tokens,
         "longest": report.longest,
-        "not_used": list(report.unused),
+        "not_used": list(dict.fromkeys([*report.unused, *others])),
         "untrained_answers": report.untrained,
         "dropped_rows": report.bad + report.dropped,
         "eval_examples": inputs.validation and inputs.validation.report.examples,

@@ -60,6 +60,8 @@ def read_conversations(rows: Rows, data: DataConfig) -> ReadData:
     data.on_bad=error, for rows that cannot be used: it counts them and names the first ones with
     file, row (from 1) and column.
     """
+    taken = data.columns.keys() - data.columns.values()  # names that another column now has
+    hidden = [column for column in rows.columns if column in taken]
     rows = rename(rows, data.columns)
     refuse_preferences(rows, data.format)
     data_format, reason = detect_format(
@@ -88,7 +90,7 @@ def read_conversations(rows: Rows, data: DataConfig) -> ReadData:
     bad = BadRows(rows, problems)
     if problems and (data.on_bad == "error" or not found):
         raise bad.error()
-    columns = [name for name in rows.columns if name not in used]
+    columns = [name for name in rows.columns if name not in used] + hidden
     return ReadData(
         data_format,
         reason,
