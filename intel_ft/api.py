@@ -16,6 +16,7 @@ from intel_ft import config as configuration
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config import Config
 from intel_ft.errors import UserError
+from intel_ft.gc_pause import gc_paused
 from intel_ft.optional_packages import import_peft
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def train(
     backend = config.backend
     bound = start_rank(launched or LaunchOptions(), backend.bind, backend.collective)
     import_peft()  # and with it torch, after this process was bound to its cores
-    from intel_ft.training.run import train as run_training
+    with gc_paused():
+        from intel_ft.training.run import train as run_training
 
     return run_training(config, resume=resume, overwrite=overwrite, bound=bound)
 
@@ -196,7 +198,8 @@ def merge(
     and IntelFTError where the merged model does not agree. Nothing is left in `output` then.
     """
     import_peft()
-    from intel_ft.export.merge import merge as run_merge
+    with gc_paused():
+        from intel_ft.export.merge import merge as run_merge
 
     return run_merge(
         str(source),

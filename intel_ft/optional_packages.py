@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from intel_ft.errors import EnvironmentProblem
+from intel_ft.gc_pause import gc_paused
 from intel_ft.versions import installed
 
 
@@ -38,7 +39,7 @@ def import_peft() -> None:
     Transformers 5.5 imports scikit-learn for assisted generation. Nothing here uses either; NF4
     calls bitsandbytes itself. Both packages can be imported as usual afterwards.
     """
-    with _hidden("bitsandbytes", "sklearn"):
+    with gc_paused(), _hidden("bitsandbytes", "sklearn"):
         import peft  # noqa: F401
 
 
@@ -84,7 +85,8 @@ def require_openvino(*modules: str) -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     for module in modules:
         try:
-            importlib.import_module(module)
+            with gc_paused():
+                importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise EnvironmentProblem(
                 f"OpenVINO models need the package {error.name}, which is not installed: "

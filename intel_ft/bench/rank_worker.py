@@ -8,8 +8,10 @@ import sys
 
 from intel_ft.bench.task import Task
 from intel_ft.distributed.placement import places
+from intel_ft.gc_pause import gc_paused
 from intel_ft.host import topology
 from intel_ft.host.launcher_env import LauncherEnv
+from intel_ft.optional_packages import import_peft
 
 
 def bind(threads: int | None, started: LauncherEnv) -> None:
@@ -24,7 +26,9 @@ def main() -> None:
     """Bind before torch is imported, then run the worker."""
     bind(Task.from_json(sys.argv[1]).threads, LauncherEnv.detect())
 
-    from intel_ft.bench import worker
+    import_peft()
+    with gc_paused():
+        from intel_ft.bench import worker
 
     worker.main()
 

@@ -12,7 +12,7 @@ from intel_ft.data.conversations import ReadData, hint, read_conversations
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Format
-from intel_ft.data.gc_pause import gc_paused
+from intel_ft.gc_pause import gc_paused
 from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import Template, choose_template, renderer

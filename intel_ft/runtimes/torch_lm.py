@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from intel_ft.artifacts.model_folder import stop_tokens
 from intel_ft.artifacts.resolve import Artifact
+from intel_ft.gc_pause import gc_paused
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.runtimes.language_model import (
     Completion,
@@ -32,10 +33,11 @@ def load_torch(
 
     "auto" is bfloat16 where the CPU has bf16 instructions, else float32.
     """
-    import torch
+    with gc_paused():
+        import torch
 
-    from intel_ft.backends.cpu import fastest_dtype
-    from intel_ft.models.load import load_base, load_tokenizer
+        from intel_ft.backends.cpu import fastest_dtype
+        from intel_ft.models.load import load_base, load_tokenizer
 
     config = base_config(artifact, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     model = load_base(config, fastest_dtype()[0] if dtype == "auto" else getattr(torch, dtype))

@@ -17,7 +17,7 @@ from intel_ft.data.control_tokens import (
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples, concatenate
 from intel_ft.data.formats import Conversation, Message
-from intel_ft.data.gc_pause import gc_paused
+from intel_ft.gc_pause import gc_paused
 from intel_ft.data.prepare import prepare
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import renderer
@@ -69,33 +69,46 @@ def row_by_row(tok, spans):
     def controls(ids, kinds):
         return sum(token in kinds for token in ids)
 
+    def ids_after(lead, text, encoder=backend):
+        before = ids_of(lead, encoder)
+        together = ids_of(lead + text, encoder)
+        return together[len(before) :] if together[: len(before)] == before else None
+
     swallows = sentencepiece and ids_of("a") == ids_of(" a")
-    ids, mask, prompt = [], [], []
+    ids, mask, prompt, lead = [], [], [], ""
     for span in spans:
         if span.kind in ("template", "content"):
             prompt.append(span)
             continue
         if prompt:
+            behind = prompt[-1].text if prompt[-1].kind == "template" else ""
             if span.kind == "completion" and sentencepiece:
                 prompt[-1] = prompt[-1]._replace(text=prompt[-1].text.removesuffix(" "))
-            own = ids_of("".join(part.text for part in prompt))
+            own = ids_after(lead, "".join(part.text for part in prompt))
             kinds = content_controls(added)
             written = [ids_of(part.text) for part in prompt if part.kind == "template"]
             if controls(own, kinds) != sum(controls(part, kinds) for part in written):
                 plain, own = without_control_tokens(backend, kinds), []
-                for part, behind in zip(prompt, [*prompt[1:], None], strict=True):
+                for part, after in zip(prompt, [*prompt[1:], None], strict=True):
                     text = part.text
-                    if part.kind == "template" and behind and behind.kind == "content":
+                    if part.kind == "template" and after and after.kind == "content":
                         text = text.removesuffix(" ") if sentencepiece else text
-                    own += ids_of(text, plain if part.kind == "content" else backend)
+                    encoder = plain if part.kind == "content" else backend
+                    own += ids_after(lead if part is prompt[0] else "", text, encoder)
             ids, mask, prompt = ids + own, mask + [False] * len(own), []
+            lead = behind if sentencepiece and not behind.endswith(" ") else ""
         if span.kind in ("start", "end"):
             own = [tok.convert_tokens_to_ids(span.text)]
+            lead = span.text if sentencepiece and span.kind == "end" else ""
         else:
-            text = " " + span.text if swallows and span.text.startswith(" ") else span.text
-            own = ids_of(text)
-            if controls(own, completion_controls(added)):
-                own = ids_of(text, without_control_tokens(backend, completion_controls(added)))
+            doubled = swallows and not lead and span.text.startswith(" ")
+            text = " " + span.text if doubled else span.text
+            own = ids_after(lead, text)
+            if own is None or controls(own, completion_controls(added)):
+                plain = without_control_tokens(backend, completion_controls(added))
+                own = ids_after(lead, text, plain if own is not None else backend)
+            own = ids_of(text) if own is None else own
+            lead = ""
         ids, mask = ids + own, mask + [span.kind != "start"] * len(own)
     return ids, mask
 
