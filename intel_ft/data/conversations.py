@@ -22,6 +22,7 @@ from intel_ft.data.unsupported import (
     COLUMNS,
     columns_to_check,
     holds_something,
+    refuse_media,
     refuse_preferences,
 )
 
@@ -63,6 +64,7 @@ def read_conversations(rows: Rows, data: DataConfig) -> ReadData:
     taken = data.columns.keys() - data.columns.values()  # names that another column now has
     hidden = [column for column in rows.columns if column in taken]
     rows = rename(rows, data.columns)
+    refuse_media(rows)
     refuse_preferences(rows, data.format)
     data_format, reason = detect_format(
         rows.columns, data.format, origin=rows.source, nested=rows.nested

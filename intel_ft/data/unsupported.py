@@ -38,7 +38,7 @@ KEYS = {
     ),
 }
 """Keys of a turn that are refused where they hold something, each with the reason."""
-_PREFERENCE = ("chosen", "rejected", "rejected_response", "rejected_messages")
+_PREFERENCE = ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages")
 _GOOD_OR_BAD = ("true", "false", "0", "1", "yes", "no", "desirable", "undesirable", "good", "bad")
 
 
@@ -60,6 +60,16 @@ def holds_something(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(holds_something, value.values()))
     return value is not None and value is not False
+
+
+def refuse_media(rows: Rows) -> None:
+    """Raise UserError for a column that holds images, audio or video, whatever its name."""
+    for name, kind in rows.table.features.items():
+        if any(word in repr(kind) for word in ("Image(", "Audio(", "Video(")):
+            raise UserError(
+                f"{rows.source}: column {name} holds images, audio or video, and only text can be"
+                " trained on: its answers are about what the model would not see"
+            )
 
 
 def refuse_preferences(rows: Rows, requested: str) -> None:

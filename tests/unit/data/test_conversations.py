@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from datasets import Dataset, Features, Image, Value
 from support.data_tokenizers import tokenizer
 
 from intel_ft.config import DataConfig
@@ -133,6 +134,15 @@ def test_a_column_that_is_not_supported_is_refused_where_it_holds_something(
     assert f"row 1: {column}: " in refusal(read, {**row, column: value})
 
 
+def test_a_column_of_images_is_refused_under_any_name(tmp_path):
+    kinds = {"prompt": Value("string"), "completion": Value("string"), "photo": Image()}
+    row = {"prompt": ["i"], "completion": ["o"], "photo": [{"path": None, "bytes": b"x"}]}
+    file = tmp_path / "rows.parquet"
+    Dataset.from_dict(row, features=Features(kinds)).to_parquet(file)
+    with pytest.raises(UserError, match="column photo holds images"):
+        read_conversations(load_rows(str(file)), DataConfig(train=str(file)))
+
+
 def test_an_empty_column_is_only_named(read):
     for value in (None, [], "", "[]"):
         found = read({"messages": TURNS, "images": value, "tools": value, "id": 3})
@@ -151,6 +161,7 @@ def test_an_empty_column_is_only_named(read):
         ({"prompt": "i", "chosen": "o", "rejected": "x"}, "chosen, rejected hold preferences"),
         ({"chosen": TURNS, "rejected": TURNS}, "chosen, rejected hold preferences"),
         ({"messages": TURNS, "rejected_response": "x"}, "rejected_response hold"),
+        ({"instruction": "i", "completion": "o", "label": True}, "column label marks"),
         ({"prompt": "i", "completions": ["o"], "labels": [True]}, "completions with labels"),
     ],
 )
