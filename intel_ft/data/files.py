@@ -106,6 +106,8 @@ def find_files(path: Path) -> DataFiles:
         if data_type(path) is None:
             raise UserError(f"{path}: {_unknown_type(path)}")
         return DataFiles(path.parent, {"train": (path,)})
+    if not path.is_dir():
+        raise UserError(f"{path}: is neither a file nor a folder: write the data to a file")
     if listed := _saved_by_datasets(path) or _declared(path):
         return DataFiles(path, listed)
     found: dict[str | None, list[Path]] = {}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from intel_ft.data.compressed import is_compressed, open_bytes
+from intel_ft.data.compressed import compression, open_bytes
 from intel_ft.data.csv_header import read_header
 from intel_ft.data.files import inner_type
 
@@ -31,16 +31,14 @@ def problem_with(file: Path) -> str | None:
     file, so call it only for files that `datasets` could not read.
     """
     try:
+        packed = compression(file)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    try:
         with open_bytes(file) as stream:
             data = stream.read()
-    except Exception as error:  # each of the compression libraries has its own
-        if is_compressed(file):
-            return (
-                f"cannot be unpacked ({error}): it is damaged or not {file.suffix}: write it again"
-            )
-        if not isinstance(error, OSError):
-            raise
-        return f"cannot be read ({error.strerror})"
+    except Exception as error:  # each compression library has its own
+        return f"cannot be unpacked ({error}): its {packed} data is damaged: write it again"
     if not data.strip():
         return "is empty: add at least one example"
     kind = inner_type(file)
@@ -50,17 +48,25 @@ def problem_with(file: Path) -> str | None:
     return None if kind in _BINARY else _text_problem(file, data, kind)
 
 
-def encoding_problem(file: Path) -> str | None:
-    """UTF-16 or UTF-32 by the start of a text file, and what to do; None for another file.
+def problem_at_start(file: Path) -> str | None:
+    """What the first bytes say the file is instead of its type, and what to do; None if nothing.
 
-    Without a byte order mark, such text is valid UTF-8 with a NUL beside each character.
+    UTF-16 without a byte order mark is valid UTF-8 with a NUL beside each character, and the
+    pointer that Git LFS leaves in a file's place is text: both could be read as data.
     """
-    if inner_type(file) in _BINARY:
-        return None
     try:
         with open_bytes(file) as stream:
             head = stream.read(_HEAD)
     except Exception:  # the reader fails on it, too, and then `problem_with` says why
+        return None
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the data: run `git lfs pull`"
+    if head.startswith(b"PK\x03\x04"):
+        return "is a ZIP archive or an Excel file: unpack it, or save it as CSV"
+    kind = inner_type(file)
+    if kind != ".txt" and head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "is an HTML page, not data: download the file itself"
+    if kind in _BINARY:
         return None
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
     if encoding is None and len(head) > 1 and head.count(0) * 3 > len(head):

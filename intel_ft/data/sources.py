@@ -27,7 +27,7 @@ from intel_ft.data.files import (
     inner_type,
     require_one_type,
 )
-from intel_ft.data.read_errors import encoding_problem, problem_with
+from intel_ft.data.read_errors import problem_at_start, problem_with
 from intel_ft.errors import EnvironmentProblem, UserError, missing_package
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _local(source: str, path: Path, split: str) -> Rows:
     for file in files:
         if file.stat().st_size == 0:
             raise UserError(f"{file}: is empty: add at least one example")
-        if problem := encoding_problem(file):
+        if problem := problem_at_start(file):
             raise UserError(f"{file}: {problem}")
     try:
         table = _load_files(chosen, split)

@@ -53,6 +53,10 @@ def test_compressed_files_are_unpacked(tmp_path):
     for name, data in packed.items():
         (tmp_path / name).write_bytes(data)
         assert cells(tmp_path / name, "question", "answer") == expected, name
+        (tmp_path / "named-otherwise.jsonl").write_bytes(data)
+        assert cells(tmp_path / "named-otherwise.jsonl", "question", "answer") == expected
+        (tmp_path / name).write_bytes(text)
+        assert cells(tmp_path / name, "question", "answer") == expected
         (tmp_path / name).write_bytes(data[:-9])
         assert "cannot be unpacked" in refusal(tmp_path / name)
 
@@ -160,6 +164,9 @@ def test_slices_and_unknown_splits(tmp_path):
         ("windows.jsonl", b'{"a": "it\x92s"}\n', "`iconv -f WINDOWS-1252 -t"),
         ("more.jsonl", b'{"a": "x"}\n{\n\n{\n{\n{\n', "line 2 is invalid JSON (Ex"),
         ("many.jsonl", b'{"a": "x"}\n{\n\n{\n{\n{\n', ", ...: 4 of 5 lines are bad"),
+        ("zip.csv", b"PK\x03\x04\x14\x00\x00\x00", "is a ZIP archive or an Excel file"),
+        ("lfs.txt", b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
+        ("page.jsonl", b"\n<!DOCTYPE html>", "is an HTML page"),
         ("rows.gz", b"x", "the name does not say the type"),
         ("rows.tar.gz", b"x", "unpack it"),
         ("ragged.csv", b"q,a\nx,y\nx,y,z\n", "line 3 has 3 cells, but the header has 2"),
