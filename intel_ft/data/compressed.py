@@ -39,7 +39,8 @@ def unpack(file: Path, folder: Path) -> Path:
 
 
 def _open_zstd(file: Path) -> Any:
-    import pyarrow  # Python has no zstd before 3.14, and `datasets` requires pyarrow
+    # Python has no zstd before 3.14, and `datasets` requires pyarrow.
+    import pyarrow  # type: ignore[import-untyped]
 
     return pyarrow.input_stream(str(file), compression="zstd")
 
