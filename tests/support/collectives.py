@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import intel_ft.distributed.oneccl  # noqa: F401 - registers `ccl`
 
+os.environ.setdefault("CCL_BF16", "scalar")  # as on CPUs without avx512_bf16
 DTYPES = (
     *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64),
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -82,6 +83,120 @@ def reductions():
     torch.testing.assert_close(result, total() / SIZE)
 
 
+def rounding():
+    """Sums of 16-bit floats are those of float32, rounded once; a NaN stays in MIN and MAX."""
+    for dtype in (torch.bfloat16, torch.float16):
+        generator = torch.Generator().manual_seed(0)
+        everyone = torch.rand(SIZE, SIZE * 500, generator=generator).to(dtype)
+        exact = everyone.float().sum(0)
+        for operation, expected in (
+            (ReduceOp.SUM, exact.to(dtype)),
+            (ReduceOp.AVG, (exact / SIZE).to(dtype)),
+        ):
+            result = everyone[RANK].clone()
+            dist.all_reduce(result, operation)
+            equal(result, expected)
+            part = torch.empty(500, dtype=dtype)
+            dist.reduce_scatter_tensor(part, everyone[RANK].clone(), operation)
+            equal(part, expected[RANK * 500 : (RANK + 1) * 500])
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for operation in (ReduceOp.MIN, ReduceOp.MAX):
+            for with_nan in {0, SIZE - 1}:
+                result = torch.tensor([-1.5 - RANK, 2.5 + RANK, -0.0], dtype=dtype)
+                if with_nan == RANK:
+                    result[2] = torch.nan
+                dist.all_reduce(result, operation)
+                first, second = (
+                    (-1.5, 1.5 + SIZE) if operation == ReduceOp.MAX else (-0.5 - SIZE, 2.5)
+                )
+                assert result[:2].tolist() == [first, second] and result[2].isnan(), result
+
+
+def refused(error, text, call):
+    try:
+        call()
+    except error as raised:
+        assert text in str(raised), raised
+    else:
+        raise AssertionError(f"not refused: {text}")
+
+
+def wrong_arguments():
+    """Tensors of wrong sizes, dtypes or number are refused before any rank waits for another."""
+    some, ints, n = torch.ones(4), torch.ones(4, dtype=torch.int32), SIZE
+    gather, scatter = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+    exchange = dist.all_to_all_single
+    for text, call in (
+        ("times", lambda: gather(torch.empty(4 * n + 1), some)),
+        ("times", lambda: gather(torch.empty(4 * n - 1), some)),
+        ("times", lambda: gather(torch.empty(4 * n, dtype=torch.int32), some)),
+        ("times", lambda: scatter(torch.empty(4), torch.empty(4 * n + 1))),
+        ("times", lambda: scatter(torch.empty(4), torch.empty(4 * n, dtype=torch.float64))),
+        ("evenly", lambda: exchange(torch.empty(n), torch.empty(n * 2 + 1)) if n > 1 else 1 / 0),
+        ("add up", lambda: exchange(torch.empty(n), torch.empty(n), None, [2] * n)),
+        ("parts", lambda: exchange(torch.empty(n), torch.empty(n), [1] * (n - 1) + [0, 1])),
+        ("dtype", lambda: exchange(torch.empty(n), torch.empty(n, dtype=torch.int32))),
+        ("parts", lambda: dist.all_gather([some] * (n + 1), some)),
+        ("a part is", lambda: dist.all_gather([torch.empty(3)] * n, some)),
+        ("dtype", lambda: dist.all_gather([ints] * n, some)),
+        ("parts", lambda: dist.all_to_all([some] * (n + 1), [some] * n)),
+        ("parts", lambda: dist.reduce_scatter(some, [some] * (n + 1))),
+        ("a part is", lambda: dist.reduce_scatter(torch.empty(3), [some] * n)),
+        ("sparse", lambda: dist.broadcast(some.to_sparse(), 0)),
+    ):
+        if n > 1 or "even" not in text:
+            refused((ValueError, RuntimeError), text, call)
+    if RANK == 0:
+        refused(ValueError, "parts", lambda: dist.gather(some, [torch.empty(4)] * (n + 1)))
+        refused(ValueError, "a part is", lambda: dist.gather(some, [torch.empty(3)] * n))
+        refused(ValueError, "a part is", lambda: dist.scatter(some, [torch.empty(5)] * n))
+    for value, operation in (
+        (ints, ReduceOp.AVG),
+        (some, ReduceOp.BAND),
+        (torch.ones(2, dtype=torch.uint64), ReduceOp.MAX),
+    ):
+        refused(NotImplementedError, "cannot", lambda v=value, o=operation: dist.all_reduce(v, o))
+    complex_ = torch.ones(2, dtype=torch.complex64)
+    scatter_product = lambda: scatter(complex_, complex_.repeat(n), ReduceOp.PRODUCT)  # noqa: E731
+    refused(NotImplementedError, "cannot", scatter_product)
+    if n > 1:  # what no rank sees alone: every rank raises, and the group goes on
+        sizes = [2] * n if RANK == 0 else [1] * n
+        wrong = lambda: exchange(torch.empty(n), torch.empty(sum(sizes)), None, sizes)  # noqa: E731
+        refused(RuntimeError, "sends 8 bytes to rank", wrong)
+        dist.set_debug_level(dist.DebugLevel.DETAIL)
+        checked = dist.new_group()
+        dist.set_debug_level(dist.DebugLevel.OFF)
+        mine = torch.ones(RANK + 1)
+        refused(RuntimeError, "float32 [1]", lambda: dist.all_reduce(mine, group=checked))
+        last = lambda: dist.reduce(some, 0, group=checked)  # noqa: E731
+        first = lambda: dist.all_reduce(some, group=checked)  # noqa: E731
+        refused(RuntimeError, "calls differ", last if n - 1 == RANK else first)
+        dist.all_reduce(some, group=checked)
+        equal(some, torch.full((4,), float(n)))
+        dist.destroy_process_group(checked)
+
+
+def messages():
+    """What oneCCL does not have goes over gloo: messages, sparse sums, a monitored barrier."""
+    after, before = (RANK + 1) % SIZE, (RANK - 1) % SIZE
+    sent, received = torch.full((3,), float(RANK)), torch.empty(3)
+    if SIZE > 1:
+        works = dist.batch_isend_irecv(
+            [dist.P2POp(dist.isend, sent, after), dist.P2POp(dist.irecv, received, before)]
+        )
+        for work in works:
+            work.wait()
+        assert received[0] == before
+        request = dist.isend(sent, after, tag=7)
+        assert dist.recv(received, tag=7) == before and received[0] == before
+        request.wait()
+    indices, values = torch.tensor([[RANK, SIZE]]), torch.tensor([1.0, 2.0])
+    sparse = torch.sparse_coo_tensor(indices, values, (SIZE + 1,), check_invariants=True)
+    dist.all_reduce(sparse)
+    equal(sparse.to_dense(), torch.tensor([1.0] * SIZE + [2.0 * SIZE]))
+    dist.group.WORLD.monitored_barrier(timedelta(seconds=30), wait_all_ranks=True)
+
+
 def moves():
     for dtype in (*DTYPES, torch.bool, torch.complex64, torch.float8_e4m3fn):
         result = of(RANK).to(dtype)
@@ -133,13 +248,6 @@ def futures():
     work = dist.all_reduce(result, async_op=True)
     work.get_future().wait()
     assert work.is_completed() and result[0] == SIZE
-    if SIZE > 1:
-        try:
-            dist.send(result, (RANK + 1) % SIZE)
-        except NotImplementedError as error:
-            assert "gloo" in str(error)
-        else:
-            raise AssertionError("send does not exist")
 
 
 def groups():
@@ -195,6 +303,9 @@ def main(mode, store):
             print(f"said: {error}", flush=True)
             raise SystemExit(1) from None
     reductions()
+    rounding()
+    wrong_arguments()
+    messages()
     moves()
     objects()
     futures()

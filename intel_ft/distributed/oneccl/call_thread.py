@@ -26,20 +26,21 @@ class Call:
     def __init__(self, describe: str, seconds: float, action: Callable[[], Any]) -> None:
         self.describe, self.seconds, self.action = describe, seconds, action
         self.began = 0.0
+        self.error: Exception | None = None
         self._result: Any = None
-        self._error: Exception | None = None
         self._running = threading.Lock()  # held until it is done
         self._running.acquire()
         self._guard = threading.Lock()
         self._future: Future[Any] | None = None
         self._done = False
 
-    def wait(self) -> Any:
-        """Wait for the result; raises the error of a failed call."""
-        with self._running:
-            pass
-        if self._error is not None:
-            raise self._error
+    def wait(self, seconds: float = -1) -> Any:
+        """Wait for the result; raises the error of a failed call, or if the time has passed."""
+        if not self._running.acquire(timeout=seconds if seconds > 0 else -1):
+            raise RuntimeError(f"oneCCL: {self.describe} did not finish within {seconds:g} s")
+        self._running.release()
+        if self.error is not None:
+            raise self.error
         return self._result
 
     def is_done(self) -> bool:
@@ -60,17 +61,17 @@ class Call:
     def finish(self, result: Any, error: Exception | None) -> None:
         """Set the result or the error."""
         with self._guard:
-            self._result, self._error, self._done = result, error, True
+            self._result, self.error, self._done = result, error, True
             future = self._future
         self._running.release()
         if future is not None:
             self._resolve(future)
 
     def _resolve(self, future: "Future[Any]") -> None:
-        if self._error is None:
+        if self.error is None:
             future.set_result(self._result)
         else:
-            future.set_exception(self._error)
+            future.set_exception(self.error)
 
 
 class CallThread:

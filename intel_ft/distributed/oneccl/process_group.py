@@ -3,30 +3,31 @@
 Collectives return at once, with a future; call_thread makes the calls while the caller continues.
 """
 
-import atexit
-import contextlib
 import os
 import platform
-import sys
-import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import (
+    DebugLevel,
+    PrefixStore,
+    ProcessGroupGloo,
+    Store,
+    get_debug_level,
+)
 from torch.distributed import ProcessGroup, ReduceOp, Work
 from torch.futures import Future
 
+from intel_ft.distributed.oneccl import checks, lifetime
 from intel_ft.distributed.oneccl.call_thread import Call, call_thread
-from intel_ft.distributed.oneccl.communicator import CclCommunicator, operation_of
+from intel_ft.distributed.oneccl.communicator import CclCommunicator
 from intel_ft.distributed.oneccl.library import under_intel_mpi
+from intel_ft.distributed.oneccl.reductions import operation_of, require_reducible
 
 _NO_TIMEOUT = timedelta(milliseconds=-1)
-_LEAVE_TIMEOUT = timedelta(seconds=10)
-
-_alive: "weakref.WeakSet[CclGroup]" = weakref.WeakSet()
 
 
 class _Work(Work):
@@ -37,13 +38,25 @@ class _Work(Work):
         self._call = call
 
     def wait(self, timeout: timedelta = _NO_TIMEOUT) -> bool:
-        """Wait for the result; raises the error of a failed call. The call has its own timeout."""
-        self._call.wait()
+        """Wait for the result; raises the error of a failed call, or if the timeout passes."""
+        self._call.wait(timeout.total_seconds())
         return True
 
     def is_completed(self) -> bool:
         """Whether the call has finished or failed."""
         return self._call.is_done()
+
+    def is_success(self) -> bool:
+        """Whether the call has finished without an error."""
+        return self._call.is_done() and self._call.error is None
+
+    def exception(self) -> Exception | None:
+        """The error of a failed call."""
+        return self._call.error
+
+    def result(self) -> Any:
+        """The tensors that the call wrote to."""
+        return self._call.wait()
 
     def get_future(self) -> "Future[Any]":
         """The result as a future, for callbacks."""
@@ -54,9 +67,10 @@ _Base: Any = ProcessGroup  # its overloads are for Python; torch's C++ calls the
 
 
 class CclGroup(_Base):  # type: ignore[misc]
-    """The collectives of torch.distributed, for CPU tensors of any dtype and layout.
+    """The collectives of torch.distributed, for CPU tensors of any dtype and strides.
 
-    oneCCL has no send, no recv, and no pre-multiplied sums.
+    What is not defined here, such as send, recv and monitored_barrier, torch calls on the gloo
+    group that is registered as this group's backend; so it does what asks for a group's backend.
     """
 
     def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
@@ -68,23 +82,32 @@ class CclGroup(_Base):  # type: ignore[misc]
                     f"init_process_group was called with rank {rank}, but MPI started this process "
                     f"as rank {mpi_rank}: pass the ranks of MPI"
                 )
-        self._seconds = timeout.total_seconds()
+        self._compares_calls = get_debug_level() == DebugLevel.DETAIL
         self._place = f"rank {rank} of {size}, {platform.node()}"
         self._communicator = CclCommunicator(rank, size)
+        self._store = store
         self._count = 0
-        self._submit("connecting", None, lambda: self._communicator.connect(store)).wait()
-        _alive.add(self)
+        # A store may outlive a group, and then has the keys of the one before it.
+        store = PrefixStore(str((store.add("groups", 1) - 1) // size), store)
+        self._submit("connecting", timeout, lambda: self._communicator.connect(store)).wait()
+        lifetime.opened(self._communicator)
+        self._gloo = _gloo_group(store, rank, size, timeout)
+        self._register_backend(torch.device("cpu"), ProcessGroup.BackendType.CUSTOM, self._gloo)
+        self._set_default_backend(ProcessGroup.BackendType.CUSTOM)
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Work:
-        """Reduce each tensor over all ranks, in place."""
-        operation = operation_of(opts)
+        """Reduce each tensor over all ranks, in place. Sparse ones are summed by gloo."""
+        if any(tensor.is_sparse for tensor in tensors):
+            summed: Work = self._gloo.allreduce(tensors, opts)
+            return summed
+        operation = _operation_for(tensors, opts)
 
         def action() -> list[Tensor]:
             for tensor in tensors:
                 self._communicator.all_reduce(tensor, operation)
             return tensors
 
-        return self._work("all_reduce", opts, action)
+        return self._work("all_reduce", opts, action, operation, tensors)
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> Work:
         """As allreduce."""
@@ -92,17 +115,18 @@ class CclGroup(_Base):  # type: ignore[misc]
 
     def reduce(self, tensors: list[Tensor], opts: Any = None) -> Work:
         """As allreduce, but only the root's tensor is defined to have the result."""
-        operation, root = operation_of(opts), opts.rootRank
+        operation, root = _operation_for(tensors, opts), opts.rootRank
 
         def action() -> list[Tensor]:
             for tensor in tensors:
                 self._communicator.reduce(tensor, operation, root)
             return tensors
 
-        return self._work("reduce", opts, action)
+        return self._work("reduce", opts, action, operation, root, tensors)
 
     def broadcast(self, tensors: list[Tensor], opts: Any = None) -> Work:
         """Copy the root's tensors to all ranks, in place."""
+        checks.require_dense(tensors)
         root = opts.rootRank
 
         def action() -> list[Tensor]:
@@ -110,24 +134,31 @@ class CclGroup(_Base):  # type: ignore[misc]
                 self._communicator.broadcast(tensor, root)
             return tensors
 
-        return self._work("broadcast", opts, action)
+        return self._work("broadcast", opts, action, root, tensors)
 
     def allgather(
         self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None
     ) -> Work:
         """Write that rank's inputs[i] to outputs[i][rank]; sizes may differ by rank."""
+        checks.require_length("all_gather", outputs, len(inputs), "inputs")
+        for parts, local in zip(outputs, inputs, strict=True):
+            checks.require_dense([*parts, local])
+            checks.require_length("all_gather", parts, self.size())
+            checks.require_dtype("all_gather", parts, local)
+            checks.require_alike("all_gather", [local], parts[self.rank()])
 
         def action() -> list[list[Tensor]]:
             for parts, local in zip(outputs, inputs, strict=True):
                 self._communicator.all_gather(parts, local)
             return outputs
 
-        return self._work("all_gather", opts, action)
+        return self._work("all_gather", opts, action, outputs)
 
     def allgather_coalesced(
         self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None
     ) -> Work:
         """Write that rank's inputs[i] to outputs[rank][i]."""
+        checks.require_length("all_gather_coalesced", outputs, self.size())
         return self.allgather([list(parts) for parts in zip(*outputs, strict=True)], inputs, opts)
 
     def all_gather_single(self, output: Tensor, local: Tensor, opts: Any = None) -> Work:
@@ -138,62 +169,80 @@ class CclGroup(_Base):  # type: ignore[misc]
         self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
     ) -> Work:
         """As all_gather_single, for several tensors."""
+        checks.require_length("all_gather_into_tensor", outputs, len(inputs), "inputs")
+        checks.require_dense([*outputs, *inputs])
+        for output, local in zip(outputs, inputs, strict=True):
+            checks.require_parts("all_gather_into_tensor", output, local, self.size())
 
         def action() -> list[Tensor]:
             for output, local in zip(outputs, inputs, strict=True):
                 self._communicator.all_gather_into(output, local)
             return outputs
 
-        return self._work("all_gather_into_tensor", opts, action)
+        return self._work("all_gather_into_tensor", opts, action, inputs)
 
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Work:
         """As allgather, but only the root has outputs."""
+        (local,) = inputs
+        checks.require_dense(inputs)
+        if self.rank() == opts.rootRank:
+            checks.require_length("gather", outputs[0], self.size())
+            checks.require_dense(outputs[0])
+            checks.require_alike("gather", outputs[0], local)
 
         def action() -> list[list[Tensor]]:
-            local = inputs[0]
             whole = local.new_empty((self.size(), *local.shape))
             self._communicator.all_gather_into(whole, local)
             for part, row in zip(outputs[0] if outputs else (), whole, strict=False):
-                part.copy_(row)
+                part.copy_(row.view(part.shape))
             return outputs
 
-        return self._work("gather", opts, action)
+        return self._work("gather", opts, action, opts.rootRank, inputs)
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None) -> Work:
         """Write the root's inputs[0][rank] to outputs[0]."""
         root = opts.rootRank
+        (output,) = outputs
+        checks.require_dense(outputs)
+        if self.rank() == root:
+            checks.require_length("scatter", inputs[0], self.size())
+            checks.require_dense(inputs[0])
+            checks.require_alike("scatter", inputs[0], output)
 
         def action() -> list[Tensor]:
-            output = outputs[0]
+            whole = output.new_empty((self.size(), *output.shape))
             if self.rank() == root:
-                whole = torch.stack([part.to(output.dtype) for part in inputs[0]])
-            else:
-                whole = output.new_empty((self.size(), *output.shape))
+                torch.stack([part.reshape(output.shape) for part in inputs[0]], out=whole)
             self._communicator.broadcast(whole, root)
             output.copy_(whole[self.rank()])
             return outputs
 
-        return self._work("scatter", opts, action)
+        return self._work("scatter", opts, action, root, outputs)
 
     def reduce_scatter(
         self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None
     ) -> Work:
         """Write the reduction of all ranks' inputs[i][rank] to outputs[i]; sizes may differ."""
-        operation = operation_of(opts)
+        operation = _operation_for([part for parts in inputs for part in parts], opts)
+        checks.require_length("reduce_scatter", inputs, len(outputs), "outputs")
+        for output, parts in zip(outputs, inputs, strict=True):
+            checks.require_length("reduce_scatter", parts, self.size())
+            checks.require_dtype("reduce_scatter", parts, output)
+            checks.require_alike("reduce_scatter", [output], parts[self.rank()])
 
         def action() -> list[Tensor]:
             for output, parts in zip(outputs, inputs, strict=True):
-                if len({part.numel() for part in parts}) == 1:
+                if len({part.shape for part in parts}) == 1:
                     self._communicator.reduce_scatter(output, torch.stack(parts), operation)
                     continue
                 for rank, part in enumerate(parts):
                     reduced = part.clone()
                     self._communicator.reduce(reduced, operation, rank)
                     if rank == self.rank():
-                        output.copy_(reduced)
+                        output.copy_(reduced.view(output.shape))
             return outputs
 
-        return self._work("reduce_scatter", opts, action)
+        return self._work("reduce_scatter", opts, action, operation, inputs)
 
     def reduce_scatter_single(self, output: Tensor, whole: Tensor, opts: Any = None) -> Work:
         """Write this rank's part of the reduction of whole [size * n, ...] to output [n, ...]."""
@@ -203,23 +252,30 @@ class CclGroup(_Base):  # type: ignore[misc]
         self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
     ) -> Work:
         """As reduce_scatter_single, for several tensors."""
-        operation = operation_of(opts)
+        operation = _operation_for([*inputs, *outputs], opts)
+        checks.require_length("reduce_scatter_tensor", outputs, len(inputs), "inputs")
+        for output, whole in zip(outputs, inputs, strict=True):
+            checks.require_parts("reduce_scatter_tensor", whole, output, self.size())
 
         def action() -> list[Tensor]:
             for output, whole in zip(outputs, inputs, strict=True):
                 self._communicator.reduce_scatter(output, whole, operation)
             return outputs
 
-        return self._work("reduce_scatter_tensor", opts, action)
+        return self._work("reduce_scatter_tensor", opts, action, operation, outputs)
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Work:
         """Write that rank's inputs[this rank] to outputs[rank]; sizes may differ."""
+        checks.require_dense([*outputs, *inputs])
+        checks.require_length("all_to_all", outputs, self.size())
+        checks.require_length("all_to_all", inputs, self.size())
+        checks.require_dtype("all_to_all", [*outputs, *inputs], inputs[0])
 
         def action() -> list[Tensor]:
             self._communicator.all_to_all(outputs, inputs)
             return outputs
 
-        return self._work("all_to_all", opts, action)
+        return self._work("all_to_all", opts, action, inputs[0].dtype)
 
     def all_to_all_single(
         self,
@@ -230,13 +286,12 @@ class CclGroup(_Base):  # type: ignore[misc]
         opts: Any = None,
     ) -> Work:
         """As alltoall, along the first dimension; empty sizes mean equal sizes."""
-
-        def action() -> Tensor:
-            outputs = _split(output, output_sizes, self.size())
-            self._communicator.all_to_all(outputs, _split(whole, input_sizes, self.size()))
-            return output
-
-        return self._work("all_to_all_single", opts, action)
+        call, size = "all_to_all_single", self.size()
+        return self.alltoall(
+            list(checks.split(call, output, output_sizes, size)),
+            list(checks.split(call, whole, input_sizes, size)),
+            opts,
+        )
 
     def barrier(self, opts: Any = None) -> Work:
         """Finished when all ranks have called it."""
@@ -246,29 +301,15 @@ class CclGroup(_Base):  # type: ignore[misc]
 
         return self._work("barrier", opts, action)
 
-    def send(self, tensors: list[Tensor], dstRank: int, tag: int) -> Work:
-        """Not available: oneCCL's CPU library does not have it."""
-        raise NotImplementedError(_NO_SEND)
-
-    def recv(self, tensors: list[Tensor], srcRank: int, tag: int) -> Work:
-        """Not available: oneCCL's CPU library does not have it."""
-        raise NotImplementedError(_NO_SEND)
-
     def shutdown(self) -> None:
-        """Leave the group; called by `destroy_process_group`, and at the exit of the process.
-
-        Gives up after some seconds, so as not to wait for a rank that has ended.
-        """
-        if self not in _alive or call_thread().broken is not None:
-            return
-        _alive.discard(self)
-        last = not _alive
-        with contextlib.suppress(RuntimeError):
-            self._submit(
-                "leaving", _LEAVE_TIMEOUT, lambda: self._communicator.leave(last=last)
-            ).wait()
+        """Leave the group; called by `destroy_process_group`."""
+        lifetime.closed(self._communicator)
 
     abort = shutdown
+
+    def get_group_store(self) -> Store:
+        """The store that the ranks of the group share."""
+        return self._store
 
     def getBackendName(self) -> str:
         """The name in torch.distributed."""
@@ -281,34 +322,24 @@ class CclGroup(_Base):  # type: ignore[misc]
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
     alltoall_base = all_to_all_single
 
-    def _work(self, name: str, opts: Any, action: Callable[[], Any]) -> Work:
+    def _work(self, name: str, opts: Any, action: Callable[[], Any], *same: object) -> Work:
+        """Submit a call; `same` is what all ranks must call it with."""
         timeout = None if opts is None or opts.timeout == _NO_TIMEOUT else opts.timeout
-        return _Work(self._submit(name, timeout, action))
+        if not self._compares_calls:
+            return _Work(self._submit(name, timeout, action))
+        text = checks.described(name, same)
+
+        def compared() -> Any:
+            self._communicator.require_same(text)
+            return action()
+
+        return _Work(self._submit(name, timeout, compared))
 
     def _submit(self, name: str, timeout: timedelta | None, action: Callable[[], Any]) -> Call:
-        seconds = timeout.total_seconds() if timeout else self._seconds
+        timeout = timeout or self._gloo.options._timeout  # which torch may have changed
         self._count += 1
         describe = f"{name} (call {self._count}, {self._place})"
-        return call_thread().submit(describe, seconds, action)
-
-
-def _leave_all() -> None:
-    for group in sorted(_alive, key=lambda group: group.size()):
-        group.shutdown()
-    if not call_thread.cache_info().currsize:
-        return
-    if call_thread().broken is None:
-        call_thread().stop()
-        return
-    # A call is still inside oneCCL, and would block this process until it returns.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
-
-
-atexit.register(_leave_all)
-
-_NO_SEND = "oneCCL's CPU library has no send and recv: use a gloo group for them"
+        return call_thread().submit(describe, timeout.total_seconds(), action)
 
 
 def new_group(store: Store, rank: int, size: int, timeout: timedelta) -> CclGroup:
@@ -316,5 +347,19 @@ def new_group(store: Store, rank: int, size: int, timeout: timedelta) -> CclGrou
     return CclGroup(store, rank, size, timeout)
 
 
-def _split(tensor: Tensor, sizes: list[int], parts: int) -> Sequence[Tensor]:
-    return tensor.split_with_sizes(sizes) if sizes else tensor.chunk(parts)
+def _operation_for(tensors: Sequence[Tensor], opts: Any) -> Any:
+    """The reduction in c10d's options, if these tensors can be reduced with it."""
+    operation = operation_of(opts)
+    checks.require_dense(tensors)
+    for tensor in tensors:
+        require_reducible(tensor, operation)
+    return operation
+
+
+def _gloo_group(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
+    """A gloo group whose ranks connect to each other when they first send something."""
+    gloo: Any = ProcessGroupGloo  # its options are not in torch's type stubs
+    options = gloo._Options()
+    options._devices = [gloo.create_default_device(lazy_init=True)]
+    options._timeout = timeout
+    return gloo(PrefixStore("gloo", store), rank, size, options)
