@@ -10,10 +10,10 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,16 +203,26 @@ def _load_files(files: Mapping[str, tuple[Path, ...]], split: str) -> "Dataset":
         if builder != "json":
             return load()
         # Rows of certain columns would be taken for logs of coding agents and converted.
-        table = load(parse_agent_traces=False)
-        if "timestamp" in str(table.features):
-            # Arrow converts text that looks like a date; Json() columns keep the text as it is.
-            texts = {
-                name: datasets.Json() if "timestamp" in str(kind) else kind
-                for name, kind in table.features.items()
-            }
-            table = load(parse_agent_traces=False, features=datasets.Features(texts))
+        table = _keep_text(lambda **options: load(parse_agent_traces=False, **options))
         table.data.validate(full=True)  # Arrow's JSON reader accepts invalid UTF-8
         return table
+
+
+def _keep_text(load: Callable[..., "Dataset"]) -> "Dataset":
+    """What `load` gives, loaded again where a reader made numbers or dates of text."""
+    import datasets
+
+    table = load()
+    if table.info.builder_name == "csv":  # 007 would be 7, and NA nothing
+        texts = {name: datasets.Value("string") for name in table.column_names}
+        return load(features=datasets.Features(texts), keep_default_na=False)
+    if table.info.builder_name == "json" and "timestamp" in str(table.features):
+        texts = {
+            name: datasets.Json() if "timestamp" in str(kind) else kind
+            for name, kind in table.features.items()
+        }
+        return load(features=datasets.Features(texts))
+    return table
 
 
 def _builder(file: Path) -> str:
@@ -251,7 +261,9 @@ def _from_hub(source: str, split: str) -> Rows:
         import httpx
 
         try:
-            table = datasets.load_dataset(match["name"], match["config"], split=split)
+            table = _keep_text(
+                partial(datasets.load_dataset, match["name"], match["config"], split=split)
+            )
         except datasets.exceptions.DatasetNotFoundError as error:
             raise UserError(
                 f"{source}: no such local file and no such dataset on the Hub; if the dataset is"

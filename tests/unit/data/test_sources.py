@@ -222,6 +222,23 @@ def test_what_the_hub_says_is_one_line(monkeypatch, raised, kind, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_text_of_the_hub_stays_text_and_other_splits_are_named(tmp_path, monkeypatch):
+    import datasets
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.csv").write_text("question,answer\nq,007\nNA,012\n")
+    (tmp_path / "data/test.csv").write_text("question,answer\nq,1\n")
+    load_dataset = datasets.load_dataset
+
+    def from_folder(name, config, **options):
+        return load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    rows = load_rows("org/name")
+    assert list(rows.cells(["question", "answer"])) == [("q", "007"), ("NA", "012")]
+    assert rows.notes == ("split train; not used: split test",) and rows.other_splits == ("test",)
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 def test_a_missing_package_is_not_blamed_on_the_file(tmp_path, monkeypatch, name):
     file = tmp_path / name
