@@ -10,23 +10,23 @@ from typing import Any
 
 from intel_ft.errors import UserError
 from intel_ft.recipes import schedule, values
-from intel_ft.recipes.axolotl_keys import NOT_NEEDED, UNSUPPORTED
+from intel_ft.recipes.axolotl_keys import NOT_NEEDED, NOT_SFT, PLUGINS, UNSUPPORTED
+from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
-
-NAME = "Axolotl"
 
 _CHAT_TEMPLATES = {"chatml": "chatml", "alpaca": "alpaca", "llama2": "llama2"}
 
 
 def translate(t: Translation, devices: int) -> None:
     """Translate every key of an Axolotl file; UserError if it is not supervised fine-tuning."""
-    for key in ("rl", "reward_model", "process_reward_model", "pretraining_dataset"):
-        if (value := t.take(key)) is not None:
-            raise UserError(f"{t.origin}: {key}: {value}: only supervised fine-tuning is supported")
+    refuse_keys(t, NOT_SFT)
+    model_type = str(t.left.get("model_type") or "AutoModelForCausalLM")
+    if any(word in model_type for word in ("Classification", "ImageText", "Vision2Seq")):
+        raise UserError(f"{t.origin}: model_type: {model_type}: only language models of text")
     t.move("base_model", "model.name_or_path")
     t.move("revision_of_model", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
-    values.machine(t, ("bf16", "bfloat16"))
+    _precision(t)
     _method(t)
     _datasets(t)
     for old, new, change, default in (
@@ -50,10 +50,32 @@ def translate(t: Translation, devices: int) -> None:
     if t.value_of("data.eval_fraction") or t.value_of("data.eval"):
         t.convert("early_stopping_patience", "train.early_stopping", values.positive_int)
     _trackers(t)
+    _plugins(t)
     t.move("output_dir", "output.directory", "model-out")
     t.take_not_needed(NOT_NEEDED)
     t.take_not_needed(values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
+
+
+def _precision(t: Translation) -> None:
+    """Translate precision and device. bf16 is auto where it is not set, and float32 where off."""
+    names = ("bf16", "bfloat16", "fp16", "float16", "load_in_8bit")
+    full = "bf16" in t.left and not any(t.left.get(key) for key in names)
+    values.machine(t, ("bf16", "bfloat16"))
+    if full:
+        t.put("model.dtype", "float32", "bf16 and fp16 are off")
+
+
+def _plugins(t: Translation) -> None:
+    """Plugins that only make the same training faster are not needed."""
+    for key in [name for name in t.left if name.startswith("plugins")]:
+        given = t.take(key)
+        for plugin in given if isinstance(given, list) else [given]:
+            name = str(plugin).rpartition(".")[2]
+            if name in PLUGINS:
+                t.not_needed.append(f"{key}: {plugin}: {PLUGINS[name]}")
+            elif plugin is not None:
+                t.cannot_carry(key, plugin, "plugins are not run")
 
 
 def _method(t: Translation) -> None:
@@ -154,18 +176,24 @@ def _dataset(t: Translation, old: str, new: str, split: str) -> None:
         _template(t, f"{first}.chat_template", str(template))
     fields = {
         "field_messages": "messages",
-        "message_field_role": "role",
-        "message_field_content": "content",
-        "message_property_mappings.role": "role",
-        "message_property_mappings.content": "content",
         "field": "text",
         "field_system": "system",
         "type.field_instruction": "instruction",
         "type.field_input": "input",
         "type.field_output": "output",
+        "type.field_system": "system",
     }
+    if kind == "sharegpt":
+        t.left.setdefault(f"{first}.field_messages", "conversations")
     for key, column in fields.items():
         values.column(t, f"{first}.{key}", column)
+    for place in ("message_field_", "message_property_mappings."):
+        values.name_in_turns(t, f"{first}.{place}role", ("role", "from"), "role")
+        values.name_in_turns(t, f"{first}.{place}content", ("content", "value"), "content")
+    for role, known in (("user", ["human"]), ("assistant", ["gpt"]), ("system", [])):
+        names = t.left.get(f"{first}.roles.{role}")
+        if isinstance(names, list) and set(names) <= {role, *known}:
+            t.not_needed.append(f"{first}.roles.{role}: {t.take(f'{first}.roles.{role}')}: read so")
     _supervised_turns(t, first)
     t.take_not_needed(
         {
@@ -204,6 +232,7 @@ def _kind(t: Translation, old: str, kind: str) -> None:
         "alpaca": ("alpaca", "alpaca"),
         "chat_template": ("messages", "auto"),
         "completion": ("text", "auto"),
+        "sharegpt": ("messages", "auto"),
         "alpaca_chat.load_qa": ("question_answer", "alpaca"),
         "input_output": None,
     }

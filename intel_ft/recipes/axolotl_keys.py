@@ -2,6 +2,36 @@
 
 from intel_ft.recipes.values import TEMPLATE_REMEDY
 
+_OTHER = "only supervised fine-tuning is supported"
+_MEDIA = "only text is supported, and this key concerns images, audio or video"
+
+NOT_SFT = {
+    "rl": _OTHER,
+    "reward_model": _OTHER,
+    "process_reward_model": _OTHER,
+    "num_labels": _OTHER,
+    "trl.*": _OTHER,
+    "dpo_*": _OTHER,
+    "simpo_gamma": _OTHER,
+    "kto_*": _OTHER,
+    "pretraining_dataset*": _OTHER,
+    "kd_*": "distillation from stored logits is not supported: see method.name: distill",
+    "diffusion.*": "only causal language models are supported",
+    "processor_type": _MEDIA,
+    "processor_config": _MEDIA,
+    "is_multimodal": _MEDIA,
+    "image_*": _MEDIA,
+}
+"""Keys of files that train something else than a language model of text on examples."""
+
+_SAME_LOSS = "the loss is always chunked and fused"
+PLUGINS = {
+    "LigerPlugin": _SAME_LOSS,
+    "CutCrossEntropyPlugin": _SAME_LOSS,
+    "SwanLabPlugin": "metrics.jsonl and train.report_to have the metrics",
+}
+"""Plugins by class name that change nothing in what is learnt."""
+
 NOT_NEEDED = {
     "model_type": "the model's config.json determines the architecture",
     "tokenizer_type": "the tokenizer comes from the model folder",
@@ -41,12 +71,20 @@ NOT_NEEDED = {
     "eval_table_size": "`intel-ft eval --generate N` shows sample answers",
     "eval_max_new_tokens": "`intel-ft eval --generate N` shows sample answers",
     "hf_use_auth_token": "log in with `hf auth login`",
-    "save_only_model": "checkpoints always hold everything needed to resume",
     "loss_watchdog_*": "a run always stops if the loss is not finite",
     "auto_resume_from_checkpoints": "resume with `intel-ft train --resume`",
     "ddp": "the launcher determines the ranks",
     "world_size": "the launcher determines the ranks",
     "debug": "use `intel-ft --debug`",
+    "cut_cross_entropy*": _SAME_LOSS,
+    "shuffle_before_merging_datasets": "each epoch is shuffled with train.seed",
+    "save_first_step": "it only tests that saving works",
+    "gc_steps": "memory is managed by PyTorch",
+    "skip_prepare_dataset": "data is tokenized again for each run, in seconds, without a cache",
+    "include_tokens_per_second": "metrics.jsonl has it for each step",
+    "lora_embedding_kernel": "fused kernels are used wherever they apply",
+    "experimental_skip_move_to_device": "weights are memory-mapped",
+    "quantize_moe_experts": "the base is quantized when it is loaded",
 }
 
 UNSUPPORTED = {
@@ -69,8 +107,6 @@ UNSUPPORTED = {
     "lr_quadratic_warmup": "warmup is always linear",
     "cosine_*": "the cosine schedule always ends at zero",
     "lr_div_factor": "the one_cycle schedule is not supported",
-    "evals_per_epoch": "set train.eval_steps to a number of steps",
-    "saves_per_epoch": "set train.save_steps to a number of steps",
     "curriculum_sampling": "each epoch is shuffled with train.seed",
     "dataset_exact_deduplication": "remove duplicates from the file",
     "dataset_shard_*": "use a slice: data.split: train[:1000]",

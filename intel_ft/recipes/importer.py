@@ -10,54 +10,43 @@ from typing import Any
 from intel_ft.config_text import parse_yaml, read_text
 from intel_ft.errors import UserError
 from intel_ft.recipes import axolotl, llama_factory, trl
+from intel_ft.recipes.measured import Measured, measure
+from intel_ft.recipes.recognize import AXOLOTL, LLAMA_FACTORY, TRL, refuse_unknown, trainer_of
 from intel_ft.recipes.translation import Translation, flatten
 
-_TRAINING_ARGUMENTS = (
-    "output_dir",
-    "per_device_train_batch_size",
-    "num_train_epochs",
-    "lr_scheduler_type",
-    "dataset_name",
-    "use_peft",
-    "peft.r",
-    "max_steps",
-)
+_TRANSLATORS = {
+    AXOLOTL: axolotl.translate,
+    LLAMA_FACTORY: llama_factory.translate,
+    TRL: trl.translate,
+}
 
 
 def translate(path: Path, devices: int = 1) -> Translation:
     """Translate the file at `path`, written for `devices` GPUs, and check the result.
 
-    Raises UserError with one line for a file that cannot be read, is not of a supported trainer or
-    not for supervised fine-tuning, and for values that cannot be combined here.
+    Where model and data are on this machine, the data is measured, so that packed rows, epochs and
+    steps become examples and steps. Raises UserError with one line for a file that cannot be read,
+    is not of a supported trainer or not for supervised fine-tuning, and for values that cannot be
+    combined here.
     """
     flat = flatten(_read(path))
-    dialect = _dialect(path, flat)
-    translation = Translation(path.name, dialect.NAME, flat)
-    dialect.translate(translation, devices)
-    translation.close()
-    translation.checked()
+    trainer = trainer_of(path, flat)
+    translation = _translated(path, trainer, flat, devices, None)
+    measured = measure(translation.checked())
+    if measured is not None:
+        translation = _translated(path, trainer, flat, devices, measured)
+        translation.checked()
     return translation
 
 
-def _dialect(path: Path, flat: dict[str, Any]) -> Any:
-    """The module that translates these keys."""
-    if "base_model" in flat:
-        return axolotl
-    factory = ("finetuning_type", "stage", "cutoff_len", "lora_rank", "template", "dataset_dir")
-    if "model_name_or_path" in flat and any(key in flat for key in factory):
-        return llama_factory
-    grouped = trl.regroup(flat)
-    if any(key in grouped for key in _TRAINING_ARGUMENTS):
-        return trl
-    if "model.name_or_path" in flat:
-        raise UserError(
-            f"{path}: this is already a config of intel-ft: check it with intel-ft validate {path}"
-        )
-    raise UserError(
-        f"{path}: not a config of a supported trainer: Axolotl's has base_model, LLaMA-Factory's"
-        " has model_name_or_path with finetuning_type or stage, those of TRL and Transformers"
-        " have output_dir or per_device_train_batch_size"
-    )
+def _translated(
+    path: Path, trainer: str, flat: dict[str, Any], devices: int, measured: Measured | None
+) -> Translation:
+    translation = Translation(path.name, trainer, dict(flat), measured)
+    _TRANSLATORS[trainer](translation, devices)
+    refuse_unknown(translation, flat)
+    translation.close()
+    return translation
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,9 +6,8 @@ finetuning_args; the rest are transformers.TrainingArguments); https://llamafact
 
 from intel_ft.errors import UserError
 from intel_ft.recipes import llama_factory_data, schedule, values
-from intel_ft.recipes.translation import Translation
-
-NAME = "LLaMA-Factory"
+from intel_ft.recipes.recognize import refuse_keys
+from intel_ft.recipes.translation import Translation, is_off
 
 NOT_NEEDED = {
     "overwrite_cache": "data is tokenized again for each run, without a cache",
@@ -30,17 +29,30 @@ NOT_NEEDED = {
     "double_quantization": "it only concerns the scales of the 4-bit base",
     "quantization_device_map": "each rank has the whole model",
     "ray_*": "the launcher determines the ranks",
-    "media_dir": "only text is supported, and this key concerns media",
-    "image_*": "only text is supported, and this key concerns images",
-    "video_*": "only text is supported, and this key concerns videos",
     "print_param_status": "the parameter counts are always printed",
     "hf_hub_token": "log in with `hf auth login`",
     "include_effective_tokens_per_second": "metrics.jsonl has it for each step",
     "compute_accuracy": "`intel-ft eval` measures loss and exact answers",
+    **dict.fromkeys(
+        ("max_new_tokens", "temperature", "top_p", "top_k", "do_sample", "num_beams", "num_shots"),
+        "use `intel-ft generate`",
+    ),
     "predict_with_generate": "use `intel-ft eval --generate N`",
     "infer_*": "use `intel-ft generate`",
     "pissa_convert": "the saved adapter is always a plain LoRA adapter",
 }
+
+_OTHER = "only supervised fine-tuning is supported"
+_MEDIA = "only text is supported, and this key concerns images, audio or video"
+NOT_SFT = {
+    **dict.fromkeys(("pref_*", "dpo_*", "kto_*", "ppo_*", "simpo_gamma", "reward_model*"), _OTHER),
+    **dict.fromkeys(("ref_model*", "bco_weight", "ld_alpha"), _OTHER),
+    **dict.fromkeys(("image_*", "video_*", "audio_*", "media_dir", "crop_to_patches"), _MEDIA),
+    **dict.fromkeys(("freeze_vision_tower", "freeze_multi_modal_projector"), _MEDIA),
+    **dict.fromkeys(("freeze_language_model", "use_audio_in_video"), _MEDIA),
+    "train_mm_proj_only": _MEDIA,
+}
+"""Keys of files that train something else than a language model of text on examples."""
 
 UNSUPPORTED = {
     "adapter_name_or_path": "training always starts from the base, not from another adapter",
@@ -88,6 +100,9 @@ def translate(t: Translation, devices: int) -> None:
     """Translate every key of a LLaMA-Factory file; UserError if it is not fine-tuning."""
     if (stage := t.take("stage")) not in (None, "sft"):
         raise UserError(f"{t.origin}: stage: {stage}: only supervised fine-tuning is supported")
+    refuse_keys(t, NOT_SFT)
+    if is_off(t.left.get("do_train", True)) and t.left.get("do_predict"):
+        raise UserError(f"{t.origin}: do_predict without do_train: use `intel-ft generate`")
     if stage:
         t.not_needed.append("stage: sft: `intel-ft train` always does it")
     t.move("model_name_or_path", "model.name_or_path")
@@ -106,7 +121,7 @@ def translate(t: Translation, devices: int) -> None:
         ("logging_steps", "train.logging_steps", values.positive_int, 500),
     ):
         t.convert(old, new, change, default)
-    max_steps(t)
+    schedule.max_steps(t)
     schedule.batch(t, "per_device_train_batch_size", 8, devices, ("packing", "neat_packing"))
     values.optimizer(t, "optim", "adamw_torch_fused")
     values.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
@@ -125,14 +140,6 @@ def translate(t: Translation, devices: int) -> None:
     t.move("output_dir", "output.directory")
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
-
-
-def max_steps(t: Translation) -> None:
-    """TrainingArguments.max_steps, where -1 means that the epochs determine the number."""
-    if t.left.get("max_steps") in (-1, 0):
-        t.off.append("max_steps")
-        del t.left["max_steps"]
-    t.convert("max_steps", "train.max_steps", values.positive_int)
 
 
 def _method(t: Translation) -> None:
@@ -171,7 +178,12 @@ def _method(t: Translation) -> None:
 
 def _data(t: Translation) -> None:
     t.convert("cutoff_len", "data.max_length", values.positive_int, 2048)
-    t.put("data.on_long", "truncate", f"{NAME} truncates at cutoff_len")
+    values.truncation(t, "cutoff_len")
+    t.not_carried_over.append(
+        "cutoff_len: LLaMA-Factory shortens a long prompt and keeps the answer; here the end is"
+        " cut, and an example whose prompt leaves no room for the answer is dropped: raise"
+        " data.max_length if `intel-ft validate` says that examples are dropped"
+    )
     llama_factory_data.sources(t)
     value = t.take("template")
     template = None if value is None else str(value)

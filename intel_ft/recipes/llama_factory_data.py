@@ -23,8 +23,6 @@ _UNSUPPORTED = {
     "subset": "only datasets on the Hub have subsets",
     "folder": "reading one folder of a Hub dataset is not supported: download it",
     "revision": "always the newest revision is read",
-    "columns.history": "put earlier turns into the column messages",
-    "columns.system": "put the system prompt into the first of the messages",
     "columns.tools": "data with tool calls is not supported",
     "tags.observation_tag": "data with tool calls is not supported",
     "tags.function_tag": "data with tool calls is not supported",
@@ -34,16 +32,25 @@ _ALPACA = {
     "columns.prompt": ("instruction", "instruction"),
     "columns.query": ("input", "input"),
     "columns.response": ("output", "output"),
+    "columns.history": ("history", None),
+    "columns.system": ("system", None),
 }
 _SHAREGPT = {
     "columns.messages": ("messages", "conversations"),
-    "tags.role_tag": ("role", "from"),
-    "tags.content_tag": ("content", "value"),
-    "tags.user_tag": ("user", "human"),
-    "tags.assistant_tag": ("assistant", "gpt"),
-    "tags.system_tag": ("system", "system"),
+    "columns.system": ("system", None),
 }
-"""Name of each column or role here, and LLaMA-Factory's default name."""
+"""Name of each column here, and LLaMA-Factory's default name; None where it reads none then."""
+
+_TAGS = {
+    "tags.role_tag": (("role", "from"), "from"),
+    "tags.content_tag": (("content", "value"), "value"),
+    "tags.user_tag": (("user", "human"), "human"),
+    "tags.assistant_tag": (("assistant", "gpt"), "gpt"),
+    "tags.system_tag": (("system",), "system"),
+}
+"""Names of roles, and of the keys of turns, that are read as they are; LLaMA-Factory's default."""
+
+_MEDIA = ("images", "videos", "audios")
 
 
 def sources(t: Translation) -> None:
@@ -113,13 +120,48 @@ def _place(t: Translation, dataset: str, folder: Path, name: str, new: str) -> N
 
 
 def _columns(t: Translation, dataset: str) -> None:
-    formatting = t.take(f"{dataset}formatting")
-    if formatting is not None:
-        t.not_needed.append(f"{dataset}formatting: {formatting}: the columns determine it")
-    names = _ALPACA if formatting in (None, "alpaca") else _SHAREGPT
+    for key in _MEDIA:
+        if (column := t.take(f"{dataset}columns.{key}")) is not None:
+            raise UserError(f"{t.origin}: {dataset}columns.{key}: {column}: only text is supported")
+    for key in ("columns.kto_tag", "columns.chosen", "columns.rejected"):
+        if (column := t.take(f"{dataset}{key}")) is not None:
+            reason = "only supervised fine-tuning is supported"
+            raise UserError(f"{t.origin}: {dataset}{key}: {column}: {reason}")
+    formatting = t.take(f"{dataset}formatting") or "alpaca"
+    if formatting not in ("alpaca", "sharegpt", "openai"):
+        t.cannot_carry(f"{dataset}formatting", formatting, "convert the data to messages")
+        return
+    alpaca = formatting == "alpaca"
+    t.put("data.format", "alpaca" if alpaca else "messages", f"{dataset}formatting: {formatting}")
+    openai = {"columns.messages": ("messages", "messages"), "columns.system": ("system", None)}
+    names = {"alpaca": _ALPACA, "sharegpt": _SHAREGPT, "openai": openai}[formatting]
     for key, (column, default) in names.items():
-        convert.column(t, f"{dataset}{key}", column, default)
+        if default is not None or f"{dataset}{key}" in t.left:
+            convert.column(t, f"{dataset}{key}", column, default)
+    if alpaca:
+        _join(t, dataset)
+    else:
+        for key, (known, default) in _TAGS.items():
+            convert.name_in_turns(t, f"{dataset}{key}", known, default)
     t.take_unsupported({f"{dataset}{key}": why for key, why in _UNSUPPORTED.items()})
+
+
+def _join(t: Translation, dataset: str) -> None:
+    """An instruction with an input: LLaMA-Factory joins them with a line break, in all templates.
+
+    With its template alpaca, the model then sees another prompt than with ours, which has a heading
+    and another first sentence where there is an input.
+    """
+    if t.measured is not None and not t.measured.with_input:
+        t.not_needed.append(f"{dataset}columns.query: no example of this data has an input")
+    else:
+        t.cannot_carry(
+            f"{dataset}columns.query",
+            "input",
+            f"{t.dialect} joins instruction and input with one line break; here it is an empty line"
+            " and, with data.template alpaca, the heading ### Input: of Stanford's template: to"
+            " keep its prompts, join the two columns in the data",
+        )
 
 
 def _rows(t: Translation, dataset: str, most: int | None, new: str) -> None:

@@ -4,8 +4,10 @@ Strategies are those of transformers.TrainingArguments, which Axolotl and LLaMA-
 through: https://huggingface.co/docs/transformers/main_classes/trainer
 """
 
+import math
 from typing import Any
 
+from intel_ft.config import DataConfig, TrainConfig
 from intel_ft.recipes.translation import Translation, is_off
 from intel_ft.recipes.values import number, positive_int
 
@@ -27,16 +29,51 @@ def batch(
     size, steps = size or default, steps or 1
     old = f"{per_device}: {size} x gradient_accumulation_steps: {steps} x {devices} device(s)"
     note = "set the number of devices with --devices"
-    t.put("train.global_batch_size", size * steps * devices, old, note)
-    if packed := [key for key in packing if t.flag(key)]:
-        length = t.value_of("data.max_length") or "data.max_length"
+    rows = size * steps * devices
+    packed = " and ".join(key for key in packing if t.flag(key))
+    length = t.value_of("data.max_length") or DataConfig.model_fields["max_length"].default
+    if packed and t.measured is not None:
+        mean = t.measured.mean_tokens
+        examples = max(rows, round(rows * length / mean))
+        t.put(
+            "train.global_batch_size",
+            examples,
+            f"{packed}: true, {old}",
+            f"the examples of {rows} packed rows of {length} tokens: {mean:.0f} tokens each, as"
+            " measured on the data",
+        )
+        return
+    t.put("train.global_batch_size", rows, old, note)
+    if packed:
         t.cannot_carry(
-            " and ".join(packed),
+            packed,
             True,
             f"{t.dialect} counts packed rows of {length} tokens, intel-ft counts examples: multiply"
             f" train.global_batch_size by {length} / (mean tokens per example), where the mean is"
             " train_tokens / train_examples as printed by `intel-ft validate`",
         )
+
+
+def steps_per_epoch(t: Translation) -> int | None:
+    """Steps of an epoch, once train.global_batch_size is set; None where the data is not here."""
+    size = t.value_of("train.global_batch_size")
+    return math.ceil(t.measured.examples / size) if t.measured and size else None
+
+
+def total_steps(t: Translation) -> int | None:
+    """Steps of the run; None where they depend on data that is not here."""
+    if steps := t.value_of("train.max_steps"):
+        return int(steps)
+    epoch = steps_per_epoch(t)
+    return None if epoch is None else math.ceil(epoch * (t.value_of("train.epochs") or 1.0))
+
+
+def max_steps(t: Translation) -> None:
+    """TrainingArguments.max_steps, where -1 means that the epochs determine the number."""
+    if t.left.get("max_steps") in (-1, 0):
+        t.off.append("max_steps")
+        del t.left["max_steps"]
+    t.convert("max_steps", "train.max_steps", positive_int)
 
 
 def warmup(t: Translation, default: float = 0.0) -> None:
@@ -50,7 +87,7 @@ def warmup(t: Translation, default: float = 0.0) -> None:
         else:
             t.off.append("warmup_ratio" if steps > 0 else "warmup_steps")
         steps, ratio = (steps, None) if steps > 0 else (None, ratio)
-    total = t.value_of("train.max_steps")
+    total = total_steps(t)
     if ratio is not None:
         t.put("train.warmup_ratio", ratio, f"warmup_ratio: {ratio}")
     elif steps is None:
@@ -76,12 +113,23 @@ def checkpoints(t: Translation, save_every: int | None) -> None:
 
     save_every: the trainer's default for save_steps; None if it saves after each epoch.
     """
-    _saving(t, save_every)
+    saves = _saving(t, save_every)
     _evaluating(t)
-    t.convert("save_total_limit", "train.keep_checkpoints", positive_int)
+    _per_epoch(t)
+    if t.left.get("save_total_limit") == 0:  # Transformers then keeps the last one or two
+        del t.left["save_total_limit"]
+    default = {"Axolotl": 4}.get(t.dialect)
+    kept = t.convert("save_total_limit", "train.keep_checkpoints", positive_int, default)
+    if kept is None and saves:
+        kept = TrainConfig().keep_checkpoints
+        t.not_carried_over.append(
+            f"save_total_limit is not set: {t.dialect} keeps every checkpoint, intel-ft the last"
+            f" {kept}: set train.keep_checkpoints"
+        )
 
 
-def _saving(t: Translation, save_every: int | None) -> None:
+def _saving(t: Translation, save_every: int | None) -> bool:
+    """Translate when to save; whether the other trainer saves checkpoints at all."""
     strategy = _strategy(t, "save_strategy")
     by_steps = strategy in (None, "steps")
     t.convert("save_steps", "train.save_steps", positive_int, save_every if by_steps else None)
@@ -93,8 +141,11 @@ def _saving(t: Translation, save_every: int | None) -> None:
             "no",
             "a run always saves every train.save_steps, so that it can be resumed",
         )
+    elif strategy == "epoch" and (epoch := steps_per_epoch(t)):
+        t.put("train.save_steps", epoch, "save_strategy: epoch", "steps per epoch of this data")
     elif strategy is not None:
         t.cannot_carry("save_strategy", strategy, "set train.save_steps to a number of steps")
+    return bool(strategy != "no")
 
 
 def _evaluating(t: Translation) -> None:
@@ -123,6 +174,32 @@ def _evaluating(t: Translation) -> None:
         t.cannot_carry(key, strategy, "set train.eval_steps to a number of steps")
     if strategy == "epoch" and steps is not None:
         t.not_needed.append(f"eval_steps: {steps}: not used, because {key} is epoch")
+
+
+def _per_epoch(t: Translation) -> None:
+    """Translate Axolotl's evaluations and checkpoints per epoch: shares of the run's steps."""
+    evals, saves = t.read("evals_per_epoch", number), t.read("saves_per_epoch", number)
+    total, epochs = total_steps(t), t.value_of("train.epochs") or 1.0
+    if evals and not (t.value_of("data.eval") or t.value_of("data.eval_fraction")):
+        t.not_needed.append(f"evals_per_epoch: {evals:g}: there is no validation data")
+    elif evals == 1:
+        t.put("train.eval_steps", None, "evals_per_epoch: 1", "after each epoch")
+    else:
+        _share(t, "evals_per_epoch", evals, "train.eval_steps", total, epochs)
+    _share(t, "saves_per_epoch", saves, "train.save_steps", total, epochs)
+
+
+def _share(
+    t: Translation, old: str, count: float | None, new: str, total: int | None, epochs: float
+) -> None:
+    """Set `new` so that it happens `count` times an epoch; 0 is off."""
+    if count == 0:
+        t.off.append(old)
+    elif count is not None and total:
+        steps = max(1, math.ceil(total / (count * epochs)))
+        t.put(new, steps, f"{old}: {count:g}", f"of {total} steps in {epochs:g} epochs")
+    elif count is not None:
+        t.cannot_carry(old, count, f"set {new} to a number of steps")
 
 
 def _strategy(t: Translation, key: str) -> Any:

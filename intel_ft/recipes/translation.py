@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from intel_ft.config import Config, build
 from intel_ft.errors import UserError
+from intel_ft.recipes.measured import Measured
 
 T = TypeVar("T")
 
@@ -25,11 +26,15 @@ PLACEHOLDER = "CHANGE-ME"
 
 @dataclass
 class Translation:
-    """A translation in progress. `left` holds the values that are not taken yet, by dotted key."""
+    """A translation in progress. `left` holds the values that are not taken yet, by dotted key.
+
+    measured: the training data, where it is on this machine.
+    """
 
     origin: str
     dialect: str
     left: dict[str, Any]
+    measured: Measured | None = None
     config: dict[str, dict[str, Any]] = field(default_factory=dict)
     mapped: list[str] = field(default_factory=list)
     not_needed: list[str] = field(default_factory=list)
@@ -95,6 +100,15 @@ class Translation:
             return None
         self.put(new, result, f"{old}: {_display(value)}")
         return result
+
+    def name_column(self, ours: str, theirs: str, old: str) -> None:
+        """Read the data's column `theirs` as `ours`; one name for data.train and data.eval."""
+        columns = self.config.setdefault("data", {}).setdefault("columns", {})
+        if columns.setdefault(ours, theirs) != theirs:
+            reason = f"data.columns reads {columns[ours]} as {ours} in all data: rename this column"
+            self.cannot_carry(old, theirs, reason)
+        else:
+            self.mapped.append(f"{old}: {theirs} -> data.columns: {{{ours}: {theirs}}}")
 
     def cannot_carry(self, key: str, value: Any, why: str) -> None:
         """List a value as not carried over."""

@@ -8,147 +8,35 @@ https://huggingface.co/docs/transformers/main_classes/trainer (TrainingArguments
 https://huggingface.co/docs/peft/package_reference/lora (LoraConfig).
 """
 
+import re
 from typing import Any
 
 from intel_ft.errors import UserError
 from intel_ft.recipes import schedule, values
-from intel_ft.recipes.llama_factory import max_steps
+from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
-
-NAME = "TRL / Transformers"
-
-GROUPS = {
-    "args": "",
-    "training_args": "",
-    "training_arguments": "",
-    "training_params": "",
-    "sft_config": "",
-    "script_args": "",
-    "model_args": "",
-    "model_config": "",
-    "peft_config": "peft.",
-    "peft_params": "peft.",
-    "lora_config": "peft.",
-    "bnb_config": "bnb.",
-    "quantization_config": "bnb.",
-    "quant_config": "bnb.",
-}
-"""Names of the objects in a set, and the prefix that their keys get here."""
-
-NOT_NEEDED = {
-    "peft.bias": "biases are never trained",
-    "peft.task_type": "the task is always causal language modelling",
-    "peft.peft_type": "the adapter is always LoRA",
-    "peft.inference_mode": "the adapter is always trained",
-    "peft.fan_in_fan_out": "the layer's class determines it",
-    "peft.base_model_name_or_path": "model.name_or_path sets the base",
-    "peft.auto_mapping": "peft only keeps it for its own records",
-    "peft.peft_version": "peft only keeps it for its own records",
-    "lora_task_type": "the task is always causal language modelling",
-    "bnb.bnb_4bit_quant_type": "the 4-bit type is always NF4",
-    "bnb.bnb_4bit_use_double_quant": "it only concerns the scales of the 4-bit base",
-    "bnb.bnb_4bit_compute_dtype": "model.dtype sets the precision of matmuls",
-    "bnb.*": "it is an implementation detail of bitsandbytes",
-    "bnb_4bit_*": "the 4-bit base is always NF4, with matmuls in model.dtype",
-    "use_bnb_nested_quant": "it only concerns the scales of the 4-bit base",
-    "packing_strategy": "examples are always packed and never attend to each other",
-    "eval_packing": "examples are always packed and never attend to each other",
-    "padding_free": "there is no padding",
-    "pad_to_multiple_of": "there is no padding",
-    "pad_token": "there is no padding",
-    "dataset_num_proc": "the tokenizer uses all cores",
-    "dataset_batch_size": "the tokenizer uses all cores",
-    "shuffle_dataset": "each epoch is shuffled with train.seed",
-    "attn_implementation": "attention within packed rows is built in",
-    "project": "set the tracker's own environment variables",
-    "trackio_*": "set the tracker's own environment variables",
-    "log_*": "messages go to stderr",
-    "logging_strategy": "train.logging_steps always counts steps",
-    "logging_nan_inf_filter": "a run always stops if the loss is not finite",
-    "metric_for_best_model": "the validation loss always selects the best adapter",
-    "greater_is_better": "the validation loss always selects the best adapter",
-    "prediction_loss_only": "evaluation only keeps the loss",
-    "bf16_full_eval": "evaluation uses the precision of training",
-    "average_tokens_across_devices": "the loss is always averaged over the tokens of all ranks",
-    "full_determinism": "the same seed always gives the same steps",
-    "save_on_each_node": "the first rank writes the run's folder",
-    "save_only_model": "checkpoints always hold everything needed to resume",
-    "eval_do_concat_batches": "evaluation keeps only a sum, no logits",
-    "train_sampling_strategy": "examples are packed, so there is no padding",
-    "gradient_checkpointing_kwargs*": "train.activation_checkpointing recomputes whole decoder"
-    " layers and is non-reentrant",
-    "dataset_streaming": "the data is read as a whole",
-    "accelerator_config*": "the launcher determines the ranks",
-    "parallelism_config*": "the launcher determines the ranks",
-    "batch_eval_metrics": "evaluation keeps only a sum, no logits",
-    "eval_use_gather_object": "evaluation keeps only a sum, no logits",
-    "include_for_metrics": "evaluation only keeps the loss",
-    "label_names": "the labels are always the tokens",
-    "do_predict": "use `intel-ft generate`",
-    "debug": "use `intel-ft --debug`",
-    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint after the current step",
-    "ignore_data_skip": "a resumed run always continues at its position in the data",
-    "restore_callback_states_from_checkpoint": "a resumed run always restores them",
-    "ignore_bias_buffers": "ranks exchange gradients once per step; see backend.collective",
-    "liger_kernel_config*": "the loss is always chunked and fused",
-    "torch_empty_cache_steps": "PyTorch manages its memory cache",
-}
-
-UNSUPPORTED = {
-    "peft.loftq_config*": "LoftQ is not supported (in peft it requires CUDA)",
-    "peft.*": "this option of peft's LoRA is not supported",
-    "use_dora": "the LoraConfig takes precedence",
-    "use_rslora": "the LoraConfig takes precedence",
-    "router_aux_loss_coef": "the loss is always cross-entropy",
-    "lora_target_parameters": "only linear layers get an adapter",
-    "lora_*": "the LoraConfig takes precedence",
-    "dataset_kwargs*": "these arguments are not supported",
-    "model_init_kwargs*": "these arguments are not supported",
-    "chat_template_path": values.TEMPLATE_REMEDY,
-    "eos_token": "special tokens come from the model folder: change them there",
-    "truncation_mode": "the end of an example is cut, but its EOS is kept",
-    "loss_type": "the loss is always cross-entropy",
-    "activation_offloading": "offloading is not supported: see train.activation_checkpointing",
-    "eval_on_start": "evaluation is every train.eval_steps",
-    "eval_delay": "evaluation is every train.eval_steps",
-}
-
-
-_SFT = (
-    *("dataset_name", "dataset_text_field", "max_length", "max_seq_length", "packing"),
-    *("completion_only_loss", "assistant_only_loss"),
+from intel_ft.recipes.trl_keys import (
+    NOT_NEEDED,
+    NOT_SFT,
+    SFT,
+    SFT_LOSSES,
+    UNSUPPORTED,
+    WORDS,
+    regroup,
 )
-"""Keys that only TRL's SFTConfig and its command line have; the Trainer's defaults differ."""
-
-
-def regroup(flat: dict[str, Any]) -> dict[str, Any]:
-    """Strip the names of the objects (see GROUPS) from the keys.
-
-    A key that would then occur twice keeps the object's name.
-    """
-    result: dict[str, Any] = {}
-    for key, value in flat.items():
-        group, dot, rest = key.partition(".")
-        new = GROUPS[group] + rest if dot and group in GROUPS else key
-        result[key if new in result else new] = value
-    return result
 
 
 def translate(t: Translation, devices: int) -> None:
     """Translate every key of a set of arguments; UserError if it is not supervised training."""
     sft = any(key.startswith("sft_config.") for key in t.left)
     t.left = regroup(t.left)
-    sft = sft or any(key in t.left for key in _SFT)
-    for key in ("beta", "reward_model_path", "num_generations", "loss_weights"):
-        if t.take(key) is not None:
-            raise UserError(f"{t.origin}: {key}: only supervised fine-tuning is supported")
+    sft = sft or any(key in t.left for key in SFT)
+    _refuse_other_training(t)
     for key in ("model_name_or_path", "model", "model_name"):
         t.move(key, "model.name_or_path")
     t.move("model_revision", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
-    for key in ("dtype", "torch_dtype"):
-        _dtype(t, key)
-    values.machine(t)
+    _precision(t, sft)
     _method(t)
     _data(t)
     for old, new, change, default in (
@@ -161,7 +49,7 @@ def translate(t: Translation, devices: int) -> None:
         ("logging_steps", "train.logging_steps", values.positive_int, 10 if sft else 500),
     ):
         t.convert(old, new, change, default)
-    max_steps(t)
+    schedule.max_steps(t)
     schedule.batch(t, "per_device_train_batch_size", 8, devices, ("packing",))
     values.optimizer(t, "optim", "adamw_torch_fused")
     values.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
@@ -172,6 +60,31 @@ def translate(t: Translation, devices: int) -> None:
     t.move("output_dir", "output.directory")
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
+
+
+def _refuse_other_training(t: Translation) -> None:
+    """UserError for a file of another trainer than SFT; a line where only its names tell."""
+    refuse_keys(t, NOT_SFT)
+    loss = t.left.get("loss_type")
+    if loss is not None and loss not in SFT_LOSSES:
+        raise UserError(f"{t.origin}: loss_type: {loss}: not a loss of supervised fine-tuning")
+    for key in ("output_dir", "run_name", "dataset_name", "hub_model_id"):
+        parts = re.split(r"[^a-z]+", str(t.left.get(key, "")).lower())
+        if found := [word for word in WORDS if word in parts]:
+            t.not_carried_over.append(
+                f"{key}: {t.left[key]}: the name says {found[0]}: check that the file is for"
+                " `trl sft`; it becomes supervised fine-tuning here"
+            )
+
+
+def _precision(t: Translation, sft: bool) -> None:
+    """Translate precision and device. `trl sft` with bf16: false trains in float32."""
+    full = sft and t.left.get("bf16") is False and not t.left.get("fp16")
+    values.machine(t)
+    if full:
+        t.put("model.dtype", "float32", "bf16: false, without fp16")
+    for key in ("dtype", "torch_dtype"):
+        _dtype(t, key)
 
 
 def _dtype(t: Translation, key: str) -> None:
@@ -227,17 +140,33 @@ def _data(t: Translation) -> None:
     t.move("dataset_train_split", "data.split")
     _evaluation(t)
     field = t.take("dataset_text_field")
-    if field == "text":
-        t.put("data.format", "text", "dataset_text_field: text")
-    elif field is not None:
-        t.cannot_carry("dataset_text_field", field, "rename this column to text in the data")
-    if is_off(t.left.get("max_length")) and "max_seq_length" in t.left:
+    if field is not None:
+        t.put("data.format", "text", f"dataset_text_field: {field}")
+    if field not in (None, "text"):
+        t.name_column("text", str(field), "dataset_text_field")
+    _length(t)
+    _loss(t, text=field is not None)
+    _join(t, text=field is not None)
+
+
+def _length(t: Translation) -> None:
+    """Translate the maximum length; `max_length: null` cuts nothing."""
+    cuts = True
+    if is_off(t.left.get("max_length")) and t.left.get("max_seq_length") is not None:
         t.convert("max_seq_length", "data.max_length", values.positive_int)
+    elif is_off(t.left.get("max_length", 1024)):
+        cuts = t.left.pop("max_length") is not None
+        t.cannot_carry(
+            "max_length",
+            None,
+            f"{t.dialect} cuts nothing then; here an example above data.max_length is an error:"
+            " raise data.max_length to your longest example",
+        )
     else:
         t.convert("max_length", "data.max_length", values.positive_int, 1024)
         t.take_unsupported({"max_seq_length": "max_length takes precedence"})
-    t.put("data.on_long", "truncate", f"{NAME} truncates at max_length")
-    _loss(t, text=field is not None)
+    if cuts:
+        values.truncation(t, "max_length")
 
 
 def _evaluation(t: Translation) -> None:
@@ -252,7 +181,7 @@ def _evaluation(t: Translation) -> None:
         if split is not None:
             t.cannot_carry("dataset_test_split", split, "set data.eval as well")
     else:
-        old = f"dataset_test_split: {split}" if split else f"{NAME}'s default"
+        old = f"dataset_test_split: {split}" if split else f"{t.dialect}'s default"
         t.put("data.eval", source, old, "another split of the same dataset")
         t.put("data.eval_split", split or "test", old)
 
@@ -267,9 +196,26 @@ def _loss(t: Translation, text: bool) -> None:
         t.put("data.loss_on", "all", "completion_only_loss: false")
     elif text:
         t.put("data.loss_on", "all", "dataset_text_field", "TRL trains on all tokens of text")
+    elif t.measured is not None:
+        loss = "completion" if t.measured.completions else "all"
+        t.put("data.loss_on", loss, f"{t.dialect}'s default", f"for data of {t.measured.format}")
     else:
         t.not_carried_over.append(
             "completion_only_loss is not set: TRL then trains only on the completion of prompt and"
             " completion, but on all tokens of messages and text; intel-ft trains on the"
             " completion: for messages, set data.loss_on to all"
+        )
+
+
+def _join(t: Translation, text: bool) -> None:
+    """Prompts and completions of plain text, which TRL joins without a chat template."""
+    if t.measured is not None and t.measured.format == "prompt_completion":
+        t.put(
+            "data.template", "none", "prompt and completion are text", "TRL joins them as they are"
+        )
+    elif t.measured is None and not text:
+        t.not_carried_over.append(
+            "columns prompt and completion of plain text: TRL joins them without a chat template;"
+            " intel-ft uses the tokenizer's, if it has one: for such data, set data.template to"
+            " none"
         )

@@ -5,6 +5,7 @@ LLaMA-Factory pass through: https://huggingface.co/docs/transformers/main_classe
 """
 
 import math
+import re
 from typing import Any
 
 from intel_ft.config import MethodConfig, ModelConfig, TrainConfig
@@ -47,6 +48,8 @@ SHARED_NOT_NEEDED = {
     "include_tokens_per_second": "metrics.jsonl has it for each step",
     "skip_memory_metrics": "metrics.jsonl has the memory use of each step",
     "use_liger_kernel": "the loss is always chunked and fused",
+    "liger_*": "the loss is always chunked and fused, and layers use fused kernels",
+    "save_only_model": "checkpoints always hold everything needed to resume",
 }
 
 SHARED_UNSUPPORTED = {
@@ -63,6 +66,13 @@ _IN_32_BIT = "states are in 32 bit, because those of an adapter are small"
 _NEAREST = {
     "adamw_hf": ("adamw_torch_fused", "the same update rule"),
     "adamw_apex_fused": ("adamw_torch_fused", "the same update rule"),
+    "adamw_torch_4bit": ("adamw_torch_fused", _IN_32_BIT),
+    "adamw_torch_8bit": ("adamw_torch_fused", _IN_32_BIT),
+    "ao_adamw_4bit": ("adamw_torch_fused", _IN_32_BIT),
+    "ao_adamw_8bit": ("adamw_torch_fused", _IN_32_BIT),
+    "ao_adamw_fp8": ("adamw_torch_fused", _IN_32_BIT),
+    "torch_adamw_4bit": ("adamw_torch_fused", _IN_32_BIT),
+    "adamw": ("adamw_torch_fused", "the same update rule"),
     "adamw_8bit": ("adamw_torch_fused", _IN_32_BIT),
     "adamw_bnb_8bit": ("adamw_torch_fused", _IN_32_BIT),
     "paged_adamw": ("paged_adamw_32bit", "another name for it"),
@@ -194,7 +204,13 @@ def init_weights(t: Translation, old: str) -> None:
 
 
 def modules(value: Any) -> str | list[str]:
-    """Target modules: a list, names separated by commas, or all."""
+    """Target modules: a list, names separated by commas, a regular expression, or all."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w., -]*", value):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if names in (["all-linear"], ["all"]):
         return "all-linear"
@@ -203,14 +219,30 @@ def modules(value: Any) -> str | list[str]:
     return names
 
 
-def column(t: Translation, old: str, expected: str, default: str | None = None) -> None:
-    """Check the data's name of a column or role; default: the trainer's, None if as expected."""
+def column(t: Translation, old: str, ours: str, default: str | None = None) -> None:
+    """Translate the data's name of a column; default: the trainer's, None if it is ours."""
     given = t.take(old)
-    name = given or default or expected
-    if name != expected:
-        t.cannot_carry(old, name, f"rename it to {expected} in the data")
+    name = str(given or default or ours)
+    if name != ours:
+        t.name_column(ours, name, old if given else f"{old} (default)")
     elif given:
         t.not_needed.append(f"{old}: {given}: this name is always used")
+
+
+def name_in_turns(t: Translation, old: str, known: tuple[str, ...], default: str) -> None:
+    """Check the data's name of a role, or of a key of its turns, against those that are read."""
+    given = t.take(old)
+    name = given or default
+    if name not in known:
+        t.cannot_carry(old, name, f"rename it to {known[0]} in the data")
+    elif given:
+        t.not_needed.append(f"{old}: {given}: this name is read as it is")
+
+
+def truncation(t: Translation, key: str) -> None:
+    """Set truncation at a maximum length, which the other trainers do without asking."""
+    note = "an example whose prompt leaves no room for an answer is dropped"
+    t.put("data.on_long", "truncate", f"{t.dialect} truncates at {key}", note)
 
 
 def machine(t: Translation, bf16: tuple[str, ...] = ("bf16",)) -> None:
@@ -224,6 +256,10 @@ def machine(t: Translation, bf16: tuple[str, ...] = ("bf16",)) -> None:
     for key in ("use_cpu", "no_cuda"):
         if t.flag(key):
             t.put("backend.name", "cpu", f"{key}: true")
+    for config in ("fsdp_config.", "fsdp_config.fsdp_"):
+        if t.flag(f"{config}activation_checkpointing"):
+            t.left["gradient_checkpointing"] = True
+            t.mapped.append(f"{config}activation_checkpointing: true: as gradient_checkpointing")
 
 
 def half_precision(t: Translation, old: str) -> None:
