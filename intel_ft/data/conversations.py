@@ -8,6 +8,7 @@ from intel_ft.config import DataConfig
 from intel_ft.data.bad_rows import BadRow, BadRows
 from intel_ft.data.formats import (
     CONTEXT,
+    NAMES,
     SINGLE_TURN,
     Conversation,
     Format,
@@ -63,7 +64,7 @@ def read_conversations(rows: Rows, data: DataConfig) -> ReadData:
     """
     taken = data.columns.keys() - data.columns.values()  # names that another column now has
     hidden = [column for column in rows.columns if column in taken]
-    rows = rename(rows, data.columns)
+    rows = rename(rows, data.columns, NAMES)
     refuse_media(rows)
     refuse_preferences(rows, data.format)
     data_format, reason = detect_format(

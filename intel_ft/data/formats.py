@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, cast
 
 from intel_ft.data.spellings import suggested_columns
@@ -28,6 +29,8 @@ _REQUIRED: dict[Format, tuple[str, ...]] = {
     "messages": ("messages",),
     "text": ("text",),
 }
+NAMES = {*chain.from_iterable(_REQUIRED.values()), *CONTEXT, "history", "system"}
+"""All columns that a format uses."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def detect_format(
     that a format does not need are ignored. Raises UserError with the columns and the supported
     formats if no format or several formats match, or if the requested one does not.
     """
-    if requested in ("auto", "prompt_completion") and {"prompt", "completion"} <= set(nested):
+    listed = "messages" not in columns and {"prompt", "completion"} <= set(nested)
+    if listed and requested in ("auto", "prompt_completion"):
         return "messages", "columns prompt and completion hold lists of messages"
     if requested != "auto":
         data_format = cast(Format, requested)

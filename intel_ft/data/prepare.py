@@ -12,13 +12,13 @@ from intel_ft.data.conversations import ReadData, hint, read_conversations
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Format
-from intel_ft.gc_pause import gc_paused
 from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import Template, choose_template, renderer
 from intel_ft.data.truncate import truncate
 from intel_ft.data.unsupported import thinking_tag
 from intel_ft.errors import UserError
+from intel_ft.gc_pause import gc_paused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,8 +32,8 @@ class DataReport:
     max_length, or with a prompt that leaves no room for an answer); bad: rows left out because they
     cannot be used (data.on_bad: drop); longest: the longest example; unused: columns and keys that
     have no effect; untrained: answers that are in the context only; shortened: conversations that
-    end before turns that no trained answer follows. notes: which files and split were chosen and
-    which were not; other_splits: splits of the source that were not read.
+    end before turns that no trained answer follows. notes: which files and split were chosen
+    and which were not, and settings without effect; other_splits: splits that were not read.
     """
 
     source: str
@@ -208,10 +208,16 @@ def _prepare(
         unused=read.unused,
         untrained=read.untrained,
         shortened=read.shortened,
-        notes=rows.notes,
+        notes=(*rows.notes, *_without_effect(data, data_format)),
         other_splits=rows.other_splits,
     )
     return Prepared(examples, kept, template, report)
+
+
+def _without_effect(data: DataConfig, data_format: Format) -> list[str]:
+    if data_format == "text" and data.system_prompt:
+        return ["data.system_prompt has no effect: ready-made text holds its own"]
+    return []
 
 
 def _refuse_thoughts(rows: Rows, read: ReadData, chat_template: str) -> None:

@@ -1,7 +1,7 @@
 """Other names that datasets give to the columns of a format, and data.columns, which maps them."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from intel_ft.data.sources import Rows
@@ -15,6 +15,8 @@ _PARTNERS = {
     "prompt": "completion",
     "input": "completion",
     "inputs": "completion",
+    "input_text": "completion",
+    "text_input": "completion",
     "source": "completion",
     "user": "completion",
     "human": "completion",
@@ -23,7 +25,7 @@ _PARTNERS = {
 _USER = {"output": "instruction", "answer": "question", "completion": "prompt"}
 _ANSWERS = (
     *("output", "response", "completion", "answer", "reply", "target", "outputs", "targets"),
-    *("solution", "assistant", "responses", "answers", "gpt", "bot"),
+    *("solution", "assistant", "responses", "answers", "output_text", "target_text"),
 )
 _MESSAGES = ("conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 _TEXT = ("content", "document", "body")
@@ -63,15 +65,22 @@ def suggested_columns(
     return None
 
 
-def rename(rows: Rows, columns: Mapping[str, str]) -> Rows:
+def rename(rows: Rows, columns: Mapping[str, str], known: Collection[str]) -> Rows:
     """`rows` with the columns named as `columns` (data.columns: name here to name there) says.
 
-    A column that already has a name given to another one is no longer seen. Raises UserError for a
-    column that is not there or that is given two names.
+    known: the names here. A column that already has a name given to another one is no longer seen.
+    Raises UserError for a name that is not known, and for a column that is not there or is given
+    two names.
     """
     if not columns:
         return rows
     for name, column in columns.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = (
+                f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
+            )
+            raise UserError(f"data.columns: no format has a column {name}: {remedy}")
         if column not in rows.columns:
             close = difflib.get_close_matches(column, rows.columns, n=1)
             remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(rows.columns)}"

@@ -18,7 +18,7 @@ _ROLES: dict[object, Role] = {
 _TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "ipython")
 _TRAINED = ("weight", "train", "training", "loss")
 _PLAIN = {"role", "content"}
-_KNOWN = {*_PLAIN, "from", "value", *_TRAINED, "masked"}
+_SHAREGPT = {"from", "value"}
 
 
 def read_turns(
@@ -38,10 +38,10 @@ def read_turns(
         if not isinstance(turn, dict):
             raise BadRow(f"{name} is not a mapping with role and content")
         plain = turn.keys() <= _PLAIN
-        role_key = "role" if plain or turn.get("role") is not None else "from"
+        sharegpt = not plain and turn.get("role") is None
+        role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
         role = _role(f"{name}.{role_key}", turn.get(role_key))
         trained = plain or _check_keys(turn, name, role, loss_on_all, unused)
-        content_key = "content" if role_key == "role" else "value"
         content = turn.get(content_key)
         if role == "system" and position == 0:
             if not isinstance(content, str | None):
@@ -94,7 +94,8 @@ def _check_keys(
     turn: Mapping[str, Any], name: str, role: Role, loss_on_all: bool, unused: set[str]
 ) -> bool:
     """Whether this turn is trained on if it is an answer; BadRow for keys that are refused."""
-    for key in turn.keys() - _KNOWN:
+    sharegpt = turn.get("role") is None
+    for key in turn.keys() - (_SHAREGPT if sharegpt else _PLAIN) - {*_TRAINED, "masked"}:
         if holds_something(turn[key]):
             if key in KEYS:
                 raise BadRow(f"{name}.{key}: {KEYS[key]}")

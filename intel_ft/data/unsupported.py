@@ -38,7 +38,10 @@ KEYS = {
     ),
 }
 """Keys of a turn that are refused where they hold something, each with the reason."""
-_PREFERENCE = ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages")
+_PREFERENCE = (
+    *("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages"),
+    *("preferred_output", "non_preferred_output"),
+)
 _GOOD_OR_BAD = ("true", "false", "0", "1", "yes", "no", "desirable", "undesirable", "good", "bad")
 
 

@@ -159,6 +159,7 @@ def test_an_empty_column_is_only_named(read):
         ({"messages": TURNS, "kto_tag": True}, "column kto_tag marks"),
         ({"instruction": "i", "output": "o", "label": "true"}, "column label marks"),
         ({"prompt": "i", "chosen": "o", "rejected": "x"}, "chosen, rejected hold preferences"),
+        ({"input": {"messages": [USER]}, "preferred_output": [ANSWER]}, "preferred_output hold"),
         ({"chosen": TURNS, "rejected": TURNS}, "chosen, rejected hold preferences"),
         ({"messages": TURNS, "rejected_response": "x"}, "rejected_response hold"),
         ({"instruction": "i", "completion": "o", "label": True}, "column label marks"),
@@ -252,6 +253,8 @@ def test_keys_and_columns_without_effect_are_named_once(read):
     named = {**USER, "name": "Ann"}
     found = read({"id": 1, "messages": [named, ANSWER]}, {"id": 2, "messages": [named, ANSWER]})
     assert found.unused == ("id", "messages[].name")
+    turns = [{**USER, "value": 3}, {"from": "gpt", "value": "o", "content": "x"}]
+    assert read({"messages": turns}).unused == ("messages[].content", "messages[].value")
 
 
 def test_the_report_names_what_has_no_effect(tmp_path):
@@ -268,6 +271,15 @@ def test_the_report_names_what_has_no_effect(tmp_path):
     assert "dropped 1 of 2 rows" in text and "row 2: output is empty" in text
 
 
+def test_a_system_prompt_for_ready_made_text_is_said_to_have_no_effect(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"text": "i o"}))
+    data = DataConfig(train=str(file), system_prompt="S")
+    assert "data.system_prompt has no effect" in " ".join(
+        prepare(data, str(file), tokenizer("byte")).report.lines()
+    )
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
@@ -277,6 +289,7 @@ def test_the_report_names_what_has_no_effect(tmp_path):
         ),
         (["query", "response"], "{question: query, answer: response}"),
         (["input", "output"], "{prompt: input, completion: output}"),
+        (["input_text", "output_text"], "{prompt: input_text, completion: output_text}"),
         (["prompt", "response"], "{completion: response}"),
         (["system_prompt", "question", "response"], "{answer: response, system: system_prompt}"),
         (["conversations"], "{messages: conversations}"),
@@ -304,6 +317,9 @@ def test_columns_by_name(read):
     assert swapped.conversations == [Conversation(DIALOG)]
     assert "no column anwser for output: did you mean answer?" in refusal(
         read, {"question": "i", "answer": "o"}, columns={"output": "anwser"}
+    )
+    assert "no format has a column outptu: did you mean output?" in refusal(
+        read, row, columns={"outptu": "a"}
     )
     assert "one column has two names" in refusal(
         read, row, columns={"instruction": "q", "output": "q"}
