@@ -13,6 +13,7 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.fused_decoder import fuse_layers
 from intel_ft.models.lora_linear import fuse_linears
+from intel_ft.models.targets import choose_targets, linear_layers
 from intel_ft.optional_packages import without_bitsandbytes
 
 WEIGHTS = "adapter_model.safetensors"
@@ -30,7 +31,7 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         r=method.r,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=method.target_modules,
+        target_modules=choose_targets(model, method),
         use_dora=method.use_dora,
         use_rslora=method.use_rslora,
         init_lora_weights="gaussian" if method.init == "gaussian" else True,
@@ -41,9 +42,7 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         with without_bitsandbytes():
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        head = model.get_output_embeddings()
-        modules = [(name, m) for name, m in model.named_modules() if is_linear(m) and m is not head]
-        linear = sorted({name.split(".")[-1] for name, _ in modules})
+        linear = sorted({name.split(".")[-1] for name in linear_layers(model)})
         raise UserError(
             f"method.target_modules: {str(error).splitlines()[0]} The linear layers of this model "
             f"are {', '.join(linear)}"
@@ -85,11 +84,6 @@ def fuse(model: Any) -> Decision:
         return Decision("decoder layers", "fused", "checked: each layer's output stays the same")
     count = fuse_linears(model)
     return Decision("decoder layers", f"not fused, but {count} linear layers are", why_not)
-
-
-def is_linear(module: torch.nn.Module) -> bool:
-    """Whether `module` is a linear layer, including GPT-2's Conv1D."""
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def adapter_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from intel_ft.batching.row import Row
-from intel_ft.models.adapter import is_linear
+from intel_ft.models.targets import is_linear
 
 
 @dataclass(frozen=True)

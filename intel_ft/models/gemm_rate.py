@@ -68,7 +68,7 @@ def linear_gemms(model: Any, rows: int, supervised_share: float) -> list[Gemm]:
     Linear layers compute every token, the head the supervised share of them. `model` may have LoRA,
     and may be on the meta device.
     """
-    from intel_ft.models.adapter import is_linear  # imports peft, which a rate does not need
+    from intel_ft.models.targets import is_linear  # imports peft, which a rate does not need
 
     head = model.get_output_embeddings()
     shapes: Counter[tuple[int, int]] = Counter()

@@ -119,7 +119,27 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = No
         raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    _mark_as_text(loaded)
     return loaded.eval().requires_grad_(False)
+
+
+_TOKEN_TYPES = {"gemma3": "token_type_ids", "gemma4": "mm_token_type_ids"}
+"""The argument by which these multimodal models want to know, in training, what an image is."""
+
+
+def _mark_as_text(model: Any) -> None:
+    """Let a multimodal model train on text: without images, all tokens are of type 0."""
+    name = _TOKEN_TYPES.get(model.config.model_type)
+    if name is None:
+        return
+
+    def mark(inner: Any, positional: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
+        tokens = inputs.get("input_ids")
+        if inner.training and tokens is not None and inputs.get(name) is None:
+            inputs[name] = torch.zeros_like(tokens)
+        return positional, inputs
+
+    model.model.register_forward_pre_hook(mark, with_kwargs=True)
 
 
 def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str | None]:

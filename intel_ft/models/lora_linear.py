@@ -177,7 +177,8 @@ class LoraFunction(torch.autograd.Function):
         out, lora_a_out = step.forward(flat)
         ctx.step = step
         ctx.save_for_backward(flat, lora_a_out)
-        return out.view(*x.shape[:-1], -1)
+        # Not a view: Llama 4 adds its experts to the shared one's output in place.
+        return out.view(*x.shape[:-1], -1).data
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -31,7 +31,8 @@ def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = 
     inputs = model_inputs(row, model.device, packed=packed)
     with autocast(dtype or model.dtype, model.device):
         if (head := plain_head(model)) is not None and not head.requires_grad:
-            hidden = hidden_states(model, inputs)
+            # Mamba's last norm returns float32, because its residual stream is in float32.
+            hidden = hidden_states(model, inputs).to(head.dtype)
             loss: Tensor = HeadLoss.apply(hidden, head, inputs.targets)  # type: ignore[no-untyped-call]
             return loss
         return chunked_loss(scores(model, inputs), _label_loss(inputs.targets))

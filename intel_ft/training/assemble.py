@@ -18,6 +18,7 @@ from intel_ft.models import lora_init
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.fast_path import apply_fast_path, compile_layers
 from intel_ft.models.flops import step_cost, with_teacher
+from intel_ft.models.targets import adapted_modules
 from intel_ft.training.decide import make_plan, row_capacity
 from intel_ft.training.distillation import load_teacher
 from intel_ft.training.memory import full_row_activations
@@ -88,8 +89,9 @@ def _adapter(
         else:
             initial = lora_init.load_from_original(start)[1]
         lora_init.subtract_from_base(model, initial)
+    decisions = adapted_modules(model, method)
     activations = full_row_activations(config, sizes_for(config, model), backend.dtype)
-    decisions = apply_fast_path(model, config, activations, world.local_size, backend.device)
+    decisions += apply_fast_path(model, config, activations, world.local_size, backend.device)
     return Adapter(model, initial), decisions
 
 

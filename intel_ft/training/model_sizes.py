@@ -13,12 +13,13 @@ from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.config import Config, ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models import gemm_rate
-from intel_ft.models.adapter import add_lora, is_linear
+from intel_ft.models.adapter import add_lora
 from intel_ft.models.fast_path import why_not_fused
 from intel_ft.models.flops import StepCost, expert_weights, step_cost
 from intel_ft.models.fused_decoder import why_not_fusable
 from intel_ft.models.load import model_folder
 from intel_ft.models.quantized import refuse_quantized
+from intel_ft.models.targets import is_linear
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 
 
