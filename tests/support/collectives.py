@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 import warnings
 from datetime import timedelta
@@ -270,6 +271,55 @@ def groups():
         work.wait()
 
 
+def threads():
+    """Two threads that call different groups, in another order on each rank."""
+    groups = [dist.group.WORLD, dist.new_group()]
+    failures = []
+
+    def work(group):
+        try:
+            for _ in range(30):
+                result = torch.ones(100, dtype=torch.bfloat16)
+                dist.all_reduce(result, group=group)
+                assert result[0] == SIZE
+                part = torch.empty(5)
+                dist.reduce_scatter_tensor(part, of(RANK).repeat(SIZE), ReduceOp.AVG, group)
+                torch.testing.assert_close(part, total() / SIZE)
+                dist.barrier(group)
+            dist.all_to_all_single(torch.empty(SIZE), torch.empty(SIZE), group=group)
+            everyone = [None] * SIZE
+            dist.all_gather_object(everyone, RANK, group)
+            assert everyone == list(RANKS)
+            dist.broadcast_object_list(everyone, SIZE - 1, group)
+        except Exception as error:
+            failures.append(error)
+
+    other = threading.Thread(target=work, args=[groups[1]])
+    other.start()
+    work(groups[0])
+    other.join()
+    assert not failures, failures
+
+
+def programs(folder):
+    """What torch builds on groups has the results of gloo."""
+    import torch_programs
+
+    group = dist.group.WORLD
+    assert dist.get_backend() == "ccl" and group.group_desc == "default_pg"
+    assert group._device_types == [torch.device("cpu")]
+    ours = torch_programs.results(group, f"{folder}-ccl")
+    gloos = torch_programs.results(dist.new_group(backend="gloo"), f"{folder}-gloo")
+    assert ours.keys() == gloos.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, gloos[name], rtol=1e-6, atol=1e-7, msg=name)
+    if SIZE == 4:
+        mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "columns"))
+        result = torch.ones(2) * RANK
+        dist.all_reduce(result, group=mesh.get_group("rows"))
+        assert result[0] == RANK % 2 * 2 + 2
+
+
 def gradients():
     """DDP over the ranks computes the gradient of all rows."""
 
@@ -287,13 +337,17 @@ def gradients():
 
 def main(mode, store):
     seconds = 8 if mode == "late" else 60  # which includes the time to connect
-    dist.init_process_group(
-        "ccl",
-        init_method=f"file://{store}",
-        rank=RANK,
-        world_size=SIZE,
-        timeout=timedelta(seconds=seconds),
-    )
+
+    def start():
+        dist.init_process_group(
+            "ccl",
+            init_method=f"file://{store}",
+            rank=RANK,
+            world_size=SIZE,
+            timeout=timedelta(seconds=seconds),
+        )
+
+    start()
     if mode == "late":
         if RANK == SIZE - 1:
             time.sleep(60)
@@ -312,9 +366,16 @@ def main(mode, store):
     if SIZE >= 4:
         groups()
     gradients()
-    print(f"ok {RANK}", flush=True)
+    threads()
+    if SIZE > 1 and mode == "destroy":
+        programs(store)
     if mode == "destroy":
+        for _ in range(2):
+            dist.destroy_process_group()
+            start()
+            dist.all_reduce(torch.ones(2))
         dist.destroy_process_group()
+    print(f"ok {RANK}", flush=True)
 
 
 if __name__ == "__main__":

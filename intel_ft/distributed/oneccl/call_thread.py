@@ -2,7 +2,7 @@
 
 oneCCL's communicators must not be used from two threads at once (its flow control breaks). So all
 process groups share this thread, which makes the calls in the order of submission. As with NCCL,
-ranks that share several groups must submit in the same order.
+ranks that share several groups must submit in the same order, and so only one thread may submit.
 """
 
 import queue
@@ -33,6 +33,16 @@ class Call:
         self._guard = threading.Lock()
         self._future: Future[Any] | None = None
         self._done = False
+
+    @classmethod
+    def done(cls, describe: str, action: Callable[[], Any]) -> "Call":
+        """A call that the current thread makes itself, at once."""
+        call = cls(describe, 0, action)
+        try:
+            call.finish(action(), None)
+        except Exception as error:
+            call.finish(None, error)
+        return call
 
     def wait(self, seconds: float = -1) -> Any:
         """Wait for the result; raises the error of a failed call, or if the time has passed."""
@@ -86,6 +96,7 @@ class CallThread:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._current: Call | None = None
         self._lock = threading.Lock()
+        self._creator = threading.get_ident()
         self._stopped = threading.Event()
         self._worker = threading.Thread(target=self._work, name="oneccl", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name="oneccl-watch", daemon=True)
@@ -101,6 +112,10 @@ class CallThread:
         self._stopped.set()
         self._worker.join()
         self._watcher.join()
+
+    def serves_this_thread(self) -> bool:
+        """Whether the caller is the thread that created this one, or a callback of a call."""
+        return threading.get_ident() in (self._creator, self._worker.ident)
 
     def submit(self, describe: str, seconds: float, action: Callable[[], Any]) -> Call:
         """Queue a call, which fails with RuntimeError if it takes longer than `seconds`."""

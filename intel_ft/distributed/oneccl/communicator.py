@@ -23,6 +23,7 @@ class CclCommunicator:
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
+        self.connected = False
         self._handle = Handle()
         self._store: Store | None = None
 
@@ -37,6 +38,7 @@ class CclCommunicator:
         else:
             identity = UniqueId.from_buffer_copy(bytes.fromhex(store.get("oneccl").decode()))
         library().call("CommInitRank", byref(self._handle), self.size, identity, self.rank)
+        self.connected = True
 
     def leave(self) -> None:
         """Destroy the communicator. With the last one of a process oneCCL finalizes MPI."""

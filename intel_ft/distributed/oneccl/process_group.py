@@ -1,12 +1,17 @@
 """The `ccl` process group: torch.distributed's collectives over oneCCL.
 
 Collectives return at once, with a future; call_thread makes the calls while the caller continues.
+oneCCL serves one thread: with several, the order of their calls would differ between ranks. The
+collectives of other threads go over gloo, and so do those of groups that other threads create.
 """
 
 import os
 import platform
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +19,6 @@ from torch import Tensor
 from torch._C._distributed_c10d import (
     DebugLevel,
     PrefixStore,
-    ProcessGroupGloo,
     Store,
     get_debug_level,
 )
@@ -24,9 +28,11 @@ from torch.futures import Future
 from intel_ft.distributed.oneccl import checks, lifetime
 from intel_ft.distributed.oneccl.call_thread import Call, call_thread
 from intel_ft.distributed.oneccl.communicator import CclCommunicator
+from intel_ft.distributed.oneccl.gloo_communicator import GlooCommunicator, gloo_group
 from intel_ft.distributed.oneccl.library import under_intel_mpi
 from intel_ft.distributed.oneccl.reductions import operation_of, require_reducible
 
+_Action = Callable[[CclCommunicator], Any]
 _NO_TIMEOUT = timedelta(milliseconds=-1)
 
 
@@ -84,14 +90,16 @@ class CclGroup(_Base):  # type: ignore[misc]
                 )
         self._compares_calls = get_debug_level() == DebugLevel.DETAIL
         self._place = f"rank {rank} of {size}, {platform.node()}"
-        self._communicator = CclCommunicator(rank, size)
+        self._oneccl = CclCommunicator(rank, size)
         self._store = store
         self._count = 0
         # A store may outlive a group, and then has the keys of the one before it.
         store = PrefixStore(str((store.add("groups", 1) - 1) // size), store)
-        self._submit("connecting", timeout, lambda: self._communicator.connect(store)).wait()
-        lifetime.opened(self._communicator)
-        self._gloo = _gloo_group(store, rank, size, timeout)
+        if call_thread().serves_this_thread():
+            self._submit("connecting", timeout, lambda: self._oneccl.connect(store)).wait()
+            lifetime.opened(self._oneccl)
+        self._gloo = gloo_group(store, rank, size, timeout)
+        self._over_gloo = GlooCommunicator(self._gloo)
         self._register_backend(torch.device("cpu"), ProcessGroup.BackendType.CUSTOM, self._gloo)
         self._set_default_backend(ProcessGroup.BackendType.CUSTOM)
 
@@ -102,9 +110,9 @@ class CclGroup(_Base):  # type: ignore[misc]
             return summed
         operation = _operation_for(tensors, opts)
 
-        def action() -> list[Tensor]:
+        def action(ranks: CclCommunicator) -> list[Tensor]:
             for tensor in tensors:
-                self._communicator.all_reduce(tensor, operation)
+                ranks.all_reduce(tensor, operation)
             return tensors
 
         return self._work("all_reduce", opts, action, operation, tensors)
@@ -117,9 +125,9 @@ class CclGroup(_Base):  # type: ignore[misc]
         """As allreduce, but only the root's tensor is defined to have the result."""
         operation, root = _operation_for(tensors, opts), opts.rootRank
 
-        def action() -> list[Tensor]:
+        def action(ranks: CclCommunicator) -> list[Tensor]:
             for tensor in tensors:
-                self._communicator.reduce(tensor, operation, root)
+                ranks.reduce(tensor, operation, root)
             return tensors
 
         return self._work("reduce", opts, action, operation, root, tensors)
@@ -129,9 +137,9 @@ class CclGroup(_Base):  # type: ignore[misc]
         checks.require_dense(tensors)
         root = opts.rootRank
 
-        def action() -> list[Tensor]:
+        def action(ranks: CclCommunicator) -> list[Tensor]:
             for tensor in tensors:
-                self._communicator.broadcast(tensor, root)
+                ranks.broadcast(tensor, root)
             return tensors
 
         return self._work("broadcast", opts, action, root, tensors)
@@ -147,9 +155,9 @@ class CclGroup(_Base):  # type: ignore[misc]
             checks.require_dtype("all_gather", parts, local)
             checks.require_alike("all_gather", [local], parts[self.rank()])
 
-        def action() -> list[list[Tensor]]:
+        def action(ranks: CclCommunicator) -> list[list[Tensor]]:
             for parts, local in zip(outputs, inputs, strict=True):
-                self._communicator.all_gather(parts, local)
+                ranks.all_gather(parts, local)
             return outputs
 
         return self._work("all_gather", opts, action, outputs)
@@ -174,9 +182,9 @@ class CclGroup(_Base):  # type: ignore[misc]
         for output, local in zip(outputs, inputs, strict=True):
             checks.require_parts("all_gather_into_tensor", output, local, self.size())
 
-        def action() -> list[Tensor]:
+        def action(ranks: CclCommunicator) -> list[Tensor]:
             for output, local in zip(outputs, inputs, strict=True):
-                self._communicator.all_gather_into(output, local)
+                ranks.all_gather_into(output, local)
             return outputs
 
         return self._work("all_gather_into_tensor", opts, action, inputs)
@@ -190,9 +198,9 @@ class CclGroup(_Base):  # type: ignore[misc]
             checks.require_dense(outputs[0])
             checks.require_alike("gather", outputs[0], local)
 
-        def action() -> list[list[Tensor]]:
+        def action(ranks: CclCommunicator) -> list[list[Tensor]]:
             whole = local.new_empty((self.size(), *local.shape))
-            self._communicator.all_gather_into(whole, local)
+            ranks.all_gather_into(whole, local)
             for part, row in zip(outputs[0] if outputs else (), whole, strict=False):
                 part.copy_(row.view(part.shape))
             return outputs
@@ -209,11 +217,11 @@ class CclGroup(_Base):  # type: ignore[misc]
             checks.require_dense(inputs[0])
             checks.require_alike("scatter", inputs[0], output)
 
-        def action() -> list[Tensor]:
+        def action(ranks: CclCommunicator) -> list[Tensor]:
             whole = output.new_empty((self.size(), *output.shape))
             if self.rank() == root:
                 torch.stack([part.reshape(output.shape) for part in inputs[0]], out=whole)
-            self._communicator.broadcast(whole, root)
+            ranks.broadcast(whole, root)
             output.copy_(whole[self.rank()])
             return outputs
 
@@ -230,14 +238,14 @@ class CclGroup(_Base):  # type: ignore[misc]
             checks.require_dtype("reduce_scatter", parts, output)
             checks.require_alike("reduce_scatter", [output], parts[self.rank()])
 
-        def action() -> list[Tensor]:
+        def action(ranks: CclCommunicator) -> list[Tensor]:
             for output, parts in zip(outputs, inputs, strict=True):
                 if len({part.shape for part in parts}) == 1:
-                    self._communicator.reduce_scatter(output, torch.stack(parts), operation)
+                    ranks.reduce_scatter(output, torch.stack(parts), operation)
                     continue
                 for rank, part in enumerate(parts):
                     reduced = part.clone()
-                    self._communicator.reduce(reduced, operation, rank)
+                    ranks.reduce(reduced, operation, rank)
                     if rank == self.rank():
                         output.copy_(reduced.view(output.shape))
             return outputs
@@ -257,9 +265,9 @@ class CclGroup(_Base):  # type: ignore[misc]
         for output, whole in zip(outputs, inputs, strict=True):
             checks.require_parts("reduce_scatter_tensor", whole, output, self.size())
 
-        def action() -> list[Tensor]:
+        def action(ranks: CclCommunicator) -> list[Tensor]:
             for output, whole in zip(outputs, inputs, strict=True):
-                self._communicator.reduce_scatter(output, whole, operation)
+                ranks.reduce_scatter(output, whole, operation)
             return outputs
 
         return self._work("reduce_scatter_tensor", opts, action, operation, outputs)
@@ -271,8 +279,8 @@ class CclGroup(_Base):  # type: ignore[misc]
         checks.require_length("all_to_all", inputs, self.size())
         checks.require_dtype("all_to_all", [*outputs, *inputs], inputs[0])
 
-        def action() -> list[Tensor]:
-            self._communicator.all_to_all(outputs, inputs)
+        def action(ranks: CclCommunicator) -> list[Tensor]:
+            ranks.all_to_all(outputs, inputs)
             return outputs
 
         return self._work("all_to_all", opts, action, inputs[0].dtype)
@@ -296,14 +304,14 @@ class CclGroup(_Base):  # type: ignore[misc]
     def barrier(self, opts: Any = None) -> Work:
         """Finished when all ranks have called it."""
 
-        def action() -> None:
-            self._communicator.all_reduce(torch.zeros(1, dtype=torch.int32), ReduceOp.SUM)
+        def action(ranks: CclCommunicator) -> None:
+            ranks.all_reduce(torch.zeros(1, dtype=torch.int32), ReduceOp.SUM)
 
         return self._work("barrier", opts, action)
 
     def shutdown(self) -> None:
         """Leave the group; called by `destroy_process_group`."""
-        lifetime.closed(self._communicator)
+        lifetime.closed(self._oneccl)
 
     abort = shutdown
 
@@ -322,18 +330,15 @@ class CclGroup(_Base):  # type: ignore[misc]
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
     alltoall_base = all_to_all_single
 
-    def _work(self, name: str, opts: Any, action: Callable[[], Any], *same: object) -> Work:
+    def _work(self, name: str, opts: Any, action: _Action, *same: object) -> Work:
         """Submit a call; `same` is what all ranks must call it with."""
         timeout = None if opts is None or opts.timeout == _NO_TIMEOUT else opts.timeout
-        if not self._compares_calls:
-            return _Work(self._submit(name, timeout, action))
-        text = checks.described(name, same)
-
-        def compared() -> Any:
-            self._communicator.require_same(text)
-            return action()
-
-        return _Work(self._submit(name, timeout, compared))
+        if self._compares_calls:
+            action = _compared(action, checks.described(name, same))
+        if self._oneccl.connected and call_thread().serves_this_thread():
+            return _Work(self._submit(name, timeout, lambda: action(self._oneccl)))
+        _warn_of_gloo()
+        return _Work(Call.done(name, lambda: action(self._over_gloo)))
 
     def _submit(self, name: str, timeout: timedelta | None, action: Callable[[], Any]) -> Call:
         timeout = timeout or self._gloo.options._timeout  # which torch may have changed
@@ -347,6 +352,25 @@ def new_group(store: Store, rank: int, size: int, timeout: timedelta) -> CclGrou
     return CclGroup(store, rank, size, timeout)
 
 
+def _compared(action: _Action, text: str) -> _Action:
+    """The action after a comparison of the ranks' calls."""
+
+    def compared(ranks: CclCommunicator) -> Any:
+        ranks.require_same(text)
+        return action(ranks)
+
+    return compared
+
+
+@cache
+def _warn_of_gloo() -> None:
+    warnings.warn(
+        f"ccl: thread {threading.current_thread().name!r} did not create the first process group: "
+        "its collectives go over gloo, because oneCCL serves one thread",
+        stacklevel=4,
+    )
+
+
 def _operation_for(tensors: Sequence[Tensor], opts: Any) -> Any:
     """The reduction in c10d's options, if these tensors can be reduced with it."""
     operation = operation_of(opts)
@@ -354,12 +378,3 @@ def _operation_for(tensors: Sequence[Tensor], opts: Any) -> Any:
     for tensor in tensors:
         require_reducible(tensor, operation)
     return operation
-
-
-def _gloo_group(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
-    """A gloo group whose ranks connect to each other when they first send something."""
-    gloo: Any = ProcessGroupGloo  # its options are not in torch's type stubs
-    options = gloo._Options()
-    options._devices = [gloo.create_default_device(lazy_init=True)]
-    options._timeout = timeout
-    return gloo(PrefixStore("gloo", store), rank, size, options)
