@@ -7,11 +7,28 @@ from typing import Any
 BASE_KEY = "_name_or_path"
 """Key in config.json where Optimum-Intel looks for the id of its tuned recipes."""
 
+GENERATION = "generation_config.json"
 
-def save_whole(model: Any, tokenizer: Any, folder: Path, base_model: str) -> None:
-    """Write the weights and configuration of a Transformers model tuned from `base_model`."""
-    model.generation_config = _valid_generation(model.generation_config, tokenizer)
+
+def save_whole(model: Any, tokenizer: Any, folder: Path, base_model: str, base: Path) -> None:
+    """Write the weights and configuration of a Transformers model tuned from `base_model`.
+
+    base: the folder of that model. Its generation_config.json is copied as it is, but for the stop
+    tokens of training: Transformers would refuse to save many published ones (such as a temperature
+    with do_sample false, or pad_token_id -1), and would change others.
+    """
+    from transformers import GenerationConfig
+
+    generation = base / GENERATION
+    if generation.is_file():
+        values = json.loads(generation.read_text(encoding="utf-8"))
+    else:
+        values = model.generation_config.to_diff_dict()
+    stops = sorted(stop_tokens(tokenizer, values.get("eos_token_id")))
+    values["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    model.generation_config = GenerationConfig()  # can be saved, and is overwritten next
     model.save_pretrained(folder, max_shard_size="2GB")
+    _write_json(folder / GENERATION, values)
     write_base_id(folder, base_model)
 
 
@@ -24,7 +41,7 @@ def write_base_id(folder: Path, base_model: str) -> None:
     """
     path = folder / "config.json"
     values = json.loads(path.read_text(encoding="utf-8")) | {BASE_KEY: base_model}
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(path, values)
 
 
 def stop_tokens(tokenizer: Any, generation_eos: int | list[int] | None) -> frozenset[int]:
@@ -38,15 +55,5 @@ def stop_tokens(tokenizer: Any, generation_eos: int | list[int] | None) -> froze
     return frozenset([*eos, *listed])
 
 
-def _valid_generation(generation: Any, tokenizer: Any) -> Any:
-    """The base's generation config with the stop tokens of training, in a form that can be saved.
-
-    Llama 2 and others ship sampling values with do_sample false, which Transformers 5 loads with a
-    warning but refuses to save.
-    """
-    stops = sorted(stop_tokens(tokenizer, generation.eos_token_id))
-    generation.eos_token_id = stops[0] if len(stops) == 1 else stops
-    sampling = (generation.temperature, generation.top_p, generation.top_k)
-    if not generation.do_sample and any(value is not None for value in sampling):
-        generation.do_sample = True
-    return generation
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ examples drawn from (seed, epoch), cut into runs of `global_batch_size`; the las
 takes what is left, so nothing is dropped or seen twice. Ranks only share a step's examples.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -94,12 +93,6 @@ class Plan:
         """What each of these examples costs to train on, a token's linear cost being 1."""
         lengths = self.lengths[examples].astype(np.float64)
         return lengths + self.quadratic_cost * lengths**2
-
-    def fingerprint(self) -> str:
-        """A hash that is equal for plans with the same steps; a resumed run compares it."""
-        digest = hashlib.sha256(self.lengths.tobytes() + self.supervised.tobytes())
-        digest.update(f"{self.global_batch_size} {self.seed}".encode())
-        return digest.hexdigest()
 
 
 @lru_cache(maxsize=2)

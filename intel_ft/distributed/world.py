@@ -4,7 +4,7 @@ In a world of one rank they return at once, and need no process group.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError, missing_package
 from intel_ft.host.launcher_env import LauncherEnv
+
+_SHOWN = 80  # characters of a value that an error shows
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,60 @@ class World(LauncherEnv):
         """Wait for all ranks, on CPUs: under NCCL `dist.barrier` would pick a GPU by itself."""
         self.all_reduce_max(0)
 
-    def require_same(self, text: str, problem: str) -> None:
-        """Raise EnvironmentProblem(problem) unless all ranks have the same text."""
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
-        if self.all_reduce_max(number) != number or -self.all_reduce_max(-number) != number:
-            raise EnvironmentProblem(problem)
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """Raise EnvironmentProblem, on all ranks alike, unless all have the same facts.
+
+        The error names the first fact that differs, the ranks that differ from rank 0, and the
+        values. Every rank takes part in every collective, whatever it finds: which comparison comes
+        next depends only on what all ranks have seen.
+        """
+        if self.size == 1:
+            return
+        if ranks := self._differing([_number("\n".join(facts))])[0]:
+            raise EnvironmentProblem(
+                f"{_named(ranks)} compares other settings than rank 0: install the same version of "
+                "intel_ft on all hosts"
+            )
+        found = self._differing([_number(text) for text in facts.values()])
+        differing = [(name, ranks) for name, ranks in zip(facts, found, strict=True) if ranks]
+        if not differing:
+            return
+        name, ranks = differing[0]
+        values = self._gather_text(facts[name][:_SHOWN])
+        others = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise EnvironmentProblem(
+            f"the ranks do not have the same {name}{others}: {_named(ranks)} has "
+            f"{values[ranks[0]]}, rank 0 has {values[0]}: give all ranks the same files and config"
+        )
+
+    def _differing(self, numbers: list[int]) -> list[list[int]]:
+        """For each number, the ranks whose number is not that of rank 0. One collective."""
+        everyone = torch.zeros(self.size, len(numbers), dtype=torch.int64)
+        everyone[self.rank] = torch.tensor(numbers)
+        different = self.all_reduce(everyone) != everyone[0]
+        return [column.nonzero().flatten().tolist() for column in different.T]
+
+    def _gather_text(self, text: str) -> list[str]:
+        """The texts of all ranks, each of at most _SHOWN characters. One collective."""
+        everyone = torch.zeros(self.size, 4 * _SHOWN, dtype=torch.int64)
+        own = text.encode()
+        everyone[self.rank, : len(own)] = torch.tensor(list(own), dtype=torch.int64)
+        rows = self.all_reduce(everyone).to(torch.uint8)
+        return [bytes(row.tolist()).rstrip(b"\0").decode() for row in rows]
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether it is set on any rank."""
+        if self.size == 1:
+            return list(flags)
+        return [bool(count) for count in self.all_reduce(torch.tensor(flags).long()).tolist()]
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """An error inside on one rank ends all ranks; the first failed rank raises its error."""
+        """An error inside on one rank ends all ranks; the first failed rank raises its error.
+
+        Blocks may be nested. A block with other collectives inside must not fail between them on
+        one rank alone: the others would wait for it.
+        """
         if self.size == 1:
             yield
             return
@@ -60,10 +107,10 @@ class World(LauncherEnv):
         except Exception as raised:
             error = missing_package(raised) or raised
         codes = torch.zeros(self.size, dtype=torch.int64)
-        if error is not None:
+        if error is not None and not isinstance(error, FailedElsewhere):  # of an inner block
             codes[self.rank] = error.exit_code if isinstance(error, IntelFTError) else 1
         failed = self.all_reduce(codes).nonzero().flatten().tolist()
-        if error is not None and failed[0] == self.rank:
+        if error is not None and (not failed or failed[0] == self.rank):
             raise error
         if failed:
             raise FailedElsewhere(int(codes[failed[0]]), failed[0])
@@ -78,3 +125,13 @@ class World(LauncherEnv):
         finally:
             if not self.local_rank:
                 self.barrier()
+
+
+def _number(text: str) -> int:
+    """A number of 56 bits for a text: equal for equal texts, and a sum with zeros keeps it."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+def _named(ranks: list[int]) -> str:
+    """`rank 1` or `ranks 1, 3`."""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -136,7 +136,7 @@ def _merge_into(
 
     merged = model.merge_and_unload()
     merged.generation_config = generation  # TorchLM replaced it
-    save_whole(merged, tokenizer, folder, artifact.base_model)
+    save_whole(merged, tokenizer, folder, artifact.base_model, model_folder(config))
     copy_tokenizer(tokenizer, folder)
     Provenance(
         kind="merged",

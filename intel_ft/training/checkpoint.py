@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerState
 
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.files import (
+    MANIFEST,
     damage,
     explain_full_disk,
     is_disk_full,
@@ -74,8 +76,7 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
             torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
             trainer._save_rng_state(str(folder))
             trainer.state.save_to_json(str(folder / STATE))
-            plan = trainer.training.data.plan
-            write_json(folder / PLAN, {"next_step": step, "fingerprint": plan.fingerprint()})
+            write_json(folder / PLAN, {"next_step": step, "facts": trainer.training.facts})
             if trainer.best_weights is not None:
                 save_file(trainer.best_weights, folder / BEST)
             write_manifest(folder)
@@ -93,6 +94,18 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
         remove_folder(old)
 
 
+def add_evaluation(trainer: Any, checkpoint: Path) -> None:
+    """Write the trainer's state and best weights into the checkpoint that it is at."""
+    with whole_folder(checkpoint) as folder:
+        for path in checkpoint.iterdir():
+            if path.name not in (MANIFEST, STATE, BEST):
+                shutil.copyfile(path, folder / path.name)
+        trainer.state.save_to_json(str(folder / STATE))
+        if trainer.best_weights is not None:
+            save_file(trainer.best_weights, folder / BEST)
+        write_manifest(folder)
+
+
 def evaluations_without_gain(state: TrainerState) -> int:
     """How many evaluations in a row brought no new best, as early stopping counts them."""
     stored: Any = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
@@ -108,7 +121,11 @@ def is_last(checkpoint: Path, max_steps: int, early_stopping: int | None) -> boo
 
 
 def load_optimizer(trainer: Any, checkpoint: Path) -> None:
-    """Restore the state of the trainer's optimizer and scheduler."""
+    """Restore the state of the trainer's optimizer and scheduler.
+
+    With another number of steps than before, the learning rate is that of the new schedule from
+    this step on, which is reported.
+    """
     saved, schedule = (
         torch.load(checkpoint / name, map_location="cpu", weights_only=True)
         for name in ("optimizer.pt", "scheduler.pt")
@@ -116,6 +133,24 @@ def load_optimizer(trainer: Any, checkpoint: Path) -> None:
     paged = trainer.args.optim.startswith("paged")
     trainer.optimizer.load_state_dict(fitted(saved, trainer.optimizer.state_dict(), paged=paged))
     trainer.lr_scheduler.load_state_dict(schedule)
+    before, now = (
+        TrainerState.load_from_json(str(checkpoint / STATE)).max_steps,
+        trainer.args.max_steps,
+    )
+    if before != now:
+        scheduler, groups = trainer.lr_scheduler, trainer.optimizer.param_groups
+        old = groups[0]["lr"]
+        for group, base, factor in zip(
+            groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in groups]
+        logger.info(
+            "the run had %d steps and now has %d: from step %d on, the learning rate is that of "
+            "the %s schedule over %d steps (%.3g; it would have been %.3g)",
+            *(before, now, step_of(checkpoint) + 1, trainer.args.lr_scheduler_type.value, now),
+            *(groups[0]["lr"], old),
+        )
 
 
 def load_best(checkpoint: Path) -> dict[str, torch.Tensor] | None:
@@ -124,11 +159,15 @@ def load_best(checkpoint: Path) -> dict[str, torch.Tensor] | None:
     return load_file(path) if path.is_file() else None
 
 
-def check_plan(checkpoint: Path, fingerprint: str) -> None:
-    """Raise UserError if the checkpoint was written with other data, batch size or seed."""
-    plan = json.loads((checkpoint / PLAN).read_text(encoding="utf-8"))
-    if plan["fingerprint"] != fingerprint:
+def facts_of(checkpoint: Path) -> dict[str, str]:
+    """What the run that wrote the checkpoint depended on (training.run_facts).
+
+    Raises UserError for a checkpoint of a version that did not keep it.
+    """
+    facts = json.loads((checkpoint / PLAN).read_text(encoding="utf-8")).get("facts")
+    if not isinstance(facts, dict):
         raise UserError(
-            f"{checkpoint}: it was written with different data, data.max_length, "
-            "train.global_batch_size or train.seed: restore them, or start again with --overwrite"
+            f"{checkpoint}: an earlier version of intel_ft wrote it, without fingerprints of base "
+            "and data: continue with that version, or start again with --overwrite"
         )
+    return facts

@@ -40,8 +40,12 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the lines that an interrupted run logged after the checkpoint it resumes from."""
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= state.global_step]
+            done = state.global_step if is_evaluated(state) else state.global_step - 0.5
+            kept = [
+                line
+                for line in self.path.read_text(encoding="utf-8").splitlines()
+                if _step(line) <= (done if '"eval_loss"' in line else state.global_step)
+            ]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_log(
@@ -53,6 +57,13 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         line = {"step": state.global_step} | {_NAMES.get(k, k): v for k, v in logs.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def is_evaluated(state: Any) -> bool:
+    """Whether the validation loss after the state's last step is in its history."""
+    return any(
+        line["step"] == state.global_step and "eval_loss" in line for line in state.log_history
+    )
 
 
 def _step(line: str) -> float:
@@ -142,6 +153,7 @@ class SignalStop(TrainerCallback):  # type: ignore[misc]
     def __init__(self, world: World) -> None:
         self.world = world
         self.received: int | None = None
+        self.when = "after this step"
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "SignalStop":
@@ -157,7 +169,7 @@ class SignalStop(TrainerCallback):  # type: ignore[misc]
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        logger.warning("%s: saving and stopping after this step", signal.Signals(number).name)
+        logger.warning("%s: saving and stopping %s", signal.Signals(number).name, self.when)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Make the Trainer save and stop, on all ranks alike."""

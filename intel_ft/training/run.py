@@ -1,10 +1,10 @@
 """A training run from config to adapter: read this first to see what `train` does."""
 
 import logging
-import platform
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,16 +17,22 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.launch.preflight import packages
 from intel_ft.distributed.process_group import init_process_group
 from intel_ft.distributed.world import World
-from intel_ft.errors import IntelFTError
+from intel_ft.errors import IntelFTError, Stopped
 from intel_ft.files import explain_full_disk, whole_folder
 from intel_ft.host import cpu, devices
 from intel_ft.models.adapter import restore_weights
-from intel_ft.models.load import fingerprint, model_folder
+from intel_ft.models.load import fingerprint
 from intel_ft.models.tokenizer import copy_tokenizer
 from intel_ft.models.weight_files import check_finite
-from intel_ft.training import checkpoint, run_folder
+from intel_ft.training import checkpoint, run_folder, run_lock
 from intel_ft.training.assemble import base_id
 from intel_ft.training.records import SignalStop
+from intel_ft.training.run_facts import (
+    check_facts,
+    content_facts,
+    settings_facts,
+    stored_facts,
+)
 from intel_ft.training.setup import Inputs, build, out_of_memory, read_inputs
 from intel_ft.training.step import NotFinite
 from intel_ft.training.trainer import PlanTrainer, trainer_for
@@ -90,40 +96,40 @@ def _train(
     config: Config, world: World, decided: list[Decision], *, resume: bool, overwrite: bool
 ) -> Summary:
     run = config.output.directory
-    with world.raise_on_all_ranks():
-        start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
-        if start is not None:
-            run_folder.check_settings(run, config)
-    with world.raise_on_all_ranks(), world.local_main_process_first():
-        inputs = read_inputs(config)
-    with world.raise_on_all_ranks(), _explained(config):
-        training, decisions = build(config, inputs, world, start)
-        if start is not None:
-            checkpoint.check_plan(start, training.data.plan.fingerprint())
-            training.model.weights.check(start)
-            logger.info("resuming from %s", start)
-    with world.raise_on_all_ranks():
-        _require_same(training, config, start)
-    devices.reset_peak(training.model.device)
-    decisions.append(_gemm_rate_of_all_ranks(training))
-    logger.info("%s", decisions[-1])
-    with world.raise_on_all_ranks(), _explained(config):
-        if world.rank == 0:
-            run_folder.begin(run, overwrite=overwrite)
-            parts = {"train": inputs.training, "eval": inputs.validation}
-            data = {name: part.statistics() for name, part in parts.items() if part is not None}
-            run_folder.write_records(run, config, [*decided, *decisions], world.size, data)
-    with _explained(config):
-        trainer = trainer_for(config, training, inputs.callbacks)
-        try:
-            _train_from(start, trainer, config.train.early_stopping)
-        except NotFinite:
-            check_finite(inputs.folder)  # a lower learning rate does not mend a broken base
-            raise
-    with world.raise_on_all_ranks(), _explained(config):
-        if world.rank == 0:
-            _write_result(run, training, config, inputs)
-    return _summary(run, trainer)
+    with explain_full_disk(run, "run the command again"), run_lock.locked(run, world) as lock:
+        with world.raise_on_all_ranks():
+            start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
+        with world.raise_on_all_ranks():
+            world.require_same(settings_facts(config, packages(), start))
+        with world.raise_on_all_ranks(), world.local_main_process_first():
+            inputs = read_inputs(config)
+        with world.raise_on_all_ranks():
+            contents = content_facts(config, inputs)
+            base_weights = fingerprint(inputs.folder)
+        with world.raise_on_all_ranks():
+            world.require_same(contents)
+            facts = stored_facts(config, contents)
+            if start is not None:
+                check_facts(start, checkpoint.facts_of(start), facts)
+        with world.raise_on_all_ranks(), _explained(config):
+            training, decisions = build(config, inputs, world, start)
+            training = replace(training, facts=facts)
+            if start is not None:
+                training.model.weights.check(start)
+                logger.info("resuming from %s", start)
+        devices.reset_peak(training.model.device)
+        decisions.append(_gemm_rate_of_all_ranks(training))
+        logger.info("%s", decisions[-1])
+        with world.raise_on_all_ranks(), _explained(config):
+            if world.rank == 0:
+                run_folder.begin(run, overwrite=overwrite)
+                parts = {"train": inputs.training, "eval": inputs.validation}
+                data = {name: part.statistics() for name, part in parts.items() if part is not None}
+                run_folder.write_records(run, config, [*decided, *decisions], world.size, data)
+            trainer = trainer_for(config, training, inputs.callbacks)
+            if lock is not None:
+                trainer.add_callback(run_lock.LockCheck(lock))
+        return _train_and_write(start, trainer, config, inputs, base_weights)
 
 
 def _gemm_rate_of_all_ranks(training: Training) -> Decision:
@@ -133,25 +139,6 @@ def _gemm_rate_of_all_ranks(training: Training) -> Decision:
     meter.gemm_rate = float(training.world.all_reduce(rate))
     reason = "measured just now" + (f", sum of {ranks} ranks" if ranks > 1 else "")
     return Decision("MFU's peak", f"{meter.gemm_rate / 1e9:,.0f} GFLOP/s", reason)
-
-
-def _require_same(training: Training, config: Config, start: Path | None) -> None:
-    """Raise EnvironmentProblem if the ranks would not train the same run.
-
-    `launch` compares this before it starts the ranks; Slurm and other launchers do not.
-    """
-    world = training.world
-    if world.size == 1:
-        return
-    base = model_folder(config.model)
-    for what, text in (
-        ("Python or package versions", f"{platform.python_version()} {packages()}"),
-        ("config", config.to_yaml()),
-        ("base model", f"{fingerprint(base)} {(base / 'config.json').read_text('utf-8')}"),
-        ("data or tokenizer", training.data.plan.fingerprint()),
-        ("run folder, which has to be on a shared filesystem", start.name if start else ""),
-    ):
-        world.require_same(text, f"the ranks do not have the same {what}")
 
 
 @contextmanager
@@ -181,24 +168,75 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _train_from(start: Path | None, trainer: PlanTrainer, early_stopping: int | None) -> None:
-    """Train to the end, from a checkpoint or from scratch, and restore the best weights."""
+def _train_and_write(
+    start: Path | None,
+    trainer: PlanTrainer,
+    config: Config,
+    inputs: Inputs,
+    base_weights: str | None,
+) -> Summary:
+    """Train to the end, from a checkpoint or from scratch, and write the result."""
+    run, training = config.output.directory, trainer.training
+    with SignalStop(training.world) as stop:
+        with _explained(config):
+            try:
+                _train_from(start, trainer, config.train.early_stopping, stop)
+            except NotFinite:
+                check_finite(inputs.folder)  # a lower learning rate does not mend a broken base
+                raise
+        stop.when = "after the result is written"
+        with training.world.raise_on_all_ranks(), _keeping_weights(run, trainer):
+            if training.world.rank == 0:
+                _write_result(run, training, config, inputs, base_weights)
+    return _summary(run, trainer)
+
+
+def _train_from(
+    start: Path | None, trainer: PlanTrainer, early_stopping: int | None, stop: SignalStop
+) -> None:
+    """Train to the end, leave a checkpoint of the last step, and restore the best weights."""
+    if start is not None:
+        trainer.evaluate_if_missing(start)
     if start is not None and checkpoint.is_last(start, trainer.args.max_steps, early_stopping):
-        trainer.training.model.weights.load(start)
-        trainer.best_weights = checkpoint.load_best(start)
+        trainer.load_state(start)
+        if trainer.state.global_step > trainer.args.max_steps:
+            logger.info("%s is beyond train.max_steps: it is the result as it is", start)
     else:
-        with SignalStop(trainer.training.world) as stop:
-            trainer.add_callback(stop)
-            trainer.train(resume_from_checkpoint=None if start is None else str(start))
-            stop.raise_if_received(trainer.state.global_step)
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        trainer.save_last_step()
+        stop.raise_if_received(trainer.state.global_step)
     if trainer.best_weights is not None:
         restore_weights(trainer.model, trainer.best_weights)
 
 
-def _write_result(run: Path, training: Training, config: Config, inputs: Inputs) -> None:
+@contextmanager
+def _keeping_weights(run: Path, trainer: PlanTrainer) -> Iterator[None]:
+    """Say where the trained weights are if the result cannot be written."""
+    last = run / f"{checkpoint.PREFIX}{trainer.state.global_step}"
+    remedy = f"continue with --resume: the trained weights are in {last}"
+    try:
+        with explain_full_disk(run, remedy):
+            yield
+    except KeyboardInterrupt:
+        raise Stopped(signal.SIGINT, f"SIGINT: the result was not written: {remedy}") from None
+    except IntelFTError as error:
+        if remedy not in str(error):
+            error.args = (f"{error}; {remedy}",)
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        result = run / trainer.training.model.weights.folder
+        raise IntelFTError(f"{result}: cannot be written ({reason}): {remedy}") from error
+
+
+def _write_result(
+    run: Path, training: Training, config: Config, inputs: Inputs, base_weights: str | None
+) -> None:
+    """base_weights: the fingerprint of the base when it was loaded."""
     weights = training.model.weights
     with whole_folder(run / weights.folder) as folder:
-        weights.save_result(folder, inputs.tokenizer, base_id(config))
+        weights.save_result(folder, inputs.tokenizer, base_id(config), inputs.folder)
         copy_tokenizer(inputs.tokenizer, folder)
         Provenance(
             kind=weights.kind,
@@ -207,7 +245,7 @@ def _write_result(run: Path, training: Training, config: Config, inputs: Inputs)
             template=inputs.training.template,
             system_prompt=config.data.system_prompt,
             version=__version__,
-            base_weights=fingerprint(inputs.folder),
+            base_weights=base_weights,
             loss_on=config.data.loss_on,
         ).save(folder)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from intel_ft import __version__
 from intel_ft.config import Config
@@ -18,6 +17,7 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.files import write_json, write_text
 from intel_ft.host import cpu
+from intel_ft.training import run_lock
 from intel_ft.training.checkpoint import checkpoints, newest_whole
 from intel_ft.versions import installed
 
@@ -27,13 +27,6 @@ _FILE_OF_A_RUN = re.compile(
 )
 _HALF_DONE = re.compile(r"\.(?P<name>.+)\.(partial|replaced|removed)")  # see files.py
 RESULTS = ("adapter", "model")
-FIXED = {
-    "train": ("learning_rate", "scheduler", "warmup_ratio", "weight_decay", "optimizer"),
-    "method": (
-        *("name", "init", "lora_plus_ratio", "teacher", "student", "divergence", "temperature"),
-        "teacher_weight",
-    ),
-}
 _PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "datasets", "openvino", "bitsandbytes"),
     "intel_extension_for_pytorch",
@@ -43,16 +36,17 @@ logger = logging.getLogger(__name__)
 
 
 def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to resume from, or None to start at step 0. Changes nothing.
+    """The checkpoint to resume from, or None to start at step 0. Changes nothing in the folder.
+
+    Rank 0 holds the folder's lock, so that no one else changes it.
 
     Raises UserError if the folder holds a run and neither flag is given, if that run is finished,
     or if the folder holds files that no run writes.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file, not a folder: choose another output.directory")
-    present = sorted(run.iterdir()) if run.is_dir() else []
+    found = sorted(run.iterdir()) if run.is_dir() else []  # absent on a host that does not share it
+    present = [path for path in found if path.name not in run_lock.FILES]
     if foreign := [path.name for path in present if not _belongs_to_a_run(path)]:
         raise UserError(
             f"{run} is not the folder of a run: it holds {foreign[0]}: choose another "
@@ -75,37 +69,17 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
     return start
 
 
-def check_settings(run: Path, config: Config) -> None:
-    """Raise UserError for a changed setting that a resumed optimizer would ignore."""
-    try:
-        stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        previous = {
-            (part, name): stored[part][name]
-            for part, names in FIXED.items()
-            for name in names
-            if name in stored[part]
-        }
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return  # without config.yaml there is nothing to compare; the checkpoint is whole
-    now = config.model_dump(mode="json")
-    for (part, name), before in previous.items():
-        if before != now[part][name]:
-            raise UserError(
-                f"{run}: {part}.{name} was {before} when this run started, and is now "
-                f"{now[part][name]}: restore it, or start again with --overwrite"
-            )
-
-
 def _belongs_to_a_run(path: Path) -> bool:
     half_done = _HALF_DONE.fullmatch(path.name)
     return _FILE_OF_A_RUN.fullmatch(half_done["name"] if half_done else path.name) is not None
 
 
 def begin(run: Path, *, overwrite: bool) -> None:
-    """Create the folder; with `overwrite`, delete the files of an earlier run."""
+    """Delete what a kill left half-written; with `overwrite`, all files of an earlier run."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
         for path in run.iterdir():
+            if path.name in run_lock.FILES:
+                continue
             if overwrite or path.name.startswith("."):  # a dot: left half-written by a kill
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:

@@ -62,8 +62,11 @@ class TrainedWeights(Protocol):
         """Raise UserError if the checkpoint has other weights than these."""
         ...
 
-    def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
-        """Write the files that eval, merge and export open; the caller saves the tokenizer."""
+    def save_result(self, folder: Path, tokenizer: Any, base_model: str, base: Path) -> None:
+        """Write the files that eval, merge and export open; the caller saves the tokenizer.
+
+        base_model: the base's id; base: its folder.
+        """
         ...
 
 
@@ -106,7 +109,7 @@ class Adapter:
                     "the method section of the config, or start again with --overwrite"
                 )
 
-    def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
+    def save_result(self, folder: Path, tokenizer: Any, base_model: str, base: Path) -> None:
         """See TrainedWeights."""
         self.save(folder)
 
@@ -130,6 +133,6 @@ class WholeModel:
     def check(self, checkpoint: Path) -> None:
         """See TrainedWeights."""
 
-    def save_result(self, folder: Path, tokenizer: Any, base_model: str) -> None:
+    def save_result(self, folder: Path, tokenizer: Any, base_model: str, base: Path) -> None:
         """See TrainedWeights. The model is in bf16 afterwards."""
-        save_whole(self.model.to(torch.bfloat16), tokenizer, folder, base_model)
+        save_whole(self.model.to(torch.bfloat16), tokenizer, folder, base_model, base)

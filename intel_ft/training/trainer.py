@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 
 from intel_ft.config import Config
 from intel_ft.host import devices
@@ -25,9 +25,12 @@ from intel_ft.training.decide import total_steps
 from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.meter import StepClock
 from intel_ft.training.optimizer_state import optimizer_name
-from intel_ft.training.records import MetricsFile, ProgressLine
+from intel_ft.training.records import MetricsFile, ProgressLine, is_evaluated
 from intel_ft.training.step import NotFinite, train_step, validation_loss
 from intel_ft.training.workload import Training
+
+_CONTROL = tuple(f"should_{what}" for what in ("training_stop", "epoch_stop", "log", "evaluate"))
+_CONTROL += ("should_save",)
 
 
 class PlanTrainer(Trainer):  # type: ignore[misc]
@@ -109,6 +112,56 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             self.best_weights = adapter_weights(self.model)
         return best
 
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        """All ranks log, save, evaluate and stop together, even if a callback on one asked for it.
+
+        After the last step the checkpoint comes first: the evaluation may take minutes or fail.
+        """
+        self._agree_on_control()
+        evaluate, save = self.control.should_evaluate, self.control.should_save
+        if evaluate and save and self.state.global_step >= self.state.max_steps:
+            self.control.should_evaluate = False
+            super()._maybe_log_save_evaluate(*arguments, **options)
+            self.control.should_evaluate = True
+        super()._maybe_log_save_evaluate(*arguments, **options)
+        if evaluate or save:  # more callbacks were called
+            self._agree_on_control()
+
+    def _agree_on_control(self) -> None:
+        agreed = self.training.world.any_of([getattr(self.control, name) for name in _CONTROL])
+        for name, value in zip(_CONTROL, agreed, strict=True):
+            setattr(self.control, name, value)
+
+    def save_last_step(self) -> None:
+        """Write a checkpoint of the last step, unless there is one: early stopping saves none."""
+        last = Path(self.args.output_dir) / f"{checkpoint.PREFIX}{self.state.global_step}"
+        if self.training.world.any_of([not last.is_dir()])[0]:
+            self._save_checkpoint(self.model, None)
+
+    def load_state(self, folder: Path) -> None:
+        """Restore weights, best weights and the history of a checkpoint, to train no further."""
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / checkpoint.STATE))
+        self._load_callback_state()
+
+    def evaluate_if_missing(self, folder: Path) -> None:
+        """Evaluate the checkpoint in `folder` if its run was killed before it did that itself."""
+        args, world, data = self.args, self.training.world, self.training.data
+        state = TrainerState.load_from_json(str(folder / checkpoint.STATE))
+        every = args.eval_steps if args.eval_strategy == "steps" else data.plan.steps_per_epoch
+        due = state.global_step % int(every) == 0 or state.global_step >= args.max_steps
+        if data.validation is None or not due or is_evaluated(state):
+            return
+        self.load_state(folder)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, MetricsFile):
+                callback.on_train_begin(args, self.state, self.control)
+        self._determine_best_metric(self.evaluate(), None)
+        self._export_callback_states()
+        with world.raise_on_all_ranks():
+            if world.rank == 0:
+                checkpoint.add_evaluation(self, folder)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Our own checkpoint, because it must be whole or absent, with a checksum of each file."""
         self._export_callback_states()
@@ -136,7 +189,11 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             checkpoint.load_optimizer(self, Path(checkpoint_folder))
 
     def _load_callback_state(self) -> None:
-        """Restore attributes only: Transformers also restores the stop that a signal requested."""
+        """Restore attributes only: Transformers also restores the stop that a signal requested.
+
+        It also keeps the old run's save_steps, eval_steps and logging_steps, whatever is set now.
+        """
+        self.state.compute_steps(self.args, self.args.max_steps)
         for callback in self.callback_handler.callbacks:
             stored = self.state.stateful_callbacks.get(type(callback).__name__, {})
             if isinstance(callback, ExportableState):

@@ -1,6 +1,6 @@
 """What a training consists of: its data, its model, and the meter of its speed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,9 +62,13 @@ class TrainingModel:
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that the training step works with; `world` is all ranks, seen from this one."""
+    """Everything that the training step works with; `world` is all ranks, seen from this one.
+
+    facts: what the run's meaning depends on (training.run_facts), kept in its checkpoints.
+    """
 
     data: TrainingData
     model: TrainingModel
     meter: Meter
     world: World
+    facts: dict[str, str] = field(default_factory=dict)

@@ -154,17 +154,6 @@ def test_long_examples_weigh_more_where_attention_is_dear() -> None:
     assert sorted(len(share) for share in squared.shares(2)) == [1, 2]
 
 
-def test_the_fingerprint_changes_with_what_changes_the_steps_and_nothing_else() -> None:
-    lengths = list(range(1, 20))
-    known = make_plan(lengths).fingerprint()
-    assert make_plan(lengths).fingerprint() == known
-    assert make_plan(lengths, row=128, quadratic_cost=0.1).fingerprint() == known
-    assert make_plan(lengths, seed=1).fingerprint() != known
-    assert make_plan(lengths, batch=5).fingerprint() != known
-    assert make_plan([*lengths[:-1], 20]).fingerprint() != known
-    other = Plan(np.array(lengths), np.array(lengths), 4, 64, 0)
-    assert other.fingerprint() != known
-
 
 def test_no_examples_is_an_error() -> None:
     with pytest.raises(UserError, match="no examples to train on"):

@@ -1,0 +1,138 @@
+"""What a run's meaning depends on, by name: compared between ranks, and when a run resumes.
+
+A checkpoint keeps these facts. A difference that would make the resumed run another one is refused
+by name; one that takes effect from here on is reported.
+"""
+
+import json
+import logging
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from intel_ft.artifacts.fingerprints import (
+    config_fingerprint,
+    hash_of,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from intel_ft.config import Config
+from intel_ft.data.examples import Examples
+from intel_ft.errors import UserError
+from intel_ft.models.load import model_folder
+from intel_ft.models.weight_files import weight_files
+from intel_ft.training.distillation import OWN_BASE, teacher_config
+from intel_ft.training.setup import Inputs
+
+BASE_WEIGHTS = "base weights"
+_NONE = "none"
+# Files may lie elsewhere on another host or later: their contents are compared.
+_PATHS = ("model.name_or_path", "model.revision", "data.train", "data.eval", "method.teacher")
+_REFUSED = (
+    *("train.learning_rate", "train.scheduler", "train.warmup_ratio", "train.weight_decay"),
+    *("train.optimizer", "train.seed", "train.global_batch_size", "base format"),
+    *(BASE_WEIGHTS, "base config.json", "teacher weights", "training data", "evaluation data"),
+)
+_REPORTED = (
+    *("train.max_grad_norm", "train.eval_steps", "train.early_stopping", "model.dtype"),
+    *("tokenizer", "prompt template", "data.system_prompt"),
+)
+_REMEDIES = {
+    BASE_WEIGHTS: "model.name_or_path",
+    "base config.json": "model.name_or_path",
+    "base format": "model.base_dtype",
+    "teacher weights": "method.teacher",
+    "training data": "data.train and what is done with it (data, tokenizer, template)",
+    "evaluation data": "data.eval or data.eval_fraction",
+}
+
+logger = logging.getLogger(__name__)
+
+Facts = dict[str, str]
+
+
+def settings_facts(config: Config, packages: dict[str, str | None], start: Path | None) -> Facts:
+    """What all ranks must have in common before they read data: versions, config and checkpoint."""
+    values = config.model_dump(mode="json")
+    settings = {
+        name: json.dumps(value, ensure_ascii=False)
+        for section, keys in values.items()
+        for key, value in keys.items()
+        if (name := f"{section}.{key}") not in _PATHS
+    }
+    return {
+        "Python version": platform.python_version(),
+        **{f"version of {name}": str(number) for name, number in packages.items()},
+        **settings,
+        "newest checkpoint in output.directory, which has to be on a shared filesystem": (
+            start.name if start else _NONE
+        ),
+    }
+
+
+def content_facts(config: Config, inputs: Inputs) -> Facts:
+    """What the run reads: fingerprints of base, teacher, examples and tokenizer."""
+    evaluation = inputs.validation
+    return {
+        BASE_WEIGHTS: _weights(inputs.folder),
+        "base config.json": config_fingerprint(inputs.folder),
+        "base format": config.base_dtype,
+        "teacher weights": _teacher(config),
+        "training data": _examples(inputs.training.examples),
+        "evaluation data": _NONE if evaluation is None else _examples(evaluation.examples),
+        "tokenizer": tokenizer_fingerprint(inputs.tokenizer),
+        "prompt template": inputs.training.template,
+    }
+
+
+def stored_facts(config: Config, contents: Facts) -> Facts:
+    """What a checkpoint keeps: the contents, and the settings in the sections that matter."""
+    values = config.model_dump(mode="json")
+    sections = ("model", "data", "method", "train")
+    settings = {
+        f"{part}.{key}": json.dumps(v) for part in sections for key, v in values[part].items()
+    }
+    return {name: text for name, text in settings.items() if name not in _PATHS} | contents
+
+
+def check_facts(checkpoint: Path, before: Facts, now: Facts) -> None:
+    """Raise UserError, naming every difference that a resumed run must not have; report others."""
+    changed = [name for name in before if name in now and before[name] != now[name]]
+    if before.get("evaluation data") == _NONE and "evaluation data" in changed:
+        changed.remove("evaluation data")  # nothing was measured yet
+        logger.info("%s: the run had no evaluation data; it is evaluated from here on", checkpoint)
+    refused = [name for name in changed if name in _REFUSED or name.startswith("method.")]
+    if refused:
+        restore = ", ".join(dict.fromkeys(_REMEDIES.get(name, name) for name in refused))
+        differences = "; ".join(_difference(name, before[name], now[name]) for name in refused)
+        raise UserError(
+            f"{checkpoint} belongs to another run: {differences}: restore {restore}, or start "
+            "again with --overwrite"
+        )
+    for name in changed:
+        if name in _REPORTED:
+            logger.info("%s: %s", checkpoint, _difference(name, before[name], now[name]))
+
+
+def _difference(name: str, before: str, now: str) -> str:
+    if name in _REMEDIES or name == "tokenizer":
+        return f"the {name} differs from that of the start (fingerprint {before}, now {now})"
+    return f"{name} was {before} when this run started, and is now {now}"
+
+
+def _examples(examples: Examples) -> str:
+    arrays = (examples.tokens, examples.supervised, examples.offsets)
+    return hash_of(*(np.ascontiguousarray(array).tobytes() for array in arrays))
+
+
+def _teacher(config: Config) -> str:
+    if config.method.teacher in (None, OWN_BASE):
+        return _NONE
+    folder = model_folder(teacher_config(config))
+    return _weights(folder)
+
+
+def _weights(folder: Path) -> str:
+    files = weight_files(folder) or sorted(folder.glob("*.bin"))  # pickles, and an IR's weights
+    return weights_fingerprint(files)
