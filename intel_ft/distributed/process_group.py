@@ -15,6 +15,7 @@ from intel_ft.config import BackendConfig
 from intel_ft.decisions import Decision
 from intel_ft.distributed.collective import Installed, choose_collective
 from intel_ft.distributed.heartbeat import Heartbeat
+from intel_ft.distributed.rendezvous import check_address, meet
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError
 from intel_ft.host.launcher_env import TORCHRUN
@@ -47,7 +48,7 @@ def init_process_group(
     if world.rank:
         logging.getLogger("intel_ft").setLevel(logging.WARNING)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # only rank 0 prints results
-    _set_rendezvous(world)
+    address = _set_rendezvous(world)
     chosen = choose_collective(
         backend, compute=compute, launcher=world.launcher, installed=Installed.detect()
     )
@@ -59,19 +60,21 @@ def init_process_group(
             os.environ.setdefault(name, interface.value)
     if chosen.value == "ccl":
         import intel_ft.distributed.oneccl  # noqa: F401  registers the backend
+    timeout = timedelta(seconds=backend.timeout)
     try:
         dist.init_process_group(
             _TORCH_NAMES.get(chosen.value, chosen.value),
             rank=world.rank,
             world_size=world.size,
-            timeout=timedelta(seconds=backend.timeout),
+            store=meet(world.rank, world.size, address, timeout),
+            timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise IntelFTError(
             f"rank {world.rank} of {world.size} on {platform.node()} could not join the process "
-            f"group at {address} ({' '.join(str(error).split())[:200]}): check that every rank "
-            "has started, and that MASTER_ADDR, MASTER_PORT and firewalls let them reach rank 0"
+            f"group at {address[0]}:{address[1]} ({' '.join(str(error).split())[:400]}): check "
+            "that every rank has started, and that MASTER_ADDR, MASTER_PORT and firewalls let them "
+            "reach rank 0"
         ) from error
     for decision in decisions:
         logger.info("%s", decision)
@@ -112,8 +115,11 @@ def _source_address(destination: str) -> str | None:
         return None
 
 
-def _set_rendezvous(world: World) -> None:
-    """Set the variables that torch and Accelerate read, whichever launcher started this rank."""
+def _set_rendezvous(world: World) -> tuple[str, int]:
+    """Set the variables that torch and Accelerate read, whichever launcher started this rank.
+
+    Returns the host and port of rank 0. Raises EnvironmentProblem.
+    """
     environment = os.environ
     if "MASTER_ADDR" not in environment and world.local_size < world.size:
         raise EnvironmentProblem(
@@ -121,26 +127,22 @@ def _set_rendezvous(world: World) -> None:
             "several hosts: set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port "
             "there, or start the run with `intel-ft launch`"
         )
-    environment.setdefault("MASTER_ADDR", "127.0.0.1")
-    if world.rank == 0 and world.launcher != TORCHRUN:  # torchrun's agent may listen elsewhere
-        _require_local_address(environment["MASTER_ADDR"])
+    host = environment.setdefault("MASTER_ADDR", "127.0.0.1")
     # Ranks on one host have the same parent process; two jobs on one host do not.
-    environment.setdefault("MASTER_PORT", str(20000 + os.getppid() % 20000))
+    port = environment.setdefault("MASTER_PORT", str(20000 + os.getppid() % 20000))
+    address = (host, check_address(host, port))
+    if world.rank == 0 and world.launcher != TORCHRUN:  # torchrun's agent may listen elsewhere
+        _require_local_address(host)
     environment["RANK"] = str(world.rank)
     environment["WORLD_SIZE"] = str(world.size)
     environment["LOCAL_RANK"] = str(world.local_rank)
     environment["LOCAL_WORLD_SIZE"] = str(world.local_size)
+    return address
 
 
 def _require_local_address(host: str) -> None:
     """Raise EnvironmentProblem unless `host`, where rank 0 is to listen, is this host."""
-    try:
-        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"MASTER_ADDR={host} cannot be resolved on {platform.node()} ({error}): set it to a "
-            "name or address of the host of rank 0"
-        ) from None
+    addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     for family, kind, protocol, _, address in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from intel_ft.decisions import Decision
 from intel_ft.distributed.binding import bind
+from intel_ft.distributed.rendezvous import check_address
 from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError
 from intel_ft.host.launcher_env import TORCHRUN, LauncherEnv
 from intel_ft.orphan import end_with_parent
@@ -51,6 +52,9 @@ def start_rank(options: LaunchOptions, binding: str, collective: str = "auto") -
         os.environ["MASTER_ADDR"], _, os.environ["MASTER_PORT"] = options.master.rpartition(":")
     if env.size > 1:
         os.environ["RANK"] = str(env.rank)  # error lines name it
+        check_address(
+            os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
+        )
     if options.logs is not None:
         _log_to(options.logs / f"rank-{env.rank}.log")
     if env.rank:

@@ -7,8 +7,12 @@ before you create TrainingArguments or an Accelerator: both use an existing grou
 import os
 
 import torch.distributed
+from torch.distributed.distributed_c10d import default_pg_timeout
 
 import intel_ft.distributed.oneccl  # noqa: F401  registers ccl, and passes MPI's ranks to torch
+from intel_ft.distributed.rendezvous import address_from_environment, meet
 
-if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-    torch.distributed.init_process_group("ccl")
+if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    rank = int(os.environ["RANK"])
+    store = meet(rank, size, address_from_environment(), default_pg_timeout)
+    torch.distributed.init_process_group("ccl", store=store, rank=rank, world_size=size)
