@@ -1,5 +1,6 @@
-"""What every test shares: hypothesis settings, and seeded random weights."""
+"""What every test shares: hypothesis settings, seeded random weights, less garbage collection."""
 
+import gc
 import sys
 
 import pytest
@@ -9,6 +10,15 @@ from hypothesis import settings
 # The examples of a test are the same in every run: what fails here fails for whoever tries it.
 settings.register_profile("shared-machine", deadline=None, derandomize=True)
 settings.load_profile("shared-machine")
+
+gc.disable()  # while the tests and all that they import are collected
+
+
+def pytest_collection_finish():
+    """Never visit again, in any garbage collection, what was imported to collect the tests."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from support.harness import MODEL, metrics, run, shortest_examples, start, write_config
+from support.harness import MODEL, metrics, run, shortest_examples, start, start_ranks, write_config
 
 _TRAIN = {
     "max_steps": 4,
@@ -122,15 +121,7 @@ def test_two_ranks_are_one(name, tmp_path) -> None:
     one, two = (prepared(tmp_path / folder, name) for folder in ("one", "two"))
     options = ("model.dtype=float32", "method.dropout=0")
     alone = start("train", "config.yaml", *options, cwd=one)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = []
-    for rank in ("0", "1"):
-        place = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": rank}
-        options_here = (*options, "backend.collective=gloo")
-        ranks.append(start("train", "config.yaml", *options_here, cwd=two, env=shared | place))
+    ranks = start_ranks(2, "train", "config.yaml", *options, "backend.collective=gloo", cwd=two)
     for running in (alone, *ranks):
         result = running.wait()
         assert result.code == 0, result.err

@@ -1,6 +1,7 @@
 """Any number of ranks is the same run: the same steps, losses and adapter.
 
-Runs are started by real launchers, killed, and resumed on other numbers of ranks.
+Ranks are killed, and runs resumed on other numbers of ranks. Ranks over gloo are forked, with the
+variables that torchrun sets; ranks over oneCCL are started by Intel MPI.
 """
 
 import os
@@ -11,44 +12,27 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.harness import run, start_ranks
 from support.worlds import assert_same, fresh, losses, wait_for
 
 from intel_ft.distributed.oneccl import why_not_usable
 
 SCRIPTS = Path(sys.executable).parent
+FLOAT32 = "model.dtype=float32"
 needs_oneccl = pytest.mark.skipif(why_not_usable() is not None, reason=str(why_not_usable()))
 
 
-def torchrun(ranks):
-    program = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={ranks}",
-    ]
-    return [*program, "--no-python", SCRIPTS / "intel-ft"]
-
-
-def mpirun(ranks):
-    return [SCRIPTS / "mpirun", "-n", str(ranks), SCRIPTS / "intel-ft"]
-
-
-def alone(_):
-    return [SCRIPTS / "intel-ft"]
-
-
-def started(launcher, ranks, folder, *arguments, dtype="float32"):
-    environment = {
-        **os.environ,
-        "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
-        "I_MPI_ROOT": sys.prefix,
-        "OMP_NUM_THREADS": "1",
-    }
+def started(launcher, folder, *arguments):
+    """Start `intel-ft train` by a launcher's command."""
     return subprocess.Popen(
-        [*launcher(ranks), "train", "config.yaml", f"model.dtype={dtype}", *arguments],
+        [*launcher, SCRIPTS / "intel-ft", "train", "config.yaml", FLOAT32, *arguments],
         cwd=folder,
-        env=environment,
+        env={
+            **os.environ,
+            "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
+            "I_MPI_ROOT": sys.prefix,
+            "OMP_NUM_THREADS": "1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -56,86 +40,117 @@ def started(launcher, ranks, folder, *arguments, dtype="float32"):
     )
 
 
+def mpirun(ranks):
+    return [SCRIPTS / "mpirun", "-n", str(ranks)]
+
+
 def finished(process, code=0):
     out, err = process.communicate(timeout=400)
     assert process.returncode == code, out + err
-    return out, err
+    return err
+
+
+def one_rank(folder, *arguments):
+    result = run("train", "config.yaml", FLOAT32, *arguments, cwd=folder, seconds=400)
+    assert result.code == 0, result.err
+
+
+def ranks_of(count, folder, *arguments):
+    """Train on so many ranks over gloo; returns the messages of each."""
+    ranks = start_ranks(count, "train", "config.yaml", FLOAT32, *arguments, cwd=folder)
+    results = [rank.wait(400) for rank in ranks]
+    assert [result.code for result in results] == [0] * count, results
+    return [result.err for result in results]
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The run on one rank."""
     folder = fresh(tmp_path_factory.mktemp("ranks") / "one")
-    finished(started(alone, 1, folder))
+    one_rank(folder)
     return folder / "out"
 
 
-@pytest.mark.parametrize(
-    ("launcher", "ranks"),
-    # Two ranks: tests/e2e/test_launch_walk.py, by both launchers.
-    [(torchrun, 4), pytest.param(mpirun, 4, marks=needs_oneccl)],
-)
-def test_any_number_of_ranks_is_the_same_run(reference, tmp_path, launcher, ranks):
+# Two ranks: tests/e2e/test_launch_walk.py, by both launchers.
+def test_any_number_of_ranks_is_the_same_run(reference, tmp_path):
     folder = fresh(tmp_path / "many")
-    _, err = finished(started(launcher, ranks, folder, "--json"))
-    collective = "ccl" if launcher is mpirun else "gloo"
-    assert f"backend.collective = {collective}" in err
+    first, *others = ranks_of(4, folder, "--json")
+    assert "backend.collective = gloo" in first
+    assert not any("backend.collective" in err for err in others), "rank 0 tells of decisions"
+    assert_same(folder / "out", reference)
+
+
+@needs_oneccl
+def test_any_number_of_ranks_of_intel_mpi_is_the_same_run(reference, tmp_path):
+    folder = fresh(tmp_path / "many")
+    err = finished(started(mpirun(4), folder, "--json"))
+    assert "backend.collective = ccl" in err
     assert err.count("backend.collective") == 1, "only the first rank tells of decisions"
     assert_same(folder / "out", reference)
 
 
 def test_more_ranks_than_examples_in_a_step(tmp_path):
     one, three = (fresh(tmp_path / name, global_batch_size=2) for name in ("one", "three"))
-    finished(started(alone, 1, one))
-    finished(started(torchrun, 3, three))
+    one_rank(one)
+    ranks_of(3, three)
     assert_same(three / "out", one / "out")
 
 
 def test_bf16_is_the_same_to_its_rounding(tmp_path):
     # Few steps: rounding grows from step to step.
     one, two = (fresh(tmp_path / name, max_steps=6) for name in ("one", "two"))
-    finished(started(alone, 1, one, dtype="bfloat16"))
-    finished(started(torchrun, 2, two, dtype="bfloat16"))
+    one_rank(one, "model.dtype=bfloat16")
+    ranks_of(2, two, "model.dtype=bfloat16")
     assert losses(two / "out") == pytest.approx(losses(one / "out"), rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("first", "launcher", "ranks"),
-    [(torchrun, torchrun, 3), pytest.param(mpirun, alone, 1, marks=needs_oneccl)],
-)
-def test_two_ranks_killed_go_on_as_any_number(reference, tmp_path, first, launcher, ranks):
+def test_two_ranks_killed_go_on_as_three(reference, tmp_path):
     folder = fresh(tmp_path / "killed")
-    process = started(first, 2, folder)
+    ranks = start_ranks(2, "train", "config.yaml", FLOAT32, cwd=folder)
+    ranks[1].wait_until((folder / "out/checkpoint-2").exists)
+    ranks[1].kill(signal.SIGKILL)
+    assert ranks[1].wait(60).code == -signal.SIGKILL
+    assert ranks[0].wait(60).code not in (0, None)
+    ranks_of(3, folder, "--resume")
+    assert_same(folder / "out", reference)
+
+
+@needs_oneccl
+def test_two_ranks_of_intel_mpi_killed_go_on_as_one(reference, tmp_path):
+    folder = fresh(tmp_path / "killed")
+    process = started(mpirun(2), folder)
     wait_for(folder / "out/checkpoint-2", process)
-    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    os.kill(processes_of_ranks(process)[1], signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    finished(started(launcher, ranks, folder, "--resume"))
+    one_rank(folder, "--resume")
     assert_same(folder / "out", reference)
 
 
 def test_a_signal_to_one_rank_saves_on_all(reference, tmp_path):
     folder = fresh(tmp_path / "stopped")
-    process = started(torchrun, 2, folder)
-    wait_for(folder / "out/metrics.jsonl", process)
-    os.kill(ranks_of(process)[1], signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert "SIGTERM: saved checkpoint-" in err
+    ranks = start_ranks(2, "train", "config.yaml", FLOAT32, cwd=folder)
+    ranks[1].wait_until((folder / "out/metrics.jsonl").exists)
+    ranks[1].kill(signal.SIGTERM)
+    results = [rank.wait(60) for rank in ranks]
+    assert {result.code for result in results} == {128 + signal.SIGTERM}, results
+    assert "SIGTERM: saved checkpoint-" in results[0].err + results[1].err
     assert list((folder / "out").glob("checkpoint-*"))
-    finished(started(torchrun, 2, folder, "--resume"))
+    ranks_of(2, folder, "--resume")
     assert_same(folder / "out", reference)
 
 
-def test_a_users_mistake_is_one_line(tmp_path):
+def test_a_users_mistake_is_one_line_under_torchrun(tmp_path):
     folder = fresh(tmp_path / "wrong")
     (folder / "train.jsonl").write_text("not JSON\n")
-    _, err = finished(started(torchrun, 2, folder), code=1)  # torchrun's own code
-    said = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1 and "train.jsonl" in said[0], err
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    err = finished(started([*torchrun, "--nproc-per-node=2"], folder), code=1)  # torchrun's code
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "train.jsonl" in errors[0], err
     assert not (folder / "out").exists()
 
 
-def ranks_of(launched):
+def processes_of_ranks(launched):
     """The processes of the ranks that a launcher started, in order: those that started none."""
     below = psutil.Process(launched.pid).children(recursive=True)
     return sorted(process.pid for process in below if not process.children())

@@ -25,16 +25,10 @@ from typing import Any
 import yaml
 
 from intel_ft import assets
+from intel_ft.distributed.launch.launcher import free_port
 
 MODEL = Path(assets.resolve("tiny-python-llama"))
 DATA = Path(assets.resolve("docstring-to-python/train.jsonl"))
-_PRELOAD = [
-    "intel_ft.cli.main",
-    "intel_ft.training.run",
-    "datasets.packaged_modules.json.json",
-    "transformers.models.llama.modeling_llama",
-    "peft.tuners.lora",
-]
 _ENVIRONMENT = {
     "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens: these tests have no network
     "TRANSFORMERS_VERBOSITY": "error",  # what cli.main sets before it imports the libraries
@@ -94,7 +88,7 @@ class Running:
 @functools.cache
 def _fork_server() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(["support.preloaded"])
     before = dict(os.environ)
     os.environ.update(_ENVIRONMENT)
     try:
@@ -133,6 +127,26 @@ def start(
         )
         process.start()
     return Running(process, out, err)
+
+
+def start_ranks(
+    count: int, *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None
+) -> list[Running]:
+    """Start `intel-ft ARGUMENTS` as `count` ranks on this host, with the variables of torchrun."""
+    world = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+    return [
+        start(
+            *arguments,
+            cwd=cwd,
+            env=dict(env or {}) | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
 
 
 def run(*arguments: str | Path, cwd: Path, seconds: float = 120, **options: Any) -> Result:

@@ -133,14 +133,13 @@ def test_a_process_that_fails_names_its_contender_and_reason():
         )
 
 
-def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of_it():
-    for via in ("mpirun", "torchrun"):
-        start = command(Job((), (), 2, "127.0.0.1:0"), via)
-        environment = {**os.environ, **start.environment}
-        with pytest.raises(IntelFTError, match="bench ours: KeyError: 'workload'"):
-            subprocess_json.run_module(
-                "ours", "intel_ft.bench.worker", ["{}"], environment, start.arguments
-            )
+@pytest.mark.parametrize("via", ["mpirun", "torchrun"])
+def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of_it(via, tmp_path):
+    (tmp_path / "failing.py").write_text("raise KeyError('workload')\n")
+    start = command(Job((), (), 2, "127.0.0.1:0"), via)
+    environment = {**os.environ, **start.environment, "PYTHONPATH": str(tmp_path)}
+    with pytest.raises(IntelFTError, match="bench ours: KeyError: 'workload'"):
+        subprocess_json.run_module("ours", "failing", [], environment, start.arguments)
 
 
 @pytest.mark.parametrize("via", [None, "mpirun", "torchrun"])
