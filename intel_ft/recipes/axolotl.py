@@ -41,6 +41,7 @@ def translate(t: Translation, devices: int) -> None:
         ("max_steps", "train.max_steps", values.positive_int, None),
     ):
         t.convert(old, new, change, default)
+    _total_batch(t)
     schedule.batch(t, "micro_batch_size", 1, devices, ("sample_packing",))
     values.optimizer(t, "optimizer", "adamw_torch_fused")
     values.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
@@ -55,6 +56,16 @@ def translate(t: Translation, devices: int) -> None:
     t.take_not_needed(NOT_NEEDED)
     t.take_not_needed(values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
+
+
+def _total_batch(t: Translation) -> None:
+    """An older file's batch_size, which is micro_batch_size times the accumulation."""
+    total, micro = t.read("batch_size", values.number), t.left.get("micro_batch_size") or 1
+    if total is not None and is_off(t.left.get("gradient_accumulation_steps")):
+        t.left["gradient_accumulation_steps"] = total / values.number(micro)
+        t.mapped.append(f"batch_size: {total:g}: as micro_batch_size x gradient_accumulation_steps")
+    elif total is not None:
+        t.not_needed.append(f"batch_size: {total:g}: gradient_accumulation_steps says it")
 
 
 def _precision(t: Translation) -> None:
@@ -104,7 +115,7 @@ def _method(t: Translation) -> None:
         t.put("method.target_modules", "all-linear", "lora_target_linear: true")
         t.take_unsupported({"lora_target_modules": "lora_target_linear takes precedence"})
     else:
-        t.convert("lora_target_modules", "method.target_modules", values.modules)
+        values.targets(t, "lora_target_modules")
     t.move("peft_use_dora", "method.use_dora")
     t.move("peft_use_rslora", "method.use_rslora")
     values.init_weights(t, "peft_init_lora_weights")
@@ -194,6 +205,8 @@ def _dataset(t: Translation, old: str, new: str, split: str) -> None:
         names = t.left.get(f"{first}.roles.{role}")
         if isinstance(names, list) and set(names) <= {role, *known}:
             t.not_needed.append(f"{first}.roles.{role}: {t.take(f'{first}.roles.{role}')}: read so")
+    trained = ("training", "train", "loss", "weight")
+    values.name_in_turns(t, f"{first}.message_field_training", trained, "training")
     _supervised_turns(t, first)
     t.take_not_needed(
         {

@@ -4,6 +4,8 @@ Keys and defaults: hiyouga/LLaMA-Factory, src/llamafactory/hparams (model_args, 
 finetuning_args; the rest are transformers.TrainingArguments); https://llamafactory.readthedocs.io/en/latest/advanced/arguments.html
 """
 
+import re
+
 from intel_ft.errors import UserError
 from intel_ft.recipes import llama_factory_data, schedule, values
 from intel_ft.recipes.recognize import refuse_keys
@@ -39,6 +41,16 @@ NOT_NEEDED = {
     ),
     "predict_with_generate": "use `intel-ft eval --generate N`",
     "infer_*": "use `intel-ft generate`",
+    "use_v1_kernels": "fused kernels are used wherever they apply",
+    "use_kv_cache": "training never uses a KV cache",
+    "offload_folder": "weights are memory-mapped",
+    "buffer_size": "the data is read as a whole",
+    "ms_hub_token": "download the data or the model and name its folder",
+    "om_hub_token": "download the data or the model and name its folder",
+    "eval_num_beams": "use `intel-ft generate`",
+    "generation_*": "use `intel-ft generate`",
+    "export_*": "use `intel-ft export`",
+    "fp8_*": "fp8 is not used",
     "pissa_convert": "the saved adapter is always a plain LoRA adapter",
 }
 
@@ -51,8 +63,16 @@ NOT_SFT = {
     **dict.fromkeys(("freeze_vision_tower", "freeze_multi_modal_projector"), _MEDIA),
     **dict.fromkeys(("freeze_language_model", "use_audio_in_video"), _MEDIA),
     "train_mm_proj_only": _MEDIA,
+    "export_dir": "this file merges a model: use `intel-ft merge` or `intel-ft export`",
+    "task": "this file evaluates a model: use `intel-ft eval`",
 }
 """Keys of files that train something else than a language model of text on examples."""
+
+_VISION = (
+    r"(^|_)(vl|omni|llava|mllama|pixtral|paligemma|intern_?vl|minicpm_[vo]|glm4[\d_]*v|qwen2_audio|"
+    r"yi_vl|mossvl|ocr|gemma3n|kimi_vl|video)(\d|_|$)"
+)
+"""Names of templates of models that see images or hear."""
 
 UNSUPPORTED = {
     "adapter_name_or_path": "training always starts from the base, not from another adapter",
@@ -82,6 +102,16 @@ UNSUPPORTED = {
     "use_muon": "Muon is not supported",
     "use_llama_pro": "LLaMA Pro is not supported",
     "use_dft_loss": "the loss is always cross-entropy",
+    "use_asft_loss": "the loss is always cross-entropy",
+    "use_eaft_loss": "the loss is always cross-entropy",
+    "asft_*": "the loss is always cross-entropy",
+    "eaft_*": "the loss is always cross-entropy",
+    "moe_aux_loss_coef": "the loss is always cross-entropy",
+    "fp8": "fp8 is not supported: see model.base_dtype",
+    "use_mca": "Megatron is not supported",
+    "use_kt": "KTransformers is not supported",
+    "kt_*": "KTransformers is not supported",
+    "init_special_tokens": "adding tokens is not supported",
     "loraplus_lr_embedding": "embeddings do not get an adapter",
     "pissa_iter": "PiSSA always uses a randomized method with 8 power iterations",
     "disable_shuffling": "each epoch is shuffled with train.seed",
@@ -98,11 +128,9 @@ _TEMPLATES = {"llama2": "llama2", "alpaca": "alpaca", "chatml": "chatml", "empty
 
 def translate(t: Translation, devices: int) -> None:
     """Translate every key of a LLaMA-Factory file; UserError if it is not fine-tuning."""
+    _refuse_other_work(t)
     if (stage := t.take("stage")) not in (None, "sft"):
         raise UserError(f"{t.origin}: stage: {stage}: only supervised fine-tuning is supported")
-    refuse_keys(t, NOT_SFT)
-    if is_off(t.left.get("do_train", True)) and t.left.get("do_predict"):
-        raise UserError(f"{t.origin}: do_predict without do_train: use `intel-ft generate`")
     if stage:
         t.not_needed.append("stage: sft: `intel-ft train` always does it")
     t.move("model_name_or_path", "model.name_or_path")
@@ -140,6 +168,20 @@ def translate(t: Translation, devices: int) -> None:
     t.move("output_dir", "output.directory")
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
+
+
+def _refuse_other_work(t: Translation) -> None:
+    """UserError for a file that does not train, or not on text alone."""
+    refuse_keys(t, NOT_SFT)
+    template = str(t.left.get("template") or "")
+    if re.search(_VISION, template):
+        raise UserError(f"{t.origin}: template: {template}: {_MEDIA}")
+    trains = ("dataset", "do_train", "tokenized_path", "stage", "learning_rate", "output_dir")
+    answers = [key for key in ("infer_backend", "adapter_name_or_path") if t.left.get(key)]
+    if answers and not any(t.left.get(key) for key in trains):
+        raise UserError(f"{t.origin}: {answers[0]}, and no dataset: use `intel-ft generate`")
+    if is_off(t.left.get("do_train", True)) and t.left.get("do_predict"):
+        raise UserError(f"{t.origin}: do_predict without do_train: use `intel-ft generate`")
 
 
 def _method(t: Translation) -> None:

@@ -5,6 +5,7 @@ through: https://huggingface.co/docs/transformers/main_classes/trainer
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from intel_ft.config import DataConfig, TrainConfig
@@ -128,11 +129,27 @@ def checkpoints(t: Translation, save_every: int | None) -> None:
         )
 
 
+def _steps_of(t: Translation) -> Callable[[Any], int]:
+    """A conversion of a number of steps, or of a share below 1 of the run's steps."""
+
+    def steps(value: Any) -> int:
+        share = number(value)
+        if not 0 < share < 1:
+            return positive_int(value)
+        total = total_steps(t)
+        if total is None:
+            raise ValueError("a share of the run's steps: set it to a number of steps")
+        return max(1, math.ceil(share * total))
+
+    return steps
+
+
 def _saving(t: Translation, save_every: int | None) -> bool:
     """Translate when to save; whether the other trainer saves checkpoints at all."""
     strategy = _strategy(t, "save_strategy")
     by_steps = strategy in (None, "steps")
-    t.convert("save_steps", "train.save_steps", positive_int, save_every if by_steps else None)
+    default = save_every if by_steps else None
+    t.convert("save_steps", "train.save_steps", _steps_of(t), default)
     if strategy == "steps":
         t.not_needed.append("save_strategy: steps: train.save_steps always counts steps")
     elif strategy == "no":
@@ -156,7 +173,7 @@ def _evaluating(t: Translation) -> None:
         t.value_of("data.eval") or t.value_of("data.eval_fraction"),
     )
     steps = t.take("eval_steps") if strategy == "epoch" else t.left.get("eval_steps")
-    t.convert("eval_steps", "train.eval_steps", positive_int)
+    t.convert("eval_steps", "train.eval_steps", _steps_of(t))
     if strategy == "no" and validates:
         t.cannot_carry(key, "no", "to skip evaluation, remove data.eval or data.eval_fraction")
     elif strategy == "no":

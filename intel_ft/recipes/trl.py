@@ -118,11 +118,7 @@ def _method(t: Translation) -> None:
     t.convert(names[0], "method.r", values.positive_int, defaults[0])
     t.convert(names[1], "method.alpha", values.number, defaults[1])
     t.convert(names[2], "method.dropout", values.number, defaults[2])
-    t.convert(names[3], "method.target_modules", values.modules)
-    if "target_modules" not in t.config["method"]:
-        t.not_carried_over.append(
-            f"{names[3]} is not set: peft chooses modules by model, intel-ft uses all-linear"
-        )
+    values.targets(t, names[3])
     t.move(rest[0], "method.use_rslora")
     t.move(rest[1], "method.use_dora")
     if (value := t.take(rest[2])) is not None:

@@ -219,6 +219,15 @@ def modules(value: Any) -> str | list[str]:
     return names
 
 
+def targets(t: Translation, old: str) -> None:
+    """Translate target modules; without them, peft chooses some by the model's architecture."""
+    t.convert(old, "method.target_modules", modules)
+    if t.value_of("method.target_modules") is None:
+        t.not_carried_over.append(
+            f"{old} is not set: peft chooses modules by model, intel-ft uses all-linear"
+        )
+
+
 def column(t: Translation, old: str, ours: str, default: str | None = None) -> None:
     """Translate the data's name of a column; default: the trainer's, None if it is ours."""
     given = t.take(old)
