@@ -2,8 +2,10 @@
 
 import gc
 import sys
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # A shared machine makes single examples slow; how long a test may take is pytest-timeout's to say.
@@ -26,3 +28,20 @@ def pytest_runtest_setup():
     """Random weights are the same whichever tests ran before, those of fixtures, too."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def page_base(tmp_path_factory, worker_id) -> Path:
+    """The folder of a base model that has memorized a page of Python; tests only read it.
+
+    It is made once for all workers.
+    """
+    from support.export_fixtures import make_base
+
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+    folder = root / "page_base"
+    with FileLock(root / "page_base.lock"):
+        if not folder.exists():
+            make_base(root / "page_base.partial").rename(folder)
+    return folder

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.export_fixtures import make_adapter, make_base
+from support.export_fixtures import make_adapter
 
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
@@ -34,11 +34,11 @@ print("left", template)
 
 
 @pytest.fixture(scope="module")
-def ir(tmp_path_factory) -> Path:
+def ir(page_base, tmp_path_factory) -> Path:
     from intel_ft.export.export import export
 
     root = tmp_path_factory.mktemp("walk")
-    make_adapter(make_base(root / "base"), root / "run" / "adapter")
+    make_adapter(page_base, root / "run" / "adapter")
     export(str(root / "run"), root / "ir", "int8")
     return root / "ir"
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.export_fixtures import make_adapter, make_base
+from support.export_fixtures import make_adapter
 from support.harness import run, start
 
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
@@ -24,20 +24,17 @@ from intel_ft.export.export import export
 from intel_ft.models.load import fingerprint
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("faults") / "base")
-
-
 @pytest.fixture
-def adapter(base, tmp_path) -> Path:
+def adapter(page_base, tmp_path) -> Path:
     """A run's adapter that says what it was trained on."""
-    folder = make_adapter(base, tmp_path / "run" / "adapter")
-    Provenance("adapter", str(base), None, "alpaca", None, "0", fingerprint(base)).save(folder)
+    folder = make_adapter(page_base, tmp_path / "run" / "adapter")
+    Provenance("adapter", str(page_base), None, "alpaca", None, "0", fingerprint(page_base)).save(
+        folder
+    )
     return folder
 
 
-def test_killed_at_any_moment(base, adapter, tmp_path) -> None:
+def test_killed_at_any_moment(page_base, adapter, tmp_path) -> None:
     arguments = ("export", "run", "--format", "int8")
     whole = run(*arguments, "-o", "whole", cwd=tmp_path, seconds=400)
     assert whole.code == 0, whole.err
@@ -80,8 +77,8 @@ def small_disk(request, tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_full_disk(base, small_disk, tmp_path) -> None:
-    arguments = ("export", base, "-o", small_disk / "ir", "--format", "int8")
+def test_full_disk(page_base, small_disk, tmp_path) -> None:
+    arguments = ("export", page_base, "-o", small_disk / "ir", "--format", "int8")
     result = run(*arguments, cwd=tmp_path, seconds=400)
     assert result.code == 1, result.err
     assert "the disk is full" in result.last_line and "no partial output" in result.last_line
@@ -103,19 +100,21 @@ def test_a_corrupt_adapter(adapter, tmp_path) -> None:
     _refused(adapter, tmp_path, str(weights), "damaged")
 
 
-def test_an_adapter_of_another_base_of_the_same_shape(base, adapter, tmp_path) -> None:
+def test_an_adapter_of_another_base_of_the_same_shape(page_base, adapter, tmp_path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    for path in base.iterdir():
+    for path in page_base.iterdir():
         os.link(path, other / path.name)
     (other / "model.safetensors").unlink()
-    tensors = {name: tensor * 1.5 for name, tensor in load_file(base / "model.safetensors").items()}
+    tensors = {
+        name: tensor * 1.5 for name, tensor in load_file(page_base / "model.safetensors").items()
+    }
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     _refused(adapter, tmp_path, str(adapter), "was not trained on", str(other), base=str(other))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(base, adapter, tmp_path, value) -> None:
+def test_weights_that_are_no_numbers(page_base, adapter, tmp_path, value) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     name = sorted(tensors)[3]
     tensors[name][0, 0] = value
@@ -123,23 +122,23 @@ def test_weights_that_are_no_numbers(base, adapter, tmp_path, value) -> None:
     _refused(adapter, tmp_path, name, "NaN or infinity")
     broken = tmp_path / "broken"
     broken.mkdir()
-    for path in base.iterdir():
+    for path in page_base.iterdir():
         os.link(path, broken / path.name)
     (broken / "model.safetensors").unlink()
-    tensors = load_file(base / "model.safetensors")
+    tensors = load_file(page_base / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][2, 2] = value
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     _refused(broken, tmp_path, "model.layers.1.mlp.up_proj.weight", "NaN or infinity")
 
 
-def test_another_tokenizer(base, adapter, tmp_path) -> None:
+def test_another_tokenizer(page_base, adapter, tmp_path) -> None:
     path = adapter / "tokenizer.json"
     values = json.loads(path.read_text())
     vocabulary = values["model"]["vocab"]
     first, second = (token for token, number in vocabulary.items() if number in (300, 301))
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path.write_text(json.dumps(values))
-    _refused(adapter, tmp_path, str(adapter), "tokenizer differs", str(base))
+    _refused(adapter, tmp_path, str(adapter), "tokenizer differs", str(page_base))
 
 
 def test_the_command_line_says_it_in_a_line(adapter, tmp_path) -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.export_fixtures import PAGE, make_adapter, make_base, make_examples, make_run
+from support.export_fixtures import PAGE, make_adapter, make_examples, make_run
 
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
@@ -40,15 +40,14 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> SimpleNamespace:
+def made(page_base, tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("export")
-    base = make_base(root / "base")
-    adapter = make_adapter(base, root / "run" / "adapter", size=0.2)
+    adapter = make_adapter(page_base, root / "run" / "adapter", size=0.2)
     reports = {
-        "fp16": export(str(base), root / "fp16", "fp16"),
+        "fp16": export(str(page_base), root / "fp16", "fp16"),
         "int8": export(str(root / "run"), root / "int8", "int8"),
     }
-    return SimpleNamespace(root=root, base=base, adapter=adapter, **reports)
+    return SimpleNamespace(root=root, base=page_base, adapter=adapter, **reports)
 
 
 def test_weights_are_what_the_format_says(made) -> None:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.export_fixtures import make_base, make_examples
+from support.export_fixtures import make_examples
 
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.data.prepare import Prepared
@@ -27,12 +27,11 @@ from intel_ft.runtimes.open_model import open_model
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(page_base, tmp_path_factory):
     """A model, the same with its weights perturbed, a task, and the first one's reference."""
     root = tmp_path_factory.mktemp("gate")
-    base = make_base(root / "base")
-    model = open_model(resolve(str(base)), dtype="float32")
-    other = open_model(resolve(str(base)), dtype="float32")
+    model = open_model(resolve(str(page_base)), dtype="float32")
+    other = open_model(resolve(str(page_base)), dtype="float32")
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in other.model.parameters():

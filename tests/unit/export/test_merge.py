@@ -1,12 +1,13 @@
 """Merging: the result agrees with base plus adapter; what cannot be merged is named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.export_fixtures import BASE_ID, PAGE, make_adapter, make_base, make_model
+from support.export_fixtures import BASE_ID, PAGE, make_adapter, make_model
 
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import resolve
@@ -17,8 +18,8 @@ from intel_ft.runtimes.open_model import open_model
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("merge") / "base")
+def base(page_base, tmp_path_factory) -> Path:
+    return shutil.copytree(page_base, tmp_path_factory.mktemp("merge") / "base")
 
 
 @pytest.fixture

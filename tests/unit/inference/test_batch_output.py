@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from support.export_fixtures import PAGE, make_adapter, make_base
+from support.export_fixtures import PAGE, make_adapter
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from intel_ft.artifacts.resolve import resolve
@@ -22,14 +22,13 @@ TEXTS = [PAGE[: PAGE.index(" sum(value")], "def max", PAGE[:300]]
 
 
 @pytest.fixture(scope="module", params=["torch", pytest.param("openvino", marks=needs_openvino)])
-def model(request, tmp_path_factory):
-    root = tmp_path_factory.mktemp("many")
-    base = make_base(root / "base")
+def model(request, page_base, tmp_path_factory):
     if request.param == "torch":
-        return open_model(resolve(str(base)), dtype="float32")
+        return open_model(resolve(str(page_base)), dtype="float32")
     from intel_ft.export.export import export
 
-    make_adapter(base, root / "run" / "adapter", size=0.0)
+    root = tmp_path_factory.mktemp("many")
+    make_adapter(page_base, root / "run" / "adapter", size=0.0)
     export(str(root / "run"), root / "ir", "fp16")
     return open_model(resolve(str(root / "ir")))
 

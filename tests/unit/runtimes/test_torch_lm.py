@@ -2,13 +2,12 @@
 
 import ast
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from support.export_fixtures import PAGE, make_adapter, make_base, make_examples
+from support.export_fixtures import PAGE, make_adapter, make_examples
 from transformers import AutoModelForCausalLM
 
 from intel_ft.artifacts.resolve import resolve
@@ -28,22 +27,17 @@ KNOWN = PAGE[: PAGE.index(" sum(value")]  # ends where a token does
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return make_base(tmp_path_factory.mktemp("torch") / "base")
-
-
-@pytest.fixture(scope="module")
-def model(base):
-    return open_model(resolve(str(base)), dtype="float32")
+def model(page_base):
+    return open_model(resolve(str(page_base)), dtype="float32")
 
 
 def _prepared(examples, conversations=()):
     return SimpleNamespace(examples=examples, conversations=conversations, template="none")
 
 
-def test_loss_is_that_of_transformers(base, model) -> None:
+def test_loss_is_that_of_transformers(page_base, model) -> None:
     examples = make_examples(model.tokenizer)
-    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(page_base, dtype=torch.float32)
     total, count = 0.0, 0
     for i in range(len(examples)):
         tokens, supervised = examples[i]
@@ -60,22 +54,22 @@ def test_loss_is_that_of_transformers(base, model) -> None:
     assert (result.exact_match, result.parses) == (None, None)
 
 
-def test_adapter_changes_the_loss_and_bf16_is_near(base, model, tmp_path) -> None:
-    adapter = make_adapter(base, tmp_path / "adapter", size=0.2)
+def test_adapter_changes_the_loss_and_bf16_is_near(page_base, model, tmp_path) -> None:
+    adapter = make_adapter(page_base, tmp_path / "adapter", size=0.2)
     examples = _prepared(make_examples(model.tokenizer))
     plain = evaluate(model, examples).loss
     assert abs(evaluate(open_model(resolve(str(adapter))), examples).loss - plain) > 0.02
-    half = open_model(resolve(str(base)), dtype="bfloat16")
+    half = open_model(resolve(str(page_base)), dtype="bfloat16")
     assert evaluate(half, examples).loss == pytest.approx(plain, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("flags", "dtype"), [({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16)]
 )
-def test_weights_have_the_dtype_of_the_fastest_gemm(base, flags, dtype, monkeypatch) -> None:
+def test_weights_have_the_dtype_of_the_fastest_gemm(page_base, flags, dtype, monkeypatch) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(cpu, "cpu_flags", lambda: flags)
-    assert open_model(resolve(str(base))).model.dtype == dtype
+    assert open_model(resolve(str(page_base))).model.dtype == dtype
 
 
 def test_nothing_to_measure_and_a_broken_model(model) -> None:
@@ -140,8 +134,8 @@ def test_generation(model) -> None:
     assert len(model.generate(nearly_full, Sampling(max_new_tokens=100)).new_tokens) <= 6
 
 
-def test_stops_at_any_end_token(base, tmp_path) -> None:
-    model = open_model(resolve(str(base)))
+def test_stops_at_any_end_token(page_base, tmp_path) -> None:
+    model = open_model(resolve(str(page_base)))
     prompt = model.tokenizer(KNOWN)["input_ids"]
     free = model.generate(prompt, Sampling(max_new_tokens=12))
     model._stops = model._stops | {free.new_tokens[5]}
