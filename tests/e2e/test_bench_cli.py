@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.harness import run
 
 from intel_ft.batching.plan import Plan
 from intel_ft.bench.task import WARM_UP_STEPS
@@ -129,7 +130,7 @@ def test_gemm_prints_a_markdown_table():
         ["prepare", "--peer", "nope"],
     ],
 )
-def test_mistakes_are_one_line(arguments):
-    done = bench(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
+def test_mistakes_are_one_line(arguments, tmp_path):
+    done = run("bench", *arguments, cwd=tmp_path)
+    assert done.code == 2
+    assert done.out == "" and len(done.err.strip().splitlines()) == 1

@@ -107,8 +107,9 @@ def start(
     env: Mapping[str, str] | None = None,
     memory: int | None = None,
     file_size: int | None = None,
+    stdin: str = "",
 ) -> Running:
-    """Start `intel-ft ARGUMENTS` in `cwd`.
+    """Start `intel-ft ARGUMENTS` in `cwd`, with `stdin` to read.
 
     memory: bytes of address space it may take beyond what it has when it starts; file_size: the
     most bytes that a file it writes may have.
@@ -119,6 +120,7 @@ def start(
     out, err = folder / f"{name}.out", folder / f"{name}.err"
     for stream in (out, err):
         stream.touch()  # it may be killed before it opens them
+    out.with_suffix(".in").write_text(stdin)
     with _lock:
         process = _fork_server().Process(
             target=_child,
@@ -184,6 +186,7 @@ def _child(
 
     os.chdir(cwd)
     os.environ.update(env)
+    os.dup2(os.open(out.with_suffix(".in"), os.O_RDONLY), 0)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
     if memory is not None:
