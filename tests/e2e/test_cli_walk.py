@@ -1,6 +1,7 @@
 """The verbs of the README, as a user runs them: each in its own process.
 
-Every verb is run once as the installed script; further runs are forked from the preloaded server.
+Every verb but `demo`, which `make demo` runs, is run as the installed script; further runs are
+forked from the preloaded server.
 """
 
 import json
@@ -311,7 +312,7 @@ def test_the_demo_prints_one_object(tmp_path) -> None:
         file = tmp_path / f"docstring-to-python/{name}.jsonl"
         shortest_examples(file, start, start + count)
     command = ["demo", "--max-steps", 8, "--json", "--output", tmp_path / "demo"]
-    done = intel_ft(*command, cwd=tmp_path)
+    done = forked(*command, cwd=tmp_path)
     report = only_object(done.stdout)
     assert {
         "heldout_loss_base",
@@ -329,6 +330,6 @@ def test_the_demo_prints_one_object(tmp_path) -> None:
     assert 0 < report["mfu"] < 1
     assert report["generated"].strip()
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"run", "merged", "openvino"}
-    again = intel_ft(*command, cwd=tmp_path, code=2)
+    again = forked(*command, cwd=tmp_path, code=2)
     assert again.stdout == ""
     assert "is not empty" in again.stderr

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.harness import run
 from support.worlds import assert_same, fresh, ranks_in, wait_for
 
 from intel_ft.distributed.oneccl import why_not_usable
@@ -38,8 +39,8 @@ def ended(process, code):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     folder = fresh(tmp_path_factory.mktemp("launch") / "one")
-    command = [INTEL_FT, "train", "config.yaml", "model.dtype=float32"]
-    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    done = run("train", "config.yaml", "model.dtype=float32", cwd=folder)
+    assert done.code == 0, done.err
     return folder / "out"
 
 
