@@ -34,6 +34,7 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",  # what cli.main sets before it imports the libraries
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore",
+    "OMP_WAIT_POLICY": "PASSIVE",  # what cli.main sets on few cores, before torch is imported
 }
 _lock = threading.Lock()  # multiprocessing polls all children of this process at once
 
