@@ -81,8 +81,7 @@ def meet(rank: int, size: int, address: tuple[str, int], timeout: timedelta) -> 
             wait_for_workers=False,
             multi_tenant=serves,
         )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"intel_ft/{attempt}/{next(_meetings)}", tcp)
+    store = PrefixStore(f"intel_ft/{_attempt(tcp, size)}/{next(_meetings)}", tcp)
     store.set(f"rank/{rank}", platform.node())
     store.add("ranks", 1)
     if rank == 0:
@@ -91,6 +90,16 @@ def meet(rank: int, size: int, address: tuple[str, int], timeout: timedelta) -> 
     else:
         store.wait(["all"], timeout)
     return PrefixStore("group", store)
+
+
+def _attempt(store: "Store", size: int) -> str:
+    """Which start of these ranks by torchrun this is: its agent's store outlives them.
+
+    Agents of several hosts do not count the same restarts, so that ranks are counted there.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return f"hosts/{(store.add('intel_ft/starts', 1) - 1) // size}"
 
 
 def _await_all(store: "Store", size: int, address: str, timeout: timedelta) -> None:

@@ -93,8 +93,7 @@ class CclGroup(_Base):  # type: ignore[misc]
         self._oneccl = CclCommunicator(rank, size)
         self._store = store
         self._count = 0
-        # A store may outlive a group, and then has the keys of the one before it.
-        store = PrefixStore(str((store.add("groups", 1) - 1) // size), store)
+        store = _unused_part(store, size)
         if call_thread().serves_this_thread():
             self._submit("connecting", timeout, lambda: self._oneccl.connect(store)).wait()
             lifetime.opened(self._oneccl)
@@ -350,6 +349,17 @@ class CclGroup(_Base):  # type: ignore[misc]
 def new_group(store: Store, rank: int, size: int, timeout: timedelta) -> CclGroup:
     """Create a group; called by torch.distributed."""
     return CclGroup(store, rank, size, timeout)
+
+
+def _unused_part(store: Store, size: int) -> Store:
+    """A part of the store without the keys of earlier groups, which it may outlive.
+
+    So does that of torchrun's agent. Agents of several hosts do not count the same restarts.
+    """
+    environment = os.environ
+    if environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE"):
+        store = PrefixStore(f"restart/{environment.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    return PrefixStore(str((store.add("groups", 1) - 1) // size), store)
 
 
 def _compared(action: _Action, text: str) -> _Action:
