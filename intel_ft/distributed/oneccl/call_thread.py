@@ -153,8 +153,8 @@ class CallThread:
             if call is None or time.monotonic() - call.began < call.seconds:
                 return
             self.broken = (
-                f"oneCCL: {call.describe} did not finish within its timeout of "
-                f"{call.seconds:g} s: another rank has stopped, or has called a different collective"
+                f"oneCCL: {call.describe} did not finish within its timeout of {call.seconds:g} s: "
+                "another rank has stopped, or has called a different collective"
             )
         call.finish(None, RuntimeError(self.broken))
         while not self._calls.empty():
