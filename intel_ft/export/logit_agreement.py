@@ -49,3 +49,16 @@ def compare_logits(reference: npt.NDArray[np.float32], other: npt.NDArray[np.flo
     error = np.sqrt(np.square(second - first).mean() / np.square(first).mean())
     same = reference.argmax(axis=1) == other.argmax(axis=1)
     return Agreement(relative_error=float(error), top1=float(same.mean()))
+
+
+def typical_error(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """The median over positions of the relative error of a position's logits.
+
+    Rounding sends a token of a mixture of experts to another expert where two of them are almost
+    equally likely. At these positions the error is many times that of the others, whichever way a
+    weight was rounded, and an RMS over all positions is theirs. NaN if either contains one.
+    """
+    first = reference - reference.mean(axis=1, keepdims=True)
+    second = other - other.mean(axis=1, keepdims=True)
+    errors = np.sqrt(np.square(second - first).mean(axis=1) / np.square(first).mean(axis=1))
+    return float(np.median(errors))

@@ -13,7 +13,7 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.fused_decoder import fuse_layers
 from intel_ft.models.lora_linear import fuse_linears
-from intel_ft.models.targets import choose_targets, linear_layers
+from intel_ft.models.targets import choose_targets, linear_layers, refuse_tied
 from intel_ft.optional_packages import without_bitsandbytes
 
 WEIGHTS = "adapter_model.safetensors"
@@ -57,22 +57,13 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
 
 
 def _modules_to_save(model: Any, method: MethodConfig) -> list[str]:
-    """The full names of `method.modules_to_save`; for peft, `norm` would match each `..._norm`.
-
-    Tied embeddings are refused: peft would train two copies, and a merged model can hold only one.
-    """
+    """The full names of `method.modules_to_save`; for peft, `norm` would match each `..._norm`."""
+    refuse_tied(model, method.modules_to_save, "method.modules_to_save")
     names: list[str] = []
-    tied = model.config.get_text_config().tie_word_embeddings
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings()) if tied else ()
     for name in method.modules_to_save:
-        modules = {n: m for n, m in model.named_modules() if f".{n}".endswith(f".{name}")}
+        modules = [n for n, _ in model.named_modules() if f".{n}".endswith(f".{name}")]
         if not modules:
             raise UserError(f"method.modules_to_save: this model has no module {name}")
-        if any(module is one for module in modules.values() for one in embeddings):
-            raise UserError(
-                f"method.modules_to_save: {name} shares its weight with the model's other "
-                "embedding (tie_word_embeddings is true): remove it from the list"
-            )
         names += modules
     return names
 

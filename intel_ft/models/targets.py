@@ -5,6 +5,7 @@ result for every model, because peft (0.21) adapts more and less than the names 
 names of linear layers for fused experts, and leaves out whatever is not a linear layer.
 """
 
+import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -42,9 +43,12 @@ def linear_layers(model: Any) -> dict[str, torch.nn.Module]:
 def choose_targets(model: Any, method: MethodConfig) -> str | list[str]:
     """What peft gets as `target_modules`, for a model that has no adapter yet.
 
-    all-linear leaves out what cannot be adapted. Raises UserError for a module that is named and
-    cannot be, and for options that peft does not have for fused experts.
+    all-linear leaves out what cannot be adapted. Raises UserError for a name that no module has,
+    for a module that is named and cannot be adapted, and for options that peft does not have for
+    fused experts.
     """
+    _require_modules(model, method.target_modules)
+    refuse_tied(model, method.target_modules, "method.target_modules")
     linear, experts = linear_layers(model), _names_of_experts(model)
     outside = _outside_text(model)
     reasons = {name: _why_not(model, name, module, outside) for name, module in linear.items()}
@@ -66,6 +70,41 @@ def choose_targets(model: Any, method: MethodConfig) -> str | list[str]:
         return ALL_LINEAR
     taken = _mapping(model)
     return [name for name in linear if name not in left_out and _leaf(name) not in taken] + experts
+
+
+def _require_modules(model: Any, targets: str | list[str]) -> None:
+    """Raise UserError for the names in a list that no module and no fused expert has."""
+    if isinstance(targets, str):
+        return  # peft refuses a pattern that matches nothing
+    names = [*(name for name, _ in model.named_modules()), *_mapping(model)]
+    unknown = [target for target in targets if not any(_matches([target], name) for name in names)]
+    if unknown:
+        leaves = sorted({_leaf(name) for name in linear_layers(model)})
+        close = [difflib.get_close_matches(_leaf(name), leaves, n=1) for name in unknown]
+        hints = [f" (did you mean {hint[0]}?)" if hint else "" for hint in close]
+        missing = ", ".join(f"{name}{hint}" for name, hint in zip(unknown, hints, strict=True))
+        raise UserError(
+            f"method.target_modules: this model has no module {missing}: its linear layers are "
+            f"{', '.join(leaves)}"
+        )
+
+
+def refuse_tied(model: Any, targets: str | list[str], key: str) -> None:
+    """Raise UserError if `targets`, the value of `key`, name one of two embeddings of one weight.
+
+    Training would change one of them alone, and a merged model can hold only one weight.
+    """
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    text = model.config.get_text_config()
+    if head is None or not (text.tie_word_embeddings or head.weight is table.weight):
+        return
+    for name, module in model.named_modules():
+        if (module is table or module is head) and _matches(targets, name):
+            raise UserError(
+                f"{key}: {_leaf(name)} shares its weight with the model's other embedding "
+                "(tie_word_embeddings is true), and a merged model can hold only one of them: "
+                f"adapters on {_leaf(name)} cannot be merged, leave it out"
+            )
 
 
 def adapted_modules(model: Any, method: MethodConfig) -> list[Decision]:
@@ -197,6 +236,8 @@ def _takes(targets: str | list[str], expert: str, model: Any) -> bool:
 
 def _matches(targets: str | list[str], name: str) -> bool:
     """Whether peft adapts the module `name` for these targets."""
+    if targets == ALL_LINEAR:
+        return False  # which is no pattern, and takes no embeddings
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(f".{name}".endswith(f".{target}") for target in targets)

@@ -1,0 +1,58 @@
+"""Merging mixtures of experts: right merges pass although rounding changes a token's experts."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from intel_ft.config import MethodConfig, ModelConfig
+from intel_ft.errors import IntelFTError
+from intel_ft.export.merge import merge
+from intel_ft.models.adapter import add_lora, save_adapter
+from intel_ft.models.load import load_base
+
+_TOOL = Path(__file__).parents[3] / "tools" / "architectures.py"
+_SPEC = importlib.util.spec_from_file_location("architectures", _TOOL)
+architectures = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(architectures)
+
+# DeepSeek V3: an RMS over positions was 1.7 times that of one more rounding, for a right merge.
+FAMILIES = ("DeepSeek V3", "Mixtral")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def adapter(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    architectures.write_model(*architectures.FAMILIES[request.param], folder / "base")
+    base = load_base(ModelConfig(name_or_path=str(folder / "base")), torch.bfloat16)
+    model = add_lora(base, MethodConfig(r=4, alpha=16), str(folder / "base"), None)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.002, generator=generator)
+    save_adapter(model, folder / "adapter")
+    return folder / "adapter"
+
+
+def test_a_right_merge_is_within_rounding(adapter, tmp_path) -> None:
+    report = merge(str(adapter), tmp_path / "merged")
+    assert 0 < report.rounding < report.adapter_effect
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.0])
+def test_a_merge_with_another_scale_is_refused(adapter, tmp_path, monkeypatch, factor) -> None:
+    def wrong(self):
+        for module in self.modules():
+            if isinstance(module, LoraLayer):
+                module.scaling["default"] *= factor
+        return self.base_model.merge_and_unload()
+
+    # PeftModel has no method of this name; it passes the attribute on to its tuner.
+    monkeypatch.setattr(PeftModel, "merge_and_unload", wrong, raising=False)
+    with pytest.raises(IntelFTError, match="does not agree with base plus adapter"):
+        merge(str(adapter), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
