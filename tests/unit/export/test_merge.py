@@ -3,16 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.export_fixtures import BASE_ID, PAGE, make_adapter, make_model
 
+from intel_ft.artifacts.model_folder import save_whole
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.merge import merge
+from intel_ft.export.merge import merge, tolerance
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.open_model import open_model
 
@@ -147,6 +149,67 @@ def test_a_merge_gone_wrong_is_refused(adapter, tmp_path, monkeypatch) -> None:
         merge(str(adapter), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     assert not (tmp_path / ".merged.partial").exists()
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_tied_embeddings_is_refused(base, tmp_path, target) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter", 0.005, target_modules=["q_proj", target])
+    _refused(adapter, tmp_path, target, "tie_word_embeddings", "cannot be merged")
+
+
+@pytest.mark.parametrize(
+    ("error", "effect", "rounding", "accepted"),
+    [
+        (0.0104, 0.0103, 0.0064, False),  # an adapter on a tied head, merged into both embeddings
+        (0.015, 0.021, 0.008, False),
+        (0.0061, 0.0177, 0.0066, True),  # right, with a small effect
+        (0.0057, 0.1437, 0.0060, True),
+        (0.062, 0.5, 0.062, True),  # right, 32 layers
+        (float("nan"), 0.1, 0.01, False),
+    ],
+)
+def test_the_gate_is_relative_to_the_effect(error, effect, rounding, accepted) -> None:
+    assert (error <= tolerance(rounding, effect)) is accepted
+
+
+GENERATION = [
+    {"min_p": 0.1},
+    {"typical_p": 0.9},
+    {"pad_token_id": -1},
+    {"temperature": 0.0},
+    {"temperature": 0.6, "top_p": 0.9, "do_sample": False},  # Llama 2
+    {"num_beams": 1, "early_stopping": True, "length_penalty": 0.8},
+]
+
+
+@pytest.mark.parametrize("values", GENERATION, ids=str)
+def test_generation_config_is_the_bases_own(tmp_path, values) -> None:
+    base, folder = tmp_path / "base", tmp_path / "saved"
+    base.mkdir()
+    (base / "generation_config.json").write_text(json.dumps(values | {"eos_token_id": [1]}))
+    model = make_model(384, 64)
+    save_whole(model, SimpleNamespace(eos_token_id=2), folder, BASE_ID, base)
+    saved = json.loads((folder / "generation_config.json").read_text())
+    assert saved == values | {"eos_token_id": [1, 2]}
+
+
+def test_a_base_without_generation_config_gets_the_stop_tokens(tmp_path) -> None:
+    save_whole(
+        make_model(384, 64), SimpleNamespace(eos_token_id=7), tmp_path / "saved", BASE_ID, tmp_path
+    )
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [2, 7]
+    assert saved["bos_token_id"] == 1
+
+
+def test_merging_keeps_a_generation_config_that_cannot_be_saved(base, tmp_path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(base, own)
+    values = json.loads((own / "generation_config.json").read_text())
+    values |= {"min_p": 0.1, "temperature": 0.0, "pad_token_id": -1}
+    (own / "generation_config.json").write_text(json.dumps(values))
+    merge(str(make_adapter(base, tmp_path / "adapter")), tmp_path / "merged", base=str(own))
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text()) == values
 
 
 def _refused(source: Path, tmp_path: Path, *words: str) -> None:
