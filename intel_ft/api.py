@@ -7,6 +7,7 @@ the base class of all, for other failures. Heavy packages load when a function f
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from intel_ft.inference.evaluate import EvalResult
     from intel_ft.runtimes.language_model import Completion, LanguageModel, Sampling, Stream
     from intel_ft.training.run import Summary
+
+logger = logging.getLogger(__name__)
 
 TemplateName = Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"]
 WeightFormat = Literal["fp16", "int8", "int4", "nf4", "mxfp4", "auto"]
@@ -119,6 +122,7 @@ def evaluate(
     system_prompt: str | None = None,
     max_length: int | None = None,
     on_long: Literal["error", "drop", "truncate"] | None = None,
+    on_bad: Literal["error", "drop"] | None = None,
     loss_on: Literal["completion", "all"] | None = None,
     generate: int = 0,
     max_new_tokens: int = 256,
@@ -129,11 +133,11 @@ def evaluate(
 
     model, base: as for `load_model`. data: a file, a folder or a Hub id. data_format: `auto`
     detects it from the columns. template, system_prompt: by default those of training. max_length:
-    in tokens; on_long: what happens to longer examples; loss_on: the tokens that count. Without
-    these and data_format, the data is read as the model's run read its own, so that the loss is
-    comparable; outside a run's folder as the defaults of `data` in a config say, but for loss_on,
-    which intel_ft.json has. generate: number of examples to answer, greedily, with at most
-    `max_new_tokens` tokens each.
+    in tokens; on_long: what happens to longer examples; on_bad: what happens to rows that cannot be
+    used; loss_on: the tokens that count. Without these and data_format, the data is read as the
+    model's run read its own, so that the loss is comparable; outside a run's folder as the defaults
+    of `data` in a config say, but for loss_on, which intel_ft.json has. generate: number of
+    examples to answer, greedily, with at most `max_new_tokens` tokens each.
 
     Returns an EvalResult: `loss` in nats per supervised token, `perplexity` = exp(loss), and for
     generated answers `exact_match` and `parses` (valid Python), both from 0 to 1.
@@ -150,12 +154,13 @@ def evaluate(
         "format": data_format,
         "max_length": max_length,
         "on_long": on_long,
+        "on_bad": on_bad,
         "loss_on": loss_on,
     }
     run = config_of_run(artifact)
     as_trained = {"loss_on": artifact.loss_on or "completion"}
     if run is not None:
-        as_trained = run.data.model_dump(include={*given, "columns", "on_bad"})
+        as_trained = run.data.model_dump(include={*given, "columns"})
     settings = configuration.check_data(
         {
             **as_trained,
@@ -168,6 +173,8 @@ def evaluate(
     )
     loaded = _loaded(model, base=base, trust_remote_code=trust_remote_code)
     prepared = prepare(settings, settings.train, loaded.engine.tokenizer)
+    for line in prepared.report.left_out():
+        logger.info("%s", line)
     result = run_evaluation(
         loaded.engine,
         prepared,

@@ -35,6 +35,12 @@ def run(
             help="What to do with longer examples. Default: what the run did, else error."
         ),
     ] = None,
+    on_bad: Annotated[
+        Literal["error", "drop"] | None,
+        typer.Option(
+            help="What to do with rows that cannot be used. Default: what the run did, else error."
+        ),
+    ] = None,
     loss_on: Annotated[
         Literal["completion", "all"] | None,
         typer.Option(
@@ -63,6 +69,7 @@ def run(
         system_prompt=system,
         max_length=max_length,
         on_long=on_long,
+        on_bad=on_bad,
         loss_on=loss_on,
         generate=generate,
         max_new_tokens=max_new_tokens,

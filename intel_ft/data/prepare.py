@@ -61,14 +61,18 @@ class DataReport:
     def lines(self) -> list[str]:
         """The report as text, one line per fact."""
         share = 100 * self.supervised_tokens / self.tokens
-        lines = [
+        return [
             f"data {self.source}: {self.rows:,} rows, {self.examples:,} examples,"
             f" {self.tokens:,} tokens ({share:.0f} % supervised), longest {self.longest:,}",
-            *self.notes,
             f"format {self.format}: {self.format_reason}",
             f"template {self.template}: {self.template_reason}",
             f"loss on {self.loss_on}: {self.loss_reason}",
+            *self.left_out(),
         ]
+
+    def left_out(self) -> list[str]:
+        """The lines about files, columns, rows and tokens that are not used."""
+        lines = list(self.notes)
         if self.unused:
             lines.append(f"not used: {', '.join(map(hint, self.unused))}")
         if self.untrained:

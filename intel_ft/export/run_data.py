@@ -117,7 +117,10 @@ def _prepare_named(
         )
     )
     update = {"train": data, "on_long": "drop", "split": split or "train"}
-    return prepare(run_data.model_copy(update=update), assets.resolve(data), tokenizer)
+    prepared = prepare(run_data.model_copy(update=update), assets.resolve(data), tokenizer)
+    for line in prepared.report.left_out():
+        log.info("%s: %s", Path(data).name, line)
+    return prepared
 
 
 def _sample(source: str, prepared: Prepared, settings: Settings) -> Calibration:

@@ -26,3 +26,8 @@ def test_test_files_and_bad_rows_are_left_out_and_said(tmp_path):
     record = json.loads((tmp_path / "out/environment.json").read_text())["data"]["train"]
     assert (record["rows"], record["examples"], record["bad"]) == (9, 8, 1)
     assert record["other_splits"] == ["test"]
+
+    evaluated = run("eval", "out", "--data", "my data", "--json", cwd=tmp_path)
+    assert evaluated.code == 0, evaluated.err
+    assert json.loads(evaluated.out)["examples"] == 8
+    assert "split train (train.jsonl); not used: test (test.jsonl)" in evaluated.err
