@@ -15,6 +15,7 @@ from torch import Tensor
 from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError, missing_package
 from intel_ft.host.launcher_env import LauncherEnv
 
+_TOLD = "_told_to_all_ranks"  # an attribute of errors
 _SHOWN = 80  # characters of a value that an error shows
 
 
@@ -95,8 +96,9 @@ class World(LauncherEnv):
     def raise_on_all_ranks(self) -> Iterator[None]:
         """An error inside on one rank ends all ranks; the first failed rank raises its error.
 
-        Blocks may be nested. A block with other collectives inside must not fail between them on
-        one rank alone: the others would wait for it.
+        Blocks may be nested: a rank that fails outside an inner block ends the others in it. An
+        error between other collectives would leave the others waiting, so compute first, in such a
+        block, and exchange afterwards.
         """
         if self.size == 1:
             yield
@@ -105,15 +107,19 @@ class World(LauncherEnv):
         try:
             yield
         except Exception as raised:
+            if getattr(raised, _TOLD, False):  # in an inner block
+                raise
             error = missing_package(raised) or raised
         codes = torch.zeros(self.size, dtype=torch.int64)
-        if error is not None and not isinstance(error, FailedElsewhere):  # of an inner block
+        if error is not None:
             codes[self.rank] = error.exit_code if isinstance(error, IntelFTError) else 1
         failed = self.all_reduce(codes).nonzero().flatten().tolist()
-        if error is not None and (not failed or failed[0] == self.rank):
-            raise error
-        if failed:
-            raise FailedElsewhere(int(codes[failed[0]]), failed[0])
+        if not failed:
+            return
+        if error is None or failed[0] != self.rank:
+            error = FailedElsewhere(int(codes[failed[0]]), failed[0])
+        setattr(error, _TOLD, True)
+        raise error
 
     @contextmanager
     def local_main_process_first(self) -> Iterator[None]:

@@ -7,7 +7,6 @@ any other adapter, and a run can resume from it.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,11 +37,11 @@ Initial = dict[str, Pair]
 
 
 @torch.no_grad()
-def from_base(model: Any, method: str, broadcast: Callable[[Tensor], Tensor]) -> Initial:
-    """The part of each base weight that the LoRA of `model` starts as.
+def from_base(model: Any, method: str) -> Initial:
+    """The part of each base weight that the LoRA of `model` starts as, contiguous.
 
-    method: pissa or olora; broadcast: makes a tensor the same on all ranks, in place. Raises
-    UserError for an adapter on layers that are not linear, or of a higher rank than a layer.
+    method: pissa or olora. Raises UserError for an adapter on layers that are not linear, or of a
+    higher rank than a layer.
     """
     initial = {}
     for name, module in model.named_modules():
@@ -57,7 +56,7 @@ def from_base(model: Any, method: str, broadcast: Callable[[Tensor], Tensor]) ->
                 f"{min(weight.shape)} wide"
             )
         pair = (_pissa if method == "pissa" else _olora)(weight, rank, module.scaling["default"])
-        initial[name] = Pair(a=broadcast(pair.a.contiguous()), b=broadcast(pair.b.contiguous()))
+        initial[name] = Pair(pair.a.contiguous(), pair.b.contiguous())
     return initial
 
 

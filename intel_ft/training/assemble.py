@@ -85,7 +85,10 @@ def _adapter(
     initial: lora_init.Initial = {}
     if method.init in {"pissa", "olora"}:
         if start is None:
-            initial = lora_init.from_base(model, method.init, world.broadcast)
+            with world.raise_on_all_ranks():
+                initial = lora_init.from_base(model, method.init)
+            for part in (part for pair in initial.values() for part in pair):
+                world.broadcast(part)
         else:
             initial = lora_init.load_from_original(start)[1]
         lora_init.subtract_from_base(model, initial)

@@ -109,6 +109,23 @@ def test_an_error_in_a_nested_block_is_the_failed_ranks_own(ranks):
     assert second == f"{UserError.__name__}: mine"
 
 
+def test_an_error_outside_an_inner_block_ends_the_others_in_it(ranks):
+    def nested(world):
+        def block():
+            with world.raise_on_all_ranks():
+                if world.rank == 1:
+                    raise UserError("mine")
+                with world.raise_on_all_ranks():
+                    pass
+                world.broadcast(torch.zeros(1000))
+
+        return _said(block)
+
+    first, second = ranks(nested)
+    assert first == f"{FailedElsewhere.__name__}: rank 1 failed"
+    assert second == f"{UserError.__name__}: mine"
+
+
 def test_a_flag_of_one_rank_is_seen_by_all(ranks):
     assert ranks(lambda world: world.any_of([world.rank == 1, False])) == [[True, False]] * 2
 

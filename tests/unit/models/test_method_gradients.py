@@ -11,7 +11,6 @@ from support.model_fixtures import SHAPE, assert_as_exact_as_plain, row_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.config import MethodConfig
-from intel_ft.distributed.world import World
 from intel_ft.errors import UserError
 from intel_ft.models import lora_init, packed_attention
 from intel_ft.models.adapter import add_lora, fuse
@@ -215,7 +214,7 @@ def begun(request, model):
     method = MethodConfig(r=4, alpha=6, init=request.param, use_rslora=True)
     original = copy.deepcopy(model)
     ours = add_lora(model, method, "base", None)
-    begun = lora_init.from_base(ours, request.param, World().broadcast)
+    begun = lora_init.from_base(ours, request.param)
     lora_init.subtract_from_base(ours, begun)
     return Adapter(ours, begun), original, request.param
 
@@ -263,7 +262,7 @@ def test_it_is_saved_for_the_original_base_and_loaded_from_there(begun, tmp_path
 def test_a_rank_wider_than_the_layer_is_refused(model) -> None:
     ours = add_lora(model, MethodConfig(r=40, init="pissa"), "base", None)
     with pytest.raises(UserError, match=r"method\.r=40 .* base_model.* is only \d+ wide"):
-        lora_init.from_base(ours, "pissa", World().broadcast)
+        lora_init.from_base(ours, "pissa")
 
 
 @pytest.mark.parametrize("name", ["norm", "input_layernorm", "lm_head", "embed_tokens"])
