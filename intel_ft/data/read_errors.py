@@ -83,12 +83,12 @@ def _text_problem(file: Path, data: bytes, kind: str) -> str | None:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        where = f"line {line} (byte {error.start} of the file) is not UTF-8"
+        if not data.decode(errors="ignore").isascii():
+            return f"{where}, although other lines are: correct that line"
         # Windows' encodings have letters and quotes where Latin 1 has control characters.
         windows = re.search(rb"[\x80-\x9f]", data) is not None
-        return (
-            f"line {line} (byte {error.start} of the file) is not UTF-8:"
-            f" {_convert('WINDOWS-1252' if windows else 'LATIN1')}"
-        )
+        return f"{where}: {_convert('WINDOWS-1252' if windows else 'LATIN1')}"
     if kind in (".json", ".jsonl", ".ndjson"):
         return _json_problem(text)
     return _csv_problem(file, text) if kind in (".csv", ".tsv") else None

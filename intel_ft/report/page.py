@@ -27,7 +27,8 @@ from intel_ft.report.statistics import (
 )
 
 _DATA_FACTS = (
-    *("source", "format", "template", "loss_on", "rows", "examples", "truncated", "dropped"),
+    *("source", "notes", "format", "unused", "template", "loss_on"),
+    *("rows", "bad", "examples", "truncated", "dropped"),
     *("tokens", "supervised_tokens", "longest"),
 )
 _MAX_SAMPLES = 20  # per run

@@ -164,6 +164,12 @@ def test_slices_and_unknown_splits(tmp_path):
         ("windows.jsonl", b'{"a": "it\x92s"}\n', "`iconv -f WINDOWS-1252 -t"),
         ("more.jsonl", b'{"a": "x"}\n{\n\n{\n{\n{\n', "line 2 is invalid JSON (Ex"),
         ("many.jsonl", b'{"a": "x"}\n{\n\n{\n{\n{\n', ", ...: 4 of 5 lines are bad"),
+        (
+            "mixed.jsonl",
+            '{"a": "é"}\n'.encode() + b'{"a": "\xe9"}\n',
+            "line 2 (byte 19 of the file) is",
+        ),
+        ("mixed.csv", "q,a\né,x\n".encode() + b"y,\xe9\n", "although other lines are: correct"),
         ("zip.csv", b"PK\x03\x04\x14\x00\x00\x00", "is a ZIP archive or an Excel file"),
         ("lfs.txt", b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
         ("page.jsonl", b"\n<!DOCTYPE html>", "is an HTML page"),

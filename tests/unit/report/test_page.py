@@ -90,6 +90,8 @@ def make_run(folder: Path, steps: int = 12, text: str = "plain", **environment: 
     data = {
         "source": text,
         "examples": 90,
+        "notes": [f"split train ({text})"],
+        "bad": 17,
         "truncated": 3,
         "dropped": 7,
         "longest": 64,
@@ -127,6 +129,8 @@ def test_a_whole_run_is_shown_whole(tmp_path) -> None:
     ]
     for fact in ("<td>12</td>", "440 GFLOP/s", "<td>1.6</td>", "<td>complete</td>", "<td>7</td>"):
         assert fact in page
+    assert "<td>notes</td><td>split train (plain)</td>" in page
+    assert "<td>bad</td><td>17</td>" in page
     # Medians leave the first two steps out: those of 3 to 12.
     assert "<td>token/s, median</td><td>257.5</td>" in page
     assert "<td>step s, p10-p90</td><td>4.39-5.11</td>" in page
