@@ -15,7 +15,7 @@ from intel_ft.config import BackendConfig
 from intel_ft.decisions import Decision
 from intel_ft.distributed.collective import Installed, choose_collective
 from intel_ft.distributed.heartbeat import Heartbeat
-from intel_ft.distributed.rendezvous import check_address, meet
+from intel_ft.distributed.rendezvous import check_address, meet, require_same
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError
 from intel_ft.host.launcher_env import TORCHRUN
@@ -62,11 +62,13 @@ def init_process_group(
         import intel_ft.distributed.oneccl  # noqa: F401  registers the backend
     timeout = timedelta(seconds=backend.timeout)
     try:
+        store = meet(world.rank, world.size, address, timeout)
+        require_same(store, world.rank, world.size, chosen.name, chosen.value)
         dist.init_process_group(
             _TORCH_NAMES.get(chosen.value, chosen.value),
             rank=world.rank,
             world_size=world.size,
-            store=meet(world.rank, world.size, address, timeout),
+            store=store,
             timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from intel_ft.errors import EnvironmentProblem
+from intel_ft.errors import EnvironmentProblem, FailedElsewhere
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -90,6 +90,28 @@ def meet(rank: int, size: int, address: tuple[str, int], timeout: timedelta) -> 
     else:
         store.wait(["all"], timeout)
     return PrefixStore("group", store)
+
+
+def require_same(store: "Store", rank: int, size: int, name: str, value: str) -> None:
+    """Raise EnvironmentProblem on rank 0, FailedElsewhere on the others, if the values differ.
+
+    For what must be equal before a group exists: ranks of different backends wait for each other.
+    """
+    store.set(f"{name}/{rank}", value)
+    values = [store.get(f"{name}/{other}").decode() for other in range(size)]
+    if len(set(values)) == 1:
+        return
+    store.add(f"{name}/read", 1)
+    if rank:
+        raise FailedElsewhere(EnvironmentProblem.exit_code, 0)
+    end = time.monotonic() + PATIENCE
+    while store.add(f"{name}/read", 0) < size and time.monotonic() < end:
+        time.sleep(_POLL)  # this process serves the store
+    other = next(rank for rank, one in enumerate(values) if one != values[0])
+    raise EnvironmentProblem(
+        f"the ranks do not have the same {name}: rank {other} has {values[other]}, rank 0 has "
+        f"{values[0]}: set {name} to what all hosts have"
+    )
 
 
 def _attempt(store: "Store", size: int) -> str:

@@ -133,3 +133,24 @@ def test_a_flag_of_one_rank_is_seen_by_all(ranks):
 def test_one_rank_alone_needs_no_process_group():
     World().require_same({"a": "1"})
     assert World().any_of([True, False]) == [True, False]
+
+
+def test_ranks_of_other_collectives_do_not_wait_for_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    from intel_ft.distributed.rendezvous import require_same
+
+    store = dist.HashStore()
+
+    def meet(values):
+        def rank(number):
+            name = f"backend.collective {values}"
+            return _said(lambda: require_same(store, number, 2, name, values[number]))
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(rank, range(2)))
+
+    assert meet(["gloo", "gloo"]) == [None, None]
+    first, second = meet(["gloo", "ccl"])
+    assert "rank 1 has ccl, rank 0 has gloo" in first
+    assert second.startswith(FailedElsewhere.__name__)
