@@ -148,7 +148,7 @@ def _datasets(t: Translation) -> None:
         t.put("data.loss_on", "all", "train_on_inputs: true")
     if any(key.startswith("test_datasets[0]") for key in t.left):
         _dataset(t, "test_datasets", "data.eval", "data.eval_split")
-    t.convert("val_set_size", "data.eval_fraction", values.fraction)
+    values.validation_share(t, "val_set_size")
 
 
 def _on_long(value: Any) -> str:

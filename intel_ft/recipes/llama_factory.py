@@ -241,4 +241,4 @@ def _data(t: Translation) -> None:
         t.put("data.system_prompt", str(system), "default_system")
     if t.flag("train_on_prompt"):
         t.put("data.loss_on", "all", "train_on_prompt: true")
-    t.convert("val_size", "data.eval_fraction", values.fraction)
+    values.validation_share(t, "val_size")

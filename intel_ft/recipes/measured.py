@@ -14,7 +14,7 @@ from intel_ft.errors import EnvironmentProblem, UserError
 
 @dataclass(frozen=True)
 class Measured:
-    """The training examples and their tokens.
+    """The examples of data.train, before a share of them is split off, and their tokens.
 
     with_input: whether one has alpaca's `input`; completions: whether prompt and completion are
     columns of their own.
@@ -47,11 +47,10 @@ def measure(config: Config) -> Measured | None:
         prepared = prepare(config.data, data, load_tokenizer(config.model))
     except (UserError, EnvironmentProblem):
         return None  # `validate` says what is wrong
-    kept = 1 - (0.0 if config.data.eval else config.data.eval_fraction)
     examples = prepared.examples
     return Measured(
-        examples=max(1, round(len(examples) * kept)),
-        tokens=max(1, round(len(examples.tokens) * kept)),
+        examples=len(examples),
+        tokens=len(examples.tokens),
         format=prepared.report.format,
         completions="completion" in prepared.report.format_reason,
         with_input=any(

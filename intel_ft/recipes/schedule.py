@@ -58,7 +58,10 @@ def batch(
 def steps_per_epoch(t: Translation) -> int | None:
     """Steps of an epoch, once train.global_batch_size is set; None where the data is not here."""
     size = t.value_of("train.global_batch_size")
-    return math.ceil(t.measured.examples / size) if t.measured and size else None
+    if t.measured is None or not size:
+        return None
+    held = 0 if t.value_of("data.eval") else t.value_of("data.eval_fraction") or 0
+    return math.ceil(t.measured.examples * (1 - float(held)) / int(size))
 
 
 def total_steps(t: Translation) -> int | None:

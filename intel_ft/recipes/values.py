@@ -111,14 +111,20 @@ def positive_int(value: Any) -> int:
     return int(result)
 
 
-def fraction(value: Any) -> float:
-    """A share of the examples, below 1."""
-    result = number(value)
-    if not 0 <= result < 1:
+def validation_share(t: Translation, old: str) -> None:
+    """Translate the size of the validation set: a share of the examples, or their number."""
+
+    def share(value: Any) -> float:
+        size = number(value)
+        if 0 <= size < 1:
+            return size
+        if t.measured is not None and 1 <= size < t.measured.examples:
+            return round(size / t.measured.examples, 6)
         raise ValueError(
             "it is a number of examples: set data.eval_fraction to a share, or set data.eval"
         )
-    return result
+
+    t.convert(old, "data.eval_fraction", share)
 
 
 def scheduler(value: Any) -> str:

@@ -85,6 +85,14 @@ def test_epochs_become_steps(translated) -> None:
     assert translated(alpaca(), values).checked().train.save_steps == ROWS // 4
 
 
+def test_a_number_of_validation_examples_becomes_a_share(translated) -> None:
+    found = translated(alpaca(), AXOLOTL | {"val_set_size": 10, "saves_per_epoch": 1})
+    assert found.checked().data.eval_fraction == 0.25
+    assert found.checked().train.save_steps == 15
+    found = translated(alpaca(), AXOLOTL | {"val_set_size": ROWS})
+    assert any("val_set_size" in text for text in found.not_carried_over)
+
+
 @pytest.mark.parametrize("with_input", [False, True])
 def test_llama_factorys_join_is_a_gap_only_where_there_is_an_input(translated, with_input) -> None:
     Path("dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.jsonl"}}))
