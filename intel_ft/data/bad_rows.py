@@ -32,13 +32,13 @@ class BadRows:
 
     def error(self) -> UserError:
         """The refusal: the first few rows, how many there are, and what to do."""
+        drop = ", or set data.on_bad to drop" if len(self) < len(self.rows) else ""
         if len(self) == 1:
             index, problem = next(iter(self.problems.items()))
             return UserError(
-                f"{self.rows.where(index)}: {problem}: correct or remove this row, or set"
-                " data.on_bad to drop"
+                f"{self.rows.where(index)}: {problem}: correct or remove this row{drop}"
             )
         return UserError(
             f"{self.rows.source}: {len(self):,} of {len(self.rows):,} rows cannot be used"
-            f" ({self.examples()}): correct or remove them, or set data.on_bad to drop"
+            f" ({self.examples()}): correct or remove them{drop}"
         )

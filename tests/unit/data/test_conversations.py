@@ -71,6 +71,17 @@ def test_an_answer_out_of_the_loss_is_read_and_not_trained_on(trained_text, flag
     assert whole == expected and "XYZ" in whole
 
 
+def test_a_cut_in_an_answer_out_of_the_loss_goes_back_to_the_last_trained_one(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    turns = [*TURNS, USER, {**ANSWER, "content": "X" * 40, "weight": 0}, *TURNS]
+    file.write_text(json.dumps({"messages": turns}))
+    data = DataConfig(train=str(file), template="none", max_length=20, on_long="truncate")
+    prepared = prepare(data, str(file), tokenizer("byte"))
+    ids, supervised = prepared.examples[0]
+    assert tokenizer("byte").decode(ids) == "<s>io</s>" and supervised.tolist() == [0, 0, 1, 1]
+    assert prepared.report.truncated == 1
+
+
 @pytest.mark.parametrize(
     "flag",
     [{"weight": 1}, {"weight": None}, {"train": True}, {"loss": True}, {"masked": False}],
@@ -141,6 +152,13 @@ def test_a_column_of_images_is_refused_under_any_name(tmp_path):
     Dataset.from_dict(row, features=Features(kinds)).to_parquet(file)
     with pytest.raises(UserError, match="column photo holds images"):
         read_conversations(load_rows(str(file)), DataConfig(train=str(file)))
+
+
+def test_rows_are_not_to_be_dropped_where_all_are_bad(read):
+    bad = {"messages": TURNS, "images": ["a.jpg"]}
+    assert "data.on_bad" not in refusal(read, bad, bad)
+    assert "data.on_bad" not in refusal(read, bad, bad, on_bad="drop")
+    assert "or set data.on_bad to drop" in refusal(read, bad, {"messages": TURNS})
 
 
 def test_an_empty_column_is_only_named(read):
