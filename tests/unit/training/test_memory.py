@@ -249,7 +249,7 @@ def _needed(monkeypatch, caplog, available: float) -> str | None:
 def test_a_run_is_refused_only_where_it_cannot_fit(monkeypatch, caplog) -> None:
     assert _needed(monkeypatch, caplog, 4 * GIB) is None
     low, high = 0.5 * GIB, 4 * GIB
-    while high - low > 2**20:  # the least that is enough without a warning
+    while high - low > 2**24:  # the least that is enough without a warning
         middle = (low + high) / 2
         try:
             enough = _needed(monkeypatch, caplog, middle) is None
