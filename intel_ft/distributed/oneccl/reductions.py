@@ -39,6 +39,8 @@ def operation_of(opts: Any) -> Any:
 
 def require_reducible(tensor: Tensor, operation: Any) -> None:
     """Raise NotImplementedError unless this dtype can be reduced with this operation."""
+    if operation == ReduceOp.SUM:
+        return
     exact = not (tensor.is_floating_point() or tensor.is_complex())
     if operation == ReduceOp.AVG:
         possible = not exact
@@ -47,7 +49,7 @@ def require_reducible(tensor: Tensor, operation: Any) -> None:
     elif operation in (ReduceOp.MIN, ReduceOp.MAX):
         possible = not tensor.is_complex() and tensor.dtype != torch.uint64
     else:
-        possible = operation == ReduceOp.SUM or not tensor.is_complex()
+        possible = not tensor.is_complex()
     if not possible:
         raise NotImplementedError(f"ccl cannot reduce {tensor.dtype} with {operation}")
 

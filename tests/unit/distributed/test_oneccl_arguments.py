@@ -1,13 +1,15 @@
 """What the `ccl` backend converts, refuses and compares before it calls oneCCL."""
 
 import math
+import os
 
 import pytest
 import torch
-from torch.distributed import ReduceOp
+from torch.distributed import HashStore, ReduceOp
 
 from intel_ft.distributed.oneccl import checks
 from intel_ft.distributed.oneccl.call_thread import Call
+from intel_ft.distributed.oneccl.process_group import _unused_part
 from intel_ft.distributed.oneccl.reductions import require_reducible, to_reducible, write_reduced
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -117,3 +119,24 @@ def test_wait_ends_with_its_own_timeout():
     assert Call.done("a call", lambda: 7).wait(0.01) == 7
     failed = Call.done("a call", lambda: 1 // 0)
     assert isinstance(failed.error, ZeroDivisionError) and failed.is_done()
+
+
+@pytest.mark.parametrize(("local_size", "restarts"), [("2", ("1", "1")), ("1", ("1", "0"))])
+def test_a_group_finds_no_keys_of_one_before_it(monkeypatch, local_size, restarts):
+    """torchrun's store outlives the ranks; agents of two hosts do not count the same restarts."""
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", local_size)
+    monkeypatch.setitem(os.environ, "TORCHELASTIC_RESTART_COUNT", "0")
+    store = HashStore()
+    before = [_unused_part(store, 2) for _ in range(2)]
+    before[0].set("key", "old")
+    assert before[1].get("key") == b"old"
+    after = []
+    for count in restarts:
+        monkeypatch.setitem(os.environ, "TORCHELASTIC_RESTART_COUNT", count)
+        after.append(_unused_part(store, 2))
+    assert not after[0].check(["key"])
+    after[0].set("key", "new")
+    assert after[1].get("key") == b"new"
+    next_group = _unused_part(store, 2)
+    assert not next_group.check(["key"])

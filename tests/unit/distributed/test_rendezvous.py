@@ -85,3 +85,16 @@ def test_a_name_without_an_address_is_an_error_at_once():
     with pytest.raises(EnvironmentProblem, match=r"MASTER_ADDR=no\.such\.host\.invalid cannot be "):
         rendezvous.check_address("no.such.host.invalid", "29500")
     assert rendezvous.check_address("localhost", "29500") == 29500
+
+
+def test_agents_of_two_hosts_do_not_count_the_same_restarts(monkeypatch):
+    """After a rank was killed, only its own agent's count is one higher."""
+    from torch.distributed import HashStore
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    store, attempts = HashStore(), []
+    for count in ("0", "0", "1", "0"):
+        monkeypatch.setitem(os.environ, "TORCHELASTIC_RESTART_COUNT", count)
+        attempts.append(rendezvous._attempt(store, 2))
+    assert attempts == ["hosts/0", "hosts/0", "hosts/1", "hosts/1"]
