@@ -64,6 +64,14 @@ def run(
             min=2, help="Assume this many tokens per example instead of reading the data."
         ),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Also train some of the model's layers on this machine for a few steps (a minute "
+            "or less), which corrects time and memory. Default: GEMM and memory rates only.",
+        ),
+    ] = False,
     sweep: Annotated[
         Literal["nodes", "threads", "row-tokens"] | None,
         typer.Option(help="Plan for several values of this parameter and print them as a table."),
@@ -90,6 +98,9 @@ def run(
     if sweep is None and (values or plot):
         raise UserError("--values and --plot need --sweep")
     require_writable(plot)
+    from intel_ft.optional_packages import import_peft
+
+    import_peft()
     from intel_ft.planner.inputs import Cluster, inputs_of
     from intel_ft.planner.plan import plan
     from intel_ft.planner.workload import AssumedData
@@ -107,7 +118,7 @@ def run(
         gemm_rate=None if gemm_tflops is None else gemm_tflops * 1e12,
     )
     assumed = None if examples is None and tokens is None else AssumedData(examples, tokens)
-    inputs = inputs_of(settings, cluster, assumed)
+    inputs = inputs_of(settings, cluster, assumed, time_layers=measure)
     if sweep is None:
         from intel_ft.planner.text import lines
 

@@ -97,7 +97,7 @@ def model_rate(
     """
     timings = []
     for gemm in gemms:
-        part = gemm if most_flops is None else _part(gemm, most_flops)
+        part = gemm if most_flops is None else part_of(gemm, most_flops)
         timing = measure(part, dtype, (*FORWARD, *GRADIENT), seconds, device)
         larger = gemm.flops / part.flops
         scaled = {kind: value * larger for kind, value in timing.seconds.items()}
@@ -149,11 +149,11 @@ def triad_bytes() -> int:
     return 3 * max(256 * 2**20, 2 * _last_level_cache())
 
 
-def _part(gemm: Gemm, most_flops: float) -> Gemm:
+def part_of(gemm: Gemm, most_flops: float, most_columns: int = 16384) -> Gemm:
     """A smaller GEMM that should run at the same rate: with fewer columns first, then rows."""
-    part = replace(gemm, columns=min(gemm.columns, 16384))
-    rows = int(most_flops / (2.0 * part.inner * part.columns))
-    return replace(part, rows=min(part.rows, max(256, rows)))
+    part = replace(gemm, columns=min(gemm.columns, most_columns))
+    rows = most_flops / (2.0 * part.inner * part.columns)
+    return replace(part, rows=int(min(part.rows, max(256, rows))))
 
 
 def _fastest(run: Callable[[], object], seconds: float, device: torch.device = CPU) -> float:

@@ -101,7 +101,7 @@ def _run_case(
     name: str, case: Case, folder: Path, steps: int, threads: int | None
 ) -> dict[str, Any]:
     config = _config(case, folder, steps, threads)
-    predicted = plan(inputs_of(config, Cluster(), None))
+    predicted = plan(inputs_of(config, Cluster(), None, time_layers=True))
     write_text(folder / "run.yaml", config.to_yaml())
     command = [sys.executable, "-c", _TRAIN, "train", str(folder / "run.yaml"), "--overwrite"]
     subprocess_json.run_command(

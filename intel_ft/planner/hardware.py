@@ -1,6 +1,7 @@
 """Compute and memory rates of a node: measured here, or from the data sheet of a CPU or GPU."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import torch
 
@@ -18,6 +19,9 @@ of the peak at 2 GHz, but on a full socket more cores share the memory."""
 _STREAMED = 0.8
 """Fraction of the nominal memory bandwidth that STREAM usually reaches."""
 
+
+_QUICK, _THOROUGH = (5e9, 2048, 0.02), (math.inf, 8192, 0.05)
+"""Of a GEMM: operations and columns of the part that is measured, and seconds for each kind."""
 
 Rates = dict[torch.dtype, float]
 
@@ -186,12 +190,19 @@ def _dtype(name: str, rates: Rates, chosen: str) -> torch.dtype:
 
 
 def measured_machine(
-    gemms: list[gemm_rate.Gemm], dtype: torch.dtype, cores: int | None, *, prepacked: bool
+    gemms: list[gemm_rate.Gemm],
+    dtype: torch.dtype,
+    cores: int | None,
+    *,
+    prepacked: bool,
+    thorough: bool = False,
 ) -> Machine:
     """This machine, or one with `cores` such cores: its rates for a model's GEMMs.
 
-    Each GEMM counts with its shortest time. The measurement takes a few seconds.
+    Each GEMM counts with its shortest time. Of large ones a part is measured, for a few seconds in
+    all (a 7B model); thorough: larger parts, which may take a minute.
     """
+    most_flops, columns, seconds = _THOROUGH if thorough else _QUICK
     used = topology.read().usable
     torch.set_num_threads(used)
     floats: tuple[str, ...] = ("plain", "gradient")
@@ -199,8 +210,8 @@ def measured_machine(
         floats = (*gemm_rate.FORWARD, *gemm_rate.GRADIENT)
     timings = []
     for gemm in gemms:
-        part = replace(gemm, columns=min(gemm.columns, 8192))
-        timing = gemm_rate.measure(part, dtype, (*floats, "int8"), 0.05)
+        part = gemm_rate.part_of(gemm, most_flops, columns)
+        timing = gemm_rate.measure(part, dtype, (*floats, "int8"), seconds)
         scaled = {kind: s * gemm.flops / part.flops for kind, s in timing.seconds.items()}
         timings.append(gemm_rate.GemmTiming(gemm, scaled))
     int8 = [gemm_rate.GemmTiming(t.gemm, dict.fromkeys(floats, t.seconds["int8"])) for t in timings]

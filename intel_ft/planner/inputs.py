@@ -13,7 +13,6 @@ from intel_ft.host import cpu, devices, topology
 from intel_ft.models.prepacked import can_prepack
 from intel_ft.planner import hardware, roofline
 from intel_ft.planner.hardware import Machine
-from intel_ft.planner.probe import probed
 from intel_ft.planner.workload import (
     AssumedData,
     ExampleLengths,
@@ -62,14 +61,20 @@ class PlanInputs:
     examples: ExampleLengths
 
 
-def inputs_of(config: Config, cluster: Cluster, assumed: AssumedData | None) -> PlanInputs:
+def inputs_of(
+    config: Config, cluster: Cluster, assumed: AssumedData | None, *, time_layers: bool = False
+) -> PlanInputs:
     """Count the model, measure or look up the machine's rates, and read the data.
 
-    Raises UserError, EnvironmentProblem.
+    time_layers: also train some layers on this machine for a few steps, which corrects time and
+    memory. Raises UserError, EnvironmentProblem.
     """
     gpu, chosen = _gpu(config, cluster), config.model.dtype
-    here = gpu is None and cluster.cpu is None
+    if time_layers and (why := _why_not_timed(config, cluster, gpu)):
+        raise UserError(f"--measure: {why}")
     model = count_model(config)
+    if time_layers and not model.sizes.packs:
+        raise UserError("--measure times packed layers only, and this model's cannot be packed")
     if gpu is not None:
         machine = hardware.named_gpus(gpu, cluster.ranks, chosen)
         if cluster.gpu is None:
@@ -80,7 +85,9 @@ def inputs_of(config: Config, cluster: Cluster, assumed: AssumedData | None) -> 
         dtype = select(config.backend, config.model).dtype
         prepacked = config.backend.prepack is not False and can_prepack(dtype)
         cores = cluster.cores
-        machine = hardware.measured_machine(model.products, dtype, cores, prepacked=prepacked)
+        machine = hardware.measured_machine(
+            model.products, dtype, cores, prepacked=prepacked, thorough=time_layers
+        )
     if cluster.gemm_rate is not None:
         faster = cluster.gemm_rate / machine.gemm_rate
         machine = replace(
@@ -90,12 +97,22 @@ def inputs_of(config: Config, cluster: Cluster, assumed: AssumedData | None) -> 
             source=f"{machine.source}; GEMM rate as given",
         )
     inputs = PlanInputs(config, cluster, model, machine, example_lengths(config, assumed))
-    own_layers = config.backend.name != "ipex"  # the probe does not time IPEX's layers
-    return _probed(inputs) if here and own_layers and model.sizes.packs else inputs
+    return _probed(inputs) if time_layers else inputs
+
+
+def _why_not_timed(config: Config, cluster: Cluster, gpu: str | None) -> str | None:
+    """Why no layers of this run can be timed on this machine, or None."""
+    if gpu is not None or cluster.cpu is not None:
+        return f"the layers of this machine say nothing about {gpu or cluster.cpu}"
+    if config.backend.name == "ipex":
+        return "IPEX's layers are not timed"
+    return None
 
 
 def _probed(inputs: PlanInputs) -> PlanInputs:
     """The inputs corrected by what a few layers take here, on as many threads as a rank has."""
+    from intel_ft.planner.probe import probed  # imports the Trainer
+
     run = run_of(inputs)
     threads = min(threads_of(inputs), topology.read().usable)
     backend = inputs.config.backend.model_copy(update={"threads": threads})

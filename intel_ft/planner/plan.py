@@ -40,6 +40,7 @@ def plan(inputs: PlanInputs) -> dict[str, Any]:
             "parameters": model.sizes.parameters,
             "trainable": model.sizes.trained,
             "layers": model.sizes.why_not_fused or "fused",
+            "decisions": [vars(decision) for decision in model.decisions],
         },
         "cluster": {
             "nodes": cluster.nodes,
@@ -53,6 +54,7 @@ def plan(inputs: PlanInputs) -> dict[str, Any]:
             "memory_gb_per_s": inputs.machine.bandwidth / 1e9,
             "slowdown": inputs.machine.slowdown,
             "source": inputs.machine.source,
+            "measured_here": cluster.cpu is None and not setting.gpu,
         },
         "data": {
             "source": inputs.examples.source,

@@ -28,6 +28,7 @@ from intel_ft.errors import IntelFTError
 from intel_ft.files import write_text
 from intel_ft.host import cpu
 from intel_ft.models import packed_attention
+from intel_ft.models.load import description_of
 from intel_ft.planner.roofline import Rates, rank_seconds
 from intel_ft.planner.workload import Rows, rows_of
 from intel_ft.training.decide import make_plan
@@ -36,7 +37,6 @@ from intel_ft.training.model_sizes import (
     CountedModel,
     ModelSizes,
     count_description,
-    description_of,
 )
 
 logger = logging.getLogger(__name__)

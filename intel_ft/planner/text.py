@@ -13,6 +13,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     facts = [
         ("model", f"{model['name']}: {model['parameters']:,} parameters"),
         ("trained", f"{model['trainable']:,} ({share:.2f} %); decoder layers: {model['layers']}"),
+        *((one["name"], f"{one['value']} ({one['reason']})") for one in model["decisions"]),
         (
             "cluster",
             f"{_count(cluster['nodes'], 'node')} of {cluster['node']}, {_ranks(cluster)}, "
@@ -23,7 +24,7 @@ def lines(report: dict[str, Any]) -> list[str]:
             f"{_gemm_rates(cluster)}, memory {cluster['memory_gb_per_s']:,.0f} GB/s "
             f"({cluster['source']})",
         ),
-        *_slowdown(cluster["slowdown"]),
+        *_layers(cluster),
         ("data", report["data"]["source"]),
         ("", ""),
         ("memory", _verdict(memory)),
@@ -85,11 +86,13 @@ def sweep_table(points: list[dict[str, Any]], over: str) -> Table:
     return Table((over.replace("-", " "), *titles), rows)
 
 
-def _slowdown(factor: float) -> list[tuple[str, str]]:
-    """How far measured layers are from the roofline; empty where none were measured."""
-    if factor == 1:
-        return []
-    return [("layers", f"measured at {factor:.2f} times the roofline's time")]
+def _layers(cluster: dict[str, Any]) -> list[tuple[str, str]]:
+    """How far layers are from the roofline, or how to measure it; empty for other machines."""
+    if cluster["slowdown"] != 1:
+        return [("layers", f"measured at {cluster['slowdown']:.2f} times the roofline's time")]
+    if cluster["measured_here"]:
+        return [("layers", "not timed, so by the roofline alone; --measure trains some (a minute)")]
+    return []
 
 
 def _verdict(memory: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """What `plan` counts and predicts, against the models, optimizers and choices of a real run."""
 
+import math
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from intel_ft.host import topology
 from intel_ft.host.topology import Core, Topology
 from intel_ft.models import gemm_rate
 from intel_ft.models.flops import expert_weights, step_cost
-from intel_ft.planner import probe
+from intel_ft.planner import hardware, probe
 from intel_ft.planner.hardware import CPUS, Machine, measured_machine, named_cpus, named_gpus
 from intel_ft.planner.inputs import Cluster, PlanInputs, inputs_of
 from intel_ft.planner.plan import plan
@@ -323,11 +325,18 @@ def test_gpus_are_chosen_as_a_run_would() -> None:
         swept(inputs_of(settings, Cluster(gpu="T4"), AssumedData(64, 118)), "threads", [1])
 
 
+@pytest.fixture
+def made_up_rates(monkeypatch) -> None:
+    """GEMMs are not measured, which has tests of its own."""
+    monkeypatch.setattr(hardware, "measured_machine", lambda *_, **__: replace(MACHINE, cores=1))
+
+
+@pytest.mark.usefixtures("made_up_rates")
 def test_the_first_layers_are_timed_here(monkeypatch) -> None:
-    monkeypatch.setattr(probe, "_SECONDS", 0.3)
+    monkeypatch.setattr(probe, "_SECONDS", 0.1)
     settings = config(train={"max_steps": 2, "global_batch_size": 8})
-    found = inputs_of(settings, Cluster(), None)
-    assert 0.2 < found.machine.slowdown < 20
+    found = inputs_of(settings, Cluster(), AssumedData(64, 128), time_layers=True)
+    assert found.machine.slowdown not in (0.1, 1.0)  # its least, and what it is where none is timed
     assert 0.3 < found.machine.runtime / GIB < 1.5
     report, as_counted = (
         plan(replace(found, machine=replace(found.machine, slowdown=times)))["step"]["parts"]
@@ -336,6 +345,41 @@ def test_the_first_layers_are_timed_here(monkeypatch) -> None:
     for part in ("linear_layers", "attention", "memory"):
         assert report[part] == pytest.approx(found.machine.slowdown * as_counted[part])
     assert report["fixed"] == as_counted["fixed"]
+
+
+@pytest.mark.usefixtures("made_up_rates")
+def test_the_first_answer_starts_no_process(monkeypatch) -> None:
+    """It is the roofline's, of a few seconds of GEMMs; `--measure` asks for the layers' time."""
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    examples = AssumedData(64, 128)
+    report = plan(inputs_of(config(train={"max_steps": 2}), Cluster(), examples))
+    assert report["cluster"]["slowdown"] == 1
+    assert any("--measure" in line for line in lines(report))
+    elsewhere = plan(inputs_of(config(), Cluster(cpu="8480+", memory=64 * GIB), examples))
+    assert not any("--measure" in line for line in lines(elsewhere))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "changes"),
+    [
+        (Cluster(cpu="8480+", memory=GIB), {}),
+        (Cluster(gpu="T4"), {}),
+        (Cluster(), {"backend": {"name": "ipex"}}),
+    ],
+)
+def test_layers_of_another_machine_cannot_be_timed_here(cluster, changes) -> None:
+    with pytest.raises(UserError, match="--measure"):
+        inputs_of(config(**changes), cluster, None, time_layers=True)
+
+
+def test_a_large_gemm_is_measured_in_part() -> None:
+    """A 7B model's GEMMs took 45 s of CPU, where these take 3 s."""
+    gemms = [gemm_rate.Gemm(2048, 4096, 11008), gemm_rate.Gemm(2048, 11008, 4096)]
+    assert [gemm_rate.part_of(g, 5e9, 2048).columns for g in gemms] == [2048, 2048]
+    assert all(gemm_rate.part_of(g, 5e9, 2048).flops < 1.2e10 for g in gemms)
+    assert gemm_rate.part_of(gemms[0], math.inf, 8192).flops == 2.0 * 2048 * 4096 * 8192
+    small = gemm_rate.Gemm(512, 256, 256)
+    assert gemm_rate.part_of(small, 5e9, 2048) == small
 
 
 def test_what_is_timed_is_the_model_with_fewer_layers() -> None:
@@ -347,11 +391,13 @@ def test_what_is_timed_is_the_model_with_fewer_layers() -> None:
     assert qwen.num_hidden_layers == 6
 
 
+@pytest.mark.usefixtures("made_up_rates")
 def test_where_no_layer_can_be_timed_the_roofline_stands(monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(probe.logger, "warning", lambda text, *v: said.append(text % v))
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no other Python starts with it
-    found = inputs_of(config(train={"max_steps": 2}), Cluster(), None).machine
+    settings = config(train={"max_steps": 2})
+    found = inputs_of(settings, Cluster(), AssumedData(64, 128), time_layers=True).machine
     assert (found.slowdown, found.runtime) == (1.0, RUNTIME)
     assert len(said) == 1
     assert "could not be timed" in said[0]
