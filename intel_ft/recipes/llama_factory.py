@@ -139,6 +139,7 @@ def translate(t: Translation, devices: int) -> None:
     values.machine(t, ("bf16", "pure_bf16"))
     _method(t)
     _data(t)
+    values.no_clipping(t)
     for old, new, change, default in (
         ("num_train_epochs", "train.epochs", values.number, 3.0),
         ("learning_rate", "train.learning_rate", values.number, 5e-5),

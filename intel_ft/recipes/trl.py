@@ -39,6 +39,7 @@ def translate(t: Translation, devices: int) -> None:
     _precision(t, sft)
     _method(t)
     _data(t)
+    values.no_clipping(t)
     for old, new, change, default in (
         ("num_train_epochs", "train.epochs", values.number, 3.0),
         ("learning_rate", "train.learning_rate", values.number, 2e-5 if sft else 5e-5),
@@ -133,6 +134,7 @@ def _data(t: Translation) -> None:
         name = t.take(key)
         if name is not None:
             t.put("data.train", f"{name}:{part}" if part else str(name), f"{key}: {name}")
+    _mixture(t)
     t.move("dataset_train_split", "data.split")
     _evaluation(t)
     field = t.take("dataset_text_field")
@@ -143,6 +145,28 @@ def _data(t: Translation) -> None:
     _length(t)
     _loss(t, text=field is not None)
     _join(t, text=field is not None)
+
+
+def _mixture(t: Translation) -> None:
+    """The first of a DatasetMixtureConfig's datasets; the others are listed."""
+    first = "datasets[0]"
+    path, part = t.take(f"{first}.path"), t.take(f"{first}.name")
+    files = t.take(f"{first}.data_files")
+    if isinstance(files, list):
+        for extra in files[1:]:
+            t.cannot_carry(f"{first}.data_files", extra, "only one file or folder is read")
+        files = files[0]
+    if source := files or path:
+        t.put("data.train", f"{source}:{part}" if part else str(source), f"{first}.path")
+    t.move(f"{first}.split", "data.split")
+    if t.left.get("test_split_size") is not None:
+        values.validation_share(t, "test_split_size")
+    t.take_unsupported(
+        {
+            f"{first}.*": "this option of a dataset is not supported",
+            "datasets[*": "only one dataset is read: join them into one file",
+        }
+    )
 
 
 def _length(t: Translation) -> None:

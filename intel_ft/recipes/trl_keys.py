@@ -64,6 +64,7 @@ NOT_NEEDED = {
     "gradient_checkpointing_kwargs*": "train.activation_checkpointing recomputes whole decoder"
     " layers and is non-reentrant",
     "dataset_streaming": "the data is read as a whole",
+    "streaming": "the data is read as a whole",
     "accelerator_config*": "the launcher determines the ranks",
     "parallelism_config*": "the launcher determines the ranks",
     "batch_eval_metrics": "evaluation keeps only a sum, no logits",
@@ -103,6 +104,7 @@ SFT = (
     *("dataset_name", "dataset_text_field", "max_length", "max_seq_length", "packing"),
     *("completion_only_loss", "assistant_only_loss", "dataset_config", "dataset_streaming"),
     *("dataset_train_split", "dataset_test_split", "model_name_or_path", "model_revision"),
+    *("test_split_size", "datasets[0].path"),
     *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "padding_free"),
     *("lora_modules_to_save", "lora_task_type", "use_bnb_nested_quant", "packing_strategy"),
 )

@@ -145,6 +145,12 @@ def optimizer(t: Translation, old: str, default: str) -> None:
         t.cannot_carry(old, value, f"supported are {_list(choices(TrainConfig, 'optimizer'))}")
 
 
+def no_clipping(t: Translation) -> None:
+    """An explicit `max_grad_norm: null`, with which TrainingArguments does not clip."""
+    if "max_grad_norm" in t.left and t.left["max_grad_norm"] is None:
+        t.left["max_grad_norm"] = 0
+
+
 def adam(t: Translation, names: dict[str, float]) -> None:
     """List Adam's constants: only the usual values are supported."""
     for name, usual in names.items():
