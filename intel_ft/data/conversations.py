@@ -17,7 +17,7 @@ from intel_ft.data.formats import (
     detect_format,
 )
 from intel_ft.data.sources import Rows
-from intel_ft.data.spellings import OPTIONAL, rename
+from intel_ft.data.spellings import rename
 from intel_ft.data.turns import read_turns, text_of
 from intel_ft.data.unsupported import (
     COLUMNS,
@@ -103,12 +103,6 @@ def read_conversations(rows: Rows, data: DataConfig) -> ReadData:
         shortened,
         bad,
     )
-
-
-def hint(column: str) -> str:
-    """An unused column's name, with the known column that it may stand for."""
-    known = OPTIONAL.get(column.lower())
-    return f"{column} (did you mean data.columns={{{known}: {column}}}?)" if known else column
 
 
 def _as_mappings(rows: Rows, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:

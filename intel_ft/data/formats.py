@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, cast
 
-from intel_ft.data.spellings import suggested_columns
+from intel_ft.data.spellings import as_override, hint, suggested_columns
 from intel_ft.errors import UserError
 
 Role = Literal["system", "user", "assistant"]
@@ -116,10 +116,15 @@ def columns_of(data_format: Format, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in used if name in columns)
 
 
+def describe_unused(unused: Sequence[str], data_format: Format) -> str:
+    """The columns and keys in `unused`, with those of the format that they may stand for."""
+    used = columns_of(data_format, tuple(NAMES))
+    return f"not used: {', '.join(hint(name, used) for name in unused)}"
+
+
 def _remedy(columns: Sequence[str], nested: Sequence[str]) -> str:
     if suggested := suggested_columns(columns, list(_REQUIRED.values())):
-        pairs = ", ".join(f"{name}: {column}" for name, column in suggested.items())
-        return f"did you mean data.columns={{{pairs}}}?"
+        return f"did you mean {as_override(suggested)}?"
     if "input_ids" in columns:
         return "the data is tokenized already (input_ids): give the text instead"
     if found := [name for name in columns if name in nested]:

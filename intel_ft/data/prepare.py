@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.config import DataConfig
-from intel_ft.data.conversations import ReadData, hint, read_conversations
+from intel_ft.data.conversations import ReadData, read_conversations
+from intel_ft.data.decode_check import decode_notes
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
-from intel_ft.data.formats import Conversation, Format
+from intel_ft.data.formats import Conversation, Format, describe_unused
 from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import Template, choose_template, renderer
@@ -74,7 +75,7 @@ class DataReport:
         """The lines about files, columns, rows and tokens that are not used."""
         lines = list(self.notes)
         if self.unused:
-            lines.append(f"not used: {', '.join(map(hint, self.unused))}")
+            lines.append(describe_unused(self.unused, self.format))
         if self.untrained:
             lines.append(f"{self.untrained:,} answers are context only (weight, train, loss)")
         if self.shortened:

@@ -1,6 +1,8 @@
 """Other names that datasets give to the columns of a format, and data.columns, which maps them."""
 
 import difflib
+import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -29,13 +31,15 @@ _ANSWERS = (
 )
 _MESSAGES = ("conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 _TEXT = ("content", "document", "body")
-OPTIONAL = {
+_OPTIONAL_NAMES = ("input", "context", "system", "history")
+_OPTIONAL = {
     "system_prompt": "system",
     "system_message": "system",
     "chat_history": "history",
     "query_context": "context",
 }
 """Other names of columns that a format uses where they are there."""
+_PLAIN_YAML = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_]\w*", re.IGNORECASE)
 
 
 def suggested_columns(
@@ -58,11 +62,29 @@ def suggested_columns(
             if answer in by_name and answer != user:
                 partner = _PARTNERS[user]
                 pair = {_USER[partner]: by_name[user], partner: by_name[answer]}
-                pair |= {OPTIONAL[name]: by_name[name] for name in OPTIONAL if name in by_name}
+                pair |= {_OPTIONAL[name]: by_name[name] for name in _OPTIONAL if name in by_name}
                 return {name: column for name, column in pair.items() if name != column}
     if not users and (texts := [by_name[name] for name in _TEXT if name in by_name]):
         return {"text": texts[0]}
     return None
+
+
+def as_override(columns: Mapping[str, str]) -> str:
+    """`columns` as an override of data.columns; names that YAML would change are in quotes."""
+    pairs = [
+        f"{name}: {column if _PLAIN_YAML.fullmatch(column) else json.dumps(column)}"
+        for name, column in columns.items()
+    ]
+    return f"data.columns={{{', '.join(pairs)}}}"
+
+
+def hint(column: str, used: Collection[str]) -> str:
+    """An unused column's name, with the one of the columns `used` by the format that it may be."""
+    plain = _plain(column)
+    known = _OPTIONAL.get(plain, plain)
+    if known == column or known not in used:
+        return column
+    return f"{column} (did you mean {as_override({known: column})}?)"
 
 
 def rename(rows: Rows, columns: Mapping[str, str], known: Collection[str]) -> Rows:
@@ -101,7 +123,7 @@ def rename(rows: Rows, columns: Mapping[str, str], known: Collection[str]) -> Ro
 
 
 def _with_optional(required: Sequence[str], by_name: Mapping[str, str]) -> dict[str, str]:
-    names = (*required, "input", "context", "system", "history")
+    names = (*required, *_OPTIONAL_NAMES)
     return {name: by_name[name] for name in names if by_name.get(name, name) != name}
 
 

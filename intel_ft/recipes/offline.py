@@ -5,12 +5,20 @@ from pathlib import Path
 
 from intel_ft import assets
 from intel_ft.config import Config
-from intel_ft.data.conversations import hint, read_conversations
+from intel_ft.data.conversations import read_conversations
+from intel_ft.data.formats import describe_unused
 from intel_ft.data.sources import load_rows
 from intel_ft.data.templates import choose_template
 from intel_ft.errors import EnvironmentProblem, MissingPackage
-from intel_ft.models.load import check_base, load_tokenizer, model_folder, parameter_count
+from intel_ft.models.load import (
+    check_base,
+    description_of,
+    load_tokenizer,
+    model_folder,
+    parameter_count,
+)
 from intel_ft.training.distillation import OWN_BASE, check_teacher
+from intel_ft.training.model_sizes import count_description
 from intel_ft.training.setup import require_installed
 
 NOT_CHECKED = "not checked, because it is neither a local path nor in the Hub's cache"
@@ -56,6 +64,7 @@ def _model(config: Config) -> str:
     folder: Path = model_folder(config.model)
     check_base(folder, config.model)
     load_tokenizer(config.model)
+    count_description(config, description_of(config.model))  # refuses what cannot be adapted
     return f"{parameter_count(folder):,} parameters"
 
 
@@ -71,7 +80,7 @@ def _data(config: Config, source: str, split: str) -> str:
     choose_template(config.data.template, read.format, True)
     facts = [f"{len(read.conversations):,} examples, format {read.format} ({read.format_reason})"]
     if read.unused:
-        facts.append(f"not used: {', '.join(map(hint, read.unused))}")
+        facts.append(describe_unused(read.unused, read.format))
     if read.bad:
         facts.append(f"{len(read.bad):,} rows cannot be used and are dropped")
     return "; ".join([*facts, *rows.notes])

@@ -3,14 +3,16 @@
 import json
 
 import pytest
+import yaml
 from datasets import Dataset, Features, Image, Value
 from support.data_tokenizers import tokenizer
 
 from intel_ft.config import DataConfig
 from intel_ft.data.conversations import read_conversations
-from intel_ft.data.formats import Conversation, Message
+from intel_ft.data.formats import Conversation, Message, describe_unused
 from intel_ft.data.prepare import prepare
 from intel_ft.data.sources import load_rows
+from intel_ft.data.spellings import as_override
 from intel_ft.errors import UserError
 
 USER, ANSWER = {"role": "user", "content": "i"}, {"role": "assistant", "content": "o"}
@@ -322,6 +324,32 @@ def test_known_other_names_are_proposed_and_work(read, columns, words):
     assert f"did you mean data.columns={words}?" in message
     pairs = dict(pair.split(": ") for pair in words.strip("{}").split(", "))
     assert len(read(row, columns=pairs).conversations) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "override"),
+    [
+        ("on", '{output: "on"}'),
+        (" output", '{output: " output"}'),
+        ("7", '{output: "7"}'),
+        ("a: b", '{output: "a: b"}'),
+        ("Réponse", "{output: Réponse}"),
+    ],
+)
+def test_names_that_yaml_would_change_are_in_quotes(column, override):
+    assert as_override({"output": column}) == f"data.columns={override}"
+    assert yaml.safe_load(override) == {"output": column}
+
+
+def test_a_hint_names_only_columns_that_the_format_uses(read):
+    alpaca = read({**ALPACA, "Input": "c", "System": "S"})
+    assert describe_unused(alpaca.unused, "alpaca") == (
+        "not used: Input (did you mean data.columns={input: Input}?),"
+        " System (did you mean data.columns={system: System}?)"
+    )
+    assert describe_unused(["Input", "messages[].name"], "messages") == (
+        "not used: Input, messages[].name"
+    )
 
 
 def test_columns_by_name(read):
