@@ -39,6 +39,8 @@ NOT_NEEDED = {
     "bnb_4bit_*": "the 4-bit base is always NF4, with matmuls in model.dtype",
     "use_bnb_nested_quant": "it only concerns the scales of the 4-bit base",
     "packing_strategy": "examples are always packed and never attend to each other",
+    "env.*": "set the environment's variables yourself",
+    "gradient_checkpointing_use_reentrant": "train.activation_checkpointing is non-reentrant",
     "eval_packing": "examples are always packed and never attend to each other",
     "padding_free": "there is no padding",
     "pad_to_multiple_of": "there is no padding",
@@ -95,7 +97,6 @@ UNSUPPORTED = {
     "eos_token": "special tokens come from the model folder: change them there",
     "truncation_mode": "the end of an example is cut, but its EOS is kept",
     "loss_type": "the loss is always cross-entropy",
-    "activation_offloading": "offloading is not supported: see train.activation_checkpointing",
     "eval_on_start": "evaluation is every train.eval_steps",
     "eval_delay": "evaluation is every train.eval_steps",
 }

@@ -58,6 +58,7 @@ SHARED_UNSUPPORTED = {
     "lr_scheduler_kwargs*": "scheduler arguments are not supported",
     "optim_args*": "optimizer arguments are not supported",
     "optim_target_modules": "GaLore and similar optimizers are not supported",
+    "activation_offloading": "offloading is not supported: see train.activation_checkpointing",
     "auto_find_batch_size": "the batch size is fixed; train.max_tokens_per_row limits memory",
     "data_seed": "train.seed is used for data and weights",
 }

@@ -364,6 +364,8 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"curriculum_sampling": True}, "curriculum_sampling"),
         ({"plugins": ["axolotl.integrations.spectrum.SpectrumPlugin"]}, "SpectrumPlugin"),
         ({"sequence_parallel_degree": 4}, "sequence_parallel_degree"),
+        ({"activation_offloading": "legacy"}, "activation_offloading"),
+        ({"min_sample_len": 100}, "min_sample_len"),
         ({"random_init_weights": True}, "random_init_weights"),
         ({"adam_beta2": 0.95}, "adam_beta2"),
         ({"qat": {"weight_dtype": "int8"}}, "qat.weight_dtype"),
@@ -427,6 +429,7 @@ NOT_NEEDED: dict[str, tuple[str, ...]] = {
         *("loss_watchdog_threshold", "gpu_memory_limit", "hub_model_id", "deepspeed", "strict"),
         *("save_first_step", "eval_batch_size", "group_by_length", "torch_compile"),
         *("include_tokens_per_second", "embeddings_skip_upcast", "total_num_tokens"),
+        *("tiled_mlp", "sample_pack_sequentially", "push_dataset_to_hub"),
     ),
     "llama_factory": (
         *("overwrite_cache", "flash_attn", "enable_liger_kernel", "use_unsloth", "use_unsloth_gc"),
@@ -439,6 +442,7 @@ NOT_NEEDED: dict[str, tuple[str, ...]] = {
         *("pad_to_multiple_of", "bf16_full_eval", "shuffle_dataset", "save_only_model"),
         *("gradient_checkpointing_kwargs", "push_to_hub", "dataloader_num_workers", "ddp_timeout"),
         *("torch_empty_cache_steps", "eval_packing", "project", "use_bnb_nested_quant"),
+        *("env.CUDA_VISIBLE_DEVICES", "gradient_checkpointing_use_reentrant"),
     ),
 }
 
