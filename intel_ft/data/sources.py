@@ -6,6 +6,7 @@ into that folder. Which files of a folder are read is in data.files. Only after 
 failed on a file is the cause determined (data.read_errors).
 """
 
+import errno
 import logging
 import re
 import tempfile
@@ -129,6 +130,11 @@ def _local(source: str, path: Path, split: str) -> Rows:
     except Exception as error:  # `datasets` passes on whatever its readers raise
         if missing := missing_package(error):
             raise missing from error
+        if getattr(_innermost(error), "errno", None) == errno.ENOSPC:
+            raise EnvironmentProblem(
+                f"{source}: no space left in {tempfile.gettempdir()}, where data is unpacked and"
+                " converted: free some, or set TMPDIR to another folder"
+            ) from error
         for file in files:
             if problem := problem_with(file):
                 raise UserError(f"{file}: {problem}") from error
@@ -296,9 +302,14 @@ def _unreachable(source: str, error: Exception) -> EnvironmentProblem:
 
 def _cause(error: BaseException) -> str:
     """Type and text of the innermost exception, on one line."""
+    error = _innermost(error)
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return error
 
 
 @contextmanager

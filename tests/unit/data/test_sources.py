@@ -1,4 +1,5 @@
 import bz2
+import errno
 import gzip
 import json
 import lzma
@@ -243,6 +244,21 @@ def test_text_of_the_hub_stays_text_and_other_splits_are_named(tmp_path, monkeyp
     rows = load_rows("org/name")
     assert list(rows.cells(["question", "answer"])) == [("q", "007"), ("NA", "012")]
     assert rows.notes == ("split train; not used: split test",) and rows.other_splits == ("test",)
+
+
+def test_a_full_disk_is_not_blamed_on_the_data(tmp_path, monkeypatch):
+    import datasets
+
+    def load_dataset(*arguments, **options):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(EnvironmentProblem, match="no space left in .* set TMPDIR"):
+        load_rows(str(tmp_path / "rows.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
