@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from intel_ft.config import DataConfig
 from intel_ft.data.conversations import ReadData, read_conversations
-from intel_ft.data.decode_check import decode_notes
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Format, describe_unused
