@@ -128,3 +128,27 @@ def test_files_are_those_that_a_repository_declares(folder):
         load_rows(str(path))
     (path / "README.md").write_text("---\nconfigs: []\n---\n")
     assert read(path) == ["a1.jsonl", "a2.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.jsonl", "test.jsonl", "dev.jsonl"],
+        ["my_train_file.jsonl", "x-valid.jsonl", "eval 2.jsonl"],
+        ["train/a.jsonl", "train/b.jsonl", "testing/a.jsonl", "val/c.jsonl"],
+        ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
+        ["data/train_sft-00000-of-00001.jsonl", "data/test_sft-00000-of-00001.jsonl"],
+        ["training.jsonl", "evaluation.jsonl", "other.jsonl"],
+        ["train/test.jsonl", "test/train.jsonl"],
+        ["a.jsonl", "b.jsonl", "latest.jsonl"],
+    ],
+)
+def test_splits_are_those_of_datasets(folder, names):
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    path = folder(*names)
+    patterns = get_data_patterns(str(path))
+    expected = DataFilesDict.from_patterns(patterns, base_path=str(path))
+    assert {split: set(map(str, files)) for split, files in find_files(path).splits.items()} == {
+        str(split): set(files) for split, files in expected.items()
+    }

@@ -257,7 +257,7 @@ def test_a_full_disk_is_not_blamed_on_the_data(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(EnvironmentProblem, match="no space left in .* set TMPDIR"):
+    with pytest.raises(EnvironmentProblem, match=r"no space left in .* set TMPDIR"):
         load_rows(str(tmp_path / "rows.jsonl"))
 
 
