@@ -4,25 +4,61 @@ A chat template is a program that returns one string. Here it receives a placeho
 every message, so that the text it writes around the messages can be separated from them. The
 completion is never searched for in the result, so nothing can be mistaken for it. The template
 sees no content either: it can neither branch on it nor be steered by it.
+
+The template is asked twice: for the whole conversation, and for the prompt that a server sends
+(`add_generation_prompt`). What the whole conversation has between that prompt and the answer, such
+as Qwen3's empty thought or the name of a channel, is what the model has to write: it is supervised.
 """
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from intel_ft.data.control_tokens import completion_controls
 from intel_ft.data.formats import Message
 from intel_ft.data.spans import Span, SpecialTokens
+from intel_ft.data.thoughts import CLOSE, OPEN, Opening, opening, split_thought
 from intel_ft.errors import UserError, missing_package
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Private-use characters, which no template writes. The tabs show whether a template strips.
-_PLACEHOLDER = "\t\ue000{}\ue001\t"
-_PLACEHOLDERS = re.compile("(\t?)\ue000([0-9]+)\ue001(\t?)")
+_SLOT = "\t\ue000{}{}\ue001\t"
+_SLOTS = re.compile("(\t?)\ue000([0-9]+)([ct])\ue001(\t?)")
 _REMEDY = "set data.template to another template (chatml, llama2, alpaca, dolly, none)"
+# Where a template may expect a thought: in a key of its own, or in the content between tags.
+_STYLES = ("reasoning_content", "thinking", "tags")
 
-# A span that the template writes, or a message: its index, strip on the left, strip on the right.
-TemplatePart = Span | tuple[int, bool, bool]
+Signature = tuple[tuple[str, bool], ...]
+"""Each message's role, and whether it is an answer with a thought."""
+
+
+class Slot(NamedTuple):
+    """The place of a message's text, or of its thought, in what a template writes."""
+
+    message: int
+    thought: bool
+    strip_left: bool
+    strip_right: bool
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer: text in front of it, its thought, what ends the thought, and whether it is learnt.
+
+    verbatim: the template knows no thoughts, so the answer is written as it is, tags included.
+    """
+
+    index: int
+    opened: str
+    thought: bool
+    close: str
+    trained: bool
+    verbatim: bool
+
+
+_Part = Span | Slot | _Answer
 
 
 class ChatTemplate:
@@ -33,7 +69,9 @@ class ChatTemplate:
             raise UserError(f"the tokenizer has no chat_template: {_REMEDY}")
         self._tokenizer = tokenizer
         self._special = special
-        self._parts_of_roles: dict[tuple[str, ...], list[TemplatePart]] = {}
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        self._controls = tuple(completion_controls(added).values())
+        self._rendered: dict[Signature, tuple[list[_Part], str]] = {}
 
     def spans(self, messages: tuple[Message, ...]) -> list[Span]:
         """The spans of a conversation that ends with an assistant turn.
@@ -46,81 +84,203 @@ class ChatTemplate:
 
         Raises UserError if the template fails or does not contain every message exactly once.
         """
-        roles = tuple(message.role for message in messages)
-        if roles not in self._parts_of_roles:
-            self._parts_of_roles[roles] = self._render(roles)
-        spans = []
-        for part in self._parts_of_roles[roles]:
+        split = [split_thought(m.content) if m.role == "assistant" else None for m in messages]
+        parts, _ = self._parts(signature_of(messages))
+        spans: list[Span] = []
+        trained = True
+        for part in parts:
             if isinstance(part, Span):
-                spans.append(part)
-                continue
-            index, left, right = part
-            message = messages[index]
-            if message.role == "assistant":
-                spans.append(Span(message.content, "completion"))
+                spans.append(part._replace(trained=trained) if part.kind == "end" else part)
+            elif isinstance(part, Slot):
+                text = messages[part.message].full_content
+                text = text.lstrip() if part.strip_left else text
+                spans.append(Span(text.rstrip() if part.strip_right else text, "content"))
             else:
-                text = message.full_content
-                text = text.lstrip() if left else text
-                spans.append(Span(text.rstrip() if right else text, "content"))
+                trained = part.trained and messages[part.index].trained
+                content, thought = messages[part.index].content, split[part.index]
+                if thought is None or part.verbatim:
+                    spans += self._answer(part.opened, "", "", content, trained)
+                elif part.thought:
+                    spans += self._answer(part.opened, thought[0], part.close, thought[1], trained)
+                else:
+                    spans += self._answer(part.opened, "", "", thought[1], trained)
         return spans
 
-    def _render(self, roles: tuple[str, ...]) -> list[TemplatePart]:
-        placeholders = [
-            {"role": role, "content": _PLACEHOLDER.format(index)}
-            for index, role in enumerate(roles)
-        ]
+    def as_dicts(self, messages: tuple[Message, ...]) -> list[dict[str, str]]:
+        """The messages as this template takes them, with thoughts where it expects them."""
+        _, style = self._parts(signature_of(messages))
+        dicts = []
+        for message in messages:
+            entry = {"role": message.role, "content": message.full_content}
+            thought = split_thought(message.content) if message.role == "assistant" else None
+            if thought is not None and style != "tags":
+                entry |= {"content": thought[1], style: thought[0]}
+            dicts.append(entry)
+        return dicts
+
+    def opened(self, messages: tuple[Message, ...]) -> str:
+        """What the model has to write in front of the last answer, apart from white space."""
+        parts, _ = self._parts(signature_of(messages))
+        last = next(part for part in reversed(parts) if isinstance(part, _Answer))
+        return last.opened if last.opened.strip() else ""
+
+    def context_only(self, messages: tuple[Message, ...]) -> int:
+        """Answers that are not learnt, because a server's prompt for them would be another one."""
+        parts, _ = self._parts(signature_of(messages))
+        return sum(
+            messages[part.index].trained and not part.trained
+            for part in parts
+            if isinstance(part, _Answer)
+        )
+
+    def _answer(
+        self, opened: str, thought: str, close: str, answer: str, trained: bool
+    ) -> list[Span]:
+        """An answer as one completion; control tokens that the template writes stay apart."""
+        if not any(control in opened + close for control in self._controls):
+            return [Span(opened + thought + close + answer, "completion", trained)]
+        spans = [Span(opened, "text", trained), Span(thought, "completion", trained)]
+        spans += [Span(close, "text", trained), Span(answer, "completion", trained)]
+        return [span for span in spans if span.text]
+
+    def _parts(self, signature: Signature) -> tuple[list[_Part], str]:
+        if signature not in self._rendered:
+            self._rendered[signature] = self._render(signature)
+        return self._rendered[signature]
+
+    def _render(self, signature: Signature) -> tuple[list[_Part], str]:
+        style, whole = self._whole(signature)
+        prompt = self._write(signature[:-1], style, add_generation_prompt=True)
+        texts, slots = _cut(whole)
+        self._require_all_turns(signature, slots)
+        tail = _cut(prompt)[0][-1]
+        last_end = self._token_at_start(texts[-1])
+        parts: list[_Part] = []
+        before = texts[0]
+        thought: Slot | None = None
+        between = ""
+        for place, (slot, following) in enumerate(zip(slots, texts[1:], strict=True)):
+            if slot.thought:
+                thought, between = slot, following
+                continue
+            role, has_thought = signature[slot.message]
+            if role != "assistant":
+                parts += [*_template(before), slot]
+                before = following
+                continue
+            last = place == len(slots) - 1
+            shown = Opening(before, between if thought else None, has_thought, style == "tags")
+            start = opening(shown, tail, last)
+            if start is None:
+                raise UserError(
+                    "the tokenizer's chat_template leaves out the thought of the last answer"
+                    f" (<think>...</think>): {_REMEDY}"
+                )
+            parts += _template(start.prompt)
+            parts.append(
+                _Answer(
+                    slot.message,
+                    start.opened,
+                    start.thought,
+                    start.close,
+                    start.trained,
+                    start.verbatim,
+                )
+            )
+            ends, before = self._ends(following, last_end, last)
+            parts += ends
+            thought, between = None, ""
+        return parts, style
+
+    def _whole(self, signature: Signature) -> tuple[str, str]:
+        """The style in which the template shows the last thought, and the whole conversation."""
+        thoughts = [index for index, (_, thought) in enumerate(signature) if thought]
+        if not thoughts:
+            return "tags", self._write(signature, "tags")
+        for style in _STYLES:
+            whole = self._write(signature, style)
+            if any(slot.thought and slot.message == thoughts[-1] for slot in _cut(whole)[1]):
+                return style, whole
+        return style, whole
+
+    def _ends(self, following: str, last_end: str | None, last: bool) -> tuple[list[_Part], str]:
+        """What ends an answer, and the text after it.
+
+        An added token that ends this turn and not the last one (gpt-oss's `<|end|>`) is context:
+        a server would not stop there.
+        """
+        eos = self._special.eos
+        token = self._token_at_start(following)
+        if token is not None and token in (eos, last_end):
+            ends: list[_Part] = [Span(token, "end")]
+            if last and token != eos:
+                ends.append(Span(eos, "end"))
+            return ends, following.lstrip().removeprefix(token)
+        if token is not None and token != self._special.bos and not last:
+            return [], following
+        return [Span(eos, "end")], following
+
+    def _write(self, signature: Signature, style: str, **options: Any) -> str:
+        messages = []
+        for index, (role, thought) in enumerate(signature):
+            content = _SLOT.format(index, "c")
+            message = {"role": role, "content": content}
+            if thought:
+                slot = _SLOT.format(index, "t")
+                tagged = {"content": f"{OPEN}{slot}{CLOSE}{content}"}
+                message |= tagged if style == "tags" else {style: slot}
+            messages.append(message)
         try:
-            rendered = self._tokenizer.apply_chat_template(placeholders, tokenize=False)
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # the template is foreign code: it may raise anything
             if missing := missing_package(error):
                 raise missing from error
             text = " ".join(str(error).split())
+            roles = ", ".join(role for role, _ in signature)
             raise UserError(
-                f"the tokenizer's chat_template rejects the roles {', '.join(roles)} ({text}):"
-                f" {_REMEDY}"
+                f"the tokenizer's chat_template rejects the roles {roles} ({text}): {_REMEDY}"
             ) from error
-        # text, tab, index, tab, text, tab, index, tab, ..., text
-        fields = _PLACEHOLDERS.split(rendered)
-        texts, lefts, indices, rights = fields[::4], fields[1::4], fields[2::4], fields[3::4]
-        order = [int(index) for index in indices]
-        if sorted(order) != list(range(len(roles))) or order[-1:] != [len(roles) - 1]:
+        return str(text)
+
+    def _require_all_turns(self, signature: Signature, slots: list[Slot]) -> None:
+        order = [slot.message for slot in slots if not slot.thought]
+        if order == list(range(len(signature))):
+            return
+        if signature[0][0] == "system" and order == list(range(1, len(signature))):
             raise UserError(
-                f"the tokenizer's chat_template does not contain each of the turns"
-                f" {', '.join(roles)} exactly once: {_REMEDY}"
+                "the tokenizer's chat_template drops the system message (Mistral's, Phi-3's: where"
+                f" an answer follows): put it in front of the first question, or {_REMEDY}"
             )
-        special = self._special
-        parts: list[TemplatePart] = self._split_off_bos(texts[0])
-        if special.adds_bos and parts[:1] != [Span(str(special.bos), "start")]:
-            parts.insert(0, Span(str(special.bos), "start"))
-        end_of_turn = self._token_at_start(texts[-1]) or special.eos
-        last = len(order) - 1
-        for place, (index, left, right, text) in enumerate(
-            zip(order, lefts, rights, texts[1:], strict=True)
-        ):
-            parts.append((index, not left, not right))
-            if roles[index] != "assistant":
-                parts += self._template(text)
-                continue
-            following = text.lstrip()
-            written = [end for end in (special.eos, end_of_turn) if following.startswith(end)]
-            end = written[0] if written else special.eos
-            parts.append(Span(end, "end"))
-            if place < last:
-                parts += self._split_off_bos(following.removeprefix(end) if written else text)
-            elif end != special.eos:
-                parts.append(Span(special.eos, "end"))
-        return parts
+        roles = ", ".join(role for role, _ in signature)
+        raise UserError(
+            f"the tokenizer's chat_template does not contain each of the turns {roles} exactly"
+            f" once and in order: {_REMEDY}"
+        )
 
     def _token_at_start(self, text: str) -> str | None:
         added = self._special.added
         return next((token for token in added if text.lstrip().startswith(token)), None)
 
-    def _split_off_bos(self, text: str) -> list[TemplatePart]:
-        """Template text; a BOS at its start becomes a span of kind `start`."""
-        bos = self._special.bos
-        if bos and text.startswith(bos):
-            return [Span(bos, "start"), *self._template(text.removeprefix(bos))]
-        return self._template(text)
 
-    def _template(self, text: str) -> list[TemplatePart]:
-        return [Span(text, "template")] if text else []
+def signature_of(messages: tuple[Message, ...]) -> Signature:
+    """What a template's text around the messages depends on."""
+    return tuple(
+        (m.role, m.role == "assistant" and split_thought(m.content) is not None) for m in messages
+    )
+
+
+def _cut(rendered: str) -> tuple[list[str], list[Slot]]:
+    """The texts around the slots, one more than slots, and the slots."""
+    # text, tab, index, c or t, tab, text, ..., text
+    fields = _SLOTS.split(rendered)
+    slots = [
+        Slot(int(index), kind == "t", not left, not right)
+        for left, index, kind, right in zip(
+            fields[1::5], fields[2::5], fields[3::5], fields[4::5], strict=True
+        )
+    ]
+    return fields[::5], slots
+
+
+def _template(text: str) -> list[_Part]:
+    return [Span(text, "template")] if text else []

@@ -85,6 +85,10 @@ class SpanEncoder:
         self._prefixes_space = word.tokens[:1] != [] and word.tokens[0].startswith("▁")
         spaced = self._backend.encode(" a", add_special_tokens=False)
         self._swallows_space = self._prefixes_space and word.ids == spaced.ids
+        # A tokenizer that puts a space in front does so where a text begins, not after other text;
+        # a token may also take the white space after it (Phi-3's `<|end|>`).
+        self._needs_lead = self._prefixes_space or any(token.rstrip for token in added.values())
+        self._lead_ids: dict[str, list[int]] = {}
         self._controls_in_template: dict[str, int] = {}
 
     @cached_property
@@ -108,8 +112,13 @@ class SpanEncoder:
         pending: tuple[Pieces, Future[list[Encoding]]] | None = None
         with ThreadPoolExecutor(1) as executor:
             for chunk in _chunks(examples, _CHUNK):
-                pieces = split_into_pieces(chunk, self._special_ids, self._prefixes_space)
-                texts = [self._run_text(run) for run in pieces.runs]
+                pieces = split_into_pieces(
+                    chunk, self._special_ids, self._prefixes_space, self._needs_lead
+                )
+                texts = [
+                    lead + self._run_text(run, lead)
+                    for run, lead in zip(pieces.runs, pieces.leads, strict=True)
+                ]
                 encodings = executor.submit(
                     self._backend.encode_batch_fast, texts, add_special_tokens=False
                 )
@@ -121,18 +130,36 @@ class SpanEncoder:
         return concatenate(parts)
 
     def _to_examples(self, pieces: Pieces, encodings: "Future[list[Encoding]]") -> Examples:
-        for position, encoding in zip(pieces.positions, encodings.result(), strict=True):
-            pieces.ids[position] = encoding.ids
+        for index, encoding in enumerate(encodings.result()):
+            ids, lead = encoding.ids, pieces.leads[index]
+            pieces.ids[pieces.positions[index]] = (
+                self._after(lead, ids, pieces.runs[index]) if lead else ids
+            )
         tokens, offsets = flatten_ids(pieces.ids)
         if indices := self._runs_that_spell_controls(pieces, tokens, offsets):
             for index in indices:
-                pieces.ids[pieces.positions[index]] = self._encode_by_span(pieces.runs[index])
+                pieces.ids[pieces.positions[index]] = self._encode_by_span(
+                    pieces.runs[index], pieces.leads[index]
+                )
             tokens, offsets = flatten_ids(pieces.ids)
         return Examples(
             tokens,
             np.repeat(np.array(pieces.supervised, np.bool_), np.diff(offsets)),
             offsets[np.concatenate(([0], np.cumsum(pieces.counts, dtype=np.int64)))],
         )
+
+    def _after(self, lead: str, ids: list[int], run: list[Span]) -> list[int]:
+        """The ids of `run`, given those of `lead` and the run together.
+
+        Where a token spans both, the run is encoded on its own: a model continues a prompt, and
+        does not change its tokens.
+        """
+        if lead not in self._lead_ids:
+            self._lead_ids[lead] = self._backend.encode(lead, add_special_tokens=False).ids
+        first = self._lead_ids[lead]
+        if ids[: len(first)] == first:
+            return ids[len(first) :]
+        return list(self._backend.encode(self._run_text(run), add_special_tokens=False).ids)
 
     def _runs_that_spell_controls(
         self, pieces: Pieces, tokens: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
@@ -168,10 +195,9 @@ class SpanEncoder:
                 total += self._controls_in_template[span.text]
         return total
 
-    def _encode_by_span(self, run: list[Span]) -> list[int]:
+    def _encode_by_span(self, run: list[Span], lead: str) -> list[int]:
         if run[0].kind == "completion":
-            text = self._run_text(run)
-            return list(self._completion_tokenizer.encode(text, add_special_tokens=False).ids)
+            return _continue(self._completion_tokenizer, lead, self._run_text(run, lead))
         ids: list[int] = []
         for span, following in zip(run, [*run[1:], None], strict=True):
             if span.kind == "content":
@@ -180,14 +206,24 @@ class SpanEncoder:
             before_content = following is not None and following.kind == "content"
             strips = self._prefixes_space and before_content
             text = strip_last_space(span).text if strips else span.text
-            ids += self._backend.encode(text, add_special_tokens=False).ids
+            ids += _continue(self._backend, "" if ids else lead, text)
         return ids
 
-    def _run_text(self, run: list[Span]) -> str:
+    def _run_text(self, run: list[Span], lead: str = "") -> str:
         text = "".join([span.text for span in run])
-        if self._swallows_space and run[0].kind == "completion" and text.startswith(" "):
+        swallowed = self._swallows_space and not lead
+        if swallowed and run[0].kind == "completion" and text.startswith(" "):
             return " " + text
         return text
+
+
+def _continue(tokenizer: Tokenizer, lead: str, text: str) -> list[int]:
+    """The ids of `text` where it follows `lead`; its own where a token spans both."""
+    first = tokenizer.encode(lead, add_special_tokens=False).ids
+    ids = tokenizer.encode(lead + text, add_special_tokens=False).ids
+    if ids[: len(first)] == first:
+        return list(ids[len(first) :])
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _lookup_table(ids: Iterable[int], size: int) -> npt.NDArray[np.bool_]:

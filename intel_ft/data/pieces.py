@@ -20,7 +20,7 @@ class Pieces:
 
     ids: token ids of each piece, empty for a run until it is encoded; supervised: one flag per
     piece; counts: pieces of each example; runs: the spans to encode; positions: the index in `ids`
-    of each run's piece.
+    of each run's piece; leads: what stands in front of each run, where it changes the run's ids.
     """
 
     ids: list[list[int]]
@@ -28,34 +28,42 @@ class Pieces:
     counts: list[int]
     runs: list[list[Span]]
     positions: list[int]
+    leads: list[str]
 
 
 def split_into_pieces(
-    examples: list[list[Span]], special_ids: Mapping[str, list[int]], prefixes_space: bool
+    examples: list[list[Span]],
+    special_ids: Mapping[str, list[int]],
+    prefixes_space: bool,
+    needs_lead: bool = False,
 ) -> Pieces:
     """Cut examples into pieces.
 
     special_ids: ids of the `start` and `end` tokens, by their text. prefixes_space: whether the
     tokenizer puts a space in front of what it encodes; the run before a completion then loses its
-    own trailing space.
+    own trailing space. needs_lead: whether ids depend on what stands in front.
     """
     ids: list[list[int]] = []
     supervised: list[bool] = []
     counts: list[int] = []
     runs: list[list[Span]] = []
     positions: list[int] = []
+    leads: list[str] = []
     for spans in examples:
         before = len(ids)
         run: list[Span] = []
+        lead = ""
         for span in spans:
             if span.kind in ("template", "content"):
                 run.append(span)
                 continue
             if run:
-                if span.kind == "completion" and prefixes_space:
-                    run[-1] = strip_last_space(run[-1])
                 positions.append(len(ids))
                 runs.append(run)
+                leads.append(lead)
+                lead = _lead(run[-1]) if needs_lead else ""
+                if span.kind == "completion" and prefixes_space:
+                    run[-1] = strip_last_space(run[-1])
                 ids.append([])
                 supervised.append(False)
                 run = []
@@ -64,11 +72,20 @@ def split_into_pieces(
             else:
                 positions.append(len(ids))
                 runs.append([span])
+                leads.append(lead)
                 ids.append([])
+            lead = _lead(span) if needs_lead else ""
             supervised.append(span.trained and span.kind != "start")
         counts.append(len(ids) - before)
         assert not run  # a conversation ends with an assistant turn, and a turn with its end token
-    return Pieces(ids, supervised, counts, runs, positions)
+    return Pieces(ids, supervised, counts, runs, positions, leads)
+
+
+def _lead(span: Span) -> str:
+    """What the next run's ids may depend on; nothing where a space stands in front of it."""
+    if span.kind in ("start", "completion") or span.text[-1:] == " ":
+        return ""
+    return span.text[-1:] if span.kind == "content" else span.text
 
 
 def strip_last_space(span: Span) -> Span:

@@ -9,12 +9,15 @@ import numpy.typing as npt
 
 from intel_ft.config import DataConfig
 from intel_ft.data.conversations import ReadData, read_conversations
+from intel_ft.data.decode_check import decode_notes
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Format, describe_unused
 from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import special_tokens_of
-from intel_ft.data.templates import Template, choose_template, renderer
+from intel_ft.data.template_check import template_notes
+from intel_ft.data.templates import Template, choose_template, renderer, with_system_prompt
+from intel_ft.data.thoughts import split_thought
 from intel_ft.data.truncate import truncate
 from intel_ft.data.unsupported import thinking_tag
 from intel_ft.errors import UserError
@@ -162,6 +165,10 @@ def _prepare(
     special = special_tokens_of(tokenizer)
     render = renderer(template, tokenizer, special, data.system_prompt)
     examples = SpanEncoder(tokenizer, special).encode(map(render, kept))
+    notes = decode_notes(tokenizer, kept, examples)
+    if template == "tokenizer":
+        talks = (with_system_prompt(one.messages, data.system_prompt) for one in kept)
+        notes += template_notes(tokenizer, special, talks)
     truncated = dropped = 0
     long = np.flatnonzero(examples.lengths > longest)
     if len(long) and data.on_long == "error":
@@ -212,7 +219,7 @@ def _prepare(
         unused=read.unused,
         untrained=read.untrained,
         shortened=read.shortened,
-        notes=(*rows.notes, *_without_effect(data, data_format)),
+        notes=(*rows.notes, *_without_effect(data, data_format), *notes),
         other_splits=rows.other_splits,
     )
     return Prepared(examples, kept, template, report)
@@ -225,23 +232,26 @@ def _without_effect(data: DataConfig, data_format: Format) -> list[str]:
 
 
 def _refuse_thoughts(rows: Rows, read: ReadData, chat_template: str) -> None:
-    """Raise UserError for reasoning in an answer where the chat_template writes its own around it.
+    """Raise UserError for tags of reasoning that the chat_template would not take for a thought.
 
-    Such a template puts an empty block in front of the answer's, or drops those of earlier turns.
+    A thought is one block `<think>...</think>` in front of an answer (data.thoughts).
     """
     if not re.search("think|reasoning", chat_template, re.IGNORECASE):
         return
     found = [
-        row
+        (row, tag)
         for row, conversation in zip(read.rows, read.conversations, strict=True)
-        if any(m.role == "assistant" and thinking_tag(m.content) for m in conversation.messages)
+        for message in conversation.messages
+        if message.role == "assistant" and split_thought(message.content) is None
+        if (tag := thinking_tag(message.content))
     ]
     if found:
+        row, tag = found[0]
         raise UserError(
-            f"{rows.where(found[0])}: an answer has a block of reasoning (<think>), and the"
-            f" tokenizer's chat_template writes such blocks, too ({len(found):,} of"
-            f" {len(rows):,} rows): this is not supported yet; remove the blocks, or set"
-            " data.template to chatml, which uses answers as they are"
+            f"{rows.where(row)}: an answer has {tag}, and not as one block <think>...</think> in"
+            f" front of it ({len(found):,} answers), while the tokenizer's chat_template writes"
+            " thoughts itself: correct the blocks, or set data.template to chatml, which uses"
+            " answers as they are"
         )
 
 

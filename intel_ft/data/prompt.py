@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.spans import SpecialTokens, special_tokens_of
@@ -28,9 +30,10 @@ def prompt_encoder(
         # Any completion serves: templates do not see it, and it is encoded separately.
         spans = render(Conversation((*messages, Message("assistant", "x"))))
         answer = max(index for index, span in enumerate(spans) if span.kind == "completion")
-        tokens = encoder.encode([spans]).tokens
-        rest = encoder.encode([spans[answer:]]).tokens
-        return [int(token) for token in tokens[: len(tokens) - len(rest)]]
+        context = [span._replace(trained=False) for span in spans[:answer]]
+        tokens, learnt = encoder.encode([[*context, *spans[answer:]]])[0]
+        length = len(tokens) if learnt.all() else int(np.flatnonzero(~learnt)[-1]) + 1
+        return [int(token) for token in tokens[:length]]
 
     return encode
 

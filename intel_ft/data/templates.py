@@ -97,14 +97,23 @@ def renderer(
     def render(conversation: Conversation) -> list[Span]:
         if conversation.text is not None:
             return _ready_made(conversation.text, special)
-        messages = conversation.messages
-        if system_prompt and messages[0].role != "system":
-            messages = (Message("system", system_prompt), *messages)
+        messages = with_system_prompt(conversation.messages, system_prompt)
         spans = write(messages)
         trained = [message.trained for message in messages if message.role == "assistant"]
-        return spans if all(trained) else without_loss_on(spans, trained)
+        if template == "tokenizer" or all(trained):
+            return spans
+        return without_loss_on(spans, trained)
 
     return render
+
+
+def with_system_prompt(
+    messages: tuple[Message, ...], system_prompt: str | None
+) -> tuple[Message, ...]:
+    """The messages, with `system_prompt` in front where they have no system message."""
+    if system_prompt and messages[0].role != "system":
+        return (Message("system", system_prompt), *messages)
+    return messages
 
 
 def _start(special: SpecialTokens) -> list[Span]:

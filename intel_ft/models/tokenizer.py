@@ -5,10 +5,13 @@ An OpenVINO IR runs without torch, which takes seconds to import and much of a c
 
 import logging
 import shutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from intel_ft import assets
@@ -117,6 +120,29 @@ def load_tokenizer(model: ModelConfig) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no eos token, so generation would never stop")
     return tokenizer
+
+
+def require_embedded(tokenizer: Any, rows: int, data: Iterable[npt.NDArray[np.int32]]) -> None:
+    """Raise UserError if `data`, arrays of token ids, has ids beyond the `rows` of the embedding.
+
+    Such tokens were added to the tokenizer while the model was not resized. A warning names those
+    that the data does not have.
+    """
+    missing = {index: text for text, index in tokenizer.get_vocab().items() if index >= rows}
+    if not missing:
+        return
+    fact = (
+        f"{tokenizer.name_or_path}: the tokenizer has tokens up to id {max(missing)}, the embedding"
+        f" has {rows} rows"
+    )
+    beyond = [tokens[tokens >= rows] for tokens in data]
+    if used := sorted({int(index) for ids in beyond for index in np.unique(ids)}):
+        names = ", ".join(f"{missing.get(index)!r} ({index})" for index in used[:3])
+        raise UserError(
+            f"{fact}, and the data has {names}: resize the model (Transformers'"
+            " resize_token_embeddings) and save it again, or use the model's original tokenizer"
+        )
+    logger.warning("%s: %r cannot be used in a prompt", fact, next(iter(missing.values())))
 
 
 def copy_tokenizer(tokenizer: Any, folder: Path) -> None:

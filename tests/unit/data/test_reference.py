@@ -81,7 +81,7 @@ def row_by_row(tok, spans):
             prompt.append(span)
             continue
         if prompt:
-            behind = prompt[-1].text if prompt[-1].kind == "template" else ""
+            behind = prompt[-1].text
             if span.kind == "completion" and sentencepiece:
                 prompt[-1] = prompt[-1]._replace(text=prompt[-1].text.removesuffix(" "))
             own = ids_after(lead, "".join(part.text for part in prompt))
@@ -94,9 +94,11 @@ def row_by_row(tok, spans):
                     if part.kind == "template" and after and after.kind == "content":
                         text = text.removesuffix(" ") if sentencepiece else text
                     encoder = plain if part.kind == "content" else backend
-                    own += ids_after(lead if part is prompt[0] else "", text, encoder)
+                    first = part is prompt[0] and part.kind == "template"
+                    own += ids_after(lead if first else "", text, encoder)
+            lead = "" if behind.endswith(" ") or not sentencepiece else behind
+            lead = lead if prompt[-1].kind == "template" else lead[-1:]
             ids, mask, prompt = ids + own, mask + [False] * len(own), []
-            lead = behind if sentencepiece and not behind.endswith(" ") else ""
         if span.kind in ("start", "end"):
             own = [tok.convert_tokens_to_ids(span.text)]
             lead = span.text if sentencepiece and span.kind == "end" else ""

@@ -1,8 +1,10 @@
 """A tokenizer encodes as its tokenizer.json does, or is refused; results hold its own files."""
 
 import json
+import logging
 import shutil
 
+import numpy as np
 import pytest
 from support.data_tokenizers import tokenizer
 from tokenizers import Tokenizer
@@ -10,7 +12,12 @@ from tokenizers import Tokenizer
 from intel_ft import assets
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
-from intel_ft.models.tokenizer import PROBE_TEXTS, copy_tokenizer, load_tokenizer
+from intel_ft.models.tokenizer import (
+    PROBE_TEXTS,
+    copy_tokenizer,
+    load_tokenizer,
+    require_embedded,
+)
 
 
 @pytest.fixture
@@ -70,3 +77,20 @@ def test_a_sentencepiece_model_alone_is_refused(folder):
     with pytest.raises(UserError, match=r"copy tokenizer\.json .* from the model's page") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_token_beyond_the_embedding_is_named(folder, caplog):
+    tok = load(folder)
+    rows = len(tok)
+    assert tok.add_tokens(["zzzq", "zzzr"]) == 2
+    data = np.array([3, rows + 1, 5], np.int32)
+    with pytest.raises(
+        UserError, match=rf"{rows} rows, and the data has 'zzzr' \({rows + 1}\): re"
+    ):
+        require_embedded(tok, rows, [data[:1], data])
+    with caplog.at_level(logging.WARNING):
+        require_embedded(tok, rows, [data[:1]])
+    assert f"up to id {rows + 1}" in caplog.text
+    caplog.clear()
+    require_embedded(tok, rows + 2, [data])
+    assert not caplog.text
