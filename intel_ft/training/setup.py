@@ -22,6 +22,7 @@ from intel_ft.models import gemm_rate
 from intel_ft.models.load import check_base, load_for_packing, load_tokenizer, model_folder
 from intel_ft.models.nf4 import require_bitsandbytes
 from intel_ft.models.prepacked import can_prepack
+from intel_ft.models.tokenizer import require_embedded
 from intel_ft.training.assemble import assemble
 from intel_ft.training.callbacks import require_trackers, user_callbacks
 from intel_ft.training.decide import make_plan, sampled_steps, total_steps
@@ -74,6 +75,8 @@ def read_inputs(config: Config) -> Inputs:
             f"{config.data.train}: its longest example has {training.report.longest} tokens, but "
             f"the model's context window is {window}: set data.max_length={window} and data.on_long"
         )
+    parts = [training] if validation is None else [training, validation]
+    require_embedded(tokenizer, text.vocab_size, (part.examples.tokens for part in parts))
     return Inputs(folder, tokenizer, training, validation, callbacks)
 
 
