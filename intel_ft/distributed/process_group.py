@@ -60,6 +60,10 @@ def init_process_group(
             os.environ.setdefault(name, interface.value)
     if chosen.value == "ccl":
         import intel_ft.distributed.oneccl  # noqa: F401  registers the backend
+        from intel_ft.distributed.oneccl.environment import why_wrong
+
+        if problem := why_wrong():
+            raise EnvironmentProblem(problem)
     timeout = timedelta(seconds=backend.timeout)
     try:
         store = meet(world.rank, world.size, address, timeout)

@@ -13,6 +13,12 @@ from torch._C._distributed_c10d import Store
 from torch.distributed import ReduceOp
 
 from intel_ft.distributed.oneccl import checks
+from intel_ft.distributed.oneccl.environment import (
+    chosen_variables,
+    errors_name,
+    lines_to_stderr,
+    why_wrong,
+)
 from intel_ft.distributed.oneccl.library import Handle, UniqueId, library, set_environment
 from intel_ft.distributed.oneccl.reductions import BITWISE, TYPES, to_reducible, write_reduced
 
@@ -29,16 +35,25 @@ class CclCommunicator:
 
     def connect(self, store: Store) -> None:
         """Connect to the other ranks, which the store brings together."""
+        if problem := why_wrong():
+            raise RuntimeError(problem)
+        chosen = chosen_variables()
         set_environment()
         self._store = store  # kept, or rank 0's would close while others create the next group
-        identity = UniqueId()
-        if self.rank == 0:
-            library().call("GetUniqueId", byref(identity))
-            store.set("oneccl", bytes(identity).hex())
-        else:
-            identity = UniqueId.from_buffer_copy(bytes.fromhex(store.get("oneccl").decode()))
-        library().call("CommInitRank", byref(self._handle), self.size, identity, self.rank)
+        with errors_name(chosen):
+            identity = self._identity(store)
+            library().call("CommInitRank", byref(self._handle), self.size, identity, self.rank)
         self.connected = True
+
+    def _identity(self, store: Store) -> UniqueId:
+        """What rank 0 creates and the store passes on."""
+        if self.rank:
+            return UniqueId.from_buffer_copy(bytes.fromhex(store.get("oneccl").decode()))
+        identity = UniqueId()
+        with lines_to_stderr():
+            library().call("GetUniqueId", byref(identity))
+        store.set("oneccl", bytes(identity).hex())
+        return identity
 
     def leave(self) -> None:
         """Destroy the communicator. With the last one of a process oneCCL finalizes MPI."""
