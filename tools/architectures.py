@@ -3,6 +3,7 @@
     python tools/architectures.py RESULTS             # families that RESULTS has no file for
     python tools/architectures.py RESULTS --family gemma3_text --again
     python tools/architectures.py RESULTS --table     # prints the table of what is there
+    python tools/architectures.py --limits            # writes assets/optimum_exports.json
 
 RESULTS is a folder that gets one JSON file per family, so an interrupted run resumes where it
 ended. A model has a few layers, random weights and the shipped tokenizer; it is validated, trained
@@ -22,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft import assets
+from intel_ft.files import write_text
+from intel_ft.models.exportable import TABLE
+from intel_ft.versions import installed
 
 VOCABULARY = 4096
 SHAPE = {
@@ -36,6 +40,7 @@ SHAPE = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
+NO_HEADS = {name: value for name, value in SHAPE.items() if name != "num_attention_heads"}
 GROUPED = SHAPE | {"num_key_value_heads": 2}
 GPT = {
     "vocab_size": VOCABULARY,
@@ -181,12 +186,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon_h1",
         GROUPED | STATE | {"mamba_d_ssm": 128, "mamba_chunk_size": 32, "head_dim": 16},
     ),
-    "Mamba": ("mamba", SHAPE | {"state_size": 8, "time_step_rank": 8}),
+    "Mamba": ("mamba", NO_HEADS | {"state_size": 8, "time_step_rank": 8}),
     "Mamba 2": (
         "mamba2",
-        SHAPE | {"state_size": 16, "num_heads": 4, "head_dim": 32, "n_groups": 1, "chunk_size": 32},
+        NO_HEADS
+        | {"state_size": 16, "num_heads": 4, "head_dim": 32, "n_groups": 1, "chunk_size": 32},
     ),
-    "Falcon Mamba": ("falcon_mamba", SHAPE | {"state_size": 8, "time_step_rank": 8}),
+    "Falcon Mamba": ("falcon_mamba", NO_HEADS | {"state_size": 8, "time_step_rank": 8}),
     "Nemotron": ("nemotron", GROUPED | {"head_dim": 16}),
     "Nemotron H": (
         "nemotron_h",
@@ -294,11 +300,17 @@ class Ended:
 def main() -> None:
     """Try the families that have no result yet, then print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="?")
+    parser.add_argument("--limits", action="store_true", help="write Optimum-Intel's limits")
     parser.add_argument("--family", action="append", metavar="NAME", help="only this family")
     parser.add_argument("--again", action="store_true", help="replace results that are there")
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
+    if options.limits:
+        write_text(TABLE, json.dumps(optimum_limits(), indent=1) + "\n")
+        return
+    if options.results is None:
+        parser.error("RESULTS is missing")
     options.results.mkdir(parents=True, exist_ok=True)
     if not options.table:
         _preload()
@@ -311,6 +323,22 @@ def main() -> None:
             path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
     print(table(options.results))
+
+
+def optimum_limits() -> dict[str, Any]:
+    """What the installed Optimum-Intel states about the export of text models with a cache."""
+    import optimum.exporters.openvino.model_configs  # noqa: F401
+    from optimum.exporters.tasks import TasksManager
+
+    registered = TasksManager._LIBRARY_TO_SUPPORTED_MODEL_TYPES["transformers"]
+    found = {}
+    for model_type, exporters in sorted(registered.items()):
+        if export := exporters.get("openvino", {}).get("text-generation-with-past"):
+            low, high = (
+                getattr(export.func, f"{end}_TRANSFORMERS_VERSION", None) for end in ("MIN", "MAX")
+            )
+            found[model_type] = [low and str(low), high and str(high)]
+    return {"optimum-intel": installed("optimum-intel"), "transformers": found}
 
 
 def try_family(name: str, folder: Path) -> dict[str, Any]:
@@ -399,7 +427,7 @@ def _in_child(work: Callable[[], None], folder: Path) -> Ended:
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
-        except BaseException as error:  # noqa: BLE001 - whatever a library raises is the result
+        except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         finally:
             sys.stdout.flush()

@@ -8,7 +8,10 @@ import typer
 from intel_ft.cli.options import ConfigFile, Json, Overrides, show
 
 if TYPE_CHECKING:  # `intel-ft doctor` must start even where pydantic is missing
+    from collections.abc import Sequence
+
     from intel_ft.config import Config
+    from intel_ft.decisions import Decision
 
 
 def run(
@@ -51,6 +54,7 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
     others = inputs.validation.report.unused if inputs.validation else ()
     return {
         "parameters": parameter_count(inputs.folder),
+        **_facts(inputs.model.decisions),
         "format": report.format,
         "template": report.template,
         "train_examples": report.examples,
@@ -62,3 +66,13 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
         "dropped_rows": report.bad + report.dropped,
         "eval_examples": inputs.validation and inputs.validation.report.examples,
     }
+
+
+def _facts(decisions: "Sequence[Decision]") -> dict[str, str]:
+    """The decisions as lines of the report; those of one name in one line."""
+    facts: dict[str, str] = {}
+    for decision in decisions:
+        name = decision.name.lower().replace(" ", "_")
+        text = f"{decision.value} ({decision.reason})"
+        facts[name] = f"{facts[name]}; {text}" if name in facts else text
+    return facts

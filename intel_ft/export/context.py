@@ -19,7 +19,8 @@ from intel_ft.export.run_data import find_calibration, find_validation_set
 from intel_ft.export.settings import Settings
 from intel_ft.export.workspace import drop_stage, stage
 from intel_ft.files import write_json
-from intel_ft.runtimes.language_model import tokenizer_config
+from intel_ft.runtimes.language_model import base_config, tokenizer_config
+from intel_ft.versions import installed
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,24 @@ class Source:
             model = resolve(str(work / MERGED))
         return safe_folder(model, self.trust_remote_code, self.allow_pickle)
 
+    def refuse_unexportable(self) -> None:
+        """Raise UserError, before anything is merged, for a type that cannot be exported."""
+        from intel_ft.models.exportable import table_version, why_not_exportable
+        from intel_ft.models.load import description_of, loaded_model_type
+
+        if installed("optimum-intel") != table_version():
+            return  # which knows for itself
+        config = base_config(
+            self.with_base(self.artifact),
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+        if reason := why_not_exportable(loaded_model_type(description_of(config))):
+            raise UserError(
+                f"{self.artifact.location}: {reason}: `intel-ft merge` writes safetensors, which "
+                "other servers load"
+            )
+
     def base_ids(self) -> list[str]:
         """Ids to look up a recipe by: the base model's, and the one in its config.json."""
         base_model = self.artifact.base_model
@@ -97,6 +116,7 @@ def prepare_context(
     from intel_ft.models.load import load_tokenizer
 
     artifact, trust = source.artifact, source.trust_remote_code
+    source.refuse_unexportable()
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust))
     task = _gate_task(artifact, tokenizer, gate)
     calibration_data = find_calibration(artifact, tokenizer, calibration, settings)

@@ -55,8 +55,8 @@ def step_cost(model: Any) -> StepCost:
             frozen += module.weight.numel()
     experts_frozen, experts_trained = expert_weights(model)
     frozen, trained = frozen + experts_frozen, trained + experts_trained
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", 0)  # Mamba has none
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
     # Causal scores and values: 2 GEMMs, half of 2 L^2 d each, forward; twice that backward.
     attention = 6.0 * config.num_hidden_layers * heads * head_dim
     return StepCost(

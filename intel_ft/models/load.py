@@ -56,6 +56,28 @@ def check_folder(folder: Path, model: ModelConfig) -> None:
             raise UserError(f"{folder}: no weights (*.safetensors) in this model folder")
 
 
+def description_of(config: ModelConfig) -> Any:
+    """The model's config.json as Transformers reads it."""
+    folder = model_folder(config, weights=False)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: its config.json cannot be used ({reason})") from None
+
+
+def loaded_model_type(description: Any) -> str:
+    """The model_type of the causal language model that this config.json is loaded as.
+
+    It is the text model's, where Transformers takes that out of a multimodal model.
+    """
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(description), None)
+    text = description.sub_configs.get("text_config")
+    if text is not None and getattr(model_class, "config_class", None) is text:
+        return str(description.get_text_config().model_type)
+    return str(description.model_type)
+
+
 def check_base(folder: Path, model: ModelConfig) -> None:
     """Refuse a folder that `check_folder` refuses, and weights that can only infer."""
     check_folder(folder, model)

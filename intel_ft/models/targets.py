@@ -144,7 +144,9 @@ def _frozen(model: Any, method: MethodConfig) -> Iterator[tuple[str, str]]:
     """The matrices that stay frozen, other than embeddings and head, each with the reason."""
     base = model.get_base_model()
     head, mapping = base.get_output_embeddings(), _mapping(base)
-    adapted, wrapped, outside = set(), set(), _outside_text(base)
+    adapted: set[int] = set()
+    wrapped: set[tuple[int, str]] = set()
+    outside = _outside_text(base)
     for module in base.modules():
         if isinstance(module, ParamWrapper):
             wrapped.add((id(module.get_base_layer()), module.parameter_name))

@@ -10,8 +10,15 @@ from intel_ft.data.formats import describe_unused
 from intel_ft.data.sources import load_rows
 from intel_ft.data.templates import choose_template
 from intel_ft.errors import EnvironmentProblem, MissingPackage
-from intel_ft.models.load import check_base, load_tokenizer, model_folder, parameter_count
+from intel_ft.models.load import (
+    check_base,
+    description_of,
+    load_tokenizer,
+    model_folder,
+    parameter_count,
+)
 from intel_ft.training.distillation import OWN_BASE, check_teacher
+from intel_ft.training.model_sizes import count_description
 from intel_ft.training.setup import require_installed
 
 NOT_CHECKED = "not checked, because it is neither a local path nor in the Hub's cache"
@@ -57,6 +64,7 @@ def _model(config: Config) -> str:
     folder: Path = model_folder(config.model)
     check_base(folder, config.model)
     load_tokenizer(config.model)
+    count_description(config, description_of(config.model))  # refuses what cannot be adapted
     return f"{parameter_count(folder):,} parameters"
 
 

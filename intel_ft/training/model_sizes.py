@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoModelForCausalLM
 
 from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.config import Config, ModelConfig
-from intel_ft.errors import UserError
+from intel_ft.decisions import Decision
 from intel_ft.models import gemm_rate
 from intel_ft.models.adapter import add_lora
+from intel_ft.models.exportable import export_decision
 from intel_ft.models.fast_path import why_not_fused
 from intel_ft.models.flops import StepCost, expert_weights, step_cost
 from intel_ft.models.fused_decoder import why_not_fusable
-from intel_ft.models.load import model_folder
+from intel_ft.models.load import description_of, loaded_model_type, model_folder
 from intel_ft.models.quantized import refuse_quantized
-from intel_ft.models.targets import is_linear
+from intel_ft.models.targets import adapted_modules, is_linear
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 
 
@@ -69,13 +69,15 @@ class CountedModel:
     """A model without weights.
 
     description: its config.json; cost: of a step, without the teacher's; products: the GEMMs of a
-    row of 1024 tokens, half of them supervised, over which a machine's GEMM rate is measured.
+    row of 1024 tokens, half of them supervised, over which a machine's GEMM rate is measured;
+    decisions: which modules are adapted, and whether the result can be exported.
     """
 
     description: Any
     sizes: ModelSizes
     cost: StepCost
     products: list[gemm_rate.Gemm]
+    decisions: tuple[Decision, ...] = ()
     teacher: CountedTeacher | None = None
 
 
@@ -98,8 +100,15 @@ def count_description(
         model.requires_grad_(True)
     else:
         model = add_lora(model, config.method, config.model.name_or_path, None)
-    products = gemm_rate.linear_gemms(model, 1024, 0.5)
-    return CountedModel(description, sizes_for(config, model), step_cost(model), products, teacher)
+    adapted = [] if config.method.trains_all else adapted_modules(model, config.method)
+    return CountedModel(
+        description,
+        sizes_for(config, model),
+        step_cost(model),
+        gemm_rate.linear_gemms(model, 1024, 0.5),
+        (*adapted, export_decision(model.config.model_type)),
+        teacher,
+    )
 
 
 def sizes_for(config: Config, model: Any) -> ModelSizes:
@@ -122,11 +131,8 @@ def _teacher(config: Config) -> CountedTeacher | None:
 
 def _without_weights(config: ModelConfig, description: Any) -> Any:
     """The frozen model on torch's `meta` device."""
-    # from_pretrained takes the text model of a multimodal one where that is mapped; from_config
-    # does not (Transformers 5.5).
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(description), None)
-    text = description.sub_configs.get("text_config")
-    if text is not None and getattr(model_class, "config_class", None) is text:
+    if loaded_model_type(description) != description.model_type:
+        # from_pretrained takes the text model of a multimodal one; from_config does not (5.5).
         description = description.get_text_config()
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -149,7 +155,7 @@ def model_sizes(model: Any) -> ModelSizes:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     table = base.get_input_embeddings().weight
     alone = not table.requires_grad and (head is None or head.weight is not table)
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", 0)  # Mamba has none
     return ModelSizes(
         parameters=frozen or trained,
         linear=linear,
@@ -160,20 +166,10 @@ def model_sizes(model: Any) -> ModelSizes:
         layers=text.num_hidden_layers,
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // max(1, heads),
         vocabulary=text.vocab_size,
         why_not_fused=why_not_fusable(model),
         packs=bool(base._supports_attention_backend),
         embeddings=table.numel() if alone else 0,
         experts=expert_weights(model)[0],
     )
-
-
-def description_of(config: ModelConfig) -> Any:
-    """The model's config.json as Transformers reads it."""
-    folder = model_folder(config, weights=False)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: its config.json cannot be used ({reason})") from None

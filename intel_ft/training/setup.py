@@ -19,6 +19,7 @@ from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu, devices, openmp
 from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.models import gemm_rate
+from intel_ft.models.exportable import export_decision
 from intel_ft.models.load import check_base, load_for_packing, load_tokenizer, model_folder
 from intel_ft.models.nf4 import require_bitsandbytes
 from intel_ft.models.prepacked import can_prepack
@@ -34,7 +35,7 @@ from intel_ft.training.memory import (
     estimate_memory,
     memory_setting,
 )
-from intel_ft.training.model_sizes import count_model
+from intel_ft.training.model_sizes import CountedModel, count_model
 from intel_ft.training.workload import Training
 
 logger = logging.getLogger(__name__)
@@ -42,9 +43,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user provided, read and checked."""
+    """What the user provided, read and checked. model: without weights, with its adapter."""
 
     folder: Path
+    model: CountedModel
     tokenizer: Any
     training: Prepared
     validation: Prepared | None
@@ -62,6 +64,7 @@ def read_inputs(config: Config) -> Inputs:
     check_base(folder, config.model)
     tokenizer = load_tokenizer(config.model)
     check_teacher(config, tokenizer)
+    model = count_model(config)  # refuses target modules and embeddings that cannot be trained
     training, validation = read_data(config, tokenizer)
     for name, part in (("train", training), ("eval", validation)):
         for line in part.report.lines() if part is not None else ():
@@ -77,7 +80,7 @@ def read_inputs(config: Config) -> Inputs:
         )
     parts = [training] if validation is None else [training, validation]
     require_embedded(tokenizer, text.vocab_size, (part.examples.tokens for part in parts))
-    return Inputs(folder, tokenizer, training, validation, callbacks)
+    return Inputs(folder, model, tokenizer, training, validation, callbacks)
 
 
 def require_installed(config: Config) -> list[Any]:
@@ -157,6 +160,7 @@ def build(
         *decisions,
         Decision("data.format", report.format, report.format_reason),
         Decision("data.template", report.template, report.template_reason),
+        export_decision(base.config.model_type),
     ]
 
 
@@ -176,7 +180,7 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
     for one in between there is a warning.
     """
     model, examples, gpu = (
-        count_model(config),
+        inputs.model,
         inputs.training.examples,
         backend.device.type != "cpu",
     )

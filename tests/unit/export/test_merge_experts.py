@@ -1,23 +1,18 @@
 """Merging mixtures of experts: right merges pass although rounding changes a token's experts."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from support.families import architectures
 
 from intel_ft.config import MethodConfig, ModelConfig
 from intel_ft.errors import IntelFTError
 from intel_ft.export.merge import merge
 from intel_ft.models.adapter import add_lora, save_adapter
 from intel_ft.models.load import load_base
-
-_TOOL = Path(__file__).parents[3] / "tools" / "architectures.py"
-_SPEC = importlib.util.spec_from_file_location("architectures", _TOOL)
-architectures = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(architectures)
 
 # DeepSeek V3: an RMS over positions was 1.7 times that of one more rounding, for a right merge.
 FAMILIES = ("DeepSeek V3", "Mixtral")

@@ -1,11 +1,9 @@
 """Which modules get an adapter in families that are not plain stacks of linear layers."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from support.families import architectures
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from intel_ft.batching.row import build_row
@@ -18,11 +16,6 @@ from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.targets import adapted_modules
-
-_TOOL = Path(__file__).parents[3] / "tools" / "architectures.py"
-_SPEC = importlib.util.spec_from_file_location("architectures", _TOOL)
-architectures = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(architectures)
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 FUSED = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}

@@ -1,0 +1,57 @@
+"""Which model types Optimum-Intel exports, known without importing it.
+
+The table in assets/optimum_exports.json holds the version limits that the locked Optimum-Intel
+states itself; `python tools/architectures.py --limits` writes it.
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+from intel_ft import assets
+from intel_ft.decisions import Decision
+from intel_ft.versions import installed
+
+TABLE = Path(assets.__file__).parent / "optimum_exports.json"
+
+
+@cache
+def limits() -> dict[str, tuple[str | None, str | None]]:
+    """By model_type: the lowest and the highest version of Transformers that can export it."""
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))["transformers"]
+    return {model_type: (low, high) for model_type, (low, high) in rows.items()}
+
+
+@cache
+def table_version() -> str:
+    """The version of Optimum-Intel that the table is of."""
+    return str(json.loads(TABLE.read_text(encoding="utf-8"))["optimum-intel"])
+
+
+def why_not_exportable(model_type: str) -> str | None:
+    """Why a model of this type cannot be exported with the installed Transformers, or None."""
+    exporter = f"Optimum-Intel {table_version()}"
+    if model_type not in limits():
+        return f"{exporter} has no export of model_type {model_type}"
+    low, high = limits()[model_type]
+    version = installed("transformers") or "0"
+    if high and _numbers(version) > _numbers(high):
+        return f"{exporter} exports {model_type} with Transformers up to {high}, here is {version}"
+    if low and _numbers(version) < _numbers(low):
+        return f"{exporter} exports {model_type} with Transformers from {low}, here is {version}"
+    return None
+
+
+def export_decision(model_type: str) -> Decision:
+    """Whether `intel-ft export` will accept the trained model."""
+    reason = why_not_exportable(model_type)
+    if reason is None:
+        return Decision("export to OpenVINO", "yes", f"Optimum-Intel exports {model_type}")
+    return Decision("export to OpenVINO", "no", f"{reason}; merge, eval and generate work")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(5, 0, 0) for "5.0"."""
+    found = [int(number) for number in re.findall(r"\d+", version)[:3]]
+    return (*found, *[0] * (3 - len(found)))

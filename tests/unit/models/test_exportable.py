@@ -1,0 +1,73 @@
+"""What cannot be exported is known from a table, which is Optimum-Intel's own statement."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+from support.families import architectures
+from support.harness import DATA, MODEL, write_config
+from transformers import AutoConfig
+
+from intel_ft.artifacts.resolve import resolve
+from intel_ft.config import MethodConfig, load
+from intel_ft.errors import UserError
+from intel_ft.export.context import Source
+from intel_ft.models import exportable
+from intel_ft.models.exportable import TABLE, export_decision, why_not_exportable
+from intel_ft.models.load import loaded_model_type
+from intel_ft.training.setup import read_inputs
+
+
+@pytest.mark.skipif(find_spec("optimum.intel") is None, reason="needs the openvino extra")
+def test_the_table_is_what_the_locked_optimum_intel_states() -> None:
+    assert json.loads(TABLE.read_text(encoding="utf-8")) == architectures.optimum_limits()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "version", "reason"),
+    [
+        ("llama", "5.5.4", None),
+        ("gemma2", "5.0.0", None),
+        ("gemma2", "5.5.4", "up to 5.0, here is 5.5.4"),
+        ("gemma3_text", "5.0.1", "up to 5.0, here is 5.0.1"),
+        ("qwen3_5_text", "5.2.3", None),
+        ("qwen3_5_text", "5.5.4", "up to 5.2.99"),
+        ("granitemoehybrid", "5.4.0", "from 5.5.0, here is 5.4.0"),
+        ("olmo3", "5.5.4", "no export of model_type olmo3"),
+        ("glm4_moe", "5.5.4", "no export of model_type glm4_moe"),
+    ],
+)
+def test_limits_are_compared_with_the_installed_transformers(
+    model_type, version, reason, monkeypatch
+) -> None:
+    monkeypatch.setattr(exportable, "installed", lambda _: version)
+    found = why_not_exportable(model_type)
+    assert found is None if reason is None else reason in found
+    assert export_decision(model_type).value == ("yes" if reason is None else "no")
+
+
+def test_a_multimodal_model_counts_as_what_it_is_loaded_as() -> None:
+    assert loaded_model_type(AutoConfig.for_model("qwen3_5")) == "qwen3_5_text"
+    assert loaded_model_type(AutoConfig.for_model("gemma3")) == "gemma3"
+    assert loaded_model_type(AutoConfig.for_model("llama")) == "llama"
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_plan_and_validate_get_the_decisions_from_the_counted_model(name, tmp_path) -> None:
+    path = write_config(
+        tmp_path / "config.yaml",
+        model={"name_or_path": str(MODEL)},
+        data={"train": str(DATA), "split": "train[:8]"},
+    )
+    config = load(path).model_copy(update={"method": MethodConfig(name=name)})
+    model = read_inputs(config).model
+    names = [decision.name for decision in model.decisions]
+    adapter = ["adapted modules", "modules left frozen"] if name == "lora" else []
+    assert names == [*adapter, "export to OpenVINO"]
+
+
+def test_export_refuses_before_it_merges(tmp_path) -> None:
+    architectures.write_model(*architectures.FAMILIES["OLMo 3"], tmp_path)
+    source = Source(resolve(str(tmp_path)), None, trust_remote_code=False, allow_pickle=False)
+    with pytest.raises(UserError, match="no export of model_type olmo3"):
+        source.refuse_unexportable()
