@@ -4,16 +4,32 @@
 string below each field is its documentation.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
-from intel_ft.config_text import describe, expand_path, parse_value, parse_yaml, read_text
+from intel_ft.config_text import (
+    describe,
+    expand_path,
+    kinds_of,
+    names_or_pattern,
+    parse_value,
+    parse_yaml,
+    read_text,
+)
 from intel_ft.errors import UserError
 
 PathOrId = Annotated[str, AfterValidator(expand_path)]
@@ -36,22 +52,17 @@ S = TypeVar("S", bound="Section")
 class Section(BaseModel):
     """A section of the configuration: immutable; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
-
-def _targets(value: str | list[str]) -> str | list[str]:
-    """`value`; ValueError where text is neither all-linear nor a pattern of modules' full names."""
-    if isinstance(value, str) and value != "all-linear":
-        if re.fullmatch(r"[\w., -]*", value):
-            raise ValueError(
-                "write all-linear, a list such as [q_proj, v_proj], or a regular"
-                " expression that matches full names, such as .*\\.(q|v)_proj"
-            )
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-    return value
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and bool not in kinds_of(field.annotation):
+            raise ValueError("is true or false, which this key does not take")
+        return value
 
 
 class ModelConfig(Section):
@@ -114,7 +125,7 @@ class MethodConfig(Section):
     """The adapter's output is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
-    target_modules: Annotated[str | list[str], AfterValidator(_targets)] = "all-linear"
+    target_modules: Annotated[str | list[str], AfterValidator(names_or_pattern)] = "all-linear"
     """Linear layers that get an adapter: all-linear, a list of names, or a regular expression."""
     modules_to_save: list[str] = []
     """Modules that are trained in full alongside the adapter and saved with it."""

@@ -83,7 +83,7 @@ def parse_value(text: str, annotation: Any, origin: str) -> Any:
 
     Where a field may be null, "null" and no text stand for that.
     """
-    kinds = _kinds(annotation)
+    kinds = kinds_of(annotation)
     if NoneType in kinds and text in ("", "null"):
         return None
     is_text = bool(kinds & {str, Path}) and not kinds - {str, Path, NoneType}
@@ -92,15 +92,15 @@ def parse_value(text: str, annotation: Any, origin: str) -> Any:
     return parse_yaml(text, origin)
 
 
-def _kinds(annotation: Any) -> set[type]:
+def kinds_of(annotation: Any) -> set[type]:
     """The types of a field's values; those of its choices, for a Literal."""
     origin = get_origin(annotation)
     if origin is Literal:
         return {type(choice) for choice in get_args(annotation)}
     if origin is Annotated:
-        return _kinds(get_args(annotation)[0])
+        return kinds_of(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return {kind for one in get_args(annotation) for kind in _kinds(one)}
+        return {kind for one in get_args(annotation) for kind in kinds_of(one)}
     return {origin or annotation}
 
 
@@ -116,6 +116,21 @@ def expand_path(text: str) -> str:
                 raise ValueError(f"the environment variable {name} is not set")
         text = _VARIABLE.sub(lambda match: os.environ[match["braced"] or match["bare"]], text)
     return os.path.expanduser(text)  # noqa: PTH111 (text that may be a Hub id)
+
+
+def names_or_pattern(value: str | list[str]) -> str | list[str]:
+    """`value`; ValueError where text is neither all-linear nor a pattern of modules' full names."""
+    if isinstance(value, str) and value != "all-linear":
+        if re.fullmatch(r"[\w., -]*", value):
+            raise ValueError(
+                "write all-linear, a list such as [q_proj, v_proj], or a regular"
+                " expression that matches full names, such as .*\\.(q|v)_proj"
+            )
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+    return value
 
 
 def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:

@@ -298,6 +298,24 @@ def test_home_and_variables_are_expanded_in_every_path(read, tmp_path, monkeypat
     assert read(MINIMAL, f"output.directory={kept}").output.directory == kept
 
 
+@pytest.mark.parametrize("key", ["train.max_steps", "train.learning_rate", "method.r"])
+def test_a_switch_is_no_number(read, key) -> None:
+    """Python takes true for 1."""
+    for value in ("true", "yes", "off"):
+        assert f"{key}={value in ('true', 'yes')}: is true or" in refused(
+            read, MINIMAL, f"{key}={value}"
+        )
+    assert read(MINIMAL, "method.use_dora=yes").method.use_dora
+
+
+@pytest.mark.parametrize("key", ["method.alpha", "train.epochs", "train.weight_decay"])
+def test_a_number_is_finite(read, key) -> None:
+    for value in (".inf", ".nan"):
+        assert f"{key}={value[1:]}: input should be a finite" in refused(
+            read, MINIMAL, f"{key}={value}"
+        )
+
+
 def test_no_clipping_can_be_said(read) -> None:
     assert read(MINIMAL, "train.max_grad_norm=0").train.max_grad_norm == 0
     assert "max_grad_norm=-1" in refused(read, MINIMAL, "train.max_grad_norm=-1")
