@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.data.formats import Message
+from intel_ft.data.read_errors import problem_at_start, problem_with
 from intel_ft.errors import UserError
 
 _PROMPT_KEYS = (("prompt", None), ("instruction", "input"), ("question", None))
@@ -19,14 +20,18 @@ def read_prompts(path: Path) -> list[tuple[Message, ...]]:
 
     Raises UserError naming file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of prompts") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file of prompts")
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"{path}: prompts must be in a .txt or .jsonl file, one per line")
+    if path.is_file() and (problem := problem_at_start(path)):
+        raise UserError(f"{path}: {problem}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {problem_with(path)}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     parse = _object if path.suffix == ".jsonl" else _plain
     # Not splitlines(), which also splits at U+2028, form feeds and others.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
