@@ -33,7 +33,7 @@ from intel_ft.cli import (
 )
 from intel_ft.cli import eval as eval_verb
 from intel_ft.distributed import rank_startup
-from intel_ft.errors import FailedElsewhere, IntelFTError, missing_package
+from intel_ft.errors import FailedElsewhere, IntelFTError, Stopped, missing_package
 from intel_ft.host import openmp
 
 
@@ -117,11 +117,17 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         line, code = _explain(error)
-        if not isinstance(error, FailedElsewhere):
+        if not _is_printed_elsewhere(error):
             print(line, file=sys.stderr)
         if code:
             rank_startup.report_exit_code(code)
     sys.exit(code)
+
+
+def _is_printed_elsewhere(error: BaseException) -> bool:
+    """Whether another rank prints the line: that which failed, or rank 0 where all ranks stop."""
+    stopped = isinstance(error, Stopped | KeyboardInterrupt)
+    return isinstance(error, FailedElsewhere) or (stopped and _rank() != "")
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

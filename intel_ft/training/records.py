@@ -169,7 +169,8 @@ class SignalStop(TrainerCallback):  # type: ignore[misc]
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        logger.warning("%s: saving and stopping %s", signal.Signals(number).name, self.when)
+        level = logging.INFO if self.world.rank else logging.WARNING  # mpirun signals every rank
+        logger.log(level, "%s: saving and stopping %s", signal.Signals(number).name, self.when)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Make the Trainer save and stop, on all ranks alike."""

@@ -176,7 +176,7 @@ def _torchrun(job: Job) -> Command:
             "--via torchrun starts ranks only on this host: with a host file use --via mpirun, on "
             "a Slurm cluster --via slurm"
         )
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments = [sys.executable, "-m", "intel_ft.distributed.launch.torchrun", "--standalone"]
     # Without -- torchrun takes options of the program as abbreviations of its own.
     arguments += ["--nproc-per-node", str(job.ranks), "--no-python", "--"]
     return Command((*arguments, *job.program), {}, "torchrun")

@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch.distributed.run
 import yaml
 from pydantic import ValidationError
 from support.kubernetes_schemas import MPIJob, TrainJob
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from typer.testing import CliRunner
 
+from intel_ft.cli import main
 from intel_ft.cli.main import app
-from intel_ft.distributed.launch import commands, preflight, scheduler_jobs
+from intel_ft.distributed.launch import commands, preflight, scheduler_jobs, torchrun
 from intel_ft.distributed.launch.hostfile import read_hostfile
 from intel_ft.distributed.launch.job_spec import Job, forwarded
 from intel_ft.distributed.launch.launcher import Request
 from intel_ft.distributed.launch.supervise import supervise
-from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.errors import EnvironmentProblem, Stopped, UserError
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """\
@@ -331,3 +334,30 @@ def test_a_model_folder_is_known_by_its_content(tmp_path):
 def test_an_ssh_that_is_not_there():
     with pytest.raises(EnvironmentProblem, match="no-such-ssh was not found"):
         preflight.unreachable_hosts(("node1",), "no-such-ssh")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "printed"),
+    [(130, ""), (1, ""), (-9, "error: rank 1 was ended by SIGKILL\n")],
+)
+def test_torchrun_adds_no_report_to_what_ranks_printed(exit_code, printed, monkeypatch, capsys):
+    failure = ProcessFailure(1, 7, exit_code, "<N/A>")
+
+    def failing(arguments):
+        assert arguments == ["--standalone"]
+        raise ChildFailedError("train", {1: failure})
+
+    monkeypatch.setattr(torch.distributed.run, "main", failing)
+    with pytest.raises(SystemExit) as ended:
+        torchrun.main(["--standalone"])
+    assert (ended.value.code, capsys.readouterr().err) == (1, printed)
+
+
+@pytest.mark.parametrize("error", [Stopped(2, "SIGINT: saved"), KeyboardInterrupt()])
+def test_ranks_that_stop_together_print_one_line(error, monkeypatch):
+    printed = []
+    for rank in "012":
+        monkeypatch.setenv("RANK", rank)
+        printed.append(not main._is_printed_elsewhere(error))
+        assert not main._is_printed_elsewhere(UserError("of this rank alone"))
+    assert printed == [True, False, False]
