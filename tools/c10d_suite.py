@@ -43,19 +43,19 @@ class AsGloo(str):
         return self[:]
 
 
-def test_class() -> Any:
-    """PyTorch's tests, imported as gloo's and run with the backend in BACKEND."""
+def test_class(backend: str) -> Any:
+    """PyTorch's tests, imported as gloo's and run with the backend."""
     import torch
 
     import intel_ft.distributed.oneccl  # noqa: F401  registers the backend
 
     # They import `expecttest`, which no test of process groups uses.
     sys.modules.setdefault("expecttest", unittest)
-    backend = os.environ.pop("BACKEND")
     os.environ["BACKEND"] = "gloo"
     from torch.testing._internal.distributed import distributed_test
 
-    os.environ["BACKEND"] = backend
+    if int(os.environ["WORLD_SIZE"]) >= 4:
+        os.environ["BACKEND"] = "mpi"  # or tests of sub-groups need 8 ranks
     distributed_test.BACKEND = AsGloo(backend)
     distributed_test.default_pg_timeout = GROUP_SECONDS
     torch.set_num_threads(1)
@@ -70,11 +70,11 @@ def test_class() -> Any:
     return Suite
 
 
-def run_rank(names: list[str], results: Path) -> None:
+def run_rank(backend: str, names: list[str], results: Path) -> None:
     """Run tests as a rank that mpirun has started; append an outcome per test to `results`."""
     rank, size = int(os.environ["PMI_RANK"]), int(os.environ["PMI_SIZE"])
     os.environ |= {"WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    suite = test_class()
+    suite = test_class(backend)
     import torch.distributed as dist
     from torch.testing._internal.common_utils import set_rng_seed
     from torch.testing._internal.distributed import distributed_test
@@ -89,7 +89,7 @@ def run_rank(names: list[str], results: Path) -> None:
         outcome = "pass"
         try:
             dist.init_process_group(
-                os.environ["BACKEND"],
+                backend,
                 init_method=f"file://{folder}/store",
                 world_size=size,
                 rank=rank,
@@ -100,7 +100,10 @@ def run_rank(names: list[str], results: Path) -> None:
             case.skip_return_code_checks = []
             set_rng_seed()  # type: ignore[no-untyped-call]
             try:
-                getattr(case, name)()
+                test = getattr(case, name)
+                if getattr(test, "__unittest_skip__", False):
+                    raise unittest.SkipTest(test.__unittest_skip_why__)
+                test()
             except (unittest.SkipTest, SystemExit) as skipped:
                 outcome = f"skip: {skipped}"
             finally:
@@ -116,7 +119,7 @@ def run_rank(names: list[str], results: Path) -> None:
             os._exit(1)  # the other ranks may wait for this one
 
 
-def by_mpirun(names: list[str], ranks: int) -> dict[str, str]:
+def by_mpirun(backend: str, names: list[str], ranks: int) -> dict[str, str]:
     """The outcome of each test in ranks of one mpirun, started again after each failure."""
     from torch.testing._internal.distributed.distributed_test import CUSTOM_PG_TIMEOUT
 
@@ -133,7 +136,7 @@ def by_mpirun(names: list[str], ranks: int) -> dict[str, str]:
             command = [str(mpirun), "-n", str(ranks), sys.executable, __file__]
             with (Path(folder) / "output").open("w+") as output:
                 process = subprocess.Popen(
-                    [*command, os.environ["BACKEND"], "--rank-of", str(results)],
+                    [*command, backend, "--rank-of", str(results)],
                     env={
                         **os.environ,
                         "PATH": f"{mpirun.parent}:{os.environ['PATH']}",
@@ -222,21 +225,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the outcomes to this file")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    os.environ["BACKEND"] = arguments.backend
     if arguments.rank_of:
         run_rank(
-            json.loads((arguments.rank_of.parent / "names.json").read_text()), arguments.rank_of
+            arguments.backend,
+            json.loads((arguments.rank_of.parent / "names.json").read_text()),
+            arguments.rank_of,
         )
         return
     os.environ["WORLD_SIZE"] = str(arguments.ranks)
-    suite = test_class()
+    suite = test_class(arguments.backend)
     names = unittest.TestLoader().getTestCaseNames(suite)
     if arguments.tests:
         names = [name for name in names if name in arguments.tests.split(",")]
     if arguments.launcher == "fork":
         outcomes = by_fork(suite, list(names))
     else:
-        outcomes = by_mpirun(list(names), arguments.ranks)
+        outcomes = by_mpirun(arguments.backend, list(names), arguments.ranks)
     for name, outcome in outcomes.items():
         if outcome.startswith("fail"):
             print(f"--- {name}\n{outcome}")
