@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from intel_ft.data.control_tokens import completion_controls
 from intel_ft.data.formats import Message
 from intel_ft.data.spans import Span, SpecialTokens
-from intel_ft.data.thoughts import CLOSE, OPEN, Opening, opening, split_thought
+from intel_ft.data.thoughts import CLOSE, GAP, OPEN, Opening, opening, split_thought
 from intel_ft.errors import UserError, missing_package
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class ChatTemplate:
             message = {"role": role, "content": content}
             if thought:
                 slot = _SLOT.format(index, "t")
-                tagged = {"content": f"{OPEN}{slot}{CLOSE}{content}"}
+                tagged = {"content": f"{OPEN}{slot}{CLOSE}{GAP}{content}"}
                 message |= tagged if style == "tags" else {style: slot}
             messages.append(message)
         try:

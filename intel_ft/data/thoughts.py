@@ -9,7 +9,9 @@ import re
 from typing import NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
+GAP = "\n\n"  # what models write after a thought; a template that drops thoughts may keep it
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
+_EMPTY_THOUGHT = re.compile(r"\s*(?:<think>\s*)?</think>\s*")
 _OPENED = re.compile(r"<think>(\s*)\Z")
 _CLOSED = re.compile(r"(?:</think>|<channel\|>)\s*\Z")  # a prompt with an empty thought (Gemma 4)
 _EMPTY = re.compile(r"\s*(?:<think>\s*)?(?:</think>(\s*))?")
@@ -26,6 +28,18 @@ def split_thought(answer: str) -> tuple[str, str] | None:
     if OPEN in match[1] + match[2] or CLOSE in match[2]:
         return None
     return match[1].strip("\n"), match[2].lstrip("\n")
+
+
+def empty_thought_length(text: str) -> int:
+    """Characters of an empty thought, and white space around it, at the start of an answer."""
+    match = _EMPTY_THOUGHT.match(text)
+    return match.end() if match else 0
+
+
+def may_begin_empty_thought(text: str) -> bool:
+    """Whether `text` is the start of an empty thought, of which more may follow."""
+    written = "".join(text.split())
+    return (OPEN + CLOSE).startswith(written) or CLOSE.startswith(written)
 
 
 class Opening(NamedTuple):
@@ -64,7 +78,7 @@ def opening(shown: Opening, tail: str, last: bool) -> AnswerStart | None:
     thought of the last answer.
     """
     before, between = shown.before, shown.between
-    verbatim = shown.tagged and between == CLOSE and before.endswith(OPEN)
+    verbatim = shown.tagged and between == CLOSE + GAP and before.endswith(OPEN)
     if verbatim:
         before, between = before.removesuffix(OPEN), None
     hidden = shown.has_thought and between is None and not verbatim

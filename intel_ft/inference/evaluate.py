@@ -14,6 +14,7 @@ from intel_ft.data.formats import Message
 from intel_ft.data.prepare import Prepared
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.data.templates import Template
+from intel_ft.data.thoughts import split_thought
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.runtimes.language_model import LanguageModel, Sampling
 
@@ -133,7 +134,7 @@ def check_answers(
     pairs = list(zip(answers, references, strict=True))
     return Answers(
         generated=len(answers),
-        exact_match=_share([answer.strip() == reference.strip() for answer, reference in pairs]),
+        exact_match=_share([_words(answer) == _words(reference) for answer, reference in pairs]),
         parses=_share([is_python(answer) for answer in answers]),
     )
 
@@ -162,6 +163,15 @@ def greedy_answers(
         ).text
         for messages in conversations
     ]
+
+
+def _words(answer: str) -> str | tuple[str, str]:
+    """An answer without white space around it, or its thought and the rest of it.
+
+    A thought that the prompt opens has no `<think>` in the answer.
+    """
+    thought = split_thought(answer)
+    return answer.strip() if thought is None else (thought[0].strip(), thought[1].strip())
 
 
 def _share(hits: list[bool]) -> float | None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
+from intel_ft.data.thoughts import empty_thought_length
 from intel_ft.errors import UserError
 
 Stream = Callable[[str], None]
@@ -147,14 +148,15 @@ def make_completion(
 ) -> Completion:
     """The completion with `new_tokens` up to the first stop token.
 
-    Its text also ends before the first of `stop_texts`.
+    Its text also ends before the first of `stop_texts`, and begins after an empty thought, which
+    templates such as Qwen3's put in front of an answer.
     """
     end = next((i for i, token in enumerate(new_tokens) if token in stops), None)
     answer = new_tokens[:end]
     text = decode(tokenizer, answer)
     text_end = find_stop_text(text, stop_texts)
     return Completion(
-        text=text[:text_end],
+        text=text[:text_end][empty_thought_length(text) :],
         new_tokens=tuple(answer),
         seconds=seconds,
         stopped=end is not None or text_end is not None,

@@ -4,6 +4,7 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+from intel_ft.data.thoughts import empty_thought_length, may_begin_empty_thought
 from intel_ft.runtimes.language_model import Stream, decode, find_stop_text
 
 
@@ -49,15 +50,18 @@ class TextStream:
         text = decode(self._tokenizer, self._tokens)
         if text.startswith(self._decoded) and len(text) > len(self._decoded):
             self._append(text[len(self._decoded) :])
-        if find_stop_text(self._decoded, self._stop_texts) is None:
-            self._show(len(self._decoded))
+        end_of_text = find_stop_text(self._decoded, self._stop_texts)
+        self._show(len(self._decoded) if end_of_text is None else end_of_text)
 
     def _append(self, text: str) -> None:
         self._decoded += text
         end = find_stop_text(self._decoded, self._stop_texts)
-        self._show(len(self._decoded) - self._stop_prefix_length() if end is None else end)
+        if self._shown or not may_begin_empty_thought(self._decoded):
+            self._show(len(self._decoded) - self._stop_prefix_length() if end is None else end)
 
     def _show(self, end: int) -> None:
+        if not self._shown:
+            self._shown = empty_thought_length(self._decoded)
         if end > self._shown:
             self._stream(self._decoded[self._shown : end])
             self._shown = end

@@ -178,6 +178,9 @@ def test_a_prompt_that_opens_a_thought(template, eos):
     without_open = Message("assistant", "easy\n</think>\n\nIt is well.")
     assert encoded(tok, (ASK, without_open))[0] == encoded(tok, (ASK, THOUGHT))[0]
     # Where the conversation goes on, the template shows no thought: no server sends that prompt.
+    turns = (ASK, THOUGHT, AGAIN, THOUGHT_AGAIN)
+    asked = sent(tok, turns[:-1], add_generation_prompt=True)
+    assert trained_prompt(tok, turns) == asked
     assert len(learnt_texts(tok, (ASK, WELL, AGAIN, BETTER))) == 1
 
 

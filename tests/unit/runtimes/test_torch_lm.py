@@ -19,7 +19,7 @@ from intel_ft.errors import IntelFTError, UserError
 from intel_ft.inference.chat import PROMPT, chat, local_reply
 from intel_ft.inference.evaluate import cross_entropy, evaluate, is_python
 from intel_ft.inference.prompt_template import prompt_template
-from intel_ft.runtimes.language_model import Completion, Sampling
+from intel_ft.runtimes.language_model import Completion, Sampling, make_completion
 from intel_ft.runtimes.open_model import open_model
 from intel_ft.runtimes.text_stream import TextStream
 
@@ -155,6 +155,27 @@ def test_stream_holds_back_broken_characters(model) -> None:
         assert "\ufffd" not in "".join(seen)
     stream.end()
     assert "".join(seen) == "a 🙂 b"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("<think>\n\n</think>\n\nIt is 4.", "It is 4."),
+        ("\n</think>\n\nIt is 4.", "It is 4."),
+        ("<think>\nadd\n</think>\n\nIt is 4.", "<think>\nadd\n</think>\n\nIt is 4."),
+        ("<that> is 4", "<that> is 4"),
+        ("  4", "  4"),
+    ],
+)
+def test_an_empty_thought_is_no_part_of_an_answer(model, answer, text) -> None:
+    tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    seen: list[str] = []
+    stream = TextStream(model.tokenizer, seen.append, frozenset())
+    for token in tokens:
+        stream.add(token)
+    stream.end()
+    assert "".join(seen) == text
+    assert make_completion(model.tokenizer, tokens, frozenset(), 1.0).text == text
 
 
 def test_sampling_bounds() -> None:
