@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal, overload
 from intel_ft import config as configuration
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config import Config
-from intel_ft.errors import UserError
 from intel_ft.gc_pause import gc_paused
 from intel_ft.optional_packages import import_peft
 
@@ -108,7 +107,9 @@ def load_model(
 
     artifact = resolve(str(model))
     if base is not None:
-        artifact = _with_base(artifact, str(base), trust_remote_code=trust_remote_code)
+        from intel_ft.export.adapter_match import with_base
+
+        artifact = with_base(artifact, str(base), trust_remote_code=trust_remote_code)
     return LoadedModel(artifact, open_model(artifact, trust_remote_code=trust_remote_code))
 
 
@@ -360,15 +361,3 @@ def _loaded(
     if isinstance(model, LoadedModel):
         return model
     return load_model(model, base=base, trust_remote_code=trust_remote_code)
-
-
-def _with_base(artifact: Artifact, base: str, *, trust_remote_code: bool) -> Artifact:
-    """The adapter on its base at another place; UserError if that is another model."""
-    from intel_ft.export.adapter_match import require_matching_base
-    from intel_ft.runtimes.language_model import base_config
-
-    if artifact.kind != "adapter":
-        raise UserError(f"{artifact.location}: this is no adapter, so it takes no other base")
-    moved = replace(artifact, base_model=base, base_revision=None)
-    require_matching_base(artifact, base_config(moved, trust_remote_code=trust_remote_code))
-    return moved

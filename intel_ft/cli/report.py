@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intel_ft.cli.options import Json, MaxNewTokens, show
+from intel_ft.cli.options import Base, Json, MaxNewTokens, show
 
 
 def run(
@@ -23,6 +23,7 @@ def run(
         ),
     ] = 0,
     max_new_tokens: MaxNewTokens = 128,
+    base: Base = None,
     json: Json = False,
 ) -> None:
     """Write an HTML page about one or more runs.
@@ -42,7 +43,7 @@ def run(
         from intel_ft.report.samples import write_samples
 
         for each in runs:
-            write_samples(each, samples, max_new_tokens)
+            write_samples(each, samples, max_new_tokens, base)
     text = report(runs)
     try:
         write_text(page, text)

@@ -1,5 +1,6 @@
 """Check that an adapter was trained on the given base: same weights, same tokenizer."""
 
+from dataclasses import replace
 from typing import Any
 
 from intel_ft.artifacts.provenance import Provenance
@@ -7,6 +8,16 @@ from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.export.logit_agreement import PROBE_TEXTS
+from intel_ft.runtimes.language_model import base_config
+
+
+def with_base(artifact: Artifact, base: str, *, trust_remote_code: bool) -> Artifact:
+    """The adapter on its base at another place; UserError if that is another model."""
+    if artifact.kind != "adapter":
+        raise UserError(f"{artifact.location}: this is no adapter, so it takes no other base")
+    moved = replace(artifact, base_model=base, base_revision=None)
+    require_matching_base(artifact, base_config(moved, trust_remote_code=trust_remote_code))
+    return moved
 
 
 def require_matching_base(artifact: Artifact, base: ModelConfig) -> None:

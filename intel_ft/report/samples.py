@@ -7,26 +7,34 @@ from pathlib import Path
 from intel_ft import assets
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.config import load
+from intel_ft.export.adapter_match import with_base
 from intel_ft.files import write_text
 from intel_ft.inference.evaluate import answerable, greedy_answers
 from intel_ft.models.load import load_tokenizer
 from intel_ft.report.read_run import SAMPLES
+from intel_ft.runtimes.language_model import base_config
 from intel_ft.runtimes.open_model import open_model
 from intel_ft.training.setup import read_data
 
 
-def write_samples(run: Path, count: int, max_new_tokens: int) -> None:
+def write_samples(run: Path, count: int, max_new_tokens: int, base: str | None = None) -> None:
     """Write RUN/samples.jsonl: prompts with the answers of the base and of the trained model.
 
     The prompts are the first `count` validation examples, or training examples in a run without
-    a validation set.
+    a validation set. base: where an adapter's base model is now, if it has moved.
 
     Raises UserError where the run has not finished, or its model or data are no longer there.
     """
     after = resolve(str(run))
     config = load(run / "config.yaml")
-    base = resolve(assets.resolve(after.base_model))
-    before = replace(base, base_revision=after.base_revision)
+    if base is not None:
+        trust = config.model.trust_remote_code
+        after = with_base(after, base, trust_remote_code=trust)
+        moved = config.model.model_copy(update={"name_or_path": base, "revision": None})
+        config = config.model_copy(update={"model": moved})
+    base_config(after)  # says --base where the base model has moved
+    base_model = resolve(assets.resolve(after.base_model))
+    before = replace(base_model, base_revision=after.base_revision)
     training, evaluation = read_data(config, load_tokenizer(config.model))
     prepared = training if evaluation is None else evaluation
     conversations = answerable(prepared, count)

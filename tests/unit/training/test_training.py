@@ -27,6 +27,7 @@ from intel_ft.errors import IntelFTError, UserError
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.flops import step_cost
 from intel_ft.models.load import load_for_packing
+from intel_ft.report.samples import write_samples
 from intel_ft.training.meter import Meter
 from intel_ft.training.run import train
 from intel_ft.training.step import validation_loss
@@ -477,10 +478,17 @@ def test_a_base_that_was_moved_is_named_with_the_option(configure, base, tmp_pat
     run, held = config.output.directory, config.data.eval
     before = evaluate(run, held).loss
     moved = here.rename(tmp_path / "there")
-    for call in (lambda: evaluate(run, held), lambda: merge(run, tmp_path / "merged")):
+    calls = (
+        lambda: evaluate(run, held),
+        lambda: merge(run, tmp_path / "merged"),
+        lambda: write_samples(run, 1, 4),
+    )
+    for call in calls:
         with pytest.raises(UserError, match=rf"its base model {here} is not there: .*--base"):
             call()
     assert evaluate(run, held, base=moved).loss == before
+    write_samples(run, 1, 4, base=str(moved))
+    assert len((run / "samples.jsonl").read_text().splitlines()) == 1
     other = AutoModelForCausalLM.from_pretrained(moved)
     torch.nn.init.normal_(other.get_input_embeddings().weight)
     other.save_pretrained(moved)
