@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from intel_ft.artifacts.resolve import read_json
+from intel_ft.artifacts.resolve import ADAPTER_CONFIG, read_json
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models import packed_attention
@@ -182,12 +182,15 @@ def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str |
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        found = [one for one in (folder, folder / "adapter") if (one / ADAPTER_CONFIG).is_file()]
+        if found:
+            base = read_json(found[0] / ADAPTER_CONFIG).get("base_model_name_or_path")
             raise UserError(
                 f"{folder}: this is a LoRA adapter, not a model: merge it with `intel-ft merge`, "
                 f"or give its base ({base}) as model.name_or_path"
             )
+        if (folder / "model" / "config.json").is_file():
+            raise UserError(f"{folder}: this is a run's folder: give {folder / 'model'}")
         raise UserError(f"{folder}: no config.json, so this is not a model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

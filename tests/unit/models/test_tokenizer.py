@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from intel_ft import assets
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
+from intel_ft.models.load import check_folder
 from intel_ft.models.tokenizer import (
     PROBE_TEXTS,
     copy_tokenizer,
@@ -94,3 +95,19 @@ def test_a_token_beyond_the_embedding_is_named(folder, caplog):
     caplog.clear()
     require_embedded(tok, rows + 2, [data])
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adapter_config.json", r"this is a LoRA adapter.*org/base"),
+        ("adapter/adapter_config.json", r"this is a LoRA adapter.*org/base"),
+        ("model/config.json", r"this is a run's folder: give .*model"),
+    ],
+)
+def test_an_adapter_or_a_run_given_as_a_model_is_named(tmp_path, name, words):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    with pytest.raises(UserError, match=words):
+        check_folder(tmp_path, ModelConfig(name_or_path=str(tmp_path)))
