@@ -18,7 +18,7 @@ _TOOLS = dict.fromkeys(
 )
 _REASONING = dict.fromkeys(
     ("reasoning_content", "reasoning", "thinking"),
-    "reasoning kept apart from the answer is not supported yet",
+    "reasoning in a key of its own is not supported yet: write <think>...</think> in the answer",
 )
 COLUMNS = {
     **_MEDIA,
