@@ -11,12 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from intel_ft.errors import IntelFTError, UserError
+from intel_ft.errors import (
+    EnvironmentProblem,
+    GateRefused,
+    IntelFTError,
+    UserError,
+    missing_package,
+)
 from intel_ft.orphan import end_with_parent
 
 logger = logging.getLogger(__name__)
 
 _ERROR = re.compile(r"(Error|Exception|Problem): \S")
+_MISSING = re.compile(r"(?:ModuleNotFound|Import)Error: (No module named '([\w.]+)'|.+)")
+_OWN_ERROR = re.compile(
+    r"intel_ft\.errors\.(UserError|GateRefused|EnvironmentProblem|MissingPackage): (.+)"
+)
 
 
 def thread_environment(threads: int | None) -> dict[str, str]:
@@ -42,7 +52,7 @@ def run_module(
 ) -> dict[str, Any]:
     """The JSON object that `launcher python -m module arguments` prints.
 
-    Raises IntelFTError, naming the measurement `name`, where it fails.
+    Raises what `run_command` raises.
     """
     command = [*launcher, python, "-m", module, *arguments]
     output = run_command(name, command, environment, launched=bool(launcher))
@@ -56,7 +66,8 @@ def run_command(
     """The stdout of `command`, which ends with this process, so as not to disturb other runs.
 
     launched: the command starts several ranks. Raises IntelFTError, naming the measurement `name`,
-    with the command's error, or that of the first rank that failed.
+    with the command's error, or that of the first rank that failed; an error that belongs to
+    another exit code, such as a package that is missing there, is raised as that.
     """
     completed = subprocess.run(
         command,
@@ -69,7 +80,7 @@ def run_command(
     )
     if completed.returncode:
         reason = _failure(completed.returncode, completed.stderr, launched)
-        raise IntelFTError(f"bench {name}: {reason}")
+        raise _as_raised_there(name, reason)
     logger.debug("%s", completed.stderr)
     return completed.stdout
 
@@ -84,6 +95,21 @@ def result_stream() -> Iterator[TextIO]:
     os.dup2(2, 1)
     with os.fdopen(stdout, "w") as stream:
         yield stream
+
+
+def _as_raised_there(name: str, reason: str) -> IntelFTError:
+    """The error to raise for the last line of a traceback; IntelFTError where that is none."""
+    if match := _MISSING.search(reason):
+        module = match[2]
+        failed = ModuleNotFoundError(reason, name=module) if module else ImportError(match[1])
+        if missing := missing_package(failed):
+            return type(missing)(f"{name}: {missing}")
+    if match := _OWN_ERROR.search(reason):
+        kind = {"UserError": UserError, "GateRefused": GateRefused}.get(
+            match[1], EnvironmentProblem
+        )
+        return kind(f"{name}: {match[2]}")
+    return IntelFTError(f"{name}: {reason}")
 
 
 def _failure(code: int, stderr: str, launched: bool) -> str:

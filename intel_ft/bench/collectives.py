@@ -146,7 +146,7 @@ def _run(
     if contender == "gloo":  # it starts its own threads, and torchrun does not bind processes
         environment["I_MPI_PIN"] = "off"
     result = subprocess_json.run_module(
-        contender,
+        f"bench {contender}",
         "intel_ft.bench.collectives_worker",
         [contender, *arguments],
         environment,

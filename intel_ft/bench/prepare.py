@@ -104,7 +104,7 @@ def _run(contender: str, file: Path, tokenizer: str) -> dict[str, Any]:
         environment = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
         arguments = [contender, str(file), tokenizer]
         return subprocess_json.run_module(
-            contender, "intel_ft.bench.prepare_worker", arguments, environment
+            f"bench {contender}", "intel_ft.bench.prepare_worker", arguments, environment
         )
 
 

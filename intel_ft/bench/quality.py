@@ -40,7 +40,7 @@ def bench_quality(
     def run(contender: str, seed: int) -> dict[str, Any]:
         arguments = [contender, str(seed), str(steps), str(threads or 0)]
         module = "intel_ft.bench.quality_worker"
-        result = subprocess_json.run_module(contender, module, arguments, environment)
+        result = subprocess_json.run_module(f"bench {contender}", module, arguments, environment)
         logger.info("%s, seed %d: validation loss %.4f", contender, seed, result["heldout_loss"])
         return {"seed": seed, **result}
 

@@ -58,7 +58,8 @@ def _run(
     load = os.getloadavg()[0]
     if task.backend == "cpu":  # without it TRL's ranks use GPUs even with `use_cpu`
         environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
+    name, python = f"bench {task.contender}", python_of(task.contender)
     result = subprocess_json.run_module(
-        task.contender, module, [task.to_json()], environment, launcher, python_of(task.contender)
+        name, module, [task.to_json()], environment, launcher, python
     )
     return {**result, "load1": load}

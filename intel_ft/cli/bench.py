@@ -9,7 +9,8 @@ import typer
 from intel_ft.cli.options import Json, print_table, require_writable
 
 app = typer.Typer(
-    help="Benchmark training and its parts on this machine.",
+    help="Benchmark training and its parts on this machine. A contender is what is compared: this "
+    "package, or another trainer, tool or library that does the same task.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

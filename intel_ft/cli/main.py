@@ -10,11 +10,18 @@ import sys
 import traceback
 from typing import Any
 
-import click
-import typer.core
-import typer.main
-
 from intel_ft import __version__
+from intel_ft.errors import FailedElsewhere, IntelFTError, Stopped, missing_package
+
+try:
+    import click
+    import typer
+    import typer.core
+    import typer.main
+except ModuleNotFoundError as error:  # `main` explains all other packages that are missing
+    print(f"error: {missing_package(error)}", file=sys.stderr)
+    sys.exit(3)
+
 from intel_ft.cli import (
     bench,
     chat,
@@ -33,7 +40,6 @@ from intel_ft.cli import (
 )
 from intel_ft.cli import eval as eval_verb
 from intel_ft.distributed import rank_startup
-from intel_ft.errors import FailedElsewhere, IntelFTError, Stopped, missing_package
 from intel_ft.host import openmp
 
 

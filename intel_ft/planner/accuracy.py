@@ -105,7 +105,7 @@ def _run_case(
     write_text(folder / "run.yaml", config.to_yaml())
     command = [sys.executable, "-c", _TRAIN, "train", str(folder / "run.yaml"), "--overwrite"]
     subprocess_json.run_command(
-        f"plan, {name}", command, subprocess_json.thread_environment(threads)
+        f"bench plan, {name}", command, subprocess_json.thread_environment(threads)
     )
     metrics = (config.output.directory / "metrics.jsonl").read_text().splitlines()
     steps_taken = [json.loads(line) for line in metrics]

@@ -40,7 +40,8 @@ def _play(monkeypatch, losses):
     """Answer each process with its contender's next loss; returns the processes' arguments."""
     started = []
 
-    def measured(contender, _, arguments, environment):
+    def measured(name, _, arguments, environment):
+        contender = name.removeprefix("bench ")
         started.append((*arguments, environment.get("OMP_NUM_THREADS")))
         speed = {} if contender == "base" else {"tokens_per_s": 10.0 * len(started)}
         return {"heldout_loss": losses[contender].pop(0), "threads": 1, **speed}
@@ -129,7 +130,7 @@ def test_plain_training_learns_its_examples_and_repeats(tmp_path):
 def test_a_process_that_fails_names_its_contender_and_reason():
     with pytest.raises(IntelFTError, match=r"bench ours: .*no_such_module"):
         subprocess_json.run_module(
-            "ours", "no_such_module", [], subprocess_json.thread_environment(None)
+            "bench ours", "no_such_module", [], subprocess_json.thread_environment(None)
         )
 
 
@@ -139,7 +140,7 @@ def test_of_ranks_that_fail_the_error_is_named_and_not_what_the_launcher_says_of
     start = command(Job((), (), 2, "127.0.0.1:0"), via)
     environment = {**os.environ, **start.environment, "PYTHONPATH": str(tmp_path)}
     with pytest.raises(IntelFTError, match="bench ours: KeyError: 'workload'"):
-        subprocess_json.run_module("ours", "failing", [], environment, start.arguments)
+        subprocess_json.run_module("bench ours", "failing", [], environment, start.arguments)
 
 
 @pytest.mark.parametrize("via", [None, "mpirun", "torchrun"])
