@@ -28,7 +28,7 @@ from intel_ft.files import name_folder, write_json
 from intel_ft.models.adapter import WEIGHTS
 from intel_ft.runtimes.language_model import Sampling, base_config
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FOLDER = "adapters"
 PROBE_POSITIONS = 24  # positions whose next token is compared with torch
@@ -177,7 +177,7 @@ def _add_adapters(source: Source, artifacts: list[Artifact], folder: Path) -> li
             top1_without=runtime.top1(None, reference),
             text_equal=runtime.same_answer(index, reference),
         )
-        log.info(
+        logger.info(
             "%s: top-1 agreement with torch %.3f, without the adapter %.3f",
             name,
             adapter.top1,

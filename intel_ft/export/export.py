@@ -25,7 +25,7 @@ from intel_ft.export.workspace import drop_stage, folder_state, workspace
 from intel_ft.files import name_folder, write_text
 from intel_ft.optional_packages import require_openvino
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def export(
     gate, settings = gate or Gate(), settings or Settings()
     if weight_format == "auto" and not gate.limits.is_set:
         gate = replace(gate, limits=Limits(max_ppl_increase=0.01))
-        log.info("auto: no limit was given, so perplexity may increase by at most 1 %")
+        logger.info("auto: no limit was given, so perplexity may increase by at most 1 %")
     artifact = resolve(source)
     if artifact.kind == "openvino":
         raise UserError(f"{source}: this is already an OpenVINO model")
@@ -91,7 +91,7 @@ def export(
             results = _try_until_passed(context, ladder, gate.limits)
         record = finish_export(context, artifact, results, gate, device, settings, output)
     selected = results[-1]
-    log.info("exported %s to %s, %.1f MB", selected.row.name, output, selected.row.megabytes)
+    logger.info("exported %s to %s, %.1f MB", selected.row.name, output, selected.row.megabytes)
     return ExportReport(
         folder=str(output),
         base_model=artifact.base_model,
@@ -164,7 +164,7 @@ def _try_until_passed(
         result = try_candidate(context, candidate)
         results.append(result)
         why = limits.why_rejected(result.row.quality) if result.row.quality else None
-        log.info("%s", log_line(result.row, why))
+        logger.info("%s", log_line(result.row, why))
         if why is None:
             ensure_built(context, candidate)
             return results

@@ -25,7 +25,7 @@ from intel_ft.export.logit_agreement import (
 from intel_ft.export.output import new_folder, quiet
 from intel_ft.runtimes.language_model import base_config, tokenizer_config
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ROUNDING_SLACK = 1.25
 EFFECT_SHARE = 0.25
@@ -90,7 +90,7 @@ def merge(
     config = base_config(moved, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     with new_folder(output) as partial, quiet():
         agreement, effect, rounding = _merge_into(artifact, config, partial)
-    log.info(
+    logger.info(
         "merged %s: relative error of the logits %.4f against base plus adapter (effect of the "
         "adapter: %.4f)",
         artifact.location,
@@ -98,7 +98,7 @@ def merge(
         effect,
     )
     if effect <= LOST * rounding:
-        log.warning(
+        logger.warning(
             "%s: bf16 rounding alone changes the logits by %.4f, the adapter by %.4f: the merged "
             "model may have lost most of the adapter's effect",
             artifact.location,

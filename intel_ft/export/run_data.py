@@ -17,7 +17,7 @@ from intel_ft.export.quantize import Calibration
 from intel_ft.export.settings import Settings
 from intel_ft.training.run_record import config_of_run, read_training
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SEED = 0
 T = TypeVar("T")
@@ -119,7 +119,7 @@ def _prepare_named(
     update = {"train": data, "on_long": "drop", "split": split or "train"}
     prepared = prepare(run_data.model_copy(update=update), assets.resolve(data), tokenizer)
     for line in prepared.report.left_out():
-        log.info("%s: %s", Path(data).name, line)
+        logger.info("%s: %s", Path(data).name, line)
     return prepared
 
 
@@ -138,5 +138,5 @@ def _if_readable(read: Callable[[], T], consequence: str) -> T | None:
     try:
         return read()
     except UserError as error:
-        log.warning("%s: the run's data cannot be read (%s)", consequence, error)
+        logger.warning("%s: the run's data cannot be read (%s)", consequence, error)
         return None

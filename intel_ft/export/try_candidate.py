@@ -20,7 +20,7 @@ from intel_ft.export.verify import verify
 from intel_ft.export.workspace import stage
 from intel_ft.files import write_json
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def try_candidate(context: ExportContext, candidate: Candidate) -> CandidateResu
     """Build, verify and measure `candidate`; a result of an interrupted export is read instead."""
     recipe, options, calibration = _choose_options(context, candidate)
     if candidate.format in ("int4", "int8"):
-        log.info("%s", recipe.why)
+        logger.info("%s", recipe.why)
     settings = _effective_settings(options, candidate)
     path = context.work / "candidates" / f"{candidate.name}.json"
     values = read_json(path)

@@ -12,7 +12,7 @@ from intel_ft.export.settings import Format
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.openvino_lm import OpenVINOLM, load_openvino
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _TYPES: dict[Format, tuple[str, ...]] = {
     "fp16": ("f16",),
@@ -46,7 +46,7 @@ def verify(folder: Path, weight_format: Format) -> tuple[IRWeights, bool, OpenVI
     model.generate(model.tokenizer(PROBE_TEXTS[0])["input_ids"], Sampling(max_new_tokens=4))
     agrees = _tokenizer_agrees(folder, model.tokenizer)
     if not agrees:
-        log.warning(
+        logger.warning(
             "the tokenizer IR encodes text differently from the Hugging Face tokenizer: text "
             "prompts to OpenVINO GenAI are affected, intel-ft is not"
         )

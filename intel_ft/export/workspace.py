@@ -20,7 +20,7 @@ from intel_ft.files import (
     write_json,
 )
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _KEY = "key.json"
 
@@ -39,7 +39,7 @@ def workspace(output: Path, key: dict[str, Any]) -> Iterator[Path]:
         if work.is_dir() and _read_key(work) != key:
             shutil.rmtree(work)
         if work.is_dir():
-            log.info("resuming the interrupted export in %s", work)
+            logger.info("resuming the interrupted export in %s", work)
         with explain_full_disk(output, RERUN):
             work.mkdir(parents=True, exist_ok=True)
             write_json(work / _KEY, key)

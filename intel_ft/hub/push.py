@@ -17,7 +17,7 @@ from intel_ft.hub.secrets import refuse_secrets
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def _card(
         if card_options.license is None:
             raise
     if records.training is None:
-        log.warning("no record of how this model was trained: add it to the card with --run RUN")
+        logger.warning("no record of how this model was trained: add it to the card with --run RUN")
     base_license = inherited.get("license")
     if card_options.license and base_license not in (None, card_options.license):
-        log.warning(
+        logger.warning(
             "the license of %s is %s, but the card will state %s",
             base,
             base_license,
@@ -160,7 +160,7 @@ def _upload(api: "HfApi", repo: str, files: list[File], secret: str | None) -> t
     from huggingface_hub import CommitOperationAdd
 
     total = sum(file.size for file in files)
-    log.info("uploading %d files, %.1f MB, to %s", len(files), total / 1e6, repo)
+    logger.info("uploading %d files, %.1f MB, to %s", len(files), total / 1e6, repo)
     with explained("uploading", repo, secret):
         operations = [CommitOperationAdd(file.path, file.source) for file in files]
         commit = api.create_commit(repo, operations, commit_message="Upload with intel_ft")

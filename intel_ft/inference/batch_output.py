@@ -16,7 +16,7 @@ from intel_ft.data.formats import Message
 from intel_ft.errors import UserError
 from intel_ft.files import write_text
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def write_answers(
     done = {(line["index"], line["sample"]) for line in lines}
     missing = [one for one in requests if (one.index, one.sample) not in done]
     if done:
-        log.info("%s: %d answers done, %d to go", partial, len(done), len(missing))
+        logger.info("%s: %d answers done, %d to go", partial, len(done), len(missing))
     partial.parent.mkdir(parents=True, exist_ok=True)
     # Rewritten, so that a line that was cut off in the middle is gone.
     write_text(partial, "".join(map(_json, [settings, *lines])))
@@ -102,7 +102,7 @@ def write_answers(
                 file.write(_json(line))
                 file.flush()
     except BaseException:
-        log.warning(
+        logger.warning(
             "%s has %d of %d answers: continue with --resume", partial, len(lines), len(requests)
         )
         raise
