@@ -79,9 +79,12 @@ class DataReport:
         if self.unused:
             lines.append(describe_unused(self.unused, self.format))
         if self.untrained:
-            lines.append(f"{self.untrained:,} answers are context only (weight, train, loss)")
+            lines.append(f"{self.untrained:,} answers are context only, as the data says")
         if self.shortened:
-            lines.append(f"{self.shortened:,} conversations end with their last trained answer")
+            lines.append(
+                f"{self.shortened:,} conversations go on after their last trained answer: those"
+                " turns are left out"
+            )
         if self.bad:
             lines.append(
                 f"dropped {self.bad:,} of {self.rows:,} rows, which cannot be used:"

@@ -300,6 +300,16 @@ def test_a_system_prompt_for_ready_made_text_is_said_to_have_no_effect(tmp_path)
     )
 
 
+def test_the_report_counts_answers_and_turns_that_are_not_trained_on(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    turns = [USER, {**ANSWER, "train": False}, *TURNS, USER]
+    file.write_text(json.dumps({"messages": turns}))
+    report = prepare(DataConfig(train=str(file)), str(file), tokenizer("byte")).report
+    assert (report.untrained, report.shortened) == (1, 1)
+    text = "\n".join(report.lines())
+    assert "1 answers are context only" in text and "1 conversations go on after" in text
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
