@@ -122,9 +122,9 @@ def _reader(
 
     def single_turn(row: dict[str, Any]) -> tuple[Conversation, int]:
         messages = (
-            *_system(row),
-            *_history(row.get("history")),
-            Message("user", text_of(user, row[user]), _context(row)),
+            *system_of(row),
+            *history_of(row.get("history")),
+            Message("user", text_of(user, row[user]), context_of(row)),
             Message("assistant", text_of(answer, row[answer])),
         )
         return Conversation(messages), 0
@@ -143,7 +143,7 @@ def _messages(row: dict[str, Any], loss_on_all: bool, unused: set[str]) -> tuple
         turns += [(f"{column}[{place}]", turn) for place, turn in enumerate(value)]
     context = 0 if "messages" in row else len(row["prompt"])
     messages, after = read_turns(turns, context=context, loss_on_all=loss_on_all, unused=unused)
-    if system := _system(row):
+    if system := system_of(row):
         if messages[0].role != "system":
             messages = (*system, *messages)
         elif messages[0].content != system[0].content:
@@ -151,12 +151,13 @@ def _messages(row: dict[str, Any], loss_on_all: bool, unused: set[str]) -> tuple
     return Conversation(messages), after
 
 
-def _system(row: dict[str, Any]) -> tuple[Message, ...]:
+def system_of(row: dict[str, Any]) -> tuple[Message, ...]:
+    """The system message of a row that has one in its column `system`."""
     value = row.get("system")
     return (Message("system", text_of("system", value)),) if holds_something(value) else ()
 
 
-def _history(value: object) -> Iterator[Message]:
+def history_of(value: object) -> Iterator[Message]:
     """Earlier turns, as pairs of a question and its answer, which is trained on, too."""
     if not holds_something(value):
         return
@@ -168,7 +169,8 @@ def _history(value: object) -> Iterator[Message]:
         yield Message("assistant", text_of(f"history[{place}][1]", pair[1]))
 
 
-def _context(row: dict[str, Any]) -> str:
+def context_of(row: dict[str, Any]) -> str:
+    """More of the user's words, from the column that holds them; BadRow if two do."""
     found = [column for column in CONTEXT if row.get(column) not in (None, "")]
     if len(found) > 1:
         raise BadRow("input and context both hold text: join them in one column")

@@ -4,21 +4,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+from intel_ft.data.bad_rows import BadRow
+from intel_ft.data.conversations import context_of, history_of, system_of
 from intel_ft.data.formats import Message
 from intel_ft.data.read_errors import problem_at_start, problem_with
+from intel_ft.data.unsupported import COLUMNS, holds_something
 from intel_ft.errors import UserError
 
-_PROMPT_KEYS = (("prompt", None), ("instruction", "input"), ("question", None))
+_PROMPT_KEYS = ("prompt", "instruction", "question")
 
 
 def read_prompts(path: Path) -> list[tuple[Message, ...]]:
     """The messages of each prompt in a .txt or .jsonl file, in its order.
 
     A line of a .txt file is a prompt. A line of a .jsonl file is an object with `prompt`, with
-    `instruction` (and `input` or `context`), with `question`, or with `messages` that end with a
-    user's; other keys, such as an answer, are ignored. Empty lines are skipped.
+    `instruction` or `question` (and `input` or `context`), or with `messages` that end with a
+    user's. `system` and `history` are used as in training; other keys, such as an answer, are
+    ignored. Empty lines are skipped.
 
-    Raises UserError naming file and line.
+    Raises UserError naming file and line, also for tools, media and other keys without which the
+    prompt is another one.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file of prompts")
@@ -52,12 +57,26 @@ def _object(line: str, where: str) -> tuple[Message, ...]:
         raise UserError(f"{where}: invalid JSON ({error}): correct this line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be a JSON object with a prompt")
+    for key in COLUMNS:
+        if holds_something(row.get(key)):
+            raise UserError(f"{where}: {key}: {COLUMNS[key]}")
+    try:
+        return _turns(row, where)
+    except BadRow as problem:
+        raise UserError(f"{where}: {problem}") from None
+
+
+def _turns(row: dict[str, Any], where: str) -> tuple[Message, ...]:
     if "messages" in row:
-        return _messages(row["messages"], where)
-    for key, context in _PROMPT_KEYS:
+        messages = _messages(row["messages"], where)
+        system = () if messages[0].role == "system" else system_of(row)
+        return _valid((*system, *messages), where)
+    for key in _PROMPT_KEYS:
         if key in row:
-            extra = row.get(context or "") or row.get("context", "") if context else ""
-            return (Message("user", _text(row[key], key, where), _text(extra, "input", where, "")),)
+            context = "" if key == "prompt" else context_of(row)
+            earlier = (*system_of(row), *history_of(row.get("history")))
+            prompt = Message("user", _text(row[key], key, where), context)
+            return _valid((*earlier, prompt), where)
     raise UserError(f"{where}: needs one of the keys prompt, instruction, question and messages")
 
 
@@ -77,13 +96,19 @@ def _messages(turns: Any, where: str) -> tuple[Message, ...]:
     )
 
 
-def _text(value: Any, key: str, where: str, empty: str | None = None) -> str:
-    if empty is not None and value in (None, ""):
-        return empty
+def _text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {key} must be text, and not empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: {key} contains an unpaired surrogate (\\ud8..)") from None
     return value
+
+
+def _valid(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    """The messages; UserError for half of a surrogate pair, which JSON can hold and text cannot."""
+    for message in messages:
+        try:
+            message.full_content.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{where}: the {message.role}'s text contains an unpaired surrogate (\\ud8..)"
+            ) from None
+    return messages

@@ -1,7 +1,10 @@
 """Files of prompts that cannot be read."""
 
+import json
+
 import pytest
 
+from intel_ft.data.formats import Message
 from intel_ft.errors import UserError
 from intel_ft.inference.prompts import read_prompts
 
@@ -29,3 +32,44 @@ def test_what_is_wrong_is_named(tmp_path, name, content, words):
 def test_text_with_a_mark_of_utf_8_is_read(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\n")
     assert [messages[0].content for messages in read_prompts(tmp_path / "a.txt")] == ["one", "two"]
+
+
+ROW = {"system": "S", "history": [["a", "b"]], "context": "c"}
+EARLIER = (Message("system", "S"), Message("user", "a"), Message("assistant", "b"))
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"instruction": "i", **ROW, "output": "o"}, (*EARLIER, Message("user", "i", "c"))),
+        ({"question": "i", **ROW}, (*EARLIER, Message("user", "i", "c"))),
+        ({"question": "i", "input": "c"}, (Message("user", "i", "c"),)),
+        ({"prompt": "i", **ROW}, (*EARLIER, Message("user", "i"))),
+        (
+            {"messages": [{"role": "user", "content": "i"}], "system": "S"},
+            (Message("system", "S"), Message("user", "i")),
+        ),
+    ],
+)
+def test_a_row_of_the_training_data_is_the_prompt_that_was_trained_on(tmp_path, row, messages):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    assert read_prompts(tmp_path / "a.jsonl") == [messages]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "i", "images": ["a.jpg"]}, "line 1: images: only text"),
+        ({"prompt": "i", "tools": [{"name": "f"}]}, "line 1: tools: "),
+        ({"question": "i", "input": "c", "context": "d"}, "line 1: input and context both"),
+        ({"question": "i", "context": ["c"]}, "line 1: context is a list, not text"),
+        ({"instruction": "i", "history": "a"}, "line 1: history is not a list of pairs"),
+        ({"prompt": "\ud800"}, "line 1: the user's text contains an unpaired surrogate"),
+        ({"prompt": " "}, "line 1: prompt must be text"),
+    ],
+)
+def test_a_row_that_would_be_another_prompt_is_refused(tmp_path, row, words):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError) as caught:
+        read_prompts(tmp_path / "a.jsonl")
+    assert words in str(caught.value)
