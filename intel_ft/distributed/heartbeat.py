@@ -14,7 +14,7 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from intel_ft.distributed.rank_startup import report_exit_code
 from intel_ft.distributed.world import World
@@ -25,20 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Sends heartbeats from construction until `stop`. The store's server must already run."""
+    """Sends heartbeats from construction until `stop`, through the `store` of the ranks' group."""
 
-    def __init__(self, world: World, timeout: float) -> None:
+    def __init__(self, world: World, timeout: float, store: Store) -> None:
         self._world, self._timeout = world, timeout
         self._stopped = threading.Event()
         # A separate connection: on a shared one a heartbeat would wait for another caller's `get`.
-        store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=timeout),
-        )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = PrefixStore(f"intel_ft/heartbeat/{attempt}", store)
+        self._store = PrefixStore("heartbeat", store.clone())
+        self._store.set_timeout(timedelta(seconds=timeout))
         self._store.set(f"host/{world.rank}", platform.node())
         self._store.set(str(world.rank), "0")
         dist.barrier()

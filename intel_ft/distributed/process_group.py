@@ -84,7 +84,7 @@ def init_process_group(
         ) from error
     for decision in decisions:
         logger.info("%s", decision)
-    heartbeat = Heartbeat(world, backend.heartbeat_timeout)
+    heartbeat = Heartbeat(world, backend.heartbeat_timeout, store)
     try:
         yield decisions
     finally:
