@@ -127,11 +127,12 @@ def _set_rendezvous(world: World) -> tuple[str, int]:
     Returns the host and port of rank 0. Raises EnvironmentProblem.
     """
     environment = os.environ
-    if "MASTER_ADDR" not in environment and world.local_size < world.size:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing and world.local_size < world.size:
         raise EnvironmentProblem(
-            f"rank {world.rank} on {platform.node()}: MASTER_ADDR is not set, and the ranks are on "
-            "several hosts: set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port "
-            "there, or start the run with `intel-ft launch`"
+            f"rank {world.rank} on {platform.node()}: {missing[0]} is not set, and the ranks "
+            "are on several hosts: set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free "
+            "port there, or start the run with `intel-ft launch`"
         )
     host = environment.setdefault("MASTER_ADDR", "127.0.0.1")
     # Ranks on one host have the same parent process; two jobs on one host do not.

@@ -123,8 +123,17 @@ def _number(
 
 def _tasks_on_this_node(environment: Mapping[str, str], size: int) -> int:
     """Slurm tasks on this node, from a list with an entry for each node, such as `2(x3),1`."""
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE", str(size))
+    node = environment.get("SLURM_NODEID", "0")
     counts: list[int] = []
-    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split(","):
-        count, _, times = part.partition("(x")
-        counts += [int(count)] * int(times.rstrip(")") or 1)
-    return counts[int(environment.get("SLURM_NODEID", "0"))]
+    try:
+        for part in text.split(","):
+            count, _, times = part.partition("(x")
+            counts += [int(count)] * int(times.rstrip(")") or 1)
+        return counts[int(node)]
+    except (ValueError, IndexError):
+        raise EnvironmentProblem(
+            f"srun started this process, but SLURM_STEP_TASKS_PER_NODE={text} has no number for "
+            f"SLURM_NODEID={node}: start the ranks with one launcher, or unset the variables that "
+            "an earlier one left"
+        ) from None

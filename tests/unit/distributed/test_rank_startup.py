@@ -100,6 +100,7 @@ def test_the_source_is_what_the_kernel_says():
 
 
 def test_rank_0_listens_where_it_is(environment):
+    environment["MASTER_PORT"] = "29500"
     for host in (HERE, "localhost"):
         environment["MASTER_ADDR"] = host
         process_group._set_rendezvous(two_hosts())
@@ -111,6 +112,22 @@ def test_rank_0_listens_where_it_is(environment):
     environment["MASTER_ADDR"] = "no.such.host.invalid"
     with pytest.raises(EnvironmentProblem, match="cannot be resolved"):
         process_group._set_rendezvous(two_hosts())
+
+
+def test_ranks_on_several_hosts_guess_no_port(environment):
+    """A port derived from the parent process differs between hosts."""
+    environment["MASTER_ADDR"] = HERE
+    with pytest.raises(EnvironmentProblem, match="MASTER_PORT is not set"):
+        process_group._set_rendezvous(two_hosts())
+    process_group._set_rendezvous(World(0, 2, 0, 2, "srun"))
+    assert 20000 <= int(environment["MASTER_PORT"]) < 40000
+
+
+@pytest.mark.parametrize("tasks", ["", "2(x", "many", "2"])
+def test_slurms_list_of_tasks_that_says_nothing_of_this_node(tasks, environment):
+    environment.update(SRUN | {"SLURM_STEP_TASKS_PER_NODE": tasks})
+    with pytest.raises(EnvironmentProblem, match="SLURM_STEP_TASKS_PER_NODE="):
+        LauncherEnv.detect(environment)
 
 
 def test_what_an_earlier_job_left_does_not_count(environment):
