@@ -122,7 +122,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
-def require_embedded(tokenizer: Any, rows: int, data: Iterable[npt.NDArray[np.int32]]) -> None:
+def require_embedded(tokenizer: Any, rows: int, data: Iterable[npt.NDArray[Any]]) -> None:
     """Raise UserError if `data`, arrays of token ids, has ids beyond the `rows` of the embedding.
 
     Such tokens were added to the tokenizer while the model was not resized. A warning names those
@@ -139,7 +139,7 @@ def require_embedded(tokenizer: Any, rows: int, data: Iterable[npt.NDArray[np.in
     if used := sorted({int(index) for ids in beyond for index in np.unique(ids)}):
         names = ", ".join(f"{missing.get(index)!r} ({index})" for index in used[:3])
         raise UserError(
-            f"{fact}, and the data has {names}: resize the model (Transformers'"
+            f"{fact}, and {names} is used: resize the model (Transformers'"
             " resize_token_embeddings) and save it again, or use the model's original tokenizer"
         )
     logger.warning("%s: %r cannot be used in a prompt", fact, next(iter(missing.values())))

@@ -10,6 +10,7 @@ from intel_ft.artifacts.model_folder import stop_tokens
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.gc_pause import gc_paused
 from intel_ft.models.saved_adapter import apply_adapter
+from intel_ft.models.tokenizer import require_embedded
 from intel_ft.runtimes.language_model import (
     Completion,
     Sampling,
@@ -102,6 +103,7 @@ class TorchLM:
         )
         for one in prompts:
             answer_limit(one, 1, self.context_window)
+            self._require_embedded(np.array(one))
         # Padding with a stop token: make_completion cuts off what follows the end of a row.
         pad = min(self._stops, default=self.tokenizer.pad_token_id or 0)
         # SeededRows draws the tokens, each row with its own seed; generate() itself is greedy.
@@ -144,6 +146,7 @@ class TorchLM:
         """See `LanguageModel.logits`."""
         import torch
 
+        self._require_embedded(tokens)
         with torch.inference_mode():
             output = self.model(
                 input_ids=torch.from_numpy(tokens.astype(np.int64))[None],
@@ -152,6 +155,11 @@ class TorchLM:
             )
         logits: npt.NDArray[np.float32] = output.logits[0].float().numpy()
         return logits
+
+    def _require_embedded(self, tokens: npt.NDArray[Any]) -> None:
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if tokens.max() >= rows:
+            require_embedded(self.tokenizer, rows, [tokens])
 
 
 class _Streamer:

@@ -139,6 +139,10 @@ def test_gpt_oss_learns_the_channel_and_stops_at_return_alone():
         "<|channel|>final<|message|>It is well.",
         "<|channel|>final<|message|>It is better.<|return|>",
     ]
+    asked = sent(tok, (ASK,), add_generation_prompt=True)
+    prompt = prompt_tokens(tok, "tokenizer", (ASK,))
+    assert prompt[: len(asked)] == asked == trained_prompt(tok, (ASK, WELL))
+    assert tok.decode(prompt[len(asked) :]) == "<|channel|>final<|message|>"
     # Thoughts go to their own channel; that of an earlier turn is dropped, which is then context.
     assert learnt_texts(tok, (ASK, THOUGHT, AGAIN, THOUGHT_AGAIN)) == [
         "<|channel|>analysis<|message|>add<|end|><|start|>assistant"

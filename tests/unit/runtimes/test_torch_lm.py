@@ -54,6 +54,19 @@ def test_loss_is_that_of_transformers(page_base, model) -> None:
     assert (result.exact_match, result.parses) == (None, None)
 
 
+def test_a_token_beyond_the_embedding_is_named(page_base) -> None:
+    model = open_model(resolve(str(page_base)), dtype="float32")
+    rows = model.model.get_input_embeddings().weight.shape[0]
+    while len(model.tokenizer) <= rows:
+        model.tokenizer.add_tokens(f"token-{len(model.tokenizer)}")
+    for call in (
+        lambda: model.generate([rows], Sampling(max_new_tokens=1)),
+        lambda: model.logits(np.array([1, rows], np.int32), np.array([0])),
+    ):
+        with pytest.raises(UserError, match=rf"and 'token-{rows}' \({rows}\)"):
+            call()
+
+
 def test_adapter_changes_the_loss_and_bf16_is_near(page_base, model, tmp_path) -> None:
     adapter = make_adapter(page_base, tmp_path / "adapter", size=0.2)
     examples = _prepared(make_examples(model.tokenizer))
