@@ -9,50 +9,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from support.small_runs import FLIPPED, ROWS, config_in, fill, make_bases, write_rows
+from transformers import AutoTokenizer
 
 from intel_ft.artifacts.fingerprints import (
     config_fingerprint,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from intel_ft.assets import resolve
-from intel_ft.config import build
 from intel_ft.errors import UserError
 from intel_ft.training import checkpoint
 from intel_ft.training.run import train
 from intel_ft.training.run_facts import check_facts, settings_facts
 
-WORDS = ("def", "return", "class", "import", "while", "yield", "lambda", "raise")
-ROWS = [{"prompt": f"word {i}", "completion": word} for i, word in enumerate(WORDS)]
-FLIPPED = [
-    {"prompt": row["prompt"], "completion": word}
-    for row, word in zip(ROWS, reversed(WORDS), strict=True)
-]
-
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> Path:
-    """Two models of the same shapes, `one` and `other`."""
-    folder = tmp_path_factory.mktemp("bases")
-    tokenizer = AutoTokenizer.from_pretrained(resolve("tiny-python-llama"))
-    for seed, name in enumerate(("one", "other")):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        ).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return folder
+    return make_bases(tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture(autouse=True)
@@ -62,54 +35,18 @@ def settled():
     torch.set_num_threads(threads)
 
 
-def _write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _config(folder, *, method=None, data=None, **settings):
-    plain = {
-        "max_steps": 4,
-        "global_batch_size": 8,
-        "save_steps": 2,
-        "eval_steps": 2,
-        "scheduler": "linear",
-        "warmup_ratio": 0.0,
-        "learning_rate": 0.02,
-        "max_tokens_per_row": 128,
-        "report_to": [],
-    }
-    files = {"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")}
-    return build(
-        {
-            "model": {"name_or_path": str(folder / "base"), "dtype": "float32"},
-            "data": files | {"template": "alpaca", "max_length": 128} | (data or {}),
-            "method": {"r": 4} | (method or {}),
-            "train": plain | settings,
-            "backend": {"threads": 1},
-            "output": {"directory": str(folder / "run")},
-        },
-        "test",
-    )
-
-
-def _fill(folder, bases):
-    _write(folder / "train.jsonl", ROWS)
-    _write(folder / "eval.jsonl", FLIPPED)
-    shutil.copytree(bases / "one", folder / "base")
-
-
 @pytest.fixture
 def configure(bases, tmp_path):
-    _fill(tmp_path, bases)
-    return functools.partial(_config, tmp_path)
+    fill(tmp_path, bases)
+    return functools.partial(config_in, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def reference(bases, tmp_path_factory):
     """A run of four steps."""
     folder = tmp_path_factory.mktemp("reference")
-    _fill(folder, bases)
-    train(_config(folder))
+    fill(folder, bases)
+    train(config_in(folder))
     return folder
 
 
@@ -141,11 +78,11 @@ def _base_config(folder, _):
 
 
 def _labels(folder, _):
-    _write(folder / "train.jsonl", FLIPPED)
+    write_rows(folder / "train.jsonl", FLIPPED)
 
 
 def _evaluation(folder, _):
-    _write(folder / "eval.jsonl", ROWS)
+    write_rows(folder / "eval.jsonl", ROWS)
 
 
 @pytest.mark.parametrize(
