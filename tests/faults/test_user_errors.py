@@ -100,7 +100,7 @@ def test_broken_json_names_the_line(folder):
     _refused(folder, 2, "train.jsonl", "line 7", "JSON")
 
 
-@pytest.mark.parametrize("cell", ["absent", None, 7])
+@pytest.mark.parametrize("cell", ["absent", None, True])
 def test_a_row_without_a_column_names_the_row(cell, folder):
     rows = _rows(folder)
     row = json.loads(rows[4])
@@ -109,8 +109,7 @@ def test_a_row_without_a_column_names_the_row(cell, folder):
         del row["output"]
     rows[4] = json.dumps(row)
     _write_rows(folder, rows)
-    # A number among texts is found by the reader, which can say which row only for some.
-    _refused(folder, 2, "train.jsonl", *(["output"] if cell == 7 else ["row 5", "output"]))
+    _refused(folder, 2, "train.jsonl", "row 5", "output")
 
 
 def test_no_row_has_a_known_column(folder):
