@@ -84,10 +84,10 @@ def of_runtime(runtime: Runtime, host: Host) -> Iterator[Finding]:
             "transparent huge pages are disabled: large tensors cause many more page faults",
             "run as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
         )
-    if len(host.nodes) > 1:
+    if host.nodes_with_cores > 1:
         yield Finding(
             "note",
-            f"this host has {len(host.nodes)} NUMA nodes: a single process often accesses remote "
-            "memory",
+            f"this host has {host.nodes_with_cores} NUMA nodes with cores: a single process often "
+            "accesses remote memory",
             "train with `intel-ft launch CONFIG`, which starts a rank for each NUMA node",
         )

@@ -32,9 +32,9 @@ class Clock:
 class Host:
     """The machine, and what this process may use of it.
 
-    Memory and disk are in GiB; `nodes` is the memory of each NUMA node. `quota` is in cores and
-    `quota_by` says who set it. `disk` is the free space of the working folder and of the Hugging
-    Face cache; None if this user has no access.
+    Memory and disk are in GiB; `nodes` is the memory of each NUMA node, including those without
+    cores. `quota` is in cores and `quota_by` says who set it. `disk` is the free space of the
+    working folder and of the Hugging Face cache; None if this user has no access.
     """
 
     cpu: str
@@ -43,6 +43,7 @@ class Host:
     virtual: bool
     sockets: int
     nodes: tuple[float, ...]
+    nodes_with_cores: int
     cores: int
     threads_per_core: int
     machine_cores: int
@@ -77,6 +78,7 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Host:
         virtual="hypervisor" in cpu.cpu_flags(root),
         sockets=usable.sockets,
         nodes=tuple(round(size, 1) for _, size in sorted(usable.memory.items())),
+        nodes_with_cores=len(usable.nodes),
         cores=len(usable.cores),
         threads_per_core=usable.threads_per_core,
         machine_cores=len(whole.cores),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.doctor_facts import read_host, write_distribution
 from support.limits import ILLEGAL
-from support.sys_trees import two_sockets_of_four_nodes, write
+from support.sys_trees import two_sockets_of_four_nodes, write, write_machine
 
 from intel_ft.doctor import findings_software, host, runtime, software
 from intel_ft.doctor.runtime import Runtime
@@ -237,7 +237,7 @@ GOOD = Runtime(None, ("/lib/libgomp.so.1",), (), "madvise", 0.0, {})
 
 def of_runtime(found, machine=None):
     """(level, seen) of the findings for this runtime, on one NUMA node of 16 cores."""
-    machine = machine or replace(host.read(), usable=16, nodes=(64.0,))
+    machine = machine or replace(host.read(), usable=16, nodes=(64.0,), nodes_with_cores=1)
     return [(f.level, f.seen) for f in findings_software.of_runtime(found, machine)]
 
 
@@ -304,6 +304,13 @@ def test_huge_pages_that_are_off(tmp_path):
 def test_several_numa_nodes(tmp_path):
     ((level, text),) = of_runtime(GOOD, read_host(two_sockets_of_four_nodes(tmp_path)))
     assert level == "note" and "8 NUMA nodes" in text
+
+
+def test_nodes_of_memory_alone_are_not_for_ranks(tmp_path):
+    """A socket with HBM or CXL in a node without cores: `launch` starts one rank there."""
+    host = read_host(write_machine(tmp_path, [("0-7", 64), ("", 32)], 2))
+    assert host.nodes == (64.0, 32.0)
+    assert of_runtime(GOOD, host) == []
 
 
 def test_a_run_that_could_not_even_start(tmp_path):
