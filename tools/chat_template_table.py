@@ -105,6 +105,8 @@ def _short(note: str) -> str:
         return f"refused: {found[1][:60]}"
     if found := re.match(r"the model learns to write ('.*') in front", note):
         return f"learnt: `{found[1]}`"
+    if "today's date" in note:
+        return "date"
     if "context only" in note:
         return "first answer: context"
     if found := re.match(r"the (prompt|conversation) .*?: (.*) here, (.*) there", note):

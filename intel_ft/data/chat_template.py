@@ -12,6 +12,7 @@ as Qwen3's empty thought or the name of a channel, is what the model has to writ
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from intel_ft.data.control_tokens import completion_controls
@@ -29,6 +30,10 @@ _SLOTS = re.compile("(\t?)\ue000([0-9]+)([ct])\ue001(\t?)")
 _REMEDY = "set data.template to another template (chatml, llama2, alpaca, dolly, none)"
 # Where a template may expect a thought: in a key of its own, or in the content between tags.
 _STYLES = ("reasoning_content", "thinking", "tags")
+
+# Templates that write the current date get one of their own (Llama 3.1's), so that a run resumed on
+# another day, and all ranks around midnight, train on the same tokens.
+DATE = datetime(2024, 7, 26)
 
 Signature = tuple[tuple[str, bool], ...]
 """Each message's role, and whether it is an answer with a thought."""
@@ -124,6 +129,17 @@ class ChatTemplate:
         last = next(part for part in reversed(parts) if isinstance(part, _Answer))
         return last.opened if last.opened.strip() else ""
 
+    def text(
+        self, turns: list[dict[str, str]], *, today: bool = False, prompt: bool = False
+    ) -> str:
+        """What `apply_chat_template` gives, with the fixed date or today's.
+
+        prompt: with `add_generation_prompt`.
+        """
+        date = {} if today else {"strftime_now": DATE.strftime}
+        options: dict[str, Any] = {"add_generation_prompt": True} if prompt else {}
+        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, **date, **options))
+
     def context_only(self, messages: tuple[Message, ...]) -> int:
         """Answers that are not learnt, because a server's prompt for them would be another one."""
         parts, _ = self._parts(signature_of(messages))
@@ -150,7 +166,7 @@ class ChatTemplate:
 
     def _render(self, signature: Signature) -> tuple[list[_Part], str]:
         style, whole = self._whole(signature)
-        prompt = self._write(signature[:-1], style, add_generation_prompt=True)
+        prompt = self._write(signature[:-1], style, prompt=True)
         texts, slots = _cut(whole)
         self._require_all_turns(signature, slots)
         tail = _cut(prompt)[0][-1]
@@ -220,7 +236,7 @@ class ChatTemplate:
             return [], following
         return [Span(eos, "end")], following
 
-    def _write(self, signature: Signature, style: str, **options: Any) -> str:
+    def _write(self, signature: Signature, style: str, *, prompt: bool = False) -> str:
         messages = []
         for index, (role, thought) in enumerate(signature):
             content = _SLOT.format(index, "c")
@@ -231,7 +247,7 @@ class ChatTemplate:
                 message |= tagged if style == "tags" else {style: slot}
             messages.append(message)
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            return self.text(messages, prompt=prompt)
         except Exception as error:  # the template is foreign code: it may raise anything
             if missing := missing_package(error):
                 raise missing from error
@@ -240,7 +256,6 @@ class ChatTemplate:
             raise UserError(
                 f"the tokenizer's chat_template rejects the roles {roles} ({text}): {_REMEDY}"
             ) from error
-        return str(text)
 
     def _require_all_turns(self, signature: Signature, slots: list[Slot]) -> None:
         order = [slot.message for slot in slots if not slot.thought]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intel_ft.data.chat_template import ChatTemplate, Signature, signature_of
+from intel_ft.data.chat_template import DATE, ChatTemplate, Signature, signature_of
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.formats import Message
 from intel_ft.data.spans import SpecialTokens
@@ -68,9 +68,13 @@ def _differences(
     ids, turns = ids.tolist(), template.as_dicts(messages)
     unlearnt = np.flatnonzero(~learnt)
     prompt = ids[: int(unlearnt[-1]) + 1 if len(unlearnt) else 0]
-    sent = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    sent, whole = (tokenizer.encode(text, add_special_tokens=False) for text in (sent, whole))
+    sent = tokenizer.encode(template.text(turns[:-1], prompt=True), add_special_tokens=False)
+    whole = tokenizer.encode(template.text(turns), add_special_tokens=False)
+    if template.text(turns) != template.text(turns, today=True):
+        yield (
+            f"the chat_template writes today's date: here it is {DATE:%d %b %Y}, on every day, so"
+            " that a resumed run has the same tokens"
+        )
     ends = len(ids) - next(i for i, span in enumerate(reversed(spans)) if span.kind != "end")
     if difference := _first_difference(tokenizer, prompt, sent):
         yield f"the prompt is not what a server sends: {difference}"

@@ -217,6 +217,15 @@ def test_a_system_message_that_the_template_drops_is_named():
         encoded(tok, (SYSTEM, ASK, WELL))
 
 
+def test_a_template_that_writes_the_date_gives_the_same_tokens_on_every_day():
+    """Llama 3.2's and gpt-oss's: a run resumed on the next day would train on other data."""
+    dated = "{{ 'Today: ' + strftime_now('%d %b %Y') }}" + chat_templates.ZEPHYR
+    tok = model("byte", dated)
+    assert tok.decode(encoded(tok, (ASK, WELL))[0]).startswith("Today: 26 Jul 2024")
+    (note,) = notes(tok, (ASK, WELL))
+    assert note.startswith("the chat_template writes today's date")
+
+
 def test_a_prompt_that_differs_is_shown_with_both_texts():
     template = chat_templates.ZEPHYR.replace("{{ '<|assistant|>\n' }}", "{{ '<|assistant|>\n# ' }}")
     (note,) = notes(model("byte", template), (ASK, WELL))
