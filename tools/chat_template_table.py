@@ -98,19 +98,18 @@ def _short(note: str) -> str:
     for start, short in (
         ("refused: the tokenizer's chat_template drops the system", "refused: dropped"),
         ("refused: the tokenizer's chat_template leaves out the thought", "refused: left out"),
+        ("the chat_template writes today's date", "date"),
     ):
         if note.startswith(start):
             return short
-    if found := re.match(r"refused: .*rejects the roles [^(]*\((.*)\): set", note):
-        return f"refused: {found[1][:60]}"
-    if found := re.match(r"the model learns to write ('.*') in front", note):
-        return f"learnt: `{found[1]}`"
-    if "today's date" in note:
-        return "date"
-    if "context only" in note:
-        return "first answer: context"
-    if found := re.match(r"the (prompt|conversation) .*?: (.*) here, (.*) there", note):
-        return f"{found[1]} differs: `{found[2]}` here, `{found[3]}` there"
+    for pattern, short in (
+        (r"refused: .*rejects the roles [^(]*\((.{,60}).*\): set.*", r"refused: \1"),
+        (r"the model learns to write ('.*') in front.*", r"learnt: `\1`"),
+        (r".* context only.*", "first answer: context"),
+        (r"the (\w+) .*?: (.*) here, (.*) there", r"\1 differs: `\2` here, `\3` there"),
+    ):
+        if match := re.fullmatch(pattern, note, re.DOTALL):
+            return match.expand(short)
     return note[:120]
 
 
