@@ -101,6 +101,9 @@ def rounding():
             part = torch.empty(500, dtype=dtype)
             dist.reduce_scatter_tensor(part, everyone[RANK].clone(), operation)
             equal(part, expected[RANK * 500 : (RANK + 1) * 500])
+    parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    dist.all_reduce(parameter)
+    assert parameter[0] == SIZE
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for operation in (ReduceOp.MIN, ReduceOp.MAX):
             for with_nan in {0, SIZE - 1}:

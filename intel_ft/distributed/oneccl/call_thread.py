@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch.futures import Future
 
 _WATCH_SECONDS = 0.2
@@ -39,7 +40,8 @@ class Call:
         """A call that the current thread makes itself, at once."""
         call = cls(describe, 0, action)
         try:
-            call.finish(action(), None)
+            with torch.no_grad():
+                call.finish(action(), None)
         except Exception as error:
             call.finish(None, error)
         return call
@@ -128,6 +130,7 @@ class CallThread:
         return call
 
     def _work(self) -> None:
+        torch.set_grad_enabled(False)  # of this thread: results are also written to parameters
         while (call := self._calls.get()) is not None:
             call.began = time.monotonic()
             self._current = call
