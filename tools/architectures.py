@@ -79,6 +79,7 @@ LINEAR = {
     "linear_value_head_dim": 16,
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
+WINDOW = {"sliding_window": 16}  # shorter than the probes, so that a wrong mask shows
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama 2, 3": ("llama", GROUPED),
@@ -86,10 +87,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama4_text",
         GROUPED
         | LOCAL_EXPERTS
-        | {"head_dim": 16, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 1},
+        | {
+            "head_dim": 16,
+            "intermediate_size_mlp": 96,
+            "interleave_moe_layer_step": 1,
+            "attention_chunk_size": 16,
+        },
     ),
-    "Mistral": ("mistral", GROUPED | {"sliding_window": 64}),
-    "Ministral": ("ministral", GROUPED | {"head_dim": 16, "layer_types": [FULL, SLIDING]}),
+    "Mistral": ("mistral", GROUPED | WINDOW),
+    "Ministral": ("ministral", GROUPED | {"head_dim": 16, "layer_types": [FULL, SLIDING]} | WINDOW),
     "Ministral 3": ("ministral3", GROUPED | {"head_dim": 16}),
     "Mixtral": ("mixtral", GROUPED | LOCAL_EXPERTS),
     "Qwen 2, 2.5": ("qwen2", GROUPED),
@@ -115,8 +121,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         GROUPED | LINEAR | {"head_dim": 16, "layer_types": ["linear_attention", FULL]},
     ),
     "Gemma": ("gemma", GROUPED | {"head_dim": 16}),
-    "Gemma 2": ("gemma2", GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16}),
-    "Gemma 3, text": ("gemma3_text", GROUPED | {"head_dim": 16, "layer_types": [SLIDING, FULL]}),
+    "Gemma 2": ("gemma2", GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16} | WINDOW),
+    "Gemma 3, text": (
+        "gemma3_text",
+        GROUPED | {"head_dim": 16, "layer_types": [SLIDING, FULL]} | WINDOW,
+    ),
     "Gemma 3, with images": (
         "gemma3",
         {
@@ -168,7 +177,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-BigCode, StarCoder": ("gpt_bigcode", GPT),
     "gpt-oss": (
         "gpt_oss",
-        GROUPED | LOCAL_EXPERTS | {"head_dim": 16, "layer_types": [SLIDING, FULL]},
+        GROUPED | LOCAL_EXPERTS | {"head_dim": 16, "layer_types": [SLIDING, FULL]} | WINDOW,
     ),
     "Bloom": (
         "bloom",
@@ -210,7 +219,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "OLMo": ("olmo", GROUPED),
     "OLMo 2": ("olmo2", GROUPED),
-    "OLMo 3": ("olmo3", GROUPED | {"layer_types": [SLIDING, FULL]}),
+    "OLMo 3": ("olmo3", GROUPED | {"layer_types": [SLIDING, FULL]} | WINDOW),
     "OLMoE": ("olmoe", GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}),
     "StableLM": ("stablelm", GROUPED),
     "StarCoder 2": ("starcoder2", GROUPED),
@@ -240,13 +249,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "Cohere": ("cohere", GROUPED),
-    "Cohere 2": ("cohere2", GROUPED | {"layer_types": [SLIDING, FULL]}),
+    "Cohere 2": ("cohere2", GROUPED | {"layer_types": [SLIDING, FULL]} | WINDOW),
     "DeepSeek V2": ("deepseek_v2", SHAPE | LATENT | ROUTED),
     "DeepSeek V3": ("deepseek_v3", SHAPE | LATENT | ROUTED),
     "GLM 4": ("glm", GROUPED | {"head_dim": 16}),
     "GLM 4 0414": ("glm4", GROUPED | {"head_dim": 16}),
     "GLM 4 MoE": ("glm4_moe", GROUPED | ROUTED | {"head_dim": 16}),
-    "EXAONE 4": ("exaone4", GROUPED | {"head_dim": 16, "layer_types": [SLIDING, FULL]}),
+    "EXAONE 4": ("exaone4", GROUPED | {"head_dim": 16, "layer_types": [SLIDING, FULL]} | WINDOW),
     "LFM 2": ("lfm2", GROUPED | {"layer_types": ["conv", FULL]}),
     "LFM 2 MoE": (
         "lfm2_moe",
@@ -364,12 +373,16 @@ def try_family(name: str, folder: Path) -> dict[str, Any]:
         "validate": ["validate", "config.yaml"],
         "train": ["train", "config.yaml"],
         "merge": ["merge", "run", "-o", "merged"],
-        "export": ["export", "run", "-o", "ir", "--format", "fp16", "--no-measure"],
+        "export": ["export", "merged", "-o", "ir", "--format", "fp16", "--no-measure"],
     }
     for verb, arguments in commands.items():
-        if verb in ("merge", "export") and found["train"]["code"]:
-            continue
-        found[verb] = vars(_in_child(lambda: _intel_ft(arguments), folder))  # noqa: B023
+        ended = _in_child(lambda: _intel_ft(arguments), folder)  # noqa: B023
+        found[verb] = vars(ended)
+        if ended.code and verb != "validate":
+            break
+    if (folder / "ir").is_dir():
+        _in_child(lambda: print(ir_error(folder / "merged", folder / "ir")), folder)
+        found["ir_error"] = float((folder / "stderr").read_text(encoding="utf-8").split()[-1])
     record = folder / "run" / "environment.json"
     found["decisions"] = (
         json.loads(record.read_text(encoding="utf-8"))["decisions"] if record.is_file() else []
@@ -377,17 +390,50 @@ def try_family(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def write_model(model_type: str, values: dict[str, Any], folder: Path) -> None:
+def write_model(model_type: str, values: dict[str, Any], folder: Path, seed: int = 0) -> None:
     """Write a model with random weights in bf16 and the shipped tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values))
     model.to(torch.bfloat16).save_pretrained(folder)
     source = Path(assets.resolve("tiny-python-llama"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source / name, folder / name)
+
+
+def ir_error(folder: Path, ir: Path) -> float:
+    """The largest relative error of the IR's logits at one of 100 positions, against torch.
+
+    Half of the tokens are read at once and the others one by one, as in generation.
+    """
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from intel_ft.runtimes.ir_logits import IRLogits
+
+    tokens = np.random.default_rng(0).integers(3, VOCABULARY, 100)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        reference = model(torch.from_numpy(tokens)[None], use_cache=False).logits[0].numpy()
+    compiled = IRLogits(ir, {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled.at(tokens, np.arange(100))
+    request, parts = compiled.compiled.create_infer_request(), []
+    for start, end in [(0, 50), *((position, position + 1) for position in range(50, 100))]:
+        feed = {
+            "input_ids": tokens[None, start:end],
+            "attention_mask": np.ones((1, end), dtype=np.int64),
+            "position_ids": np.arange(start, end)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        taken = {name for port in compiled.compiled.inputs for name in port.get_names()}
+        result = request.infer({name: feed[name] for name in feed if name in taken})
+        parts.append(result["logits"][0].copy())
+    cached = np.concatenate(parts)
+    errors = [np.square(each - reference).mean(axis=1) for each in (found, cached)]
+    return float(np.sqrt(np.max(errors / np.square(reference).mean(axis=1))))
 
 
 def _preload() -> None:
@@ -444,7 +490,50 @@ def _slug(name: str) -> str:
 
 
 def table(results: Path) -> str:
-    return ""
+    """The results in Markdown, in the order of FAMILIES."""
+    titles = ("family", "model_type", "trains", "layers", "packed", "adapted", "left frozen")
+    lines = [f"| {' | '.join((*titles, 'merges', 'exports'))} |", "|" + " --- |" * 9]
+    for name in FAMILIES:
+        path = results / f"{_slug(name)}.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            lines.append(f"| {' | '.join(_cells(found))} |")
+    return "\n".join(lines)
+
+
+def _cells(found: dict[str, Any]) -> tuple[str, ...]:
+    decisions: dict[str, list[dict[str, str]]] = {}
+    for decision in found["decisions"]:
+        decisions.setdefault(decision["name"], []).append(decision)
+
+    def value(name: str) -> str:
+        return "; ".join(decision["value"] for decision in decisions.get(name, ()))
+
+    fused = "fused" if value("decoder layers") == "fused" else "own"
+    frozen = value("modules left frozen")
+    export = found.get("export", {"code": 1, "message": "not merged"})
+    stated = decisions.get("export to OpenVINO", [{"value": "", "reason": ""}])[0]
+    if export["code"] == 0:
+        exports = f"yes, {found['ir_error']:.0e}"
+    elif stated["value"] == "no":
+        exports = "no: " + stated["reason"].partition(";")[0].partition(" ")[2]
+    else:
+        exports = f"no: {export['message']}"
+    return (
+        found["family"],
+        f"`{found['model_type']}`",
+        _ended(found["train"]),
+        fused,
+        "yes" if value("packing") == "on" else "no",
+        value("adapted modules").rpartition(" (")[0],
+        "" if frozen.startswith("embeddings") else frozen,
+        _ended(found.get("merge", {"code": 1, "message": "not trained"})),
+        exports,
+    )
+
+
+def _ended(result: dict[str, Any]) -> str:
+    return "yes" if result["code"] == 0 else f"no: {result['message']}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from intel_ft.artifacts.resolve import Artifact, read_json, resolve
 from intel_ft.errors import UserError
 from intel_ft.export.convert import convert, safe_folder
 from intel_ft.export.gate import Gate
+from intel_ft.export.lifted import check_lifted
 from intel_ft.export.measure import GateTask, write_reference
 from intel_ft.export.merge import merge
 from intel_ft.export.quantize import Calibration
@@ -22,7 +23,7 @@ from intel_ft.files import write_json
 from intel_ft.runtimes.language_model import base_config, tokenizer_config
 from intel_ft.versions import installed
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MERGED = "merged"
 DTYPE = "dtype.json"
@@ -121,17 +122,12 @@ def prepare_context(
     task = _gate_task(artifact, tokenizer, gate)
     calibration_data = find_calibration(artifact, tokenizer, calibration, settings)
     if gate.measure:
-        log.info("%s", _describe_task(task))
-    log.info("%s", _describe_calibration(calibration_data))
+        logger.info("%s", _describe_task(task))
+    logger.info("%s", _describe_calibration(calibration_data))
     reference = work / "reference"
     if task:
         stage(reference, lambda partial: _write_reference(source, work, task, partial))
-    fp16 = stage(
-        work / "fp16",
-        lambda partial: convert(
-            source.model_folder(work), partial, public_id(artifact.base_model), trust
-        ),
-    )
+    fp16 = stage(work / "fp16", lambda partial: _trace(source, work, partial))
     drop_stage(work / MERGED)
     gc.collect()
     return ExportContext(
@@ -177,6 +173,13 @@ def _describe_calibration(calibration: Calibration | None) -> str:
     )
 
 
+def _trace(source: Source, work: Path, partial: Path) -> None:
+    """Write the fp16 IR, and check it where Optimum-Intel's stated limit was lifted."""
+    folder, trust = source.model_folder(work), source.trust_remote_code
+    convert(folder, partial, public_id(source.artifact.base_model), trust)
+    check_lifted(folder, partial, reference_dtype(folder)[0], trust_remote_code=trust)
+
+
 def _write_reference(source: Source, work: Path, task: GateTask, partial: Path) -> None:
     """Measure the model in torch, in float32 where that fits into memory."""
     from intel_ft.models.load import parameter_count
@@ -184,7 +187,7 @@ def _write_reference(source: Source, work: Path, task: GateTask, partial: Path) 
 
     folder = source.model_folder(work)
     dtype, reason = reference_dtype(folder)
-    log.info("reference: the model in torch, %s: %s", dtype, reason)
+    logger.info("reference: the model in torch, %s: %s", dtype, reason)
     model = load_torch(
         resolve(str(folder)),
         dtype=dtype,

@@ -6,9 +6,8 @@ from intel_ft.artifacts.model_folder import write_base_id
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
+from intel_ft.export.lifted import TASK, lifted_limit
 from intel_ft.runtimes.language_model import base_config
-
-TASK = "text-generation-with-past"
 
 
 def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) -> Path:
@@ -37,14 +36,15 @@ def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -
     from optimum.intel import OVConfig
 
     try:
-        main_export(
-            str(folder),
-            output,
-            task=TASK,
-            ov_config=OVConfig(dtype="fp16"),
-            library_name="transformers",
-            trust_remote_code=trust_remote_code,
-        )
+        with lifted_limit(folder):
+            main_export(
+                str(folder),
+                output,
+                task=TASK,
+                ov_config=OVConfig(dtype="fp16"),
+                library_name="transformers",
+                trust_remote_code=trust_remote_code,
+            )
     except ValueError as error:
         raise UserError(f"{folder}: Optimum-Intel cannot export this model: {error}") from error
     _add_tokenizer(folder, output, trust_remote_code)

@@ -13,6 +13,9 @@ from intel_ft import assets
 from intel_ft.decisions import Decision
 from intel_ft.versions import installed
 
+LIFTED = ("exaone4", "gemma", "gemma2", "gemma3_text", "glm", "llama4_text")
+"""Types whose stated limit `export` lifts, and then checks the IR's logits against torch's."""
+
 TABLE = Path(assets.__file__).parent / "optimum_exports.json"
 
 
@@ -35,6 +38,8 @@ def why_not_exportable(model_type: str) -> str | None:
     if model_type not in limits():
         return f"{exporter} has no export of model_type {model_type}"
     low, high = limits()[model_type]
+    if is_lifted(model_type):
+        return None
     version = installed("transformers") or "0"
     if high and _numbers(version) > _numbers(high):
         return f"{exporter} exports {model_type} with Transformers up to {high}, here is {version}"
@@ -43,11 +48,17 @@ def why_not_exportable(model_type: str) -> str | None:
     return None
 
 
+def is_lifted(model_type: str) -> bool:
+    """Whether `export` lifts the limit that Optimum-Intel states for this type."""
+    return model_type in LIFTED and installed("optimum-intel") == table_version()
+
+
 def export_decision(model_type: str) -> Decision:
     """Whether `intel-ft export` will accept the trained model."""
     reason = why_not_exportable(model_type)
     if reason is None:
-        return Decision("export to OpenVINO", "yes", f"Optimum-Intel exports {model_type}")
+        checked = ", which checks its logits against torch's" if is_lifted(model_type) else ""
+        return Decision("export to OpenVINO", "yes", f"Optimum-Intel exports {model_type}{checked}")
     return Decision("export to OpenVINO", "no", f"{reason}; merge, eval and generate work")
 
 

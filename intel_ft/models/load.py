@@ -142,6 +142,7 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = No
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
     _mark_as_text(loaded)
+    _skip_state_mask(loaded)
     return loaded.eval().requires_grad_(False)
 
 
@@ -162,6 +163,17 @@ def _mark_as_text(model: Any) -> None:
         return positional, inputs
 
     model.model.register_forward_pre_hook(mark, with_kwargs=True)
+
+
+def _skip_state_mask(model: Any) -> None:
+    """Let a hybrid family's model of attention layers alone (Granite 4 Micro) generate.
+
+    Transformers 5.5 asks its cache for the state of a layer that there is none of, and raises.
+    """
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    decoder = model.get_decoder()
+    if hasattr(decoder, "_update_mamba_mask") and kinds and kinds <= {"attention"}:
+        decoder._update_mamba_mask = lambda *_, **__: None
 
 
 def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str | None]:

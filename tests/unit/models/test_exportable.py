@@ -27,9 +27,11 @@ def test_the_table_is_what_the_locked_optimum_intel_states() -> None:
     ("model_type", "version", "reason"),
     [
         ("llama", "5.5.4", None),
-        ("gemma2", "5.0.0", None),
-        ("gemma2", "5.5.4", "up to 5.0, here is 5.5.4"),
-        ("gemma3_text", "5.0.1", "up to 5.0, here is 5.0.1"),
+        ("gemma2", "5.5.4", None),  # lifted
+        ("lfm2", "5.4.0", None),
+        ("lfm2", "5.5.4", "up to 5.4.0, here is 5.5.4"),
+        ("qwen3_next", "4.57.6", None),
+        ("qwen3_next", "4.58.0", "up to 4.57.6, here is 4.58.0"),
         ("qwen3_5_text", "5.2.3", None),
         ("qwen3_5_text", "5.5.4", "up to 5.2.99"),
         ("granitemoehybrid", "5.4.0", "from 5.5.0, here is 5.4.0"),
@@ -40,10 +42,17 @@ def test_the_table_is_what_the_locked_optimum_intel_states() -> None:
 def test_limits_are_compared_with_the_installed_transformers(
     model_type, version, reason, monkeypatch
 ) -> None:
-    monkeypatch.setattr(exportable, "installed", lambda _: version)
+    versions = {"transformers": version, "optimum-intel": exportable.table_version()}
+    monkeypatch.setattr(exportable, "installed", versions.get)
     found = why_not_exportable(model_type)
     assert found is None if reason is None else reason in found
     assert export_decision(model_type).value == ("yes" if reason is None else "no")
+
+
+def test_a_limit_is_lifted_for_the_locked_optimum_intel_alone(monkeypatch) -> None:
+    versions = {"transformers": "5.5.4", "optimum-intel": "2.3.0"}
+    monkeypatch.setattr(exportable, "installed", versions.get)
+    assert "up to 5.0" in why_not_exportable("gemma2")
 
 
 def test_a_multimodal_model_counts_as_what_it_is_loaded_as() -> None:
