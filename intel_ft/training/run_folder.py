@@ -14,10 +14,10 @@ import torch
 from intel_ft import __version__
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
+from intel_ft.distributed.folder_lock import FILES as LOCK_FILES
 from intel_ft.errors import UserError
 from intel_ft.files import write_json, write_text
 from intel_ft.host import cpu
-from intel_ft.training import run_lock
 from intel_ft.training.checkpoint import checkpoints, newest_whole
 from intel_ft.versions import installed
 
@@ -46,7 +46,7 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     found = sorted(run.iterdir()) if run.is_dir() else []  # absent on a host that does not share it
-    present = [path for path in found if path.name not in run_lock.FILES]
+    present = [path for path in found if path.name not in LOCK_FILES]
     if foreign := [path.name for path in present if not _belongs_to_a_run(path)]:
         raise UserError(
             f"{run} is not the folder of a run: it holds {foreign[0]}: choose another "
@@ -78,7 +78,7 @@ def begin(run: Path, *, overwrite: bool) -> None:
     """Delete what a kill left half-written; with `overwrite`, all files of an earlier run."""
     try:
         for path in run.iterdir():
-            if path.name in run_lock.FILES:
+            if path.name in LOCK_FILES:
                 continue
             if overwrite or path.name.startswith("."):  # a dot: left half-written by a kill
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -15,6 +15,7 @@ from types import FrameType
 
 import psutil
 
+from intel_ft.distributed.folder_lock import FolderLock
 from intel_ft.distributed.launch.commands import Command
 from intel_ft.distributed.rank_startup import FAILED, STOP
 from intel_ft.files import write_text
@@ -38,8 +39,18 @@ def supervise(command: Command, logs: Path) -> int:
     The first SIGTERM or SIGINT asks the ranks, through a file in `logs`, to save after their step
     and stop; a second one kills them. A launcher that still runs GRACE seconds after a rank ended
     the job (because a host is unreachable) is killed, too.
+
+    Raises UserError if `logs` cannot be written to, or another launcher uses it: the ranks of both
+    would report to both.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock.take(logs)
+    try:
+        return _supervise(command, logs, lock)
+    finally:
+        lock.release()
+
+
+def _supervise(command: Command, logs: Path, lock: FolderLock) -> int:
     for path, text in command.files.items():
         write_text(path, text)
     _adopt_orphans()
@@ -52,6 +63,7 @@ def supervise(command: Command, logs: Path) -> int:
         start_new_session=True,
         preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs yet
     )
+    lock.keep()
     kill = functools.partial(_kill, process, other_children)
     with _forwarding_signals(kill, logs / STOP), _killed_after(kill, logs / FAILED):
         code = process.wait()
