@@ -168,8 +168,14 @@ class ChatTemplate:
         style, whole = self._whole(signature)
         prompt = self._write(signature[:-1], style, prompt=True)
         texts, slots = _cut(whole)
+        asked, asked_slots = _cut(prompt)
+        tail = asked[-1]
+        if len(signature) == 3 and len(slots) == 2 == len(asked_slots):
+            # Mistral's has the system message only where the question comes last. One question can
+            # be trained on as it is sent; of several, the earlier ones would lack it.
+            texts = [*asked[:-1], *texts[1:]]
+            slots = [*asked_slots, slots[-1]]
         self._require_all_turns(signature, slots)
-        tail = _cut(prompt)[0][-1]
         last_end = self._token_at_start(texts[-1])
         parts: list[_Part] = []
         before = texts[0]

@@ -214,7 +214,15 @@ def test_a_thought_that_no_prompt_asks_for_is_refused():
 def test_a_system_message_that_the_template_drops_is_named():
     tok = model("llama, first", chat_templates.MISTRAL)
     with pytest.raises(UserError, match=r"drops the system message .* first question"):
-        encoded(tok, (SYSTEM, ASK, WELL))
+        encoded(tok, (SYSTEM, ASK, WELL, AGAIN, BETTER))
+    # One question is trained on as a server sends it; the whole conversation would lack the system.
+    asked = sent(tok, (SYSTEM, ASK), add_generation_prompt=True)
+    assert trained_prompt(tok, (SYSTEM, ASK, WELL)) == asked
+    assert learnt_texts(tok, (SYSTEM, ASK, WELL)) == ["It is well.</s>"]
+    assert "the conversation is not what" in notes(tok, (SYSTEM, ASK, WELL))[0]
+    always = chat_templates.MISTRAL.replace("system + ", "")
+    with pytest.raises(UserError, match="drops the system message"):
+        encoded(model("llama, first", always), (SYSTEM, ASK, WELL))
 
 
 def test_a_template_that_writes_the_date_gives_the_same_tokens_on_every_day():
