@@ -82,16 +82,17 @@ class Library:
         if initialized.value and not finalized.value:
             self._mpi.MPI_Finalize()
 
-    def end_without_finalizing(self) -> None:
-        """Have this process end, with its own exit code, while MPI_Finalize waits for other ranks.
 
-        mpirun is told what MPI_Finalize would tell it at its end (in MPICH's protocol PMI-1), and
-        ends the other ranks otherwise.
-        """
-        if descriptor := os.environ.get("PMI_FD"):
-            os.write(int(descriptor), b"cmd=finalize\n")
-        libc = ctypes.CDLL(None)
-        libc.on_exit(libc._exit, None)  # instead of the destructors of libraries in use
+def end_without_finalizing() -> None:
+    """Have this process end, with its own exit code, while MPI_Finalize waits for other ranks.
+
+    mpirun is told what MPI_Finalize would tell it at its end (in MPICH's protocol PMI-1), and ends
+    the other ranks otherwise.
+    """
+    if descriptor := os.environ.get("PMI_FD"):
+        os.write(int(descriptor), b"cmd=finalize\n")
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc._exit, None)  # instead of the destructors of libraries in use
 
 
 @cache

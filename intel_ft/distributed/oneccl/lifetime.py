@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from intel_ft.distributed.oneccl.call_thread import call_thread
 from intel_ft.distributed.oneccl.communicator import CclCommunicator
-from intel_ft.distributed.oneccl.library import library
+from intel_ft.distributed.oneccl.library import end_without_finalizing, library
 
 _LEAVE = timedelta(seconds=10)
 
@@ -56,7 +56,7 @@ def _leave_all() -> None:
     if call_thread().broken is None:
         call_thread().stop()
     elif done:
-        library().end_without_finalizing()
+        end_without_finalizing()
     else:  # a call is still inside oneCCL, and would block this process until it returns
         sys.stdout.flush()
         sys.stderr.flush()
