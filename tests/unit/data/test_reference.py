@@ -17,10 +17,10 @@ from intel_ft.data.control_tokens import (
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples, concatenate
 from intel_ft.data.formats import Conversation, Message
-from intel_ft.gc_pause import gc_paused
 from intel_ft.data.prepare import prepare
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.templates import renderer
+from intel_ft.gc_pause import gc_paused
 
 WORDS = [
     "How",
