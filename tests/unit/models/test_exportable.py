@@ -18,7 +18,7 @@ from intel_ft.models.load import loaded_model_type
 from intel_ft.training.setup import read_inputs
 
 
-@pytest.mark.skipif(find_spec("optimum.intel") is None, reason="needs the openvino extra")
+@pytest.mark.skipif(find_spec("optimum") is None, reason="needs the openvino extra")
 def test_the_table_is_what_the_locked_optimum_intel_states() -> None:
     assert json.loads(TABLE.read_text(encoding="utf-8")) == architectures.optimum_limits()
 

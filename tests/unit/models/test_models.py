@@ -397,7 +397,7 @@ def test_a_wrong_target_module_is_an_error_that_lists_the_right_ones(llama) -> N
 )
 def test_linear_layers_are_listed_whatever_their_class(name, layers, tmp_path) -> None:
     base, _ = load_for_packing(save_model(CONFIGS[name], tmp_path), torch.float32)
-    with pytest.raises(UserError, match=f"linear layers of this model are {layers}$"):
+    with pytest.raises(UserError, match=f"linear layers are {layers}$"):
         add_lora(base, MethodConfig(target_modules=["query"]), "base", None)
 
 
