@@ -99,7 +99,8 @@ def count_description(
     if config.method.trains_all:
         model.requires_grad_(True)
     else:
-        model = add_lora(model, config.method, config.model.name_or_path, None)
+        with torch.device("meta"):  # a 7B model's adapter takes seconds to initialize
+            model = add_lora(model, config.method, config.model.name_or_path, None)
     adapted = [] if config.method.trains_all else adapted_modules(model, config.method)
     return CountedModel(
         description,
