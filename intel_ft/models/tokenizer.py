@@ -190,6 +190,8 @@ def _as_in_file(tokenizer: Any, folder: Path) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
+    if type(tokenizer) is PreTrainedTokenizerFast:  # it takes the file as it is
+        return tokenizer
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = _first_difference(tokenizer.backend_tokenizer, own)
     if text is None:
