@@ -6,8 +6,8 @@
     python tools/architectures.py --limits            # writes assets/optimum_exports.json
 
 RESULTS is a folder that gets one JSON file per family, so an interrupted run resumes where it
-ended. A model has a few layers, random weights and the shipped tokenizer; it is validated, trained
-for three steps with LoRA, merged and exported in fp16, by the same commands that a user starts.
+ended. A model has a few layers, random weights and the shipped tokenizer; it is trained for three
+steps with LoRA, merged and exported in fp16, by the same commands that a user starts.
 """
 
 import argparse
@@ -370,7 +370,6 @@ def try_family(name: str, folder: Path) -> dict[str, Any]:
     }
     (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     commands = {
-        "validate": ["validate", "config.yaml"],
         "train": ["train", "config.yaml"],
         "merge": ["merge", "run", "-o", "merged"],
         "export": ["export", "merged", "-o", "ir", "--format", "fp16", "--no-measure"],
@@ -378,7 +377,7 @@ def try_family(name: str, folder: Path) -> dict[str, Any]:
     for verb, arguments in commands.items():
         ended = _in_child(lambda: _intel_ft(arguments), folder)  # noqa: B023
         found[verb] = vars(ended)
-        if ended.code and verb != "validate":
+        if ended.code:
             break
     if (folder / "ir").is_dir():
         _in_child(lambda: print(ir_error(folder / "merged", folder / "ir")), folder)

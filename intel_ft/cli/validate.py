@@ -46,14 +46,13 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
     from intel_ft.optional_packages import import_peft
 
     import_peft()
-    from intel_ft.models.load import parameter_count
     from intel_ft.training.setup import read_inputs
 
     inputs = read_inputs(settings)
     report = inputs.training.report
     others = inputs.validation.report.unused if inputs.validation else ()
     return {
-        "parameters": parameter_count(inputs.folder),
+        "parameters": inputs.model.sizes.parameters,
         **_facts(inputs.model.decisions),
         "format": report.format,
         "template": report.template,

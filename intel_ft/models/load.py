@@ -18,7 +18,7 @@ from intel_ft.artifacts.resolve import ADAPTER_CONFIG, read_json
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models import packed_attention
-from intel_ft.models.quantized import dequantization, refuse_quantized
+from intel_ft.models.quantized import dequantization, forget_quantization, refuse_quantized
 from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
 from intel_ft.models.weight_files import open_safetensors, weight_files
 
@@ -125,6 +125,7 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = No
     """
     folder = model_folder(model)
     check_folder(folder, model)
+    dequantized = dequantization(folder)
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -133,7 +134,7 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = No
             use_safetensors=not model.allow_pickle or bool(weight_files(folder)),
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
-            **dequantization(folder),
+            **dequantized,
         )
     except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if "alloc" in str(error):
@@ -141,6 +142,8 @@ def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = No
         raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    if dequantized:
+        forget_quantization(loaded)
     _mark_as_text(loaded)
     _skip_state_mask(loaded)
     return loaded.eval().requires_grad_(False)

@@ -48,3 +48,17 @@ def dequantization(folder: Path) -> dict[str, Any]:
     from transformers import Mxfp4Config
 
     return {"quantization_config": Mxfp4Config(dequantize=True)}
+
+
+def forget_quantization(model: Any) -> None:
+    """Let a dequantized model be saved with all of its weights.
+
+    Transformers 5.5 keeps the conversions that dequantized the weights, and reverses them when it
+    saves: the experts would be missing in the file.
+    """
+    conversions = getattr(model, "_weight_conversions", None) or []
+    model._weight_conversions = [
+        conversion
+        for conversion in conversions
+        if not any(name.endswith("_blocks") for name in conversion.source_patterns)
+    ]

@@ -177,6 +177,9 @@ def test_mxfp4_is_dequantized_while_it_is_loaded(tmp_path) -> None:
         assert torch.equal(loaded.state_dict()[name][1, :, 3].float(), column)
     loaded.save_pretrained(tmp_path / "saved")
     assert "quantization_config" not in json.loads((tmp_path / "saved/config.json").read_text())
+    again = load_base(ModelConfig(name_or_path=str(tmp_path / "saved")), torch.bfloat16)
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
 
 
 def test_nan_in_the_base_is_named_and_not_blamed_on_the_learning_rate(tmp_path) -> None:
