@@ -214,6 +214,7 @@ def test_only_cores_that_compute_at_the_same_time_are_measured(monkeypatch) -> N
     before = torch.get_num_threads()
     cores = (Core(0, 0, (0, 1)), Core(0, 0, (2, 3)))
     products = [gemm_rate.Gemm(64, 64, 64)]
+    monkeypatch.setattr(gemm_rate, "memory_bandwidth", lambda seconds: 1e10)
     try:
         for quota, usable in ((None, 2), (1.0, 1)):
             monkeypatch.setattr(topology, "read", lambda q=quota: Topology(cores, {0: 8}, q))
@@ -333,7 +334,7 @@ def made_up_rates(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("made_up_rates")
 def test_the_first_layers_are_timed_here(monkeypatch) -> None:
-    monkeypatch.setattr(probe, "_SECONDS", 0.1)
+    monkeypatch.setattr(probe, "_SECONDS", 0.03)
     settings = config(train={"max_steps": 2, "global_batch_size": 8})
     found = inputs_of(settings, Cluster(), AssumedData(64, 128), time_layers=True)
     assert found.machine.slowdown not in (0.1, 1.0)  # its least, and what it is where none is timed
