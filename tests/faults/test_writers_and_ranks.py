@@ -114,7 +114,12 @@ def test_ranks_of_intel_mpi_that_differ_end_alike(hosts, tmp_path):
         command += [*([":"] if folder is hosts[1] else []), *rank]
     done = subprocess.run(
         command,
-        env=os.environ | {"I_MPI_ROOT": sys.prefix, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
+            "I_MPI_ROOT": sys.prefix,
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         timeout=120,
