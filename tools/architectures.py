@@ -515,19 +515,36 @@ def _cells(found: dict[str, Any]) -> tuple[str, ...]:
     if export["code"] == 0:
         exports = f"yes, {found['ir_error']:.0e}"
     elif stated["value"] == "no":
-        exports = "no: " + stated["reason"].partition(";")[0].partition(" ")[2]
+        _, limited, limit = stated["reason"].partition(";")[0].partition(" with Transformers ")
+        exports = f"no, {limit.partition(',')[0]}" if limited else "no"
     else:
         exports = f"no: {export['message']}"
+    adapted = value("adapted modules").rpartition(" (")[0]
+    if frozen.startswith("embeddings"):
+        frozen, experts = "", " and experts" if ".experts." in adapted else ""
+        adapted = f"every linear layer{experts}"
     return (
         found["family"],
         f"`{found['model_type']}`",
         _ended(found["train"]),
         fused,
         "yes" if value("packing") == "on" else "no",
-        value("adapted modules").rpartition(" (")[0],
-        "" if frozen.startswith("embeddings") else frozen,
+        _by_owner(adapted),
+        _by_owner(frozen.replace("; ", ", ")),
         _ended(found.get("merge", {"code": 1, "message": "not trained"})),
         exports,
+    )
+
+
+def _by_owner(kinds: str) -> str:
+    """`mlp.up_proj, mlp.down_proj` as `mlp: up_proj down_proj`."""
+    owners: dict[str, list[str]] = {}
+    for kind in kinds.split(", "):
+        owner, _, name = kind.rpartition(".")
+        owners.setdefault(owner, []).append(name)
+    return "; ".join(
+        f"{owner}: {' '.join(names)}" if owner else " ".join(names)
+        for owner, names in owners.items()
     )
 
 

@@ -124,6 +124,11 @@ def row_inputs(tokens: Tensor, positions: Tensor, bounds: Tensor) -> dict[str, A
     }
 
 
+def has_convolution(model: Any) -> bool:
+    """Whether its layers convolve neighbouring tokens, which packing would mix (Mamba, LFM 2)."""
+    return any(isinstance(module, torch.nn.Conv1d) for module in model.get_decoder().modules())
+
+
 @torch.no_grad()
 def why_not_packable(model: Any) -> str | None:
     """Why `model`, loaded with attention NAME, mixes packed segments; None if it does not.
@@ -147,12 +152,15 @@ def why_not_packable(model: Any) -> str | None:
 
     if getattr(model.config.get_text_config(), "attention_chunk_size", None):
         return "its attention is chunked (attention_chunk_size)"
+    if has_convolution(model):
+        return "a convolution in its layers mixes neighbouring tokens of two segments"
     try:
         packed, changed, alone = logits(first, second), logits(other, second), logits(second)
     except (ValueError, TypeError) as error:
         return str(error).splitlines()[0]
     # Not bit for bit: a mixture's experts batch tokens of several segments in one GEMM.
-    if (packed - changed).norm() > 0.05 * alone.norm():
+    experts = any(weight.dim() == 3 for weight in model.parameters())
+    if (packed - changed).norm() > (0.05 if experts else 0.001) * alone.norm():
         return "a segment's logits depend on another segment's tokens"
     if (packed - alone).norm() > 0.05 * alone.norm():
         return "a segment's logits depend on its position in the row"

@@ -18,6 +18,7 @@ from intel_ft.models.fast_path import why_not_fused
 from intel_ft.models.flops import StepCost, expert_weights, step_cost
 from intel_ft.models.fused_decoder import why_not_fusable
 from intel_ft.models.load import description_of, loaded_model_type, model_folder
+from intel_ft.models.packed_attention import has_convolution
 from intel_ft.models.quantized import refuse_quantized
 from intel_ft.models.targets import adapted_modules, is_linear
 from intel_ft.training.distillation import OWN_BASE, teacher_config
@@ -170,7 +171,7 @@ def model_sizes(model: Any) -> ModelSizes:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // max(1, heads),
         vocabulary=text.vocab_size,
         why_not_fused=why_not_fusable(model),
-        packs=bool(base._supports_attention_backend),
+        packs=bool(base._supports_attention_backend) and not has_convolution(base),
         embeddings=table.numel() if alone else 0,
         experts=expert_weights(model)[0],
     )
