@@ -20,7 +20,7 @@ _STREAMED = 0.8
 """Fraction of the nominal memory bandwidth that STREAM usually reaches."""
 
 
-_QUICK, _THOROUGH = (5e9, 2048, 0.02), (math.inf, 8192, 0.05)
+_QUICK, _THOROUGH = (5e9, 2048, 0.01), (math.inf, 8192, 0.05)
 """Of a GEMM: operations and columns of the part that is measured, and seconds for each kind."""
 
 Rates = dict[torch.dtype, float]
