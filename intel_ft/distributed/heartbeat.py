@@ -31,7 +31,8 @@ class Heartbeat:
         self._world, self._timeout = world, timeout
         self._stopped = threading.Event()
         # A separate connection: on a shared one a heartbeat would wait for another caller's `get`.
-        self._store = PrefixStore("heartbeat", store.clone())
+        own = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
+        self._store = PrefixStore("heartbeat", own)
         self._store.set_timeout(timedelta(seconds=timeout))
         self._store.set(f"host/{world.rank}", platform.node())
         self._store.set(str(world.rank), "0")
