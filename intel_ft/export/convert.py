@@ -1,8 +1,9 @@
 """Trace a model folder into an fp16 IR and convert its tokenizer."""
 
+import shutil
 from pathlib import Path
 
-from intel_ft.artifacts.model_folder import write_base_id
+from intel_ft.artifacts.model_folder import GENERATION, write_base_id
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
@@ -47,6 +48,10 @@ def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -
             )
     except ValueError as error:
         raise UserError(f"{folder}: Optimum-Intel cannot export this model: {error}") from error
+    generation = folder / GENERATION
+    if generation.is_file() and not (output / GENERATION).is_file():
+        # Optimum-Intel skips one that Transformers refuses to save; it holds the stop tokens.
+        shutil.copyfile(generation, output / GENERATION)
     _add_tokenizer(folder, output, trust_remote_code)
     write_base_id(output, base_id)
 
