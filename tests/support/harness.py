@@ -91,7 +91,8 @@ def _fork_server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.preloaded"])
     before = dict(os.environ)
-    os.environ.update(_ENVIRONMENT)
+    # In Python 3.11 the server does not get this process's sys.path, and ignores what it lacks.
+    os.environ.update(_ENVIRONMENT, PYTHONPATH=os.pathsep.join(sys.path))
     try:
         process = context.Process(target=int)
         process.start()
@@ -183,9 +184,11 @@ def _child(
     memory: int | None,
     file_size: int | None,
 ) -> None:
+    assert "support.preloaded" in sys.modules, "the fork server has not imported it"
     from intel_ft.cli.main import main
 
     os.chdir(cwd)
+    del os.environ["PYTHONPATH"]
     os.environ.update(env)
     os.dup2(os.open(out.with_suffix(".in"), os.O_RDONLY), 0)
     for number, path in ((1, out), (2, err)):
