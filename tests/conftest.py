@@ -40,8 +40,9 @@ def page_base(tmp_path_factory, worker_id) -> Path:
 
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id == "master" else root.parent
-    folder = root / "page_base"
-    with FileLock(root / "page_base.lock"):
+    folder = root / "page" / "base"
+    with FileLock(root / "page.lock"):
         if not folder.exists():
-            make_base(root / "page_base.partial").rename(folder)
+            folder.parent.mkdir()
+            make_base(folder.with_name("partial")).rename(folder)
     return folder

@@ -86,8 +86,8 @@ def run(
     sampling = Sampling(
         max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, tuple(stop or ())
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
-    prompts = read_prompts(prompt_file) if prompt_file else [(Message("user", str(text)),)]
+    text = _read_prompt() if prompt == "-" else str(prompt)
+    prompts = read_prompts(prompt_file) if prompt_file else [(Message("user", text),)]
     single = not prompt_file and not output and n == 1
     engine: Engine
     if server:
@@ -156,3 +156,12 @@ def _answer_one(
         },
         True,
     )
+
+
+def _read_prompt() -> str:
+    text = sys.stdin.read()
+    if not text.strip():
+        from intel_ft.errors import UserError
+
+        raise UserError("no prompt on standard input")
+    return text

@@ -60,5 +60,6 @@ def typical_error(reference: npt.NDArray[np.float32], other: npt.NDArray[np.floa
     """
     first = reference - reference.mean(axis=1, keepdims=True)
     second = other - other.mean(axis=1, keepdims=True)
-    errors = np.sqrt(np.square(second - first).mean(axis=1) / np.square(first).mean(axis=1))
-    return float(np.median(errors))
+    size = np.square(first).mean(axis=1)  # 0 where all logits are equal, as of a padding token
+    errors = np.square(second - first).mean(axis=1) / np.maximum(size, np.finfo(np.float32).tiny)
+    return float(np.median(np.sqrt(errors)))

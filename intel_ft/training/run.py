@@ -105,7 +105,6 @@ def _train(
             inputs = read_inputs(config)
         with world.raise_on_all_ranks():
             contents = content_facts(config, inputs)
-            base_weights = fingerprint(inputs.folder)
         with world.raise_on_all_ranks():
             world.require_same(contents)
             facts = stored_facts(config, contents)
@@ -113,6 +112,7 @@ def _train(
                 check_facts(start, checkpoint.facts_of(start), facts)
         with world.raise_on_all_ranks(), _explained(config):
             training, decisions = build(config, inputs, world, start)
+            base_weights = fingerprint(inputs.folder)
             training = replace(training, facts=facts)
             if start is not None:
                 training.model.weights.check(start)

@@ -293,6 +293,7 @@ def test_generate_answers_from_the_ir_as_text_and_as_json(ir, tmp_path) -> None:
     answer = only_object(forked(*command, stdin=prompt, cwd=tmp_path).stdout)
     assert answer["text"].strip() == done.stdout.strip()
     assert 1 <= answer["new_tokens"] <= 16
+    assert "standard input" in forked("generate", ir, "-", code=2, cwd=tmp_path).stderr
 
 
 @openvino

@@ -190,7 +190,8 @@ def _child(
     os.chdir(cwd)
     del os.environ["PYTHONPATH"]
     os.environ.update(env)
-    os.dup2(os.open(out.with_suffix(".in"), os.O_RDONLY), 0)
+    sys.stdin = out.with_suffix(".in").open(encoding="utf-8")  # multiprocessing has closed it
+    os.dup2(sys.stdin.fileno(), 0)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
     if memory is not None:

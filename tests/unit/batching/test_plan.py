@@ -154,7 +154,6 @@ def test_long_examples_weigh_more_where_attention_is_dear() -> None:
     assert sorted(len(share) for share in squared.shares(2)) == [1, 2]
 
 
-
 def test_no_examples_is_an_error() -> None:
     with pytest.raises(UserError, match="no examples to train on"):
         make_plan([])

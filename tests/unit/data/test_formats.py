@@ -49,9 +49,7 @@ def test_a_format_is_recognised_by_its_columns_and_read(rows, name):
 
 
 def test_columns_that_fit_no_format_or_several_are_listed():
-    with pytest.raises(
-        UserError, match=r"id, score; .* alpaca .* name the columns in"
-    ):
+    with pytest.raises(UserError, match=r"id, score; .* alpaca .* name the columns in"):
         detect_format(["id", "score"], "auto", origin="f")
     with pytest.raises(UserError, match=r"alpaca and text: set data.format"):
         detect_format(["instruction", "output", "text"], "auto", origin="f")

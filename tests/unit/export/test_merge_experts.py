@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -10,6 +11,7 @@ from support.families import architectures
 
 from intel_ft.config import MethodConfig, ModelConfig
 from intel_ft.errors import IntelFTError
+from intel_ft.export.logit_agreement import typical_error
 from intel_ft.export.merge import merge
 from intel_ft.models.adapter import add_lora, save_adapter
 from intel_ft.models.load import load_base
@@ -51,3 +53,12 @@ def test_a_merge_with_another_scale_is_refused(adapter, tmp_path, monkeypatch, f
     with pytest.raises(IntelFTError, match="does not agree with base plus adapter"):
         merge(str(adapter), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_positions_whose_logits_are_all_equal_count_as_they_are() -> None:
+    """A padding token's embedding is zero, and so are all of its logits."""
+    reference = np.array([[0, 0, 0], [0, 0, 0], [0, 3, -3]], dtype=np.float32)
+    other = np.array([[0, 0, 0], [0, 0, 0], [0, 3, -2]], dtype=np.float32)
+    assert typical_error(reference, reference) == typical_error(reference, other) == 0
+    assert typical_error(reference[2:], other[2:]) > 0.1
+    assert np.isnan(typical_error(reference * np.nan, other))

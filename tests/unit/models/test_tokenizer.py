@@ -85,9 +85,7 @@ def test_a_token_beyond_the_embedding_is_named(folder, caplog):
     rows = len(tok)
     assert tok.add_tokens(["zzzq", "zzzr"]) == 2
     data = np.array([3, rows + 1, 5], np.int32)
-    with pytest.raises(
-        UserError, match=rf"{rows} rows, and 'zzzr' \({rows + 1}\) is used: re"
-    ):
+    with pytest.raises(UserError, match=rf"{rows} rows, and 'zzzr' \({rows + 1}\) is used: re"):
         require_embedded(tok, rows, [data[:1], data])
     with caplog.at_level(logging.WARNING):
         require_embedded(tok, rows, [data[:1]])
