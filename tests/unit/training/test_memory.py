@@ -234,12 +234,10 @@ def test_each_of_n_ranks_decides_on_its_share_of_the_memory(monkeypatch, process
     assert seen == [64 * GIB / processes]
 
 
-def _needed(monkeypatch, caplog, available: float) -> str | None:
+def _warning(monkeypatch, caplog, settings, inputs, available: float) -> str | None:
     """What `require_memory` warned of with so many bytes for this process, or None."""
     monkeypatch.setattr(setup.cpu, "rss_gib", lambda: 0.5)
     monkeypatch.setattr(setup.cpu, "available_bytes", lambda: available - 0.5 * GIB)
-    settings = config(train={"max_steps": 2})
-    inputs = setup.read_inputs(settings)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger=setup.logger.name):
         setup.require_memory(settings, inputs, Backend(torch.float32, 1, ()), World())
@@ -247,20 +245,22 @@ def _needed(monkeypatch, caplog, available: float) -> str | None:
 
 
 def test_a_run_is_refused_only_where_it_cannot_fit(monkeypatch, caplog) -> None:
-    assert _needed(monkeypatch, caplog, 4 * GIB) is None
+    settings = config(train={"max_steps": 2})
+    inputs = setup.read_inputs(settings)
+    assert _warning(monkeypatch, caplog, settings, inputs, 4 * GIB) is None
     low, high = 0.5 * GIB, 4 * GIB
     while high - low > 2**24:  # the least that is enough without a warning
         middle = (low + high) / 2
         try:
-            enough = _needed(monkeypatch, caplog, middle) is None
+            enough = _warning(monkeypatch, caplog, settings, inputs, middle) is None
         except EnvironmentProblem:
             enough = False
         low, high = (low, middle) if enough else (middle, high)
     assert 0.75 * GIB < high < 2 * GIB
-    warning = _needed(monkeypatch, caplog, 0.97 * high / OVERESTIMATE * 1.1)
+    warning = _warning(monkeypatch, caplog, settings, inputs, 0.97 * high / OVERESTIMATE * 1.1)
     assert "train.max_tokens_per_row" in warning and "GiB available" in warning
     with pytest.raises(EnvironmentProblem, match=r"GiB available.*smaller model"):
-        _needed(monkeypatch, caplog, 0.97 * high / OVERESTIMATE)
+        _warning(monkeypatch, caplog, settings, inputs, 0.97 * high / OVERESTIMATE)
 
 
 def saved_bytes(config, tokens, checkpointing) -> int:
