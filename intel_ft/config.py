@@ -111,7 +111,7 @@ class DataConfig(Section):
     on_long: Literal["error", "drop", "truncate"] = "error"
     """What happens to examples that are longer than max_length."""
     loss_on: Literal["completion", "all"] = "completion"
-    """Tokens that are trained on: the answers only, or all tokens."""
+    """Tokens that are trained on: the answers only, or all. Of plain text (format text), all are."""
 
 
 class MethodConfig(Section):
