@@ -111,7 +111,7 @@ class DataConfig(Section):
     on_long: Literal["error", "drop", "truncate"] = "error"
     """What happens to examples that are longer than max_length."""
     loss_on: Literal["completion", "all"] = "completion"
-    """Tokens that are trained on: the answers only, or all. Of plain text (format text), all are."""
+    """Tokens that are trained on: the answers only, or all. Plain text has only the latter."""
 
 
 class MethodConfig(Section):
