@@ -1,6 +1,7 @@
 """What every test shares: hypothesis settings, seeded random weights, less garbage collection."""
 
 import gc
+import logging
 import sys
 from pathlib import Path
 
@@ -25,9 +26,18 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Random weights are the same whichever tests ran before, those of fixtures, too."""
+    """Random weights and captured logs are the same whichever tests ran before.
+
+    That holds for fixtures, too. An export's libraries raise the levels of the root logger and of
+    its handlers, pytest's among them, to ERROR; the command line sets that of our own logger.
+    """
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+    logging.disable(logging.NOTSET)
+    logging.getLogger("intel_ft").setLevel(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

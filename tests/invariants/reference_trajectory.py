@@ -21,7 +21,7 @@ data: {{train: docstring-to-python/train.jsonl, max_length: 256, on_long: drop}}
 method: {{r: 8, alpha: 16, dropout: 0}}
 train:
   max_steps: {STEPS}
-  global_batch_size: 4
+  global_batch_size: 8
   max_tokens_per_row: 512
   learning_rate: 1.0e-3
   scheduler: cosine

@@ -44,7 +44,7 @@ def test_the_first_layers_are_timed_here(monkeypatch) -> None:
     monkeypatch.setattr(probe, "_SECONDS", 0.03)
     settings = config(train={"max_steps": 2, "global_batch_size": 8})
     found = inputs_of(settings, Cluster(), AssumedData(64, 128), time_layers=True)
-    assert found.machine.slowdown not in (0.1, 1.0)  # its least, and what it is where none is timed
+    assert found.machine.slowdown >= 0.1 and found.machine.slowdown != 1.0  # 1: none was timed
     assert 0.3 < found.machine.runtime / GIB < 1.5
     report, as_counted = (
         plan(replace(found, machine=replace(found.machine, slowdown=times)))["step"]["parts"]
