@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from support.hosts import wait
@@ -167,4 +168,12 @@ def test_what_a_killed_benchmark_measures_ends_with_it(via, tmp_path):
     processes = [int(path.stem) for path in tmp_path.glob("*.pid")]
     bench.kill()
     assert bench.wait() == -signal.SIGKILL
-    wait(lambda: not any(Path(f"/proc/{process}").exists() for process in processes), 120)
+    wait(lambda: not any(map(_runs, processes)), 120)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process runs; one that this process has adopted and not awaited has ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
