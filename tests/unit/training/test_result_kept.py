@@ -1,13 +1,11 @@
 """What was trained is kept, whatever happens after the last step."""
 
-import functools
 import json
 import shutil
 import signal
 
 import pytest
-import torch
-from support.small_runs import config_in, fill, make_bases
+from support.small_runs import config_in, fill
 
 from intel_ft.errors import IntelFTError, Stopped
 from intel_ft.files import damage
@@ -16,24 +14,6 @@ from intel_ft.training import trainer as trainer_module
 from intel_ft.training.run import train
 
 GENERATION = {"min_p": 0.1, "temperature": 0.0, "pad_token_id": -1, "eos_token_id": [1, 5]}
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    return make_bases(tmp_path_factory.mktemp("bases"))
-
-
-@pytest.fixture(autouse=True)
-def settled():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def configure(bases, tmp_path):
-    fill(tmp_path, bases)
-    return functools.partial(config_in, tmp_path)
 
 
 @pytest.fixture(scope="module")

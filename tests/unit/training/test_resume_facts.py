@@ -1,6 +1,5 @@
 """A run resumes as itself only: whatever its meaning depends on is compared, and named."""
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.small_runs import FLIPPED, ROWS, config_in, fill, make_bases, write_rows
+from support.small_runs import FLIPPED, ROWS, config_in, fill, write_rows
 from transformers import AutoTokenizer
 
 from intel_ft.artifacts.fingerprints import (
@@ -21,24 +20,6 @@ from intel_ft.errors import UserError
 from intel_ft.training import checkpoint
 from intel_ft.training.run import train
 from intel_ft.training.run_facts import check_facts, settings_facts
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory) -> Path:
-    return make_bases(tmp_path_factory.mktemp("bases"))
-
-
-@pytest.fixture(autouse=True)
-def settled():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def configure(bases, tmp_path):
-    fill(tmp_path, bases)
-    return functools.partial(config_in, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -73,14 +73,6 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def settled():
-    """Threads as they were: a run sets them."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def configure(base, tmp_path):
     def configure(*, evaluation=None, method=None, **settings) -> Config:
