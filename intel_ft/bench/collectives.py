@@ -3,7 +3,6 @@
 Contenders take turns, each run in fresh ranks under Intel MPI's mpirun.
 """
 
-import logging
 import os
 import socket
 import statistics
@@ -12,11 +11,10 @@ from typing import Any
 
 from intel_ft import subprocess_json
 from intel_ft.bench.alpha_beta_model import ALGORITHMS, fit
+from intel_ft.bench.turns import run_in_turns
 from intel_ft.distributed.launch.commands import find, mpi_flavour
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.versions import installed
-
-logger = logging.getLogger(__name__)
 
 CCL = "ccl"
 PEERS = ("gloo", "mpi4py")
@@ -79,19 +77,12 @@ def bench_collectives(
     if problem := oneccl.why_not_usable():
         raise EnvironmentProblem(problem)
     arguments = [",".join(collectives), ",".join(map(str, sizes))]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (CCL, *peers)}
-    failed: dict[str, str] = {}
-    for turn in range(1, repeat + 1):
-        for contender in [name for name in runs if name not in failed]:
-            try:
-                runs[contender].append(_run(contender, environment, ranks, hosts, arguments))
-            except IntelFTError as error:
-                if contender == CCL:
-                    raise
-                failed[contender] = str(error)
-                logger.warning("%s: %s", contender, error)
-                continue
-            logger.info("%s, run %d of %d", contender, turn, repeat)
+    runs, failed = run_in_turns(
+        peers,
+        repeat,
+        lambda contender: _run(contender, environment, ranks, hosts, arguments),
+        own=CCL,
+    )
     from intel_ft.bench import machine
 
     ccl = _summary(runs[CCL], sizes, ranks)

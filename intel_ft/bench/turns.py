@@ -13,25 +13,30 @@ Run = dict[str, Any]
 
 
 def run_in_turns(
-    peers: list[str], repeat: int, run_one: Callable[[str], Run], describe: Callable[[Run], str]
+    peers: list[str],
+    repeat: int,
+    run_one: Callable[[str], Run],
+    describe: Callable[[Run], str] | None = None,
+    own: str = OWN_TRAINER,
 ) -> tuple[dict[str, list[Run]], dict[str, str]]:
-    """Run the own trainer and each peer `repeat` times, one after another.
+    """Run the own contender and each peer `repeat` times, one after another.
 
     Returns the runs of each contender, and why a peer failed; a peer that failed is not run again.
-    Raises IntelFTError if the own trainer fails.
+    Raises IntelFTError if the own contender fails.
     """
-    runs: dict[str, list[Run]] = {name: [] for name in (OWN_TRAINER, *peers)}
+    runs: dict[str, list[Run]] = {name: [] for name in (own, *peers)}
     failed: dict[str, str] = {}
     for turn in range(1, repeat + 1):
         for contender in [name for name in runs if name not in failed]:
             try:
                 run = run_one(contender)
             except IntelFTError as error:
-                if contender == OWN_TRAINER:
+                if contender == own:
                     raise
                 failed[contender] = str(error)
                 logger.warning("%s: %s", contender, error)
                 continue
             runs[contender].append(run)
-            logger.info("%s, run %d of %d: %s", contender, turn, repeat, describe(run))
+            result = f": {describe(run)}" if describe else ""
+            logger.info("%s, run %d of %d%s", contender, turn, repeat, result)
     return runs, failed
