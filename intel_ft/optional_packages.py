@@ -33,13 +33,14 @@ def hide_broken_torchvision() -> None:
 
 
 def import_peft() -> None:
-    """Import peft without scikit-learn and bitsandbytes, which take 2 s of the start of a run.
+    """Import peft without bitsandbytes, scikit-learn and SciPy: 2 s of the start of a run.
 
     peft 0.21 imports bitsandbytes, which imports Inductor, for models that it quantized;
-    Transformers 5.5 imports scikit-learn for assisted generation. Nothing here uses either; NF4
-    calls bitsandbytes itself. Both packages can be imported as usual afterwards.
+    Transformers 5.5 imports scikit-learn for assisted generation and SciPy for the loss of object
+    detection. Nothing here uses them so; NF4 calls bitsandbytes itself. Each can be imported as
+    usual afterwards.
     """
-    with gc_paused(), _hidden("bitsandbytes", "sklearn"):
+    with gc_paused(), _hidden("bitsandbytes", "sklearn", "scipy"):
         import peft  # noqa: F401
 
 

@@ -1,9 +1,6 @@
 """`intel-ft bench` as a user runs it, on the tiny workload."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from support.harness import run
@@ -12,13 +9,19 @@ from intel_ft.batching.plan import Plan
 from intel_ft.bench.task import WARM_UP_STEPS
 from intel_ft.bench.workloads import synthetic_examples, workload
 
-SCRIPT = Path(sys.executable).parent / "intel-ft"
 TINY = workload("tiny")
 
 
-def bench(*arguments):
-    command = [SCRIPT, "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def bench(tmp_path):
+    """Run `intel-ft bench ARGUMENTS` to its end, and return what it prints."""
+
+    def printed(*arguments):
+        done = run("bench", *arguments, cwd=tmp_path)
+        assert done.code == 0, done.err
+        return done.out
+
+    return printed
 
 
 def plan_of(seed):
@@ -39,11 +42,10 @@ def tokens_of(plan, steps):
     return sum(int(plan.lengths[step.examples].sum()) for step in timed)
 
 
-def test_train_counts_the_examples_and_tokens_of_the_plan():
+def test_train_counts_the_examples_and_tokens_of_the_plan(bench):
     arguments = ["train", "--workload", "tiny", "--peer", "transformers", "--seed", "5"]
-    done = bench(*arguments, "--repeat", "1", "--seconds", "0", "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    printed = bench(*arguments, "--repeat", "1", "--seconds", "0", "--json")
+    report = json.loads(printed)
     assert set(report) == {"workload", "ours", "peers", "machine"}
     ours, peer = report["ours"], report["peers"]["transformers"]
     metrics = {"tokens_per_s", "supervised_tokens_per_s", "mfu", "peak_rss_gib", "gemm_gflops"}
@@ -68,11 +70,10 @@ def test_train_counts_the_examples_and_tokens_of_the_plan():
     assert run["steps"] * peer["step_s_p10"] * 0.5 < seconds < run["steps"] * 3 * peer["step_s_p90"]
 
 
-def test_processes_share_the_work_of_every_contender():
+def test_processes_share_the_work_of_every_contender(bench):
     arguments = ["train", "--workload", "tiny", "--peer", "transformers", "--processes", "2"]
-    done = bench(*arguments, "--repeat", "1", "--seconds", "0", "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    printed = bench(*arguments, "--repeat", "1", "--seconds", "0", "--json")
+    report = json.loads(printed)
     ours, peer = report["ours"]["runs"][0], report["peers"]["transformers"]["runs"][0]
     assert (ours["threads"], peer["threads"]) == (report["machine"]["cores"] // 2,) * 2
     assert peer["collective"] == "gloo" and ours["collective"] in ("ccl", "gloo")
@@ -86,28 +87,25 @@ def test_processes_share_the_work_of_every_contender():
     assert peer["tokens"] == tokens_of(plan, peer["steps"])
 
 
-def test_scale_prints_a_table_and_writes_a_plot(tmp_path):
+def test_scale_prints_a_table_and_writes_a_plot(bench, tmp_path):
     plot = tmp_path / "plot.svg"
     sweep = ["scale", "--workload", "tiny", "--over", "row-tokens", "--values", "64,16"]
-    done = bench(*sweep, "--seconds", "0", "--markdown", "--plot", plot)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    printed = bench(*sweep, "--seconds", "0", "--markdown", "--plot", plot)
+    lines = printed.splitlines()
     assert lines[0] == "| tiny, row tokens | token/s | MFU | peak memory GiB | step s |"
     assert [line.split()[1] for line in lines[2:4]] == ["16", "64"]
     assert plot.read_text().count("<polyline") == 2
 
 
-def test_prepare_reports_the_requested_rows():
-    done = bench("prepare", "--rows", "30", "--repeat", "1", "--markdown")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("| 30 rows, tiny-python-llama | ours |")
+def test_prepare_reports_the_requested_rows(bench):
+    printed = bench("prepare", "--rows", "30", "--repeat", "1", "--markdown")
+    assert printed.startswith("| 30 rows, tiny-python-llama | ours |")
 
 
-def test_gemm_prints_a_markdown_table():
-    done = bench("gemm", "--workload", "tiny", "--seconds", "0.01", "--markdown")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("| rows x in x out | layer | count | plain |")
-    assert "1024x64x176" in done.stdout and "GB/s" in done.stdout
+def test_gemm_prints_a_markdown_table(bench):
+    printed = bench("gemm", "--workload", "tiny", "--seconds", "0.01", "--markdown")
+    assert printed.startswith("| rows x in x out | layer | count | plain |")
+    assert "1024x64x176" in printed and "GB/s" in printed
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,8 @@ def test_every_collective(command, ranks, mode, tmp_path):
 @pytest.mark.parametrize(
     ("example", "launcher"),
     [
-        ("plain_ddp", mpirun),
+        ("plain_ddp", torchrun),
         ("transformers_trainer", mpirun),
-        ("transformers_trainer", torchrun),
         ("trl_sft", mpirun),
     ],
 )

@@ -15,7 +15,7 @@ def test_peft_comes_without_what_nothing_uses():
         "from intel_ft.optional_packages import import_peft\n"
         "import_peft()\n"
         "import peft, intel_ft.training.run\n"
-        "unwanted = 'sklearn', 'bitsandbytes', 'torch._inductor.compile_fx'\n"
+        "unwanted = 'sklearn', 'scipy', 'bitsandbytes', 'torch._inductor.compile_fx'\n"
         "print(*(name for name in unwanted if name in sys.modules))\n"
         "import sklearn  # and what is wanted later can still be imported\n"
     )
