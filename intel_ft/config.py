@@ -4,65 +4,41 @@
 string below each field is its documentation.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
+from intel_ft.config_sources import (
+    Auto,
+    DataFormat,
+    OnLong,
+    PathOrId,
+    Section,
+    Source,
+    TemplateName,
+    Train,
+)
 from intel_ft.config_text import (
     describe,
     expand_path,
-    kinds_of,
     names_or_pattern,
     parse_value,
     parse_yaml,
     read_text,
 )
+from intel_ft.conflicts import conflicts
 from intel_ft.errors import UserError
 
-PathOrId = Annotated[str, AfterValidator(expand_path)]
-
-Auto = Literal["auto"]
-DataFormat = Literal[
-    "auto", "alpaca", "dolly", "prompt_completion", "question_answer", "messages", "text"
-]
-TemplateName = Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"]
-
-_NEEDS_PLAIN_BASE = (
-    "requires unmodified base weights: it cannot be combined with qlora, model.base_dtype or"
-    " backend.prepack=true"
-)
-
-
-S = TypeVar("S", bound="Section")
-
-
-class Section(BaseModel):
-    """A section of the configuration: immutable; unknown keys are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        field = cls.model_fields[str(info.field_name)]
-        if isinstance(value, bool) and bool not in kinds_of(field.annotation):
-            raise ValueError("is true or false, which this key does not take")
-        return value
+S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Section):
@@ -85,8 +61,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where the examples come from, and how they become tokens with a loss mask."""
 
-    train: PathOrId = Field(min_length=1)
-    """Training data: a file or folder (.jsonl, .csv, .parquet, .txt, ...), or a Hub id."""
+    train: Train
+    """Training data: a file or folder (.jsonl, .csv, .parquet, .txt, ...), a pattern such as
+    data/*.jsonl, a URL such as s3://bucket/file, a Hub id; or a list of sources."""
     eval: PathOrId | None = None
     """Validation data, in the same format."""
     split: str = "train"
@@ -108,10 +85,48 @@ class DataConfig(Section):
     """System message for conversations that have none."""
     max_length: int = Field(1024, ge=8)
     """Maximum tokens per example. Attention costs grow with its square."""
-    on_long: Literal["error", "drop", "truncate"] = "error"
-    """What happens to examples that are longer than max_length."""
+    on_long: OnLong = "error"
+    """What happens to examples that are longer than max_length. split is for format text: every
+    token is kept, in several rows."""
+    split_overlap: int = Field(1, ge=1)
+    """With on_long=split: tokens of the row before with which a row begins, as context that is not
+    trained on again. With 1, every token but a document's first is trained on."""
     loss_on: Literal["completion", "all"] = "completion"
     """Tokens that are trained on: the answers only, or all. Plain text has only the latter."""
+    cache: PathOrId = Field("auto", min_length=1)
+    """Tokenized data on disk, which later runs use again. auto: sources of 32 MiB and more, in the
+    user's cache folder; off: none; or a folder: all sources, there."""
+    cache_gib: float = Field(100.0, gt=0)
+    """Size of the cache in GiB. Beyond it, what was not used for longest is deleted."""
+
+    @model_validator(mode="after")
+    def _sources_fit_together(self) -> "DataConfig":
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError("some sources in train have a weight: give every source one, or none")
+        if self.split_overlap >= self.max_length:
+            raise ValueError(
+                f"split_overlap ({self.split_overlap}) must be less than max_length"
+                f" ({self.max_length})"
+            )
+        return self
+
+    @property
+    def sources(self) -> list[Source]:
+        """The sources of data.train; a path alone is one source."""
+        return [Source(path=self.train)] if isinstance(self.train, str) else self.train
+
+    @property
+    def train_name(self) -> str:
+        """The sources of data.train as text for messages."""
+        first, *others = [source.path for source in self.sources]
+        return f"{first} and {len(others)} more" if others else first
+
+    def of(self, source: Source) -> "DataConfig":
+        """This section for one source alone: its own settings apply."""
+        own = {name: value for name, value in source if name in type(self).model_fields}
+        own = {name: value for name, value in own.items() if value is not None}
+        return self.model_copy(update={**own, "train": [source]})
 
 
 class MethodConfig(Section):
@@ -273,7 +288,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        for conflict in _conflicts(self):
+        for conflict in conflicts(self):
             raise ValueError(conflict)
         return self
 
@@ -289,53 +304,6 @@ class Config(Section):
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         # PyYAML writes U+0085 and other separators unescaped, and reads them as line breaks.
         return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)
-
-
-def _conflicts(config: Config) -> Iterator[str]:
-    """Settings in `config` that cannot be combined, one sentence each."""
-    method, backend, train = config.method, config.backend, config.train
-    row, longest = train.max_tokens_per_row, config.data.max_length
-    if isinstance(row, int) and row < longest:
-        yield f"train.max_tokens_per_row ({row}) must be at least data.max_length ({longest})"
-    if train.early_stopping and not (config.data.eval or config.data.eval_fraction):
-        yield "train.early_stopping needs data.eval or data.eval_fraction"
-    prepack = backend.prepack is True
-    converts_base = config.base_dtype != "auto" or prepack
-    if method.trains_all and (config.model.base_dtype != "auto" or prepack):
-        key = "backend.prepack" if prepack else "model.base_dtype"
-        yield f"{key} applies to frozen weights, but all weights are trained here"
-    if method.use_dora and converts_base:
-        yield f"method.use_dora {_NEEDS_PLAIN_BASE}"
-    if backend.compile is True and converts_base:
-        yield f"backend.compile=true {_NEEDS_PLAIN_BASE}"
-    if backend.name == "cpu" and backend.collective == "nccl":
-        yield "backend.collective=nccl requires backend.name=cuda"
-    if backend.name == "cuda":
-        yield from _on_cuda(config)
-    if backend.name == "ipex":
-        yield from _on_ipex(config)
-
-
-def _on_cuda(config: Config) -> Iterator[str]:
-    backend = config.backend
-    if backend.collective not in ("auto", "nccl"):
-        yield f"backend.collective={backend.collective} requires backend.name=cpu"
-    if backend.prepack is True:
-        yield "backend.prepack requires backend.name=cpu"
-    if config.model.base_dtype == "int8":
-        yield "model.base_dtype=int8 requires backend.name=cpu"
-    if backend.compile is True:
-        yield "backend.compile=true requires backend.name=cpu: a GPU uses its own kernels"
-
-
-def _on_ipex(config: Config) -> Iterator[str]:
-    method, limit = config.method, "backend.name=ipex only supports LoRA on a bf16 base"
-    if method.trains_all or method.use_dora:
-        yield f"{limit}: it cannot train all weights or use method.use_dora"
-    if config.base_dtype != "auto" or config.model.dtype == "float32":
-        yield f"{limit}: it cannot use qlora, model.base_dtype or model.dtype=float32"
-    if config.backend.compile is True:
-        yield "backend.compile=true requires backend.name=cpu, not ipex"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Config:
@@ -370,6 +338,7 @@ def _checked(section: type[S], values: dict[str, Any], origin: str) -> S:
         return section.model_validate(values)
     except ValidationError as error:
         keys = {name: list(fields) for name, fields in sections().items()}
+        keys["data.train"] = list(Source.model_fields)
         problems = dict.fromkeys(describe(problem, keys) for problem in error.errors())
         raise UserError(f"{origin}: {'; '.join(problems)}") from None
 

@@ -15,6 +15,8 @@ import yaml
 
 from intel_ft.errors import UserError
 
+SOURCES = "sources"
+"""The tag of data.train as a list, in the place that pydantic gives to an error."""
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)\}|(?P<bare>[A-Za-z_]\w*))")
 _OTHER_BASE = re.compile(r"[-+]?(?:0[0-9_]+|[0-9_]+(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
 
@@ -135,9 +137,12 @@ def names_or_pattern(value: str | list[str]) -> str | list[str]:
 
 def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
     """One of pydantic's errors as a clause with key and value. sections: all valid keys."""
-    where = ".".join(str(part) for part in problem["loc"][:2])
+    place = problem["loc"]
+    where = ".".join(str(part) for part in place[:2])
+    if SOURCES in place[2:3] and len(place) > 3:
+        where = ".".join([f"{where}[{place[3]}]", *map(str, place[4:5])])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where}{_nearest(problem['loc'], sections)}"
+        return f"unknown key {where}{_nearest(place, sections)}"
     if problem["type"] == "missing":
         return f"{where} is required"
     message = problem["msg"].removeprefix("Value error, ")
@@ -151,7 +156,11 @@ def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
 def _nearest(location: tuple[str | int, ...], sections: Mapping[str, list[str]]) -> str:
     """A hint at the valid key that was probably meant, in this section or another one."""
     unknown = str(location[-1])
-    valid = list(sections) if len(location) == 1 else sections[str(location[0])]
+    if SOURCES in location[2:3]:
+        close = difflib.get_close_matches(unknown, sections["data.train"], n=1)
+        return f" (did you mean {close[0]}?)" if close else ""
+    tops = [name for name in sections if "." not in name]
+    valid = tops if len(location) == 1 else sections[str(location[0])]
     if close := difflib.get_close_matches(unknown, valid, n=1):
         return f" (did you mean {'.'.join([*map(str, location[:-1]), close[0]])}?)"
     if len(location) > 1:
@@ -162,4 +171,5 @@ def _nearest(location: tuple[str | int, ...], sections: Mapping[str, list[str]])
 
 
 def _dotted(sections: Mapping[str, list[str]]) -> Iterator[str]:
-    return (f"{section}.{key}" for section, keys in sections.items() for key in keys)
+    tops = ((name, keys) for name, keys in sections.items() if "." not in name)
+    return (f"{section}.{key}" for section, keys in tops for key in keys)

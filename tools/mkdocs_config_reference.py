@@ -1,16 +1,18 @@
 """An mkdocs hook: generates config.md, all keys of a config, from the fields' own documentation."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from intel_ft import config as configuration
+from intel_ft import config_sources
 
 INTRODUCTION = """\
 # Configuration
@@ -22,10 +24,11 @@ unknown key is an error, and so is a key or section that stands twice.
   zeros: `data.system_prompt=You are agent #7`. Other values are YAML: numbers, `true`, `null`,
   `[q_proj, v_proj]`. `null`, or nothing, unsets a key that may be null. The last override of a key
   counts.
-- **Paths.** In `model.name_or_path`, `data.train`, `data.eval`, `method.teacher` and
-  `output.directory`, in the file and in overrides, `~` at the start is the home folder and `$NAME`
-  or `${NAME}` the environment variable of that name; one that is not set is an error. A path that
-  exists as it is written is not changed. Relative paths start at the working folder of the command.
+- **Paths.** In `model.name_or_path`, `data.train`, `path` of a source, `data.eval`,
+  `method.teacher` and `output.directory`, in the file and in overrides, `~` at the start is the
+  home folder and `$NAME` or `${NAME}` the environment variable of that name; one that is not set is
+  an error. A path that exists as it is written is not changed. Relative paths start at the working
+  folder of the command.
 - **Numbers** are decimal: `010` and `1:30`, which YAML reads as 8 and 90, are errors.
 """
 
@@ -38,9 +41,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def documentation() -> dict[tuple[str, str], str]:
     """The strings below the fields in config.py, by class and field; "" is the class's own."""
-    tree = ast.parse(Path(configuration.__file__).read_text(encoding="utf-8"))
+    modules = (configuration.__file__, config_sources.__file__)
+    trees = [ast.parse(Path(module).read_text(encoding="utf-8")) for module in modules]
     texts: dict[tuple[str, str], str] = {}
-    for section in tree.body:
+    for section in (section for tree in trees for section in tree.body):
         if not isinstance(section, ast.ClassDef):
             continue
         field = ""
@@ -57,14 +61,23 @@ def _tables() -> Iterator[str]:
     for name, section in configuration.Config.model_fields.items():
         owner = getattr(section.annotation, "__name__", "")
         yield f"## {name}\n"
-        yield f"{texts[owner, '']}\n"
-        yield "| key | values | default | meaning |\n|---|---|---|---|"
-        for key, field in configuration.sections()[name].items():
-            default = _yaml(field.default) if field.default is not PydanticUndefined else "required"
-            values = [_values(field.annotation), *map(_bound, field.metadata)]
-            cells = (f"`{key}`", " ".join(filter(None, values)), default, texts[owner, key])
-            yield "| " + " | ".join(" ".join(c.split()).replace("|", r"\|") for c in cells) + " |"
-        yield ""
+        yield from _table(owner, configuration.sections()[name], texts)
+        if name == "data":
+            yield "### A source in data.train\n"
+            yield from _table("Source", config_sources.Source.model_fields, texts)
+
+
+def _table(
+    owner: str, fields: Mapping[str, FieldInfo], texts: Mapping[tuple[str, str], str]
+) -> Iterator[str]:
+    yield f"{texts[owner, '']}\n"
+    yield "| key | values | default | meaning |\n|---|---|---|---|"
+    for key, field in fields.items():
+        default = _yaml(field.default) if field.default is not PydanticUndefined else "required"
+        values = [_values(field.annotation), *map(_bound, field.metadata)]
+        cells = (f"`{key}`", " ".join(filter(None, values)), default, texts[owner, key])
+        yield "| " + " | ".join(" ".join(c.split()).replace("|", r"\|") for c in cells) + " |"
+    yield ""
 
 
 def _values(annotation: Any) -> str:

@@ -2,7 +2,8 @@
 
 The unit of training is the optimizer step's set of examples. An epoch is a permutation of all
 examples drawn from (seed, epoch), cut into runs of `global_batch_size`; the last step of an epoch
-takes what is left, so nothing is dropped or seen twice. Ranks only share a step's examples.
+takes what is left, so nothing is dropped or seen twice. Ranks only share a step's examples. Where
+sources have weights, an epoch takes its part of each instead (batching.order).
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.batching.order import epoch_order
 from intel_ft.batching.share import pack_evenly, split_by_cost
+from intel_ft.data.mixture import Part
 from intel_ft.errors import UserError
 
 IntArray = npt.NDArray[np.int64]
@@ -44,7 +47,8 @@ class Plan:
 
     lengths, supervised: tokens and supervised tokens of each example, int64 [examples].
     quadratic_cost: attention's cost per squared token, in units of a token's linear cost.
-    one_example_a_row: for models whose attention cannot be packed.
+    one_example_a_row: for models whose attention cannot be packed. parts: what an epoch takes from
+    each source, where sources have weights.
     """
 
     lengths: IntArray
@@ -54,6 +58,7 @@ class Plan:
     seed: int
     quadratic_cost: float = 0.0
     one_example_a_row: bool = False
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.lengths) == 0:
@@ -66,14 +71,14 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over all examples."""
+        """Optimizer steps in an epoch, which has as many examples as there are."""
         return -(-len(self.lengths) // self.global_batch_size)
 
     def step(self, index: int) -> Step:
         """Step `index` of the run, counted from 0 across all epochs."""
         epoch, within = divmod(index, self.steps_per_epoch)
         start = within * self.global_batch_size
-        order = _order(self.seed, epoch, len(self.lengths))
+        order = _order(self.seed, epoch, len(self.lengths), self.parts)
         examples = order[start : start + self.global_batch_size]
         return Step(self, index, examples, int(self.supervised[examples].sum()))
 
@@ -95,6 +100,4 @@ class Plan:
         return lengths + self.quadratic_cost * lengths**2
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, examples: int) -> IntArray:
-    return np.random.default_rng([seed, epoch]).permutation(examples)
+_order = lru_cache(maxsize=2)(epoch_order)

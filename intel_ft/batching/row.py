@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.examples import Examples
+from intel_ft.data.examples import ExampleSet
 
 IGNORED = -100
 """A target that adds nothing to the loss (torch's default `ignore_index`)."""
@@ -34,7 +34,7 @@ class Row:
         return np.diff(self.bounds)
 
 
-def build_row(examples: Examples, indices: IntArray) -> Row:
+def build_row(examples: ExampleSet, indices: IntArray) -> Row:
     """Concatenate the examples with these indices, in this order."""
     parts = [examples[int(index)] for index in indices]
     tokens = np.concatenate([tokens for tokens, _ in parts]).astype(np.int64)

@@ -15,7 +15,9 @@ from intel_ft.bench.turns import run_in_turns
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.versions import installed
 
-PEERS = ("trl", "trl-packed", "trl-single")
+CACHED = "cached"
+"""The product itself, through the cache of tokenized data."""
+PEERS = (CACHED, "trl", "trl-packed", "trl-single")
 TOKENIZER = "tiny-python-llama"
 WORDS = "docstring-to-python/train.jsonl"
 
@@ -27,7 +29,9 @@ def bench_prepare(
 
     Every run is a fresh process without a cache. Returns {rows, tokenizer, ours, peers, machine}.
     Each contender has the medians of seconds, rows_per_s and tokens_per_s, and its runs; a peer
-    also has `ratio`, its seconds over ours, or {"error": reason} if it failed. peers: see PEERS.
+    also has `ratio`, its seconds over ours, or {"error": reason} if it failed. peers: see PEERS;
+    `cached` has again_seconds, too, those of a second run, and all have peak_gib, the most memory
+    that a process had.
     tokenizer: a model folder or the name of a shipped asset.
 
     Raises UserError and EnvironmentProblem before anything runs, IntelFTError if the product's own
@@ -37,7 +41,7 @@ def bench_prepare(
     for peer in peers:
         if peer not in PEERS:
             raise UserError(f"unknown peer {peer!r}: choose one of {', '.join(PEERS)}")
-        if installed("trl") is None:
+        if peer != CACHED and installed("trl") is None:
             raise EnvironmentProblem(f"peer {peer}: trl is not installed; run `make peers`")
     if rows < 1 or repeat < 1:
         raise UserError(f"{rows} rows, {repeat} runs: at least one of each is needed")
@@ -116,5 +120,13 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens_per_s": runs[0]["tokens"] / seconds,
         "tokens": runs[0]["tokens"],
         "supervised_tokens": runs[0]["supervised_tokens"],
+        "peak_gib": max(run.get("peak_gib", 0.0) for run in runs),
+        **_again(runs),
         "runs": runs,
     }
+
+
+def _again(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """The seconds of a run that finds what one before it made, where that was measured."""
+    seconds = [run["again_seconds"] for run in runs if "again_seconds" in run]
+    return {"again_seconds": statistics.median(seconds)} if seconds else {}

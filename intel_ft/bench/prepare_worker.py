@@ -2,12 +2,14 @@
 
 `python -m intel_ft.bench.prepare_worker CONTENDER FILE TOKENIZER` prints a measurement as JSON. The
 clock starts once the libraries and the tokenizer are loaded. The product reads the file and ends
-with all steps of an epoch planned and packed. TRL reads it, writes prompt and completion as its
+with all steps of an epoch planned and packed; `cached` does so through the cache of tokenized data,
+once to fill it and once more. TRL reads it, writes prompt and completion as its
 documentation asks for, and ends with the dataset that SFTTrainer would train on.
 """
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from intel_ft.bench.prepare import CACHED
 from intel_ft.bench.task import OWN_TRAINER
 from intel_ft.config import DataConfig
 from intel_ft.data.templates import ALPACA, ALPACA_WITH_INPUT
@@ -24,29 +27,48 @@ from intel_ft.subprocess_json import result_stream
 
 MAX_LENGTH = 4096  # tokens of an example and of a packed row; no example is longer
 BATCH = 16  # examples per optimizer step
+SETTINGS: dict[str, Any] = {"template": "alpaca", "max_length": MAX_LENGTH}
 
 
 def ours(file: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Read, render, tokenize, mask, plan, and pack every step of an epoch for one rank."""
-    import datasets  # noqa: F401  `prepare` imports it on first use, which should not be timed
+    return _planned(DataConfig(train=file, cache="off", **SETTINGS), tokenizer)
+
+
+def cached(file: str, tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, Any]:
+    """The same through a cache in `folder`.
+
+    `again_seconds` are those of a run that finds it, until its first step is planned.
+    """
+    data = DataConfig(train=file, cache=str(folder), **SETTINGS)
+    first = _planned(data, tokenizer)
+    again = _planned(data, tokenizer, steps=1)
+    return {**first, "again_seconds": again["seconds"]}
+
+
+def _planned(
+    data: DataConfig, tokenizer: PreTrainedTokenizerFast, steps: int | None = None
+) -> dict[str, Any]:
+    import datasets  # noqa: F401  it is imported on first use, which should not be timed
 
     from intel_ft.batching.plan import Plan
-    from intel_ft.data.prepare import prepare
+    from intel_ft.data.training_set import tokenize
 
     start = time.perf_counter()
-    data = DataConfig(train=file, template="alpaca", max_length=MAX_LENGTH)
-    examples = prepare(data, file, tokenizer).examples
+    tokenized = tokenize(data.of(data.sources[0]), tokenizer)
+    examples = tokenized.examples
     prepared = time.perf_counter()
     plan = Plan(examples.lengths, examples.supervised_counts, BATCH, MAX_LENGTH, seed=0)
-    rows = [step.rows(rank=0, world_size=1) for step in plan.steps(0, plan.steps_per_epoch)]
+    steps = steps or plan.steps_per_epoch
+    rows = sum(len(step.rows(rank=0, world_size=1)) for step in plan.steps(0, steps))
     end = time.perf_counter()
-    assert sum(map(len, rows)) >= plan.steps_per_epoch
+    assert rows >= steps
     return {
         "seconds": end - start,
         "plan_seconds": end - prepared,
         "rows": len(examples),
-        "tokens": len(examples.tokens),
-        "supervised_tokens": int(examples.supervised.sum()),
+        "tokens": tokenized.report.tokens,
+        "supervised_tokens": tokenized.report.supervised_tokens,
     }
 
 
@@ -141,9 +163,12 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(name)
         if contender == OWN_TRAINER:
             result = ours(file, tokenizer)
+        elif contender == CACHED:
+            result = cached(file, tokenizer, Path(folder))
         else:
             result = trl(contender, file, tokenizer, Path(folder))
-        json.dump(result, stream)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB
+        json.dump({**result, "peak_gib": peak}, stream)
 
 
 if __name__ == "__main__":

@@ -195,4 +195,6 @@ _PREPARE_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "row/s": lambda result: f"{result['rows_per_s']:,.0f}",
     "token/s": lambda result: f"{result['tokens_per_s']:,.0f}",
     "seconds, peer/ours": _ratio("ratio"),
+    "seconds, second run": _ratio("again_seconds"),
+    "peak memory GiB": lambda result: _gib(result, "peak_gib"),
 }

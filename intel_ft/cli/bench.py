@@ -176,8 +176,8 @@ def prepare(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Trainer to compare with: trl, trl-packed or trl-single (TRL in one process). "
-            "Repeatable."
+            help="Trainer to compare with: trl, trl-packed or trl-single (TRL in one process), or "
+            "cached (this one through data.cache). Repeatable."
         ),
     ] = None,
     markdown: Markdown = False,

@@ -51,6 +51,7 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
     inputs = read_inputs(settings)
     report = inputs.training.report
     others = inputs.validation.report.unused if inputs.validation else ()
+    sources = inputs.training.shares()
     return {
         "parameters": inputs.model.sizes.parameters,
         **_facts(inputs.model.decisions),
@@ -64,6 +65,7 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
         "untrained_answers": report.untrained,
         "dropped_rows": report.bad + report.dropped,
         "eval_examples": inputs.validation and inputs.validation.report.examples,
+        **({"sources": sources} if len(sources) > 1 else {}),
     }
 
 

@@ -39,6 +39,14 @@ class BadRows:
                 f"{self.rows.where(index)}: {problem}: correct or remove this row{drop}"
             )
         return UserError(
-            f"{self.rows.source}: {len(self):,} of {len(self.rows):,} rows cannot be used"
+            f"{self.rows.name}: {len(self):,} of {len(self.rows):,} rows cannot be used"
             f" ({self.examples()}): correct or remove them{drop}"
         )
+
+
+class NothingUsable(UserError):
+    """No row is left. bad: those that cannot be used; dropped: those that are too long."""
+
+    def __init__(self, message: str, bad: BadRows, dropped: int) -> None:
+        super().__init__(message)
+        self.bad, self.dropped = bad, dropped

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from intel_ft.config import DataConfig
-from intel_ft.data.bad_rows import BadRow, BadRows
+from intel_ft.data.bad_rows import BadRow, BadRows, NothingUsable
 from intel_ft.data.formats import (
     CONTEXT,
     NAMES,
@@ -91,8 +91,10 @@ def read_conversations(rows: Rows, data: DataConfig) -> ReadData:
         indices.append(index)
         shortened += after > 0
     bad = BadRows(rows, problems)
-    if problems and (data.on_bad == "error" or not found):
+    if problems and data.on_bad == "error":
         raise bad.error()
+    if not found:
+        raise NothingUsable(str(bad.error()), bad, 0)
     columns = [name for name in rows.columns if name not in used] + hidden
     return ReadData(
         data_format,

@@ -1,10 +1,46 @@
 """Tokenized examples as three flat arrays: what data/ passes to batching/ and training/."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+_BLOCK = 1 << 24  # tokens that are compared at a time, where all of them may be larger than memory
+
+
+class ExampleSet(Protocol):
+    """Tokenized examples wherever they lie: in memory, on disk, or in several sets.
+
+    An example is its token ids, int32, and the mask of those that are supervised, bool. Its first
+    token is never supervised. What a plan needs of all examples is in memory: 24 bytes of each.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]: ...
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example, int64 [examples]."""
+
+    @property
+    def supervised_counts(self) -> npt.NDArray[np.int64]:
+        """Supervised tokens of each example, int64 [examples]."""
+
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """A hash of each example's token ids and mask, uint64 [examples]."""
+
+    @property
+    def highest_id(self) -> int:
+        """The highest token id."""
+
+    def ids_beyond(self, limit: int) -> set[int]:
+        """Token ids of `limit` and more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +74,33 @@ class Examples:
         ends = np.concatenate(([0], np.cumsum(self.supervised, dtype=np.int64)))
         return ends[self.offsets[1:]] - ends[self.offsets[:-1]]
 
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """A hash of each example's token ids and mask, uint64 [examples]."""
+        tokens, supervised = self.tokens.view(np.uint8).data, self.supervised.data
+        ends = self.offsets.tolist()
+        return np.fromiter(
+            (
+                _hash(tokens[4 * start : 4 * end], supervised[start:end])
+                for start, end in pairwise(ends)
+            ),
+            np.uint64,
+            len(self),
+        )
+
+    @property
+    def highest_id(self) -> int:
+        """The highest token id."""
+        return int(self.tokens.max())
+
+    def ids_beyond(self, limit: int) -> set[int]:
+        """Token ids of `limit` and more."""
+        found: set[int] = set()
+        for start in range(0, len(self.tokens), _BLOCK):
+            block = self.tokens[start : start + _BLOCK]
+            found.update(np.unique(block[block >= limit]).tolist())
+        return found
+
     def select(self, indices: npt.NDArray[np.int64]) -> "Examples":
         """The examples at `indices`, in that order, copied."""
         lengths = self.lengths[indices]
@@ -45,6 +108,12 @@ class Examples:
         # Index of each selected token in the old arrays: its index in the new ones, shifted.
         taken = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
         return Examples(self.tokens[taken], self.supervised[taken], offsets)
+
+
+def _hash(tokens: memoryview, supervised: memoryview) -> int:
+    digest = hashlib.blake2b(tokens, digest_size=8)
+    digest.update(supervised)
+    return int.from_bytes(digest.digest(), "little")
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:

@@ -4,7 +4,9 @@ Called from data.sources. Files are assigned to splits as `datasets` does: by th
 validation, test and their other forms in the names of folders and files.
 """
 
+import glob
 import json
+import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -94,8 +96,15 @@ def inner_type(file: Path) -> str:
     return f".{str(data_type(file)).split('.')[1]}"
 
 
+def is_pattern(path: Path) -> bool:
+    """Whether this is a pattern such as `data/*.jsonl`, and not a path that exists."""
+    return glob.has_magic(str(path)) and not path.exists()
+
+
 def find_files(path: Path) -> DataFiles:
     """The data file `path`, or those of the folder `path`, by split; a file alone is split train.
+
+    All files that a pattern matches are split train, too: whoever writes a pattern names them.
 
     A folder's files are those that `datasets` saved there or that its README.md declares, else
     those in it, in its folder data/, and in folders that are named as a split. Where no name says a
@@ -106,6 +115,8 @@ def find_files(path: Path) -> DataFiles:
         if data_type(path) is None:
             raise UserError(f"{path}: {_unknown_type(path)}")
         return DataFiles(path.parent, {"train": (path,)})
+    if is_pattern(path):
+        return _matching(path)
     if not path.is_dir():
         raise UserError(f"{path}: is neither a file nor a folder: write the data to a file")
     if listed := _saved_by_datasets(path) or _declared(path):
@@ -133,6 +144,17 @@ def require_one_type(path: Path, files: tuple[Path, ...]) -> str:
             " only files of one type in a folder"
         )
     return types.pop()
+
+
+def _matching(pattern: Path) -> DataFiles:
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207
+    files = tuple(file for file in found if file.is_file() and not _is_about_data(file))
+    if not files:
+        raise UserError(f"{pattern}: no file matches this pattern: check its folder and its type")
+    for file in files:
+        if data_type(file) is None:
+            raise UserError(f"{pattern}: matches {file}, which has an {_unknown_type(file)}")
+    return DataFiles(Path(os.path.commonpath([file.parent for file in files])), {"train": files})
 
 
 def _candidates(folder: Path) -> list[Path]:

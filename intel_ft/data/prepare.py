@@ -1,13 +1,14 @@
 """Reads and tokenizes a data source, and reports every decision made on the way."""
 
 import re
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from intel_ft.config import DataConfig
+from intel_ft.data.bad_rows import NothingUsable
 from intel_ft.data.conversations import ReadData, read_conversations
 from intel_ft.data.decode_check import decode_notes
 from intel_ft.data.encode import SpanEncoder
@@ -15,6 +16,7 @@ from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Format, describe_unused
 from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import special_tokens_of
+from intel_ft.data.split_long import split_long
 from intel_ft.data.template_check import template_notes
 from intel_ft.data.templates import Template, choose_template, renderer, with_system_prompt
 from intel_ft.data.thoughts import split_thought
@@ -32,11 +34,12 @@ class DataReport:
     """Counts and decisions of reading one source. Lengths and totals are in tokens.
 
     examples: rows used, of which `truncated` were shortened; dropped: rows left out (longer than
-    max_length, or with a prompt that leaves no room for an answer); bad: rows left out because they
-    cannot be used (data.on_bad: drop); longest: the longest example; unused: columns and keys that
-    have no effect; untrained: answers that are in the context only; shortened: conversations that
-    end before turns that no trained answer follows. notes: which files and split were chosen
-    and which were not, and settings without effect; other_splits: splits that were not read.
+    max_length, or with a prompt that leaves no room for an answer); split: documents that became
+    several examples; bad: rows left out because they cannot be used (data.on_bad: drop); longest:
+    the longest example; unused: columns and keys that have no effect; untrained: answers that are
+    in the context only; shortened: conversations that end before turns that no trained answer
+    follows. notes: which files and split were chosen and which were not, and settings without
+    effect; other_splits: splits that were not read.
     """
 
     source: str
@@ -53,6 +56,7 @@ class DataReport:
     longest: int
     truncated: int
     dropped: int
+    split: int
     bad: int
     bad_examples: str
     unused: tuple[str, ...]
@@ -94,6 +98,11 @@ class DataReport:
             lines.append(f"truncated {self.truncated:,} examples to max_length")
         if self.dropped:
             lines.append(f"dropped {self.dropped:,} examples longer than max_length")
+        if self.split:
+            lines.append(
+                f"split {self.split:,} documents longer than max_length, which gives"
+                f" {self.examples:,} examples; no token is lost"
+            )
         return lines
 
 
@@ -122,15 +131,6 @@ class Prepared:
         selected = [self.conversations[index] for index in indices]
         return Prepared(examples, selected, self.template, report)
 
-    def statistics(self) -> dict[str, Any]:
-        """The report's facts and a histogram of example lengths.
-
-        `lengths["counts"][i]` examples have from `edges[i]` to `edges[i + 1]` tokens.
-        """
-        counts, edges = np.histogram(self.examples.lengths, bins=24)
-        lengths = {"edges": edges.tolist(), "counts": counts.tolist()}
-        return {**asdict(self.report), "lengths": lengths}
-
 
 def prepare(
     data: DataConfig,
@@ -142,21 +142,26 @@ def prepare(
     """Read and tokenize `source` (for example data.train or data.eval) as `data` specifies.
 
     max_length: tokens per example, including BOS and EOS; defaults to data.max_length. Longer
-    examples are handled as data.on_long specifies: `error`, `drop`, or `truncate`, which cuts the
-    end but keeps EOS, and drops an example that would keep no token of an answer.
+    examples are handled as data.on_long specifies: `error`, `drop`, `truncate`, which cuts the end
+    but keeps EOS, and drops an example that would keep no token of an answer, or, for plain text,
+    `split` (data.split_long).
 
     Raises UserError (one line, with file, row and column where applicable) for anything wrong with
     the data, EnvironmentProblem if the Hub cannot be reached or a package is missing.
     """
     with gc_paused():
         longest = data.max_length if max_length is None else max_length
-        return _prepare(data, source, tokenizer, longest)
+        return prepare_rows(load_rows(source, data.split), data, tokenizer, longest)
 
 
-def _prepare(
-    data: DataConfig, source: str, tokenizer: "PreTrainedTokenizerFast", longest: int
+def prepare_rows(
+    rows: Rows, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", longest: int
 ) -> Prepared:
-    rows = load_rows(source, data.split)
+    """Tokenize rows that were read, as `prepare` does.
+
+    Raises NothingUsable, a UserError, where `data` drops all of them.
+    """
+    source = rows.source
     read = read_conversations(rows, data)
     data_format = read.format
     template, template_reason = choose_template(
@@ -174,9 +179,14 @@ def _prepare(
         notes += template_notes(tokenizer, special, talks)
     truncated = dropped = 0
     long = np.flatnonzero(examples.lengths > longest)
+    if data.on_long == "split" and data_format != "text":
+        raise UserError(
+            f"{rows.source}: data.on_long=split is for plain text, and this data is"
+            f" {data_format}: set data.on_long to truncate or drop"
+        )
     if len(long) and data.on_long == "error":
         raise _too_long(rows.where(read.rows[long[0]]), examples, long, longest)
-    if len(long):
+    if len(long) and data.on_long != "split":
         if data.on_long == "truncate":
             examples, unusable = truncate(examples, longest, int(tokenizer.eos_token_id))
             truncated = len(long) - len(unusable)
@@ -185,9 +195,11 @@ def _prepare(
         dropped = len(unusable)
         usable = np.setdiff1d(np.arange(len(kept)), unusable)
         if not len(usable):
-            raise UserError(
+            raise NothingUsable(
                 f"{source}: all {len(kept)} examples are longer than data.max_length ({longest}):"
-                " increase data.max_length"
+                " increase data.max_length",
+                read.bad,
+                len(kept),
             )
         kept = [kept[index] for index in usable]
         examples = examples.select(usable)
@@ -202,6 +214,10 @@ def _prepare(
         False  # no token precedes it from which it could be predicted
     )
     examples = Examples(examples.tokens, supervised, examples.offsets)
+    if len(long) and data.on_long == "split":
+        documents = kept
+        examples, origin = split_long(examples, longest, data.split_overlap)
+        kept = [documents[index] for index in origin]
     report = DataReport(
         source=source,
         format=data_format,
@@ -217,6 +233,7 @@ def _prepare(
         longest=int(examples.lengths.max()),
         truncated=truncated,
         dropped=dropped,
+        split=len(long) if data.on_long == "split" else 0,
         bad=len(read.bad),
         bad_examples=read.bad.examples(),
         unused=read.unused,
@@ -264,18 +281,22 @@ def split_fraction(prepared: Prepared, fraction: float, seed: int) -> tuple[Prep
     fraction: share of the examples in the validation set, rounded; each set gets at least one. Both
     keep the order of the source. Raises UserError if there are fewer than two examples.
     """
-    total = len(prepared.examples)
+    kept, held_out = split_places(len(prepared.examples), fraction, seed, prepared.report.source)
+    return prepared.select(kept), prepared.select(held_out)
+
+
+def split_places(
+    total: int, fraction: float, seed: int, source: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The places of training and validation set among `total` examples; see `split_fraction`."""
     if total < 2:
         raise UserError(
-            f"{prepared.report.source}: data.eval_fraction needs at least two examples, because one"
-            " cannot be split: set data.eval, or add examples"
+            f"{source}: data.eval_fraction needs at least two examples, because one cannot be"
+            " split: set data.eval, or add examples"
         )
     validation_size = min(max(round(total * fraction), 1), total - 1)
     shuffled = np.random.default_rng(seed).permutation(total)
-    return (
-        prepared.select(np.sort(shuffled[validation_size:])),
-        prepared.select(np.sort(shuffled[:validation_size])),
-    )
+    return np.sort(shuffled[validation_size:]), np.sort(shuffled[:validation_size])
 
 
 def _too_long(

@@ -11,7 +11,11 @@ import numpy as np
 from intel_ft import assets
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import Config, check_data
+from intel_ft.config_sources import Source
+from intel_ft.data.examples import ExampleSet, concatenate
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
+from intel_ft.data.tokenized import Tokenized, join, of_prepared
+from intel_ft.data.training_set import training_and_validation
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
 from intel_ft.export.settings import Settings
@@ -49,7 +53,8 @@ def find_validation_set(
     run_data = config.data
     if run_data.eval is not None:
         source = run_data.eval
-        eval_data = run_data.model_copy(update={"split": run_data.eval_split or run_data.split})
+        split = run_data.eval_split or run_data.split
+        eval_data = run_data.of(Source(path=source, split=split))
         return _if_readable(
             lambda: ValidationSet(
                 Path(source).name, prepare(eval_data, assets.resolve(source), tokenizer)
@@ -57,9 +62,8 @@ def find_validation_set(
             "quality is not measured",
         )
     if run_data.eval_fraction:
-        name = f"{Path(run_data.train).name}, validation share {run_data.eval_fraction:g}"
         return _if_readable(
-            lambda: ValidationSet(name, _prepare_run(config, tokenizer)[1]),
+            lambda: _split_off(config, tokenizer),
             "quality is not measured",
         )
     return None
@@ -72,12 +76,12 @@ def find_calibration(
     config = run_config(artifact)
     if data is not None:
         prepared = _prepare_named(artifact, config, tokenizer, data, None)
-        return _sample(Path(data).name, prepared, settings)
+        return _sample(Path(data).name, prepared.examples, settings)
     if config is None:
         return None
     return _if_readable(
         lambda: _sample(
-            "the run's training examples", _prepare_run(config, tokenizer)[0], settings
+            "the run's training examples", _of_run(config, tokenizer)[0].examples, settings
         ),
         "no calibration",
     )
@@ -92,12 +96,30 @@ def training_record(artifact: Artifact) -> dict[str, Any] | None:
     )
 
 
-def _prepare_run(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared]:
+def _of_run(config: Config, tokenizer: Any) -> tuple[Tokenized, Tokenized | None]:
     """The run's training examples, and those that `data.eval_fraction` split off."""
-    prepared = prepare(config.data, assets.resolve(config.data.train), tokenizer)
-    if config.data.eval is None and config.data.eval_fraction:
-        return split_fraction(prepared, config.data.eval_fraction, config.train.seed)
-    return prepared, prepared
+    return training_and_validation(config.data, tokenizer, config.train.seed)
+
+
+def _split_off(config: Config, tokenizer: Any) -> ValidationSet:
+    """What `data.eval_fraction` split off; of several sources, all examples.
+
+    The conversations, which answers are generated for, are those with the run's template.
+    """
+    data = config.data
+    parts = []
+    for source in data.sources:
+        prepared = prepare(data.of(source), assets.resolve(source.path), tokenizer)
+        if source.max_examples is not None:
+            prepared = prepared.select(np.arange(min(source.max_examples, len(prepared.examples))))
+        parts.append(split_fraction(prepared, data.eval_fraction, config.train.seed)[1])
+    name = f"{Path(data.train_name).name}, validation share {data.eval_fraction:g}"
+    joined = join([of_prepared(part) for part in parts])
+    conversations = [
+        one for part in parts if part.template == joined.template for one in part.conversations
+    ]
+    examples = concatenate([part.examples for part in parts])
+    return ValidationSet(name, Prepared(examples, conversations, joined.template, joined.report))
 
 
 def _prepare_named(
@@ -123,8 +145,7 @@ def _prepare_named(
     return prepared
 
 
-def _sample(source: str, prepared: Prepared, settings: Settings) -> Calibration:
-    examples = prepared.examples
+def _sample(source: str, examples: ExampleSet, settings: Settings) -> Calibration:
     order = np.random.default_rng(SEED).permutation(len(examples))[: settings.samples]
     rows = [examples[int(index)][0][: settings.sample_tokens] for index in np.sort(order)]
     return Calibration(source, rows)

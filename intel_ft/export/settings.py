@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from intel_ft.config import Section
+from intel_ft.config_sources import Section
 from intel_ft.config_text import parse_value, parse_yaml, read_text
 from intel_ft.errors import UserError
 

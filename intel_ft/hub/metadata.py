@@ -117,11 +117,15 @@ def relation(artifact: Artifact, records: Records) -> Relation:
 
 def hub_datasets(records: Records) -> list[str]:
     """The Hub ids of the datasets trained on; local files have none."""
-    train = str(records.training["config"]["data"]["train"]) if records.training else ""
-    match = _DATASET.fullmatch(train)
-    if not match or _DATA_FILE.fullmatch(train) or is_local(train):
-        return []
-    return [match["id"]]
+    train = records.training["config"]["data"]["train"] if records.training else []
+    sources = [str(one["path"]) for one in train] if isinstance(train, list) else [str(train)]
+    matches = [
+        match
+        for source in sources
+        if not _DATA_FILE.fullmatch(source) and not is_local(source)
+        if (match := _DATASET.fullmatch(source))
+    ]
+    return list(dict.fromkeys(match["id"] for match in matches))
 
 
 def evaluation_results(records: Records) -> list[Any]:

@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from intel_ft.batching.plan import IntArray, Plan
 from intel_ft.config import Config
+from intel_ft.data.mixture import Part
+from intel_ft.data.tokenized import Tokenized
 from intel_ft.errors import IntelFTError
 from intel_ft.models.load import load_tokenizer
 from intel_ft.training.decide import make_plan, sampled_steps, total_steps
@@ -30,7 +32,7 @@ class ExampleLengths:
     """Tokens of each training example, and of the whole validation set.
 
     source: where the numbers come from. named: the highest token id in the data plus one; None if
-    the data was not read.
+    the data was not read. parts: what an epoch takes from each source, where they have weights.
     """
 
     lengths: npt.NDArray[np.int64]
@@ -38,6 +40,7 @@ class ExampleLengths:
     validation_tokens: int
     source: str
     named: int | None = None
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +70,9 @@ def example_lengths(config: Config, assumed: AssumedData | None) -> ExampleLengt
                 data.lengths,
                 data.supervised_counts,
                 0 if validation is None else validation.report.tokens,
-                f"{config.data.train}: {len(data.lengths):,} examples",
-                int(data.tokens.max()) + 1,
+                f"{config.data.train_name}: {len(data):,} examples{_mixed(training)}",
+                data.highest_id + 1,
+                training.parts,
             )
     count = assumed.examples or config.train.global_batch_size
     tokens = assumed.tokens or max(8, config.data.max_length // 2)
@@ -77,10 +81,25 @@ def example_lengths(config: Config, assumed: AssumedData | None) -> ExampleLengt
     return ExampleLengths(lengths, lengths // 2, 0, source)
 
 
+def _mixed(training: Tokenized) -> str:
+    """What an epoch takes from each of several sources."""
+    if len(training.reports) == 1:
+        return ""
+    shares = (f"{100 * one['share']:.1f} % {one['source']}" for one in training.shares())
+    return f" ({', '.join(shares)})"
+
+
 def planned_run(config: Config, model: CountedModel, examples: ExampleLengths) -> PlannedRun:
     """The run over the examples. Raises UserError if one is longer than a row may be."""
     packs = model.sizes.packs
-    plan = make_plan(config, examples.lengths, examples.supervised, model.cost, packed=packs)
+    plan = make_plan(
+        config,
+        examples.lengths,
+        examples.supervised,
+        model.cost,
+        packed=packs,
+        parts=examples.parts,
+    )
     steps = total_steps(config.train, plan)
     every = config.train.eval_steps or plan.steps_per_epoch
     return PlannedRun(plan, steps, steps // every if examples.validation_tokens else 0)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from intel_ft import assets
-from intel_ft.config import Config
+from intel_ft.config import Config, DataConfig
+from intel_ft.config_sources import Source
 from intel_ft.data.conversations import read_conversations
 from intel_ft.data.formats import describe_unused
 from intel_ft.data.sources import load_rows
@@ -36,14 +37,21 @@ def check_offline(config: Config) -> dict[str, str]:
     results = {
         "config": f"{config.method.name}, {_length(config)}",
         "model": _unless_absent(config.model.name_or_path, lambda: _model(config)),
-        "data.train": _unless_absent(data.train, lambda: _data(config, data.train, data.split)),
+        **{name: _source(data.of(source)) for name, source in _named(data)},
     }
     if (teacher := config.method.teacher) not in (None, OWN_BASE):
         results["method.teacher"] = _unless_absent(str(teacher), lambda: _teacher(config))
     if source := data.eval:
         split = data.eval_split or data.split
-        results["data.eval"] = _unless_absent(source, lambda: _data(config, source, split))
+        results["data.eval"] = _source(data.of(Source(path=source, split=split)))
     return results
+
+
+def _named(data: DataConfig) -> list[tuple[str, Source]]:
+    """The sources of data.train by the names of their keys."""
+    if len(data.sources) == 1:
+        return [("data.train", data.sources[0])]
+    return [(f"data.train[{place}]", source) for place, source in enumerate(data.sources)]
 
 
 def _unless_absent(name: str, check: Callable[[], str]) -> str:
@@ -73,11 +81,16 @@ def _teacher(config: Config) -> str:
     return "same vocabulary as the student"
 
 
-def _data(config: Config, source: str, split: str) -> str:
-    rows = load_rows(assets.resolve(source), split)
-    read = read_conversations(rows, config.data)
+def _source(data: DataConfig) -> str:
+    (source,) = data.sources
+    return _unless_absent(source.path, lambda: _data(data, source.path))
+
+
+def _data(data: DataConfig, source: str) -> str:
+    rows = load_rows(assets.resolve(source), data.split)
+    read = read_conversations(rows, data)
     # The tokenizer may not be available: this only rejects what no tokenizer supports.
-    choose_template(config.data.template, read.format, True)
+    choose_template(data.template, read.format, True)
     facts = [f"{len(read.conversations):,} examples, format {read.format} ({read.format_reason})"]
     if read.unused:
         facts.append(describe_unused(read.unused, read.format))

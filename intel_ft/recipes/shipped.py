@@ -60,6 +60,6 @@ def _read(path: Path) -> Recipe:
         path.stem,
         paragraph[1] if paragraph else "",
         values["model"]["name_or_path"],
-        values["data"]["train"],
+        str(values["data"]["train"]),
         values["method"].get("name", "lora"),
     )

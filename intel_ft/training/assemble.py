@@ -11,7 +11,8 @@ import torch
 
 from intel_ft.backends.cpu import Backend
 from intel_ft.config import Config
-from intel_ft.data.examples import Examples
+from intel_ft.data.examples import ExampleSet
+from intel_ft.data.mixture import Part
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.models import lora_init
@@ -31,20 +32,22 @@ from intel_ft.training.workload import Training, TrainingData, TrainingModel
 def assemble(
     config: Config,
     base: Any,
-    examples: Examples,
+    examples: ExampleSet,
     backend: Backend,
     world: World,
     *,
     why_not_packed: str | None = None,
-    validation: Examples | None = None,
+    validation: ExampleSet | None = None,
+    parts: tuple[Part, ...] = (),
     vocabulary: int = 0,
     start: Path | None = None,
 ) -> tuple[Training, list[Decision]]:
     """The training of `config` on a frozen `base`, changed in place, and what was decided.
 
-    why_not_packed: why `base` takes one example per row, or None; vocabulary: tokens of the
-    tokenizer, for distillation; start: the checkpoint to resume from, whose weights are not loaded
-    here. Raises EnvironmentProblem for a layout of the weights that this CPU does not have.
+    why_not_packed: why `base` takes one example per row, or None; parts: what an epoch takes from
+    each source; vocabulary: tokens of the tokenizer, for distillation; start: the checkpoint to
+    resume from, whose weights are not loaded here. Raises EnvironmentProblem for a layout of the
+    weights that this CPU does not have.
     """
     weights: TrainedWeights
     if config.method.trains_all:
@@ -58,7 +61,9 @@ def assemble(
         if isinstance(teacher.model, torch.nn.Module):
             teacher.model.to(backend.device)
         cost = with_teacher(cost, teacher.cost or cost)
-    plan = make_plan(config, examples.lengths, examples.supervised_counts, cost, packed=packed)
+    plan = make_plan(
+        config, examples.lengths, examples.supervised_counts, cost, packed=packed, parts=parts
+    )
     training = Training(
         data=TrainingData(plan, examples, validation, packed),
         model=TrainingModel(weights, backend.dtype, backend.device, teacher, backend.optimize),

@@ -4,6 +4,7 @@ import numpy as np
 
 from intel_ft.batching.plan import IntArray, Plan, Step
 from intel_ft.config import Config, TrainConfig
+from intel_ft.data.mixture import Part
 from intel_ft.decisions import Decision
 from intel_ft.models.flops import StepCost
 
@@ -20,9 +21,18 @@ def row_capacity(config: Config) -> Decision:
 
 
 def make_plan(
-    config: Config, lengths: IntArray, supervised: IntArray, cost: StepCost, *, packed: bool
+    config: Config,
+    lengths: IntArray,
+    supervised: IntArray,
+    cost: StepCost,
+    *,
+    packed: bool,
+    parts: tuple[Part, ...] = (),
 ) -> Plan:
-    """The run's plan over examples of these tokens and supervised tokens. Raises UserError."""
+    """The run's plan over examples of these tokens and supervised tokens. Raises UserError.
+
+    parts: what an epoch takes from each source, where sources have weights.
+    """
     return Plan(
         lengths=lengths,
         supervised=supervised,
@@ -31,6 +41,7 @@ def make_plan(
         seed=config.train.seed,
         quadratic_cost=cost.quadratic_cost,
         one_example_a_row=not packed,
+        parts=parts,
     )
 
 

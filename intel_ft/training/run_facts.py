@@ -7,9 +7,8 @@ by name; one that takes effect from here on is reported.
 import json
 import logging
 import platform
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from intel_ft.artifacts.fingerprints import (
     config_fingerprint,
@@ -18,7 +17,7 @@ from intel_ft.artifacts.fingerprints import (
     weights_fingerprint,
 )
 from intel_ft.config import Config
-from intel_ft.data.examples import Examples
+from intel_ft.data.examples import ExampleSet
 from intel_ft.errors import UserError
 from intel_ft.models.load import model_folder
 from intel_ft.models.weight_files import weight_files
@@ -32,7 +31,8 @@ _PATHS = ("model.name_or_path", "model.revision", "data.train", "data.eval", "me
 _REFUSED = (
     *("train.learning_rate", "train.scheduler", "train.warmup_ratio", "train.weight_decay"),
     *("train.optimizer", "train.seed", "train.global_batch_size", "base format"),
-    *(BASE_WEIGHTS, "base config.json", "teacher weights", "training data", "evaluation data"),
+    *(BASE_WEIGHTS, "base config.json", "teacher weights", "training data", "mixture"),
+    "evaluation data",
 )
 _REPORTED = (
     *("train.max_grad_norm", "train.eval_steps", "train.early_stopping", "model.dtype"),
@@ -44,6 +44,7 @@ _REMEDIES = {
     "base format": "model.base_dtype",
     "teacher weights": "method.teacher",
     "training data": "data.train and what is done with it (data, tokenizer, template)",
+    "mixture": "the weights in data.train",
     "evaluation data": "data.eval or data.eval_fraction",
 }
 
@@ -80,6 +81,7 @@ def content_facts(config: Config, inputs: Inputs) -> Facts:
         "base format": config.base_dtype,
         "teacher weights": _teacher(config),
         "training data": _examples(inputs.training.examples),
+        "mixture": json.dumps([asdict(part) for part in inputs.training.parts]),
         "evaluation data": _NONE if evaluation is None else _examples(evaluation.examples),
         "tokenizer": tokenizer_fingerprint(inputs.tokenizer),
         "prompt template": inputs.training.template,
@@ -121,9 +123,8 @@ def _difference(name: str, before: str, now: str) -> str:
     return f"{name} was {before} when this run started, and is now {now}"
 
 
-def _examples(examples: Examples) -> str:
-    arrays = (examples.tokens, examples.supervised, examples.offsets)
-    return hash_of(*(np.ascontiguousarray(array).tobytes() for array in arrays))
+def _examples(examples: ExampleSet) -> str:
+    return hash_of(examples.hashes.tobytes())
 
 
 def _teacher(config: Config) -> str:

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
-from intel_ft import assets
 from intel_ft.backends import choice, ipex
 from intel_ft.backends.cpu import Backend
 from intel_ft.config import Config
-from intel_ft.data.prepare import Prepared, prepare, split_fraction
+from intel_ft.config_sources import Source
+from intel_ft.data.tokenized import Tokenized
+from intel_ft.data.training_set import tokenize, training_and_validation
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
@@ -48,8 +50,8 @@ class Inputs:
     folder: Path
     model: CountedModel
     tokenizer: Any
-    training: Prepared
-    validation: Prepared | None
+    training: Tokenized
+    validation: Tokenized | None
     callbacks: list[Any]
 
 
@@ -67,7 +69,7 @@ def read_inputs(config: Config) -> Inputs:
     model = count_model(config)  # refuses target modules and embeddings that cannot be trained
     training, validation = read_data(config, tokenizer)
     for name, part in (("train", training), ("eval", validation)):
-        for line in part.report.lines() if part is not None else ():
+        for line in part.lines() if part is not None else ():
             logger.info("%s: %s", name, line)
     text = transformers.AutoConfig.from_pretrained(
         folder, trust_remote_code=config.model.trust_remote_code
@@ -75,11 +77,13 @@ def read_inputs(config: Config) -> Inputs:
     window = getattr(text, "max_position_embeddings", None)
     if window and training.report.longest > window:
         raise UserError(
-            f"{config.data.train}: its longest example has {training.report.longest} tokens, but "
-            f"the model's context window is {window}: set data.max_length={window} and data.on_long"
+            f"{config.data.train_name}: its longest example has {training.report.longest} tokens,"
+            f" but the model's context window is {window}: set data.max_length={window} and"
+            " data.on_long"
         )
     parts = [training] if validation is None else [training, validation]
-    require_embedded(tokenizer, text.vocab_size, (part.examples.tokens for part in parts))
+    beyond = (sorted(part.examples.ids_beyond(text.vocab_size)) for part in parts)
+    require_embedded(tokenizer, text.vocab_size, (np.array(ids, np.int64) for ids in beyond))
     return Inputs(folder, model, tokenizer, training, validation, callbacks)
 
 
@@ -98,22 +102,23 @@ def require_installed(config: Config) -> list[Any]:
     return user_callbacks(config.train.callbacks)
 
 
-def read_data(config: Config, tokenizer: Any) -> tuple[Prepared, Prepared | None]:
+def read_data(config: Config, tokenizer: Any) -> tuple[Tokenized, Tokenized | None]:
     """The training examples and the validation set, tokenized. Raises UserError."""
     data = config.data
-    training = prepare(data, assets.resolve(data.train), tokenizer)
+    training, validation = training_and_validation(data, tokenizer, config.train.seed)
     if data.eval is not None:
         split = data.eval_split or data.split
-        if (data.eval, split) == (data.train, data.split):
+        if (data.eval, split) in [(one.path, one.split or data.split) for one in data.sources]:
             logger.warning("data.eval is the training data itself: set data.eval_split")
-        other = data.model_copy(update={"split": split})
-        return training, prepare(other, assets.resolve(data.eval), tokenizer)
-    if data.eval_fraction:
-        return split_fraction(training, data.eval_fraction, config.train.seed)
-    for name in training.report.other_splits:
-        if name.startswith(("val", "dev")):
-            logger.info("data.eval=%s data.eval_split=%s would evaluate on it", data.train, name)
-    return training, None
+        return training, tokenize(data.of(Source(path=data.eval, split=split)), tokenizer)
+    if validation is None:
+        for source, report in zip(data.sources, training.reports, strict=True):
+            for name in report.other_splits:
+                if name.startswith(("val", "dev")):
+                    logger.info(
+                        "data.eval=%s data.eval_split=%s would evaluate on it", source.path, name
+                    )
+    return training, validation
 
 
 def build(
@@ -140,6 +145,7 @@ def build(
         world,
         why_not_packed=why_not_packed,
         validation=None if inputs.validation is None else inputs.validation.examples,
+        parts=inputs.training.parts,
         vocabulary=len(inputs.tokenizer),
         start=start,
     )
@@ -167,7 +173,7 @@ def build(
 def _gemm_rate(training: Training) -> float:
     """FLOP/s of this rank over the model's own GEMMs."""
     data, model = training.data, training.model
-    share = float(data.examples.supervised.mean())
+    share = float(data.plan.supervised.sum() / data.plan.lengths.sum())
     products = gemm_rate.linear_gemms(model.network, data.plan.max_tokens_per_row, share)
     most_flops = 2.5e10 if model.device.type == "cpu" else None
     return gemm_rate.model_rate(products, model.dtype, 0.03, most_flops, model.device)
@@ -185,7 +191,14 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
         backend.device.type != "cpu",
     )
     lengths, supervised = examples.lengths, examples.supervised_counts
-    plan = make_plan(config, lengths, supervised, model.cost, packed=model.sizes.packs)
+    plan = make_plan(
+        config,
+        lengths,
+        supervised,
+        model.cost,
+        packed=model.sizes.packs,
+        parts=inputs.training.parts,
+    )
     rows = [
         (int(lengths[row].sum()), int(supervised[row].sum()))
         for step in sampled_steps(plan, total_steps(config.train, plan))
@@ -208,7 +221,7 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
         prepackable=can_prepack(backend.dtype),
         gpu=gpu,
         runtime=max(RUNTIME, resident),
-        token_ids=int(examples.tokens.max()) + 1,
+        token_ids=examples.highest_id + 1,
     )
     estimate = estimate_memory(model.sizes, setting)
     if estimate.needed <= available:

@@ -9,7 +9,7 @@ from torch import Tensor
 from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan
 from intel_ft.batching.row import Row
-from intel_ft.data.examples import Examples
+from intel_ft.data.examples import ExampleSet
 from intel_ft.distributed.world import World
 from intel_ft.host.devices import CPU
 from intel_ft.models.loss import loss_sum
@@ -26,8 +26,8 @@ class TrainingData:
     """
 
     plan: Plan
-    examples: Examples
-    validation: Examples | None = None
+    examples: ExampleSet
+    validation: ExampleSet | None = None
     packed: bool = True
 
 

@@ -8,6 +8,7 @@ from support.data_tokenizers import tokenizer
 
 from intel_ft.config import build
 from intel_ft.data.prepare import prepare
+from intel_ft.data.tokenized import of_prepared
 from intel_ft.errors import UserError
 from intel_ft.training.setup import read_data
 
@@ -21,6 +22,11 @@ def config(train, **data):
     values = {"train": str(train), "template": "none", **data}
     sections = {"model": {"name_or_path": "m"}, "data": values, "output": {"directory": "o"}}
     return build(sections, "test")
+
+
+def answers(tokenized):
+    examples = (tokenized.examples[index] for index in range(len(tokenized.examples)))
+    return [tokenizer("byte").decode(ids[supervised]) for ids, supervised in examples]
 
 
 def read(train, **data):
@@ -45,7 +51,7 @@ def test_bad_rows_are_dropped_and_stand_in_the_record(tmp_path):
     write(file, "", "x", "yy", " ")
     prepared = read(file, on_bad="drop")
     assert [c.messages[1].content for c in prepared.conversations] == ["x", "yy"]
-    facts = prepared.statistics()
+    facts = of_prepared(prepared).statistics()
     assert (facts["rows"], facts["examples"], facts["bad"]) == (4, 2, 2)
     line = "dropped 2 of 4 rows, which cannot be used: row 1: completion is empty; row 4:"
     assert any(text.startswith(line) for text in prepared.report.lines())
@@ -78,7 +84,7 @@ def test_what_of_a_folder_is_trained_is_said(tmp_path, caplog):
         write(tmp_path / f"{name}.jsonl", name)
     caplog.set_level(logging.INFO)
     training, validation = read_data(config(tmp_path), tokenizer("byte"))
-    assert [c.messages[1].content for c in training.conversations] == ["train"]
+    assert answers(training) == ["train</s>"]
     assert validation is None
     line = "split train (train.jsonl); not used: validation (dev.jsonl), test (test.jsonl)"
     assert line in training.report.lines() and line in training.statistics()["notes"]
@@ -86,7 +92,7 @@ def test_what_of_a_folder_is_trained_is_said(tmp_path, caplog):
 
     same = config(tmp_path, eval=str(tmp_path), eval_split="validation")
     _, validation = read_data(same, tokenizer("byte"))
-    assert [c.messages[1].content for c in validation.conversations] == ["dev"]
+    assert answers(validation) == ["dev</s>"]
     assert "training data itself" not in caplog.text
     read_data(config(tmp_path, eval=str(tmp_path)), tokenizer("byte"))
     assert "data.eval is the training data itself" in caplog.text

@@ -1,0 +1,80 @@
+"""What every section of the configuration has in common, and the sources of training data."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from intel_ft.config_text import SOURCES, expand_path, kinds_of
+
+PathOrId = Annotated[str, AfterValidator(expand_path)]
+
+Auto = Literal["auto"]
+DataFormat = Literal[
+    "auto", "alpaca", "dolly", "prompt_completion", "question_answer", "messages", "text"
+]
+OnLong = Literal["error", "drop", "truncate", "split"]
+TemplateName = Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"]
+
+
+class Section(BaseModel):
+    """A section of the configuration: immutable; unknown keys are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and bool not in kinds_of(field.annotation):
+            raise ValueError("is true or false, which this key does not take")
+        return value
+
+
+class Source(Section):
+    """One of several sources in data.train, or its path. Keys that are null are as in data."""
+
+    path: PathOrId = Field(min_length=1)
+    """A file, folder, pattern, URL or Hub id, as data.train alone would be."""
+    split: str | None = None
+    """Split of this source, or a slice of it."""
+    format: DataFormat | None = None
+    """Meaning of the columns of this source."""
+    columns: dict[str, str] | None = None
+    """Other names of this source's columns."""
+    template: TemplateName | None = None
+    """Prompt template of this source."""
+    on_long: OnLong | None = None
+    """What happens to examples of this source that are longer than max_length."""
+    weight: float | None = Field(None, gt=0)
+    """Share of the examples that a run trains on, relative to the other weights. Without weights,
+    each example of each source is trained on once per epoch."""
+    max_examples: int | None = Field(None, ge=1)
+    """Use the first examples only, at most so many."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+def _kind(value: Any) -> str:
+    return SOURCES if isinstance(value, list) else "path"
+
+
+Train = Annotated[
+    Annotated[PathOrId, Field(min_length=1), Tag("path")]
+    | Annotated[list[Source], Field(min_length=1), Tag(SOURCES)],
+    Discriminator(_kind),
+]

@@ -1,0 +1,59 @@
+"""Settings that cannot be combined, each pair with a sentence; called from config."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from intel_ft.config import Config
+
+_NEEDS_PLAIN_BASE = (
+    "requires unmodified base weights: it cannot be combined with qlora, model.base_dtype or"
+    " backend.prepack=true"
+)
+
+
+def conflicts(config: "Config") -> Iterator[str]:
+    """Settings in `config` that cannot be combined, one sentence each."""
+    method, backend, train = config.method, config.backend, config.train
+    row, longest = train.max_tokens_per_row, config.data.max_length
+    if isinstance(row, int) and row < longest:
+        yield f"train.max_tokens_per_row ({row}) must be at least data.max_length ({longest})"
+    if train.early_stopping and not (config.data.eval or config.data.eval_fraction):
+        yield "train.early_stopping needs data.eval or data.eval_fraction"
+    prepack = backend.prepack is True
+    converts_base = config.base_dtype != "auto" or prepack
+    if method.trains_all and (config.model.base_dtype != "auto" or prepack):
+        key = "backend.prepack" if prepack else "model.base_dtype"
+        yield f"{key} applies to frozen weights, but all weights are trained here"
+    if method.use_dora and converts_base:
+        yield f"method.use_dora {_NEEDS_PLAIN_BASE}"
+    if backend.compile is True and converts_base:
+        yield f"backend.compile=true {_NEEDS_PLAIN_BASE}"
+    if backend.name == "cpu" and backend.collective == "nccl":
+        yield "backend.collective=nccl requires backend.name=cuda"
+    if backend.name == "cuda":
+        yield from _on_cuda(config)
+    if backend.name == "ipex":
+        yield from _on_ipex(config)
+
+
+def _on_cuda(config: "Config") -> Iterator[str]:
+    backend = config.backend
+    if backend.collective not in ("auto", "nccl"):
+        yield f"backend.collective={backend.collective} requires backend.name=cpu"
+    if backend.prepack is True:
+        yield "backend.prepack requires backend.name=cpu"
+    if config.model.base_dtype == "int8":
+        yield "model.base_dtype=int8 requires backend.name=cpu"
+    if backend.compile is True:
+        yield "backend.compile=true requires backend.name=cpu: a GPU uses its own kernels"
+
+
+def _on_ipex(config: "Config") -> Iterator[str]:
+    method, limit = config.method, "backend.name=ipex only supports LoRA on a bf16 base"
+    if method.trains_all or method.use_dora:
+        yield f"{limit}: it cannot train all weights or use method.use_dora"
+    if config.base_dtype != "auto" or config.model.dtype == "float32":
+        yield f"{limit}: it cannot use qlora, model.base_dtype or model.dtype=float32"
+    if config.backend.compile is True:
+        yield "backend.compile=true requires backend.name=cpu, not ipex"

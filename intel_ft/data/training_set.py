@@ -1,0 +1,54 @@
+"""The training examples of a run from all its sources, and the validation set split off from them.
+
+Called wherever the data of a run is read: by training, the planner and the export.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from intel_ft import assets
+from intel_ft.config import DataConfig
+from intel_ft.data.prepare import prepare, split_places
+from intel_ft.data.token_cache import cached
+from intel_ft.data.tokenized import Tokenized, join, of_prepared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def tokenize(data: DataConfig, tokenizer: "PreTrainedTokenizerFast") -> Tokenized:
+    """The examples of `data`, whose data.train is one source, in memory or in the cache.
+
+    Raises as `prepare` does.
+    """
+    (source,) = data.sources
+    path = assets.resolve(source.path)
+    tokenized = cached(data, path, tokenizer, source.max_examples)
+    if tokenized is None:
+        tokenized = of_prepared(prepare(data, path, tokenizer))
+    if source.max_examples is not None and source.max_examples < len(tokenized.examples):
+        return tokenized.select(np.arange(source.max_examples, dtype=np.int64))
+    return tokenized
+
+
+def training_and_validation(
+    data: DataConfig, tokenizer: "PreTrainedTokenizerFast", seed: int
+) -> tuple[Tokenized, Tokenized | None]:
+    """The training examples of all sources, and the validation set if data.eval_fraction is set.
+
+    Each source gives its share to the validation set, whatever its weight is. Raises as `prepare`
+    does, and UserError for a source that cannot be split or mixed.
+    """
+    training, validation = [], []
+    for source in data.sources:
+        tokenized = tokenize(data.of(source), tokenizer)
+        if data.eval is None and data.eval_fraction:
+            kept, held_out = split_places(
+                len(tokenized.examples), data.eval_fraction, seed, source.path
+            )
+            validation.append(tokenized.select(held_out))
+            tokenized = tokenized.select(kept)
+        training.append(tokenized)
+    weights = [source.weight for source in data.sources if source.weight is not None]
+    return join(training, weights), join(validation) if validation else None
