@@ -1,8 +1,10 @@
 """Opens data files, compressed or not, as bytes. Their first bytes decide, not their names."""
 
 import bz2
+import glob
 import gzip
 import lzma
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +27,16 @@ def open_bytes(file: Path) -> IO[bytes]:
 
 
 def unpack(file: Path, folder: Path) -> Path:
-    """A plain file with the data, in `folder` if `file` is compressed or named as if it were."""
+    """A plain file with the data: in `folder` if `file` is compressed or named as if it were.
+
+    Also if its path has characters of a pattern, which `datasets` would take for one.
+    """
     packed = compression(file) is not None
-    if not packed and file.suffix.lower() not in COMPRESSED:
-        return file.resolve()
-    copy = folder / f"{len(list(folder.iterdir()))}-{file.stem}"
+    whole = file.resolve()
+    if not packed and file.suffix.lower() not in COMPRESSED and not glob.has_magic(str(whole)):
+        return whole
+    name = re.sub(r"[*?\[\]]", "_", file.stem)
+    copy = folder / f"{len(list(folder.iterdir()))}-{name}"
     if not packed:
         copy.symlink_to(file.resolve())
         return copy

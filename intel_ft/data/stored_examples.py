@@ -103,7 +103,7 @@ class Writer:
     def append(self, examples: Examples | None, entry: dict[str, Any]) -> None:
         """Append the examples, and an entry of any facts about them to the journal."""
         if examples is not None:
-            arrays = (
+            arrays: tuple[npt.NDArray[Any], ...] = (
                 *(examples.tokens, examples.supervised, examples.lengths),
                 *(examples.supervised_counts, examples.hashes),
             )

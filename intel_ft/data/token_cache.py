@@ -202,8 +202,13 @@ def _whole_report(source: str, entries: Sequence[dict[str, Any]]) -> DataReport:
         rows=report.rows + sum(one["rows"] for one in left_out),
         bad=report.bad + sum(one["bad"] for one in left_out),
         dropped=report.dropped + sum(one["dropped"] for one in left_out),
-        bad_examples=report.bad_examples or next((o["bad_examples"] for o in left_out), ""),
+        bad_examples=next(filter(None, (_bad_examples(entry) for entry in entries)), ""),
     )
+
+
+def _bad_examples(entry: dict[str, Any]) -> str:
+    facts = entry.get("left_out") or entry["report"]
+    return str(facts["bad_examples"])
 
 
 def _without_repeats(notes: Sequence[str]) -> tuple[str, ...]:
@@ -214,9 +219,10 @@ def _without_repeats(notes: Sequence[str]) -> tuple[str, ...]:
 
 def _report(values: dict[str, Any]) -> DataReport:
     """The report that JSON made of one."""
-    return DataReport(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    )
+    facts: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return DataReport(**facts)
 
 
 class _Progress:

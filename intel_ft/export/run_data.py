@@ -50,23 +50,17 @@ def find_validation_set(
         return ValidationSet(Path(data).name, prepared)
     if config is None:
         return None
-    run_data = config.data
-    if run_data.eval is not None:
-        source = run_data.eval
-        split = run_data.eval_split or run_data.split
-        eval_data = run_data.of(Source(path=source, split=split))
-        return _if_readable(
-            lambda: ValidationSet(
-                Path(source).name, prepare(eval_data, assets.resolve(source), tokenizer)
-            ),
-            "quality is not measured",
-        )
-    if run_data.eval_fraction:
-        return _if_readable(
-            lambda: _split_off(config, tokenizer),
-            "quality is not measured",
-        )
-    return None
+    return _if_readable(lambda: validation_of_run(config, tokenizer), "quality is not measured")
+
+
+def validation_of_run(config: Config, tokenizer: Any) -> ValidationSet | None:
+    """The validation set of the run with this config, in memory; None if it has none."""
+    data = config.data
+    if data.eval is not None:
+        own = data.of(Source(path=data.eval, split=data.eval_split or data.split))
+        prepared = prepare(own, assets.resolve(data.eval), tokenizer)
+        return ValidationSet(Path(data.eval).name, prepared)
+    return _split_off(config, tokenizer) if data.eval_fraction else None
 
 
 def find_calibration(

@@ -3,18 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from intel_ft import assets
 from intel_ft.artifacts.resolve import resolve
-from intel_ft.config import load
+from intel_ft.config import Config, load
+from intel_ft.data.prepare import Prepared, prepare
 from intel_ft.export.adapter_match import with_base
+from intel_ft.export.run_data import validation_of_run
 from intel_ft.files import write_text
 from intel_ft.inference.evaluate import answerable, greedy_answers
 from intel_ft.models.load import load_tokenizer
 from intel_ft.report.read_run import SAMPLES
 from intel_ft.runtimes.language_model import base_config
 from intel_ft.runtimes.open_model import open_model
-from intel_ft.training.setup import read_data
 
 
 def write_samples(run: Path, count: int, max_new_tokens: int, base: str | None = None) -> None:
@@ -35,8 +37,7 @@ def write_samples(run: Path, count: int, max_new_tokens: int, base: str | None =
     base_config(after)  # says --base where the base model has moved
     base_model = resolve(assets.resolve(after.base_model))
     before = replace(base_model, base_revision=after.base_revision)
-    training, evaluation = read_data(config, load_tokenizer(config.model))
-    prepared = training if evaluation is None else evaluation
+    prepared = _prepared(config, load_tokenizer(config.model))
     conversations = answerable(prepared, count)
     answers = []
     for artifact in (before, after):  # one at a time: both may not fit into memory
@@ -52,3 +53,11 @@ def write_samples(run: Path, count: int, max_new_tokens: int, base: str | None =
         for messages, a, b in zip(conversations, *answers, strict=True)
     ]
     write_text(run / SAMPLES, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _prepared(config: Config, tokenizer: Any) -> Prepared:
+    """The validation set, or, in a run without one, the first source of the training examples."""
+    if (validation := validation_of_run(config, tokenizer)) is not None:
+        return validation.prepared
+    first = config.data.sources[0]
+    return prepare(config.data.of(first), assets.resolve(first.path), tokenizer)

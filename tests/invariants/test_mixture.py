@@ -44,12 +44,13 @@ def test_a_mixture_is_the_same_run_on_any_number_of_ranks_and_after_a_kill(tmp_p
     process.wait_until((killed / "out/checkpoint-2").exists)
     process.kill(signal.SIGKILL)
     assert process.wait(60).code == -signal.SIGKILL
+    config = killed / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("weight: 3", "weight: 2"))
+    result = run("train", "config.yaml", FLOAT32, "--resume", cwd=killed)
+    assert result.code == 2 and "the mixture differs from that of the start" in result.last_line
+    config.write_text(text)
     resumed = start_ranks(2, "train", "config.yaml", FLOAT32, "--resume", cwd=killed)
     results = [rank.wait(400) for rank in resumed]
     assert [result.code for result in results] == [0, 0], results
     assert_same(killed / "out", one / "out")
-
-    text = (killed / "config.yaml").read_text()
-    (killed / "config.yaml").write_text(text.replace("weight: 3", "weight: 2"))
-    result = run("train", "config.yaml", FLOAT32, "--resume", cwd=killed)
-    assert result.code == 2 and "the mixture differs from that of the start" in result.last_line

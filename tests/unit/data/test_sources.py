@@ -219,13 +219,13 @@ def test_the_hub_out_of_reach(monkeypatch):
 def test_what_the_hub_says_is_one_line(monkeypatch, raised, kind, words):
     import datasets
 
-    def load_dataset(name, config, split):
-        assert (name, config, split) == ("org/name", "small", "train[:9]")
+    def load_dataset(name, config, split, revision):
+        assert (name, config, split, revision) == ("org/name", "small", "train[:9]", "v1.0")
         raise raised
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(kind) as caught:
-        load_rows("org/name:small", "train[:9]")
+        load_rows("org/name@v1.0:small", "train[:9]")
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -54,7 +54,7 @@ def several(sources, **weights):
 
 def texts(tokenized):
     return [
-        tokenizer("byte").decode(tokenized.examples[place][0])
+        tokenizer("byte").decode(tokenized.examples[place][0]).removeprefix("<s>")
         for place in range(len(tokenized.examples))
     ]
 
