@@ -29,6 +29,7 @@ from intel_ft.config_sources import (
 )
 from intel_ft.config_text import (
     describe,
+    distinct_texts,
     expand_path,
     names_or_pattern,
     parse_value,
@@ -56,6 +57,38 @@ class ModelConfig(Section):
     """Run Python code that comes with the model. Read that code first."""
     allow_pickle: bool = False
     """Load .bin weights. They are pickle files, which can run code when loaded."""
+    adapter: PathOrId | None = None
+    """Start from this LoRA adapter of the base: the folder of a run, an adapter or a checkpoint, or
+    a Hub id."""
+    adapter_mode: Literal["continue", "merge"] = "continue"
+    """Whether the adapter is trained further, with its rank and targets, or merged: added to the
+    base weights before a new adapter begins."""
+    add_tokens: Annotated[list[str], AfterValidator(distinct_texts)] = []
+    """Words that become one token each, wherever the data has them; their embeddings train."""
+    add_special_tokens: Annotated[list[str], AfterValidator(distinct_texts)] = []
+    """Control tokens to add, which only a chat template writes; their embeddings train."""
+
+    @property
+    def new_tokens(self) -> list[str]:
+        """Both kinds of tokens to add."""
+        return self.add_tokens + self.add_special_tokens
+
+    @property
+    def base(self) -> "ModelConfig":
+        """The base alone, without the adapter and the tokens that training starts with."""
+        start = ("adapter", "adapter_mode", "add_tokens", "add_special_tokens")
+        fields = type(self).model_fields
+        return self.model_copy(update={name: fields[name].default for name in start})
+
+    @property
+    def merged_adapter(self) -> str | None:
+        """The adapter that is merged into the base first."""
+        return self.adapter if self.adapter_mode == "merge" else None
+
+    @property
+    def continued_adapter(self) -> str | None:
+        """The adapter that is trained further."""
+        return self.adapter if self.adapter_mode == "continue" else None
 
 
 class DataConfig(Section):

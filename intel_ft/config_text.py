@@ -120,6 +120,13 @@ def expand_path(text: str) -> str:
     return os.path.expanduser(text)  # noqa: PTH111 (text that may be a Hub id)
 
 
+def distinct_texts(texts: list[str]) -> list[str]:
+    """The texts, each once. Raises ValueError for one that is empty or white space."""
+    if empty := [text for text in texts if not text.strip()]:
+        raise ValueError(f"{empty[0]!r} has no text")
+    return list(dict.fromkeys(texts))
+
+
 def names_or_pattern(value: str | list[str]) -> str | list[str]:
     """`value`; ValueError where text is neither all-linear nor a pattern of modules' full names."""
     if isinstance(value, str) and value != "all-linear":

@@ -29,12 +29,43 @@ def conflicts(config: "Config") -> Iterator[str]:
         yield f"method.use_dora {_NEEDS_PLAIN_BASE}"
     if backend.compile is True and converts_base:
         yield f"backend.compile=true {_NEEDS_PLAIN_BASE}"
+    yield from _at_start(config)
     if backend.name == "cpu" and backend.collective == "nccl":
         yield "backend.collective=nccl requires backend.name=cuda"
     if backend.name == "cuda":
         yield from _on_cuda(config)
     if backend.name == "ipex":
         yield from _on_ipex(config)
+
+
+def _at_start(config: "Config") -> Iterator[str]:
+    """Conflicts of the adapter and the tokens that a run starts with."""
+    model, method = config.model, config.method
+    if model.merged_adapter is None and model.adapter_mode == "merge":
+        yield "model.adapter_mode=merge needs model.adapter"
+    if both := set(model.add_tokens) & set(model.add_special_tokens):
+        yield f"model.add_tokens and model.add_special_tokens both have {min(both)!r}"
+    if model.new_tokens and model.continued_adapter is not None:
+        yield "model.add_tokens needs a new adapter: set model.adapter_mode=merge"
+    if model.continued_adapter is not None and method.trains_all:
+        yield (
+            "model.adapter_mode=continue trains an adapter, but all weights are trained here: set"
+            " model.adapter_mode=merge"
+        )
+    if model.continued_adapter is not None and method.init != "default":
+        yield f"method.init={method.init} is for a new adapter: set model.adapter_mode=merge"
+    if model.merged_adapter is not None:
+        changes = "model.adapter_mode=merge changes the base weights, so"
+        if method.teacher == "base":
+            yield f"{changes} method.teacher=base cannot be used: set it to the path of a model"
+        if not method.trains_all and method.use_dora:
+            yield f"{changes} method.use_dora cannot be saved for the base as it was: leave it out"
+        if method.init in ("pissa", "olora"):
+            yield f"{changes} method.init={method.init} cannot be used: leave it out"
+    if model.new_tokens and method.name == "distill":
+        yield "model.add_tokens cannot be used with method.name=distill: no teacher has the tokens"
+    if model.new_tokens and config.backend.name == "ipex":
+        yield "model.add_tokens requires backend.name=cpu or cuda, not ipex"
 
 
 def _on_cuda(config: "Config") -> Iterator[str]:

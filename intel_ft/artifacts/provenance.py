@@ -14,11 +14,24 @@ FILE = "intel_ft.json"
 
 
 @dataclass(frozen=True)
+class StartAdapter:
+    """The adapter that a run started from: a Hub id or the name of its folder; continue or merge.
+
+    weights: the fingerprint of its weights (artifacts.fingerprints.weights_fingerprint).
+    """
+
+    name: str
+    mode: str
+    weights: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """The id of the base model (also after merging), and how prompts were formed in training.
 
     `base_weights`: fingerprint of the base's weights (models.load.fingerprint), for adapters only.
-    `loss_on`: the run's data.loss_on; None in a folder that does not say it.
+    `loss_on`: the run's data.loss_on; None in a folder that does not say it. `start_adapter`: what
+    the run started from, besides the base.
     """
 
     kind: str  # "adapter", "merged" or "openvino"
@@ -29,6 +42,7 @@ class Provenance:
     version: str
     base_weights: str | None = None
     loss_on: str | None = None
+    start_adapter: StartAdapter | None = None
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`."""
@@ -41,6 +55,9 @@ class Provenance:
         if not path.is_file():
             return None
         try:
-            return Provenance(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if start := values.get("start_adapter"):
+                values["start_adapter"] = StartAdapter(**start)
+            return Provenance(**values)
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a provenance record ({error})") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from intel_ft.artifacts.model_folder import BASE_KEY
-from intel_ft.artifacts.provenance import Provenance
+from intel_ft.artifacts.provenance import Provenance, StartAdapter
 from intel_ft.errors import UserError
 
 IR_FILE = "openvino_model.xml"
@@ -24,6 +24,7 @@ class Artifact:
     `location` is a local folder, or for a base model possibly a Hub id. `base_model` is the model
     that training started from; a base model is its own. `template` and `loss_on` are those of
     training, None where the folder does not name them (a base model, or one without intel_ft.json).
+    `start_adapter`: what the run started from, besides the base.
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class Artifact:
     template: str | None = None
     system_prompt: str | None = None
     loss_on: str | None = None
+    start_adapter: StartAdapter | None = None
 
     @property
     def folder(self) -> Path:
@@ -92,6 +94,7 @@ def _described(folder: Path, kind: Kind, base_model: str) -> Artifact:
         provenance.template,
         provenance.system_prompt,
         provenance.loss_on,
+        provenance.start_adapter,
     )
 
 
@@ -100,6 +103,14 @@ def _hub_model(text: str, folder: Path) -> Artifact:
     if looks_local or ("/" in text and folder.parent.is_dir()):
         raise UserError(f"{text}: no such folder")
     return Artifact("base", text, text)
+
+
+def trained_token_ids(adapter: Path) -> set[int]:
+    """The ids of the tokens whose embeddings the adapter in a folder trained, row by row."""
+    rows = read_json(adapter / ADAPTER_CONFIG).get("trainable_token_indices") or []
+    return {
+        int(id_) for ids in (rows.values() if isinstance(rows, dict) else [rows]) for id_ in ids
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -47,8 +47,9 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
 
     import_peft()
     from intel_ft.training.setup import read_inputs
+    from intel_ft.training.start import with_adapter
 
-    inputs = read_inputs(settings)
+    inputs = read_inputs(with_adapter(settings))
     report = inputs.training.report
     others = inputs.validation.report.unused if inputs.validation else ()
     sources = inputs.training.shares()

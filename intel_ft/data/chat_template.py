@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from intel_ft.data.control_tokens import completion_controls
+from intel_ft.data.control_tokens import ORDINARY, completion_controls
 from intel_ft.data.formats import Message
 from intel_ft.data.spans import Span, SpecialTokens
 from intel_ft.data.thoughts import CLOSE, GAP, OPEN, Opening, opening, split_thought
@@ -75,7 +75,8 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._special = special
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        self._controls = tuple(completion_controls(added).values())
+        ordinary = tokenizer.init_kwargs.get(ORDINARY, ())
+        self._controls = tuple(completion_controls(added, ordinary).values())
         self._rendered: dict[Signature, tuple[list[_Part], str]] = {}
 
     def spans(self, messages: tuple[Message, ...]) -> list[Span]:

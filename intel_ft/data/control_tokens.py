@@ -7,7 +7,7 @@ declared special, and `<|im_start|>` often is not.
 import json
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -16,30 +16,44 @@ from tokenizers.pre_tokenizers import ByteLevel
 # Control tokens that some tokenizers (Hermes, DeepSeek) do not declare special look like this.
 _CONTROL_SHAPE = re.compile("<[|\uff5c].*[|\uff5c]>")  # U+FF5C is a full-width bar
 
+ORDINARY = "ordinary_added_tokens"
+"""The key in tokenizer_config.json for the tokens of model.add_tokens, which any text may hold."""
 
-def content_controls(added: dict[int, AddedToken]) -> dict[int, str]:
+
+def content_controls(
+    added: dict[int, AddedToken], ordinary: Collection[str] = ()
+) -> dict[int, str]:
     """Ids and texts of added tokens that a user's words must never become.
 
-    These are all but runs of white space, which GPT-NeoX and Phi add to write code in fewer tokens.
+    These are all but `ordinary` ones and runs of white space, which GPT-NeoX and Phi add to write
+    code in fewer tokens.
     """
     return {
         token_id: token.content
         for token_id, token in added.items()
         if token.special
-        or (not token.content.replace("▁", "").isspace() and token.content.strip("▁"))
+        or (
+            token.content not in ordinary
+            and not token.content.replace("▁", "").isspace()
+            and token.content.strip("▁")
+        )
     }
 
 
-def completion_controls(added: dict[int, AddedToken]) -> dict[int, str]:
+def completion_controls(
+    added: dict[int, AddedToken], ordinary: Collection[str] = ()
+) -> dict[int, str]:
     """Ids and texts of added tokens that an assistant's words must never become.
 
-    Tokens that the tokenizer declares ordinary stay: a completion may hold Qwen's `<think>` or
-    Gemma's `<table>`, and the model should write each as the single token it knows.
+    Tokens that the tokenizer declares ordinary stay, and so do those in `ordinary`: a completion
+    may hold Qwen's `<think>` or Gemma's `<table>`, and the model should write each as the single
+    token it knows.
     """
     return {
         token_id: token.content
         for token_id, token in added.items()
-        if token.special or _CONTROL_SHAPE.fullmatch(token.content)
+        if token.special
+        or (token.content not in ordinary and _CONTROL_SHAPE.fullmatch(token.content))
     }
 
 

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from intel_ft.data.control_tokens import (
+    ORDINARY,
     completion_controls,
     content_controls,
     without_control_tokens,
@@ -69,8 +70,9 @@ class SpanEncoder:
             if text is not None:
                 self._special_ids[text] = [int(token_id)]
         added = self._backend.get_added_tokens_decoder()
-        self._content_controls = content_controls(added)
-        self._completion_controls = completion_controls(added)
+        ordinary = tokenizer.init_kwargs.get(ORDINARY, ())
+        self._content_controls = content_controls(added, ordinary)
+        self._completion_controls = completion_controls(added, ordinary)
         size = max(
             [
                 self._backend.get_vocab_size(with_added_tokens=True),

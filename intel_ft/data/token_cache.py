@@ -30,6 +30,7 @@ from intel_ft.data.cache_folder import (
     entry_name,
     user_folder,
 )
+from intel_ft.data.control_tokens import ORDINARY
 from intel_ft.data.prepare import DataReport
 from intel_ft.data.sources import LocalFiles, Rows, load_rows, local_files, read_local
 from intel_ft.data.stored_examples import Writer, open_examples
@@ -130,6 +131,7 @@ def _name(
         tokenizer.backend_tokenizer.to_str(),
         str(tokenizer.chat_template),
         str(sorted(tokenizer.special_tokens_map.items(), key=str)),
+        str(tokenizer.init_kwargs.get(ORDINARY)),
         data.model_dump_json(exclude=_NOT_IN_TOKENS),
         str(max_examples),
         *origin.facts(),

@@ -12,7 +12,6 @@ import numpy as np
 
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, Artifact, read_json, resolve
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.adapter_match import require_matching_base
 from intel_ft.export.context import Source, prepare_context, reference_dtype
 from intel_ft.export.export import require_packages, save_provenance
 from intel_ft.export.export_json import export_record, write_record
@@ -26,6 +25,7 @@ from intel_ft.export.try_candidate import try_candidate
 from intel_ft.export.workspace import folder_state, workspace
 from intel_ft.files import name_folder, write_json
 from intel_ft.models.adapter import WEIGHTS
+from intel_ft.models.adapter_match import require_matching_base
 from intel_ft.runtimes.language_model import Sampling, base_config
 
 logger = logging.getLogger(__name__)

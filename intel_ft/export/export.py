@@ -186,4 +186,5 @@ def save_provenance(artifact: Artifact, folder: Path) -> None:
         system_prompt=artifact.system_prompt,
         version=intel_ft.__version__,
         loss_on=artifact.loss_on,
+        start_adapter=artifact.start_adapter,
     ).save(folder)

@@ -14,7 +14,6 @@ from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config import ModelConfig
 from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.adapter_match import require_matching_base
 from intel_ft.export.logit_agreement import (
     Agreement,
     compare_logits,
@@ -23,6 +22,7 @@ from intel_ft.export.logit_agreement import (
     typical_error,
 )
 from intel_ft.export.output import new_folder, quiet
+from intel_ft.models.adapter_match import require_matching_base
 from intel_ft.runtimes.language_model import base_config, tokenizer_config
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,7 @@ def _merge_into(
         system_prompt=artifact.system_prompt,
         version=intel_ft.__version__,
         loss_on=artifact.loss_on,
+        start_adapter=artifact.start_adapter,
     ).save(folder)
 
     del base, model, merged

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from intel_ft import __version__
+from intel_ft.artifacts.provenance import StartAdapter
 from intel_ft.artifacts.resolve import Artifact, read_json
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.spans import SpecialTokens
@@ -29,6 +30,8 @@ _SETTINGS = (
     ("target modules", "method", "target_modules"),
     ("DoRA", "method", "use_dora"),
     ("rank-stabilized LoRA", "method", "use_rslora"),
+    ("new tokens", "model", "add_tokens"),
+    ("new special tokens", "model", "add_special_tokens"),
     ("training data", "data", "train"),
     ("validation data", "data", "eval"),
     ("maximum tokens per example", "data", "max_length"),
@@ -83,7 +86,7 @@ def write_card(
         system_prompt=artifact.system_prompt,
         prompt_form=_prompt_form(artifact, template),
         training=records.training,
-        training_rows=_training_rows(records),
+        training_rows=_training_rows(records, artifact.start_adapter),
         answers_only=config.get("data", {}).get("loss_on") == "completion",
         weights=records.weights,
         weight_rows=_weight_rows(records),
@@ -198,14 +201,23 @@ def _token(value: Any) -> str:
     return str(value.get("content", "") if isinstance(value, dict) else value or "")
 
 
-def _training_rows(records: Records) -> list[tuple[str, str]]:
+def _start_rows(start: StartAdapter | None) -> list[tuple[str, str]]:
+    """The adapter that training started from."""
+    if start is None:
+        return []
+    how = "merged into the base first" if start.mode == "merge" else "trained further"
+    return [("starting adapter", f"{start.name}, {how}")]
+
+
+def _training_rows(records: Records, start: StartAdapter | None) -> list[tuple[str, str]]:
     training = records.training
     if training is None:
-        return []
+        return _start_rows(start)
     config, environment = training["config"], records.environment or {}
     rows = [(label, config.get(section, {}).get(key)) for label, section, key in _SETTINGS]
-    rows = [(label, value) for label, value in rows if value is not False]
+    rows = [(label, value) for label, value in rows if value is not False and value != []]
     rows += [
+        *_start_rows(start),
         ("steps taken", training["steps"]),
         ("tokens trained on", training["tokens"]),
         ("supervised tokens", training["supervised_tokens"]),

@@ -1,11 +1,12 @@
 """A new LoRA adapter on a frozen base; copying, loading and saving its weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors.torch import load_file
 
 from intel_ft.config import MethodConfig
@@ -13,19 +14,29 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.fused_decoder import fuse_layers
 from intel_ft.models.lora_linear import fuse_linears
+from intel_ft.models.new_tokens import require_tied, trained_layers, use_rows
 from intel_ft.models.targets import choose_targets, linear_layers, refuse_tied
 from intel_ft.optional_packages import without_bitsandbytes
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | None) -> Any:
+def add_lora(
+    model: Any,
+    method: MethodConfig,
+    base_name: str,
+    revision: str | None,
+    new_tokens: Sequence[int] = (),
+) -> Any:
     """The base with new LoRA weights in float32 and copies of `method.modules_to_save`.
 
-    Only these train. For LoRA that starts as a part of the base, see models.lora_init. Raises
-    UserError if `method.target_modules` names no linear layer of this model, or
-    `method.modules_to_save` no module.
+    Only these train, and the embeddings of `new_tokens`, ids for which models.new_tokens added
+    rows. For LoRA that starts as a part of the base, see models.lora_init. Raises UserError if
+    `method.target_modules` names no linear layer of this model, or `method.modules_to_save` no
+    module.
     """
+    saved = _modules_to_save(model, method)
+    rows = trained_layers(model, new_tokens, method, saved) if new_tokens else {}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=method.r,
@@ -35,8 +46,8 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
         use_dora=method.use_dora,
         use_rslora=method.use_rslora,
         init_lora_weights="gaussian" if method.init == "gaussian" else True,
-        modules_to_save=_modules_to_save(model, method) or None,
-        revision=revision,
+        modules_to_save=saved or None,
+        trainable_token_indices=rows or None,
     )
     try:
         with without_bitsandbytes():
@@ -47,12 +58,22 @@ def add_lora(model: Any, method: MethodConfig, base_name: str, revision: str | N
             f"method.target_modules: {str(error).splitlines()[0]} The linear layers of this model "
             f"are {', '.join(linear)}"
         ) from None
+    require_tied(adapted)
+    return prepare_to_train(adapted, base_name, revision)
+
+
+def prepare_to_train(adapted: Any, base_name: str, revision: str | None) -> Any:
+    """A PEFT model whose weights that train are float32, and whose config names the base."""
     # Set after get_peft_model, which writes the base's folder there and warns about another name.
-    adapted.peft_config["default"].base_model_name_or_path = base_name
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base_name, revision
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.modules_to_save.float()
-            module.register_forward_hook(lambda _, __, output: output.to(model.dtype))
+            module.register_forward_hook(lambda _, __, output: output.to(adapted.dtype))
+        elif isinstance(module, TrainableTokensWrapper):
+            module.token_adapter.trainable_tokens_delta.float()
+    use_rows(adapted)
     return adapted
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from intel_ft.batching.row import Row
-from intel_ft.models.targets import is_linear
+from intel_ft.models.targets import is_linear, own_layer
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def expert_weights(model: Any) -> tuple[int, int]:
 
 
 def head_trains(head: Any) -> bool:
-    """Whether the output embeddings have weights that train."""
+    """Whether the output embeddings train as a whole, not only the rows of new tokens."""
+    head = own_layer(head)
     return head is not None and any(weight.requires_grad for weight in head.parameters())
 
 

@@ -68,9 +68,12 @@ def linear_gemms(model: Any, rows: int, supervised_share: float) -> list[Gemm]:
     Linear layers compute every token, the head the supervised share of them. `model` may have LoRA,
     and may be on the meta device.
     """
-    from intel_ft.models.targets import is_linear  # imports peft, which a rate does not need
+    from intel_ft.models.targets import (  # imports peft, which a rate does not need
+        is_linear,
+        own_layer,
+    )
 
-    head = model.get_output_embeddings()
+    head = own_layer(model.get_output_embeddings())
     shapes: Counter[tuple[int, int]] = Counter()
     for name, module in model.named_modules():
         if module is head or not is_linear(module) or ".lora_" in name:

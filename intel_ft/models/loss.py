@@ -13,7 +13,9 @@ from torch import Tensor
 from intel_ft.batching.row import IGNORED, Row, pad_row
 from intel_ft.kernels import ops
 from intel_ft.models.fused_decoder import is_fused
+from intel_ft.models.new_tokens import rows_of
 from intel_ft.models.packed_attention import NAME, padded_length, row_inputs
+from intel_ft.models.targets import own_layer
 
 CHUNK_BYTES = 32 * 2**20
 """The size of the chunks that logits are computed in; larger ones gain nothing (docs/log.md)."""
@@ -30,10 +32,13 @@ def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = 
     """
     inputs = model_inputs(row, model.device, packed=packed)
     with autocast(dtype or model.dtype, model.device):
-        if (head := plain_head(model)) is not None and not head.requires_grad:
+        head = plain_head(model)
+        parts = plain_head_with_rows(model) if head is None else (head, None, None)
+        if parts is not None and not parts[0].requires_grad:
+            weight, ids, rows = parts
             # Mamba's last norm returns float32, because its residual stream is in float32.
-            hidden = hidden_states(model, inputs).to(head.dtype)
-            loss: Tensor = HeadLoss.apply(hidden, head, inputs.targets)  # type: ignore[no-untyped-call]
+            hidden = hidden_states(model, inputs).to(weight.dtype)
+            loss: Tensor = HeadLoss.apply(hidden, weight, inputs.targets, ids, rows)  # type: ignore[no-untyped-call]
             return loss
         return chunked_loss(scores(model, inputs), _label_loss(inputs.targets))
 
@@ -156,16 +161,38 @@ def plain_head(model: Any) -> Tensor | None:
 
     None if the head has a bias, or if the model modifies the logits after the head.
     """
-    config = model.config.get_text_config()
     head = model.get_output_embeddings()
-    plain = type(head) is torch.nn.Linear and head.bias is None
-    if not plain or any(getattr(config, name, None) is not None for name in _LOGIT_MODIFIERS):
+    if type(head) is not torch.nn.Linear or not _gives_logits(model, head, head):
         return None
+    weight: Tensor = head.weight
+    return weight
+
+
+def plain_head_with_rows(model: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A plain head of which only the rows of new tokens train, else None.
+
+    Returns its frozen weight [vocabulary, size], the ids int64 [new] and their rows [new, size].
+    """
+    head = model.get_output_embeddings()
+    linear = own_layer(head)
+    if linear is head or type(linear) is not torch.nn.Linear:
+        return None
+    trained = rows_of(head.token_adapter)
+    if trained is None or not _gives_logits(model, head, linear):
+        return None
+    return linear.weight, *trained
+
+
+def _gives_logits(model: Any, head: Any, linear: torch.nn.Linear) -> bool:
+    """Whether the output of `head`, which computes as `linear` does, is the logits."""
+    config = model.config.get_text_config()
+    modified = any(getattr(config, name, None) is not None for name in _LOGIT_MODIFIERS)
+    if linear.bias is not None or modified:
+        return False
     base = _base(model)
     if not hasattr(base, "has_plain_head"):
         base.has_plain_head = _trial_of_head(base, head.weight)
-    weight: Tensor = head.weight
-    return weight if base.has_plain_head else None
+    return bool(base.has_plain_head)
 
 
 _LOGIT_MODIFIERS = (
@@ -224,31 +251,52 @@ class HeadLoss(torch.autograd.Function):
 
     hidden [supervised, size], weight [vocabulary, size], targets int64 [supervised]. Forward
     computes the gradient of each chunk as well (Liger Kernel, Hsu et al. 2024), so that the whole
-    logits never exist.
+    logits never exist. rows [new, size], float32, replace those of weight at the tokens ids, int64
+    [new], and train.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        ids: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """The loss, a float32 scalar."""
-        rows = chunk_rows(len(weight), weight.element_size()) * _chunk_factor(hidden)
-        buffer = hidden.new_empty(min(rows, len(targets)), len(weight))
+        size = chunk_rows(len(weight), weight.element_size()) * _chunk_factor(hidden)
+        buffer = hidden.new_empty(min(size, len(targets)), len(weight))
+        new = None if rows is None else rows.to(weight.dtype)
         grads = []
+        grad_rows = None if rows is None else torch.zeros_like(rows)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for start in range(0, len(targets), rows):
-            part = hidden[start : start + rows]
+        for start in range(0, len(targets), size):
+            part = hidden[start : start + size]
             logits = torch.mm(part, weight.T, out=buffer[: len(part)])
-            total += ops.cross_entropy(logits, targets[start : start + rows])
-            if ctx.needs_input_grad[0]:
+            if new is not None:
+                logits[:, ids] = part @ new.T
+            total += ops.cross_entropy(logits, targets[start : start + size])
+            if not ctx.needs_input_grad[0]:
+                continue
+            if new is None or grad_rows is None:
                 grads.append(logits @ weight)
+                continue
+            of_new = logits[:, ids]
+            logits[:, ids] = 0
+            grads.append((logits @ weight).addmm_(of_new, new))
+            grad_rows += (of_new.T @ part).float()
         if ctx.needs_input_grad[0]:  # of a row without supervised tokens, it is empty
-            ctx.save_for_backward(torch.cat(grads) if grads else torch.zeros_like(hidden))
+            grad = torch.cat(grads) if grads else torch.zeros_like(hidden)
+            ctx.save_for_backward(grad, grad_rows)
         return total.float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of hidden."""
-        (grad,) = ctx.saved_tensors
-        return grad * gradients[0].to(grad.dtype), None, None
+        """The gradients of hidden and rows."""
+        scaled = (None if g is None else g * gradients[0].to(g.dtype) for g in ctx.saved_tensors)
+        grad, grad_rows = scaled
+        return grad, None, None, None, grad_rows
 
 
 class ChunkedLoss(torch.autograd.Function):

@@ -1,25 +1,31 @@
 """Applies a saved LoRA adapter to its base, and refuses one that does not match."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from intel_ft.artifacts.resolve import trained_token_ids
 from intel_ft.errors import UserError
 from intel_ft.models.adapter import WEIGHTS
 from intel_ft.optional_packages import without_bitsandbytes
 
 
-def apply_adapter(base: Any, folder: Path) -> Any:
+def apply_adapter(base: Any, folder: Path, *, trains: bool = False) -> Any:
     """`base` (changed in place) with the adapter in `folder`, as a peft.PeftModel in eval mode.
 
-    Raises UserError for an adapter without weights, with NaN or infinity in them, or trained on a
-    base with other shapes.
+    The embeddings of `base` grow to those of the adapter. trains: the adapter's weights, in float32
+    then, are trainable. Raises UserError for an adapter without weights, with NaN or infinity in
+    them, or trained on a base with other shapes.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    shapes = _check_weights(folder)
+    from intel_ft.models.new_tokens import use_rows
+
+    shapes = tensor_shapes(folder)
+    grow_embeddings(base, folder, shapes)
     try:
         with without_bitsandbytes():
-            model = PeftModel.from_pretrained(base, str(folder))
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=trains)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder}: this adapter does not fit its base model {_name(base)}: "
@@ -36,10 +42,26 @@ def apply_adapter(base: Any, folder: Path) -> Any:
             f"{folder}: this adapter does not fit its base model {_name(base)}: {len(wrong)} "
             f"tensors {'have no place in it' if unknown else 'are missing'}, such as {wrong[0]}"
         )
+    use_rows(model)
     return model.eval()
 
 
-def _check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
+def grow_embeddings(base: Any, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Grow the embeddings of `base` to the rows that the adapter in `folder` has or trains.
+
+    shapes: of the adapter's tensors.
+    """
+    from intel_ft.models.new_tokens import add_rows
+
+    embeddings = [base.get_input_embeddings(), base.get_output_embeddings()]
+    names = tuple(f".{n}.weight" for n, module in base.named_modules() if module in embeddings)
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith(names)]
+    rows += [id_ + 1 for id_ in trained_token_ids(folder)]
+    size = len(embeddings[0].weight)
+    add_rows(base, range(size, max([size, *rows])))
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Read all of the adapter's tensors and check that they are finite; returns their shapes."""
     import torch
     from safetensors import SafetensorError, safe_open

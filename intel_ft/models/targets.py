@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.utils import TrainableTokensWrapper
 from peft.utils import transformers_weight_conversion as conversion
 from transformers.pytorch_utils import Conv1D
 
@@ -31,6 +32,13 @@ _NAME_OF_EXPERTS = "peft takes this name for the fused experts alone"
 def is_linear(module: torch.nn.Module) -> bool:
     """Whether `module` is a linear layer, including GPT-2's Conv1D."""
     return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def own_layer(module: Any) -> Any:
+    """The embedding or linear layer itself, where peft trains single rows of it."""
+    if isinstance(module, TrainableTokensWrapper):
+        return module.token_adapter.get_base_layer()
+    return module
 
 
 def linear_layers(model: Any) -> dict[str, torch.nn.Module]:
@@ -55,7 +63,7 @@ def choose_targets(model: Any, method: MethodConfig) -> str | list[str]:
     left_out = {name: reason for name, reason in reasons.items() if reason}
     if method.target_modules != ALL_LINEAR:
         for name, reason in left_out.items():
-            if _matches(method.target_modules, name):
+            if matches(method.target_modules, name):
                 raise UserError(f"method.target_modules: {name} cannot be adapted: {reason}")
     used = any(_takes(method.target_modules, name, model) for name in experts)
     if used and (option := _not_for_experts(method)):
@@ -77,7 +85,7 @@ def _require_modules(model: Any, targets: str | list[str]) -> None:
     if isinstance(targets, str):
         return  # peft refuses a pattern that matches nothing
     names = [*(name for name, _ in model.named_modules()), *_mapping(model)]
-    unknown = [target for target in targets if not any(_matches([target], name) for name in names)]
+    unknown = [target for target in targets if not any(matches([target], name) for name in names)]
     if unknown:
         leaves = sorted({_leaf(name) for name in linear_layers(model)})
         close = [difflib.get_close_matches(_leaf(name), leaves, n=1) for name in unknown]
@@ -95,16 +103,22 @@ def refuse_tied(model: Any, targets: str | list[str], key: str) -> None:
     Training would change one of them alone, and a merged model can hold only one weight.
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    text = model.config.get_text_config()
-    if head is None or not (text.tie_word_embeddings or head.weight is table.weight):
+    if not is_tied(model):
         return
     for name, module in model.named_modules():
-        if (module is table or module is head) and _matches(targets, name):
+        if (module is table or module is head) and matches(targets, name):
             raise UserError(
                 f"{key}: {_leaf(name)} shares its weight with the model's other embedding "
                 "(tie_word_embeddings is true), and a merged model can hold only one of them: "
                 f"adapters on {_leaf(name)} cannot be merged, leave it out"
             )
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the two embeddings of a base model are one weight."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = model.config.get_text_config().tie_word_embeddings
+    return head is not None and (tied or head.weight is table.weight)
 
 
 def adapted_modules(model: Any, method: MethodConfig) -> list[Decision]:
@@ -143,7 +157,7 @@ def adapted_modules(model: Any, method: MethodConfig) -> list[Decision]:
 def _frozen(model: Any, method: MethodConfig) -> Iterator[tuple[str, str]]:
     """The matrices that stay frozen, other than embeddings and head, each with the reason."""
     base = model.get_base_model()
-    head, mapping = base.get_output_embeddings(), _mapping(base)
+    head, mapping = own_layer(base.get_output_embeddings()), _mapping(base)
     adapted: set[int] = set()
     wrapped: set[tuple[int, str]] = set()
     outside = _outside_text(base)
@@ -200,7 +214,8 @@ def _outside_text(model: Any) -> set[int]:
     if not any(f"{kind}_config" in model.config.sub_configs for kind in ("vision", "audio")):
         return set()
     text = {id(module) for module in model.get_decoder().modules()}
-    text.add(id(model.get_output_embeddings()))
+    head = model.get_output_embeddings()
+    text |= {id(module) for module in (head.modules() if head is not None else ())}
     owners = (m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
     return {id(module) for module in owners} - text
 
@@ -236,7 +251,7 @@ def _takes(targets: str | list[str], expert: str, model: Any) -> bool:
     return any(re.fullmatch(targets, f"{owner}.{expert}") for owner in owners)
 
 
-def _matches(targets: str | list[str], name: str) -> bool:
+def matches(targets: str | list[str], name: str) -> bool:
     """Whether peft adapts the module `name` for these targets."""
     if targets == ALL_LINEAR:
         return False  # which is no pattern, and takes no embeddings

@@ -4,7 +4,6 @@ An OpenVINO IR runs without torch, which takes seconds to import and much of a c
 """
 
 import logging
-import shutil
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -15,8 +14,15 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from intel_ft import assets
+from intel_ft.artifacts.resolve import ADAPTER_CONFIG, resolve
 from intel_ft.config import ModelConfig
 from intel_ft.errors import EnvironmentProblem, UserError, missing_package
+from intel_ft.models.added_tokens import (
+    ExtendedTokenizer,
+    copy_files,
+    extend,
+    require_single,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +35,6 @@ PROBE_TEXTS = (
     "東京は日本の首都です。 北京是中国的首都。 서울",
     "مرحبا بالعالم שלום नमस्ते दुनिया สวัสดี",
     "🙂👩‍👩‍👧 ∑√≠ ﬁ Ⅷ",
-)
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "tekken.json",
-    "chat_template.jinja",
-    "*.tiktoken",
 )
 
 _OTHER_LAYOUTS = ["consolidated*.safetensors", "original/*", "*/*.safetensors"]
@@ -72,9 +64,35 @@ def model_folder(model: ModelConfig, *, weights: bool = True) -> Path:
     return _snapshot(name, model.revision, tuple(patterns))
 
 
+def adapter_folder(name: str) -> Path:
+    """The local folder of the adapter `name` (model.adapter).
+
+    name: the folder of a finished run, an adapter or a checkpoint, or a Hub id. Raises UserError
+    for anything else.
+    """
+    folder = Path(name)
+    if folder.exists():
+        artifact = resolve(name)
+        if artifact.kind != "adapter":
+            raise UserError(
+                f"model.adapter: {name}: this is no adapter but a {artifact.kind} model: give it as"
+                " model.name_or_path"
+            )
+        return artifact.folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model.adapter: {name}: no such folder")
+    patterns = ("*.json", "*.jinja", "adapter_model.safetensors", "*.model", "*.txt")
+    folder = _snapshot(name, None, patterns, "model.adapter")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"model.adapter: {name}: no {ADAPTER_CONFIG}, so this is not an adapter")
+    return folder
+
+
 @cache
-def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """A Hub model's folder; cached, so that a run asks the Hub once."""
+def _snapshot(
+    name: str, revision: str | None, patterns: tuple[str, ...], key: str = "model.name_or_path"
+) -> Path:
+    """A Hub model's folder; cached, so that a run asks the Hub once. key: where the name is set."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -92,25 +110,49 @@ def _snapshot(name: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     except LocalEntryNotFoundError:
         raise EnvironmentProblem(
             f"{name}: no such local folder, and the Hub cannot be reached: download the model on a "
-            "machine with network access and give its folder as model.name_or_path"
+            f"machine with network access and give its folder as {key}"
         ) from None
     except HfHubHTTPError as error:
         raise UserError(f"{name}: the Hub answered: {error.server_message or error}") from None
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer, which encodes as its tokenizer.json does.
+    """The model's tokenizer, which encodes as its tokenizer.json does, with model.add_tokens.
 
-    Raises UserError if the folder has none that works.
+    It is that of model.adapter, if the adapter's folder has one. Raises UserError if the folder has
+    none that works.
     """
-    folder = model_folder(model, weights=False)
+    folder = _tokenizer_folder(model)
+    if not model.new_tokens:
+        return _load_from(folder, model.trust_remote_code)
+    added = extended_tokenizer(model)
+    tokenizer = _load_from(added.folder, model.trust_remote_code)
+    require_single(tokenizer, added.ids)
+    return tokenizer
+
+
+def extended_tokenizer(model: ModelConfig) -> ExtendedTokenizer:
+    """The tokenizer's files with model.add_tokens and model.add_special_tokens."""
+    folder = _tokenizer_folder(model)
+    return extend(folder, tuple(model.add_tokens), tuple(model.add_special_tokens))
+
+
+def _tokenizer_folder(model: ModelConfig) -> Path:
+    if model.adapter is not None:
+        folder = adapter_folder(model.adapter)
+        if (folder / "tokenizer_config.json").is_file():
+            return folder
+    return model_folder(model, weights=False)
+
+
+def _load_from(folder: Path, trust_remote_code: bool) -> Any:
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         raise UserError(
             f"{folder}: the tokenizer is only there as tokenizer.model, which Transformers converts"
             " to other token ids: copy tokenizer.json and tokenizer_config.json from the model's"
             " page on the Hub into this folder"
         )
-    tokenizer = _auto_tokenizer(folder, model.trust_remote_code)
+    tokenizer = _auto_tokenizer(folder, trust_remote_code)
     # Without files, Transformers creates a tokenizer that has special tokens only.
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in files):
@@ -155,12 +197,7 @@ def copy_tokenizer(tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
         return
     own_code = type(tokenizer).__module__.startswith("transformers_modules")
-    for pattern in (*_TOKENIZER_FILES, *(("tokenization_*.py",) if own_code else ())):
-        for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
-    if (source / "additional_chat_templates").is_dir():
-        templates = "additional_chat_templates"
-        shutil.copytree(source / templates, folder / templates, dirs_exist_ok=True)
+    copy_files(source, folder, own_code=own_code)
 
 
 def _auto_tokenizer(folder: Path, trust_remote_code: bool) -> Any:

@@ -24,6 +24,7 @@ from intel_ft.planner.workload import (
 )
 from intel_ft.training.memory import MemorySetting, memory_setting
 from intel_ft.training.model_sizes import CountedModel, count_model
+from intel_ft.training.start import with_adapter
 
 _CPU_BACKENDS = ("cpu", "ipex")
 
@@ -69,6 +70,7 @@ def inputs_of(
     time_layers: also train some layers on this machine for a few steps, which corrects time and
     memory. Raises UserError, EnvironmentProblem.
     """
+    config = with_adapter(config)
     gpu, chosen = _gpu(config, cluster), config.model.dtype
     if time_layers and (why := _why_not_timed(config, cluster, gpu)):
         raise UserError(f"--measure: {why}")

@@ -117,7 +117,10 @@ def shortened(description: Any, layers: int) -> Any:
 
 
 def _short_config(config: Config, setting: MemorySetting, batch: int) -> Config:
-    """`config` for the probe: steps of `batch` examples on the CPU, without teacher and records."""
+    """`config` for the probe: steps of `batch` examples on the CPU.
+
+    It has no teacher, starts from the base alone, and keeps no records.
+    """
     changes: dict[str, dict[str, Any]] = {
         "train": {
             "max_steps": 10**6,
@@ -139,7 +142,7 @@ def _short_config(config: Config, setting: MemorySetting, batch: int) -> Config:
     parts = {
         name: getattr(config, name).model_copy(update=update) for name, update in changes.items()
     }
-    return config.model_copy(update=parts)
+    return config.model_copy(update=parts | {"model": config.model.base})
 
 
 def _run(config: Config, examples: list[list[int]], layers: int) -> dict[str, float]:

@@ -8,9 +8,16 @@ https://docs.axolotl.ai/docs/dataset-formats/
 from pathlib import Path
 from typing import Any
 
+from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import UserError
 from intel_ft.recipes import schedule, values
-from intel_ft.recipes.axolotl_keys import NOT_NEEDED, NOT_SFT, PLUGINS, UNSUPPORTED
+from intel_ft.recipes.axolotl_keys import (
+    NOT_NEEDED,
+    NOT_SFT,
+    OF_A_NEW_ADAPTER,
+    PLUGINS,
+    UNSUPPORTED,
+)
 from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
 
@@ -28,6 +35,7 @@ def translate(t: Translation, devices: int) -> None:
     t.move("trust_remote_code", "model.trust_remote_code")
     _precision(t)
     _method(t)
+    _tokens(t)
     _datasets(t)
     for old, new, change, default in (
         ("num_epochs", "train.epochs", values.number, 1.0),
@@ -108,6 +116,10 @@ def _method(t: Translation) -> None:
         reason = "without an adapter all weights are trained"
         t.take_not_needed({"lora_*": reason, "peft_*": reason})
         return
+    if (ratio := t.take("loraplus_lr_ratio")) is not None:
+        t.put("method.lora_plus_ratio", ratio, f"loraplus_lr_ratio: {ratio}")
+    if values.start_adapter(t, "lora_model_dir", "continue", OF_A_NEW_ADAPTER):
+        return
     t.convert("lora_r", "method.r", values.positive_int, 8)
     t.convert("lora_alpha", "method.alpha", values.number, 16.0)
     t.convert("lora_dropout", "method.dropout", values.number, 0.0)
@@ -119,12 +131,24 @@ def _method(t: Translation) -> None:
     t.move("peft_use_dora", "method.use_dora")
     t.move("peft_use_rslora", "method.use_rslora")
     values.init_weights(t, "peft_init_lora_weights")
-    for old, key in (
-        ("lora_modules_to_save", "method.modules_to_save"),
-        ("loraplus_lr_ratio", "method.lora_plus_ratio"),
-    ):
-        if (value := t.take(old)) is not None:
-            values.set_if_field(t, old, key, value, "not supported in this version")
+    if (saved := t.take("lora_modules_to_save")) is not None:
+        t.put("method.modules_to_save", saved, f"lora_modules_to_save: {saved}")
+
+
+def _tokens(t: Translation) -> None:
+    """New tokens, and the model's own special tokens under other names."""
+    note = ""
+    if t.value_of("method.name") != "full" and not t.value_of("method.modules_to_save"):
+        note = "their embeddings are trained; Axolotl leaves them as they begin"
+    values.new_tokens(t, "tokens", note)
+    values.new_tokens(t, "special_tokens.additional_special_tokens", note)
+    folder = Path(str(t.value_of("model.name_or_path")))
+    for name in ("bos_token", "eos_token", "unk_token"):
+        own = read_json(folder / "tokenizer_config.json").get(name) if folder.is_dir() else None
+        own = own.get("content") if isinstance(own, dict) else own
+        if own is not None and t.left.get(f"special_tokens.{name}") == own:
+            t.not_needed.append(f"special_tokens.{name}: {own}: the tokenizer's own")
+            t.take(f"special_tokens.{name}")
 
 
 def _datasets(t: Translation) -> None:

@@ -99,24 +99,29 @@ NOT_NEEDED = {
     "do_bench_eval": "use `intel-ft eval`",
     "experimental_skip_move_to_device": "weights are memory-mapped",
     "quantize_moe_experts": "the base is quantized when it is loaded",
+    "resize_token_embeddings_to_32x": "the embeddings grow by the new tokens alone",
+    "mean_resizing_embeddings": "embeddings of new tokens start as the mean of the others",
 }
+
+OF_A_NEW_ADAPTER = (
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_linear", "lora_target_modules"),
+    *("lora_modules_to_save", "peft_use_dora", "peft_use_rslora", "peft_init_lora_weights"),
+)
+"""Keys that Axolotl does not read where lora_model_dir names an adapter."""
 
 UNSUPPORTED = {
     "base_model_config": "config and weights must be in one folder",
     "base_model_ignore_patterns": "config and weights must be in one folder",
     "tokenizer_config": "the tokenizer must be in the model folder",
     "special_tokens.*": "special tokens come from the model folder: change them there",
-    "tokens": "adding tokens is not supported: use a model folder that has them",
-    "added_tokens_overrides*": "adding tokens is not supported: use a model folder that has them",
-    "resize_token_embeddings_to_32x": "resizing embeddings is not supported",
+    "added_tokens_overrides*": "renaming tokens is not supported: use model.add_special_tokens",
     "overrides_of_model_config*": "edit config.json in a copy of the model folder",
     "overrides_of_model_kwargs*": "edit config.json in a copy of the model folder",
     "min_sample_len": "short examples are kept",
-    "shrink_embeddings": "resizing embeddings is not supported",
+    "shrink_embeddings": "embeddings never get smaller",
     "random_init_weights": "training always starts from the base's weights",
     "noisy_embedding_alpha": "noise on embeddings is not supported",
     "sample_weights*": "all examples have the same weight",
-    "lora_model_dir": "training always starts from the base, not from another adapter",
     "peft_layers_to_transform": "the adapter is always on all layers",
     "peft_layer_replication": "layer replication is not supported",
     "peft.loftq_config.*": "LoftQ is not supported (in peft it requires CUDA)",

@@ -5,7 +5,9 @@ finetuning_args; the rest are transformers.TrainingArguments); https://llamafact
 """
 
 import re
+from pathlib import Path
 
+from intel_ft.config_text import parse_yaml, read_text
 from intel_ft.errors import UserError
 from intel_ft.recipes import llama_factory_data, schedule, values
 from intel_ft.recipes.recognize import refuse_keys
@@ -75,12 +77,10 @@ _VISION = (
 """Names of templates of models that see images or hear."""
 
 UNSUPPORTED = {
-    "adapter_name_or_path": "training always starts from the base, not from another adapter",
-    "adapter_folder": "training always starts from the base, not from another adapter",
-    "add_tokens": "adding tokens is not supported: use a model folder that has them",
-    "add_special_tokens": "adding tokens is not supported: use a model folder that has them",
-    "new_special_tokens_config": "adding tokens is not supported: use a model folder that has them",
-    "resize_vocab": "resizing embeddings is not supported",
+    "adapter_folder": "give the adapter's own folder as model.adapter",
+    "create_new_adapter": "it requires adapter_name_or_path",
+    "resize_vocab": "embeddings only grow by model.add_tokens",
+    "freeze_original_embeddings": "it requires new tokens",
     "rope_scaling": "edit config.json in a copy of the model folder",
     "shift_attn": "S2-Attn is not supported",
     "mixture_of_depths": "mixture-of-depths is not supported",
@@ -111,7 +111,7 @@ UNSUPPORTED = {
     "use_mca": "Megatron is not supported",
     "use_kt": "KTransformers is not supported",
     "kt_*": "KTransformers is not supported",
-    "init_special_tokens": "adding tokens is not supported",
+    "init_special_tokens": "embeddings of new tokens start as the mean of the others",
     "loraplus_lr_embedding": "embeddings do not get an adapter",
     "pissa_iter": "PiSSA always uses a randomized method with 8 power iterations",
     "disable_shuffling": "each epoch is shuffled with train.seed",
@@ -122,6 +122,12 @@ UNSUPPORTED = {
     "tool_format": "data with tool calls is not supported",
     "split_special_tokens": "control tokens in users' words always become ordinary text",
 }
+
+_OF_A_NEW_ADAPTER = (
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_dora", "use_rslora"),
+    *("pissa_init", "additional_target"),
+)
+"""Keys that LLaMA-Factory does not read where it trains an adapter further."""
 
 _TEMPLATES = {"llama2": "llama2", "alpaca": "alpaca", "chatml": "chatml", "empty": "none"}
 
@@ -138,6 +144,7 @@ def translate(t: Translation, devices: int) -> None:
     t.move("trust_remote_code", "model.trust_remote_code")
     values.machine(t, ("bf16", "pure_bf16"))
     _method(t)
+    _tokens(t)
     _data(t)
     values.no_clipping(t)
     for old, new, change, default in (
@@ -193,6 +200,7 @@ def _method(t: Translation) -> None:
         values.method(t, "full", "finetuning_type: full")
         reason = "all weights are trained"
         t.take_not_needed({"lora_*": reason, "quantization_bit": reason})
+        t.take_unsupported({"adapter_name_or_path": "LLaMA-Factory takes it for LoRA alone"})
         return
     if bits == 4:
         values.method(t, "qlora", "quantization_bit: 4")
@@ -202,6 +210,18 @@ def _method(t: Translation) -> None:
         values.int8_base(t, "quantization_bit: 8")
     elif bits not in (None, 4):
         t.cannot_carry("quantization_bit", bits, "only 4 and 8 are supported")
+    ratio = t.read("loraplus_lr_ratio", values.number)
+    if ratio is not None:
+        t.put("method.lora_plus_ratio", ratio, f"loraplus_lr_ratio: {ratio}")
+    new = t.flag("create_new_adapter") if t.left.get("adapter_name_or_path") else False
+    if new and bits is not None:
+        t.not_needed.append(
+            "create_new_adapter: true: LLaMA-Factory always trains the adapter of a quantized base"
+            " further"
+        )
+    mode = "merge" if new and bits is None else "continue"
+    if values.start_adapter(t, "adapter_name_or_path", mode, _OF_A_NEW_ADAPTER):
+        return
     rank = t.convert("lora_rank", "method.r", values.positive_int, 8)
     t.convert("lora_alpha", "method.alpha", values.number, 2.0 * (rank or 8))
     t.convert("lora_dropout", "method.dropout", values.number, 0.0)
@@ -211,12 +231,40 @@ def _method(t: Translation) -> None:
     if t.flag("pissa_init"):
         t.left["pissa_init"] = "pissa"
         values.init_weights(t, "pissa_init")
-    for old, key, change in (
-        ("additional_target", "method.modules_to_save", values.modules),
-        ("loraplus_lr_ratio", "method.lora_plus_ratio", values.number),
-    ):
-        if (value := t.read(old, change)) is not None:
-            values.set_if_field(t, old, key, value, "not supported in this version")
+    if (saved := t.read("additional_target", values.modules)) is not None:
+        t.put("method.modules_to_save", saved, f"additional_target: {saved}")
+
+
+def _tokens(t: Translation) -> None:
+    """New tokens. With LoRA, LLaMA-Factory trains both embeddings as a whole then."""
+    _read_described(t)
+    for key in ("add_tokens", "add_special_tokens", "new_special_tokens_config"):
+        values.new_tokens(t, key)
+    if t.value_of("model.add_tokens"):
+        t.take_not_needed({"resize_vocab": "the embeddings grow by the new tokens"})
+        if t.value_of("method.name") != "full" and not t.value_of("method.modules_to_save"):
+            t.not_carried_over.append(
+                "additional_target is not set: LLaMA-Factory then trains the embeddings of all"
+                " tokens, intel-ft those of the new ones: for all, set method.modules_to_save to"
+                " the model's embeddings, such as [embed_tokens, lm_head]"
+            )
+        else:
+            t.take_unsupported({"freeze_original_embeddings": "the embeddings train as a whole"})
+        t.take_not_needed({"freeze_original_embeddings": "only the rows of new tokens train"})
+    if str(t.left.get("init_special_tokens")).startswith(("noise", "vocab_mean")):
+        t.take_not_needed({"init_special_tokens": "new rows start as the mean of the others"})
+
+
+def _read_described(t: Translation) -> None:
+    """The tokens of a file that maps each to a description, if it is on this machine."""
+    name = t.left.get("new_special_tokens_config")
+    if name is None or is_off(name) or not Path(str(name)).is_file():
+        t.take_unsupported({"new_special_tokens_config": "add its tokens to model.add_tokens"})
+        return
+    described = parse_yaml(read_text(Path(str(name))), str(name))
+    if not isinstance(described, dict):
+        raise UserError(f"{t.origin}: new_special_tokens_config: {name}: expected a mapping")
+    t.left["new_special_tokens_config"] = list(described)
 
 
 def _data(t: Translation) -> None:

@@ -21,6 +21,7 @@ from intel_ft.models.load import (
 from intel_ft.training.distillation import OWN_BASE, check_teacher
 from intel_ft.training.model_sizes import count_description
 from intel_ft.training.setup import require_installed
+from intel_ft.training.start import check_adapter, with_adapter
 
 NOT_CHECKED = "not checked, because it is neither a local path nor in the Hub's cache"
 
@@ -71,8 +72,9 @@ def _length(config: Config) -> str:
 def _model(config: Config) -> str:
     folder: Path = model_folder(config.model)
     check_base(folder, config.model)
-    load_tokenizer(config.model)
-    count_description(config, description_of(config.model))  # refuses what cannot be adapted
+    check_adapter(config.model, load_tokenizer(config.model))
+    # Refuses what cannot be adapted.
+    count_description(with_adapter(config), description_of(config.model))
     return f"{parameter_count(folder):,} parameters"
 
 

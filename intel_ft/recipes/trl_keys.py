@@ -85,6 +85,7 @@ NOT_NEEDED = {
 
 UNSUPPORTED = {
     "peft.loftq_config*": "LoftQ is not supported (in peft it requires CUDA)",
+    "peft.trainable_token_indices*": "only new tokens are trained alone: see model.add_tokens",
     "peft.*": "this option of peft's LoRA is not supported",
     "use_dora": "the LoraConfig takes precedence",
     "use_rslora": "the LoraConfig takes precedence",

@@ -216,6 +216,44 @@ def init_weights(t: Translation, old: str) -> None:
         t.cannot_carry(old, value, f"supported are {_list(choices(MethodConfig, 'init'))}")
 
 
+def start_adapter(t: Translation, old: str, mode: str, not_used: tuple[str, ...]) -> bool:
+    """Translate the adapter that training starts from; whether it is trained further.
+
+    not_used: the file's keys of a new adapter, which the other trainer does not read then either.
+    """
+    value = t.take(old)
+    named = (
+        value if isinstance(value, list) else [one for one in str(value or "").split(",") if one]
+    )
+    if not named:
+        return False
+    if len(named) > 1:
+        t.cannot_carry(old, value, "only one adapter can be the start: merge the first ones before")
+        return False
+    t.put("model.adapter", str(named[0]).strip(), f"{old}: {named[0]}")
+    t.put("model.adapter_mode", mode, f"{old}: {named[0]}")
+    if mode == "continue":
+        t.take_not_needed(dict.fromkeys(not_used, "the adapter keeps its own"))
+    return mode == "continue"
+
+
+def new_tokens(t: Translation, old: str, note: str = "") -> None:
+    """Translate tokens to add: a list, or names separated by commas.
+
+    Special ones as well: the other trainers' data may hold their text, which becomes the token.
+    """
+    value = t.take(old)
+    if value is None:
+        return
+    named = value if isinstance(value, list) else str(value).split(",")
+    tokens = [str(token).strip() for token in named if str(token).strip()]
+    if t.value_of("model.adapter_mode") == "continue":
+        t.cannot_carry(old, value, "an adapter that is trained further keeps its own tokens")
+        return
+    before = t.value_of("model.add_tokens") or []
+    t.put("model.add_tokens", list(dict.fromkeys(before + tokens)), f"{old}: {value}", note)
+
+
 def modules(value: Any) -> str | list[str]:
     """Target modules: a list, names separated by commas, a regular expression, or all."""
     if isinstance(value, str) and not re.fullmatch(r"[\w., -]*", value):

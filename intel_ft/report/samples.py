@@ -15,7 +15,7 @@ from intel_ft.files import write_text
 from intel_ft.inference.evaluate import answerable, greedy_answers
 from intel_ft.models.load import load_tokenizer
 from intel_ft.report.read_run import SAMPLES
-from intel_ft.runtimes.language_model import base_config
+from intel_ft.runtimes.language_model import base_config, tokenizer_config
 from intel_ft.runtimes.open_model import open_model
 
 
@@ -30,14 +30,14 @@ def write_samples(run: Path, count: int, max_new_tokens: int, base: str | None =
     after = resolve(str(run))
     config = load(run / "config.yaml")
     if base is not None:
-        trust = config.model.trust_remote_code
-        after = with_base(after, base, trust_remote_code=trust)
-        moved = config.model.model_copy(update={"name_or_path": base, "revision": None})
-        config = config.model_copy(update={"model": moved})
+        after = with_base(after, base, trust_remote_code=config.model.trust_remote_code)
     base_config(after)  # says --base where the base model has moved
     base_model = resolve(assets.resolve(after.base_model))
     before = replace(base_model, base_revision=after.base_revision)
-    prepared = _prepared(config, load_tokenizer(config.model))
+    tokenizer = load_tokenizer(
+        tokenizer_config(after, trust_remote_code=config.model.trust_remote_code)
+    )
+    prepared = _prepared(config, tokenizer)
     conversations = answerable(prepared, count)
     answers = []
     for artifact in (before, after):  # one at a time: both may not fit into memory

@@ -16,10 +16,14 @@ from intel_ft.data.mixture import Part
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.models import lora_init
-from intel_ft.models.adapter import add_lora
+from intel_ft.models.adapter import add_lora, prepare_to_train
 from intel_ft.models.fast_path import apply_fast_path, compile_layers
 from intel_ft.models.flops import step_cost, with_teacher
+from intel_ft.models.new_tokens import describe_tokens, new_token_ids
+from intel_ft.models.saved_adapter import apply_adapter
+from intel_ft.models.start_adapter import negative_of
 from intel_ft.models.targets import adapted_modules
+from intel_ft.models.tokenizer import adapter_folder
 from intel_ft.training.decide import make_plan, row_capacity
 from intel_ft.training.distillation import load_teacher
 from intel_ft.training.memory import full_row_activations
@@ -85,27 +89,45 @@ def base_id(config: Config) -> str:
 def _adapter(
     config: Config, base: Any, backend: Backend, world: World, start: Path | None
 ) -> tuple[Adapter, list[Decision]]:
-    method = config.method
-    model = add_lora(base, method, base_id(config), config.model.revision)
-    initial: lora_init.Initial = {}
-    if method.init in {"pissa", "olora"}:
-        if start is None:
-            with world.raise_on_all_ranks():
-                initial = lora_init.from_base(model, method.init)
-            for part in (part for pair in initial.values() for part in pair):
-                world.broadcast(part)
-        else:
-            initial = lora_init.load_from_original(start)[1]
-        lora_init.subtract_from_base(model, initial)
-    decisions = adapted_modules(model, method)
+    method, settings = config.method, config.model
+    if settings.continued_adapter is not None:
+        folder = adapter_folder(settings.continued_adapter)
+        adapted = apply_adapter(base, folder, trains=True)
+        model = prepare_to_train(adapted, base_id(config), settings.revision)
+    else:
+        tokens = new_token_ids(settings)
+        model = add_lora(base, method, base_id(config), settings.revision, tokens)
+    initial = _changes_of_base(config, model, world, start)
+    lora_init.subtract_from_base(model, initial)
+    decisions = describe_tokens(settings) + adapted_modules(model, method)
     activations = full_row_activations(config, sizes_for(config, model), backend.dtype)
     decisions += apply_fast_path(model, config, activations, world.local_size, backend.device)
     return Adapter(model, initial), decisions
 
 
+def _changes_of_base(
+    config: Config, model: Any, world: World, start: Path | None
+) -> lora_init.Initial:
+    """What is subtracted from the base: LoRA's start, or the negative of a merged adapter."""
+    method, merged = config.method, config.model.merged_adapter
+    if method.init not in {"pissa", "olora"} and merged is None:
+        return {}
+    if start is not None:
+        return lora_init.load_from_original(start, method.r)[1]
+    if merged is not None:
+        return negative_of(model, adapter_folder(merged))
+    with world.raise_on_all_ranks():
+        initial = lora_init.from_base(model, method.init)
+    for part in (part for pair in initial.values() for part in pair):
+        world.broadcast(part)
+    lora_init.start_as(model, initial)
+    return initial
+
+
 def _whole_model(config: Config, base: Any, backend: Backend) -> tuple[WholeModel, list[Decision]]:
     model = base.float().to(backend.device).requires_grad_(True)
     decisions = [
+        *describe_tokens(config.model),
         Decision("trained weights", "float32", "bf16 would round most updates to nothing"),
         Decision("decoder layers", "not fused", "all of their weights train"),
         compile_layers(model, config),

@@ -149,9 +149,9 @@ def check_teacher(config: Config, tokenizer: Any) -> None:
 def teacher_config(config: Config) -> ModelConfig:
     """The teacher's model config; `trust_remote_code` and `allow_pickle` are the student's."""
     if config.method.teacher == OWN_BASE:
-        return config.model
+        return config.model.base
     update = {"name_or_path": config.method.teacher, "revision": None}
-    return config.model.model_copy(update=update)
+    return config.model.base.model_copy(update=update)
 
 
 def load_teacher(config: Config, dtype: torch.dtype, tokens: int, *, packed: bool) -> Teacher:

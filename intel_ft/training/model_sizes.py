@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from intel_ft.artifacts.resolve import IR_FILE
@@ -18,9 +18,13 @@ from intel_ft.models.fast_path import why_not_fused
 from intel_ft.models.flops import StepCost, expert_weights, step_cost
 from intel_ft.models.fused_decoder import why_not_fusable
 from intel_ft.models.load import description_of, loaded_model_type, model_folder
+from intel_ft.models.new_tokens import add_rows, describe_tokens, new_token_ids
 from intel_ft.models.packed_attention import has_convolution
 from intel_ft.models.quantized import refuse_quantized
-from intel_ft.models.targets import adapted_modules, is_linear
+from intel_ft.models.saved_adapter import grow_embeddings, tensor_shapes
+from intel_ft.models.start_adapter import negative_of, read_config
+from intel_ft.models.targets import adapted_modules, is_linear, own_layer
+from intel_ft.models.tokenizer import adapter_folder
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 
 
@@ -96,19 +100,28 @@ def count_description(
     config: Config, description: Any, teacher: CountedTeacher | None = None
 ) -> CountedModel:
     """Count a model of this description in place of the config's own."""
-    model = _without_weights(config.model, description)
+    model, settings = without_weights(config.model, description), config.model
+    folder = None if settings.adapter is None else adapter_folder(settings.adapter)
+    if folder is not None:
+        grow_embeddings(model, folder, tensor_shapes(folder))
+    add_rows(model, tokens := new_token_ids(settings))
     if config.method.trains_all:
         model.requires_grad_(True)
     else:
         with torch.device("meta"):  # a 7B model's adapter takes seconds to initialize
-            model = add_lora(model, config.method, config.model.name_or_path, None)
+            if folder is not None and settings.continued_adapter is not None:
+                model = get_peft_model(model, read_config(folder))
+            else:
+                model = add_lora(model, config.method, settings.name_or_path, None, tokens)
+        if folder is not None and settings.merged_adapter is not None:
+            negative_of(model, folder)  # refuses what cannot be merged
     adapted = [] if config.method.trains_all else adapted_modules(model, config.method)
     return CountedModel(
         description,
         sizes_for(config, model),
         step_cost(model),
         gemm_rate.linear_gemms(model, 1024, 0.5),
-        (*adapted, export_decision(model.config.model_type)),
+        (*describe_tokens(settings), *adapted, export_decision(model.config.model_type)),
         teacher,
     )
 
@@ -123,7 +136,7 @@ def _teacher(config: Config) -> CountedTeacher | None:
     if config.method.name != "distill":
         return None
     other = teacher_config(config)
-    model = _without_weights(other, description_of(other))
+    model = without_weights(other, description_of(other))
     sizes = model_sizes(model)
     ir = (model_folder(other, weights=False) / IR_FILE).with_suffix(".bin")
     weights = ir.stat().st_size if ir.is_file() else 2 * sizes.parameters
@@ -131,7 +144,7 @@ def _teacher(config: Config) -> CountedTeacher | None:
     return CountedTeacher(sizes, step_cost(model), 0 if shared else weights)
 
 
-def _without_weights(config: ModelConfig, description: Any) -> Any:
+def without_weights(config: ModelConfig, description: Any) -> Any:
     """The frozen model on torch's `meta` device."""
     if loaded_model_type(description) != description.model_type:
         # from_pretrained takes the text model of a multimodal one; from_config does not (5.5).
@@ -146,7 +159,7 @@ def _without_weights(config: ModelConfig, description: Any) -> Any:
 def model_sizes(model: Any) -> ModelSizes:
     """The sizes of a model, with or without an adapter; it may be on torch's `meta` device."""
     text = model.config.get_text_config()
-    head = model.get_output_embeddings()
+    head = own_layer(model.get_output_embeddings())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     linear = sum(
@@ -155,7 +168,7 @@ def model_sizes(model: Any) -> ModelSizes:
         if is_linear(module) and module is not head and not module.weight.requires_grad
     )
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    table = base.get_input_embeddings().weight
+    table = own_layer(base.get_input_embeddings()).weight
     alone = not table.requires_grad and (head is None or head.weight is not table)
     heads = getattr(text, "num_attention_heads", 0)  # Mamba has none
     return ModelSizes(

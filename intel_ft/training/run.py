@@ -34,6 +34,7 @@ from intel_ft.training.run_facts import (
     stored_facts,
 )
 from intel_ft.training.setup import Inputs, build, out_of_memory, read_inputs
+from intel_ft.training.start import start_of, with_adapter
 from intel_ft.training.step import NotFinite
 from intel_ft.training.trainer import PlanTrainer, trainer_for
 from intel_ft.training.workload import Training
@@ -102,6 +103,7 @@ def _train(
         with world.raise_on_all_ranks():
             world.require_same(settings_facts(config, packages(), start))
         with world.raise_on_all_ranks(), world.local_main_process_first():
+            config = with_adapter(config)
             inputs = read_inputs(config)
         with world.raise_on_all_ranks():
             contents = content_facts(config, inputs)
@@ -247,6 +249,7 @@ def _write_result(
             version=__version__,
             base_weights=base_weights,
             loss_on=config.data.loss_on,
+            start_adapter=start_of(config.model),
         ).save(folder)
 
 

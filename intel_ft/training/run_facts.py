@@ -23,26 +23,33 @@ from intel_ft.models.load import model_folder
 from intel_ft.models.weight_files import weight_files
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 from intel_ft.training.setup import Inputs
+from intel_ft.training.start import adapter_fingerprint
 
 BASE_WEIGHTS = "base weights"
 _NONE = "none"
 # Files may lie elsewhere on another host or later: their contents are compared.
-_PATHS = ("model.name_or_path", "model.revision", "data.train", "data.eval", "method.teacher")
+_PATHS = (
+    *("model.name_or_path", "model.revision", "model.adapter"),
+    *("data.train", "data.eval", "method.teacher"),
+)
 _REFUSED = (
     *("train.learning_rate", "train.scheduler", "train.warmup_ratio", "train.weight_decay"),
     *("train.optimizer", "train.seed", "train.global_batch_size", "base format"),
     *(BASE_WEIGHTS, "base config.json", "teacher weights", "training data", "mixture"),
     "evaluation data",
+    *("model.adapter_mode", "model.add_tokens", "model.add_special_tokens"),
 )
 _REPORTED = (
     *("train.max_grad_norm", "train.eval_steps", "train.early_stopping", "model.dtype"),
     *("tokenizer", "prompt template", "data.system_prompt"),
+    "adapter weights",  # what they became by then is in the checkpoint
 )
 _REMEDIES = {
     BASE_WEIGHTS: "model.name_or_path",
     "base config.json": "model.name_or_path",
     "base format": "model.base_dtype",
     "teacher weights": "method.teacher",
+    "adapter weights": "model.adapter",
     "training data": "data.train and what is done with it (data, tokenizer, template)",
     "mixture": "the weights in data.train",
     "evaluation data": "data.eval or data.eval_fraction",
@@ -80,6 +87,7 @@ def content_facts(config: Config, inputs: Inputs) -> Facts:
         "base config.json": config_fingerprint(inputs.folder),
         "base format": config.base_dtype,
         "teacher weights": _teacher(config),
+        "adapter weights": adapter_fingerprint(config.model) or _NONE,
         "training data": _examples(inputs.training.examples),
         "mixture": json.dumps([asdict(part) for part in inputs.training.parts]),
         "evaluation data": _NONE if evaluation is None else _examples(evaluation.examples),

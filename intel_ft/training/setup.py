@@ -23,9 +23,11 @@ from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.models import gemm_rate
 from intel_ft.models.exportable import export_decision
 from intel_ft.models.load import check_base, load_for_packing, load_tokenizer, model_folder
+from intel_ft.models.new_tokens import add_rows, new_token_ids, warn_unseen
 from intel_ft.models.nf4 import require_bitsandbytes
 from intel_ft.models.prepacked import can_prepack
-from intel_ft.models.tokenizer import require_embedded
+from intel_ft.models.saved_adapter import apply_adapter
+from intel_ft.models.tokenizer import adapter_folder, require_embedded
 from intel_ft.training.assemble import assemble
 from intel_ft.training.callbacks import require_trackers, user_callbacks
 from intel_ft.training.decide import make_plan, sampled_steps, total_steps
@@ -38,6 +40,7 @@ from intel_ft.training.memory import (
     memory_setting,
 )
 from intel_ft.training.model_sizes import CountedModel, count_model
+from intel_ft.training.start import check_adapter, describe_adapter
 from intel_ft.training.workload import Training
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ def read_inputs(config: Config) -> Inputs:
     folder = model_folder(config.model)
     check_base(folder, config.model)
     tokenizer = load_tokenizer(config.model)
+    check_adapter(config.model, tokenizer)
     check_teacher(config, tokenizer)
     model = count_model(config)  # refuses target modules and embeddings that cannot be trained
     training, validation = read_data(config, tokenizer)
@@ -82,8 +86,10 @@ def read_inputs(config: Config) -> Inputs:
             " data.on_long"
         )
     parts = [training] if validation is None else [training, validation]
-    beyond = (sorted(part.examples.ids_beyond(text.vocab_size)) for part in parts)
-    require_embedded(tokenizer, text.vocab_size, (np.array(ids, np.int64) for ids in beyond))
+    rows = model.sizes.vocabulary  # with those of new tokens
+    beyond = (sorted(part.examples.ids_beyond(rows)) for part in parts)
+    require_embedded(tokenizer, rows, (np.array(ids, np.int64) for ids in beyond))
+    warn_unseen(config.model, training.examples.ids_beyond)
     return Inputs(folder, model, tokenizer, training, validation, callbacks)
 
 
@@ -137,6 +143,9 @@ def build(
     transformers.set_seed(config.train.seed)
     dtype = torch.float32 if config.method.trains_all else backend.dtype
     base, why_not_packed = load_for_packing(config.model, dtype)
+    if config.method.trains_all and config.model.merged_adapter is not None:
+        base = apply_adapter(base, adapter_folder(config.model.merged_adapter)).merge_and_unload()
+    add_rows(base, new_token_ids(config.model))
     training, how = assemble(
         config,
         base,
@@ -153,6 +162,7 @@ def build(
     decisions = [
         compute,
         *backend.decisions,
+        *describe_adapter(config.model),
         openmp.wait_policy(),
         gpu_kernels() if backend.device.type == "cuda" else kernels().decision,
         *how,

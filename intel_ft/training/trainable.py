@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from peft import set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from intel_ft.artifacts.model_folder import save_whole
@@ -28,6 +29,7 @@ _ADAPTER = (
     "modules_to_save",
     "use_dora",
     "use_rslora",
+    "trainable_token_indices",
 )
 _ALL = "weights.safetensors"
 
@@ -72,7 +74,7 @@ class TrainedWeights(Protocol):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT model's adapter; `initial` is the part of it that was subtracted from the base."""
+    """A PEFT model's adapter; `initial` was subtracted from the base, and is saved with it."""
 
     model: Any
     initial: Initial = field(default_factory=dict)
@@ -88,7 +90,8 @@ class Adapter:
     def load(self, checkpoint: Path) -> None:
         """See TrainedWeights."""
         if self.initial:
-            set_peft_model_state_dict(self.model, load_from_original(checkpoint)[0])
+            rank = self.model.peft_config["default"].r
+            set_peft_model_state_dict(self.model, load_from_original(checkpoint, rank)[0])
         else:
             load_weights(self.model, checkpoint)
 
@@ -96,7 +99,8 @@ class Adapter:
         """See TrainedWeights."""
         current = vars(self.model.peft_config["default"])
         if self.initial:
-            current = current | config_for_original(current)
+            names = {n for n, m in self.model.named_modules() if isinstance(m, LoraLayer)}
+            current = current | config_for_original(current, self.initial, names)
         stored = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
         for name in _ADAPTER:
             before, now = (
