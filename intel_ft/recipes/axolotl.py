@@ -10,7 +10,7 @@ from typing import Any
 
 from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import UserError
-from intel_ft.recipes import schedule, values
+from intel_ft.recipes import datasets, schedule, values
 from intel_ft.recipes.axolotl_keys import (
     NOT_NEEDED,
     NOT_SFT,
@@ -154,24 +154,28 @@ def _tokens(t: Translation) -> None:
 def _datasets(t: Translation) -> None:
     t.convert("sequence_len", "data.max_length", values.positive_int, 512)
     template = t.take("chat_template")
-    if template is not None and not is_off(t.left.get("datasets[0].chat_template")):
-        t.not_needed.append(
-            f"chat_template: {template}: the dataset's own chat_template takes precedence"
-        )
-        template = None
-    _dataset(t, "datasets", "data.train", "data.split")
+    found = []
+    for number in (several := datasets.numbers(t, "datasets")):
+        name = f"data.train[{number}]" if len(several) > 1 else "data"
+        with datasets.source(t, name) as one:
+            more = _dataset(t, f"datasets[{number}]", "data.train", "data.split", template)
+        found += [one, *({**one, "train": file} for file in more)]
+    datasets.put_sources(t, "datasets", found)
     if t.value_of("data.on_long"):
         t.take_not_needed(
             {"excess_length_strategy": "Axolotl splits long completions before it applies"}
         )
     else:
         t.convert("excess_length_strategy", "data.on_long", _on_long, "drop")
-    if template is not None:
+    if template is not None and not found:
         _template(t, "chat_template", str(template))
     if t.flag("train_on_inputs"):
         t.put("data.loss_on", "all", "train_on_inputs: true")
-    if any(key.startswith("test_datasets[0]") for key in t.left):
-        _dataset(t, "test_datasets", "data.eval", "data.eval_split")
+    if datasets.numbers(t, "test_datasets"):
+        more = _dataset(t, "test_datasets[0]", "data.eval", "data.eval_split", None)
+        for extra in more:
+            t.cannot_carry("test_datasets[0].data_files", extra, "only one file is evaluated")
+        t.take_unsupported({"test_datasets[*": "only one dataset is evaluated: join them"})
     values.validation_share(t, "val_set_size")
 
 
@@ -182,33 +186,22 @@ def _on_long(value: Any) -> str:
     return words[str(value)]
 
 
-def _dataset(t: Translation, old: str, new: str, split: str) -> None:
-    """Translate the first of a list of datasets; list the others as not carried over."""
-    first = f"{old}[0]"
-    path, files = t.take(f"{first}.path"), t.take(f"{first}.data_files")
-    name = t.take(f"{first}.name")
-    if isinstance(files, list):
-        for extra in files[1:]:
-            t.cannot_carry(
-                f"{first}.data_files", extra, "only one file or folder is read: join the files"
-            )
-        files = files[0]
-    if files and path and Path(str(path)).suffix == "" and path not in ("json", "csv", "parquet"):
-        t.cannot_carry(f"{first}.data_files", files, "all files of the Hub dataset are read")
-        files = None
-    source = files or path
-    if source is None:
-        return
-    t.put(new, f"{source}:{name}" if name else str(source), f"{first}.path")
+def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> list[str]:
+    """Translate one dataset, whose keys begin with `first`; returns its further files.
+
+    default: the chat template of datasets that have none of their own.
+    """
+    where = datasets.places(t, first)
+    if not where:
+        return []
+    t.put(new, where[0], f"{first}.path")
     t.move(f"{first}.split", split)
     kind = t.take(f"{first}.type")
     if new == "data.train" and isinstance(kind, str):
         _kind(t, f"{first}.type", kind)
     elif kind is not None:
         t.not_needed.append(f"{first}.type: {kind}: data.eval uses the format of data.train")
-    template = t.take(f"{first}.chat_template")
-    if template is not None:
-        _template(t, f"{first}.chat_template", str(template))
+    _dataset_template(t, f"{first}.chat_template", default)
     fields = {
         "field_messages": "messages",
         "field": "text",
@@ -242,9 +235,22 @@ def _dataset(t: Translation, old: str, new: str, split: str) -> None:
         {
             f"{first}.roles.*": "roles must be user, assistant and system: rename them in the data",
             f"{first}.*": "columns and templates of a format are fixed",
-            f"{old}[*": "only one dataset is read: join them into one file",
         }
     )
+    return where[1:]
+
+
+def _dataset_template(t: Translation, place: str, default: Any) -> None:
+    """The template of one dataset, its own or the default."""
+    own = t.take(place)
+    if own is not None and default is not None:
+        t.not_needed.append(
+            f"chat_template: {default}: the dataset's own chat_template takes precedence"
+        )
+    if own is not None:
+        _template(t, place, str(own))
+    elif default is not None:
+        _template(t, "chat_template", str(default))
 
 
 def _supervised_turns(t: Translation, first: str) -> None:
@@ -283,10 +289,7 @@ def _kind(t: Translation, old: str, kind: str) -> None:
     t.put("data.format", format_and_template[0], f"{old}: {kind}")
     t.put("data.template", format_and_template[1], f"{old}: {kind}")
     if kind == "completion":
-        t.put("data.on_long", "truncate", f"{old}: {kind}")
-        t.cannot_carry(
-            old, kind, "Axolotl splits texts longer than sequence_len; here they are truncated"
-        )
+        t.put("data.on_long", "split", f"{old}: {kind}")
 
 
 def _template(t: Translation, old: str, name: str) -> None:

@@ -87,8 +87,6 @@ UNSUPPORTED = {
     "train_from_scratch": "training always starts from the base's weights",
     "mask_history": "the loss is on every answer of a conversation",
     "streaming": "the data is read as a whole; tokens of millions of rows fit in memory",
-    "mix_strategy": "only one dataset is read: join them into one file",
-    "interleave_probs": "only one dataset is read: join them into one file",
     "eval_on_each_dataset": "only one dataset is read: join them into one file",
     "freeze_trainable_*": "freeze tuning is not supported",
     "freeze_extra_modules": "freeze tuning is not supported",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import UserError
+from intel_ft.recipes import datasets
 from intel_ft.recipes import values as convert
 from intel_ft.recipes.translation import Translation, flatten
 
@@ -15,14 +16,13 @@ _ELSEWHERE = {
     "ms_hub_url": "ModelScope is not supported: download the data and name the file",
     "om_hub_url": "Modelers is not supported: download the data and name the file",
     "script_url": "dataset scripts are never run: name a file",
-    "cloud_file_name": "buckets are not supported: download the data and name the file",
 }
 """Sources of rows other than a file or the Hub."""
 
 _UNSUPPORTED = {
     "subset": "only datasets on the Hub have subsets",
-    "folder": "reading one folder of a Hub dataset is not supported: download it",
-    "revision": "always the newest revision is read",
+    "folder": "only datasets on the Hub have folders",
+    "revision": "only datasets on the Hub have revisions",
     "columns.tools": "data with tool calls is not supported",
     "tags.observation_tag": "data with tool calls is not supported",
     "tags.function_tag": "data with tool calls is not supported",
@@ -59,28 +59,63 @@ def sources(t: Translation) -> None:
     if folder is not None:
         t.not_needed.append(f"dataset_dir: {folder}: it is part of the path in data.train")
     most = t.read("max_samples", convert.positive_int)
-    for old, new, split in (
-        ("dataset", "data.train", "data.split"),
-        ("eval_dataset", "data.eval", "data.eval_split"),
-    ):
-        if name := _name(t, old):
-            _source(t, old, str(folder or "data"), name, new)
-            _rows(t, f"{old} {name}.", most, split)
-    if most and t.value_of("data.split") is None:
+    names, found = _names(t, "dataset"), []
+    for number, name in enumerate(names):
+        place = f"data.train[{number}]" if len(names) > 1 else "data"
+        with datasets.source(t, place) as one:
+            _source(t, "dataset", str(folder or "data"), name, "data.train")
+            _rows(t, f"dataset {name}.", most, "data.split")
+            found.append(one)
+    _mix(t, found)
+    datasets.put_sources(t, "dataset", found)
+    others = _names(t, "eval_dataset")
+    for name in others[:1]:
+        _source(t, "eval_dataset", str(folder or "data"), name, "data.eval")
+        _rows(t, f"eval_dataset {name}.", most, "data.eval_split")
+    for extra in others[1:]:
+        t.cannot_carry("eval_dataset", extra, "only one dataset is evaluated: join them")
+    if most and not names and t.value_of("data.split") is None:
         t.put("data.split", f"train[:{most}]", f"max_samples: {most}")
 
 
-def _name(t: Translation, old: str) -> str:
-    """The first dataset named; empty if there is none."""
+def _names(t: Translation, old: str) -> list[str]:
+    """The datasets named, in a list or separated by commas."""
     value = t.take(old)
-    if value is None:
-        return ""
-    names = value if isinstance(value, list) else [one.strip() for one in str(value).split(",")]
-    for extra in names[1:]:
-        t.cannot_carry(old, extra, "only one dataset is read: join them into one file")
-    if not names[0]:
+    named = value if isinstance(value, list) else str(value or "").split(",")
+    names = [str(one).strip() for one in named if str(one).strip()]
+    if value is not None and not names:
         t.off.append(old)
-    return str(names[0])
+    return names
+
+
+def _mix(t: Translation, found: list[dict[str, Any]]) -> None:
+    """How several datasets are mixed: one after another, or with a probability each."""
+    strategy = str(t.left.get("mix_strategy") or "concat")
+    if strategy == "concat" or len(found) < 2:
+        reason = "each example of each dataset is trained on once per epoch"
+        t.take_not_needed({"mix_strategy": reason, "interleave_probs": reason})
+        return
+    t.take("mix_strategy")
+    given = t.take("interleave_probs")
+    shares = given if isinstance(given, list) else str(given or "").split(",")
+    try:
+        weights = [convert.number(share) for share in shares if share] if given else []
+        weights = weights or [1.0] * len(found)
+        if len(weights) != len(found) or min(weights) <= 0:
+            raise ValueError(f"{len(found)} probabilities above 0 are needed")
+    except ValueError as error:
+        t.cannot_carry("interleave_probs", given, str(error))
+        return
+    for number, (one, weight) in enumerate(zip(found, weights, strict=True)):
+        one["weight"] = weight
+        t.mapped.append(f"interleave_probs: {weight:g} -> data.train[{number}].weight: {weight:g}")
+    ends = "one dataset is" if strategy == "interleave_under" else "all datasets are"
+    t.cannot_carry(
+        "mix_strategy",
+        strategy,
+        f"{t.dialect} ends an epoch when {ends} used up; here it has as many examples as all"
+        " datasets together: check train.epochs, or set train.max_steps",
+    )
 
 
 def _source(t: Translation, old: str, folder: str, name: str, new: str) -> None:
@@ -106,14 +141,23 @@ def _source(t: Translation, old: str, folder: str, name: str, new: str) -> None:
 def _place(t: Translation, dataset: str, folder: Path, name: str, new: str) -> None:
     """A Hub dataset or a file. Other sources are listed, and `new` is left unset."""
     if hub := t.take(f"{dataset}hf_hub_url"):
-        subset = t.take(f"{dataset}subset")
-        old = f"{dataset}hf_hub_url: {hub}" + (f", subset: {subset}" if subset else "")
-        t.put(new, f"{hub}:{subset}" if subset else str(hub), old)
-        t.take_not_needed(
-            {f"{dataset}{key}": "hf_hub_url takes precedence" for key in (*_ELSEWHERE, "file_name")}
-        )
+        keys = ("subset", "revision", "folder")
+        given = {key: value for key in keys if (value := t.take(f"{dataset}{key}")) is not None}
+        at = f"{hub}@{given['revision']}" if "revision" in given else str(hub)
+        if "folder" in given:
+            at = f"hf://datasets/{at}/{given['folder']}"
+            if "subset" in given:
+                t.cannot_carry(f"{dataset}subset", given["subset"], "folder names what is read")
+        elif "subset" in given:
+            at = f"{at}:{given['subset']}"
+        old = "".join(f", {key}: {value}" for key, value in given.items())
+        t.put(new, at, f"{dataset}hf_hub_url: {hub}{old}")
+        others = (*_ELSEWHERE, "file_name", "cloud_file_name")
+        t.take_not_needed({f"{dataset}{key}": "hf_hub_url takes precedence" for key in others})
     elif any(f"{dataset}{key}" in t.left for key in _ELSEWHERE):
         t.take_unsupported({f"{dataset}{key}": why for key, why in _ELSEWHERE.items()})
+    elif url := t.take(f"{dataset}cloud_file_name"):
+        t.put(new, str(url), f"{dataset}cloud_file_name: {url}")
     else:
         file = str(t.take(f"{dataset}file_name") or name)
         t.put(new, str(folder / file), f"{dataset}file_name: {file}")

@@ -28,7 +28,8 @@ PLACEHOLDER = "CHANGE-ME"
 class Translation:
     """A translation in progress. `left` holds the values that are not taken yet, by dotted key.
 
-    measured: the training data, where it is on this machine.
+    measured: the training data, where it is on this machine; data_name: what the lists call our
+    data section, such as data.train[1] for a source.
     """
 
     origin: str
@@ -40,6 +41,7 @@ class Translation:
     not_needed: list[str] = field(default_factory=list)
     not_carried_over: list[str] = field(default_factory=list)
     off: list[str] = field(default_factory=list)
+    data_name: str = "data"
 
     def take(self, key: str) -> Any:
         """Take the value of `key`; None if it is absent, empty or switched off."""
@@ -73,7 +75,8 @@ class Translation:
         """Set the key `new` of our config because of `old` (a key and its value, or a reason)."""
         section, name = new.split(".")
         self.config.setdefault(section, {})[name] = value
-        self.mapped.append(f"{old} -> {new}: {_display(value)}" + (f" ({note})" if note else ""))
+        shown = f"{self.data_name}.{name}" if section == "data" else new
+        self.mapped.append(f"{old} -> {shown}: {_display(value)}" + (f" ({note})" if note else ""))
 
     def value_of(self, new: str) -> Any:
         """The value of our key `new` so far; None if it is not set."""
@@ -108,7 +111,7 @@ class Translation:
             reason = f"data.columns reads {columns[ours]} as {ours} in all data: rename this column"
             self.cannot_carry(old, theirs, reason)
         else:
-            self.mapped.append(f"{old}: {theirs} -> data.columns: {{{ours}: {theirs}}}")
+            self.mapped.append(f"{old}: {theirs} -> {self.data_name}.columns: {{{ours}: {theirs}}}")
 
     def cannot_carry(self, key: str, value: Any, why: str) -> None:
         """List a value as not carried over."""
@@ -165,6 +168,11 @@ class Translation:
             for section, keys in values.items()
             if section in self.config
         }
+        if isinstance(sources := kept["data"]["train"], list):
+            kept["data"]["train"] = [
+                {name: value for name, value in source.items() if value is not None}
+                for source in sources
+            ]
         text = yaml.safe_dump(kept, sort_keys=False)
         return "\n".join(map(printable, lines)) + "\n\n" + text
 

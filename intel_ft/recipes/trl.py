@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import schedule, values
+from intel_ft.recipes import datasets, schedule, values
 from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
 from intel_ft.recipes.trl_keys import (
@@ -148,25 +148,27 @@ def _data(t: Translation) -> None:
 
 
 def _mixture(t: Translation) -> None:
-    """The first of a DatasetMixtureConfig's datasets; the others are listed."""
-    first = "datasets[0]"
-    path, part = t.take(f"{first}.path"), t.take(f"{first}.name")
-    files = t.take(f"{first}.data_files")
-    if isinstance(files, list):
-        for extra in files[1:]:
-            t.cannot_carry(f"{first}.data_files", extra, "only one file or folder is read")
-        files = files[0]
-    if source := files or path:
-        t.put("data.train", f"{source}:{part}" if part else str(source), f"{first}.path")
-    t.move(f"{first}.split", "data.split")
+    """The datasets of a DatasetMixtureConfig, one after another."""
+    found = []
+    for number in (several := datasets.numbers(t, "datasets")):
+        name = f"data.train[{number}]" if len(several) > 1 else "data"
+        with datasets.source(t, name) as one:
+            more = _source(t, f"datasets[{number}]")
+        found += [one, *({**one, "train": file} for file in more)]
+    if found:
+        datasets.put_sources(t, "datasets", found)
     if t.left.get("test_split_size") is not None:
         values.validation_share(t, "test_split_size")
-    t.take_unsupported(
-        {
-            f"{first}.*": "this option of a dataset is not supported",
-            "datasets[*": "only one dataset is read: join them into one file",
-        }
-    )
+
+
+def _source(t: Translation, first: str) -> list[str]:
+    """One dataset, whose keys begin with `first`; returns its further files."""
+    where = datasets.places(t, first)
+    if where:
+        t.put("data.train", where[0], f"{first}.path")
+    t.move(f"{first}.split", "data.split")
+    t.take_unsupported({f"{first}.*": "this option of a dataset is not supported"})
+    return where[1:]
 
 
 def _length(t: Translation) -> None:

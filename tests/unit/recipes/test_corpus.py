@@ -373,7 +373,10 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
 LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "axolotl": [
         ({"sample_packing": True}, "train_tokens / train_examples"),
-        ({"datasets": [{"path": "a/b", "type": "alpaca"}, {"path": "c/d"}]}, "datasets[1].path"),
+        (
+            {"datasets": [{"path": "a/b", "type": "alpaca", "shards": 4}, {"path": "c/d"}]},
+            "datasets[0].shards",
+        ),
         ({"evals_per_epoch": 4}, "evals_per_epoch"),
         ({"saves_per_epoch": 1}, "saves_per_epoch"),
         ({"save_steps": 0.5}, "save_steps"),
@@ -407,6 +410,14 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"packing": True}, "train_tokens / train_examples"),
         ({}, "cutoff_len"),
         ({"dataset": "identity,alpaca_en_demo"}, "alpaca_en_demo"),
+        (
+            {"dataset": "a,b", "mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"},
+            "all datasets are used up",
+        ),
+        (
+            {"dataset": "a,b", "mix_strategy": "interleave_under", "interleave_probs": "0.7"},
+            "2 probabilities",
+        ),
         ({"mask_history": True}, "mask_history"),
         ({"use_galore": True, "galore_layerwise": True}, "use_galore"),
         ({"use_badam": True, "badam_mode": "layer"}, "use_badam"),
@@ -437,7 +448,6 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"output_dir": "model-DPO"}, "the name says dpo"),
         ({"output_dir": "gemma_reward"}, "the name says reward"),
         ({"dataset_name": "org/kto-mix"}, "the name says kto"),
-        ({"datasets": [{"path": "a/b"}, {"path": "c/d"}]}, "datasets[1].path"),
         ({"datasets": [{"path": "a/b", "columns": ["x"]}]}, "datasets[0].columns"),
         ({"lora_target_modules": None}, "lora_target_modules is not set"),
         ({"loss_type": "dft"}, "loss_type"),
@@ -562,3 +572,76 @@ def test_the_command_line_refuses_an_unknown_trainer_with_2(tmp_path) -> None:
         init.run(source=path, output=tmp_path / "out.yaml")
     assert caught.value.exit_code == 2
     assert not (tmp_path / "out.yaml").exists()
+
+
+MIXTURES = {
+    "axolotl": (
+        {
+            "chat_template": "llama3",
+            "datasets": [
+                {"path": "a/b", "type": "alpaca", "split": "train[:9]"},
+                {"path": "c/d", "type": "chat_template", "field_messages": "turns"},
+                {"path": "e/f", "type": "completion", "field": "body"},
+            ],
+        },
+        [
+            {"path": "a/b", "split": "train[:9]", "format": "alpaca", "template": "alpaca"},
+            {"path": "c/d", "format": "messages", "columns": {"messages": "turns"}},
+            {"path": "e/f", "format": "text", "columns": {"text": "body"}, "on_long": "split"},
+        ],
+    ),
+    "llama_factory": (
+        {
+            "dataset": "a, b",
+            "dataset_dir": "ONLINE",
+            "mix_strategy": "interleave_under",
+            "interleave_probs": "0.7,0.3",
+            "max_samples": 50,
+        },
+        [
+            {"path": "a", "split": "train[:50]", "weight": 0.7},
+            {"path": "b", "split": "train[:50]", "weight": 0.3},
+        ],
+    ),
+    "trl": (
+        {
+            "dataset_name": None,
+            "datasets": [{"path": "a/b", "name": "en"}, {"path": "c/d", "split": "test"}],
+        },
+        [{"path": "a/b:en"}, {"path": "c/d", "split": "test"}],
+    ),
+}
+
+
+PLACES = (
+    ({"path": "org/set", "name": "en", "revision": "v1"}, ["org/set@v1:en"]),
+    ({"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}, ["a.jsonl", "b.jsonl"]),
+    ({"path": "a.jsonl", "ds_type": "json"}, ["a.jsonl"]),
+    ({"path": "./rows", "data_files": "a.jsonl"}, ["./rows/a.jsonl"]),
+    (
+        {"path": "org/set", "revision": "v1", "data_files": ["a.jsonl"]},
+        ["hf://datasets/org/set@v1/a.jsonl"],
+    ),
+    ({"path": "s3://bucket/a.jsonl"}, ["s3://bucket/a.jsonl"]),
+)
+
+
+@pytest.mark.parametrize("trainer", ["axolotl", "trl"])
+@pytest.mark.parametrize(("entry", "paths"), PLACES)
+def test_where_a_dataset_is(read, trainer, entry, paths) -> None:
+    found = read(config_of(trainer, {"dataset_name": None, "datasets": [entry]}))
+    assert [source.path for source in found.checked().data.sources] == paths
+
+
+@pytest.mark.parametrize("trainer", MIXTURES)
+def test_several_datasets_become_sources(read, trainer) -> None:
+    changes, expected = MIXTURES[trainer]
+    found = read(config_of(trainer, changes))
+    sources = found.checked().data.sources
+    assert len(sources) == len(expected)
+    for source, values in zip(sources, expected, strict=True):
+        assert {name: getattr(source, name) for name in values} == values
+    written = yaml.safe_load(found.to_yaml())["data"]["train"]
+    assert [one["path"] for one in written] == [one["path"] for one in expected]
+    assert not any(value is None for one in written for value in one.values())
+    assert not any("unknown key" in text for text in found.not_carried_over)
