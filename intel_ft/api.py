@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from intel_ft.distributed.rank_startup import LaunchOptions
     from intel_ft.export.export import ExportReport
     from intel_ft.export.merge import MergeReport
-    from intel_ft.export.settings import Settings
     from intel_ft.inference.evaluate import EvalResult
+    from intel_ft.quantization import Settings
     from intel_ft.runtimes.language_model import Completion, LanguageModel, Sampling, Stream
     from intel_ft.training.run import Summary
 
@@ -225,6 +225,10 @@ def export(
     settings: "Settings | Mapping[str, object] | None" = None,
     max_ppl_increase: float | None = None,
     min_agreement: float | None = None,
+    max_task_drop: float | None = None,
+    task: str | None = None,
+    reference: str | Path | None = None,
+    recover: bool = False,
     data: str | Path | None = None,
     split: str | None = None,
     calibration: str | Path | None = None,
@@ -247,6 +251,9 @@ def export(
     `max_new_tokens` tokens. measure=False measures nothing. calibration: by default the training
     data of the run. device: the one that the model will run on. base: as for `merge`.
 
+    task scores the answers, such as "metrics.py:score", and `max_task_drop` limits what is lost.
+    reference: another model to compare with. recover: tune int4 after compression.
+
     Returns an ExportReport; its `gate` is the table of candidates with their qualities.
 
     Raises UserError, EnvironmentProblem without the `openvino` extra, GateRefused where no
@@ -255,7 +262,7 @@ def export(
     """
     from intel_ft.export.export import export as run_export
     from intel_ft.export.gate import Gate, Limits
-    from intel_ft.export.settings import Settings, for_device, read_settings
+    from intel_ft.quantization import Settings, for_device, read_settings
 
     if not isinstance(settings, Settings):
         pairs = [
@@ -270,13 +277,16 @@ def export(
         settings=for_device(settings, device),
         calibration=None if calibration is None else str(calibration),
         gate=Gate(
-            limits=Limits(max_ppl_increase=max_ppl_increase, min_agreement=min_agreement),
+            limits=Limits(max_ppl_increase, min_agreement, max_task_drop),
             data=None if data is None else str(data),
             split=split,
             generate=generate,
             max_new_tokens=max_new_tokens,
             measure=measure,
+            reference=None if reference is None else str(reference),
+            task=task,
         ),
+        recover=recover,
         device=device,
         base=None if base is None else str(base),
         trust_remote_code=trust_remote_code,

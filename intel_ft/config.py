@@ -51,8 +51,11 @@ class ModelConfig(Section):
     """Branch, tag or commit on the Hub; null uses the default branch."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of matmuls. float16 is only for GPUs."""
-    base_dtype: Literal["auto", "int8", "nf4"] = "auto"
-    """Format of the frozen weights. auto: nf4 if method.name is qlora, otherwise model.dtype."""
+    base_dtype: Literal["auto", "int8", "nf4", "int4"] = "auto"
+    """Format of the frozen weights. auto: nf4 if method.name is qlora, otherwise model.dtype.
+    int4: the weights that export --adapter --format int4 writes and OpenVINO serves."""
+    quantization: dict[str, Any] = {}
+    """Settings of base_dtype int4, such as {group_size: 64}: those of export --set."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read that code first."""
     allow_pickle: bool = False
@@ -326,7 +329,7 @@ class Config(Section):
         return self
 
     @property
-    def base_dtype(self) -> Literal["auto", "int8", "nf4"]:
+    def base_dtype(self) -> Literal["auto", "int8", "nf4", "int4"]:
         """Format of the frozen weights; auto stands for model.dtype."""
         base_dtype = self.model.base_dtype
         return "nf4" if base_dtype == "auto" and self.method.name == "qlora" else base_dtype

@@ -30,6 +30,7 @@ def conflicts(config: "Config") -> Iterator[str]:
     if backend.compile is True and converts_base:
         yield f"backend.compile=true {_NEEDS_PLAIN_BASE}"
     yield from _at_start(config)
+    yield from _on_int4(config)
     if backend.name == "cpu" and backend.collective == "nccl":
         yield "backend.collective=nccl requires backend.name=cuda"
     if backend.name == "cuda":
@@ -68,14 +69,32 @@ def _at_start(config: "Config") -> Iterator[str]:
         yield "model.add_tokens requires backend.name=cpu or cuda, not ipex"
 
 
+def _on_int4(config: "Config") -> Iterator[str]:
+    """Conflicts of int4 weights, which are those that are served."""
+    model, method = config.model, config.method
+    if config.base_dtype != "int4":
+        if model.quantization:
+            yield "model.quantization applies to model.base_dtype=int4 only"
+        return
+    kept = "base weights, which model.base_dtype=int4 keeps as they are served"
+    if method.init in ("pissa", "olora"):
+        yield f"method.init={method.init} changes the {kept}"
+    if method.modules_to_save:
+        yield f"method.modules_to_save trains copies of {kept}"
+    if model.merged_adapter is not None:
+        yield f"model.adapter_mode=merge changes the {kept}"
+    if model.new_tokens:
+        yield f"model.add_tokens adds rows to {kept}"
+
+
 def _on_cuda(config: "Config") -> Iterator[str]:
     backend = config.backend
     if backend.collective not in ("auto", "nccl"):
         yield f"backend.collective={backend.collective} requires backend.name=cpu"
     if backend.prepack is True:
         yield "backend.prepack requires backend.name=cpu"
-    if config.model.base_dtype == "int8":
-        yield "model.base_dtype=int8 requires backend.name=cpu"
+    if (dtype := config.model.base_dtype) in ("int8", "int4"):
+        yield f"model.base_dtype={dtype} requires backend.name=cpu"
     if backend.compile is True:
         yield "backend.compile=true requires backend.name=cpu: a GPU uses its own kernels"
 

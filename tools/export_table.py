@@ -30,9 +30,9 @@ from intel_ft.export.export import finish_export, require_packages
 from intel_ft.export.gate import COLUMNS, Gate, log_line, reference_record, table_cells
 from intel_ft.export.ladder import Candidate, candidates
 from intel_ft.export.output import quiet
-from intel_ft.export.settings import Settings
 from intel_ft.export.try_candidate import try_candidate
 from intel_ft.export.workspace import workspace
+from intel_ft.quantization import Settings
 from intel_ft.tables import Table
 
 ROUNDS, TOKENS = 3, 64

@@ -30,6 +30,7 @@ class Provenance:
     """The id of the base model (also after merging), and how prompts were formed in training.
 
     `base_weights`: fingerprint of the base's weights (models.load.fingerprint), for adapters only.
+    `base_int4`: digest of the int4 weights that the adapter was trained on, if it was.
     `loss_on`: the run's data.loss_on; None in a folder that does not say it. `start_adapter`: what
     the run started from, besides the base.
     """
@@ -41,6 +42,7 @@ class Provenance:
     system_prompt: str | None
     version: str
     base_weights: str | None = None
+    base_int4: str | None = None
     loss_on: str | None = None
     start_adapter: StartAdapter | None = None
 

@@ -59,8 +59,8 @@ def cpu_only_setting(config: Config) -> str | None:
     """
     if config.backend.name != "auto":
         return None
-    if config.model.base_dtype == "int8":
-        return "model.base_dtype=int8 works only on CPUs"
+    if (dtype := config.model.base_dtype) in ("int8", "int4"):
+        return f"model.base_dtype={dtype} works only on CPUs"
     if config.backend.prepack is True:
         return "backend.prepack=true works only on CPUs"
     if config.backend.compile is True:

@@ -54,6 +54,36 @@ def run(
             "Default: no limit."
         ),
     ] = None,
+    max_task_drop: Annotated[
+        str | None,
+        typer.Option(
+            help="Quality gate: maximum loss on --task against the bf16 model, such as 2%. "
+            "Default: no limit."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="Score the answers by FILE.py:function (answer, reference), regex:PATTERN, "
+            "exact_match or python. See docs/export.md.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Compare with this run or model instead of the one that is exported.",
+        ),
+    ] = None,
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover",
+            help="Tune int4 after compression, on the training data: quantization-aware. See "
+            "docs/export.md.",
+        ),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(help="Validation set to measure on. Default: that of the run."),
@@ -92,18 +122,31 @@ def run(
     from intel_ft import api
     from intel_ft.errors import UserError
     from intel_ft.export.adapters import export_adapters
-    from intel_ft.export.gate import gate_table, parse_share
-    from intel_ft.export.settings import for_device, read_settings
+    from intel_ft.export.gate import Gate, Limits, gate_table, parse_share
+    from intel_ft.quantization import for_device, read_settings
 
     most = None if max_ppl_increase is None else parse_share(max_ppl_increase, "--max-ppl-increase")
     least = None if min_agreement is None else parse_share(min_agreement, "--min-agreement")
+    lost = None if max_task_drop is None else parse_share(max_task_drop, "--max-task-drop")
     chosen = read_settings(settings, pairs or [])
     if adapter:
-        if precision == "auto" or most is not None or least is not None:
+        if precision == "auto":
+            raise UserError("--adapter writes one format: give a --format other than auto")
+        if recover:
             raise UserError(
-                "--adapter measures each adapter at run time: give a --format other than auto, and "
-                "no limits of the quality gate"
+                "--recover tunes a merged model: with --adapter, train on the int4 weights "
+                "instead (model.base_dtype=int4)"
             )
+        gate = Gate(
+            limits=Limits(most, least, lost),
+            data=data,
+            split=split,
+            generate=generate,
+            max_new_tokens=max_new_tokens,
+            measure=measure,
+            reference=reference,
+            task=task,
+        )
         show(
             export_adapters(
                 sources,
@@ -111,6 +154,7 @@ def run(
                 precision,
                 settings=for_device(chosen, device),
                 calibration=calibration,
+                gate=gate,
                 device=device,
                 base=base,
                 trust_remote_code=trust_remote_code,
@@ -127,6 +171,10 @@ def run(
         settings=chosen,
         max_ppl_increase=most,
         min_agreement=least,
+        max_task_drop=lost,
+        task=task,
+        reference=reference,
+        recover=recover,
         data=data,
         split=split,
         calibration=calibration,

@@ -8,31 +8,47 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from intel_ft.artifacts.int4_base import RECORD, read_record
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, Artifact, read_json, resolve
-from intel_ft.errors import IntelFTError, UserError
-from intel_ft.export.context import Source, prepare_context, reference_dtype
+from intel_ft.errors import GateRefused, IntelFTError, UserError
+from intel_ft.export.adapter_runtime import (
+    PROBE_POSITIONS,
+    AdaptedIR,
+    GenAIRuntime,
+    TorchReference,
+    torch_reference,
+)
+from intel_ft.export.context import (
+    Source,
+    gate_task,
+    prepare_context,
+    reference_dtype,
+    reference_model,
+)
 from intel_ft.export.export import require_packages, save_provenance
 from intel_ft.export.export_json import export_record, write_record
 from intel_ft.export.gate import Gate
 from intel_ft.export.ladder import candidates
-from intel_ft.export.logit_agreement import probe_sequences
+from intel_ft.export.measure import GateTask, Quality, measure, write_reference
 from intel_ft.export.output import quiet
 from intel_ft.export.ovms import Device, write_ovms
-from intel_ft.export.settings import Format, Settings
+from intel_ft.export.trained_base import (
+    Equality,
+    common_int4,
+    prove_equality,
+    take_trained_base,
+)
 from intel_ft.export.try_candidate import try_candidate
-from intel_ft.export.workspace import folder_state, workspace
-from intel_ft.files import name_folder, write_json
+from intel_ft.export.workspace import drop_stage, folder_state, workspace
+from intel_ft.files import name_folder, whole_folder, write_json
 from intel_ft.models.adapter import WEIGHTS
 from intel_ft.models.adapter_match import require_matching_base
-from intel_ft.runtimes.language_model import Sampling, base_config
+from intel_ft.quantization import Format, Settings
+from intel_ft.runtimes.language_model import base_config
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "adapters"
-PROBE_POSITIONS = 24  # positions whose next token is compared with torch
-ANSWER_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,8 @@ class RuntimeAdapter:
     The scaling, lora_alpha / r (lora_alpha / sqrt(r) for rsLoRA), is folded into the file's B
     matrices, so `alpha` is always 1. `top1`: share of positions where base and adapter at run time
     have the same most likely token as in torch, `top1_without` the same without the adapter;
-    `text_equal`: a greedy answer is the same.
+    `text_equal`: a greedy answer is the same; `quality`: against the reference on the run's
+    validation set, None where it was not measured.
     """
 
     name: str
@@ -53,11 +70,15 @@ class RuntimeAdapter:
     top1: float
     top1_without: float
     text_equal: bool
+    quality: Quality | None
 
 
 @dataclass(frozen=True)
 class AdaptersReport:
-    """What was exported; `adapters` in the order of the sources."""
+    """What was exported; `adapters` in the order of the sources.
+
+    `trained_weights`: what proves that adapters trained on int4 weights are served on them.
+    """
 
     folder: str
     base_model: str
@@ -66,15 +87,19 @@ class AdaptersReport:
     seconds: float
     peak_gib: float
     adapters: list[RuntimeAdapter]
+    trained_weights: Equality | None
 
 
 @dataclass(frozen=True)
-class _TorchReference:
-    """What torch computes: the most likely token after each of `prefixes`, and a greedy answer."""
+class _Written:
+    """An adapter in its folder: its config, what torch computes, and what its gate measures."""
 
-    prefixes: list[list[int]]
-    next_tokens: list[int]
-    answer: tuple[int, ...]
+    artifact: Artifact
+    name: str
+    config: dict[str, Any]
+    reference: TorchReference
+    tokenizer: Any
+    task: GateTask | None
 
 
 def export_adapters(
@@ -84,6 +109,7 @@ def export_adapters(
     *,
     settings: Settings | None = None,
     calibration: str | None = None,
+    gate: Gate | None = None,
     device: Device = "CPU",
     base: str | None = None,
     trust_remote_code: bool = False,
@@ -91,12 +117,18 @@ def export_adapters(
 ) -> AdaptersReport:
     """Write the adapters in `sources`, and their base as an IR in `weight_format`, to `output`.
 
-    Calibrates on the first adapter's training data. Raises UserError where the bases differ or
-    GenAI cannot apply an adapter (DoRA, trained embeddings), IntelFTError where an adapter does
-    not work at run time. Nothing is left in `output` then.
+    Calibrates on the first adapter's training data, without AWQ, which would scale the inputs and
+    outputs that an adapter was trained on. Adapters that were trained on int4 weights get those.
+    `gate` measures each adapter on its validation set, against the model in torch that was trained
+    or `gate.reference`.
+
+    Raises GateRefused where one misses the limits, UserError where the bases differ or GenAI cannot
+    apply an adapter (DoRA, trained embeddings), IntelFTError where an adapter does not work at run
+    time. Nothing is left in `output` then.
     """
     start = time.monotonic()
-    settings = settings or Settings()
+    gate, chosen = gate or Gate(), settings or Settings()
+    settings = _without_awq(chosen, weight_format)
     artifacts = [resolve(source) for source in sources]
     for artifact in artifacts:
         _require_supported(artifact)
@@ -107,6 +139,7 @@ def export_adapters(
                 f"{other.location} is an adapter of {other.base_model}, {first.location} of "
                 f"{first.base_model}: adapters in one folder must have one base"
             )
+    trained = common_int4(artifacts, weight_format, chosen, calibration)
     key = {
         "adapters": [folder_state(artifact.folder) for artifact in artifacts],
         "base": base or first.base_model,
@@ -118,13 +151,21 @@ def export_adapters(
             source = Source(first, base, trust_remote_code, allow_pickle, merged=False)
             for artifact in artifacts:
                 require_matching_base(artifact, base_config(source.with_base(artifact)))
-            gate = Gate(measure=False)
-            context = prepare_context(source, work, gate, calibration, settings)
-            result = try_candidate(context, candidates(weight_format, settings)[0])
+            if trained is None:
+                context = prepare_context(source, work, Gate(measure=False), calibration, settings)
+                result = try_candidate(context, candidates(weight_format, settings)[0])
+            else:
+                context, result = take_trained_base(source, work, trained)
             folder = context.folder(result.row.name)
-            adapters = _add_adapters(source, artifacts, folder)
+            adapters = _add_adapters(source, artifacts, folder, work, gate)
         record = export_record(context, first, [result], gate, device)
         record |= {"kind": "base+adapters", "adapters": [asdict(adapter) for adapter in adapters]}
+        equality = None
+        if trained is not None:
+            record["calibration"] = read_record(folder)["calibration"]
+            (folder / RECORD).unlink()
+            equality = prove_equality(folder, trained)
+            record["trained_weights"] = asdict(equality)
         save_provenance(first, folder)
         write_ovms(folder, output.name, device, settings.kv_cache)
         write_record(folder, record)
@@ -137,7 +178,20 @@ def export_adapters(
         seconds=time.monotonic() - start,
         peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         adapters=adapters,
+        trained_weights=equality,
     )
+
+
+def _without_awq(settings: Settings, weight_format: Format) -> Settings:
+    """`settings` without AWQ, which the default or the recipe of int4 would have."""
+    if settings.awq:
+        raise UserError(
+            "--set awq=true cannot be used with --adapter: AWQ moves scales from one layer into "
+            "another, where an adapter would not fit any more"
+        )
+    if weight_format != "int4" or settings.awq is False:
+        return settings
+    return Settings(**(settings.model_dump(exclude_unset=True) | {"awq": False}))
 
 
 def _require_supported(artifact: Artifact) -> None:
@@ -152,46 +206,88 @@ def _require_supported(artifact: Artifact) -> None:
             )
 
 
-def _add_adapters(source: Source, artifacts: list[Artifact], folder: Path) -> list[RuntimeAdapter]:
+def _add_adapters(
+    source: Source, artifacts: list[Artifact], folder: Path, work: Path, gate: Gate
+) -> list[RuntimeAdapter]:
     """Write each adapter into `folder` and compare GenAI's output with torch's."""
-    names = _names(artifacts)
-    references, configs = [], []
-    for artifact, name in zip(artifacts, names, strict=True):
-        adapter_folder = folder / FOLDER / name
-        adapter_folder.mkdir(parents=True, exist_ok=True)
-        model, config = _write_adapter(source, artifact, adapter_folder)
-        references.append(_torch_reference(model))
-        configs.append(config)
-        del model
-        gc.collect()
-    runtime = _GenAIRuntime(folder, [folder / FOLDER / name / WEIGHTS for name in names])
-    adapters = []
-    for index, (name, reference, config) in enumerate(zip(names, references, configs, strict=True)):
-        adapter = RuntimeAdapter(
-            name=name,
-            file=f"{FOLDER}/{name}/{WEIGHTS}",
-            r=int(config["r"]),
-            lora_alpha=float(config["lora_alpha"]),
-            alpha=1.0,
-            top1=runtime.top1(index, reference),
-            top1_without=runtime.top1(None, reference),
-            text_equal=runtime.same_answer(index, reference),
+    pairs = zip(artifacts, _names(artifacts), strict=True)
+    written = [_write(source, artifact, name, folder, work, gate) for artifact, name in pairs]
+    runtime = GenAIRuntime(folder, [folder / FOLDER / one.name / WEIGHTS for one in written])
+    return [_compare(runtime, index, one, folder, work, gate) for index, one in enumerate(written)]
+
+
+def _write(
+    source: Source, artifact: Artifact, name: str, folder: Path, work: Path, gate: Gate
+) -> _Written:
+    """Write one adapter, and compute in torch what it is compared with."""
+    adapter_folder = folder / FOLDER / name
+    adapter_folder.mkdir(parents=True, exist_ok=True)
+    model, config = _write_adapter(source, artifact, adapter_folder)
+    task = gate_task(artifact, model.tokenizer, gate)
+    written = _Written(artifact, name, config, torch_reference(model), model.tokenizer, task)
+    if task is not None:
+        if gate.reference is not None:
+            model = reference_model(gate.reference, work, source)
+        with whole_folder(_reference(work, name)) as partial:
+            write_reference(model, task, partial)
+    del model
+    gc.collect()
+    return written
+
+
+def _reference(work: Path, name: str) -> Path:
+    return work / "references" / name
+
+
+def _compare(
+    runtime: GenAIRuntime, index: int, written: _Written, folder: Path, work: Path, gate: Gate
+) -> RuntimeAdapter:
+    name, reference = written.name, written.reference
+    file = f"{FOLDER}/{name}/{WEIGHTS}"
+    quality = None
+    if written.task is not None:
+        served = AdaptedIR(folder, written.tokenizer, folder / file)
+        quality = measure(served, written.task, _reference(work, name))
+        drop_stage(_reference(work, name))
+    adapter = RuntimeAdapter(
+        name=name,
+        file=file,
+        r=int(written.config["r"]),
+        lora_alpha=float(written.config["lora_alpha"]),
+        alpha=1.0,
+        top1=runtime.top1(index, reference),
+        top1_without=runtime.top1(None, reference),
+        text_equal=runtime.same_answer(index, reference),
+        quality=quality,
+    )
+    logger.info(
+        "%s: top-1 agreement with torch %.3f, without the adapter %.3f",
+        name,
+        adapter.top1,
+        adapter.top1_without,
+    )
+    # At least half of the adapter's effect must be there; quantization explains the rest.
+    if adapter.top1 < (1 + adapter.top1_without) / 2 - 1 / PROBE_POSITIONS:
+        raise IntelFTError(
+            f"{written.artifact.location}: at run time {adapter.top1:.0%} of the next tokens "
+            f"are those of torch, {adapter.top1_without:.0%} without the adapter: it is not "
+            "applied as it was trained, or the base is quantized too coarsely"
         )
+    if quality is not None:
+        why = gate.limits.why_rejected(quality)
         logger.info(
-            "%s: top-1 agreement with torch %.3f, without the adapter %.3f",
+            "%s: perplexity %.4f (%+.2f %% ± %.2f %%), KL %.5f, top-1 agreement %.4f: %s",
             name,
-            adapter.top1,
-            adapter.top1_without,
+            quality.perplexity,
+            100 * quality.ppl_increase,
+            100 * quality.ppl_increase_error,
+            quality.kl,
+            quality.agreement,
+            f"rejected: {why}" if why else "passed",
         )
-        # At least half of the adapter's effect must be there; quantization explains the rest.
-        if adapter.top1 < (1 + adapter.top1_without) / 2 - 1 / PROBE_POSITIONS:
-            raise IntelFTError(
-                f"{artifacts[index].location}: at run time {adapter.top1:.0%} of the next tokens "
-                f"are those of torch, {adapter.top1_without:.0%} without the adapter: it is not "
-                "applied as it was trained, or the base is quantized too coarsely"
-            )
-        adapters.append(adapter)
-    return adapters
+        if why is not None:
+            raise GateRefused(f"{written.artifact.location}: {why}; nothing was written")
+    return adapter
 
 
 def _names(artifacts: list[Artifact]) -> list[str]:
@@ -252,51 +348,3 @@ def _fold_scaling(tensors: dict[str, Any], model: Any) -> dict[str, Any]:
         name: tensor * scaling[name.removesuffix(ending)] if name.endswith(ending) else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _torch_reference(model: Any) -> _TorchReference:
-    sequences = probe_sequences(model.tokenizer)
-    positions = [(i, at) for i, tokens in enumerate(sequences) for at in range(1, len(tokens))]
-    chosen = [positions[int(k)] for k in np.linspace(0, len(positions) - 1, PROBE_POSITIONS)]
-    prefixes, next_tokens = [], []
-    for index, at in chosen:
-        tokens = sequences[index]
-        logits = model.logits(tokens[: at + 1], np.array([at]))
-        prefixes.append([int(token) for token in tokens[: at + 1]])
-        next_tokens.append(int(logits[0].argmax()))
-    answer = model.generate(prefixes[0], Sampling(max_new_tokens=ANSWER_TOKENS)).new_tokens
-    return _TorchReference(prefixes, next_tokens, answer)
-
-
-class _GenAIRuntime:
-    """GenAI's pipeline on the base's IR, with one adapter at a time or none."""
-
-    def __init__(self, folder: Path, files: list[Path]) -> None:
-        import openvino_genai
-
-        self._genai = openvino_genai
-        self._adapters = [openvino_genai.Adapter(str(file)) for file in files]
-        self._pipeline = openvino_genai.LLMPipeline(
-            str(folder), "CPU", adapters=openvino_genai.AdapterConfig(self._adapters)
-        )
-
-    def top1(self, index: int | None, reference: _TorchReference) -> float:
-        """Share of the prefixes where adapter `index` (None: none) gives torch's next token."""
-        pairs = zip(reference.prefixes, reference.next_tokens, strict=True)
-        same = [self._generate(index, prefix, 1)[:1] == (token,) for prefix, token in pairs]
-        return sum(same) / PROBE_POSITIONS
-
-    def same_answer(self, index: int, reference: _TorchReference) -> bool:
-        """Whether the greedy answer is torch's."""
-        answer = self._generate(index, reference.prefixes[0], ANSWER_TOKENS)
-        return answer == reference.answer
-
-    def _generate(self, index: int | None, prefix: list[int], count: int) -> tuple[int, ...]:
-        import openvino
-
-        config = self._pipeline.get_generation_config()
-        config.max_new_tokens, config.do_sample = count, False
-        active = [] if index is None else [self._adapters[index]]
-        config.adapters = self._genai.AdapterConfig(active)
-        prompt = openvino.Tensor(np.array([prefix], dtype=np.int64))
-        return tuple(self._pipeline.generate(prompt, config).tokens[0])

@@ -2,12 +2,14 @@
 
 import gc
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.model_folder import BASE_KEY
 from intel_ft.artifacts.resolve import Artifact, read_json, resolve
+from intel_ft.data.examples import ExampleSet
 from intel_ft.errors import UserError
 from intel_ft.export.convert import convert, safe_folder
 from intel_ft.export.gate import Gate
@@ -16,10 +18,11 @@ from intel_ft.export.measure import GateTask, write_reference
 from intel_ft.export.merge import merge
 from intel_ft.export.quantize import Calibration
 from intel_ft.export.recipe import public_id
-from intel_ft.export.run_data import find_calibration, find_validation_set
-from intel_ft.export.settings import Settings
+from intel_ft.export.run_data import find_calibration, find_training, find_validation_set
+from intel_ft.export.tasks import load_scorer
 from intel_ft.export.workspace import drop_stage, stage
 from intel_ft.files import write_json
+from intel_ft.quantization import Settings
 from intel_ft.runtimes.language_model import base_config, tokenizer_config
 from intel_ft.versions import installed
 
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MERGED = "merged"
 DTYPE = "dtype.json"
+_REFERENCE_MODEL = "reference-model"
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,19 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What `--recover` tunes with: training examples, and the unquantized model, once loaded."""
+
+    examples: ExampleSet
+    load: Callable[[], Any]
+
+
+@dataclass(frozen=True)
 class ExportContext:
     """What every candidate is made from and measured with.
 
     `base_ids`: ids to look up a recipe by, the public one first; `fp16`: the IR's folder;
-    `reference`: the folder that `measure.write_reference` wrote.
+    `reference`: the folder that `measure.write_reference` wrote; `tuning`: for `--recover`.
     """
 
     work: Path
@@ -104,6 +116,7 @@ class ExportContext:
     task: GateTask | None
     reference: Path
     trust_remote_code: bool
+    tuning: Tuning | None = None
 
     def folder(self, name: str) -> Path:
         """The folder of the candidate `name`."""
@@ -111,7 +124,13 @@ class ExportContext:
 
 
 def prepare_context(
-    source: Source, work: Path, gate: Gate, calibration: str | None, settings: Settings
+    source: Source,
+    work: Path,
+    gate: Gate,
+    calibration: str | None,
+    settings: Settings,
+    *,
+    recover: bool = False,
 ) -> ExportContext:
     """Read the data, compute the reference's log-probabilities and trace the fp16 IR."""
     from intel_ft.models.load import load_tokenizer
@@ -119,16 +138,18 @@ def prepare_context(
     artifact, trust = source.artifact, source.trust_remote_code
     source.refuse_unexportable()
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust))
-    task = _gate_task(artifact, tokenizer, gate)
+    task = gate_task(artifact, tokenizer, gate)
     calibration_data = find_calibration(artifact, tokenizer, calibration, settings)
     if gate.measure:
         logger.info("%s", _describe_task(task))
     logger.info("%s", _describe_calibration(calibration_data))
     reference = work / "reference"
     if task:
-        stage(reference, lambda partial: _write_reference(source, work, task, partial))
+        stage(reference, lambda partial: _write_reference(source, work, task, gate, partial))
     fp16 = stage(work / "fp16", lambda partial: _trace(source, work, partial))
-    drop_stage(work / MERGED)
+    tuning = _tuning(source, work, tokenizer, calibration) if recover else None
+    if tuning is None:
+        drop_stage(work / MERGED)
     gc.collect()
     return ExportContext(
         work=work,
@@ -138,17 +159,42 @@ def prepare_context(
         task=task,
         reference=reference,
         trust_remote_code=trust,
+        tuning=tuning,
     )
 
 
-def _gate_task(artifact: Artifact, tokenizer: Any, gate: Gate) -> GateTask | None:
+def _tuning(source: Source, work: Path, tokenizer: Any, calibration: str | None) -> Tuning:
+    examples = find_training(source.artifact, tokenizer, calibration)
+    if examples is None:
+        raise UserError(
+            f"{source.artifact.location}: --recover tunes on training examples, and this is no run "
+            "that has them: name some with --calibration"
+        )
+
+    def load() -> Any:
+        folder = source.model_folder(work)
+        return _load(folder, reference_dtype(folder)[0], source).model
+
+    return Tuning(examples, load)
+
+
+def gate_task(artifact: Artifact, tokenizer: Any, gate: Gate) -> GateTask | None:
+    """What `gate` measures of this model, None where it measures nothing. Raises UserError."""
     if not gate.measure:
         if gate.limits.is_set:
             raise UserError("the gate's limits need measurements: remove --no-measure")
         return None
+    if gate.limits.max_task_drop is not None and gate.task is None:
+        raise UserError("--max-task-drop limits a task: name it with --task")
     validation = find_validation_set(artifact, tokenizer, gate.data, gate.split)
     if validation is not None:
-        return GateTask(validation, artifact.system_prompt, gate.generate, gate.max_new_tokens)
+        return GateTask(
+            validation,
+            artifact.system_prompt,
+            gate.answers,
+            gate.max_new_tokens,
+            None if gate.task is None else load_scorer(gate.task),
+        )
     if gate.limits.is_set:
         raise UserError(
             f"{artifact.location}: no validation set to measure on (the run has neither data.eval "
@@ -180,21 +226,17 @@ def _trace(source: Source, work: Path, partial: Path) -> None:
     check_lifted(folder, partial, reference_dtype(folder)[0], trust_remote_code=trust)
 
 
-def _write_reference(source: Source, work: Path, task: GateTask, partial: Path) -> None:
+def _write_reference(source: Source, work: Path, task: GateTask, gate: Gate, partial: Path) -> None:
     """Measure the model in torch, in float32 where that fits into memory."""
     from intel_ft.models.load import parameter_count
-    from intel_ft.runtimes.torch_lm import load_torch
 
     folder = source.model_folder(work)
+    if gate.reference is not None:
+        folder = _other(gate.reference, source).model_folder(work / _REFERENCE_MODEL)
     dtype, reason = reference_dtype(folder)
     logger.info("reference: the model in torch, %s: %s", dtype, reason)
-    model = load_torch(
-        resolve(str(folder)),
-        dtype=dtype,
-        trust_remote_code=source.trust_remote_code,
-        allow_pickle=source.allow_pickle,
-    )
-    write_reference(model, task, partial)
+    write_reference(_load(folder, dtype, source), task, partial)
+    drop_stage(work / _REFERENCE_MODEL)
     write_json(
         partial / DTYPE,
         {
@@ -202,6 +244,27 @@ def _write_reference(source: Source, work: Path, task: GateTask, partial: Path) 
             "dtype_reason": reason,
             "megabytes": 2 * parameter_count(folder) / 1e6,
         },
+    )
+
+
+def reference_model(name: str, work: Path, source: Source) -> Any:
+    """The model `name`, merged if it is a run, in torch: what another model is compared with."""
+    folder = _other(name, source).model_folder(work / _REFERENCE_MODEL)
+    return _load(folder, reference_dtype(folder)[0], source)
+
+
+def _other(name: str, source: Source) -> Source:
+    return Source(resolve(name), None, source.trust_remote_code, source.allow_pickle)
+
+
+def _load(folder: Path, dtype: str, source: Source) -> Any:
+    from intel_ft.runtimes.torch_lm import load_torch
+
+    return load_torch(
+        resolve(str(folder)),
+        dtype=dtype,
+        trust_remote_code=source.trust_remote_code,
+        allow_pickle=source.allow_pickle,
     )
 
 

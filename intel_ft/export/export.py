@@ -19,11 +19,12 @@ from intel_ft.export.ladder import Candidate, candidates
 from intel_ft.export.output import quiet
 from intel_ft.export.ovms import Device, write_ovms
 from intel_ft.export.recipe import public_id
-from intel_ft.export.settings import Format, Settings
+from intel_ft.export.tasks import scorer_code
 from intel_ft.export.try_candidate import CandidateResult, ensure_built, try_candidate
 from intel_ft.export.workspace import drop_stage, folder_state, workspace
 from intel_ft.files import name_folder, write_text
 from intel_ft.optional_packages import require_openvino
+from intel_ft.quantization import Format, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def export(
     settings: Settings | None = None,
     calibration: str | None = None,
     gate: Gate | None = None,
+    recover: bool = False,
     device: Device = "CPU",
     base: str | None = None,
     trust_remote_code: bool = False,
@@ -66,7 +68,8 @@ def export(
 
     An adapter is merged first (`base`: see `merge`). The candidates for `weight_format`, from small
     to large, are built, verified and measured against the model in torch on the validation set;
-    the first that passes the gate is renamed to `output`. It opens in OVModelForCausalLM, in
+    the first that passes the gate is renamed to `output`. recover: tune int4 after compression, on
+    the run's training examples or those of `calibration`. It opens in OVModelForCausalLM, in
     OpenVINO GenAI's LLMPipeline and in OVMS. An interrupted export resumes after its last stage.
 
     Raises UserError for a source or settings that cannot be exported, EnvironmentProblem without
@@ -81,13 +84,17 @@ def export(
     artifact = resolve(source)
     if artifact.kind == "openvino":
         raise UserError(f"{source}: this is already an OpenVINO model")
+    if recover and weight_format not in ("int4", "auto"):
+        raise UserError(
+            f"--recover tunes weights of 4 bits: use --format int4, not {weight_format}"
+        )
     key = _workspace_key(artifact, base, gate, calibration, settings)
     with workspace(output, key) as work:
         with quiet():
             require_packages()
             model = Source(artifact, base, trust_remote_code, allow_pickle)
-            context = prepare_context(model, work, gate, calibration, settings)
-            ladder = candidates(weight_format, settings)
+            context = prepare_context(model, work, gate, calibration, settings, recover=recover)
+            ladder = candidates(weight_format, settings, recover=recover)
             results = _try_until_passed(context, ladder, gate.limits)
         record = finish_export(context, artifact, results, gate, device, settings, output)
     selected = results[-1]
@@ -123,7 +130,8 @@ def _workspace_key(
         "version": intel_ft.__version__,
         "source": folder_state(artifact.folder) if artifact.folder.is_dir() else artifact.location,
         "base": base,
-        "data": [gate.data, gate.split, gate.generate, gate.max_new_tokens, gate.measure],
+        "data": [gate.data, gate.split, gate.answers, gate.max_new_tokens, gate.measure],
+        "compared": [gate.reference, gate.task, gate.task and scorer_code(gate.task)],
         "calibration": [calibration, settings.samples, settings.sample_tokens],
     }
 

@@ -84,6 +84,7 @@ def export_record(
         "tokenizer_agrees": selected.tokenizer_agrees,
         "gate": _gate_record(context, results, gate),
         "adapters": [],
+        **({"recovery": selected.recovery} if selected.recovery else {}),
     }
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from intel_ft.errors import UserError
 from intel_ft.export.measure import Quality
-from intel_ft.export.settings import Format
 from intel_ft.plot import scatter_plot
+from intel_ft.quantization import Format
 from intel_ft.tables import Table
 
 PLOT = "export.svg"
+TASK_ANSWERS = 50
 CONFIDENCE = 1.645  # standard errors: 95 % of a normal distribution lie below
 
 
@@ -20,17 +21,22 @@ class Limits:
 
     max_ppl_increase: float | None = None
     min_agreement: float | None = None
+    max_task_drop: float | None = None
 
     @property
     def is_set(self) -> bool:
         """Whether there is any limit."""
-        return self.max_ppl_increase is not None or self.min_agreement is not None
+        return any(
+            limit is not None
+            for limit in (self.max_ppl_increase, self.min_agreement, self.max_task_drop)
+        )
 
     def why_rejected(self, quality: Quality) -> str | None:
-        """The limit that `quality` misses, None where it satisfies both; a NaN misses them.
+        """The limit that `quality` misses, None where it satisfies all; a NaN misses them.
 
-        Perplexity must satisfy its limit with 95 % confidence (one-sided; the paired differences
-        of the token losses are taken as independent), so that no candidate passes by chance.
+        Perplexity and task must satisfy theirs with 95 % confidence (one-sided; the paired
+        differences of the token losses are taken as independent), so that no candidate passes by
+        chance.
         """
         limit, minimum = self.max_ppl_increase, self.min_agreement
         increase, error = quality.ppl_increase, quality.ppl_increase_error
@@ -40,6 +46,14 @@ class Limits:
             return f"perplexity {increase:+.2%} ± {error:.2%} (limit {limit:+.2%}{hint})"
         if minimum is not None and not quality.agreement >= minimum:
             return f"top-1 agreement {quality.agreement:.4f} (limit {minimum:g})"
+        drop, task = self.max_task_drop, quality.task
+        if drop is not None and task is not None and not task.worst >= -drop:
+            certain = task.difference < -drop
+            hint = "" if certain else "; more answers (--generate) might show that it is met"
+            return (
+                f"task {task.score:.1%} where the reference has {task.reference:.1%}, with 95 % "
+                f"confidence a change above {task.worst:+.1%} (limit {-drop:+.1%}{hint})"
+            )
         return None
 
 
@@ -48,7 +62,9 @@ class Gate:
     """What is measured, and the limits.
 
     `data`: the validation set, None for the run's; `generate`: number of answers that are checked,
-    too; `measure`: False skips all measurements.
+    too; `measure`: False skips all measurements; `reference`: another model to compare with, such
+    as a run that was trained on bf16 weights, None for the model that is exported; `task`: scores
+    the answers (export.tasks), None for no task.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -57,6 +73,13 @@ class Gate:
     generate: int = 0
     max_new_tokens: int = 256
     measure: bool = True
+    reference: str | None = None
+    task: str | None = None
+
+    @property
+    def answers(self) -> int:
+        """Number of answers: `generate`, or enough for a task."""
+        return self.generate or (TASK_ANSWERS if self.task else 0)
 
 
 @dataclass(frozen=True)
@@ -101,6 +124,8 @@ COLUMNS = (
     "top-1",
     "exact match",
     "valid Python",
+    "similar",
+    "task",
     "first token, ms",
     "token/s",
 )
@@ -119,6 +144,8 @@ def table_cells(record: dict[str, Any]) -> list[str]:
         _number(record.get("agreement"), ".4f"),
         _number(record.get("exact_match"), ".1%"),
         _number(record.get("parses"), ".1%"),
+        _number(record.get("similarity"), ".3f"),
+        _task(record.get("task")),
         _number(record.get("first_token_ms"), ",.0f"),
         _number(record.get("tokens_per_s"), ",.1f"),
     ]
@@ -165,6 +192,13 @@ def size_quality_plot(table: list[dict[str, Any]], limits: Limits) -> str:
     return scatter_plot(
         "Size and quality", "MB", "increase of perplexity, %", points, limit and 100 * limit
     )
+
+
+def _task(value: dict[str, Any] | float | None) -> str:
+    """The reference's mean score, or a candidate's with its change and what that is above."""
+    if not isinstance(value, dict):
+        return _number(value, ".1%")
+    return f"{value['score']:.1%} ({value['difference']:+.1%}, above {value['worst']:+.1%})"
 
 
 def _number(value: float | None, spec: str) -> str:

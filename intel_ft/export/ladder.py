@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from intel_ft.export.settings import Format, Settings
+from intel_ft.quantization import Format, Settings
+
+RECOVERED = "-recovered"
 
 _LADDER: tuple[tuple[str, Format, dict[str, float]], ...] = (
     ("int4", "int4", {}),
@@ -23,20 +25,28 @@ nf4 and mxfp4 are as large as int4-g64 and no better (docs/export.md), so auto d
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to store the weights."""
+    """One way to store the weights; `recover`: tuned after compression (export.recover)."""
 
     name: str
     format: Format
     settings: Settings
+    recover: bool = False
 
 
-def candidates(weight_format: Format | Literal["auto"], settings: Settings) -> list[Candidate]:
+def candidates(
+    weight_format: Format | Literal["auto"], settings: Settings, *, recover: bool = False
+) -> list[Candidate]:
     """The ladder for "auto", otherwise one candidate.
 
-    The user's settings apply to every rung whose format has them; rungs that become equal are
-    tried once.
+    recover: tune int4 after compression. auto tries it with all layers in 4 bits, its smallest
+    candidate, and after a plain int4 that did not pass.
+
+    The user's settings apply to every rung whose format has them; rungs that become equal are tried
+    once.
     """
     if weight_format != "auto":
+        if recover:
+            return [_recovered(weight_format, settings)]
         return [Candidate(weight_format, weight_format, settings)]
     user_set = settings.model_dump(exclude_unset=True)
     rungs: list[Candidate] = []
@@ -51,7 +61,17 @@ def candidates(weight_format: Format | Literal["auto"], settings: Settings) -> l
         if effective not in seen:
             seen.append(effective)
             rungs.append(Candidate(name, rung_format, rung_settings))
+    if recover:
+        whole = Settings(**(user_set | {"recipe": "none", "all_layers": True}))
+        rungs.insert(1, _recovered("int4", settings))
+        rungs.insert(0, _recovered("int4-all", whole))
     return rungs
+
+
+def _recovered(name: str, settings: Settings) -> Candidate:
+    """int4 without AWQ, whose scales have no place in the model in torch that it is tuned with."""
+    tuned = Settings(**(settings.model_dump(exclude_unset=True) | {"awq": False}))
+    return Candidate(f"{name}{RECOVERED}", "int4", tuned, recover=True)
 
 
 _RUNTIME = {"kv_cache", "samples", "sample_tokens"}

@@ -7,7 +7,8 @@ the supervised positions of as many examples as fit into REFERENCE_BYTES.
 import math
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,45 @@ from intel_ft.artifacts.resolve import read_json
 from intel_ft.data.examples import Examples
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.run_data import SEED, ValidationSet
+from intel_ft.export.tasks import (
+    Scorer,
+    TaskScore,
+    compare_scores,
+    score_answers,
+    similarity,
+)
 from intel_ft.files import write_json
-from intel_ft.inference.evaluate import check_answers
+from intel_ft.inference.evaluate import answers_and_references, compare_answers
 from intel_ft.runtimes.language_model import LanguageModel, Sampling
 
 REFERENCE_BYTES = 2**31
 LOG_PROBABILITIES, SUMMARY = "log_probabilities.npy", "reference.json"
+ANSWERS = "answers.json"
 SPEED_PROMPTS, SPEED_TOKENS = 3, 32
+POSITIONS = (0, 128, 512, 2048, 8192, 32768, 2**31)
+"""Bounds of the positions that `Quality.by_position` distinguishes."""
 
 
 @dataclass(frozen=True)
 class GateTask:
-    """What is measured: the positions of `validation`, and `generate` greedy answers."""
+    """What is measured: the positions of `validation`, and `generate` greedy answers.
+
+    scorer: scores these answers; None where the user gave no task.
+    """
 
     validation: ValidationSet
     system_prompt: str | None
     generate: int
     max_new_tokens: int
+    scorer: Scorer | None = None
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures of one candidate against the reference, as docs/export.md defines them."""
+    """Figures of one candidate against the reference, as docs/export.md defines them.
+
+    by_position: the increase of perplexity where a token stands in its sequence.
+    """
 
     perplexity: float
     ppl_increase: float
@@ -50,6 +68,15 @@ class Quality:
     parses: float | None
     first_token_ms: float | None
     tokens_per_s: float | None
+    similarity: float | None = None
+    task: TaskScore | None = None
+    by_position: list[dict[str, Any]] = field(default_factory=list)
+
+    @staticmethod
+    def read(values: dict[str, Any]) -> "Quality":
+        """The quality whose `asdict` is `values`."""
+        task = values.get("task")
+        return Quality(**(values | {"task": task and TaskScore(**task)}))
 
 
 def select_examples(
@@ -79,7 +106,7 @@ def write_reference(model: LanguageModel, task: GateTask, folder: Path) -> None:
     )
     losses = []
     start = 0
-    for logits, targets in _target_logits(model, examples, selected):
+    for logits, targets, _ in _target_logits(model, examples, selected):
         rows = _log_softmax(logits)
         table[start : start + len(rows)] = rows
         start += len(rows)
@@ -90,11 +117,15 @@ def write_reference(model: LanguageModel, task: GateTask, folder: Path) -> None:
         raise IntelFTError(
             "the model's own loss on the validation set is not finite: the model is broken"
         )
-    answers = check_answers(
-        model, task.validation.prepared, task.system_prompt, task.generate, task.max_new_tokens
-    )
+    pairs = _answers(model, task)
+    if task.scorer is not None and not pairs:
+        raise UserError("--task: the validation set has no conversations to answer")
+    scores = _scores(task, pairs)
     summary = {"examples": selected, "positions": positions, "perplexity": math.exp(loss)}
-    write_json(folder / SUMMARY, summary | asdict(answers))
+    summary |= asdict(compare_answers(pairs))
+    summary["task"] = float(np.mean(scores)) if scores else None
+    write_json(folder / SUMMARY, summary)
+    write_json(folder / ANSWERS, {"answers": [answer for answer, _ in pairs], "scores": scores})
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -110,7 +141,9 @@ def measure(model: LanguageModel, task: GateTask, reference: Path) -> Quality:
     start, kl, same = 0, 0.0, 0
     losses: list[npt.NDArray[np.float64]] = []
     increases: list[npt.NDArray[np.float64]] = []
-    for logits, targets in _target_logits(model, examples, summary["examples"]):
+    places: list[npt.NDArray[np.int64]] = []
+    for logits, targets, at in _target_logits(model, examples, summary["examples"]):
+        places.append(at)
         candidate = _log_softmax(logits[:, : table.shape[1]])
         expected = np.asarray(table[start : start + len(candidate)])
         start += len(candidate)
@@ -120,9 +153,10 @@ def measure(model: LanguageModel, task: GateTask, reference: Path) -> Quality:
         increases.append(losses[-1] - _losses(expected, targets))
     loss, increase = np.concatenate(losses), np.concatenate(increases)
     ratio = math.exp(min(float(increase.mean()), 700.0))
-    answers = check_answers(
-        model, task.validation.prepared, task.system_prompt, task.generate, task.max_new_tokens
-    )
+    pairs = _answers(model, task)
+    answers = compare_answers(pairs)
+    same_prompts = read_json(reference / ANSWERS)
+    scores = _scores(task, pairs)
     first_token_ms, tokens_per_s = _speed(model, examples, summary["examples"])
     return Quality(
         perplexity=math.exp(min(float(loss.mean()), 700.0)),
@@ -134,17 +168,61 @@ def measure(model: LanguageModel, task: GateTask, reference: Path) -> Quality:
         parses=answers.parses,
         first_token_ms=first_token_ms,
         tokens_per_s=tokens_per_s,
+        similarity=similarity([one for one, _ in pairs], same_prompts["answers"])
+        if pairs
+        else None,
+        task=compare_scores(scores, same_prompts["scores"]) if scores else None,
+        by_position=_by_position(np.concatenate(places), loss, increase),
     )
+
+
+def _answers(model: LanguageModel, task: GateTask) -> list[tuple[str, str]]:
+    return answers_and_references(
+        model, task.validation.prepared, task.system_prompt, task.generate, task.max_new_tokens
+    )
+
+
+def _scores(task: GateTask, pairs: list[tuple[str, str]]) -> list[float]:
+    if task.scorer is None or not pairs:
+        return []
+    return score_answers(task.scorer, [one for one, _ in pairs], [other for _, other in pairs])
+
+
+def _by_position(
+    at: npt.NDArray[np.int64], losses: npt.NDArray[np.float64], increases: npt.NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """Perplexity and its increase for the tokens between each two of POSITIONS."""
+    parts = []
+    for start, end in pairwise(POSITIONS):
+        chosen = (at >= start) & (at < end)
+        if not chosen.any():
+            continue
+        part = increases[chosen]
+        ratio = math.exp(min(float(part.mean()), 700.0))
+        parts.append(
+            {
+                "from": start,
+                "to": int(at[chosen].max()) + 1,
+                "positions": int(chosen.sum()),
+                "perplexity": math.exp(min(float(losses[chosen].mean()), 700.0)),
+                "ppl_increase": ratio - 1,
+                "ppl_increase_error": ratio * float(part.std()) / math.sqrt(len(part)),
+            }
+        )
+    return parts
 
 
 def _target_logits(
     model: LanguageModel, examples: Examples, indices: list[int]
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
-    """Per example, the logits [positions, vocabulary] that predict its targets [positions]."""
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
+    """Per example, the logits [positions, vocabulary] that predict its targets [positions].
+
+    Third, where these targets stand.
+    """
     for index in indices:
         tokens, supervised = examples[index]
         targets = np.flatnonzero(supervised)
-        yield model.logits(tokens, targets - 1), tokens[targets]
+        yield model.logits(tokens, targets - 1), tokens[targets], targets
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.errors import UserError
-from intel_ft.export.settings import Settings
+from intel_ft.quantization import Settings
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.export.settings import FOUR_BIT, Format, Settings
+from intel_ft.quantization import FOUR_BIT, Format, Settings
 
 GROUP_SIZE = {"int4": 128, "nf4": 64, "mxfp4": 32}
 """int4: Optimum-Intel's default; nf4: QLoRA's (arXiv 2305.14314); mxfp4: fixed by the OCP MX

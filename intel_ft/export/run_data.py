@@ -18,7 +18,7 @@ from intel_ft.data.tokenized import Tokenized, join, of_prepared
 from intel_ft.data.training_set import training_and_validation
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
-from intel_ft.export.settings import Settings
+from intel_ft.quantization import Settings
 from intel_ft.training.run_record import config_of_run, read_training
 
 logger = logging.getLogger(__name__)
@@ -70,15 +70,29 @@ def find_calibration(
     config = run_config(artifact)
     if data is not None:
         prepared = _prepare_named(artifact, config, tokenizer, data, None)
-        return _sample(Path(data).name, prepared.examples, settings)
+        return sample_calibration(Path(data).name, prepared.examples, settings)
     if config is None:
         return None
     return _if_readable(
-        lambda: _sample(
-            "the run's training examples", _of_run(config, tokenizer)[0].examples, settings
-        ),
+        lambda: run_calibration(config, tokenizer, settings),
         "no calibration",
     )
+
+
+def find_training(artifact: Artifact, tokenizer: Any, data: str | None) -> ExampleSet | None:
+    """The examples in `data`, else the run's training examples (never validation), else None."""
+    config = run_config(artifact)
+    if data is not None:
+        return _prepare_named(artifact, config, tokenizer, data, None).examples
+    if config is None:
+        return None
+    return _if_readable(lambda: _of_run(config, tokenizer)[0].examples, "no recovery")
+
+
+def run_calibration(config: Config, tokenizer: Any, settings: Settings) -> Calibration:
+    """A sample of the training examples of the run with this config. Raises UserError."""
+    examples = _of_run(config, tokenizer)[0].examples
+    return sample_calibration("the run's training examples", examples, settings)
 
 
 def training_record(artifact: Artifact) -> dict[str, Any] | None:
@@ -139,7 +153,8 @@ def _prepare_named(
     return prepared
 
 
-def _sample(source: str, examples: ExampleSet, settings: Settings) -> Calibration:
+def sample_calibration(source: str, examples: ExampleSet, settings: Settings) -> Calibration:
+    """A random sample of at most `settings.samples` examples, in the order of the data."""
     order = np.random.default_rng(SEED).permutation(len(examples))[: settings.samples]
     rows = [examples[int(index)][0][: settings.sample_tokens] for index in np.sort(order)]
     return Calibration(source, rows)

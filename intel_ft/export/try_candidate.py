@@ -19,13 +19,14 @@ from intel_ft.export.recipe import QuantizationRecipe, find_recipe, options_for,
 from intel_ft.export.verify import verify
 from intel_ft.export.workspace import stage
 from intel_ft.files import write_json
+from intel_ft.quantization import RECOVERY
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """A candidate that was built and measured; `runtime` as in export.json."""
+    """A candidate that was built and measured; `runtime` and `recovery` as in export.json."""
 
     row: GateRow
     recipe: QuantizationRecipe
@@ -33,6 +34,7 @@ class CandidateResult:
     weights: IRWeights
     tokenizer_agrees: bool
     runtime: dict[str, str]
+    recovery: dict[str, Any] | None = None
 
 
 def try_candidate(context: ExportContext, candidate: Candidate) -> CandidateResult:
@@ -41,13 +43,15 @@ def try_candidate(context: ExportContext, candidate: Candidate) -> CandidateResu
     if candidate.format in ("int4", "int8"):
         logger.info("%s", recipe.why)
     settings = _effective_settings(options, candidate)
+    if candidate.recover:
+        settings |= {key: getattr(candidate.settings, key) for key in RECOVERY}
     path = context.work / "candidates" / f"{candidate.name}.json"
     values = read_json(path)
     if values.get("settings") != settings:
         values = _build_and_measure(context, candidate, options, calibration)
         values["settings"] = settings
         write_json(path, values)
-    quality = Quality(**values["quality"]) if values["quality"] else None
+    quality = Quality.read(values["quality"]) if values["quality"] else None
     return CandidateResult(
         row=GateRow(
             name=candidate.name,
@@ -61,6 +65,7 @@ def try_candidate(context: ExportContext, candidate: Candidate) -> CandidateResu
         weights=IRWeights(**values["weights"]),
         tokenizer_agrees=values["tokenizer_agrees"],
         runtime=values["runtime"],
+        recovery=values.get("recovery"),
     )
 
 
@@ -111,6 +116,7 @@ def _build_and_measure(
         "weights": asdict(weights),
         "tokenizer_agrees": agrees,
         "runtime": model.precisions(),
+        "recovery": read_json(_recovery_file(context, candidate)) or None,
     }
 
 
@@ -129,9 +135,34 @@ def _build(
             calibration,
             trust_remote_code=context.trust_remote_code,
         )
+        if candidate.recover:
+            _recover(context, candidate, partial)
         for path in sorted(context.fp16.iterdir()):
             if not (partial / path.name).exists():
                 shutil.copyfile(path, partial / path.name)
         write_base_id(partial, context.base_ids[0])
 
     return stage(context.folder(candidate.name), write)
+
+
+def _recover(context: ExportContext, candidate: Candidate, ir: Path) -> None:
+    """Tune the compressed IR in `ir`; a recovery that was killed continues."""
+    from intel_ft.export.recover import recover
+
+    assert context.tuning is not None  # prepare_context has refused an export without examples
+    model = context.tuning.load()
+    state = context.work / "recovery" / f"{candidate.name}.pt"
+    recovery = recover(model, ir, context.tuning.examples, candidate.settings, state)
+    logger.info(
+        "%s: %d steps in %.0f s, KL on training examples %.5f at the start, %.5f at the end",
+        candidate.name,
+        recovery.steps,
+        recovery.seconds,
+        recovery.kl_start,
+        recovery.kl_end,
+    )
+    write_json(_recovery_file(context, candidate), asdict(recovery))
+
+
+def _recovery_file(context: ExportContext, candidate: Candidate) -> Path:
+    return context.work / "recovery" / f"{candidate.name}.json"

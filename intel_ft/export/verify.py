@@ -8,7 +8,7 @@ from intel_ft.artifacts.ir import IRWeights, read_weights
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import IntelFTError
 from intel_ft.export.logit_agreement import PROBE_TEXTS, probe_logits, probe_sequences
-from intel_ft.export.settings import Format
+from intel_ft.quantization import Format
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.openvino_lm import OpenVINOLM, load_openvino
 

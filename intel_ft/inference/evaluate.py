@@ -128,15 +128,36 @@ def check_answers(
     max_new_tokens: int,
 ) -> Answers:
     """Compare the greedy answers to the first `count` conversations with the references."""
+    pairs = answers_and_references(model, prepared, system_prompt, count, max_new_tokens)
+    return compare_answers(pairs)
+
+
+def answers_and_references(
+    model: LanguageModel,
+    prepared: Prepared,
+    system_prompt: str | None,
+    count: int,
+    max_new_tokens: int,
+) -> list[tuple[str, str]]:
+    """The greedy answers to the first `count` conversations, each with the reference."""
     conversations = answerable(prepared, count)
     answers = greedy_answers(model, prepared.template, conversations, system_prompt, max_new_tokens)
     references = [messages[-1].content for messages in conversations]
-    pairs = list(zip(answers, references, strict=True))
+    return list(zip(answers, references, strict=True))
+
+
+def compare_answers(pairs: Sequence[tuple[str, str]]) -> Answers:
+    """Compare answers with their references."""
     return Answers(
-        generated=len(answers),
-        exact_match=_share([_words(answer) == _words(reference) for answer, reference in pairs]),
-        parses=_share([is_python(answer) for answer in answers]),
+        generated=len(pairs),
+        exact_match=_share([is_exact_match(answer, reference) for answer, reference in pairs]),
+        parses=_share([is_python(answer) for answer, _ in pairs]),
     )
+
+
+def is_exact_match(answer: str, reference: str) -> bool:
+    """Whether both are equal, but for white space around them and around their thoughts."""
+    return _words(answer) == _words(reference)
 
 
 def answerable(prepared: Prepared, count: int) -> list[tuple[Message, ...]]:

@@ -273,3 +273,35 @@ def scale_rows(out: Tensor, scales: Tensor, residual: Tensor | None) -> Tensor:
         return out
     wide = out.float() * scales[:, None]
     return out.copy_(wide if residual is None else wide + residual.float())
+
+
+def dequantize(
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    shape: tuple[int, int],
+    *,
+    bits: int,
+    signed: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(codes - zeros) * scales as `dtype` [out, in], with one scale and zero for each group.
+
+    codes: uint8, flat, of 4 bits two a byte with the first in the low half; scales: float16
+    [out, groups]; zeros: uint8 [out, groups] or None.
+    """
+    rows, size = shape
+    groups = scales.shape[1]
+    out = torch.empty(shape, dtype=dtype)
+    if _compiled(out):
+        sizes = rows, size, size // groups, bits, int(signed)
+        _call("dequantize", codes, scales, zeros, out, *sizes)
+        return out
+    values = torch.stack((codes & 15, codes >> 4), -1) if bits == 4 else codes
+    integers = values.view(rows, groups, -1).to(torch.int16)
+    if signed:
+        half = 1 << (bits - 1)
+        integers = (integers ^ half) - half
+    if zeros is not None:
+        integers = integers - zeros[..., None]
+    return out.copy_((integers.float() * scales[..., None].float()).view(shape))

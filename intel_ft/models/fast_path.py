@@ -74,6 +74,8 @@ def choose_layout(
         )
         if config.base_dtype == "nf4":
             reason += "; its scales are quantized as well"
+        if config.base_dtype == "int4":
+            reason += "; the weights that export --adapter writes"
         return config.base_dtype, Decision("model.base_dtype", config.base_dtype, reason)
     if on_gpu:
         return "as loaded", Decision("model.base_dtype", _name(dtype), "as loaded")

@@ -6,15 +6,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from intel_ft.errors import EnvironmentProblem
+from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.devices import CPU
 from intel_ft.models.int8 import can_int8, int8_base
 from intel_ft.models.lora_linear import FrozenWeight, LoraFunction, LoraLinear
 from intel_ft.models.nf4 import nf4_base
 from intel_ft.models.prepacked import prepacked_base
 
-Layout = Literal["as loaded", "prepacked", "int8", "nf4"]
-"""How the frozen linear layers keep their weights: see models.prepacked, .int8 and .nf4."""
+Layout = Literal["as loaded", "prepacked", "int8", "nf4", "int4"]
+"""How the frozen linear layers keep their weights.
+
+See models.prepacked, .int8, .nf4, and for int4 .compressed, which converts the model before this.
+"""
 
 
 class FrozenLinear(torch.nn.Linear):
@@ -50,14 +53,25 @@ def convert_frozen_weights(model: Any, layout: Layout, device: torch.device = CP
         replace_linears(model, int8_base)
     elif layout == "nf4":
         replace_linears(model, nf4_base, device)
+    elif layout == "int4":
+        _require_compressed(model)
     elif layout == "prepacked":
         replace_linears(model, prepacked_base)
     model.to(device)
 
 
+def _require_compressed(model: Any) -> None:
+    """Raise UserError for layout int4 on a model that has not been given the codes of an IR."""
+    if not any(isinstance(module, FrozenLinear) for module in model.modules()):
+        raise UserError(
+            "model.base_dtype=int4 needs the weights of an exported base, which `intel-ft train` "
+            "makes: nothing else takes it"
+        )
+
+
 def linear_bytes(model: Any) -> int:
     """Bytes of the weights that `convert_frozen_weights` would convert."""
-    return sum(linear.weight.nbytes for _, _, linear in _linears(model))
+    return sum(linear.weight.nbytes for _, _, linear in frozen_linears(model))
 
 
 def replace_linears(
@@ -67,7 +81,7 @@ def replace_linears(
 
     `factory` makes the new form from weight [out, in] and bias, which are on `device` by then.
     """
-    linears = _linears(model)
+    linears = frozen_linears(model)
     while linears:
         parent, name, linear = linears.pop()
         bias = None if linear.bias is None else linear.bias.detach().to(device)
@@ -75,7 +89,7 @@ def replace_linears(
         setattr(parent, name, FrozenLinear(linear, base, device))
 
 
-def _linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
+def frozen_linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
     """The frozen linear layers except the head, each with its parent module and its name there."""
     head = model.get_output_embeddings()
     head_modules = {id(module) for module in (head.modules() if head is not None else ())}

@@ -80,7 +80,7 @@ def rank_seconds(model: CountedModel, rates: Rates, rows: Rows, setting: MemoryS
     if sizes.why_not_fused is not None:
         moved *= _DORA if sizes.dora else _UNFUSED
     moved += _WEIGHTS * 2 * item * sizes.parameters * len(rows)
-    if setting.layout == "nf4":  # dequantized to `item` bytes, once in each direction
+    if setting.layout in ("nf4", "int4"):  # dequantized to `item` bytes, once in each direction
         moved += 2 * (NF4_BYTES + item) * sizes.linear * len(rows)
     frozen, experts = 4 * sizes.linear, 4 * sizes.experts
     seconds_a_token = frozen / rates.linear + experts / rates.gemm

@@ -9,19 +9,27 @@ import numpy.typing as npt
 
 from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.optional_packages import require_openvino
+from intel_ft.runtimes.ir_lora import add_adapter
 
 
 class IRLogits:
     """The compiled IR in `folder`, with OpenVINO's `properties` and its defaults for the others.
 
+    adapter: a LoRA file whose scaling is folded in, which is added to the IR (runtimes.ir_lora).
     Raises EnvironmentProblem without OpenVINO, RuntimeError where OpenVINO cannot load the IR.
     """
 
-    def __init__(self, folder: Path, properties: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, properties: Mapping[str, str], adapter: Path | None = None
+    ) -> None:
         require_openvino("openvino")
         import openvino
 
-        self.compiled = openvino.Core().compile_model(folder / IR_FILE, "CPU", dict(properties))
+        core = openvino.Core()
+        model = core.read_model(folder / IR_FILE)
+        if adapter is not None:
+            add_adapter(model, adapter)
+        self.compiled = core.compile_model(model, "CPU", dict(properties))
         self._inputs = {name for port in self.compiled.inputs for name in port.get_names()}
         self._request: Any = self.compiled.create_infer_request()
 

@@ -1,11 +1,13 @@
 """Run a base, adapter or merged model in torch on this CPU."""
 
+import logging
 import time
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.artifacts.int4_base import find_int4_base, open_int4_base, trained_int4
 from intel_ft.artifacts.model_folder import stop_tokens
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.gc_pause import gc_paused
@@ -21,6 +23,8 @@ from intel_ft.runtimes.language_model import (
     tokenizer_config,
 )
 from intel_ft.runtimes.text_stream import TextStream
+
+logger = logging.getLogger(__name__)
 
 
 def load_torch(
@@ -43,9 +47,28 @@ def load_torch(
     config = base_config(artifact, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     model = load_base(config, fastest_dtype()[0] if dtype == "auto" else getattr(torch, dtype))
     if artifact.kind == "adapter":
+        _use_trained_base(model, artifact)
         model = apply_adapter(model, artifact.folder)
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust_remote_code))
     return TorchLM(model, tokenizer)
+
+
+def _use_trained_base(model: Any, artifact: Artifact) -> None:
+    """Give the base the int4 weights that the adapter was trained on, if it was and they exist."""
+    digest = trained_int4(artifact.folder)
+    if digest is None:
+        return
+    from intel_ft.models.compressed import use_compressed
+
+    folder = find_int4_base(digest)
+    if folder is None:
+        logger.warning(
+            "%s was trained on int4 weights, which this machine's cache does not have: it runs on "
+            "its unquantized base instead (export --adapter makes them again)",
+            artifact.location,
+        )
+        return
+    use_compressed(model, open_int4_base(folder).weights)
 
 
 class TorchLM:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from intel_ft.artifacts.int4_base import Int4Base
 from intel_ft.backends.cpu import Backend
 from intel_ft.config import Config
 from intel_ft.data.examples import ExampleSet
@@ -17,6 +18,7 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.models import lora_init
 from intel_ft.models.adapter import add_lora, prepare_to_train
+from intel_ft.models.compressed import use_compressed
 from intel_ft.models.fast_path import apply_fast_path, compile_layers
 from intel_ft.models.flops import step_cost, with_teacher
 from intel_ft.models.new_tokens import describe_tokens, new_token_ids
@@ -45,19 +47,20 @@ def assemble(
     parts: tuple[Part, ...] = (),
     vocabulary: int = 0,
     start: Path | None = None,
+    int4: Int4Base | None = None,
 ) -> tuple[Training, list[Decision]]:
     """The training of `config` on a frozen `base`, changed in place, and what was decided.
 
     why_not_packed: why `base` takes one example per row, or None; parts: what an epoch takes from
     each source; vocabulary: tokens of the tokenizer, for distillation; start: the checkpoint to
-    resume from, whose weights are not loaded here. Raises EnvironmentProblem for a layout of the
-    weights that this CPU does not have.
+    resume from, whose weights are not loaded here; int4: the weights for model.base_dtype=int4.
+    Raises EnvironmentProblem for a layout of the weights that this CPU does not have.
     """
     weights: TrainedWeights
     if config.method.trains_all:
         weights, decisions = _whole_model(config, base, backend)
     else:
-        weights, decisions = _adapter(config, base, backend, world, start)
+        weights, decisions = _adapter(config, base, backend, world, start, int4)
     packed = why_not_packed is None
     cost, teacher = step_cost(weights.model), None
     if config.method.name == "distill":
@@ -87,7 +90,12 @@ def base_id(config: Config) -> str:
 
 
 def _adapter(
-    config: Config, base: Any, backend: Backend, world: World, start: Path | None
+    config: Config,
+    base: Any,
+    backend: Backend,
+    world: World,
+    start: Path | None,
+    int4: Int4Base | None,
 ) -> tuple[Adapter, list[Decision]]:
     method, settings = config.method, config.model
     if settings.continued_adapter is not None:
@@ -99,6 +107,8 @@ def _adapter(
         model = add_lora(base, method, base_id(config), settings.revision, tokens)
     initial = _changes_of_base(config, model, world, start)
     lora_init.subtract_from_base(model, initial)
+    if int4 is not None:
+        use_compressed(model, int4.weights)
     decisions = describe_tokens(settings) + adapted_modules(model, method)
     activations = full_row_activations(config, sizes_for(config, model), backend.dtype)
     decisions += apply_fast_path(model, config, activations, world.local_size, backend.device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from intel_ft.config import Config
+from intel_ft.models.compressed import INT4_BYTES
 from intel_ft.models.fast_path import choose_layout
 from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
@@ -179,7 +180,7 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
     supervised = min(tokens, padded_length(setting.supervised))
     saved = _saved(sizes, tokens, supervised, item, setting.checkpointing)
     activations = saved + tokens * _backward_bytes(sizes, setting)
-    if setting.layout == "nf4":  # the largest matrix in `itemsize` while its GEMM runs
+    if setting.layout in ("nf4", "int4"):  # the largest matrix in `itemsize` while its GEMM runs
         activations += item * sizes.hidden * sizes.intermediate
     # Parameters, their gradients, their copies in the base's dtype, and the best ones so far.
     copies = 4 + 4 + item + (4 if setting.keeps_best else 0)
@@ -241,6 +242,8 @@ def _linear_bytes(setting: MemorySetting) -> float:
         return 2.0  # one byte in each of two layouts, forward and backward
     if setting.layout == "nf4":
         return NF4_BYTES
+    if setting.layout == "int4":
+        return INT4_BYTES
     return 2.0 * setting.itemsize if setting.layout == "prepacked" else float(setting.itemsize)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from intel_ft import __version__
+from intel_ft.artifacts.int4_base import Int4Base
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.backends import choice
 from intel_ft.config import Config
@@ -26,8 +27,10 @@ from intel_ft.models.tokenizer import copy_tokenizer
 from intel_ft.models.weight_files import check_finite
 from intel_ft.training import checkpoint, run_folder, run_lock
 from intel_ft.training.assemble import base_id
+from intel_ft.training.int4_base import prepare_int4_base
 from intel_ft.training.records import SignalStop
 from intel_ft.training.run_facts import (
+    INT4_WEIGHTS,
     check_facts,
     content_facts,
     settings_facts,
@@ -51,6 +54,14 @@ _OUT_OF_MEMORY = (
 _PERHAPS_OUT_OF_MEMORY = "could not create a primitive"  # oneDNN, whatever the reason
 _LITTLE_MEMORY = 2**30
 _COLLECTIVES = ("gloo", "oneCCL", "NCCL")  # what their errors have in them
+
+
+@dataclass(frozen=True)
+class _BaseFacts:
+    """Fingerprint of the base's weights when they were loaded, and digest of those in int4."""
+
+    weights: str | None
+    int4: str | None
 
 
 @dataclass(frozen=True)
@@ -105,16 +116,19 @@ def _train(
         with world.raise_on_all_ranks(), world.local_main_process_first():
             config = with_adapter(config)
             inputs = read_inputs(config)
+            int4 = _int4_base(config, inputs)
         with world.raise_on_all_ranks():
             contents = content_facts(config, inputs)
+            if int4 is not None:
+                contents[INT4_WEIGHTS] = int4.digest
         with world.raise_on_all_ranks():
             world.require_same(contents)
             facts = stored_facts(config, contents)
             if start is not None:
                 check_facts(start, checkpoint.facts_of(start), facts)
         with world.raise_on_all_ranks(), _explained(config):
-            training, decisions = build(config, inputs, world, start)
-            base_weights = fingerprint(inputs.folder)
+            training, decisions = build(config, inputs, world, start, int4)
+            base = _BaseFacts(fingerprint(inputs.folder), None if int4 is None else int4.digest)
             training = replace(training, facts=facts)
             if start is not None:
                 training.model.weights.check(start)
@@ -131,7 +145,13 @@ def _train(
             trainer = trainer_for(config, training, inputs.callbacks)
             if lock is not None:
                 trainer.add_callback(run_lock.LockCheck(lock))
-        return _train_and_write(start, trainer, config, inputs, base_weights)
+        return _train_and_write(start, trainer, config, inputs, base)
+
+
+def _int4_base(config: Config, inputs: Inputs) -> Int4Base | None:
+    if config.base_dtype != "int4":
+        return None
+    return prepare_int4_base(config, inputs.folder, inputs.training.examples)
 
 
 def _gemm_rate_of_all_ranks(training: Training) -> Decision:
@@ -175,7 +195,7 @@ def _train_and_write(
     trainer: PlanTrainer,
     config: Config,
     inputs: Inputs,
-    base_weights: str | None,
+    base: _BaseFacts,
 ) -> Summary:
     """Train to the end, from a checkpoint or from scratch, and write the result."""
     run, training = config.output.directory, trainer.training
@@ -189,7 +209,7 @@ def _train_and_write(
         stop.when = "after the result is written"
         with training.world.raise_on_all_ranks(), _keeping_weights(run, trainer):
             if training.world.rank == 0:
-                _write_result(run, training, config, inputs, base_weights)
+                _write_result(run, training, config, inputs, base)
     return _summary(run, trainer)
 
 
@@ -233,9 +253,8 @@ def _keeping_weights(run: Path, trainer: PlanTrainer) -> Iterator[None]:
 
 
 def _write_result(
-    run: Path, training: Training, config: Config, inputs: Inputs, base_weights: str | None
+    run: Path, training: Training, config: Config, inputs: Inputs, base: _BaseFacts
 ) -> None:
-    """base_weights: the fingerprint of the base when it was loaded."""
     weights = training.model.weights
     with whole_folder(run / weights.folder) as folder:
         weights.save_result(folder, inputs.tokenizer, base_id(config), inputs.folder)
@@ -247,7 +266,8 @@ def _write_result(
             template=inputs.training.template,
             system_prompt=config.data.system_prompt,
             version=__version__,
-            base_weights=base_weights,
+            base_weights=base.weights,
+            base_int4=base.int4,
             loss_on=config.data.loss_on,
             start_adapter=start_of(config.model),
         ).save(folder)

@@ -26,6 +26,7 @@ from intel_ft.training.setup import Inputs
 from intel_ft.training.start import adapter_fingerprint
 
 BASE_WEIGHTS = "base weights"
+INT4_WEIGHTS = "int4 weights"
 _NONE = "none"
 # Files may lie elsewhere on another host or later: their contents are compared.
 _PATHS = (
@@ -35,8 +36,8 @@ _PATHS = (
 _REFUSED = (
     *("train.learning_rate", "train.scheduler", "train.warmup_ratio", "train.weight_decay"),
     *("train.optimizer", "train.seed", "train.global_batch_size", "base format"),
-    *(BASE_WEIGHTS, "base config.json", "teacher weights", "training data", "mixture"),
-    "evaluation data",
+    *(BASE_WEIGHTS, INT4_WEIGHTS, "base config.json", "teacher weights", "training data"),
+    *("mixture", "evaluation data"),
     *("model.adapter_mode", "model.add_tokens", "model.add_special_tokens"),
 )
 _REPORTED = (
@@ -46,6 +47,7 @@ _REPORTED = (
 )
 _REMEDIES = {
     BASE_WEIGHTS: "model.name_or_path",
+    INT4_WEIGHTS: "model.quantization, the calibration data and the version of nncf",
     "base config.json": "model.name_or_path",
     "base format": "model.base_dtype",
     "teacher weights": "method.teacher",

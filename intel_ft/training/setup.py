@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import transformers
 
+from intel_ft.artifacts.int4_base import Int4Base
 from intel_ft.backends import choice, ipex
 from intel_ft.backends.cpu import Backend
 from intel_ft.config import Config
@@ -28,6 +29,7 @@ from intel_ft.models.nf4 import require_bitsandbytes
 from intel_ft.models.prepacked import can_prepack
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.tokenizer import adapter_folder, require_embedded
+from intel_ft.quantization import base_settings
 from intel_ft.training.assemble import assemble
 from intel_ft.training.callbacks import require_trackers, user_callbacks
 from intel_ft.training.decide import make_plan, sampled_steps, total_steps
@@ -42,6 +44,7 @@ from intel_ft.training.memory import (
 from intel_ft.training.model_sizes import CountedModel, count_model
 from intel_ft.training.start import check_adapter, describe_adapter
 from intel_ft.training.workload import Training
+from intel_ft.versions import installed
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +106,22 @@ def require_installed(config: Config) -> list[Any]:
     require_trackers(config.train)
     if config.base_dtype == "nf4":
         require_bitsandbytes("an NF4 base (method.name=qlora)", "model.base_dtype=int8")
+    elif config.base_dtype == "int4":
+        base_settings(config.model.quantization)
+        _require_compression()
     elif compute == "cuda" and (paged := config.train.optimizer).startswith("paged"):
         require_bitsandbytes(f"train.optimizer={paged}", "adamw_torch_fused")
     return user_callbacks(config.train.callbacks)
+
+
+def _require_compression() -> None:
+    """Raise EnvironmentProblem unless what compresses an int4 base is installed."""
+    for package in ("openvino", "nncf", "optimum-intel"):
+        if installed(package) is None:
+            raise EnvironmentProblem(
+                f"model.base_dtype=int4 needs the package {package}, which is not installed: pip "
+                "install 'intel_ft[openvino]', or choose model.base_dtype=nf4"
+            )
 
 
 def read_data(config: Config, tokenizer: Any) -> tuple[Tokenized, Tokenized | None]:
@@ -128,12 +144,17 @@ def read_data(config: Config, tokenizer: Any) -> tuple[Tokenized, Tokenized | No
 
 
 def build(
-    config: Config, inputs: Inputs, world: World, start: Path | None = None
+    config: Config,
+    inputs: Inputs,
+    world: World,
+    start: Path | None = None,
+    int4: Int4Base | None = None,
 ) -> tuple[Training, list[Decision]]:
     """Load the base, assemble the training, and measure the GEMM rate that its MFU is relative to.
 
     Returns every value that was decided on the way, too. `start` is the checkpoint to resume from;
-    its weights are not loaded yet. Raises EnvironmentProblem if this machine cannot hold the run.
+    its weights are not loaded yet; `int4` the weights for model.base_dtype=int4. Raises
+    EnvironmentProblem if this machine cannot hold the run.
     """
     compute = choice.choose(config)
     backend = choice.select(
@@ -157,6 +178,7 @@ def build(
         parts=inputs.training.parts,
         vocabulary=len(inputs.tokenizer),
         start=start,
+        int4=int4,
     )
     training.meter.gemm_rate = _gemm_rate(training)
     decisions = [

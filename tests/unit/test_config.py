@@ -50,6 +50,17 @@ def refused(read, *arguments) -> str:
         (["use_dora=true", "model.base_dtype=int8"], "combined with qlora, model.base_dtype"),
         (["use_dora=true", "backend.prepack=true"], "or backend.prepack=true"),
         (["name=full", "model.base_dtype=nf4"], "model.base_dtype applies to frozen weights"),
+        (["name=full", "model.base_dtype=int4"], "model.base_dtype applies to frozen weights"),
+        (["init=olora", "model.base_dtype=int4"], "method.init=olora changes the base weights"),
+        (
+            ["modules_to_save=[norm]", "model.base_dtype=int4"],
+            "method.modules_to_save trains copies of base weights",
+        ),
+        (
+            ["backend.name=cuda", "model.base_dtype=int4"],
+            "base_dtype=int4 requires backend.name=cpu",
+        ),
+        (["model.quantization={sym: true}"], "applies to model.base_dtype=int4 only"),
         (["name=full", "backend.prepack=true"], "backend.prepack applies to frozen weights"),
         (["lora_plus_ratio=0.5"], "method.lora_plus_ratio=0.5"),
         (["backend.compile=true", "backend.prepack=true"], "or backend.prepack=true"),

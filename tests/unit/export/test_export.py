@@ -26,9 +26,9 @@ from intel_ft.errors import EnvironmentProblem, GateRefused, UserError
 from intel_ft.export import run_data
 from intel_ft.export.export import export
 from intel_ft.export.gate import Gate, Limits
-from intel_ft.export.settings import Settings
 from intel_ft.inference.evaluate import evaluate
 from intel_ft.models.load import load_for_packing, load_tokenizer
+from intel_ft.quantization import Settings
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.open_model import open_model
 from intel_ft.runtimes.openvino_lm import OpenVINOLM

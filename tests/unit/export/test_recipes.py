@@ -27,7 +27,7 @@ from intel_ft.artifacts.ir import read_weights
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.export.export import export
 from intel_ft.export.merge import merge
-from intel_ft.export.settings import Settings
+from intel_ft.quantization import Settings
 
 SHAPE = {
     "vocab_size": 4096,

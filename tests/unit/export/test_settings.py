@@ -16,7 +16,7 @@ from intel_ft.export.ladder import candidates
 from intel_ft.export.measure import Quality
 from intel_ft.export.quantize import _config
 from intel_ft.export.recipe import find_recipe, options_for, public_id
-from intel_ft.export.settings import FOUR_BIT, Settings, for_device, read_settings
+from intel_ft.quantization import FOUR_BIT, Settings, base_settings, for_device, read_settings
 
 
 def test_file_and_pairs(tmp_path) -> None:
@@ -172,6 +172,44 @@ def test_the_ladder_goes_up_and_keeps_the_users_settings() -> None:
     assert [c.settings.sym for c in ladder[-2:]] == [True, None]
     only = candidates("nf4", Settings(sym=True))
     assert [(c.name, c.settings.sym) for c in only] == [("nf4", True)]
+
+
+def test_recovery_is_tried_between_int4_and_larger_candidates() -> None:
+    ladder = candidates("auto", Settings(group_size=64), recover=True)
+    assert [c.name for c in ladder[:4]] == [
+        "int4-all-recovered",
+        "int4",
+        "int4-recovered",
+        "int4-r80",
+    ]
+    whole, plain, recovered = ladder[:3]
+    assert (whole.recover, plain.recover, recovered.recover) == (True, False, True)
+    assert whole.settings.all_layers and not recovered.settings.all_layers
+    assert [c.settings.group_size for c in ladder[:3]] == [64] * 3
+    assert recovered.settings.awq is False and plain.settings.awq is None
+    (only,) = candidates("int4", Settings(), recover=True)
+    assert (only.name, only.recover) == ("int4-recovered", True)
+
+
+def test_settings_of_an_int4_base() -> None:
+    settings = base_settings({"group_size": 64, "sym": True, "ratio": 0.8})
+    assert (settings.group_size, settings.sym, settings.ratio) == (64, True, 0.8)
+    options = options_for("int4", settings, find_recipe(["x"], "int4", settings), True)
+    assert options["quant_method"] == "default" and options["scale_estimation"]
+    tuned = base_settings({})
+    recipe = find_recipe(["microsoft/Phi-3.5-mini-instruct"], "int4", tuned)
+    assert recipe.options["quant_method"] == "awq"
+    assert options_for("int4", tuned, recipe, True)["quant_method"] == "default"
+    for values, part in (
+        ({"groupsize": 64}, r"model.quantization: .*group_size"),
+        ({"awq": True}, "awq cannot be used with int4 weights: it moves scales"),
+        ({"lora_correction": True}, "lora_correction cannot be used"),
+        ({"activations": "int8"}, "activations cannot be used"),
+        ({"recover_steps": 3}, "recover_steps cannot be used"),
+        ({"ratio": 2}, "ratio=2"),
+    ):
+        with pytest.raises(UserError, match=part):
+            base_settings(values)
 
 
 def test_shares_and_limits() -> None:

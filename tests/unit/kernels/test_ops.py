@@ -479,3 +479,33 @@ def test_a_second_process_loads_what_the_first_compiled(compiled, tmp_path) -> N
         return path, path.stat().st_mtime_ns
 
     assert start() == start()
+
+
+# -- dequantized weights of an IR ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bits, signed, zeros", [(4, False, True), (4, True, False), (8, False, True)]
+)
+@pytest.mark.parametrize("groups, group", [(3, 64), (1, 50), (2, 128)])
+def test_dequantized_weights(compiled, monkeypatch, bits, signed, zeros, groups, group) -> None:
+    rows, size = 5, groups * group
+    codes = torch.randint(0, 256, (rows * size * bits // 8,), dtype=torch.uint8)
+    scales = (torch.rand(rows, groups) / 10).half()
+    zero = torch.randint(0, 16, (rows, groups), dtype=torch.uint8) if zeros else None
+    arguments = {"bits": bits, "signed": signed, "dtype": torch.bfloat16}
+    found = ops.dequantize(codes, scales, zero, (rows, size), **arguments)
+    values = codes.tolist()
+    if bits == 4:
+        values = [half for byte in values for half in (byte & 15, byte >> 4)]
+    if signed:
+        values = [value - 2**bits if value >= 2 ** (bits - 1) else value for value in values]
+    wanted = torch.tensor(values, dtype=torch.float32).view(rows, groups, group)
+    wanted = (wanted - (0 if zero is None else zero[..., None].float())) * scales[..., None].float()
+    assert found.equal(wanted.view(rows, size).bfloat16())
+    exact = ops.dequantize(
+        codes, scales, zero, (rows, size), **arguments | {"dtype": torch.float32}
+    )
+    assert exact.equal(wanted.view(rows, size))
+    monkeypatch.setattr(ops, "kernels", lambda: Kernels(None, "switched off by a test"))
+    assert ops.dequantize(codes, scales, zero, (rows, size), **arguments).equal(found)

@@ -117,7 +117,7 @@ def test_layouts_take_what_they_take(seven) -> None:
         assert parts.needed == parts.total - parts.mapped
 
 
-LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4, "nf4": 0}
+LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4, "nf4": 0, "int4": 0}
 
 
 def test_embeddings_that_the_data_does_not_name_are_not_read(seven) -> None:

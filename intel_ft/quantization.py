@@ -1,4 +1,4 @@
-"""The quantization settings of `--set` and `--settings`: their schema, types and checks."""
+"""The quantization settings of `--set`, `--settings` and `model.quantization`: schema, checks."""
 
 import difflib
 from pathlib import Path
@@ -46,6 +46,10 @@ class Settings(Section):
     smooth_quant_alpha: float | None = Field(None, ge=0, le=1)
     dynamic_group_size: int | None = Field(None, ge=0)  # of activations at run time; 0: off
     kv_cache: Literal["auto", "u8", "u4", "f16", "bf16", "f32"] = "auto"
+    recover_steps: int = Field(300, ge=1)  # of export --recover
+    recover_minutes: float = Field(60, gt=0)  # after which it stops
+    recover_rank: int = Field(16, ge=1)  # of the corrections that rounding absorbs
+    recover_rate: float = Field(1e-3, gt=0)  # learning rate
     samples: int = Field(128, ge=1)  # number of calibration examples
     sample_tokens: int = Field(512, ge=8)  # maximum tokens per calibration example
 
@@ -101,3 +105,32 @@ def for_device(settings: Settings, device: str) -> Settings:
         return settings
     npu = {"recipe": "none", "sym": True, "group_size": -1, "ratio": 1.0}
     return Settings(**(npu | settings.model_dump(exclude_unset=True)))
+
+
+RECOVERY = ("recover_steps", "recover_minutes", "recover_rank", "recover_rate")
+_NOT_FOR_A_BASE = {
+    "awq": "it moves scales from one layer into another, where an adapter would not fit any more",
+    "lora_correction": "it adds matrices of its own to the weights",
+    "activations": "the weights alone are compressed for training",
+    "smooth_quant_alpha": "the weights alone are compressed for training",
+    "kv_cache": "it is set by export --adapter",
+    "dynamic_group_size": "it is set by export --adapter",
+    **dict.fromkeys(RECOVERY, "it is for export --recover"),
+}
+
+
+def base_settings(values: dict[str, Any]) -> Settings:
+    """The settings that `model.quantization` holds, for the int4 base of a training.
+
+    Without a value of the user, AWQ is off. Raises UserError for an unknown key, a wrong value, and
+    settings that change more than the weights of each layer.
+    """
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        problems = dict.fromkeys(_describe(problem) for problem in error.errors())
+        raise UserError(f"model.quantization: {'; '.join(problems)}") from None
+    for key, why in _NOT_FOR_A_BASE.items():
+        if key in values and values[key] not in (False, None, "none", "auto"):
+            raise UserError(f"model.quantization: {key} cannot be used with int4 weights: {why}")
+    return settings.model_copy(update={"awq": False})

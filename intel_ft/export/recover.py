@@ -1,0 +1,181 @@
+"""Recover what int4 lost: tune scales, zero points and low-rank corrections, then round for good.
+
+The weights learn from the unquantized model, by KL on the run's own training examples (never the
+validation set), for a bounded number of steps and minutes. The result has the form of the int4 IR
+that it started from. A killed recovery continues from its last saved step.
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intel_ft.artifacts.ir_weights import dequantize, read_compressed, replace_weights
+from intel_ft.data.examples import ExampleSet
+from intel_ft.errors import IntelFTError, UserError
+from intel_ft.quantization import Settings
+
+logger = logging.getLogger(__name__)
+
+SEED = 0
+BATCH = 8  # examples per step
+SAVE_SECONDS = 20
+_WARMUP = 0.05  # share of the steps
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a candidate was tuned; KL in nats per token, in the first and last steps."""
+
+    steps: int
+    seconds: float
+    tokens: int
+    kl_start: float
+    kl_end: float
+
+
+def recover(
+    model: Any, ir: Path, examples: ExampleSet, settings: Settings, state: Path
+) -> Recovery:
+    """Tune the 4-bit weights of the IR in the folder `ir`, in place, towards `model`.
+
+    model: the unquantized model in torch, which is changed; examples: of the run's training set;
+    state: the file from which a killed recovery continues. Raises UserError where nothing can be
+    tuned, IntelFTError where the tuned IR does not hold the tuned weights.
+    """
+    import torch
+
+    from intel_ft.export.fake_quantize import original, quantize_in_place
+
+    torch.manual_seed(SEED)
+    model.eval().requires_grad_(False)
+    trained = quantize_in_place(model, read_compressed(ir), settings.recover_rank)
+    if not trained:
+        raise UserError("--recover: this candidate has no weights of 4 bits to tune")
+    recovery = _tune(model, trained, examples, settings, state)
+    stored = {name: layer.stored(original(model, name)) for name, layer in trained.items()}
+    replace_weights(ir, stored)
+    written = read_compressed(ir)
+    for name, layer in trained.items():
+        with torch.no_grad():
+            expected = layer.values(original(model, name)).numpy()
+        if not np.array_equal(dequantize(written[name]), expected):
+            raise IntelFTError(f"{ir}: {name} was not written as it was tuned")
+    state.unlink(missing_ok=True)
+    return recovery
+
+
+def _tune(
+    model: Any, trained: dict[str, Any], examples: ExampleSet, settings: Settings, state: Path
+) -> Recovery:
+    import torch
+
+    from intel_ft.export.fake_quantize import original
+
+    layers = torch.nn.ModuleDict({name.replace(".", "/"): part for name, part in trained.items()})
+    rate = settings.recover_rate
+    groups: dict[str, list[Any]] = {"log_scale": [], "zero": [], "a": [], "b": []}
+    for name, parameter in layers.named_parameters():
+        groups[name.rpartition(".")[2]].append(parameter.requires_grad_())
+    rates = {"log_scale": rate, "zero": 20 * rate, "a": rate, "b": rate}
+    optimizer = torch.optim.AdamW(
+        [{"params": parts, "lr": rates[kind]} for kind, parts in groups.items() if parts],
+        weight_decay=0.0,
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    step, before, tokens, losses = 0, 0.0, 0, []
+    if state.is_file():
+        saved = torch.load(state, weights_only=True)
+        layers.load_state_dict(saved["layers"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, before, tokens, losses = (saved[k] for k in ("step", "seconds", "tokens", "losses"))
+        logger.info("recovery: continuing from step %d", step)
+    start, saved_at = time.monotonic(), time.monotonic()
+    limit = 60 * settings.recover_minutes
+    while step < settings.recover_steps:
+        seconds = before + time.monotonic() - start
+        progress = max(step / settings.recover_steps, seconds / limit)
+        if progress >= 1:
+            logger.info("recovery: stopped after %g minutes (recover_minutes)", limit / 60)
+            break
+        factor = min(1.0, (step + 1) / (_WARMUP * settings.recover_steps + 1))
+        factor *= 0.5 * (1 + math.cos(math.pi * progress))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = factor * peak
+        for name, layer in trained.items():
+            layer.start_step(original(model, name))
+        loss, count = _step(model, examples, _batch(examples, step), settings.sample_tokens)
+        for name, layer in trained.items():
+            layer.finish_step(original(model, name))
+        optimizer.step()
+        optimizer.zero_grad()
+        step, tokens = step + 1, tokens + count
+        losses.append(loss / count)
+        if step % 20 == 0:
+            logger.info("recovery: step %d, KL %.5f", step, float(np.mean(losses[-20:])))
+        if time.monotonic() - saved_at > SAVE_SECONDS:
+            seconds = before + time.monotonic() - start
+            values = {"step": step, "seconds": seconds, "tokens": tokens, "losses": losses}
+            _save(
+                state, values | {"layers": layers.state_dict(), "optimizer": optimizer.state_dict()}
+            )
+            saved_at = time.monotonic()
+    few = max(1, len(losses) // 10)
+    return Recovery(
+        steps=step,
+        seconds=before + time.monotonic() - start,
+        tokens=tokens,
+        kl_start=float(np.mean(losses[:few])) if losses else math.nan,
+        kl_end=float(np.mean(losses[-few:])) if losses else math.nan,
+    )
+
+
+def _step(model: Any, examples: ExampleSet, indices: list[int], longest: int) -> tuple[float, int]:
+    """Add the gradients of one batch; returns its summed KL and the number of tokens."""
+    import torch
+
+    from intel_ft.export.fake_quantize import activate, divergence
+
+    rows = []
+    for index in indices:
+        tokens, supervised = (part[:longest] for part in examples[index])
+        before = np.flatnonzero(supervised) - 1
+        if len(before):
+            ids = torch.from_numpy(tokens.astype(np.int64))[None]
+            rows.append((ids, torch.from_numpy(before)))
+    count = sum(len(at) for _, at in rows)
+    total = 0.0
+    for ids, at in rows:
+        inputs = {"input_ids": ids, "logits_to_keep": at, "use_cache": False}
+        activate(model, False)
+        with torch.no_grad():
+            teacher = model(**inputs).logits[0]
+        activate(model, True)
+        loss = divergence(teacher, model(**inputs).logits[0])
+        torch.autograd.backward(loss / max(count, 1))
+        total += float(loss.detach())
+    if not math.isfinite(total):
+        raise IntelFTError("recovery: the KL is not finite: lower recover_rate")
+    return total, max(count, 1)
+
+
+def _batch(examples: ExampleSet, step: int) -> list[int]:
+    """The examples of a step, which follow from its number alone."""
+    size = min(BATCH, len(examples))
+    a_pass = len(examples) // size
+    order = np.random.default_rng((SEED, step // a_pass)).permutation(len(examples))
+    at = step % a_pass * size
+    return [int(index) for index in order[at : at + size]]
+
+
+def _save(path: Path, values: dict[str, Any]) -> None:
+    import torch
+
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(values, partial)
+    partial.replace(path)

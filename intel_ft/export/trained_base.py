@@ -1,0 +1,139 @@
+"""The int4 base that adapters were trained on, taken as it is, and proof that it is that one."""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from intel_ft.artifacts.int4_base import find_int4_base, read_record, trained_int4
+from intel_ft.artifacts.ir import ir_megabytes
+from intel_ft.artifacts.ir_weights import digest_of, read_compressed
+from intel_ft.artifacts.resolve import Artifact
+from intel_ft.errors import IntelFTError, UserError
+from intel_ft.export.base import make_base
+from intel_ft.export.context import ExportContext, Source
+from intel_ft.export.gate import GateRow
+from intel_ft.export.recipe import QuantizationRecipe
+from intel_ft.export.run_data import run_config
+from intel_ft.export.try_candidate import CandidateResult
+from intel_ft.export.verify import verify
+from intel_ft.export.workspace import stage
+from intel_ft.quantization import Format, Settings
+from intel_ft.versions import installed
+
+logger = logging.getLogger(__name__)
+
+NAME = "int4"
+
+
+@dataclass(frozen=True)
+class Equality:
+    """What was compared, all of it equal: layers and single weights, and their digest."""
+
+    layers: int
+    weights: int
+    sha256: str
+
+
+def common_int4(
+    artifacts: list[Artifact], weight_format: Format, settings: Settings, calibration: str | None
+) -> str | None:
+    """The digest of the int4 weights that all adapters were trained on; None where none was.
+
+    Raises UserError where they were trained on different weights, or where the export asks for
+    other weights than those.
+    """
+    digests = {artifact.location: trained_int4(artifact.folder) for artifact in artifacts}
+    first, digest = next(iter(digests.items()))
+    for location, other in digests.items():
+        if other != digest:
+            raise UserError(
+                f"{location} and {first} were trained on different weights "
+                "(model.base_dtype=int4): export them to separate folders"
+            )
+    if digest is None:
+        return None
+    chosen = [*settings.model_dump(exclude_unset=True), *(["calibration"] if calibration else [])]
+    if weight_format != "int4" or chosen:
+        what = f"--format {weight_format}" if weight_format != "int4" else chosen[0]
+        raise UserError(
+            f"{first}: it was trained on int4 weights, which are exported as they are: use "
+            f"--format int4 without settings, not {what}"
+        )
+    return digest
+
+
+def take_trained_base(
+    source: Source, work: Path, digest: str
+) -> tuple[ExportContext, CandidateResult]:
+    """Copy the compressed base with this digest into `work`, and verify it.
+
+    Made again where the cache has lost it. Raises UserError where it cannot be, or where the
+    installed versions compress to other weights.
+    """
+    folder = stage(work / "candidates" / NAME, lambda partial: _copy(source, digest, partial))
+    record = read_record(folder)
+    recipe = record["recipe"]
+    weights, agrees, model = verify(folder, "int4")
+    context = ExportContext(
+        work=work,
+        base_ids=source.base_ids(),
+        fp16=folder,
+        calibration=None,
+        task=None,
+        reference=work / "reference",
+        trust_remote_code=source.trust_remote_code,
+    )
+    result = CandidateResult(
+        row=GateRow(NAME, "int4", record["settings"], ir_megabytes(folder), None),
+        recipe=QuantizationRecipe(recipe["id"], recipe["used"], recipe["why"], {}),
+        calibrated=False,
+        weights=weights,
+        tokenizer_agrees=agrees,
+        runtime=model.precisions(),
+    )
+    return context, result
+
+
+def prove_equality(folder: Path, digest: str) -> Equality:
+    """Compare every compressed weight of the IR in `folder` with those trained on, by SHA-256.
+
+    Raises IntelFTError where they differ.
+    """
+    weights = read_compressed(folder)
+    found = digest_of(weights)
+    if found != digest:
+        raise IntelFTError(
+            f"{folder}: its weights are not those that the adapter was trained on (SHA-256 "
+            f"{found}, trained {digest})"
+        )
+    count = sum(tensor.shape[0] * tensor.shape[1] for tensor in weights.values())
+    logger.info(
+        "all %d compressed weights in %d layers equal those trained on", count, len(weights)
+    )
+    return Equality(len(weights), count, found)
+
+
+def _copy(source: Source, digest: str, partial: Path) -> None:
+    cached = find_int4_base(digest)
+    if cached is None:
+        config = run_config(source.artifact)
+        if config is None:
+            raise UserError(
+                f"{source.artifact.location}: the int4 weights that it was trained on are not in "
+                "the cache of this machine, and it is in no run's folder to make them again from"
+            )
+        logger.info("compressing the base again: the cache has lost it")
+        cached = partial / "again"
+        made = make_base(config, cached)
+        if made != digest:
+            raise UserError(
+                f"{source.artifact.location}: compressing its base again gives other weights than "
+                f"it was trained on (nncf {installed('nncf')}, openvino {installed('openvino')}): "
+                "use the versions and the CPU of the training, or copy its cache folder"
+            )
+    for path in cached.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, partial / path.name)
+    if cached.parent == partial:
+        shutil.rmtree(cached)

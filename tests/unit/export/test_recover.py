@@ -1,0 +1,157 @@
+"""Recovery: gradients through the rounding, the IR that is left, and going on after a kill."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.export_fixtures import make_examples
+
+if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
+    pytest.skip("needs the openvino extra", allow_module_level=True)
+
+from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize, pack, read_compressed
+from intel_ft.artifacts.resolve import resolve
+from intel_ft.errors import UserError
+from intel_ft.export import recover as module
+from intel_ft.export.export import export
+from intel_ft.export.fake_quantize import FakeQuantized
+from intel_ft.export.recover import recover
+from intel_ft.models.load import load_tokenizer
+from intel_ft.quantization import Settings
+from intel_ft.runtimes.openvino_lm import OpenVINOLM
+from intel_ft.runtimes.torch_lm import load_torch
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+
+
+def tensor(signed: bool) -> CompressedTensor:
+    scales = np.full((2, 2), 0.25, dtype=np.float16)
+    zeros = None if signed else np.full((2, 2), 7, dtype=np.uint8)
+    codes = pack(np.zeros((2, 8), dtype=np.int16))
+    return CompressedTensor(codes, scales, zeros, (2, 8), 4, signed, (0, 0, None))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_rounding_and_its_gradients(signed) -> None:
+    layer = FakeQuantized(tensor(signed), rank=2)
+    weight = torch.tensor([[0.1, 0.2, -0.3, 0.4, 9.0, -9.0, 0.0, 0.13]] * 2)
+    values = layer.values(weight)
+    low, high = (-8, 7) if signed else (-7, 8)
+    wanted = (weight / 0.25).round().clamp(low, high) * 0.25
+    assert values.equal(wanted)
+    codes, scales, zeros = layer.stored(weight)
+    shift = 0 if signed else 7
+    assert np.array_equal((codes - shift) * 0.25, wanted.numpy())
+    assert scales.dtype == np.float32 and (zeros is None) == signed
+    layer.start_step(weight)
+    layer.active = True
+    layer(weight).sum().backward()
+    layer.finish_step(weight)
+    # d/ds of (q - z) s is q - z - w / s inside the range and q - z at its ends; log s adds s.
+    inside = (weight / 0.25).abs() < 7
+    slope = torch.where(inside, wanted / 0.25 - weight / 0.25, wanted / 0.25)
+    expected = (0.25 * slope).view(2, 2, 4).sum(-1)
+    torch.testing.assert_close(layer.log_scale.grad, expected)
+    # B learns through A where the weight is inside the range.
+    torch.testing.assert_close(layer.b.grad, inside.float() @ layer.a.detach().T)
+
+
+@pytest.fixture(scope="module")
+def made(page_base, tmp_path_factory):
+    root = tmp_path_factory.mktemp("recover")
+    calibration = root / "page.jsonl"
+    calibration.write_text('{"prompt": "def", "completion": " sum_size(values):"}\n')
+    plain = Settings(group_size=64, awq=False, scale_estimation=False)
+    export(str(page_base), root / "int4", "int4", settings=plain)
+    tokenizer = load_tokenizer(resolve_config(page_base))
+    return page_base, root / "int4", make_examples(tokenizer)
+
+
+def resolve_config(folder: Path):
+    from intel_ft.config import ModelConfig
+
+    return ModelConfig(name_or_path=str(folder))
+
+
+def copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def network(base: Path):
+    return load_torch(resolve(str(base)), dtype="float32").model
+
+
+def divergence(base: Path, ir: Path, examples) -> float:
+    """Mean KL(torch || IR) in float32 over the examples' supervised positions."""
+    lm = load_torch(resolve(str(base)), dtype="float32")
+    other = OpenVINOLM(ir, lm.tokenizer, F32)
+    total, count = 0.0, 0
+    for index in range(len(examples)):
+        tokens, supervised = examples[index]
+        at = np.flatnonzero(supervised) - 1
+        p, q = (
+            torch.log_softmax(torch.from_numpy(one.logits(tokens, at)).double(), -1)
+            for one in (lm, other)
+        )
+        total += float((p.exp() * (p - q)).sum())
+        count += len(at)
+    return total / count
+
+
+def test_recovered_weights_are_closer_and_of_the_same_form(made, tmp_path) -> None:
+    base, int4, examples = made
+    before = divergence(base, int4, examples)
+    ir = copy(int4, tmp_path / "ir")
+    settings = Settings(recover_steps=40, recover_rank=4)
+    recovery = recover(network(base), ir, examples, settings, tmp_path / "state.pt")
+    assert recovery.steps == 40 and recovery.kl_end < recovery.kl_start
+    after = divergence(base, ir, examples)
+    assert after < 0.6 * before
+    assert after == pytest.approx(recovery.kl_end, rel=0.5)
+    sizes = [(path.name, path.stat().st_size) for path in sorted(int4.iterdir())]
+    assert [(path.name, path.stat().st_size) for path in sorted(ir.iterdir())] == sizes
+    assert (ir / "openvino_model.xml").read_bytes() == (int4 / "openvino_model.xml").read_bytes()
+    old, new = read_compressed(int4), read_compressed(ir)
+    for name, weight in old.items():
+        changed = not np.array_equal(dequantize(weight), dequantize(new[name]))
+        assert changed == (weight.bits == 4), name
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_killed_recovery_continues(made, tmp_path, monkeypatch) -> None:
+    base, int4, examples = made
+    settings = Settings(recover_steps=6, recover_rank=2, recover_minutes=1e6)
+    whole = copy(int4, tmp_path / "whole")
+    recover(network(base), whole, examples, settings, tmp_path / "whole.pt")
+    monkeypatch.setattr(module, "SAVE_SECONDS", -1)
+    step = module._step
+
+    def killed(model, examples, indices, longest):
+        if (tmp_path / "state.pt").exists() and killed.steps == 3:
+            raise KeyboardInterrupt
+        killed.steps += 1
+        return step(model, examples, indices, longest)
+
+    killed.steps = 0
+    monkeypatch.setattr(module, "_step", killed)
+    ir = copy(int4, tmp_path / "ir")
+    with pytest.raises(KeyboardInterrupt):
+        recover(network(base), ir, examples, settings, tmp_path / "state.pt")
+    monkeypatch.setattr(module, "_step", step)
+    recover(network(base), ir, examples, settings, tmp_path / "state.pt")
+    first, again = read_compressed(whole), read_compressed(ir)
+    for name, weight in first.items():
+        np.testing.assert_allclose(dequantize(weight), dequantize(again[name]), atol=1e-6)
+
+
+def test_what_recovery_refuses(made, page_base, tmp_path) -> None:
+    with pytest.raises(UserError, match="name some with --calibration"):
+        export(str(page_base), tmp_path / "ir", "int4", recover=True)
+    with pytest.raises(UserError, match="--recover tunes weights of 4 bits"):
+        export(str(page_base), tmp_path / "ir", "int8", recover=True)
+    assert not list(tmp_path.iterdir())
