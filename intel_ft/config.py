@@ -177,7 +177,8 @@ class MethodConfig(Section):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
     target_modules: Annotated[str | list[str], AfterValidator(names_or_pattern)] = "all-linear"
-    """Linear layers that get an adapter: all-linear, a list of names, or a regular expression."""
+    """Layers that get an adapter: all-linear (with experts), attention-only, a list of names, or a
+    regular expression."""
     modules_to_save: list[str] = []
     """Modules that are trained in full alongside the adapter and saved with it."""
     use_dora: bool = False
@@ -270,6 +271,8 @@ class TrainConfig(Section):
     """Write metrics every so many steps."""
     early_stopping: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a lower validation loss."""
+    router_aux_loss: bool | Auto = "auto"
+    """Add the load-balancing loss of a mixture's routers; auto: as the model's config says."""
     activation_checkpointing: bool = False
     """Recompute activations in backward: much less memory, about a third more time."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]

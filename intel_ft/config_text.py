@@ -128,11 +128,11 @@ def distinct_texts(texts: list[str]) -> list[str]:
 
 
 def names_or_pattern(value: str | list[str]) -> str | list[str]:
-    """`value`; ValueError where text is neither all-linear nor a pattern of modules' full names."""
-    if isinstance(value, str) and value != "all-linear":
+    """`value`; ValueError where text is no known word and no pattern of modules' full names."""
+    if isinstance(value, str) and value not in ("all-linear", "attention-only"):
         if re.fullmatch(r"[\w., -]*", value):
             raise ValueError(
-                "write all-linear, a list such as [q_proj, v_proj], or a regular"
+                "write all-linear, attention-only, a list such as [q_proj, v_proj], or a regular"
                 " expression that matches full names, such as .*\\.(q|v)_proj"
             )
         try:

@@ -40,15 +40,22 @@ def choose_by_name(name: str) -> Decision:
 
 
 def select(
-    backend: BackendConfig, model: ModelConfig, name: str, sharing: int = 1, local_rank: int = 0
+    backend: BackendConfig,
+    model: ModelConfig,
+    name: str,
+    sharing: int = 1,
+    local_rank: int = 0,
+    *,
+    mixture: bool = False,
 ) -> cpu.Backend:
     """Decide device, dtype and threads for this process, and set them in torch.
 
-    name: what `choose` returned. sharing: the number of ranks on this host.
+    name: what `choose` returned; sharing: the number of ranks on this host; mixture: whether the
+    model is a mixture of experts.
     """
     if name == "ipex":
         return ipex.select(backend, model, sharing)
-    host = cpu.select(backend, model, sharing, computes=name == "cpu")
+    host = cpu.select(backend, model, sharing, computes=name == "cpu", mixture=mixture)
     return host if name == "cpu" else cuda.select(model, host, local_rank)
 
 

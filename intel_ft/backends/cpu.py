@@ -31,11 +31,17 @@ class Backend:
 
 
 def select(
-    backend: BackendConfig, model: ModelConfig, sharing: int = 1, *, computes: bool = True
+    backend: BackendConfig,
+    model: ModelConfig,
+    sharing: int = 1,
+    *,
+    computes: bool = True,
+    mixture: bool = False,
 ) -> Backend:
     """Decide dtype and threads for this host, which `sharing` ranks share, and set them in torch.
 
-    Also configures the allocator. computes: whether the model runs on this CPU and not on a GPU.
+    Also configures the allocator. computes: whether the model runs on this CPU and not on a GPU;
+    mixture: whether it is a mixture of experts.
     Raises UserError for a dtype that does not work on CPUs.
     """
     if computes and model.dtype == "float16":
@@ -50,7 +56,7 @@ def select(
         Decision("model.dtype", str(dtype).removeprefix("torch."), dtype_reason),
         Decision("backend.threads", str(threads), threads_reason),
         keep_freed_memory(),
-        keep_few_kernels(),
+        keep_few_kernels(mixture=mixture),
     )
     return Backend(dtype, threads, decisions)
 

@@ -15,7 +15,7 @@ from intel_ft.backends.choice import device_of
 from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan
 from intel_ft.bench.step_timer import StepTimer, Tally
-from intel_ft.bench.task import Task
+from intel_ft.bench.task import EAGER_EXPERTS, Task
 from intel_ft.bench.workloads import lora_config, random_model
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
@@ -31,7 +31,8 @@ def peer_trainer(
     IPEX's own fine-tuning examples do the same before training.
     """
     device = device_of(task.backend, world.local_rank)
-    model = random_model(task.workload, task.seed, "sdpa", device)
+    experts = "eager" if task.contender == EAGER_EXPERTS else None
+    model = random_model(task.workload, task.seed, "sdpa", device, experts)
     if task.base_dtype == "nf4":
         _quantize(model)
     devices.reset_peak(device)
@@ -71,7 +72,7 @@ def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally)
         args=arguments,
         train_dataset=_dataset(task, examples, "completion_mask", supervised_value=1, masked=0),
         processing_class=_tokenizer(),
-        peft_config=lora_config(task.rank),
+        peft_config=lora_config(model, task.rank),
     )
 
 
@@ -81,7 +82,7 @@ def _transformers(task: Task, model: Any, examples: Examples, folder: Path, tall
 
     batch, accumulation = _padded_batch(task)
     return _counted(Trainer, tally)(
-        model=get_peft_model(model, lora_config(task.rank)),
+        model=get_peft_model(model, lora_config(model, task.rank)),
         args=TrainingArguments(**_arguments(task, folder, batch, accumulation)),
         train_dataset=_dataset(task, examples, "labels", supervised_value=None, masked=-100),
         data_collator=DataCollatorForSeq2Seq(_tokenizer()),

@@ -19,7 +19,12 @@ OWN_TRAINER = "ours"
 OWN_TRAINER_IPEX = "ours-ipex"
 OWN_TRAINERS = (OWN_TRAINER, OWN_TRAINER_IPEX)
 IPEX_CONTENDERS = ("ipex", OWN_TRAINER_IPEX)
-PEERS = ("trl", "trl-packed", "transformers", *IPEX_CONTENDERS)
+EAGER_EXPERTS = "transformers-eager"
+"""Transformers' Trainer with its loop over a mixture's experts, where `transformers` groups them.
+
+The third implementation, batched_mm, copies the weights of its experts for each token.
+"""
+PEERS = ("trl", "trl-packed", "transformers", EAGER_EXPERTS, *IPEX_CONTENDERS)
 IPEX_PYTHON = "INTEL_FT_IPEX_PYTHON"
 """Environment variable: the Python that runs the contenders that need IPEX."""
 WARM_UP_STEPS = 2

@@ -97,7 +97,8 @@ def _backend(task: Task, world: World) -> Backend:
     model = ModelConfig(name_or_path=task.workload.name, dtype="bfloat16")
     name = "ipex" if task.contender in IPEX_CONTENDERS else task.backend
     if task.contender in (OWN_TRAINER, *IPEX_CONTENDERS):
-        return choice.select(settings, model, name, world.local_size, world.local_rank)
+        mixture, place = task.workload.experts > 0, (world.local_size, world.local_rank)
+        return choice.select(settings, model, name, *place, mixture=mixture)
     threads = task.threads or topology.read().usable
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # or Accelerate sets another number

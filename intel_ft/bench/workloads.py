@@ -18,10 +18,12 @@ Lengths = Literal["alpaca", "long", "fixed"]
 
 @dataclass(frozen=True)
 class Workload:
-    """A Llama-shaped model and the examples it trains on.
+    """A Llama-shaped model, or with `experts` a Qwen3-MoE-shaped one, and its examples.
 
-    lengths: see `synthetic_examples`; row_tokens: maximum tokens in a packed row; batch: examples
-    per optimizer step; steps: optimizer steps before the examples repeat.
+    experts: of each layer, each of the width `intermediate`, of which a token meets `active`;
+    head_dim: None for hidden / heads; lengths: see `synthetic_examples`; row_tokens: maximum tokens
+    in a packed row; batch: examples per optimizer step; steps: optimizer steps before the examples
+    repeat.
     """
 
     name: str
@@ -35,8 +37,12 @@ class Workload:
     row_tokens: int = 2048
     batch: int = 16
     steps: int = 64
+    experts: int = 0
+    active: int = 0
+    head_dim: int | None = None
 
 
+_A3B: dict[str, Any] = {"experts": 128, "active": 8, "head_dim": 128}
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -44,7 +50,10 @@ WORKLOADS = {
         Workload("llama2-7b-slice", 4096, 11008, 4, 32, 32, 32000),
         Workload("llama2-7b", 4096, 11008, 32, 32, 32, 32000),
         Workload("llama3-8b-slice", 4096, 14336, 4, 32, 8, 128256),
+        Workload("qwen3-30b-a3b-slice", 2048, 768, 4, 32, 4, 151936, **_A3B),
+        Workload("qwen3-30b-a3b", 2048, 768, 48, 32, 4, 151936, **_A3B),
         Workload("tiny", 64, 176, 2, 4, 4, 256, row_tokens=1024, batch=8, steps=16),
+        Workload("tiny-mixture", 64, 32, 2, 4, 2, 256, "alpaca", 1024, 8, 16, 8, 2),
     )
 }
 
@@ -122,9 +131,18 @@ def _log_normal(
     return np.clip(np.exp(random.normal(mean, sigma, count)), low, high).astype(np.int64)
 
 
-def random_model(workload: Workload, seed: int, attention: str, device: Any = "cpu") -> Any:
-    """The frozen base model in bf16 on `device`; see `with_noise`."""
-    return with_noise(lambda: _build(workload, attention), seed, device)
+def random_model(
+    workload: Workload,
+    seed: int,
+    attention: str,
+    device: Any = "cpu",
+    experts: str | None = None,
+) -> Any:
+    """The frozen base model in bf16 on `device`; see `with_noise`.
+
+    experts: Transformers' implementation of a mixture's experts, None for its default.
+    """
+    return with_noise(lambda: _build(workload, attention, experts), seed, device)
 
 
 def with_noise(build: Callable[[], Any], seed: int, device: Any = "cpu") -> Any:
@@ -159,27 +177,29 @@ def shape_model(workload: Workload, rank: int) -> Any:
 
     with torch.device("meta"):
         base = _build(workload, "sdpa").requires_grad_(False)
-        return get_peft_model(base, lora_config(rank))
+        return get_peft_model(base, lora_config(base, rank))
 
 
-def lora_config(rank: int) -> Any:
-    """LoRA on all linear layers without dropout, as every contender trains it."""
-    from peft import LoraConfig
+def lora_config(model: Any, rank: int) -> Any:
+    """LoRA on all linear layers and experts without dropout, as every contender trains it."""
+    from intel_ft.config import MethodConfig
+    from intel_ft.models.adapter import lora_config as config_for
 
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-    )
+    return config_for(model, MethodConfig(r=rank, alpha=2 * rank))
 
 
-def _build(workload: Workload, attention: str) -> Any:
+def _build(workload: Workload, attention: str, experts: str | None = None) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
-    config = LlamaConfig(
+    kind: Any = Qwen3MoeConfig if workload.experts else LlamaConfig
+    mixture = {
+        "moe_intermediate_size": workload.intermediate,
+        "num_experts": workload.experts,
+        "num_experts_per_tok": workload.active,
+        "norm_topk_prob": True,
+    }
+    config = kind(
         hidden_size=workload.hidden,
         intermediate_size=workload.intermediate,
         num_hidden_layers=workload.layers,
@@ -191,7 +211,10 @@ def _build(workload: Workload, attention: str) -> Any:
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
+        head_dim=workload.head_dim or workload.hidden // workload.heads,
+        **(mixture if workload.experts else {}),
     )
+    chosen = {} if experts is None else {"experts_implementation": experts}
     return AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16, attn_implementation=attention
+        config, dtype=torch.bfloat16, attn_implementation=attention, **chosen
     )

@@ -34,7 +34,12 @@ def keep_freed_memory() -> Decision:
     return Decision(name, "glibc, keeps freed memory", "saves page faults, costs some memory")
 
 
-def keep_few_kernels() -> Decision:
+EXPERT_KERNELS = 192
+"""More kernels for a mixture of experts: 16 GEMMs for some 12 numbers of rows
+(models.experts.padded_rows)."""
+
+
+def keep_few_kernels(*, mixture: bool = False) -> Decision:
     """Limit the kernel caches of oneDNN and torch. Call it before the first matmul.
 
     Variables that are already set take precedence. By default each cache keeps 1024 kernels of a
@@ -45,6 +50,8 @@ def keep_few_kernels() -> Decision:
     number, reason = KERNELS, "each row length needs its own kernels, half a MiB each"
     if "amx_bf16" in cpu_flags():
         number, reason = AMX_KERNELS, "with AMX each kernel takes 2 to 4 ms to generate"
+    if mixture:
+        number, reason = number + EXPERT_KERNELS, f"{reason}; more for the experts' GEMMs"
     kernels = os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(number))
     os.environ.setdefault("LRU_CACHE_CAPACITY", "1")  # torch's: a second copy of each
     return Decision("kernels kept", kernels, reason)

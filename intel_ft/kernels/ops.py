@@ -18,7 +18,7 @@ from intel_ft.kernels.build import kernels
 from intel_ft.kernels.inductor import generated
 
 
-def _call(name: str, *arguments: Any, returns: Any = None) -> Any:
+def call(name: str, *arguments: Any, returns: Any = None) -> Any:
     """Call a compiled kernel; every kernel takes the number of threads last."""
     function = getattr(kernels().library, name)
     function.restype = returns
@@ -35,15 +35,16 @@ def _c_value(value: Any) -> Any:
     return None if value is None else ctypes.c_int64(value)
 
 
-def _compiled(tensor: Tensor) -> bool:
+def compiled(tensor: Tensor) -> bool:
+    """Whether the compiled kernels compute with this tensor."""
     return tensor.is_cpu and tensor.dtype == torch.bfloat16 and kernels().library is not None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / rms(x) over the last dimension; x [rows, size], weight [size]."""
-    if _compiled(x):
+    if compiled(x):
         out = torch.empty_like(x)
-        _call("rms_norm", x, weight, eps, out, *x.shape)
+        call("rms_norm", x, weight, eps, out, *x.shape)
         return out
     return _rms_norm(x, weight, eps)
 
@@ -59,9 +60,9 @@ def rms_norm_backward(
     x: Tensor, weight: Tensor, grad: Tensor, eps: float, residual: Tensor | None = None
 ) -> Tensor:
     """The gradient of x, all [rows, size], plus `residual`: the skip connection's gradient."""
-    if _compiled(x):
+    if compiled(x):
         out = torch.empty_like(x)
-        _call("rms_norm_backward", x, weight, grad, residual, eps, out, *x.shape)
+        call("rms_norm_backward", x, weight, grad, residual, eps, out, *x.shape)
         return out
     return _rms_norm_backward(x, weight, grad, eps, residual)
 
@@ -78,9 +79,9 @@ def _rms_norm_backward(
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, elementwise."""
-    if _compiled(gate):
+    if compiled(gate):
         out = torch.empty_like(gate)
-        _call("swiglu", gate, up, out, gate.numel())
+        call("swiglu", gate, up, out, gate.numel())
         return out
     return _swiglu(gate, up)
 
@@ -96,9 +97,9 @@ def dropout(x: Tensor, rate: float, seed: int, accumulate_into: Tensor | None = 
     The result is added to `accumulate_into` in place where that is given. Seed (below 2^32) and
     shape decide which elements are set to 0.
     """
-    if _compiled(x):
+    if compiled(x):
         out = torch.empty_like(x) if accumulate_into is None else accumulate_into
-        _call("dropout", x, accumulate_into, float(rate), seed, out, x.numel())
+        call("dropout", x, accumulate_into, float(rate), seed, out, x.numel())
         return out
     generator = torch.Generator(x.device).manual_seed(seed)
     kept = torch.empty_like(x).bernoulli_(1 - rate, generator=generator).mul_(x).div_(1 - rate)
@@ -107,9 +108,9 @@ def dropout(x: Tensor, rate: float, seed: int, accumulate_into: Tensor | None = 
 
 def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of gate and up, and the output of the forward once more."""
-    if _compiled(gate):
+    if compiled(gate):
         grad_gate, grad_up, out = (torch.empty_like(gate) for _ in range(3))
-        _call("swiglu_backward", gate, up, grad, grad_gate, grad_up, out, gate.numel())
+        call("swiglu_backward", gate, up, grad, grad_gate, grad_up, out, gate.numel())
         return grad_gate, grad_up, out
     return _swiglu_backward(gate, up, grad)
 
@@ -136,12 +137,12 @@ def attention(
     [segments + 1]. Returns the output like q, and the logsumexp of the scores, float32
     [heads, tokens], which the gradient needs (empty where torch operations compute that).
     """
-    if _compiled(q):
+    if compiled(q):
         out = torch.empty_like(q)
         logsumexp = torch.empty(q.shape[1], q.shape[0])
         segments, (heads, dim), kv_heads = len(bounds) - 1, q.shape[1:], k.shape[1]
         sizes = segments, heads, kv_heads, dim
-        _call("attention", q, k, v, cos, sin, bounds, *sizes, scale, out, logsumexp)
+        call("attention", q, k, v, cos, sin, bounds, *sizes, scale, out, logsumexp)
         return out, logsumexp
     q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
@@ -162,12 +163,12 @@ def attention_backward(
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v; `out` and `logsumexp` are what `attention` returned."""
-    if _compiled(q):
+    if compiled(q):
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         segments, (tokens, heads, dim), kv_heads = len(bounds) - 1, q.shape, k.shape[1]
         shared = torch.empty(2, heads, tokens, dim) if heads != kv_heads else None
         inputs = q, k, v, cos, sin, bounds, segments, heads, kv_heads, dim, scale
-        _call("attention_backward", *inputs, out, logsumexp, grad, *grads, shared)
+        call("attention_backward", *inputs, out, logsumexp, grad, *grads, shared)
         return grads
     q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
@@ -223,8 +224,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     The gradient overwrites the logits: softmax minus one-hot, or zeros where the target is
     negative.
     """
-    if _compiled(logits):
-        total = _call("cross_entropy", logits, targets, *logits.shape, returns=ctypes.c_double)
+    if compiled(logits):
+        total = call("cross_entropy", logits, targets, *logits.shape, returns=ctypes.c_double)
         return torch.tensor(total, dtype=torch.float64)
     return (_cross_entropy_in_place if logits.is_cpu else _cross_entropy)(logits, targets)
 
@@ -256,9 +257,9 @@ def quantize(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
     Returns uint8 values and float32 scales: x * columns ~ (values - 128) * scales[:, None].
     """
-    if _compiled(x):
+    if compiled(x):
         values, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x))
-        _call("quantize", x, columns, values, scales, *x.shape)
+        call("quantize", x, columns, values, scales, *x.shape)
         return values, scales
     wide = x.float() if columns is None else x.float() * columns
     scales = wide.abs().amax(-1) / 127
@@ -268,8 +269,8 @@ def quantize(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 def scale_rows(out: Tensor, scales: Tensor, residual: Tensor | None) -> Tensor:
     """out [rows, size] times scales [rows] float32 (+ residual), in place; returns it."""
-    if _compiled(out):
-        _call("scale_rows", out, scales, residual, *out.shape)
+    if compiled(out):
+        call("scale_rows", out, scales, residual, *out.shape)
         return out
     wide = out.float() * scales[:, None]
     return out.copy_(wide if residual is None else wide + residual.float())
@@ -293,9 +294,9 @@ def dequantize(
     rows, size = shape
     groups = scales.shape[1]
     out = torch.empty(shape, dtype=dtype)
-    if _compiled(out):
+    if compiled(out):
         sizes = rows, size, size // groups, bits, int(signed)
-        _call("dequantize", codes, scales, zeros, out, *sizes)
+        call("dequantize", codes, scales, zeros, out, *sizes)
         return out
     values = torch.stack((codes & 15, codes >> 4), -1) if bits == 4 else codes
     integers = values.view(rows, groups, -1).to(torch.int16)

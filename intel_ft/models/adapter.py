@@ -1,6 +1,8 @@
 """A new LoRA adapter on a frozen base; copying, loading and saving its weights."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +39,11 @@ def add_lora(
     """
     saved = _modules_to_save(model, method)
     rows = trained_layers(model, new_tokens, method, saved) if new_tokens else {}
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=method.r,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=choose_targets(model, method),
-        use_dora=method.use_dora,
-        use_rslora=method.use_rslora,
-        init_lora_weights="gaussian" if method.init == "gaussian" else True,
-        modules_to_save=saved or None,
-        trainable_token_indices=rows or None,
-    )
+    config = lora_config(model, method)
+    config.modules_to_save = saved or None
+    config.trainable_token_indices = rows or None
     try:
-        with without_bitsandbytes():
+        with without_bitsandbytes(), without_pattern_warning():
             adapted = get_peft_model(model, config)
     except ValueError as error:
         linear = sorted({name.split(".")[-1] for name in linear_layers(model)})
@@ -77,6 +70,24 @@ def prepare_to_train(adapted: Any, base_name: str, revision: str | None) -> Any:
     return adapted
 
 
+def lora_config(model: Any, method: MethodConfig) -> LoraConfig:
+    """peft's config for an adapter on `model`, which has none yet; see `choose_targets`."""
+    targets = choose_targets(model, method)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
+        rank_pattern=targets.ranks(method.r),
+        alpha_pattern=targets.ranks(method.alpha),
+        use_dora=method.use_dora,
+        use_rslora=method.use_rslora,
+        init_lora_weights="gaussian" if method.init == "gaussian" else True,
+    )
+
+
 def _modules_to_save(model: Any, method: MethodConfig) -> list[str]:
     """The full names of `method.modules_to_save`; for peft, `norm` would match each `..._norm`."""
     refuse_tied(model, method.modules_to_save, "method.modules_to_save")
@@ -87,6 +98,14 @@ def _modules_to_save(model: Any, method: MethodConfig) -> list[str]:
             raise UserError(f"method.modules_to_save: this model has no module {name}")
         names += modules
     return names
+
+
+@contextmanager
+def without_pattern_warning() -> Iterator[None]:
+    """No warning of peft (0.21) that ranks of parameters match no module: they match parameters."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The following \w+_pattern keys did not match")
+        yield
 
 
 def fuse(model: Any) -> Decision:

@@ -7,17 +7,19 @@ that a plan decides as the run will; `apply_fast_path` decides for a loaded mode
 from typing import Any
 
 import torch
+from peft.tuners.lora import ParamWrapper
 from transformers import AttentionInterface
 
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
-from intel_ft.errors import EnvironmentProblem
+from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu
 from intel_ft.host.devices import CPU
 from intel_ft.models import packed_attention
 from intel_ft.models.adapter import fuse
 from intel_ft.models.frozen_base import Layout, convert_frozen_weights, linear_bytes
 from intel_ft.models.fused_decoder import why_not_fusable
+from intel_ft.models.fused_experts import fuse_experts
 from intel_ft.models.prepacked import can_prepack
 
 
@@ -29,9 +31,14 @@ def apply_fast_path(
     activations: bytes that training needs besides the weights; `sharing`: ranks of this run on
     this host. The model is on `device` afterwards, unless backend.name=ipex: then nothing changes,
     because ipex.optimize replaces the linear layers that it finds. Raises EnvironmentProblem for a
-    layout that this CPU does not have.
+    layout that this CPU does not have, UserError for adapters on experts with IPEX.
     """
     if config.backend.name == "ipex":
+        if any(isinstance(module, ParamWrapper) for module in model.modules()):
+            raise UserError(
+                "backend.name=ipex: IPEX replaces the modules of which peft adapts parameters: use "
+                "method.target_modules=attention-only, or backend.name=cpu"
+            )
         return [Decision("decoder layers", "not fused", str(why_not_own_layers(config)))]
     compiled = compile_layers(model, config)
     prepackable = can_prepack(model.dtype)
@@ -49,7 +56,8 @@ def apply_fast_path(
     convert_frozen_weights(model, layout, device)
     if config.backend.compile is True:
         return [compiled, decision]
-    return [decision, compiled, fuse(model)]
+    experts = fuse_experts(model)
+    return [decision, compiled, fuse(model), *([] if experts is None else [experts])]
 
 
 def choose_layout(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import ParamWrapper
 
 from intel_ft.batching.row import Row
 from intel_ft.models.targets import is_linear, own_layer
@@ -46,8 +47,14 @@ def step_cost(model: Any) -> StepCost:
     head = model.get_output_embeddings()
     head_modules = {id(module) for module in (head.modules() if head is not None else ())}
     frozen = trained = 0
+    of_experts = {
+        id(part)
+        for module in model.modules()
+        if isinstance(module, ParamWrapper) and module.num_experts > 1
+        for part in (*module.lora_A.values(), *module.lora_B.values())
+    }
     for module in model.modules():
-        if id(module) in head_modules or not is_linear(module):
+        if id(module) in head_modules or id(module) in of_experts or not is_linear(module):
             continue
         if module.weight.requires_grad:
             trained += module.weight.numel()
@@ -57,8 +64,12 @@ def step_cost(model: Any) -> StepCost:
     frozen, trained = frozen + experts_frozen, trained + experts_trained
     heads = getattr(config, "num_attention_heads", 0)  # Mamba has none
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
-    # Causal scores and values: 2 GEMMs, half of 2 L^2 d each, forward; twice that backward.
-    attention = 6.0 * config.num_hidden_layers * heads * head_dim
+    # Causal scores and values: 2 GEMMs, half of 2 L^2 d each, forward; twice that backward. The two
+    # have different dimensions in latent attention (DeepSeek).
+    value_dim = getattr(config, "v_head_dim", None) or head_dim
+    parts = (getattr(config, f"qk_{part}_head_dim", None) or 0 for part in ("nope", "rope"))
+    query_dim = sum(parts) or head_dim
+    attention = 3.0 * config.num_hidden_layers * heads * (query_dim + value_dim)
     return StepCost(
         linear=4.0 * frozen + 6.0 * trained,
         attention=attention,
@@ -69,16 +80,25 @@ def step_cost(model: Any) -> StepCost:
 def expert_weights(model: Any) -> tuple[int, int]:
     """The weights of mixtures of experts, frozen and trained, that one token uses.
 
-    Transformers keeps them as parameters of three dimensions, one slice per expert.
+    Transformers keeps them as parameters of three dimensions, one slice per expert. LoRA's are
+    trained ones.
     """
-    config = model.config.get_text_config()
-    active = getattr(config, "num_experts_per_tok", None)
-    counts = [0, 0]
+    active, counts = active_experts(model.config), [0, 0]
     for module in model.modules() if active else ():
         for weight in module.parameters(recurse=False):
             if weight.dim() == 3 and not isinstance(module, torch.nn.Conv1d):
                 counts[weight.requires_grad] += weight.numel() // weight.shape[0] * active
+        if isinstance(module, ParamWrapper) and module.num_experts > 1:
+            lora = (*module.lora_A.values(), *module.lora_B.values())
+            counts[1] += sum(part.weight.numel() for part in lora) // module.num_experts * active
     return counts[0], counts[1]
+
+
+def active_experts(config: Any) -> int:
+    """How many experts a token meets in each mixture of a model; 0 for a model without one."""
+    text = config.get_text_config()
+    names = ("num_experts_per_tok", "moe_k", "top_k_experts")
+    return next((value for name in names if (value := getattr(text, name, None))), 0)
 
 
 def head_trains(head: Any) -> bool:

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.devices import CPU
+from intel_ft.models.fused_experts import convert_experts
 from intel_ft.models.int8 import can_int8, int8_base
 from intel_ft.models.lora_linear import FrozenWeight, LoraFunction, LoraLinear
+from intel_ft.models.mixture import routers
 from intel_ft.models.nf4 import nf4_base
 from intel_ft.models.prepacked import prepacked_base
 
@@ -44,15 +46,19 @@ class FrozenLinear(torch.nn.Linear):
 def convert_frozen_weights(model: Any, layout: Layout, device: torch.device = CPU) -> None:
     """Convert the frozen linear layers except the head to `layout`, in place, with or without LoRA.
 
-    The whole model is on `device` afterwards, and is never there in any other layout. Raises
-    EnvironmentProblem for int8 on a CPU without the instructions for it.
+    So are the experts of a mixture, but never prepacked, which would take twice the memory of most
+    of the model; routers stay as they are. The whole model is on `device` afterwards, and is never
+    there in any other layout. Raises EnvironmentProblem for int8 on a CPU without the instructions
+    for it.
     """
     if layout == "int8":
         if not can_int8():
             raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
         replace_linears(model, int8_base)
+        convert_experts(model, int8_base)
     elif layout == "nf4":
         replace_linears(model, nf4_base, device)
+        convert_experts(model, lambda weight, bias: nf4_base(weight.to(device), bias))
     elif layout == "int4":
         _require_compressed(model)
     elif layout == "prepacked":
@@ -90,14 +96,18 @@ def replace_linears(
 
 
 def frozen_linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
-    """The frozen linear layers except the head, each with its parent module and its name there."""
+    """The frozen linear layers except head and routers, with parent module and name there.
+
+    Some models read a router's weight instead of calling it.
+    """
     head = model.get_output_embeddings()
-    head_modules = {id(module) for module in (head.modules() if head is not None else ())}
+    others = {id(module) for module in (head.modules() if head is not None else ())}
+    others |= {id(module) for module in routers(model).values()}
     return [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if type(child) is torch.nn.Linear
         and not child.weight.requires_grad
-        and id(child) not in head_modules
+        and id(child) not in others
     ]

@@ -65,13 +65,12 @@ class GemmTiming:
 def linear_gemms(model: Any, rows: int, supervised_share: float) -> list[Gemm]:
     """The GEMMs of a packed row of `rows` tokens.
 
-    Linear layers compute every token, the head the supervised share of them. `model` may have LoRA,
-    and may be on the meta device.
+    Linear layers compute every token, each expert of a mixture an equal share of them, the head the
+    supervised share. `model` may have LoRA, and may be on the meta device.
     """
-    from intel_ft.models.targets import (  # imports peft, which a rate does not need
-        is_linear,
-        own_layer,
-    )
+    from intel_ft.models.flops import active_experts  # import peft, which a rate does not need
+    from intel_ft.models.mixture import expert_matrices
+    from intel_ft.models.targets import is_linear, own_layer
 
     head = own_layer(model.get_output_embeddings())
     shapes: Counter[tuple[int, int]] = Counter()
@@ -82,6 +81,13 @@ def linear_gemms(model: Any, rows: int, supervised_share: float) -> list[Gemm]:
         columns, inner = shape if isinstance(module, torch.nn.Linear) else shape[::-1]
         shapes[inner, columns] += 1
     gemms = [Gemm(rows, inner, columns, n) for (inner, columns), n in shapes.items()]
+    experts: Counter[tuple[int, int, int]] = Counter()
+    for matrix in expert_matrices(model):
+        count, columns, inner = matrix.weight.shape
+        if getattr(matrix.module, "is_transposed", False):
+            columns, inner = inner, columns
+        experts[max(1, rows * active_experts(model.config) // count), inner, columns] += count
+    gemms += [Gemm(*shape, n) for shape, n in experts.items()]
     columns, inner = head.weight.shape
     return [*gemms, Gemm(max(1, round(rows * supervised_share)), inner, columns)]
 

@@ -199,7 +199,7 @@ def linear_of(module: Any) -> LoraLinear | None:
     """
     if (base := _base_of(module)) is not None:
         return LoraLinear(base)
-    if type(module) is not lora.Linear or (base := _base_of(module.base_layer)) is None:
+    if not is_lora_linear(module) or (base := _base_of(module.base_layer)) is None:
         return None
     dropout = module.lora_dropout["default"]
     if (
@@ -215,6 +215,13 @@ def linear_of(module: Any) -> LoraLinear | None:
         scale=module.scaling["default"],
         dropout=dropout if isinstance(dropout, torch.nn.Dropout) else None,
     )
+
+
+def is_lora_linear(module: Any) -> bool:
+    """Whether peft adapts a linear layer here, as a layer or by the name of its weight."""
+    if type(module) is lora.ParamWrapper:
+        return module.parameter_name == "weight" and isinstance(module.base_layer, torch.nn.Linear)
+    return type(module) is lora.Linear
 
 
 def is_active(module: Any) -> bool:
@@ -234,7 +241,7 @@ def fuse_linears(model: Any) -> int:
     """Give every plain LoRA layer of a PEFT model the fused forward; returns their number."""
     fused = 0
     for module in model.modules():
-        if type(module) is lora.Linear and linear_of(module) is not None:
+        if is_lora_linear(module) and linear_of(module) is not None:
             module.forward = MethodType(_forward, module)
             fused += 1
     return fused
@@ -243,7 +250,7 @@ def fuse_linears(model: Any) -> int:
 def _forward(self: Any, x: Tensor) -> Tensor:
     out: Tensor
     if not is_active(self):
-        out = lora.Linear.forward(self, x)
+        out = type(self).forward(self, x)
         return out
     linear = linear_of(self)
     assert linear is not None  # checked when fuse_linears set this forward

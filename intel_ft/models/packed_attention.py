@@ -51,15 +51,14 @@ def packed_attention(
 
     query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim];
     cu_seq_lens_q int [segments + 1]. Returns [1, tokens, heads, head_dim].
-    Raises ValueError if the segment bounds are missing, or for attention sinks (`s_aux`).
+    s_aux [heads]: the logits of attention sinks (gpt-oss), which take part in each softmax.
+    Raises ValueError if the segment bounds are missing.
     """
-    if s_aux is not None:
-        raise ValueError(f"{NAME} does not support attention sinks, which this model uses")
     if cu_seq_lens_q is None:
         raise ValueError(f"{NAME} needs cu_seq_lens_q: this model does not pass it to attention")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    if varlen.usable(q) and softcap is None and not dropout:
+    if varlen.usable(q) and softcap is None and s_aux is None and not dropout:
         return varlen.attend(q, k, v, cu_seq_lens_q, scale, sliding_window or None)[0][None], None
     if key.shape[1] != query.shape[1]:
         groups = query.shape[1] // key.shape[1]
@@ -73,6 +72,8 @@ def packed_attention(
         window = sliding_window if sliding_window and sliding_window < length else None
         if softcap is not None:
             output = _softcapped(q, k, v, scaling, dropout, window, softcap)
+        elif s_aux is not None:
+            output = _with_sinks(q, k, v, scaling, dropout, window, s_aux)
         else:
             output = F.scaled_dot_product_attention(
                 q,
@@ -109,6 +110,49 @@ def _softcapped(
     scores = scores.masked_fill(~_band(length, window or length, q.device), float("-inf"))
     weights = F.dropout(scores.softmax(-1), p=dropout)
     return weights.to(v.dtype) @ v
+
+
+def _with_sinks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    sinks: Tensor,
+) -> Tensor:
+    """Attention whose softmax has one more logit in each head, the sink, without a value.
+
+    The sink is a token before the first one, whose value is 0. A few more dimensions give its key
+    the product `sinks` with every query, so that torch's attention without an L x L matrix does it;
+    two of them hold the logit in high and low bits, because one would round it to the dtype of k.
+    """
+    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    logit = sinks.float() / scale
+    high = logit.to(k.dtype)
+    low = (logit - high.float()).to(k.dtype)
+    ones = q.new_ones(*q.shape[:-1], 2)
+    q = F.pad(torch.cat((q, ones), dim=-1), (0, _SINK_DIMS - 2, 1, 0))
+    sink = F.pad(torch.stack((high, low), dim=-1), (k.shape[-1], _SINK_DIMS - 2))
+    k = torch.cat((sink[None, :, None], F.pad(k, (0, _SINK_DIMS))), dim=2)
+    length = q.shape[2]
+    mask = None
+    if window is not None:
+        mask = _band(length, window, q.device)
+        mask[:, 0] = True
+    output = F.scaled_dot_product_attention(
+        q,
+        k,
+        F.pad(v, (0, _SINK_DIMS, 1, 0)),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scale,
+    )
+    return output[:, :, 1:, : v.shape[-1]]
+
+
+_SINK_DIMS = 8  # a multiple of what kernels like, of which two are used
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -6,7 +6,7 @@ from typing import Any
 
 from intel_ft.artifacts.resolve import trained_token_ids
 from intel_ft.errors import UserError
-from intel_ft.models.adapter import WEIGHTS
+from intel_ft.models.adapter import WEIGHTS, without_pattern_warning
 from intel_ft.optional_packages import without_bitsandbytes
 
 
@@ -24,7 +24,7 @@ def apply_adapter(base: Any, folder: Path, *, trains: bool = False) -> Any:
     shapes = tensor_shapes(folder)
     grow_embeddings(base, folder, shapes)
     try:
-        with without_bitsandbytes():
+        with without_bitsandbytes(), without_pattern_warning():
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=trains)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(

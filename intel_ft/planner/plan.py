@@ -38,6 +38,7 @@ def plan(inputs: PlanInputs) -> dict[str, Any]:
         "model": {
             "name": config.model.name_or_path,
             "parameters": model.sizes.parameters,
+            "active": model.sizes.parameters - model.sizes.expert_weights + model.sizes.experts,
             "trainable": model.sizes.trained,
             "layers": model.sizes.why_not_fused or "fused",
             "decisions": [vars(decision) for decision in model.decisions],

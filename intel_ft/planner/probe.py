@@ -28,6 +28,7 @@ from intel_ft.errors import IntelFTError
 from intel_ft.files import write_text
 from intel_ft.host import cpu
 from intel_ft.models import packed_attention
+from intel_ft.models.flops import active_experts
 from intel_ft.models.load import description_of
 from intel_ft.planner.roofline import Rates, rank_seconds
 from intel_ft.planner.workload import Rows, rows_of
@@ -164,7 +165,8 @@ def measure(config: Config, examples: list[list[int]], layers: int) -> dict[str,
 
     examples: of each its tokens and how many of them, the last ones, are supervised.
     """
-    backend = choice.select(config.backend, config.model, "cpu")
+    mixture = bool(active_experts(description_of(config.model)))
+    backend = choice.select(config.backend, config.model, "cpu", mixture=mixture)
     description = shortened(description_of(config.model), layers)
     base = with_noise(
         lambda: AutoModelForCausalLM.from_config(

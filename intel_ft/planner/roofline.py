@@ -81,9 +81,11 @@ def rank_seconds(model: CountedModel, rates: Rates, rows: Rows, setting: MemoryS
         moved *= _DORA if sizes.dora else _UNFUSED
     moved += _WEIGHTS * 2 * item * sizes.parameters * len(rows)
     if setting.layout in ("nf4", "int4"):  # dequantized to `item` bytes, once in each direction
-        moved += 2 * (NF4_BYTES + item) * sizes.linear * len(rows)
+        weights = sizes.linear + (sizes.expert_weights if setting.layout == "nf4" else 0)
+        moved += 2 * (NF4_BYTES + item) * weights * len(rows)
     frozen, experts = 4 * sizes.linear, 4 * sizes.experts
-    seconds_a_token = frozen / rates.linear + experts / rates.gemm
+    of_experts = rates.linear if setting.layout in ("int8", "nf4") else rates.gemm
+    seconds_a_token = frozen / rates.linear + experts / of_experts
     seconds = Seconds(
         linear_layers=gemms * seconds_a_token * work.tokens,
         trained=small * (cost.linear - frozen - experts) * work.tokens / rates.gemm,

@@ -11,7 +11,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     step, run, saved = report["step"], report["run"], report["checkpoint"]
     share = 100 * model["trainable"] / model["parameters"]
     facts = [
-        ("model", f"{model['name']}: {model['parameters']:,} parameters"),
+        ("model", f"{model['name']}: {model['parameters']:,} parameters{_active(model)}"),
         ("trained", f"{model['trainable']:,} ({share:.2f} %); decoder layers: {model['layers']}"),
         *((one["name"], f"{one['value']} ({one['reason']})") for one in model["decisions"]),
         (
@@ -64,6 +64,12 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     width = max(len(name) for name, _ in facts) + 2
     return [f"{name:<{width}}{text}".rstrip() for name, text in facts]
+
+
+def _active(model: dict[str, Any]) -> str:
+    """How many of a mixture's parameters a token uses."""
+    used = model["active"] != model["parameters"]
+    return f", of which a token uses {model['active']:,}" if used else ""
 
 
 def sweep_table(points: list[dict[str, Any]], over: str) -> Table:

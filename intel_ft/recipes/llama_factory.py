@@ -104,7 +104,7 @@ UNSUPPORTED = {
     "use_eaft_loss": "the loss is always cross-entropy",
     "asft_*": "the loss is always cross-entropy",
     "eaft_*": "the loss is always cross-entropy",
-    "moe_aux_loss_coef": "the loss is always cross-entropy",
+    "moe_aux_loss_coef": "train.router_aux_loss=true takes the coefficient of the model's config",
     "fp8": "fp8 is not supported: see model.base_dtype",
     "use_mca": "Megatron is not supported",
     "use_kt": "KTransformers is not supported",

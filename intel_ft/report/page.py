@@ -56,6 +56,7 @@ def report(folders: list[Path]) -> str:
             length_charts=length_charts,
             checkpoint_rows=_checkpoint_rows,
             samples=_samples(runs),
+            experts=_experts(runs),
             environment=_environment(runs),
             decisions=[(run, _decision_rows(run)) for run in runs],
             differences=_differences(runs),
@@ -122,6 +123,7 @@ def _curves(runs: list[RunRecords]) -> list[Markup]:
         line_chart("memory of rank 0, GiB", over_steps("rss_gib"), from_zero=True),
         line_chart("learning rate", over_steps("lr"), from_zero=True),
         line_chart("gradient norm", over_steps("grad_norm"), from_zero=True),
+        line_chart("entropy of the experts' load, 1 if even", over_steps("expert_entropy")),
     ]
     if has_ranks:
         title = "rank imbalance: most expensive share over the mean"
@@ -173,6 +175,24 @@ def _samples(runs: list[RunRecords]) -> list[list[str]]:
         for run in runs
         for sample in run.samples[:_MAX_SAMPLES]
     ]
+
+
+def _experts(runs: list[RunRecords]) -> list[list[str]]:
+    """Of each mixture: its tokens, their entropy, and the experts with the fewest and the most."""
+    rows = []
+    for run in runs:
+        layers, tokens = (run.expert_load.get(key) for key in ("layers", "tokens"))
+        entropies = numbers(run.expert_load.get("entropy"))
+        for index, layer in enumerate(layers if isinstance(layers, list) else []):
+            found = tokens[index] if isinstance(tokens, list) and index < len(tokens) else []
+            if not (counts := numbers(found)):
+                continue
+            middle = statistics.median(counts)
+            spread = entropies[index] if index < len(entropies) else 0.0
+            figures = (sum(counts), min(counts), middle, max(counts), counts.count(0))
+            cells = [f"{spread:.3f}", *(f"{figure:,.0f}" for figure in figures)]
+            rows.append([run.name, shown(layer), *cells])
+    return rows
 
 
 def _environment(runs: list[RunRecords]) -> list[list[str]]:

@@ -16,6 +16,7 @@ from intel_ft.files import damage
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 SAMPLES = "samples.jsonl"
+EXPERTS = "expert_load.json"
 _MAX_TEXT = 20000  # characters shown of a file
 
 
@@ -33,7 +34,8 @@ class RunRecords:
     """What a run's folder holds.
 
     `steps` are the lines of metrics.jsonl with a training loss, `evaluations` those with a
-    validation loss; `samples` are answers before and after training from `report --samples`.
+    validation loss; `samples` are answers before and after training from `report --samples`;
+    `expert_load` is that file of a mixture's run, or empty.
     """
 
     name: str
@@ -44,6 +46,7 @@ class RunRecords:
     config: dict[str, str]
     checkpoints: list[Checkpoint]
     samples: list[dict[str, Any]]
+    expert_load: dict[str, Any]
     finished: bool
     missing: list[str]
 
@@ -89,6 +92,7 @@ def read_run(folder: Path) -> RunRecords:
         config=_flat(config_text, missing),
         checkpoints=checkpoints,
         samples=samples,
+        expert_load=_json_object(folder / EXPERTS, missing) if _is(folder, EXPERTS) else {},
         finished=finished,
         missing=missing,
     )

@@ -11,6 +11,7 @@ from intel_ft.artifacts.int4_base import find_int4_base, open_int4_base, trained
 from intel_ft.artifacts.model_folder import stop_tokens
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.gc_pause import gc_paused
+from intel_ft.models.fused_experts import fuse_experts
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.tokenizer import require_embedded
 from intel_ft.runtimes.language_model import (
@@ -49,6 +50,7 @@ def load_torch(
     if artifact.kind == "adapter":
         _use_trained_base(model, artifact)
         model = apply_adapter(model, artifact.folder)
+        fuse_experts(model)  # peft's forward would build the delta of all experts for each token
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust_remote_code))
     return TorchLM(model, tokenizer)
 

@@ -22,6 +22,7 @@ from intel_ft.models.compressed import use_compressed
 from intel_ft.models.fast_path import apply_fast_path, compile_layers
 from intel_ft.models.flops import step_cost, with_teacher
 from intel_ft.models.new_tokens import describe_tokens, new_token_ids
+from intel_ft.models.routing import watch
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.start_adapter import negative_of
 from intel_ft.models.targets import adapted_modules
@@ -68,6 +69,7 @@ def assemble(
         if isinstance(teacher.model, torch.nn.Module):
             teacher.model.to(backend.device)
         cost = with_teacher(cost, teacher.cost or cost)
+    routing, watched = watch(weights.model, config.train.router_aux_loss)
     plan = make_plan(
         config, examples.lengths, examples.supervised_counts, cost, packed=packed, parts=parts
     )
@@ -76,11 +78,12 @@ def assemble(
         model=TrainingModel(weights, backend.dtype, backend.device, teacher, backend.optimize),
         meter=Meter(cost),
         world=world,
+        routing=routing,
     )
     packing = Decision("packing", "on", "checked: this model keeps packed segments apart")
     if why_not_packed is not None:
         packing = Decision("packing", "off, one example per row", why_not_packed)
-    return training, [*decisions, row_capacity(config), packing]
+    return training, [*decisions, *watched, row_capacity(config), packing]
 
 
 def base_id(config: Config) -> str:

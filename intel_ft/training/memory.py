@@ -145,14 +145,16 @@ def full_row_activations(config: Config, sizes: ModelSizes, dtype: torch.dtype) 
 class MemoryEstimate:
     """Bytes of one rank, part by part.
 
-    base: weights that stay as loaded (embeddings, head, norms); mapped: pages of the weights' file
-    whose layers have been converted, resident until the kernel needs the memory; trained: the
-    weights that train, their gradients and copies; unused: reserved by torch but too fragmented.
+    base: weights that stay as loaded (embeddings, head, norms); experts: the frozen weights of a
+    mixture's experts; mapped: pages of the weights' file whose layers have been converted, resident
+    until the kernel needs the memory; trained: the weights that train, their gradients and copies;
+    unused: reserved by torch but too fragmented.
     """
 
     runtime: int
     base: int
     linear_layers: int
+    experts: int
     mapped: int
     teacher: int
     trained: int
@@ -197,7 +199,8 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
         runtime=int(CONTEXT if setting.gpu else setting.runtime),
         base=read * item,
         linear_layers=int(sizes.linear * _linear_bytes(setting)),
-        mapped=sizes.linear * item if file_stays else 0,
+        experts=int(sizes.expert_weights * _expert_bytes(setting)),
+        mapped=item * _converted(sizes, setting) if file_stays else 0,
         teacher=setting.teacher or 0,
         trained=trained * copies,
         optimizer=int(trained * _OPTIMIZER[setting.optimizer]),
@@ -247,6 +250,17 @@ def _linear_bytes(setting: MemorySetting) -> float:
     return 2.0 * setting.itemsize if setting.layout == "prepacked" else float(setting.itemsize)
 
 
+def _expert_bytes(setting: MemorySetting) -> float:
+    """Bytes per frozen weight of a mixture's experts, which only int8 and NF4 convert."""
+    converts = setting.layout in ("int8", "nf4")
+    return _linear_bytes(setting) if converts else float(setting.itemsize)
+
+
+def _converted(sizes: ModelSizes, setting: MemorySetting) -> int:
+    """How many weights are no longer read as loaded."""
+    return sizes.linear + (sizes.expert_weights if setting.layout in ("int8", "nf4") else 0)
+
+
 def _saved(
     sizes: ModelSizes, tokens: int, supervised: int, item: int, checkpointing: bool
 ) -> float:
@@ -261,6 +275,8 @@ def _saved(
     after = item * (sizes.hidden + 2 * sizes.intermediate)
     if sizes.why_not_fused is not None:
         attention, after = _unfused(sizes, item)
+    if sizes.mixtures:
+        after = _mixture(sizes, item, after)
     if checkpointing:
         return tokens * (sizes.layers * item * sizes.hidden + attention + after)
     last = supervised if sizes.why_not_fused is None else tokens
@@ -279,6 +295,19 @@ def _unfused(sizes: ModelSizes, item: int) -> tuple[int, int]:
     return int(factor * attention), int(factor * after)
 
 
+def _mixture(sizes: ModelSizes, item: int, dense: int) -> int:
+    """Bytes per token and layer that are saved after attention, a mean over dense and mixed layers.
+
+    models.experts saves its input, and gate and up of each expert that a token meets; the norm and
+    the shared expert, of the width of one, are as in other layers.
+    """
+    pairs = sizes.active_experts + 1
+    mixed = int(_UNFUSED * (8 + 3 * item) * sizes.hidden) + item * sizes.hidden
+    mixed += item * pairs * 2 * sizes.expert_intermediate
+    share = min(1.0, sizes.mixtures / max(1, sizes.layers))
+    return int(share * mixed + (1 - share) * dense)
+
+
 def _backward_bytes(sizes: ModelSizes, setting: MemorySetting) -> float:
     """Bytes per token while the largest part of one layer's backward runs.
 
@@ -286,10 +315,14 @@ def _backward_bytes(sizes: ModelSizes, setting: MemorySetting) -> float:
     with shared KV heads attention's, whose gradients are float32.
     """
     item = setting.itemsize
-    mlp = item * (4 * sizes.intermediate + 4 * sizes.hidden)
+    mlp: float = item * (4 * sizes.intermediate + 4 * sizes.hidden)
     if setting.layout == "int8":
         mlp += sizes.intermediate + sizes.hidden
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     shared = 8 * queries if sizes.heads != sizes.kv_heads else 0
     attention = item * (3 * sizes.hidden + 2 * queries + 2 * keys) + shared
-    return float(max(mlp, attention))
+    # Rows of a mixture's experts: their outputs or input gradients, and a sum in float32.
+    mixture = (item * sizes.active_experts + 8) * sizes.hidden
+    if sizes.mixtures == sizes.layers:
+        mlp = 0
+    return float(max(mlp, attention, mixture))

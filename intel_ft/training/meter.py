@@ -18,7 +18,8 @@ class StepTotals:
     """Sums over some optimizer steps.
 
     tokens, supervised_tokens: of the global batches; flops: of this rank's rows; imbalance: of
-    `step.rank_imbalance`; exchange_seconds: of summing gradients over ranks.
+    `step.rank_imbalance`; exchange_seconds: of summing gradients over ranks; router_aux_loss: of
+    this rank's rows, part of the gradient and not of the loss.
     """
 
     steps: int = 0
@@ -28,6 +29,7 @@ class StepTotals:
     flops: float = 0.0
     imbalance: float = 0.0
     exchange_seconds: float = 0.0
+    router_aux_loss: float = 0.0
 
     def add(self, other: "StepTotals") -> None:
         """Add another's sums to this one's."""
@@ -51,7 +53,8 @@ class Meter:
     def log_interval(self, world: World) -> dict[str, float]:
         """The fields of a metrics.jsonl line, from here on of a new interval. All ranks call it."""
         done = self.interval
-        done.flops = float(world.all_reduce(torch.tensor([done.flops], dtype=torch.float64)))
+        sums = torch.tensor([done.flops, done.router_aux_loss], dtype=torch.float64)
+        done.flops, done.router_aux_loss = world.all_reduce(sums).tolist()
         self.finish_interval()
         seconds, steps = max(done.seconds, 1e-9), max(done.steps, 1)
         return {
@@ -63,6 +66,7 @@ class Meter:
             "rss_gib": rss_gib(),
             "step_s": seconds / steps,
             "exchange_s": done.exchange_seconds / steps,
+            **({"router_aux_loss": done.router_aux_loss / steps} if done.router_aux_loss else {}),
         }
 
     def finish_interval(self) -> None:

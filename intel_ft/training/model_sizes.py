@@ -15,9 +15,10 @@ from intel_ft.models import gemm_rate
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.exportable import export_decision
 from intel_ft.models.fast_path import why_not_fused
-from intel_ft.models.flops import StepCost, expert_weights, step_cost
+from intel_ft.models.flops import StepCost, active_experts, expert_weights, step_cost
 from intel_ft.models.fused_decoder import why_not_fusable
 from intel_ft.models.load import description_of, loaded_model_type, model_folder
+from intel_ft.models.mixture import expert_matrices
 from intel_ft.models.new_tokens import add_rows, describe_tokens, new_token_ids
 from intel_ft.models.packed_attention import has_convolution
 from intel_ft.models.quantized import refuse_quantized
@@ -34,9 +35,11 @@ class ModelSizes:
 
     linear: weights of the frozen linear layers except the head; kept_as_loaded: all other frozen
     parameters (embeddings, head, norms, biases; a tied head once), of which embeddings are those
-    that are not also the head, and experts those that one token uses in mixtures of experts;
-    trained: parameters of the adapter, or all; why_not_fused: None if models.fused_decoder computes
-    the layers; packs: Transformers can give it packed attention; dora: the adapter is DoRA's.
+    that are not also the head; trained: parameters of the adapter, or all; why_not_fused: None if
+    models.fused_decoder computes the layers; packs: Transformers can give it packed attention;
+    dora: the adapter is DoRA's. Of mixtures of experts: expert_weights are all frozen weights of
+    experts, not in kept_as_loaded; experts those that one token uses; active_experts how many a
+    token meets in each mixture, expert_intermediate the width of one, mixtures how many layers.
     """
 
     parameters: int
@@ -55,6 +58,10 @@ class ModelSizes:
     dora: bool = False
     embeddings: int = 0
     experts: int = 0
+    expert_weights: int = 0
+    active_experts: int = 0
+    expert_intermediate: int = 0
+    mixtures: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,10 +178,13 @@ def model_sizes(model: Any) -> ModelSizes:
     table = own_layer(base.get_input_embeddings()).weight
     alone = not table.requires_grad and (head is None or head.weight is not table)
     heads = getattr(text, "num_attention_heads", 0)  # Mamba has none
+    matrices = [matrix for matrix in expert_matrices(model) if not matrix.weight.requires_grad]
+    last = [matrix for matrix in matrices if not matrix.doubled]
+    expert_total = sum(matrix.weight.numel() for matrix in matrices)
     return ModelSizes(
         parameters=frozen or trained,
         linear=linear,
-        kept_as_loaded=frozen - linear,
+        kept_as_loaded=frozen - linear - expert_total,
         trained=trained,
         hidden=text.hidden_size,
         intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
@@ -187,4 +197,8 @@ def model_sizes(model: Any) -> ModelSizes:
         packs=bool(base._supports_attention_backend) and not has_convolution(base),
         embeddings=table.numel() if alone else 0,
         experts=expert_weights(model)[0],
+        expert_weights=expert_total,
+        active_experts=active_experts(model.config) if matrices else 0,
+        expert_intermediate=min(last[0].weight.shape[1:]) if last else 0,
+        mixtures=len({matrix.block for matrix in matrices}),
     )

@@ -22,6 +22,7 @@ from intel_ft.errors import IntelFTError, Stopped
 from intel_ft.files import explain_full_disk, whole_folder
 from intel_ft.host import cpu, devices
 from intel_ft.models.adapter import restore_weights
+from intel_ft.models.adapter_effect import without_effect
 from intel_ft.models.load import fingerprint
 from intel_ft.models.tokenizer import copy_tokenizer
 from intel_ft.models.weight_files import check_finite
@@ -39,6 +40,7 @@ from intel_ft.training.run_facts import (
 from intel_ft.training.setup import Inputs, build, out_of_memory, read_inputs
 from intel_ft.training.start import start_of, with_adapter
 from intel_ft.training.step import NotFinite
+from intel_ft.training.trainable import Adapter
 from intel_ft.training.trainer import PlanTrainer, trainer_for
 from intel_ft.training.workload import Training
 
@@ -69,6 +71,7 @@ class Summary:
     """What `train` reports: where the adapter (or the whole model) is, and how the run went.
 
     Losses are nats per token: `train_loss` is the last logged one, `eval_loss` that of the result.
+    without_effect: the kinds of modules that have an adapter which changes nothing.
     """
 
     adapter: str
@@ -80,6 +83,7 @@ class Summary:
     tokens_per_s: float | None
     mfu: float | None
     seconds: float
+    without_effect: list[str]
 
 
 def train(
@@ -207,10 +211,14 @@ def _train_and_write(
                 check_finite(inputs.folder)  # a lower learning rate does not mend a broken base
                 raise
         stop.when = "after the result is written"
+        unchanged: list[str] = []
+        if trainer.load is not None:
+            trainer.load.log_interval(training.world)  # of steps after the last logged one
         with training.world.raise_on_all_ranks(), _keeping_weights(run, trainer):
             if training.world.rank == 0:
                 _write_result(run, training, config, inputs, base)
-    return _summary(run, trainer)
+                unchanged = _check_result(run, trainer)
+    return _summary(run, trainer, unchanged)
 
 
 def _train_from(
@@ -273,7 +281,24 @@ def _write_result(
         ).save(folder)
 
 
-def _summary(run: Path, trainer: PlanTrainer) -> Summary:
+def _check_result(run: Path, trainer: PlanTrainer) -> list[str]:
+    """Warn of adapted modules that the adapter does not change, and of experts without tokens.
+
+    Returns the former.
+    """
+    if trainer.load is not None:
+        trainer.load.save(run)
+        if note := trainer.load.unused():
+            logger.warning("%s", note)
+    weights = trainer.training.model.weights
+    if not isinstance(weights, Adapter):
+        return []
+    if unchanged := without_effect(weights.model, weights.initial):
+        logger.warning("the adapter has no effect on %s", ", ".join(unchanged))
+    return unchanged
+
+
+def _summary(run: Path, trainer: PlanTrainer, unchanged: list[str]) -> Summary:
     meter = trainer.training.meter
     meter.finish_interval()
     total = meter.total
@@ -288,4 +313,5 @@ def _summary(run: Path, trainer: PlanTrainer) -> Summary:
         tokens_per_s=total.tokens / total.seconds if total.seconds else None,
         mfu=total.flops / total.seconds / meter.gemm_rate if total.seconds else None,
         seconds=total.seconds,
+        without_effect=unchanged,
     )

@@ -158,7 +158,12 @@ def build(
     """
     compute = choice.choose(config)
     backend = choice.select(
-        config.backend, config.model, compute.value, world.local_size, world.local_rank
+        config.backend,
+        config.model,
+        compute.value,
+        world.local_size,
+        world.local_rank,
+        mixture=inputs.model.sizes.mixtures > 0,
     )
     require_memory(config, inputs, backend, world)
     transformers.set_seed(config.train.seed)
@@ -258,7 +263,8 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
     estimate = estimate_memory(model.sizes, setting)
     if estimate.needed <= available:
         return
-    weights = estimate.base + estimate.linear_layers + estimate.teacher + estimate.trained
+    weights = estimate.base + estimate.linear_layers + estimate.experts
+    weights += estimate.teacher + estimate.trained
     fact = (
         f"about {estimate.needed / cpu.GIB:.1f} GiB needed per rank "
         f"({(weights + estimate.optimizer) / cpu.GIB:.1f} GiB for weights and optimizer, "

@@ -36,10 +36,11 @@ def with_adapter(config: Config) -> Config:
     if config.model.continued_adapter is None:
         return config
     folder = adapter_folder(config.model.continued_adapter)
-    own = _settings(read_config(folder))
+    adapter = read_config(folder)
+    own = _settings(adapter)
     for name in own.keys() & config.method.model_fields_set:
         value = getattr(config.method, name)
-        if value != own[name] and not _same_modules(config, name, own[name]):
+        if value != own[name] and not _same_modules(config, name, adapter):
             raise UserError(
                 f"method.{name}={value}: the adapter in {folder} has {own[name]}: leave it out, or"
                 " set model.adapter_mode=merge to begin a new adapter"
@@ -62,17 +63,20 @@ def _settings(adapter: LoraConfig) -> dict[str, Any]:
     }
 
 
-def _same_modules(config: Config, name: str, own: Any) -> bool:
+def _same_modules(config: Config, name: str, adapter: LoraConfig) -> bool:
     """Whether the config's value of a key that names modules means the adapter's modules."""
     if name not in ("target_modules", "modules_to_save"):
         return False
     model = without_weights(config.model, description_of(config.model))
-    given = getattr(config.method, name)
+    given, own = getattr(config.method, name), _settings(adapter)[name]
     if name == "modules_to_save":
         names = [module for module, _ in model.named_modules()]
         return {n for n in names if matches(given, n)} == {n for n in names if matches(own, n)}
     linear = linear_layers(model)
-    chosen = choose_targets(model, MethodConfig(target_modules=given))
+    targets = choose_targets(model, MethodConfig(target_modules=given))
+    if {*targets.parameters} != {*(adapter.target_parameters or [])}:
+        return False
+    chosen = targets.modules
     if not isinstance(chosen, str) and not isinstance(own, str) and set(chosen) == set(own):
         return True
     wanted = {n for n in linear if chosen == ALL_LINEAR or matches(chosen, n)}

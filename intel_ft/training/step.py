@@ -5,13 +5,14 @@ Clipping, the optimizer's update and the schedule follow in Transformers' traini
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from intel_ft.batching.plan import Plan, Step
-from intel_ft.batching.row import build_row
+from intel_ft.batching.row import Row, build_row
 from intel_ft.errors import IntelFTError
 from intel_ft.host import devices
 from intel_ft.models.loss import loss_sum
@@ -45,9 +46,16 @@ def train_step(step: Step, training: Training) -> Tensor:
     loss = torch.zeros(1, device=model.device)
     for indices in step.rows(world.rank, world.size):
         row = build_row(data.examples, indices)
-        row_loss = model.loss_sum(row, packed=data.packed) / row_divisor
-        row_loss.backward()  # type: ignore[no-untyped-call]
+        with _watching(training, row):
+            row_loss = model.loss_sum(row, packed=data.packed) / row_divisor
         loss += row_loss.detach()
+        if training.routing is not None and training.routing.coefficient:
+            # A row's share of the step is its tokens', and so is that of its auxiliary loss.
+            share = len(row.tokens) / float(data.plan.lengths[step.examples].sum())
+            auxiliary = training.routing.auxiliary_loss(len(row.tokens)) * share
+            totals.router_aux_loss += float(auxiliary.detach())
+            row_loss = row_loss + auxiliary * final_divisor
+        row_loss.backward()  # type: ignore[no-untyped-call]
         totals.flops += training.meter.cost.flops(row)
 
     if world.size > 1:
@@ -66,6 +74,13 @@ def train_step(step: Step, training: Training) -> Tensor:
             "--resume from the last checkpoint"
         )
     return loss[0]
+
+
+def _watching(training: Training, row: Row) -> AbstractContextManager[None]:
+    """Around a row's forward: counts the tokens of each expert of a mixture."""
+    if training.routing is None:
+        return nullcontext()
+    return training.routing.watching(len(row.tokens))
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

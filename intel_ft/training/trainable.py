@@ -26,6 +26,7 @@ _ADAPTER = (
     "lora_alpha",
     "lora_dropout",
     "target_modules",
+    "target_parameters",
     "modules_to_save",
     "use_dora",
     "use_rslora",

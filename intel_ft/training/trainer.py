@@ -22,6 +22,7 @@ from intel_ft.models.adapter import adapter_weights
 from intel_ft.training import checkpoint
 from intel_ft.training.callbacks import trackers
 from intel_ft.training.decide import total_steps
+from intel_ft.training.expert_load import ExpertLoad
 from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.meter import StepClock
 from intel_ft.training.optimizer_state import optimizer_name
@@ -49,6 +50,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         self.lora_plus_ratio = lora_plus_ratio
         self.trained_parameters = sum(w.numel() for w in model.trained_parameters())
         self.best_weights: dict[str, Tensor] | None = None
+        self.load = None if training.routing is None else ExpertLoad(training.routing)
         self.add_callback(StepClock(training.meter, model.device))
         for callback in callbacks:
             self.add_callback(callback)
@@ -86,10 +88,12 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add speed, MFU and memory to every training line, so that all callbacks see them."""
+        """Add speed, memory and load to every training line, so that all callbacks see them."""
         if "loss" in logs:
             logs.update(self.training.meter.log_interval(self.training.world))
             logs.update(devices.peak_gib(self.training.model.device))
+            if self.load is not None:
+                logs.update(self.load.log_interval(self.training.world))
         super().log(logs, start_time)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:

@@ -13,6 +13,7 @@ from intel_ft.data.examples import ExampleSet
 from intel_ft.distributed.world import World
 from intel_ft.host.devices import CPU
 from intel_ft.models.loss import loss_sum
+from intel_ft.models.routing import Routing
 from intel_ft.training.distillation import Teacher
 from intel_ft.training.meter import Meter
 from intel_ft.training.trainable import TrainedWeights
@@ -64,7 +65,8 @@ class TrainingModel:
 class Training:
     """Everything that the training step works with; `world` is all ranks, seen from this one.
 
-    facts: what the run's meaning depends on (training.run_facts), kept in its checkpoints.
+    facts: what the run's meaning depends on (training.run_facts), kept in its checkpoints; routing:
+    what is watched of a mixture of experts, or None.
     """
 
     data: TrainingData
@@ -72,3 +74,4 @@ class Training:
     meter: Meter
     world: World
     facts: dict[str, str] = field(default_factory=dict)
+    routing: Routing | None = None

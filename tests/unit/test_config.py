@@ -145,7 +145,7 @@ def test_an_unknown_key_names_the_nearest_known_one(read, override, hint) -> Non
         ("data.template=", "data.template=: "),
         ("model.dtype=int4", "model.dtype=int4: "),
         ("model.name_or_path=", "model.name_or_path=: "),
-        ("method.target_modules=q_proj", "method.target_modules=q_proj: write all-linear, a list"),
+        ("method.target_modules=q_proj", "method.target_modules=q_proj: write all-linear, "),
         ("method.target_modules=(q", "method.target_modules=(q: not a regular expression"),
     ],
 )

@@ -32,7 +32,7 @@ from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.host import topology
 from intel_ft.host.devices import CPU
 from intel_ft.models import gemm_rate, prepacked
-from intel_ft.models.flops import StepCost
+from intel_ft.models.flops import StepCost, step_cost
 from intel_ft.models.gemm_rate import Gemm, GemmTiming
 
 TINY = WORKLOADS["tiny"]
@@ -117,6 +117,27 @@ def test_products_are_those_of_the_model():
         (2048, 14336, 4096): 4,
         (1024, 4096, 128256): 1,
     }
+
+
+def test_a_mixtures_products_are_of_each_experts_share_of_the_tokens():
+    chosen = WORKLOADS["qwen3-30b-a3b-slice"]
+    shapes = shape_model(chosen, 16)
+    counted = {
+        (p.rows, p.inner, p.columns): p.count for p in gemm_rate.linear_gemms(shapes, 2048, 0.5)
+    }
+    assert counted == {
+        (2048, 2048, 4096): 4,
+        (2048, 2048, 512): 2 * 4,
+        (2048, 4096, 2048): 4,
+        (128, 2048, 1536): 4 * 128,
+        (128, 768, 2048): 4 * 128,
+        (1024, 2048, 151936): 1,
+    }
+    # 8 of 128 experts for a token: 4 operations a frozen weight, 6 one of LoRA.
+    attention, expert = 2 * 2048 * (4096 + 512), 3 * 2048 * 768
+    lora = 16 * (2 * (2048 + 4096) + 2 * (2048 + 512))
+    lora += 8 * (32 * (2048 + 1536) + 16 * (768 + 2048))
+    assert step_cost(shapes).linear == 4 * (4 * (attention + 8 * expert) + 6 * lora)
 
 
 def test_total_rate_weighs_by_operations_and_takes_the_best_kind():
@@ -376,7 +397,7 @@ def test_ipex_runs_in_a_separate_environment(peer, monkeypatch, tmp_path):
 def test_peers_get_our_threads_and_not_our_memory(monkeypatch, name, tuned):
     calls, threads = [], []
     for function in ("keep_freed_memory", "keep_few_kernels"):
-        monkeypatch.setattr(cpu, function, lambda: calls.append(1) or Decision("x", "x", "x"))
+        monkeypatch.setattr(cpu, function, lambda **_: calls.append(1) or Decision("x", "x", "x"))
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     for task in (Task(name, TINY, threads=1), Task(name, TINY)):

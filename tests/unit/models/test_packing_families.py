@@ -19,7 +19,6 @@ UNPACKED = {
     "Llama 4",
     "Qwen 3 Next",
     "Qwen 3.5",
-    "gpt-oss",
 }
 
 

@@ -14,11 +14,13 @@ from intel_ft.models.adapter import add_lora, fuse, save_adapter
 from intel_ft.models.flops import step_cost
 from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
+from intel_ft.models.mixture import routers
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.targets import adapted_modules
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 FUSED = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+FEED = {"feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"}
 TAKEN = {
     f"{owner}.{name}"
     for owner in ("mlp", "mlp.shared_experts")
@@ -50,22 +52,26 @@ def kinds(model, method: MethodConfig) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize(
     ("family", "adapted", "frozen"),
     [
-        ("Mixtral", {*ATTENTION, *FUSED, "mlp.gate"}, {"embeddings", "norms and head"}),
-        ("Qwen 2 MoE", {*ATTENTION, "mlp.shared_expert_gate"}, {*FUSED, "mlp.gate"}),
-        ("DeepSeek V2", {*FUSED, "self_attn.o_proj"}, {*TAKEN, "mlp.gate"}),
-        ("DeepSeek V3", {*FUSED, "self_attn.o_proj"}, {*TAKEN, "mlp.gate"}),
-        ("GLM 4 MoE", {*ATTENTION, *FUSED}, {*TAKEN, "mlp.gate"}),
-        ("gpt-oss", {*ATTENTION}, {*FUSED, "mlp.router"}),
-        ("Phi 3.5 MoE", {*ATTENTION}, {*FUSED, "mlp.router"}),
-        ("Llama 4", {"feed_forward.shared_expert.up_proj"}, {"feed_forward.router"}),
-        ("Granite 3 MoE", {"block_sparse_moe.router.layer"}, {"block_sparse_moe.input_linear"}),
-        ("LFM 2 MoE", {"feed_forward.gate"}, {"feed_forward.experts.down_proj"}),
-        ("Jamba", {"feed_forward.router"}, {"feed_forward.experts.down_proj"}),
+        ("Mixtral", {*ATTENTION, *FUSED}, {"mlp.gate"}),
+        ("Qwen 2 MoE", {*ATTENTION, *FUSED, "mlp.shared_expert_gate"}, {"mlp.gate"}),
+        ("DeepSeek V2", {*FUSED, *TAKEN, "self_attn.o_proj"}, {"mlp.gate"}),
+        ("DeepSeek V3", {*FUSED, *TAKEN, "self_attn.o_proj"}, {"mlp.gate"}),
+        ("GLM 4 MoE", {*ATTENTION, *FUSED, *TAKEN}, {"mlp.gate"}),
+        ("gpt-oss", {*ATTENTION, *FUSED}, {"mlp.router"}),
+        ("Phi 3.5 MoE", {*ATTENTION, *FUSED}, {"mlp.router"}),
+        ("Llama 4", {"feed_forward.shared_expert.up_proj", *FEED}, {"feed_forward.router"}),
+        ("Granite 3 MoE", {"block_sparse_moe.input_linear"}, {"block_sparse_moe.router.layer"}),
+        ("LFM 2 MoE", {*FEED}, {"feed_forward.gate"}),
+        ("Jamba", {*FEED}, {"feed_forward.router"}),
         ("Falcon", {"self_attention.query_key_value"}, {"embeddings", "norms and head"}),
         ("Falcon H1", {*ATTENTION, "mamba.in_proj"}, {"mamba.out_proj"}),
         ("Mamba", {"mixer.in_proj", "mixer.x_proj", "mixer.dt_proj"}, {"mixer.out_proj"}),
         ("Mamba 2", {"mixer.in_proj"}, {"mixer.out_proj"}),
-        ("Nemotron H", {"mixer.q_proj", "mixer.in_proj"}, {"mixer.out_proj", "mixer.gate"}),
+        (
+            "Nemotron H",
+            {"mixer.q_proj", "mixer.in_proj", "mixer.experts.up_proj"},
+            {"mixer.out_proj", "mixer.gate"},
+        ),
         (
             "Gemma 3, with images",
             {*ATTENTION, "mlp.up_proj"},
@@ -143,6 +149,76 @@ def test_a_module_that_cannot_be_adapted_is_refused_by_name(family, target) -> N
     targets = target if "*" in target else [target]
     with pytest.raises(UserError, match=r"method.target_modules: .* cannot be adapted: "):
         add_lora(build(family), MethodConfig(r=2, target_modules=targets), "base", None)
+
+
+@pytest.mark.parametrize("family", ["Qwen 3 MoE", "DeepSeek V3", "gpt-oss", "Llama 3", "GPT-2"])
+def test_attention_only_adapts_attention(family) -> None:
+    name = "Llama 2, 3" if family == "Llama 3" else family
+    method = MethodConfig(r=2, target_modules="attention-only", dropout=0.1)
+    found, _ = kinds(add_lora(build(name), method, "base", None), method)
+    assert found and all(kind.startswith(("self_attn.", "attn.")) for kind in found)
+
+
+def test_attention_only_needs_attention() -> None:
+    with pytest.raises(UserError, match=r"attention-only: no linear layer .* in_proj"):
+        add_lora(build("Mamba"), MethodConfig(target_modules="attention-only"), "base", None)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["q_proj", "gate_proj", "up_proj"], {"self_attn.q_proj", "mlp.experts.gate_up_proj"}),
+        (["experts.down_proj"], {"mlp.experts.down_proj"}),
+        ([r"gate_up_proj"], {"mlp.experts.gate_up_proj"}),
+        (r".*experts\.(w1|w2|w3)", FUSED),
+        (["q_proj", "gate"], {"self_attn.q_proj", "mlp.gate"}),
+    ],
+)
+def test_names_reach_experts_and_routers(targets, expected) -> None:
+    method = MethodConfig(r=2, target_modules=targets)
+    found, _ = kinds(add_lora(build("Qwen 3 MoE"), method, "base", None), method)
+    assert found == expected
+
+
+def test_half_of_a_fused_matrix_is_refused() -> None:
+    with pytest.raises(UserError, match=r"gate_proj .* one parameter with up_proj: name both"):
+        add_lora(build("OLMoE"), MethodConfig(target_modules=["gate_proj"]), "base", None)
+
+
+@pytest.mark.parametrize("family", ["DeepSeek V2", "DeepSeek V3", "Phi 3.5 MoE"])
+def test_a_router_that_peft_cannot_wrap_is_refused_if_it_is_named(family) -> None:
+    name = "router" if "Phi" in family else "gate"
+    with pytest.raises(UserError, match=rf"mlp\.{name} cannot be adapted: "):
+        add_lora(build(family), MethodConfig(target_modules=[name]), "base", None)
+
+
+@pytest.mark.parametrize(
+    ("family", "leaf"),
+    [("DeepSeek V3", "gate"), ("Granite 3 MoE", "router"), ("LFM 2 MoE", "gate")],
+)
+def test_a_router_is_known_as_a_linear_layer_and_as_a_module_of_its_own(family, leaf) -> None:
+    """Versions of Transformers differ in that."""
+    model = build(family)
+    found = routers(model)
+    assert found and all(f".{leaf}" in name for name in found)
+
+    class Own(torch.nn.Module):
+        def __init__(self, experts: int, size: int) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(experts, size))
+
+    for name, module in found.items():
+        plain = type(module) is torch.nn.Linear
+        shape = module.weight.shape
+        other = Own(*shape) if plain else torch.nn.Linear(shape[1], shape[0], bias=False)
+        parent, _, child = name.rpartition(".")
+        # Whatever it is called: its role is one row for each expert.
+        setattr(model.get_submodule(parent), child, other)
+        renamed = model.get_submodule(parent)
+        renamed.add_module("chooser", renamed._modules.pop(child))
+    chosen = routers(model)
+    assert len(chosen) == len(found)
+    assert all("chooser" in name for name in chosen)
 
 
 def test_an_adapter_that_left_modules_out_loads_again(tmp_path) -> None:

@@ -19,6 +19,7 @@ from intel_ft.models import packed_attention
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.loss import loss_sum
+from intel_ft.models.nf4 import NF4_BYTES
 from intel_ft.training import setup
 from intel_ft.training.assemble import assemble
 from intel_ft.training.memory import (
@@ -196,6 +197,7 @@ def test_weights_are_laid_out_as_a_run_would(monkeypatch, gib) -> None:
     monkeypatch.setattr("intel_ft.models.fast_path.linear_bytes", lambda _: 2 * 2**27)
     monkeypatch.setattr("intel_ft.models.fast_path.convert_frozen_weights", lambda *_: None)
     monkeypatch.setattr("intel_ft.models.fast_path.fuse", lambda _: None)
+    monkeypatch.setattr("intel_ft.models.fast_path.fuse_experts", lambda _: None)
     base = type("Base", (), {"dtype": torch.bfloat16})
     activations = full_row_activations(settings, shrunk.sizes, torch.bfloat16)
     decision = apply_fast_path(base, settings, activations)[0]
@@ -206,6 +208,25 @@ def test_of_a_multimodal_model_the_text_model_is_counted() -> None:
     text = {"hidden_size": 64, "num_hidden_layers": 2, "num_local_experts": 2, "vocab_size": 99}
     counted = count_description(config(), transformers.Llama4Config(text_config=text))
     assert (counted.sizes.hidden, counted.sizes.layers, counted.sizes.vocabulary) == (64, 2, 99)
+
+
+def test_experts_take_what_their_layout_takes() -> None:
+    values = SHAPE | {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
+    sizes = count_description(config(), transformers.Qwen3MoeConfig(**values)).sizes
+    weights = sizes.layers * 8 * 3 * 32 * sizes.hidden
+    assert sizes.expert_weights == weights and sizes.experts == weights // 4
+    assert (sizes.mixtures, sizes.active_experts, sizes.expert_intermediate) == (
+        sizes.layers,
+        2,
+        32,
+    )
+    for layout, each in (("as loaded", 2), ("prepacked", 2), ("int8", 2), ("nf4", NF4_BYTES)):
+        setting = MemorySetting(layout, 512, 256, uneven=False, checkpointing=False)
+        estimate = estimate_memory(sizes, setting)
+        assert estimate.experts == int(weights * each)
+    # Activations follow the experts that a token meets, not all of them.
+    more = replace(sizes, expert_weights=4 * weights)
+    assert estimate_memory(more, setting).activations == estimate.activations
 
 
 # -- its use by a run

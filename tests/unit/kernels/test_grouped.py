@@ -1,0 +1,70 @@
+"""Products over rows sorted by expert: the compiled kernels against float64, for all layouts."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from intel_ft.kernels import grouped, ops
+
+needs_kernels = pytest.mark.skipif(
+    not ops.compiled(torch.zeros(1, dtype=torch.bfloat16)), reason="no compiled kernels here"
+)
+BOUNDS = torch.tensor([0, 16, 16, 64, 112])  # the second of four experts has no rows
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).bfloat16()
+
+
+def exact(terms) -> torch.Tensor:
+    parts = [
+        sum(x[start:stop].double() @ w[expert].double().T for x, w in terms)
+        for expert, (start, stop) in enumerate(pairwise(BOUNDS))
+    ]
+    return torch.cat(parts)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found.double() - expected).norm() <= 2**-8 * expected.norm()
+
+
+@needs_kernels
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("k", "n"), [(64, 96), (80, 40), (2048, 80), (18, 6), (32, 700)])
+def test_grouped_linear(k, n, transposed) -> None:
+    x, w = random(112, k), random(4, k, n).mT if transposed else random(4, n, k)
+    close(grouped.grouped_linear([(x, w)], BOUNDS), exact([(x, w)]))
+
+
+@needs_kernels
+def test_terms_are_summed_and_a_part_of_the_columns_will_do() -> None:
+    x, a = random(112, 64), random(112, 32)
+    w, b = random(4, 128, 64), random(4, 128, 32)
+    terms = [(x, w[:, 64:]), (a, b[:, 64:])]
+    close(grouped.grouped_linear(terms, BOUNDS), exact(terms))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("r", "size"), [(32, 64), (64, 700), (32, 18)])
+def test_grouped_outer(r, size) -> None:
+    p, q = random(112, r), random(112, size)
+    found = grouped.grouped_outer(p, q, BOUNDS, 0.5)
+    assert found.dtype == torch.float32 and not found[1].any()
+    for expert, (start, stop) in enumerate(pairwise(BOUNDS)):
+        close(found[expert], 0.5 * p[start:stop].double().T @ q[start:stop].double())
+
+
+def test_other_dtypes_take_torch_operations() -> None:
+    x, w = torch.randn(112, 6), torch.randn(4, 5, 6)
+    torch.testing.assert_close(
+        grouped.grouped_linear([(x, w)], BOUNDS).double(), exact([(x, w)]), rtol=1e-5, atol=1e-5
+    )
+    found = grouped.grouped_outer(x, x, BOUNDS, 2.0)
+    torch.testing.assert_close(found[2], 2 * x[16:64].T @ x[16:64])
+
+
+@needs_kernels
+def test_rows_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="no contiguous rows"):
+        grouped.grouped_linear([(random(112, 8), random(4, 6, 10))], BOUNDS)
