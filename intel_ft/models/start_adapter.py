@@ -10,6 +10,8 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
+from intel_ft.config import ModelConfig
+from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.adapter import WEIGHTS
 from intel_ft.models.lora_init import Initial, Pair, scale_of
@@ -28,6 +30,16 @@ _UNSUPPORTED = {
     "alora_invocation_tokens": "it is activated by tokens",
 }
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def describe_adapter(model: ModelConfig) -> list[Decision]:
+    """What the run starts from besides its base."""
+    if model.adapter is None:
+        return []
+    how = "added to the base weights; a new adapter begins"
+    if model.continued_adapter is not None:
+        how = "trained further, with its own rank and targets; the optimizer's state begins anew"
+    return [Decision("model.adapter", model.adapter, how)]
 
 
 def read_config(folder: Path) -> LoraConfig:

@@ -23,7 +23,7 @@ from intel_ft.models.new_tokens import add_rows, describe_tokens, new_token_ids
 from intel_ft.models.packed_attention import has_convolution
 from intel_ft.models.quantized import refuse_quantized
 from intel_ft.models.saved_adapter import grow_embeddings, tensor_shapes
-from intel_ft.models.start_adapter import negative_of, read_config
+from intel_ft.models.start_adapter import describe_adapter, negative_of, read_config
 from intel_ft.models.targets import adapted_modules, is_linear, own_layer
 from intel_ft.models.tokenizer import adapter_folder
 from intel_ft.training.distillation import OWN_BASE, teacher_config
@@ -128,7 +128,12 @@ def count_description(
         sizes_for(config, model),
         step_cost(model),
         gemm_rate.linear_gemms(model, 1024, 0.5),
-        (*describe_tokens(settings), *adapted, export_decision(model.config.model_type)),
+        (
+            *describe_adapter(settings),
+            *describe_tokens(settings),
+            *adapted,
+            export_decision(model.config.model_type),
+        ),
         teacher,
     )
 

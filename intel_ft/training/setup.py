@@ -28,6 +28,7 @@ from intel_ft.models.new_tokens import add_rows, new_token_ids, warn_unseen
 from intel_ft.models.nf4 import require_bitsandbytes
 from intel_ft.models.prepacked import can_prepack
 from intel_ft.models.saved_adapter import apply_adapter
+from intel_ft.models.start_adapter import describe_adapter
 from intel_ft.models.tokenizer import adapter_folder, require_embedded
 from intel_ft.quantization import base_settings
 from intel_ft.training.assemble import assemble
@@ -42,7 +43,7 @@ from intel_ft.training.memory import (
     memory_setting,
 )
 from intel_ft.training.model_sizes import CountedModel, count_model
-from intel_ft.training.start import check_adapter, describe_adapter
+from intel_ft.training.start import check_adapter
 from intel_ft.training.workload import Training
 from intel_ft.versions import installed
 

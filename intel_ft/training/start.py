@@ -14,7 +14,6 @@ from intel_ft.artifacts.fingerprints import weights_fingerprint
 from intel_ft.artifacts.provenance import Provenance, StartAdapter
 from intel_ft.artifacts.resolve import HUB_ID, Artifact, resolve, trained_token_ids
 from intel_ft.config import Config, MethodConfig, ModelConfig, build
-from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.adapter import WEIGHTS
 from intel_ft.models.adapter_match import require_matching_base
@@ -122,16 +121,6 @@ def _has_fingerprint(artifact: Artifact) -> bool:
 
 def _is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None and "/" in name and not Path(name).exists()
-
-
-def describe_adapter(model: ModelConfig) -> list[Decision]:
-    """What the run starts from besides its base."""
-    if model.adapter is None:
-        return []
-    how = "added to the base weights; a new adapter begins"
-    if model.continued_adapter is not None:
-        how = "trained further, with its own rank and targets; the optimizer's state begins anew"
-    return [Decision("model.adapter", model.adapter, how)]
 
 
 def adapter_fingerprint(model: ModelConfig) -> str | None:
