@@ -92,7 +92,13 @@ def check_adapter(model: ModelConfig, tokenizer: Any) -> None:
         return
     artifact = resolve(str(adapter_folder(model.adapter)))
     require_matching_base(artifact, model.base)
-    if missing := trained_token_ids(artifact.folder) - set(tokenizer.get_vocab().values()):
+    trained = trained_token_ids(artifact.folder)
+    if trained and model.base_dtype == "int4":
+        raise UserError(
+            f"model.adapter={model.adapter}: it has the embeddings of new tokens, which"
+            " model.base_dtype=int4 cannot hold: choose another base_dtype"
+        )
+    if missing := trained - set(tokenizer.get_vocab().values()):
         raise UserError(
             f"model.adapter={model.adapter}: it has embeddings of tokens such as {min(missing)},"
             " which the tokenizer does not have: give the folder of its run, or of an adapter with"
