@@ -7,6 +7,7 @@ from intel_ft.artifacts.model_folder import GENERATION, write_base_id
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
+from intel_ft.export.half import half_precision
 from intel_ft.export.lifted import TASK, lifted_limit
 from intel_ft.runtimes.language_model import base_config
 
@@ -30,16 +31,16 @@ def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) ->
 def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -> None:
     """Write an IR with fp16 weights of the model in `folder` to `output`, with its tokenizer.
 
-    `OVConfig(dtype="fp16")` converts bf16 weights while they are loaded; without it Optimum-Intel
-    (2.2) writes bf16 constants.
+    `OVConfig(dtype="fp16")` converts bf16 weights while they are loaded, and large models are
+    converted on disk before (export.half); without it Optimum-Intel (2.2) writes bf16 constants.
     """
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
 
     try:
-        with lifted_limit(folder):
+        with lifted_limit(folder), half_precision(folder, output) as source:
             main_export(
-                str(folder),
+                str(source),
                 output,
                 task=TASK,
                 ov_config=OVConfig(dtype="fp16"),
