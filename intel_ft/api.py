@@ -173,7 +173,7 @@ def evaluate(
         }
     )
     loaded = _loaded(model, base=base, trust_remote_code=trust_remote_code)
-    prepared = prepare(settings, str(data), loaded.engine.tokenizer)
+    prepared = prepare(settings, str(data), loaded.engine.tokenizer, answers="auto")
     for line in prepared.report.left_out():
         logger.info("%s", line)
     result = run_evaluation(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from intel_ft.config import Config
+    from intel_ft.config import Config, MethodConfig
 
 _NEEDS_PLAIN_BASE = (
     "requires unmodified base weights: it cannot be combined with qlora, model.base_dtype or"
@@ -18,6 +18,10 @@ def conflicts(config: "Config") -> Iterator[str]:
     row, longest = train.max_tokens_per_row, config.data.max_length
     if isinstance(row, int) and row < longest:
         yield f"train.max_tokens_per_row ({row}) must be at least data.max_length ({longest})"
+    if config.method.compares:
+        yield from _on_compared_data(config)
+    elif train.best_metric == "accuracy":
+        yield f"train.best_metric=accuracy needs method.name=preference, not {method.name}"
     if train.early_stopping and not (config.data.eval or config.data.eval_fraction):
         yield "train.early_stopping needs data.eval or data.eval_fraction"
     prepack = backend.prepack is True
@@ -85,6 +89,49 @@ def _on_int4(config: "Config") -> Iterator[str]:
         yield f"model.adapter_mode=merge changes the {kept}"
     if model.new_tokens:
         yield f"model.add_tokens adds rows to {kept}"
+
+
+def _on_compared_data(config: "Config") -> Iterator[str]:
+    data, row, preference = config.data, config.train.max_tokens_per_row, "method.name=preference"
+    if len(data.sources) > 1:
+        yield f"{preference} reads one source, and data.train has {len(data.sources)}: join them"
+    if data.format != "auto":
+        yield f"data.format={data.format} cannot be used with {preference}: leave it out"
+    if data.loss_on != "completion":
+        yield f"data.loss_on={data.loss_on} cannot be used with {preference}: answers are compared"
+    if data.on_long not in ("error", "drop"):
+        yield (
+            f"data.on_long={data.on_long} cannot be used with {preference}: a shortened answer is"
+            " not the one that was judged: set it to drop"
+        )
+    if config.method.compares == "pairs" and isinstance(row, int) and row < 2 * data.max_length:
+        yield (
+            f"train.max_tokens_per_row ({row}) must hold a pair, two answers of data.max_length"
+            f" ({data.max_length}): raise it to {2 * data.max_length}"
+        )
+    if config.train.best_metric == "accuracy" and not (data.eval or data.eval_fraction):
+        yield "train.best_metric=accuracy needs data.eval or data.eval_fraction"
+
+
+OF_LOSSES = {
+    "gamma": ("simpo",),
+    "label_smoothing": ("dpo", "simpo", "cpo"),
+    "sft_weight": ("dpo", "ipo", "simpo", "cpo"),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
+"""Keys of a preference method that only some losses have."""
+
+
+def preference_conflicts(method: "MethodConfig") -> Iterator[str]:
+    """Keys of `method` that its name or its preference loss does not have, one sentence each."""
+    if method.name != "preference":
+        if name := method.first_changed(("loss", "beta", *OF_LOSSES)):
+            yield f"{name} requires name=preference, but name is {method.name}"
+        return
+    for key, losses in OF_LOSSES.items():
+        if method.loss not in losses and method.first_changed([key]):
+            yield f"{key} is for loss={' or '.join(losses)}, but loss is {method.loss}"
 
 
 def _on_cuda(config: "Config") -> Iterator[str]:

@@ -1,10 +1,12 @@
 """A packed row: several examples end to end, as the arrays that a model takes."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.data.answers import segments_in
 from intel_ft.data.examples import ExampleSet
 
 IGNORED = -100
@@ -35,7 +37,11 @@ class Row:
 
 
 def build_row(examples: ExampleSet, indices: IntArray) -> Row:
-    """Concatenate the examples with these indices, in this order."""
+    """Concatenate the examples with these indices, in this order.
+
+    Each is a segment; a pair of answers is two.
+    """
+    examples, indices = segments_in(examples, indices)
     parts = [examples[int(index)] for index in indices]
     tokens = np.concatenate([tokens for tokens, _ in parts]).astype(np.int64)
     supervised = np.flatnonzero(np.concatenate([mask for _, mask in parts]))
@@ -43,6 +49,23 @@ def build_row(examples: ExampleSet, indices: IntArray) -> Row:
     bounds = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(len(tokens), dtype=np.int64) - np.repeat(bounds[:-1], lengths)
     return Row(tokens, positions, bounds, supervised - 1, tokens[supervised])
+
+
+def segments_of(row: Row) -> list[Row]:
+    """Each segment of `row` as a row of its own."""
+    rows = []
+    for start, end in pairwise(row.bounds.tolist()):
+        read = (row.predict >= start) & (row.predict < end)
+        rows.append(
+            Row(
+                row.tokens[start:end],
+                row.positions[start:end],
+                np.array([0, end - start], dtype=np.int64),
+                row.predict[read] - start,
+                row.targets[read],
+            )
+        )
+    return rows
 
 
 def pad_row(row: Row, tokens: int, targets: int) -> Row:

@@ -1,5 +1,6 @@
 """The own trainer as a contender: a real run's training and Trainer, on a random base model."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ from intel_ft.bench.step_timer import StepTimer, Tally
 from intel_ft.bench.task import OWN_TRAINER_IPEX, Task
 from intel_ft.bench.workloads import random_model
 from intel_ft.config import Config, build
+from intel_ft.data.answers import segments_in
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
 from intel_ft.host import devices
 from intel_ft.models import packed_attention
 from intel_ft.training.assemble import assemble
+from intel_ft.training.reference import with_reference
 from intel_ft.training.trainer import PlanTrainer, trainer_for
 
 
@@ -29,19 +32,23 @@ def timed_trainer(
 ) -> tuple[PlanTrainer, StepTimer]:
     """A Trainer as `config` describes it, on a `base` with packed attention, and its timer.
 
-    Each rank counts its own examples; all ranks stop after the same step. The GEMM rate is not
-    measured here, so the MFU in the run's own records has no meaning.
+    Each rank counts its own examples; all ranks stop after the same step. A step's time includes
+    its share of the pass that computes the reference, over one epoch. The GEMM rate is not measured
+    here, so the MFU in the run's own records has no meaning.
     """
     training, _ = assemble(config, base, examples, backend, world)
+    plan, before = training.data.plan, time.perf_counter()
+    training = with_reference(training, plan.steps_per_epoch)
+    of_reference = time.perf_counter() - before
     devices.reset_peak(backend.device)
     trainer = trainer_for(config, training)
-    tally, plan = Tally(), training.data.plan
+    tally = Tally()
 
     def count(index: int) -> None:
-        share = plan.step(index).shares(world.size)[world.rank]
-        tally.add(examples.lengths[share].tolist(), int(examples.supervised_counts[share].sum()))
+        answers, share = segments_in(examples, plan.step(index).shares(world.size)[world.rank])
+        tally.add(answers.lengths[share].tolist(), int(answers.supervised_counts[share].sum()))
 
-    timer = StepTimer(tally, seconds, count, world)
+    timer = StepTimer(tally, seconds, count, world, of_reference / plan.steps_per_epoch)
     trainer.add_callback(timer)
     return trainer, timer
 
@@ -63,6 +70,8 @@ def exchange_facts(trainer: PlanTrainer) -> dict[str, float]:
 
 
 def _config(task: Task, folder: Path) -> Config:
+    compares = task.workload.loss == "dpo"
+    row = task.workload.row_tokens // 2 if compares else task.workload.row_tokens
     return build(
         {
             "model": {
@@ -70,8 +79,9 @@ def _config(task: Task, folder: Path) -> Config:
                 "dtype": "bfloat16",
                 "base_dtype": task.base_dtype,
             },
-            "data": {"train": "synthetic", "max_length": min(task.workload.row_tokens, 8192)},
-            "method": {"r": task.rank, "alpha": 2 * task.rank},
+            "data": {"train": "synthetic", "max_length": min(row, 8192)},
+            "method": {"name": "preference" if compares else "lora"}
+            | {"r": task.rank, "alpha": 2 * task.rank},
             "train": {
                 "max_steps": 10**6,
                 "save_steps": 10**6,

@@ -7,6 +7,7 @@ through peft, a bf16 model under bf16 autocast, sdpa attention, and the own trai
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import SequentialSampler
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
@@ -17,6 +18,7 @@ from intel_ft.batching.plan import Plan
 from intel_ft.bench.step_timer import StepTimer, Tally
 from intel_ft.bench.task import EAGER_EXPERTS, Task
 from intel_ft.bench.workloads import lora_config, random_model
+from intel_ft.data.answers import segments_in
 from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
 from intel_ft.host import devices
@@ -55,6 +57,8 @@ def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally)
     Transformers builds a block mask from them for sdpa. The mask grows with the square of the
     batch's tokens, so one row per forward pass is fastest on a CPU.
     """
+    if task.workload.loss == "dpo":
+        return _trl_dpo(task, model, examples, folder, tally)
     from trl import SFTConfig, SFTTrainer
 
     packed = task.contender == "trl-packed"
@@ -71,6 +75,39 @@ def _trl(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally)
         model=model,
         args=arguments,
         train_dataset=_dataset(task, examples, "completion_mask", supervised_value=1, masked=0),
+        processing_class=_tokenizer(),
+        peft_config=lora_config(model, task.rank),
+    )
+
+
+def _trl_dpo(task: Task, model: Any, examples: Examples, folder: Path, tally: Tally) -> Any:
+    """DPOTrainer with padded batches, which computes the reference in each step, as by default."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    batch, accumulation = _padded_batch(task)
+    rows = []
+    for index in _in_order(task, examples):
+        answers, (chosen, rejected) = segments_in(examples, np.array([index]))
+        tokens, supervised = answers[int(chosen)]
+        prompt = int(np.flatnonzero(supervised)[0])
+        rows.append(
+            {
+                "prompt_ids": tokens[:prompt].tolist(),
+                "chosen_ids": tokens[prompt:].tolist(),
+                "rejected_ids": answers[int(rejected)][0][prompt:].tolist(),
+            }
+        )
+
+    class Tokenized(DPOTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset  # it has token ids already
+
+    arguments = DPOConfig(**_arguments(task, folder, batch, accumulation), max_length=None)
+    return _counted(Tokenized, tally)(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
         processing_class=_tokenizer(),
         peft_config=lora_config(model, task.rank),
     )
@@ -156,6 +193,17 @@ def _dataset(
     """
     from datasets import Dataset
 
+    rows = []
+    for index in _in_order(task, examples):
+        tokens, supervised = examples[index]
+        values = torch.as_tensor(tokens if supervised_value is None else supervised_value)
+        column = torch.where(torch.from_numpy(supervised), values, masked)
+        rows.append({"input_ids": tokens.tolist(), mask: column.tolist()})
+    return Dataset.from_list(rows)
+
+
+def _in_order(task: Task, examples: Examples) -> list[int]:
+    """The examples in the order in which the own trainer takes them."""
     plan = Plan(
         lengths=examples.lengths,
         supervised=examples.supervised_counts,
@@ -163,14 +211,7 @@ def _dataset(
         max_tokens_per_row=task.workload.row_tokens,
         seed=task.seed,
     )
-    rows = []
-    for step in plan.steps(0, plan.steps_per_epoch):
-        for index in step.examples:
-            tokens, supervised = examples[int(index)]
-            values = torch.as_tensor(tokens if supervised_value is None else supervised_value)
-            column = torch.where(torch.from_numpy(supervised), values, masked)
-            rows.append({"input_ids": tokens.tolist(), mask: column.tolist()})
-    return Dataset.from_list(rows)
+    return [int(index) for step in plan.steps(0, plan.steps_per_epoch) for index in step.examples]
 
 
 def _tokenizer() -> Any:
@@ -201,7 +242,9 @@ def _counted(trainer: Any, tally: Tally, shuffled: bool = False) -> Any:
             return SequentialSampler(self.train_dataset)
 
         def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-            tally.add(_segment_lengths(inputs), int((inputs["labels"] != -100).sum()))
+            pairs = "completion_mask" in inputs
+            mask = inputs["completion_mask"] == 1 if pairs else inputs["labels"] != -100
+            tally.add(_segment_lengths(inputs), int(mask.sum()))
             return super().training_step(model, inputs, *rest, **more)
 
     return Counted

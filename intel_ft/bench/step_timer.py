@@ -57,19 +57,21 @@ class StepTimer(TrainerCallback):  # type: ignore[misc]
         seconds: float,
         count: Callable[[int], None] | None = None,
         world: World = ALONE,
+        extra: float = 0.0,
     ) -> None:
         self.tally = tally
         self.seconds = seconds
         self.count = count
         self.world = world
+        self.extra = extra
         self.ends: list[float] = []
         self.warm_up, self.min_steps = WARM_UP_STEPS, MIN_TIMED_STEPS
         self._start = 0.0
 
     @property
     def step_times(self) -> list[float]:
-        """Seconds of each timed step."""
-        return [float(seconds) for seconds in np.diff(self.ends)]
+        """Seconds of each timed step, with `extra` for work that was done before the first one."""
+        return [float(seconds) + self.extra for seconds in np.diff(self.ends)]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock: the duration of the first step decides how many steps are needed."""

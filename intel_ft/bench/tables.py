@@ -178,6 +178,7 @@ def _ratio(name: str) -> Callable[[dict[str, Any]], str]:
 
 _TRAIN_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "token/s": lambda result: f"{result['tokens_per_s']:,.0f}",
+    "pairs/s": lambda result: f"{result['pairs_per_s']:.3g}" if "pairs_per_s" in result else "",
     "supervised token/s": lambda result: f"{result['supervised_tokens_per_s']:,.0f}",
     "MFU": lambda result: f"{result['mfu']:.3f}",
     "GEMM GFLOP/s": lambda result: f"{result['gemm_gflops']:,.0f}",

@@ -14,6 +14,7 @@ from intel_ft.bench import machine
 from intel_ft.bench.run_worker import run_task, with_threads
 from intel_ft.bench.task import OWN_TRAINER, Task, require_peer
 from intel_ft.bench.turns import run_in_turns
+from intel_ft.errors import UserError
 
 METRICS = (
     "tokens_per_s",
@@ -23,7 +24,7 @@ METRICS = (
     "gemm_gflops",
     "step_s",
 )
-GPU_METRICS = ("peak_gpu_gib", "peak_gpu_reserved_gib")
+OPTIONAL_METRICS = ("pairs_per_s", "peak_gpu_gib", "peak_gpu_reserved_gib")
 
 
 def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:
     choose_by_name(task.backend)
     for peer in peers:
         require_peer(peer)
+        if task.workload.loss == "dpo" and peer != "trl":
+            raise UserError(f"--loss dpo: peer {peer} does not train on pairs here: leave it out")
     task = with_threads(task)
     runs, failed = run_in_turns(
         peers, repeat, lambda contender: run_task(replace(task, contender=contender)), _run_line
@@ -87,7 +90,7 @@ def _run_line(run: dict[str, Any]) -> str:
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """A contender's medians over its runs, the quantiles of all their steps, and the runs."""
-    metrics = [*METRICS, *(metric for metric in GPU_METRICS if metric in runs[0])]
+    metrics = [*METRICS, *(metric for metric in OPTIONAL_METRICS if metric in runs[0])]
     steps = [seconds for run in runs for seconds in run["step_times"]]
     return {
         **{metric: statistics.median(run[metric] for run in runs) for metric in metrics},

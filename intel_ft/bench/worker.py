@@ -79,6 +79,7 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
         "step_times": times,
         "steps": len(times),
         "examples": int(count),
+        **({"pairs_per_s": count / 2 / seconds} if task.workload.loss == "dpo" else {}),
         "tokens": int(tokens),
         "supervised_tokens": int(supervised),
         "threads": backend.threads,

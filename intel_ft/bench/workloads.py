@@ -10,10 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.data.answers import pairs_of
 from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
 
 Lengths = Literal["alpaca", "long", "fixed"]
+Loss = Literal["sft", "dpo"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Workload:
     experts: of each layer, each of the width `intermediate`, of which a token meets `active`;
     head_dim: None for hidden / heads; lengths: see `synthetic_examples`; row_tokens: maximum tokens
     in a packed row; batch: examples per optimizer step; steps: optimizer steps before the examples
-    repeat.
+    repeat; loss: with dpo an example is a pair of answers.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Workload:
     experts: int = 0
     active: int = 0
     head_dim: int | None = None
+    loss: Loss = "sft"
 
 
 _A3B: dict[str, Any] = {"experts": 128, "active": 8, "head_dim": 128}
@@ -63,23 +66,27 @@ def workload(
     lengths: str = "alpaca",
     row_tokens: int | None = None,
     batch: int | None = None,
+    loss: Loss = "sft",
 ) -> Workload:
     """The named workload, with the given changes.
 
-    `long` has longer rows and smaller batches by default, `fixed` has one row per step. Raises
-    UserError for an unknown name, unknown lengths, and rows too short for the examples.
+    loss: dpo is for alpaca's lengths. `long` has longer rows and smaller batches by default,
+    `fixed` has one row per step. Raises UserError for an unknown name, unknown lengths, and rows
+    too short for the examples.
     """
     if name not in WORKLOADS:
         raise UserError(f"unknown workload {name!r}: choose one of {', '.join(WORKLOADS)}")
     if lengths not in get_args(Lengths):
         choices = ", ".join(get_args(Lengths))
         raise UserError(f"unknown lengths {lengths!r}: choose one of {choices}")
-    chosen = WORKLOADS[name]
+    if loss == "dpo" and lengths != "alpaca":
+        raise UserError(f"--loss dpo has pairs of alpaca's lengths: leave out --lengths {lengths}")
+    chosen = replace(WORKLOADS[name], loss=loss)
     if lengths == "long":
         chosen = replace(chosen, lengths="long", row_tokens=8192, batch=2)
     if lengths == "fixed":
         chosen = replace(chosen, lengths="fixed", batch=1)
-    longest = {"alpaca": 800, "long": 8000, "fixed": 8}[lengths]
+    longest = {"alpaca": 800, "long": 8000, "fixed": 8}[lengths] * (2 if loss == "dpo" else 1)
     if row_tokens is not None and row_tokens < longest:
         raise UserError(
             f"rows of {row_tokens} tokens are too short: {lengths} examples need at least {longest}"
@@ -93,7 +100,7 @@ def synthetic_examples(workload: Workload, seed: int) -> Examples:
     `alpaca`: prompts of exp(N(3.9, 0.5)) tokens within 20 to 400 and completions of
     exp(N(3.8, 0.9)) within 5 to 400, which are supervised. `long`: documents of 2000 to 8000
     tokens, all supervised except the first. `fixed`: `row_tokens` tokens each, the second half
-    supervised.
+    supervised. With loss dpo, they are pairs: two such completions of each prompt.
     """
     random = np.random.default_rng(seed)
     count = workload.batch * workload.steps
@@ -105,7 +112,11 @@ def synthetic_examples(workload: Workload, seed: int) -> Examples:
         completion = workload.row_tokens - prompt
     else:
         prompt = _log_normal(random, 3.9, 0.5, 20, 400, count)
+        if workload.loss == "dpo":
+            prompt, count = prompt.repeat(2), 2 * count
         completion = _log_normal(random, 3.8, 0.9, 5, 400, count)
+        if workload.loss == "dpo":
+            return pairs_of(random_examples(random, prompt, completion, workload.vocabulary))
     return random_examples(random, prompt, completion, workload.vocabulary)
 
 

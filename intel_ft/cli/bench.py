@@ -90,6 +90,12 @@ def train(
             help="Turn on activation checkpointing for the peers, as TRL does by default.",
         ),
     ] = False,
+    loss: Annotated[
+        Literal["sft", "dpo"],
+        typer.Option(
+            help="sft, or dpo on pairs; its time includes the reference, and its peer is trl."
+        ),
+    ] = "sft",
     rank: LoraRank = 16,
     threads: Threads = None,
     processes: Annotated[
@@ -123,7 +129,7 @@ def train(
 
     task = Task(
         contender=OWN_TRAINER,
-        workload=find_workload(workload, lengths, row_tokens, batch),
+        workload=find_workload(workload, lengths, row_tokens, batch, loss),
         rank=rank,
         threads=threads,
         seconds=seconds,

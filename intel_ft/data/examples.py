@@ -75,6 +75,11 @@ class Examples:
         return ends[self.offsets[1:]] - ends[self.offsets[:-1]]
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest segment that an example has in a row."""
+        return int(self.lengths.max())
+
+    @property
     def hashes(self) -> npt.NDArray[np.uint64]:
         """A hash of each example's token ids and mask, uint64 [examples]."""
         tokens, supervised = self.tokens.view(np.uint8).data, self.supervised.data

@@ -12,7 +12,17 @@ from intel_ft.data.spellings import as_override, hint, suggested_columns
 from intel_ft.errors import UserError
 
 Role = Literal["system", "user", "assistant"]
-Format = Literal["alpaca", "dolly", "prompt_completion", "question_answer", "messages", "text"]
+Format = Literal[
+    "alpaca",
+    "dolly",
+    "prompt_completion",
+    "question_answer",
+    "messages",
+    "text",
+    "pairs",
+    "judged",
+]
+"""`pairs` and `judged` are those of preference data (data.preferences)."""
 
 SINGLE_TURN: dict[Format, tuple[str, str]] = {
     "alpaca": ("instruction", "output"),
@@ -104,7 +114,7 @@ def detect_format(
 
 def columns_of(data_format: Format, columns: Sequence[str]) -> tuple[str, ...]:
     """Those of `columns` that a format uses, the required ones first."""
-    used = _REQUIRED[data_format]
+    used = _REQUIRED.get(data_format, ())
     if data_format == "messages" and "messages" not in columns:
         used = SINGLE_TURN["prompt_completion"]  # lists of messages
     if data_format in _WITH_CONTEXT:

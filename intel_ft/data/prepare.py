@@ -8,12 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.config import DataConfig
+from intel_ft.config_sources import Auto
+from intel_ft.data.answers import Judged, Pairs, judged, pairs_of
 from intel_ft.data.bad_rows import NothingUsable
 from intel_ft.data.conversations import ReadData, read_conversations
 from intel_ft.data.decode_check import decode_notes
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation, Format, describe_unused
+from intel_ft.data.preferences import Kind, kind_in, read_answers
 from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.split_long import split_long
@@ -108,7 +111,10 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenized examples and their conversations, in the same order."""
+    """Tokenized examples and their conversations, in the same order.
+
+    The conversation of a pair of answers is the chosen one's.
+    """
 
     examples: Examples
     conversations: list[Conversation]
@@ -126,10 +132,24 @@ class Prepared:
             examples=len(examples),
             tokens=len(examples.tokens),
             supervised_tokens=int(examples.supervised.sum()),
-            longest=int(examples.lengths.max()),
+            longest=examples.longest,
         )
         selected = [self.conversations[index] for index in indices]
         return Prepared(examples, selected, self.template, report)
+
+    def good_answers(self) -> "Prepared":
+        """The chosen or good answers as plain examples; itself where answers are not compared."""
+        if isinstance(self.examples, Pairs):
+            indices = 2 * np.arange(len(self.examples), dtype=np.int64)
+            examples, kept = self.examples.answers.select(indices), np.arange(len(indices))
+        elif isinstance(self.examples, Judged):
+            judged_set, kept = self.examples, np.flatnonzero(self.examples.good)
+            plain = Examples(judged_set.tokens, judged_set.supervised, judged_set.offsets)
+            examples = plain.select(kept)
+        else:
+            return self
+        conversations = [self.conversations[index] for index in kept]
+        return replace(self, examples=examples, conversations=conversations)
 
 
 def prepare(
@@ -138,31 +158,39 @@ def prepare(
     tokenizer: "PreTrainedTokenizerFast",
     *,
     max_length: int | None = None,
+    answers: Kind | Auto | None = None,
 ) -> Prepared:
     """Read and tokenize `source` (for example data.train or data.eval) as `data` specifies.
 
     max_length: tokens per example, including BOS and EOS; defaults to data.max_length. Longer
     examples are handled as data.on_long specifies: `error`, `drop`, `truncate`, which cuts the end
     but keeps EOS, and drops an example that would keep no token of an answer, or, for plain text,
-    `split` (data.split_long).
+    `split` (data.split_long). answers: what a preference method compares (method.compares), or auto
+    for what the columns tell: the examples are then Pairs or Judged, and one is too long if one of
+    its answers is.
 
     Raises UserError (one line, with file, row and column where applicable) for anything wrong with
     the data, EnvironmentProblem if the Hub cannot be reached or a package is missing.
     """
     with gc_paused():
         longest = data.max_length if max_length is None else max_length
-        return prepare_rows(load_rows(source, data.split), data, tokenizer, longest)
+        return prepare_rows(load_rows(source, data.split), data, tokenizer, longest, answers)
 
 
 def prepare_rows(
-    rows: Rows, data: DataConfig, tokenizer: "PreTrainedTokenizerFast", longest: int
+    rows: Rows,
+    data: DataConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    longest: int,
+    answers: Kind | Auto | None = None,
 ) -> Prepared:
     """Tokenize rows that were read, as `prepare` does.
 
     Raises NothingUsable, a UserError, where `data` drops all of them.
     """
     source = rows.source
-    read = read_conversations(rows, data)
+    answers = kind_in(rows, data) if answers == "auto" else answers
+    read, good = _read(rows, data, answers)
     data_format = read.format
     template, template_reason = choose_template(
         data.template, data_format, bool(tokenizer.chat_template)
@@ -187,13 +215,8 @@ def prepare_rows(
     if len(long) and data.on_long == "error":
         raise _too_long(rows.where(read.rows[long[0]]), examples, long, longest)
     if len(long) and data.on_long != "split":
-        if data.on_long == "truncate":
-            examples, unusable = truncate(examples, longest, int(tokenizer.eos_token_id))
-            truncated = len(long) - len(unusable)
-        else:
-            unusable = long
-        dropped = len(unusable)
-        usable = np.setdiff1d(np.arange(len(kept)), unusable)
+        examples, usable, truncated = _shortened(data, examples, long, longest, tokenizer, answers)
+        dropped = len(kept) - len(usable)
         if not len(usable):
             raise NothingUsable(
                 f"{source}: all {len(kept)} examples are longer than data.max_length ({longest}):"
@@ -202,6 +225,7 @@ def prepare_rows(
                 len(kept),
             )
         kept = [kept[index] for index in usable]
+        good = [good[index] for index in usable] if good else []
         examples = examples.select(usable)
     if data_format == "text":
         loss_on, loss_reason = "all", "ready-made text does not mark which part is the completion"
@@ -218,6 +242,9 @@ def prepare_rows(
         documents = kept
         examples, origin = split_long(examples, longest, data.split_overlap)
         kept = [documents[index] for index in origin]
+    if answers == "pairs":
+        kept, dropped = kept[::2], dropped // 2
+    examples = _compared(examples, answers, good, longest)
     report = DataReport(
         source=source,
         format=data_format,
@@ -230,7 +257,7 @@ def prepare_rows(
         examples=len(examples),
         tokens=len(examples.tokens),
         supervised_tokens=int(examples.supervised.sum()),
-        longest=int(examples.lengths.max()),
+        longest=examples.longest,
         truncated=truncated,
         dropped=dropped,
         split=len(long) if data.on_long == "split" else 0,
@@ -243,6 +270,38 @@ def prepare_rows(
         other_splits=rows.other_splits,
     )
     return Prepared(examples, kept, template, report)
+
+
+def _read(rows: Rows, data: DataConfig, answers: Kind | None) -> tuple[ReadData, list[bool]]:
+    """The conversations, and of answers that are compared whether they are good."""
+    if answers is None:
+        return read_conversations(rows, data), []
+    return read_answers(rows, data, answers)
+
+
+def _compared(examples: Examples, answers: Kind | None, good: list[bool], longest: int) -> Examples:
+    """The examples as what is compared."""
+    if answers is None:
+        return examples
+    return pairs_of(examples) if answers == "pairs" else judged(examples, np.array(good), longest)
+
+
+def _shortened(
+    data: DataConfig,
+    examples: Examples,
+    long: npt.NDArray[np.int64],
+    longest: int,
+    tokenizer: "PreTrainedTokenizerFast",
+    answers: Kind | None,
+) -> tuple[Examples, npt.NDArray[np.int64], int]:
+    """The examples, which of them can be used, and how many of these were truncated."""
+    unusable = long
+    if data.on_long == "truncate":
+        examples, unusable = truncate(examples, longest, int(tokenizer.eos_token_id))
+    truncated = len(long) - len(unusable)
+    if answers == "pairs":  # without its partner, an answer is of no use
+        unusable = np.unique(unusable // 2 * 2 + np.array([[0], [1]]))
+    return examples, np.setdiff1d(np.arange(len(examples)), unusable), truncated
 
 
 def _without_effect(data: DataConfig, data_format: Format) -> list[str]:

@@ -9,7 +9,9 @@ import numpy as np
 
 from intel_ft import assets
 from intel_ft.config import DataConfig
-from intel_ft.data.prepare import prepare, split_places
+from intel_ft.config_sources import Source
+from intel_ft.data.preferences import Kind
+from intel_ft.data.prepare import Prepared, prepare, split_fraction, split_places
 from intel_ft.data.token_cache import cached
 from intel_ft.data.tokenized import Tokenized, join, of_prepared
 
@@ -30,6 +32,25 @@ def tokenize(data: DataConfig, tokenizer: "PreTrainedTokenizerFast") -> Tokenize
     if source.max_examples is not None and source.max_examples < len(tokenized.examples):
         return tokenized.select(np.arange(source.max_examples, dtype=np.int64))
     return tokenized
+
+
+def compared(
+    data: DataConfig, kind: Kind, tokenizer: "PreTrainedTokenizerFast", seed: int
+) -> tuple[Prepared, Prepared | None]:
+    """The pairs or judged answers of the one source of `data`, and the validation set.
+
+    That is split off, or data.eval. They are in memory. Raises as `prepare` does.
+    """
+    (source,) = data.sources
+    training = prepare(data.of(source), assets.resolve(source.path), tokenizer, answers=kind)
+    if source.max_examples is not None and source.max_examples < len(training.examples):
+        training = training.select(np.arange(source.max_examples, dtype=np.int64))
+    if data.eval is not None:
+        own = data.of(Source(path=data.eval, split=data.eval_split or data.split))
+        return training, prepare(own, assets.resolve(data.eval), tokenizer, answers=kind)
+    if data.eval_fraction:
+        return split_fraction(training, data.eval_fraction, seed)
+    return training, None
 
 
 def training_and_validation(

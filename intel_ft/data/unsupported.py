@@ -84,9 +84,9 @@ def refuse_preferences(rows: Rows, requested: str) -> None:
     columns = rows.columns
     if requested == "auto" and (found := [name for name in _PREFERENCE if name in columns]):
         raise UserError(
-            f"{rows.source}: the columns {', '.join(found)} hold preferences (DPO, rewards), which"
-            " cannot be trained on: to train on one answer per prompt, set data.format and"
-            " data.columns"
+            f"{rows.source}: the columns {', '.join(found)} hold preferences, which only"
+            " method.name=preference trains on: set it, or, to train on one answer per prompt, set"
+            " data.format and data.columns"
         )
     if "completions" in columns and {"label", "labels"} & set(columns):
         raise UserError(
@@ -95,10 +95,11 @@ def refuse_preferences(rows: Rows, requested: str) -> None:
         )
     answers = {"completion", "completions", "response", "output", "answer", "messages"}
     for name in ("label", "kto_tag"):
-        if name in columns and answers & set(columns) and _says_good_or_bad(rows, name):
+        if name in columns and answers & set(columns) and says_good_or_bad(rows, name):
             raise UserError(
                 f"{rows.source}: column {name} marks answers as good or bad (KTO), and bad ones"
-                f" would be learned: keep only rows with good answers, and remove column {name}"
+                " would be learned: set method.name=preference and method.loss=kto, or keep only"
+                f" rows with good answers, and remove column {name}"
             )
 
 
@@ -109,7 +110,8 @@ def thinking_tag(text: str) -> str | None:
     )
 
 
-def _says_good_or_bad(rows: Rows, column: str) -> bool:
+def says_good_or_bad(rows: Rows, column: str) -> bool:
+    """Whether all values of the column are words such as true and false."""
     values: Iterable[object] = (value for (value,) in rows.cells([column]) if value is not None)
     words = {str(value).strip().lower() for value in values}
     return bool(words) and words <= set(_GOOD_OR_BAD)

@@ -10,12 +10,12 @@ import numpy as np
 
 from intel_ft import assets
 from intel_ft.artifacts.resolve import Artifact
-from intel_ft.config import Config, check_data
+from intel_ft.config import Config, DataConfig, check_data
 from intel_ft.config_sources import Source
 from intel_ft.data.examples import ExampleSet, concatenate
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.data.tokenized import Tokenized, join, of_prepared
-from intel_ft.data.training_set import training_and_validation
+from intel_ft.data.training_set import compared, training_and_validation
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
 from intel_ft.quantization import Settings
@@ -58,7 +58,7 @@ def validation_of_run(config: Config, tokenizer: Any) -> ValidationSet | None:
     data = config.data
     if data.eval is not None:
         own = data.of(Source(path=data.eval, split=data.eval_split or data.split))
-        prepared = prepare(own, assets.resolve(data.eval), tokenizer)
+        prepared = _prepare(own, data.eval, tokenizer)
         return ValidationSet(Path(data.eval).name, prepared)
     return _split_off(config, tokenizer) if data.eval_fraction else None
 
@@ -106,7 +106,10 @@ def training_record(artifact: Artifact) -> dict[str, Any] | None:
 
 def _of_run(config: Config, tokenizer: Any) -> tuple[Tokenized, Tokenized | None]:
     """The run's training examples, and those that `data.eval_fraction` split off."""
-    return training_and_validation(config.data, tokenizer, config.train.seed)
+    if config.method.compares is None:
+        return training_and_validation(config.data, tokenizer, config.train.seed)
+    training, _ = compared(config.data, config.method.compares, tokenizer, config.train.seed)
+    return of_prepared(training.good_answers()), None
 
 
 def _split_off(config: Config, tokenizer: Any) -> ValidationSet:
@@ -117,10 +120,11 @@ def _split_off(config: Config, tokenizer: Any) -> ValidationSet:
     data = config.data
     parts = []
     for source in data.sources:
-        prepared = prepare(data.of(source), assets.resolve(source.path), tokenizer)
+        prepared = prepare(data.of(source), assets.resolve(source.path), tokenizer, answers="auto")
         if source.max_examples is not None:
             prepared = prepared.select(np.arange(min(source.max_examples, len(prepared.examples))))
-        parts.append(split_fraction(prepared, data.eval_fraction, config.train.seed)[1])
+        held_out = split_fraction(prepared, data.eval_fraction, config.train.seed)[1]
+        parts.append(held_out.good_answers())
     name = f"{Path(data.train_name).name}, validation share {data.eval_fraction:g}"
     joined = join([of_prepared(part) for part in parts])
     conversations = [
@@ -147,10 +151,15 @@ def _prepare_named(
         )
     )
     update = {"train": data, "on_long": "drop", "split": split or "train"}
-    prepared = prepare(run_data.model_copy(update=update), assets.resolve(data), tokenizer)
+    prepared = _prepare(run_data.model_copy(update=update), data, tokenizer)
     for line in prepared.report.left_out():
         logger.info("%s: %s", Path(data).name, line)
     return prepared
+
+
+def _prepare(data: DataConfig, source: str, tokenizer: Any) -> Prepared:
+    """The examples of `source`; of data that compares answers, the chosen or good ones."""
+    return prepare(data, assets.resolve(source), tokenizer, answers="auto").good_answers()
 
 
 def sample_calibration(source: str, examples: ExampleSet, settings: Settings) -> Calibration:

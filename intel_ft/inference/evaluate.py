@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.data.answers import Pairs
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Message
 from intel_ft.data.prepare import Prepared
@@ -27,7 +28,8 @@ class EvalResult:
 
     `exact_match` and `parses` are shares of the `generated` answers, None where there are none:
     equal to the reference except for outer white space, and accepted by `ast.parse`. `loss_on`: the
-    supervised tokens, as in data.loss_on.
+    supervised tokens, as in data.loss_on. Of preference data, all of this is about the chosen or
+    good answers; `pair_accuracy` is the share of pairs whose chosen answer is more likely.
     """
 
     loss: float
@@ -38,6 +40,7 @@ class EvalResult:
     exact_match: float | None = None
     parses: float | None = None
     loss_on: str = "completion"
+    pair_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def evaluate(
     padding, and without attention across examples. Raises UserError where nothing is supervised,
     IntelFTError where the loss is not finite.
     """
+    pairs = prepared.examples
+    prepared = prepared.good_answers()
     examples = prepared.examples
     total = 0.0
     for i in range(len(examples)):
@@ -83,7 +88,14 @@ def evaluate(
         generated=answers.generated,
         exact_match=answers.exact_match,
         parses=answers.parses,
+        pair_accuracy=pair_accuracy(model, pairs) if isinstance(pairs, Pairs) else None,
     )
+
+
+def pair_accuracy(model: LanguageModel, pairs: Pairs) -> float:
+    """The share of pairs whose chosen answer, as a whole, is more likely than the rejected one."""
+    losses = [example_loss(model, pairs.answers, i) for i in range(2 * len(pairs))]
+    return float(np.mean([a < b for a, b in zip(losses[::2], losses[1::2], strict=True)]))
 
 
 def example_loss(model: LanguageModel, examples: Examples, index: int) -> float:

@@ -127,15 +127,15 @@ void swiglu_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* g
   }
 }
 
-// The summed cross-entropy of rows of logits, each overwritten with its gradient: softmax -
-// one-hot, or zeros where the target is negative.
-double cross_entropy(bf16* logits, const int64_t* targets, int64_t rows, int64_t size,
-                     int threads) {
-  double total = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : total)
+// The cross-entropy of each row of logits, which is overwritten with its gradient: softmax -
+// one-hot. Both are 0 where the target is negative.
+void cross_entropy(bf16* logits, const int64_t* targets, float* losses, int64_t rows, int64_t size,
+                   int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < rows; ++i) {
     bf16* row = logits + i * size;
     if (targets[i] < 0) {
+      losses[i] = 0;
       std::memset(row, 0, size * sizeof(bf16));
       continue;
     }
@@ -146,13 +146,12 @@ double cross_entropy(bf16* logits, const int64_t* targets, int64_t rows, int64_t
     for (int64_t j = 0; j < size; ++j) sum += fast_exp(to_float(row[j]) - largest);
     // Subtract `largest` first: in largest + log(sum) large logits would absorb the logarithm.
     const float target = to_float(row[targets[i]]) - largest, inverse = 1.0f / sum;
-    total += std::log(sum) - target;
+    losses[i] = std::log(sum) - target;
 #pragma omp simd
     for (int64_t j = 0; j < size; ++j)
       row[j] = round_to_bf16(fast_exp(to_float(row[j]) - largest) * inverse);
     row[targets[i]] = round_to_bf16(fast_exp(target) * inverse - 1.0f);
   }
-  return total;
 }
 
 // Rounds each row to 8 bits with zero at 128 and one scale, so that x[i][j] * columns[j] is about

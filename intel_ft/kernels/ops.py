@@ -18,11 +18,11 @@ from intel_ft.kernels.build import kernels
 from intel_ft.kernels.inductor import generated
 
 
-def call(name: str, *arguments: Any, returns: Any = None) -> Any:
+def call(name: str, *arguments: Any) -> None:
     """Call a compiled kernel; every kernel takes the number of threads last."""
     function = getattr(kernels().library, name)
-    function.restype = returns
-    return function(*map(_c_value, arguments), ctypes.c_int(torch.get_num_threads()))
+    function.restype = None
+    function(*map(_c_value, arguments), ctypes.c_int(torch.get_num_threads()))
 
 
 def _c_value(value: Any) -> Any:
@@ -219,14 +219,15 @@ def _rotate_half(x: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The summed cross-entropy of logits [rows, vocabulary], a float64 scalar.
+    """The cross-entropy of each row of logits [rows, vocabulary], float32 [rows].
 
-    The gradient overwrites the logits: softmax minus one-hot, or zeros where the target is
+    Its gradient overwrites the row: softmax minus one-hot. Both are zero where the target is
     negative.
     """
     if compiled(logits):
-        total = call("cross_entropy", logits, targets, *logits.shape, returns=ctypes.c_double)
-        return torch.tensor(total, dtype=torch.float64)
+        losses = torch.empty(len(logits))
+        call("cross_entropy", logits, targets, losses, *logits.shape)
+        return losses
     return (_cross_entropy_in_place if logits.is_cpu else _cross_entropy)(logits, targets)
 
 
@@ -238,7 +239,7 @@ def _cross_entropy_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     wide.div_(sums).scatter_add_(-1, columns, torch.full_like(target_logits, -1.0))
     logits.copy_(wide.masked_fill_(targets[:, None] < 0, 0.0))
     losses = sums.log() - (target_logits - largest)
-    return torch.where(targets >= 0, losses[:, 0], 0.0).double().sum()
+    return torch.where(targets >= 0, losses[:, 0], 0.0)
 
 
 @generated
@@ -249,7 +250,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     one_hot = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
     gradient = torch.where(kept[:, None], wide.softmax(-1) - one_hot.float(), 0.0)
     logits.copy_(gradient)
-    return torch.where(kept, losses[:, 0], 0.0).double().sum()
+    return torch.where(kept, losses[:, 0], 0.0)
 
 
 def quantize(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -32,15 +32,25 @@ def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = 
     """
     inputs = model_inputs(row, model.device, packed=packed)
     with autocast(dtype or model.dtype, model.device):
-        head = plain_head(model)
-        parts = plain_head_with_rows(model) if head is None else (head, None, None)
-        if parts is not None and not parts[0].requires_grad:
-            weight, ids, rows = parts
-            # Mamba's last norm returns float32, because its residual stream is in float32.
-            hidden = hidden_states(model, inputs).to(weight.dtype)
-            loss: Tensor = HeadLoss.apply(hidden, weight, inputs.targets, ids, rows)  # type: ignore[no-untyped-call]
-            return loss
+        if (losses := frozen_head_losses(model, inputs)) is not None:
+            return losses.double().sum().float()
         return chunked_loss(scores(model, inputs), _label_loss(inputs.targets))
+
+
+def frozen_head_losses(model: Any, inputs: "ModelInputs") -> Tensor | None:
+    """The cross-entropy of each supervised token, float32 [supervised]; None without such a head.
+
+    The head is plain and frozen, but for the rows of new tokens.
+    """
+    head = plain_head(model)
+    parts = plain_head_with_rows(model) if head is None else (head, None, None)
+    if parts is None or parts[0].requires_grad:
+        return None
+    weight, ids, rows = parts
+    # Mamba's last norm returns float32, because its residual stream is in float32.
+    hidden = hidden_states(model, inputs).to(weight.dtype)
+    losses: Tensor = HeadLoss.apply(hidden, weight, inputs.targets, ids, rows)  # type: ignore[no-untyped-call]
+    return losses
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,8 @@ def chunk_rows(vocabulary: int, bytes_each: int) -> int:
     return max(128, CHUNK_BYTES // (vocabulary * bytes_each) // 128 * 128)
 
 
-def _chunk_factor(values: Tensor) -> int:
+def chunk_factor(values: Tensor) -> int:
+    """By how much a chunk is larger on this device."""
     return GPU_CHUNKS if values.is_cuda else 1
 
 
@@ -247,12 +258,13 @@ class _Output:
 
 
 class HeadLoss(torch.autograd.Function):
-    """Summed cross-entropy of hidden states under a frozen head, in chunks of logits.
+    """The cross-entropy of each hidden state under a frozen head, in chunks of logits.
 
     hidden [supervised, size], weight [vocabulary, size], targets int64 [supervised]. Forward
     computes the gradient of each chunk as well (Liger Kernel, Hsu et al. 2024), so that the whole
-    logits never exist. rows [new, size], float32, replace those of weight at the tokens ids, int64
-    [new], and train.
+    logits never exist. A token's loss depends on its own hidden state only, so backward scales that
+    gradient, whatever is computed from the losses. rows [new, size], float32, replace those of
+    weight at the tokens ids, int64 [new], and train.
     """
 
     @staticmethod
@@ -264,39 +276,43 @@ class HeadLoss(torch.autograd.Function):
         ids: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a float32 scalar."""
-        size = chunk_rows(len(weight), weight.element_size()) * _chunk_factor(hidden)
+        """The loss of each token, float32 [supervised]; 0 where the target is IGNORED."""
+        size = chunk_rows(len(weight), weight.element_size()) * chunk_factor(hidden)
         buffer = hidden.new_empty(min(size, len(targets)), len(weight))
         new = None if rows is None else rows.to(weight.dtype)
-        grads = []
-        grad_rows = None if rows is None else torch.zeros_like(rows)
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        grads, grads_of_new = [], []
+        losses = torch.zeros(len(targets), device=hidden.device)
         for start in range(0, len(targets), size):
             part = hidden[start : start + size]
             logits = torch.mm(part, weight.T, out=buffer[: len(part)])
             if new is not None:
                 logits[:, ids] = part @ new.T
-            total += ops.cross_entropy(logits, targets[start : start + size])
+            losses[start : start + size] = ops.cross_entropy(logits, targets[start : start + size])
             if not ctx.needs_input_grad[0]:
                 continue
-            if new is None or grad_rows is None:
+            if new is None:
                 grads.append(logits @ weight)
                 continue
             of_new = logits[:, ids]
             logits[:, ids] = 0
             grads.append((logits @ weight).addmm_(of_new, new))
-            grad_rows += (of_new.T @ part).float()
+            grads_of_new.append(of_new)
         if ctx.needs_input_grad[0]:  # of a row without supervised tokens, it is empty
             grad = torch.cat(grads) if grads else torch.zeros_like(hidden)
-            ctx.save_for_backward(grad, grad_rows)
-        return total.float()
+            all_of_new = torch.cat(grads_of_new) if grads_of_new else None
+            ctx.save_for_backward(grad, all_of_new, None if new is None else hidden)
+            ctx.new = None if rows is None else rows.shape
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of hidden and rows."""
-        scaled = (None if g is None else g * gradients[0].to(g.dtype) for g in ctx.saved_tensors)
-        grad, grad_rows = scaled
-        return grad, None, None, None, grad_rows
+        grad, of_new, hidden = ctx.saved_tensors
+        scales = gradients[0][:, None]
+        grad_rows = None if ctx.new is None else torch.zeros(ctx.new, device=grad.device)
+        if grad_rows is not None and of_new is not None:
+            grad_rows += ((of_new * scales).to(hidden.dtype).T @ hidden).float()
+        return (grad * scales).to(grad.dtype), None, None, None, grad_rows
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -313,7 +329,7 @@ class ChunkedLoss(torch.autograd.Function):
         grad_weight = None
         if weight is not None and ctx.needs_input_grad[1]:
             grad_weight = torch.zeros(weight.shape, device=weight.device)
-        rows = chunk_rows(scores.vocabulary, 4) * _chunk_factor(values)
+        rows = chunk_rows(scores.vocabulary, 4) * chunk_factor(values)
         total = torch.zeros((), device=values.device)
         for start in range(0, len(values), rows):
             chunk = slice(start, start + rows)

@@ -17,6 +17,7 @@ from intel_ft.planner import roofline
 from intel_ft.planner.fit import by_row, changes
 from intel_ft.planner.inputs import PlanInputs, Run, rates_of, run_of, threads_of
 from intel_ft.training.memory import estimate_memory, largest_row
+from intel_ft.training.preference_loss import WITH_REFERENCE
 
 
 def plan(inputs: PlanInputs) -> dict[str, Any]:
@@ -116,7 +117,8 @@ def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
     ranks_count = cluster.nodes * cluster.ranks
     # Forward is half of a frozen GEMM's work, and a third of the rest.
     evaluation = work.evaluations * inputs.examples.validation_tokens / tokens * seconds / 2
-    total = work.steps * seconds + evaluation
+    reference = _reference_tokens(inputs, run) / tokens * seconds / 2
+    total = work.steps * seconds + evaluation + reference
     kwh = None
     if cluster.watts is not None:
         kwh = cluster.watts * cluster.nodes * total / 3.6e6
@@ -137,9 +139,24 @@ def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
             "steps": work.steps,
             "seconds": total,
             "evaluation_seconds": evaluation,
+            "reference_seconds": reference,
             "kwh": kwh,
         },
     }
+
+
+def _reference_tokens(inputs: PlanInputs, run: Run) -> float:
+    """Tokens of the answers whose log-probabilities a preference method computes beforehand.
+
+    KTO reads answers to other prompts as well, before training and in each step.
+    """
+    loss, work = inputs.config.method.loss, run.work
+    if not inputs.config.method.compares or loss not in WITH_REFERENCE:
+        return 0.0
+    epochs = work.steps / work.plan.steps_per_epoch
+    once = float(inputs.examples.lengths.sum())
+    tokens = min(1.0, epochs) * once + inputs.examples.validation_tokens
+    return tokens if loss != "kto" else 2 * tokens + epochs * once
 
 
 def _collective(config: Config, *, gpu: bool) -> str:

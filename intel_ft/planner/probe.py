@@ -23,6 +23,7 @@ from intel_ft.backends import choice
 from intel_ft.bench.own_trainer import timed_trainer
 from intel_ft.bench.workloads import random_examples, with_noise
 from intel_ft.config import Config, MethodConfig, load
+from intel_ft.conflicts import OF_LOSSES
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import write_text
@@ -134,10 +135,12 @@ def _short_config(config: Config, setting: MemorySetting, batch: int) -> Config:
         },
         "backend": {"name": "cpu"},  # even if torch sees a GPU here
     }
-    if config.method.name == "distill":
+    if config.method.name in ("distill", "preference"):
         name = "full" if config.method.trains_all else "lora"
-        distilling = {"teacher", "student", "divergence", "temperature", "teacher_weight"}
-        changes["method"] = {"name": name, **MethodConfig().model_dump(include=distilling)}
+        others = {"teacher", "student", "divergence", "temperature", "teacher_weight"}
+        others |= {"loss", "beta", *OF_LOSSES}
+        changes["method"] = {"name": name, **MethodConfig().model_dump(include=others)}
+        changes["train"]["best_metric"] = "loss"
     if setting.layout in ("prepacked", "as loaded"):
         changes["backend"]["prepack"] = setting.layout == "prepacked"
     parts = {

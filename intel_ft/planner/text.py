@@ -53,7 +53,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         (
             "the run",
             f"{_count(run['steps'], 'step')}: {_duration(run['seconds'])}, of which evaluation "
-            f"{_duration(run['evaluation_seconds'])}",
+            f"{_duration(run['evaluation_seconds'])}{_reference(run)}",
         ),
         *([] if run["kwh"] is None else [("energy", f"{run['kwh']:,.2f} kWh")]),
         (
@@ -109,6 +109,11 @@ def _verdict(memory: dict[str, Any]) -> str:
 def _rows(rows: list[dict[str, float]]) -> str:
     pairs = (f"{r['tokens']:,}: {r['total']:.1f} ({r['total_checkpointing']:.1f})" for r in rows)
     return f"GiB per rank by row length (with checkpointing): {', '.join(pairs)}"
+
+
+def _reference(run: dict[str, Any]) -> str:
+    seconds = run["reference_seconds"]
+    return f", the reference model {_duration(seconds)}" if seconds else ""
 
 
 def _parts(step: dict[str, Any]) -> str:

@@ -45,11 +45,15 @@ class ExampleLengths:
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """The batch plan over the examples, and the number of steps and evaluations of the run."""
+    """The batch plan over the examples, and the number of steps and evaluations of the run.
+
+    answers: segments that an example is in a row, assumed to be of equal length.
+    """
 
     plan: Plan
     steps: int
     evaluations: int
+    answers: int = 1
 
 
 def example_lengths(config: Config, assumed: AssumedData | None) -> ExampleLengths:
@@ -102,17 +106,21 @@ def planned_run(config: Config, model: CountedModel, examples: ExampleLengths) -
     )
     steps = total_steps(config.train, plan)
     every = config.train.eval_steps or plan.steps_per_epoch
-    return PlannedRun(plan, steps, steps // every if examples.validation_tokens else 0)
+    evaluations = steps // every if examples.validation_tokens else 0
+    return PlannedRun(plan, steps, evaluations, 2 if config.method.compares == "pairs" else 1)
 
 
 def sampled_rows(run: PlannedRun, ranks: int) -> list[list[Rows]]:
     """The rows of some of the run's steps: for each step a list over ranks."""
     return [
-        [rows_of(run.plan, share) for share in step.shares(ranks)]
+        [rows_of(run.plan, share, run.answers) for share in step.shares(ranks)]
         for step in sampled_steps(run.plan, run.steps)
     ]
 
 
-def rows_of(plan: Plan, examples: IntArray) -> Rows:
-    """The rows that these examples are packed into."""
-    return [(plan.lengths[row], int(plan.supervised[row].sum())) for row in plan.rows(examples)]
+def rows_of(plan: Plan, examples: IntArray, answers: int = 1) -> Rows:
+    """The rows that these examples are packed into, each of so many segments."""
+    return [
+        (np.repeat(-(-plan.lengths[row] // answers), answers), int(plan.supervised[row].sum()))
+        for row in plan.rows(examples)
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import UserError
-from intel_ft.recipes import datasets, schedule, values
+from intel_ft.recipes import datasets, preferences, schedule, values
 from intel_ft.recipes.axolotl_keys import (
     NOT_NEEDED,
     NOT_SFT,
@@ -21,11 +21,22 @@ from intel_ft.recipes.axolotl_keys import (
 from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
 
+_PAIRS: dict[str, dict[str, str]] = {
+    "intel": {},
+    "icr": {},
+    "ultra": {},
+    "default": {},
+    "prompt_pairs": {},
+    "argilla_chat": {},
+    "argilla": {"chosen": "chosen_response", "rejected": "rejected_response"},
+}
+"""Axolotl's shapes of preference data, and their columns with other names than here."""
 _CHAT_TEMPLATES = {"chatml": "chatml", "alpaca": "alpaca", "llama2": "llama2"}
 
 
 def translate(t: Translation, devices: int) -> None:
-    """Translate every key of an Axolotl file; UserError if it is not supervised fine-tuning."""
+    """Translate every key of an Axolotl file; UserError if it trains something else here."""
+    preferences.axolotl(t)
     refuse_keys(t, NOT_SFT)
     model_type = str(t.left.get("model_type") or "AutoModelForCausalLM")
     if any(word in model_type for word in ("Classification", "ImageText", "Vision2Seq")):
@@ -64,6 +75,7 @@ def translate(t: Translation, devices: int) -> None:
     t.take_not_needed(NOT_NEEDED)
     t.take_not_needed(values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
+    preferences.finish(t)
 
 
 def _total_batch(t: Translation) -> None:
@@ -203,6 +215,9 @@ def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> 
         t.not_needed.append(f"{first}.type: {kind}: data.eval uses the format of data.train")
     _dataset_template(t, f"{first}.chat_template", default)
     fields = {
+        "field_chosen": "chosen",
+        "field_rejected": "rejected",
+        "field_prompt": "prompt",
         "field_messages": "messages",
         "field": "text",
         "field_system": "system",
@@ -280,6 +295,9 @@ def _kind(t: Translation, old: str, kind: str) -> None:
         "input_output": None,
     }
     format_and_template = formats.get(kind)
+    if preferences.is_preference(t):
+        _pairs(t, old, kind)
+        return
     if format_and_template is None:
         supported = ", ".join(name for name, value in formats.items() if value)
         t.cannot_carry(
@@ -290,6 +308,22 @@ def _kind(t: Translation, old: str, kind: str) -> None:
     t.put("data.template", format_and_template[1], f"{old}: {kind}")
     if kind == "completion":
         t.put("data.on_long", "split", f"{old}: {kind}")
+
+
+def _pairs(t: Translation, old: str, kind: str) -> None:
+    """A type of preference data: TEMPLATE.COLUMNS, or chat_template.default."""
+    family, _, shape = kind.partition(".")
+    names = _PAIRS.get(shape)
+    if names is None:
+        supported = ", ".join(f"chatml.{name}" for name in _PAIRS)
+        t.cannot_carry(old, kind, f"supported are {supported} and chat_template.default")
+        return
+    for ours, theirs in names.items():
+        t.name_column(ours, theirs, f"{old}: {kind}")
+    if family in _CHAT_TEMPLATES:
+        t.put("data.template", _CHAT_TEMPLATES[family], f"{old}: {kind}")
+    else:
+        t.put("data.template", "auto", f"{old}: {kind}", values.TOKENIZER_TEMPLATE)
 
 
 def _template(t: Translation, old: str, name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from intel_ft.config_text import parse_yaml, read_text
 from intel_ft.errors import UserError
-from intel_ft.recipes import llama_factory_data, schedule, values
+from intel_ft.recipes import llama_factory_data, preferences, schedule, values
 from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
 
@@ -132,6 +132,7 @@ _TEMPLATES = {"llama2": "llama2", "alpaca": "alpaca", "chatml": "chatml", "empty
 
 def translate(t: Translation, devices: int) -> None:
     """Translate every key of a LLaMA-Factory file; UserError if it is not fine-tuning."""
+    preferences.llama_factory(t)
     _refuse_other_work(t)
     if (stage := t.take("stage")) not in (None, "sft"):
         raise UserError(f"{t.origin}: stage: {stage}: only supervised fine-tuning is supported")
@@ -174,6 +175,7 @@ def translate(t: Translation, devices: int) -> None:
     t.move("output_dir", "output.directory")
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
+    preferences.finish(t)
 
 
 def _refuse_other_work(t: Translation) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from intel_ft.errors import UserError
 from intel_ft.recipes import datasets
 from intel_ft.recipes import values as convert
+from intel_ft.recipes.preferences import is_preference
 from intel_ft.recipes.translation import Translation, flatten
 
 _ELSEWHERE = {
@@ -126,8 +127,8 @@ def _source(t: Translation, old: str, folder: str, name: str, new: str) -> None:
     elif isinstance(entry, dict):
         dataset = f"{old} {name}."
         t.left |= {f"{dataset}{key}": value for key, value in flatten(entry).items()}
-        if t.flag(f"{dataset}ranking"):
-            reason = "ranking: only supervised fine-tuning is supported"
+        if t.flag(f"{dataset}ranking") and not is_preference(t):
+            reason = "ranking: such data is for stage: dpo"
             raise UserError(f"{t.origin}: {old}: {name}: {reason}")
         _place(t, dataset, Path(folder), name, new)
         _columns(t, dataset)
@@ -169,8 +170,11 @@ def _columns(t: Translation, dataset: str) -> None:
             raise UserError(f"{t.origin}: {dataset}columns.{key}: {column}: only text is supported")
     for key in ("columns.kto_tag", "columns.chosen", "columns.rejected"):
         if (column := t.take(f"{dataset}{key}")) is not None:
-            reason = "only supervised fine-tuning is supported"
-            raise UserError(f"{t.origin}: {dataset}{key}: {column}: {reason}")
+            if not is_preference(t):
+                reason = "only for stage: dpo or kto"
+                raise UserError(f"{t.origin}: {dataset}{key}: {column}: {reason}")
+            if (name := key.partition(".")[2]) != column:
+                t.name_column(name, str(column), f"{dataset}{key}")
     formatting = t.take(f"{dataset}formatting") or "alpaca"
     if formatting not in ("alpaca", "sharegpt", "openai"):
         t.cannot_carry(f"{dataset}formatting", formatting, "convert the data to messages")

@@ -46,7 +46,8 @@ def measure(config: Config) -> Measured | None:
     from intel_ft.models.tokenizer import load_tokenizer
 
     try:
-        prepared = prepare(config.data, data, load_tokenizer(config.model))
+        tokenizer, compares = load_tokenizer(config.model), config.method.compares
+        prepared = prepare(config.data, data, tokenizer, answers=compares)
     except (UserError, EnvironmentProblem):
         return None  # `validate` says what is wrong
     examples = prepared.examples

@@ -8,6 +8,7 @@ from intel_ft.config import Config, DataConfig
 from intel_ft.config_sources import Source
 from intel_ft.data.conversations import read_conversations
 from intel_ft.data.formats import describe_unused
+from intel_ft.data.preferences import Kind, read_answers
 from intel_ft.data.sources import load_rows
 from intel_ft.data.templates import choose_template
 from intel_ft.errors import EnvironmentProblem, MissingPackage
@@ -33,18 +34,18 @@ def check_offline(config: Config) -> dict[str, str]:
     tracker, backend or library that is not installed. It does not check whether examples fit
     data.max_length: that takes model and data together, as `validate` without --offline does.
     """
-    data = config.data
+    data, compares = config.data, config.method.compares
     require_installed(config)
     results = {
         "config": f"{config.method.name}, {_length(config)}",
         "model": _unless_absent(config.model.name_or_path, lambda: _model(config)),
-        **{name: _source(data.of(source)) for name, source in _named(data)},
+        **{name: _source(data.of(source), compares) for name, source in _named(data)},
     }
     if (teacher := config.method.teacher) not in (None, OWN_BASE):
         results["method.teacher"] = _unless_absent(str(teacher), lambda: _teacher(config))
     if source := data.eval:
         split = data.eval_split or data.split
-        results["data.eval"] = _source(data.of(Source(path=source, split=split)))
+        results["data.eval"] = _source(data.of(Source(path=source, split=split)), compares)
     return results
 
 
@@ -83,14 +84,17 @@ def _teacher(config: Config) -> str:
     return "same vocabulary as the student"
 
 
-def _source(data: DataConfig) -> str:
+def _source(data: DataConfig, compares: Kind | None) -> str:
     (source,) = data.sources
-    return _unless_absent(source.path, lambda: _data(data, source.path))
+    return _unless_absent(source.path, lambda: _data(data, source.path, compares))
 
 
-def _data(data: DataConfig, source: str) -> str:
+def _data(data: DataConfig, source: str, compares: Kind | None) -> str:
     rows = load_rows(assets.resolve(source), data.split)
-    read = read_conversations(rows, data)
+    if compares is None:
+        read = read_conversations(rows, data)
+    else:
+        read, _ = read_answers(rows, data, compares)
     # The tokenizer may not be available: this only rejects what no tokenizer supports.
     choose_template(data.template, read.format, True)
     facts = [f"{len(read.conversations):,} examples, format {read.format} ({read.format_reason})"]

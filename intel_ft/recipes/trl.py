@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import datasets, schedule, values
+from intel_ft.recipes import datasets, preferences, schedule, values
 from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
 from intel_ft.recipes.trl_keys import (
@@ -31,6 +31,7 @@ def translate(t: Translation, devices: int) -> None:
     sft = any(key.startswith("sft_config.") for key in t.left)
     t.left = regroup(t.left)
     sft = sft or any(key in t.left for key in SFT)
+    compares = preferences.trl(t)
     _refuse_other_training(t)
     for key in ("model_name_or_path", "model", "model_name"):
         t.move(key, "model.name_or_path")
@@ -42,7 +43,7 @@ def translate(t: Translation, devices: int) -> None:
     values.no_clipping(t)
     for old, new, change, default in (
         ("num_train_epochs", "train.epochs", values.number, 3.0),
-        ("learning_rate", "train.learning_rate", values.number, 2e-5 if sft else 5e-5),
+        ("learning_rate", "train.learning_rate", values.number, _rate(compares=compares, sft=sft)),
         ("weight_decay", "train.weight_decay", values.number, 0.0),
         ("max_grad_norm", "train.max_grad_norm", values.number, 1.0),
         ("lr_scheduler_type", "train.scheduler", values.scheduler, "linear"),
@@ -61,6 +62,14 @@ def translate(t: Translation, devices: int) -> None:
     t.move("output_dir", "output.directory")
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
+    preferences.finish(t)
+
+
+def _rate(*, compares: bool, sft: bool) -> float:
+    """The learning rate of TRL's preference trainers, of its SFTTrainer, or of Transformers."""
+    if compares:
+        return 1e-6
+    return 2e-5 if sft else 5e-5
 
 
 def _refuse_other_training(t: Translation) -> None:
@@ -72,6 +81,8 @@ def _refuse_other_training(t: Translation) -> None:
     for key in ("output_dir", "run_name", "dataset_name", "hub_model_id"):
         parts = re.split(r"[^a-z]+", str(t.left.get(key, "")).lower())
         if found := [word for word in WORDS if word in parts]:
+            if preferences.is_preference(t):
+                continue
             t.not_carried_over.append(
                 f"{key}: {t.left[key]}: the name says {found[0]}: check that the file is for"
                 " `trl sft`; it becomes supervised fine-tuning here"
@@ -143,8 +154,9 @@ def _data(t: Translation) -> None:
     if field not in (None, "text"):
         t.name_column("text", str(field), "dataset_text_field")
     _length(t)
-    _loss(t, text=field is not None)
-    _join(t, text=field is not None)
+    if not preferences.is_preference(t):
+        _loss(t, text=field is not None)
+        _join(t, text=field is not None)
 
 
 def _mixture(t: Translation) -> None:

@@ -121,17 +121,18 @@ WORDS = (
 )
 """Words in names of files that are usually not supervised fine-tuning."""
 
+_PREFERENCE = (
+    *("beta", "label_smoothing", "loss_weights", "reference_free", "rpo_alpha", "ld_alpha"),
+    *("precompute_ref_*", "sync_ref_model", "ref_model_*", "force_use_ref_model"),
+    *("f_divergence_type", "f_alpha_divergence_coef", "discopop_tau", "use_weighting"),
+    *("generate_during_eval", "ref_adapter_name", "model_adapter_name", "max_target_length"),
+    *("desirable_weight", "undesirable_weight", "cpo_alpha", "simpo_gamma", "tpo_alpha"),
+    *("tpo_l_gamma", "prompt_sample_size", "min_density_ratio", "max_density_ratio"),
+    *("max_prompt_length", "disable_dropout", "is_encoder_decoder", "dataset_mode"),
+)
+"""Keys of DPO, KTO, ORPO, CPO and BCO that recipes.preferences does not take."""
+
 _OTHER_TRAINERS = {
-    "preference optimization (DPO, KTO, ORPO, CPO, BCO)": (
-        *("beta", "label_smoothing", "loss_weights", "reference_free", "rpo_alpha", "ld_alpha"),
-        *("precompute_ref_*", "sync_ref_model", "ref_model_*", "force_use_ref_model"),
-        *("f_divergence_type", "f_alpha_divergence_coef", "discopop_tau", "use_weighting"),
-        *("generate_during_eval", "ref_adapter_name", "model_adapter_name", "max_target_length"),
-        *("desirable_weight", "undesirable_weight", "cpo_alpha", "simpo_gamma", "tpo_alpha"),
-        *("tpo_l_gamma", "prompt_sample_size", "min_density_ratio", "max_density_ratio"),
-        *("max_prompt_length", "disable_dropout", "is_encoder_decoder", "dataset_mode"),
-        *("dpo_config.*", "kto_config.*", "orpo_config.*", "cpo_config.*"),
-    ),
     "reinforcement learning (GRPO, RLOO, PPO, online DPO)": (
         *("num_generations*", "num_iterations", "steps_per_generation", "generation_*"),
         *("max_completion_length", "use_vllm", "vllm_*", "epsilon", "epsilon_high", "delta"),
@@ -160,7 +161,7 @@ NOT_SFT = {
     key: f"a key of {kind}: only supervised fine-tuning is supported"
     for kind, keys in _OTHER_TRAINERS.items()
     for key in keys
-}
+} | dict.fromkeys(_PREFERENCE, "this option of preference training is not supported")
 """Keys that none of TRL's SFTConfig, ModelConfig and ScriptArguments has, with what they are of."""
 
 

@@ -183,7 +183,12 @@ def trackers(t: Translation, named: list[str], old: str) -> None:
 
 def method(t: Translation, name: str, old: str) -> None:
     """Set method.name, or LoRA on the unquantized base if this version lacks the method."""
-    if name in choices(MethodConfig, "name"):
+    if t.value_of("method.name") == "preference":  # recipes.preferences has set it
+        if name == "full":
+            t.put("method.student", "full", old)
+        elif name == "qlora":
+            t.put("model.base_dtype", "nf4", old)
+    elif name in choices(MethodConfig, "name"):
         t.put("method.name", name, old)
     else:
         t.put("method.name", "lora", old, "the nearest method in this version")

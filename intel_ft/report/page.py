@@ -85,6 +85,9 @@ def _summary(runs: list[RunRecords]) -> list[list[str]]:
         "best validation perplexity": lambda run: combined(
             min, values_of(run.evaluations, "eval_perplexity")
         ),
+        "best validation accuracy": lambda run: combined(
+            max, values_of(run.evaluations, "eval_accuracy")
+        ),
         "tokens trained on": lambda run: combined(sum, values_of(run.steps, "tokens")),
         "token/s, median": lambda run: combined(statistics.median, speeds(run, "tokens_per_s")),
         "MFU, median": lambda run: combined(statistics.median, speeds(run, "mfu")),
@@ -99,7 +102,8 @@ def _summary(runs: list[RunRecords]) -> list[list[str]]:
             f"{run.environment.get('ranks', '?')} x {run.environment.get('threads', '?')}"
         ),
     }
-    return [[name, *(fact(run) for run in runs)] for name, fact in facts.items()]
+    rows = [[name, *(fact(run) for run in runs)] for name, fact in facts.items()]
+    return [row for row in rows if "accuracy" not in row[0] or {*row[1:]} != {"-"}]
 
 
 def _curves(runs: list[RunRecords]) -> list[Markup]:
@@ -109,10 +113,13 @@ def _curves(runs: list[RunRecords]) -> list[Markup]:
             for index, run in enumerate(runs)
         ]
 
+    compares = any(run.config.get("method.name") == "preference" for run in runs)
+    unit = "" if compares else ", nats per token"
     has_ranks = any((number(run.environment, "ranks") or 1) > 1 for run in runs)
     charts = [
-        line_chart("training loss, nats per token", over_steps("loss")),
-        line_chart("validation loss, nats per token", over_steps("eval_loss", evaluations=True)),
+        line_chart(f"training loss{unit}", over_steps("loss")),
+        line_chart(f"validation loss{unit}", over_steps("eval_loss", evaluations=True)),
+        *_comparisons(over_steps),
         line_chart("token/s", over_steps("tokens_per_s"), from_zero=True),
         line_chart(
             "MFU, as a share of the measured GEMM peak",
@@ -133,6 +140,21 @@ def _curves(runs: list[RunRecords]) -> list[Markup]:
         name = f", {run.name}" if len(runs) > 1 else ""
         charts.append(bar_chart(f"step times{name}", index, edges, counts, "seconds"))
     return [chart for chart in charts if chart]
+
+
+def _comparisons(over_steps: Callable[..., list[Any]]) -> list[Markup]:
+    """The charts of preference methods; empty ones for others."""
+    return [
+        line_chart(f"{title}{of}", over_steps(f"{prefix}{key}", evaluations=bool(prefix)))
+        for key, title in (
+            ("accuracy", "accuracy"),
+            ("reward_margin", "reward of chosen minus rejected answers"),
+            ("reward_chosen", "reward of chosen answers"),
+            ("reward_rejected", "reward of rejected answers"),
+            ("kl", "KL from the reference (kto's z), nats per answer"),
+        )
+        for prefix, of in (("", ", training"), ("eval_", ", validation"))
+    ]
 
 
 def _data(runs: list[RunRecords]) -> tuple[list[str], list[list[str]], list[Markup]]:

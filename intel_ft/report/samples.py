@@ -60,4 +60,5 @@ def _prepared(config: Config, tokenizer: Any) -> Prepared:
     if (validation := validation_of_run(config, tokenizer)) is not None:
         return validation.prepared
     first = config.data.sources[0]
-    return prepare(config.data.of(first), assets.resolve(first.path), tokenizer)
+    data, source = config.data.of(first), assets.resolve(first.path)
+    return prepare(data, source, tokenizer, answers="auto").good_answers()

@@ -12,6 +12,7 @@ import torch
 from intel_ft.artifacts.int4_base import Int4Base
 from intel_ft.backends.cpu import Backend
 from intel_ft.config import Config
+from intel_ft.data.answers import Compared
 from intel_ft.data.examples import ExampleSet
 from intel_ft.data.mixture import Part
 from intel_ft.decisions import Decision
@@ -27,11 +28,13 @@ from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.start_adapter import negative_of
 from intel_ft.models.targets import adapted_modules
 from intel_ft.models.tokenizer import adapter_folder
+from intel_ft.training.comparison import Comparison
 from intel_ft.training.decide import make_plan, row_capacity
 from intel_ft.training.distillation import load_teacher
 from intel_ft.training.memory import full_row_activations
 from intel_ft.training.meter import Meter
 from intel_ft.training.model_sizes import sizes_for
+from intel_ft.training.preference_loss import PreferenceLoss
 from intel_ft.training.trainable import Adapter, TrainedWeights, WholeModel
 from intel_ft.training.workload import Training, TrainingData, TrainingModel
 
@@ -73,8 +76,13 @@ def assemble(
     plan = make_plan(
         config, examples.lengths, examples.supervised_counts, cost, packed=packed, parts=parts
     )
+    loss = PreferenceLoss.of(config.method)
+    comparisons = [
+        Comparison(loss, part) if isinstance(part, Compared) else None
+        for part in (examples, validation)
+    ]
     training = Training(
-        data=TrainingData(plan, examples, validation, packed),
+        data=TrainingData(plan, examples, validation, packed, *comparisons),
         model=TrainingModel(weights, backend.dtype, backend.device, teacher, backend.optimize),
         meter=Meter(cost),
         world=world,

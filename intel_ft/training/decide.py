@@ -16,8 +16,14 @@ def row_capacity(config: Config) -> Decision:
     chosen = config.train.max_tokens_per_row
     if isinstance(chosen, int):
         return Decision("train.max_tokens_per_row", str(chosen), "set in the config")
-    tokens = max(2048, config.data.max_length)
-    return Decision("train.max_tokens_per_row", str(tokens), "2048, or data.max_length if longer")
+    if config.method.compares == "pairs":
+        tokens, reason = (
+            max(2048, 2 * config.data.max_length),
+            "2048, or a pair of answers if longer",
+        )
+    else:
+        tokens, reason = max(2048, config.data.max_length), "2048, or data.max_length if longer"
+    return Decision("train.max_tokens_per_row", str(tokens), reason)
 
 
 def make_plan(

@@ -11,6 +11,7 @@ from intel_ft.distributed.world import World
 from intel_ft.host import devices
 from intel_ft.host.cpu import rss_gib
 from intel_ft.models.flops import StepCost
+from intel_ft.training.comparison import measures
 
 
 @dataclass
@@ -19,7 +20,8 @@ class StepTotals:
 
     tokens, supervised_tokens: of the global batches; flops: of this rank's rows; imbalance: of
     `step.rank_imbalance`; exchange_seconds: of summing gradients over ranks; router_aux_loss: of
-    this rank's rows, part of the gradient and not of the loss.
+    this rank's rows, part of the gradient and not of the loss; compared,
+    measures: examples of a preference method, and their sums (comparison.WIDTH).
     """
 
     steps: int = 0
@@ -30,6 +32,8 @@ class StepTotals:
     imbalance: float = 0.0
     exchange_seconds: float = 0.0
     router_aux_loss: float = 0.0
+    compared: int = 0
+    measures: Any = 0.0
 
     def add(self, other: "StepTotals") -> None:
         """Add another's sums to this one's."""
@@ -53,6 +57,7 @@ class Meter:
     def log_interval(self, world: World) -> dict[str, float]:
         """The fields of a metrics.jsonl line, from here on of a new interval. All ranks call it."""
         done = self.interval
+        means = measures(done.measures, done.compared) if done.compared else {}
         sums = torch.tensor([done.flops, done.router_aux_loss], dtype=torch.float64)
         done.flops, done.router_aux_loss = world.all_reduce(sums).tolist()
         self.finish_interval()
@@ -67,6 +72,7 @@ class Meter:
             "step_s": seconds / steps,
             "exchange_s": done.exchange_seconds / steps,
             **({"router_aux_loss": done.router_aux_loss / steps} if done.router_aux_loss else {}),
+            **means,
         }
 
     def finish_interval(self) -> None:

@@ -104,11 +104,10 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
         if not logs:
             return
         if "eval_loss" in logs:
+            name = "perplexity" if "eval_perplexity" in logs else "accuracy"
             logger.info(
-                "step %d: validation loss %.4f, perplexity %.2f",
-                state.global_step,
-                logs["eval_loss"],
-                logs["eval_perplexity"],
+                "step %d: validation loss %.4f, %s %.2f",
+                *(state.global_step, logs["eval_loss"], name, logs[f"eval_{name}"]),
             )
         if "loss" not in logs:
             return

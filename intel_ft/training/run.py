@@ -28,8 +28,10 @@ from intel_ft.models.tokenizer import copy_tokenizer
 from intel_ft.models.weight_files import check_finite
 from intel_ft.training import checkpoint, run_folder, run_lock
 from intel_ft.training.assemble import base_id
+from intel_ft.training.decide import total_steps
 from intel_ft.training.int4_base import prepare_int4_base
 from intel_ft.training.records import SignalStop
+from intel_ft.training.reference import with_reference
 from intel_ft.training.run_facts import (
     INT4_WEIGHTS,
     check_facts,
@@ -146,6 +148,10 @@ def _train(
                 parts = {"train": inputs.training, "eval": inputs.validation}
                 data = {name: part.statistics() for name, part in parts.items() if part is not None}
                 run_folder.write_records(run, config, [*decided, *decisions], world.size, data)
+        with _explained(config):
+            steps = total_steps(config.train, training.data.plan)
+            training = with_reference(training, steps, run, resumed=start is not None)
+        with world.raise_on_all_ranks(), _explained(config):
             trainer = trainer_for(config, training, inputs.callbacks)
             if lock is not None:
                 trainer.add_callback(run_lock.LockCheck(lock))
@@ -298,6 +304,13 @@ def _check_result(run: Path, trainer: PlanTrainer) -> list[str]:
     return unchanged
 
 
+def _best_loss(trainer: PlanTrainer) -> float | None:
+    """The validation loss of the evaluation that the result comes from."""
+    best, key = trainer.state.best_metric, f"eval_{trainer.args.metric_for_best_model}"
+    evaluated = [line for line in trainer.state.log_history if "eval_loss" in line]
+    return next((line["eval_loss"] for line in evaluated if line.get(key) == best), None)
+
+
 def _summary(run: Path, trainer: PlanTrainer, unchanged: list[str]) -> Summary:
     meter = trainer.training.meter
     meter.finish_interval()
@@ -308,7 +321,7 @@ def _summary(run: Path, trainer: PlanTrainer, unchanged: list[str]) -> Summary:
         trained_parameters=trainer.trained_parameters,
         steps=trainer.state.global_step or trainer.args.max_steps,
         train_loss=losses[-1] if losses else None,
-        eval_loss=trainer.state.best_metric,
+        eval_loss=_best_loss(trainer),
         tokens=total.tokens,
         tokens_per_s=total.tokens / total.seconds if total.seconds else None,
         mfu=total.flops / total.seconds / meter.gemm_rate if total.seconds else None,

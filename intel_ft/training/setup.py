@@ -14,8 +14,8 @@ from intel_ft.backends import choice, ipex
 from intel_ft.backends.cpu import Backend
 from intel_ft.config import Config
 from intel_ft.config_sources import Source
-from intel_ft.data.tokenized import Tokenized
-from intel_ft.data.training_set import tokenize, training_and_validation
+from intel_ft.data.tokenized import Tokenized, of_prepared
+from intel_ft.data.training_set import compared, tokenize, training_and_validation
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
@@ -128,6 +128,9 @@ def _require_compression() -> None:
 def read_data(config: Config, tokenizer: Any) -> tuple[Tokenized, Tokenized | None]:
     """The training examples and the validation set, tokenized. Raises UserError."""
     data = config.data
+    if (kind := config.method.compares) is not None:
+        sets = compared(data, kind, tokenizer, config.train.seed)
+        return of_prepared(sets[0]), None if sets[1] is None else of_prepared(sets[1])
     training, validation = training_and_validation(data, tokenizer, config.train.seed)
     if data.eval is not None:
         split = data.eval_split or data.split

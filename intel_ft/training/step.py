@@ -11,12 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intel_ft.batching.plan import Plan, Step
+from intel_ft.batching.plan import IntArray, Plan, Step
 from intel_ft.batching.row import Row, build_row
+from intel_ft.batching.share import pack_evenly
+from intel_ft.data.answers import Judged
+from intel_ft.data.examples import ExampleSet
 from intel_ft.errors import IntelFTError
 from intel_ft.host import devices
 from intel_ft.models.loss import loss_sum
-from intel_ft.training.workload import Training
+from intel_ft.training.comparison import WIDTH, Comparison, measures
+from intel_ft.training.workload import Training, TrainingData
 
 
 class NotFinite(IntelFTError):
@@ -26,7 +30,8 @@ class NotFinite(IntelFTError):
 def train_step(step: Step, training: Training) -> Tensor:
     """Add the gradient of the step's mean loss to the trained weights, equal on all ranks.
 
-    Returns the mean cross-entropy over the global batch's supervised tokens, a float32 scalar.
+    Returns the mean cross-entropy over the global batch's supervised tokens, or the mean loss over
+    its examples where answers are compared, a float32 scalar.
     Raises NotFinite if it is not finite.
     """
     data, model, world = training.data, training.model, training.world
@@ -39,16 +44,20 @@ def train_step(step: Step, training: Training) -> Tensor:
     # knows beforehand. A mean over each row or rank would weight a token by how many others happen
     # to share its row or rank. With the global count, the gradients of all rows of all ranks add up
     # to the gradient of one mean over the batch, whatever the number of ranks and the row length.
-    count = step.supervised_tokens
+    # A preference method has one loss for each example, so it counts examples.
+    comparison = data.comparison
+    count = step.supervised_tokens if comparison is None else len(step.examples)
+    divergence = _divergence(training, comparison, step)
     # fp16 underflows on mean-scaled gradients: accumulate the sum, divide once at the end.
     row_divisor, final_divisor = (1, count) if model.dtype == torch.float16 else (count, 1)
 
-    loss = torch.zeros(1, device=model.device)
+    sums = torch.zeros(1 if comparison is None else WIDTH, device=model.device)
     for indices in step.rows(world.rank, world.size):
         row = build_row(data.examples, indices)
         with _watching(training, row):
-            row_loss = model.loss_sum(row, packed=data.packed) / row_divisor
-        loss += row_loss.detach()
+            of_row = _row_sums(training, row, indices, divergence) / row_divisor
+        sums += of_row.detach()
+        row_loss = of_row[0]
         if training.routing is not None and training.routing.coefficient:
             # A row's share of the step is its tokens', and so is that of its auxiliary loss.
             share = len(row.tokens) / float(data.plan.lengths[step.examples].sum())
@@ -59,21 +68,57 @@ def train_step(step: Step, training: Training) -> Tensor:
         totals.flops += training.meter.cost.flops(row)
 
     if world.size > 1:
-        totals.exchange_seconds += _sum_over_ranks(loss, training)
+        totals.exchange_seconds += _sum_over_ranks(sums, training)
     if final_divisor != 1:
         gradients = [weight.grad for weight in model.trained_parameters()]
-        for summed in (loss, *(gradient for gradient in gradients if gradient is not None)):
+        for summed in (sums, *(gradient for gradient in gradients if gradient is not None)):
             summed.div_(final_divisor)
 
     totals.tokens += int(data.plan.lengths[step.examples].sum())
-    totals.supervised_tokens += count
+    totals.supervised_tokens += step.supervised_tokens
     totals.imbalance += rank_imbalance(step, world.size)
-    if not math.isfinite(loss.item()):
+    if comparison is not None:
+        totals.compared += count
+        totals.measures = totals.measures + count * sums.double().cpu().numpy()
+    loss = sums[0].item()
+    if not math.isfinite(loss):
         raise NotFinite(
-            f"the loss is {loss.item()} at step {step.index + 1}: lower train.learning_rate, then "
+            f"the loss is {loss} at step {step.index + 1}: lower train.learning_rate, then "
             "--resume from the last checkpoint"
         )
-    return loss[0]
+    return sums[0]
+
+
+def _row_sums(training: Training, row: Row, indices: IntArray, divergence: float) -> Tensor:
+    """The summed loss of a row, [1], or what a comparison sums of it, [WIDTH]."""
+    data, model = training.data, training.model
+    if data.comparison is None:
+        return model.loss_sum(row, packed=data.packed)[None]
+    return data.comparison.row_sums(
+        model.network,
+        row,
+        indices,
+        packed=data.packed,
+        dtype=model.dtype,
+        divergence=divergence,
+    )
+
+
+def _divergence(training: Training, comparison: Comparison | None, step: Step) -> float:
+    """KTO's z of the step's global batch; 0 for other losses."""
+    if comparison is None or not isinstance(comparison.examples, Judged):
+        return 0.0
+    data, model, world = training.data, training.model, training.world
+    share = step.shares(world.size)[world.rank]
+    rows = [[one] for one in range(len(share))]
+    if data.packed:
+        lengths = comparison.examples.others.lengths[share].tolist()
+        rows = pack_evenly(lengths, max(data.plan.max_tokens_per_row, *lengths, 0))
+    total = comparison.divergence_sum(
+        model.network, [share[row] for row in rows], packed=data.packed, dtype=model.dtype
+    )
+    total = float(world.all_reduce(torch.tensor([total], dtype=torch.float64)))
+    return max(0.0, total / len(step.examples))
 
 
 def _watching(training: Training, row: Row) -> AbstractContextManager[None]:
@@ -88,15 +133,15 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _sum_over_ranks(loss: Tensor, training: Training) -> float:
-    """All-reduce the gradients, and with them the loss [1], in place: one exchange per step.
+def _sum_over_ranks(sums: Tensor, training: Training) -> float:
+    """All-reduce the gradients, and with them the loss and measures: one exchange per step.
 
     Returns the seconds that it took, which include waiting for slower ranks.
     """
     device = training.model.device
     devices.synchronize(device)
     began = time.perf_counter()
-    parts = [loss]
+    parts = [sums]
     for weight in training.model.trained_parameters():
         if weight.grad is None:  # this rank's share was empty
             weight.grad = torch.zeros_like(weight)
@@ -119,6 +164,44 @@ def rank_imbalance(step: Step, world_size: int) -> float:
 def validation_loss(training: Training) -> float:
     """Mean cross-entropy over the supervised tokens of the validation set, without dropout."""
     data, model, world = training.data, training.model, training.world
+    step, examples = _whole_validation_set(data)
+    was_training = model.network.training
+    model.network.eval()
+    total = torch.zeros(1, dtype=torch.float64, device=model.device)
+    for indices in step.rows(world.rank, world.size):
+        row = build_row(examples, indices)
+        total += loss_sum(model.network, row, packed=data.packed, dtype=model.dtype)
+    model.network.train(was_training)
+    return float(world.all_reduce(total)) / step.supervised_tokens
+
+
+@torch.no_grad()
+def validation_comparison(training: Training) -> dict[str, float]:
+    """The mean loss and the measures of a preference method's validation set, without dropout."""
+    data, model, world = training.data, training.model, training.world
+    comparison = data.validation_comparison
+    assert comparison is not None
+    step, examples = _whole_validation_set(data)
+    was_training = model.network.training
+    model.network.eval()
+    divergence = _divergence(training, comparison, step)
+    total = torch.zeros(WIDTH, dtype=torch.float64, device=model.device)
+    for indices in step.rows(world.rank, world.size):
+        total += comparison.row_sums(
+            model.network,
+            build_row(examples, indices),
+            indices,
+            packed=data.packed,
+            dtype=model.dtype,
+            divergence=divergence,
+        )
+    model.network.train(was_training)
+    sums = world.all_reduce(total).cpu().numpy()
+    return {"loss": float(sums[0]) / len(examples), **measures(sums, len(examples))}
+
+
+def _whole_validation_set(data: TrainingData) -> tuple[Step, ExampleSet]:
+    """The validation set, and one step that has all of it."""
     examples = data.validation
     if examples is None:
         raise ValueError("this training has no validation set")
@@ -130,12 +213,4 @@ def validation_loss(training: Training) -> float:
         seed=data.plan.seed,
         one_example_a_row=not data.packed,
     )
-    was_training = model.network.training
-    model.network.eval()
-    step = plan.step(0)
-    total = torch.zeros(1, dtype=torch.float64, device=model.device)
-    for indices in step.rows(world.rank, world.size):
-        row = build_row(examples, indices)
-        total += loss_sum(model.network, row, packed=data.packed, dtype=model.dtype)
-    model.network.train(was_training)
-    return float(world.all_reduce(total)) / step.supervised_tokens
+    return plan.step(0), examples

@@ -27,7 +27,12 @@ from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.meter import StepClock
 from intel_ft.training.optimizer_state import optimizer_name
 from intel_ft.training.records import MetricsFile, ProgressLine, is_evaluated
-from intel_ft.training.step import NotFinite, train_step, validation_loss
+from intel_ft.training.step import (
+    NotFinite,
+    train_step,
+    validation_comparison,
+    validation_loss,
+)
 from intel_ft.training.workload import Training
 
 _CONTROL = tuple(f"should_{what}" for what in ("training_stop", "epoch_stop", "log", "evaluate"))
@@ -98,11 +103,12 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Loss over packed rows shared by all ranks, because Transformers' loop pads a batch."""
-        loss = validation_loss(self.training)
-        metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0)),
-        }
+        if self.training.data.comparison is not None:
+            values = validation_comparison(self.training)
+        else:
+            loss = validation_loss(self.training)
+            values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -242,8 +248,8 @@ def trainer_for(
         save_total_limit=settings.keep_checkpoints,
         eval_strategy=("steps" if settings.eval_steps else "epoch") if validates else "no",
         eval_steps=settings.eval_steps,
-        metric_for_best_model="loss" if validates else None,
-        greater_is_better=False if validates else None,
+        metric_for_best_model=settings.best_metric if validates else None,
+        greater_is_better=settings.best_metric == "accuracy" if validates else None,
         gradient_checkpointing=settings.activation_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_pin_memory=False,

@@ -14,6 +14,7 @@ from intel_ft.distributed.world import World
 from intel_ft.host.devices import CPU
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.routing import Routing
+from intel_ft.training.comparison import Comparison
 from intel_ft.training.distillation import Teacher
 from intel_ft.training.meter import Meter
 from intel_ft.training.trainable import TrainedWeights
@@ -23,13 +24,16 @@ from intel_ft.training.trainable import TrainedWeights
 class TrainingData:
     """The plan over the training examples, and the validation set.
 
-    packed: rows hold several examples, which the model's attention keeps apart.
+    packed: rows hold several examples, which the model's attention keeps apart. comparison: for a
+    preference method, how the examples of a set are compared.
     """
 
     plan: Plan
     examples: ExampleSet
     validation: ExampleSet | None = None
     packed: bool = True
+    comparison: Comparison | None = None
+    validation_comparison: Comparison | None = None
 
 
 @dataclass(frozen=True)

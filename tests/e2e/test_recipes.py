@@ -29,6 +29,9 @@ DATA = {
     "mistral-4-nodes": "alpaca",
     "distillation": "alpaca",
     "lora": "alpaca",
+    "dpo": "preference",
+    "orpo": "chosen and rejected",
+    "kto": "judged",
 }
 METHODS = get_args(MethodConfig.model_fields["name"].annotation) or ("lora",)
 
@@ -46,6 +49,8 @@ def overrides(name: str, data: Path) -> list[str]:
     found = [f"model.name_or_path={MODEL}", f"data.train={data}"]
     if name == "distillation":
         found.append(f"method.teacher={MODEL}")
+    if name == "dpo":
+        found += ["data.split=train", f"data.eval={data}", "data.eval_split=train"]
     if name == "lora":
         found.append(f"data.eval={data}")
     return found

@@ -50,6 +50,51 @@ FORMS = {
         }
         for n in range(8)
     ],
+    # HuggingFaceH4/ultrafeedback_binarized
+    "preference": [
+        {
+            "prompt": f"What is {n}?",
+            "prompt_id": f"{n}",
+            "chosen": [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": "A number."},
+            ],
+            "rejected": [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": f"What do you mean by {n}?"},
+            ],
+            "messages": [{"role": "user", "content": f"What is {n}?"}],
+            "score_chosen": 8.0,
+            "score_rejected": 3.0,
+        }
+        for n in range(8)
+    ],
+    # argilla/dpo-mix-7k
+    "chosen and rejected": [
+        {
+            "dataset": "mix",
+            "chosen": [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": "A number."},
+            ],
+            "rejected": [
+                {"role": "user", "content": f"What is {n}?"},
+                {"role": "assistant", "content": f"Why {n}?"},
+            ],
+            "chosen_rating": 4.5,
+            "rejected_rating": 3.0,
+        }
+        for n in range(8)
+    ],
+    # trl-lib/kto-mix-14k
+    "judged": [
+        {
+            "prompt": [{"role": "user", "content": f"What is {n}?"}],
+            "completion": [{"role": "assistant", "content": "A number." if n % 2 else "Why?"}],
+            "label": bool(n % 2),
+        }
+        for n in range(8)
+    ],
     "question_answer": [{"question": f"What is {n}?", "answer": "A number."} for n in range(8)],
 }
 

@@ -89,10 +89,11 @@ BASES: dict[str, dict[str, Any]] = {
 
 ONLY_SFT = "only supervised fine-tuning"
 ONLY_TEXT = "only text"
+NO_OPTION = "this option of preference training"
 
 REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
     "axolotl": [
-        *(({"rl": kind}, ONLY_SFT) for kind in ("dpo", "ipo", "kto", "orpo", "simpo", "grpo")),
+        *(({"rl": kind}, "only dpo, ipo, orpo, simpo, kto") for kind in ("grpo", "gdpo", "ebft")),
         ({"rl_beta": 0.1}, ONLY_SFT),
         ({"trl": {"beta": 0.001, "num_generations": 4}}, ONLY_SFT),
         ({"kto_desirable_weight": 0.2}, ONLY_SFT),
@@ -113,7 +114,9 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"adapter": "llama-adapter"}, "only lora"),
     ],
     "llama_factory": [
-        *(({"stage": stage}, ONLY_SFT) for stage in ("pt", "rm", "ppo", "dpo", "kto")),
+        *(({"stage": stage}, ONLY_SFT) for stage in ("pt", "rm", "ppo")),
+        ({"stage": "dpo", "pref_loss": "kto_pair"}, "pref_loss: kto_pair"),
+        ({"stage": "dpo", "ref_model": "org/ref"}, ONLY_SFT),
         ({"finetuning_type": "oft"}, "only lora and full"),
         ({"finetuning_type": "freeze"}, "only lora and full"),
         ({"pref_beta": 0.1, "pref_loss": "sigmoid"}, ONLY_SFT),
@@ -140,15 +143,11 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ),
     ],
     "trl": [
-        *(({key: 1}, ONLY_SFT) for key in ("beta", "label_smoothing", "rpo_alpha", "ld_alpha")),
-        *(({key: True}, ONLY_SFT) for key in ("precompute_ref_log_probs", "sync_ref_model")),
-        *(({key: 1}, ONLY_SFT) for key in ("max_prompt_length", "desirable_weight", "cpo_alpha")),
-        *(({key: 1}, ONLY_SFT) for key in ("simpo_gamma", "undesirable_weight", "tpo_alpha")),
+        *(({key: 1}, NO_OPTION) for key in ("ld_alpha", "max_prompt_length", "tpo_alpha")),
+        *(({key: True}, NO_OPTION) for key in ("sync_ref_model", "reference_free")),
+        ({"beta": 0.1, "f_divergence_type": "js_divergence"}, NO_OPTION),
         *(({key: 8}, ONLY_SFT) for key in ("num_generations", "max_completion_length", "epsilon")),
-        *(
-            ({key: True}, ONLY_SFT)
-            for key in ("use_vllm", "log_completions", "generate_during_eval")
-        ),
+        *(({key: True}, ONLY_SFT) for key in ("use_vllm", "log_completions")),
         ({"vllm_mode": "colocate"}, ONLY_SFT),
         ({"reward_funcs": ["accuracy_reward"]}, ONLY_SFT),
         ({"reward_model_name_or_path": "org/r"}, ONLY_SFT),
@@ -164,9 +163,8 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"seq_kd": True}, ONLY_SFT),
         ({"uld_crossentropy_weight": 0.1}, ONLY_SFT),
         ({"temperature": 0.9}, ONLY_SFT),
-        ({"loss_type": "sigmoid"}, "loss_type"),
-        ({"loss_type": ["sigmoid", "sft"]}, "loss_type"),
-        ({"dpo_config": {"beta": 0.1}}, ONLY_SFT),
+        ({"loss_type": "hinge"}, "loss_type"),
+        ({"loss_type": ["sigmoid", "bco_pair"]}, "loss_type"),
         ({"grpo_config": {"num_iterations": 1}}, ONLY_SFT),
         ({"block_size": 512, "validation_split_percentage": 5}, "run_clm"),
     ],
@@ -222,8 +220,35 @@ OTHERS: dict[str, dict[str, Any]] = {
     "no trainer": {"hello": "world"},
 }
 
+PREFERENCE = {"method.name": "preference", "data.format": "auto", "data.loss_on": "completion"}
 BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "axolotl": [
+        (
+            {
+                "rl": "dpo",
+                "rl_beta": 0.2,
+                "dpo_label_smoothing": 0.1,
+                "datasets": [{"path": "org/pairs", "type": "chatml.argilla"}],
+            },
+            PREFERENCE
+            | {
+                "method.loss": "dpo",
+                "method.beta": 0.2,
+                "method.label_smoothing": 0.1,
+                "data.template": "chatml",
+                "data.columns": {"chosen": "chosen_response", "rejected": "rejected_response"},
+            },
+        ),
+        (
+            {"rl": "kto", "kto_desirable_weight": 0.2, "adapter": "qlora", "load_in_4bit": True},
+            PREFERENCE
+            | {
+                "method.loss": "kto",
+                "method.desirable_weight": 0.2,
+                "model.base_dtype": "nf4",
+            },
+        ),
+        ({"rl": "orpo", "orpo_alpha": 0.3}, {"method.loss": "orpo", "method.beta": 0.3}),
         ({}, {"method.r": 32, "train.global_batch_size": 8, "train.keep_checkpoints": 4}),
         ({"adapter": "qlora", "load_in_4bit": True}, {"method.name": "qlora"}),
         ({"adapter": None}, {"method.name": "full"}),
@@ -299,6 +324,24 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ],
     "llama_factory": [
         ({}, {"method.r": 8, "method.alpha": 16, "train.global_batch_size": 8}),
+        (
+            {"stage": "dpo", "pref_beta": 0.2, "pref_loss": "sigmoid", "pref_ftx": 0.1},
+            PREFERENCE
+            | {"method.loss": "dpo", "method.beta": 0.2, "method.sft_weight": 0.1, "method.r": 8},
+        ),
+        (
+            {"stage": "dpo", "pref_loss": "simpo", "simpo_gamma": 0.7, "finetuning_type": "full"},
+            PREFERENCE | {"method.loss": "simpo", "method.gamma": 0.7, "method.student": "full"},
+        ),
+        (
+            {"stage": "kto", "pref_beta": 0.1, "kto_rejected_weight": 0.5, "quantization_bit": 4},
+            PREFERENCE
+            | {
+                "method.loss": "kto",
+                "method.undesirable_weight": 0.5,
+                "model.base_dtype": "nf4",
+            },
+        ),
         ({"finetuning_type": "full"}, {"method.name": "full"}),
         ({"quantization_bit": 4}, {"method.name": "qlora"}),
         ({"quantization_bit": 8}, {"model.base_dtype": "int8"}),
@@ -338,6 +381,31 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"max_steps": 100, "warmup_steps": 10, "warmup_ratio": 0}, {"train.warmup_ratio": 0.1}),
     ],
     "trl": [
+        (
+            {"loss_type": "ipo", "beta": 0.3, "learning_rate": None},
+            PREFERENCE | {"method.loss": "ipo", "method.beta": 0.3, "train.learning_rate": 1e-6},
+        ),
+        (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.1},
+            PREFERENCE | {"method.loss": "dpo", "method.sft_weight": 0.5},
+        ),
+        (
+            {"dpo_config": {"beta": 0.4, "precompute_ref_log_probs": True}},
+            PREFERENCE | {"method.loss": "dpo", "method.beta": 0.4},
+        ),
+        (
+            {"beta": 0.2, "desirable_weight": 1.5, "use_peft": None},
+            PREFERENCE
+            | {"method.loss": "kto", "method.desirable_weight": 1.5, "method.student": "full"},
+        ),
+        (
+            {"beta": 2.0, "loss_type": "simpo", "simpo_gamma": 0.3, "load_in_4bit": True},
+            PREFERENCE | {"method.loss": "simpo", "method.gamma": 0.3, "model.base_dtype": "nf4"},
+        ),
+        (
+            {"beta": 0.2, "output_dir": "llama-orpo"},
+            PREFERENCE | {"method.loss": "orpo", "method.beta": 0.2},
+        ),
         ({}, {"method.r": 32, "method.dropout": 0.05, "train.global_batch_size": 16}),
         ({"dataset_name": None}, {"train.logging_steps": 10, "method.name": "lora"}),
         (

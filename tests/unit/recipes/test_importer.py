@@ -349,11 +349,11 @@ def test_which_warm_up_goes_first(steps, ratio, share, listed, tmp_path) -> None
 @pytest.mark.parametrize(
     ("values", "part"),
     [
-        ({"base_model": "x", "rl": "dpo"}, "rl: dpo"),
+        ({"base_model": "x", "rl": "grpo"}, "rl: grpo"),
         ({"base_model": "x", "adapter": "llama-adapter"}, "llama-adapter"),
         ({"model_name_or_path": "x", "stage": "ppo"}, "stage: ppo"),
         ({"model_name_or_path": "x", "finetuning_type": "freeze"}, "freeze"),
-        ({"output_dir": "x", "beta": 0.1}, "beta"),
+        ({"output_dir": "x", "num_generations": 8}, "num_generations"),
         ({"hello": "world"}, "not a config of a supported trainer"),
         ({"model": {"name_or_path": "x"}}, "already a config of intel-ft"),
         ([1, 2], "expected a mapping"),

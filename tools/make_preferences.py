@@ -1,0 +1,139 @@
+"""Makes pairs of answers from the demo's data: short, valid Python, and text that does not parse.
+
+    python tools/make_preferences.py FOLDER
+
+writes train.jsonl and eval.jsonl (prompt, chosen, rejected), and dpo.yaml, a config that trains on
+them, to FOLDER. The chosen answer is the data's own function. The rejected one is the same function
+broken in one of the ways in which the small demo model fails, by a seed: cut off in the middle, a
+bracket lost, the colon of its first line lost, or sentences in place of code. Every chosen answer
+parses and no rejected one does. Long functions are left out, so that short answers are preferred.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from intel_ft import assets
+from intel_ft.inference.evaluate import is_python
+
+LONGEST = 400
+"""Characters of a chosen answer."""
+SETS = {"train": "docstring-to-python/train.jsonl", "eval": "docstring-to-python/heldout.jsonl"}
+
+
+def cut_off(code: str, choose: random.Random) -> str:
+    """The first part of the code."""
+    return code[: choose.randrange(len(code) // 4, max(len(code) // 4 + 1, 3 * len(code) // 4))]
+
+
+def without_bracket(code: str, choose: random.Random) -> str:
+    """The code without one closing bracket."""
+    places = [place for place, character in enumerate(code) if character in ")]}"]
+    place = choose.choice(places) if places else len(code) - 1
+    return code[:place] + code[place + 1 :]
+
+
+def without_colon(code: str, choose: random.Random) -> str:
+    """The code without the colon that ends its first line."""
+    first, _, rest = code.partition("\n")
+    return f"{first.rstrip().rstrip(':')}\n{rest}"
+
+
+def repeated(code: str, choose: random.Random) -> str:
+    """The code with words after it, which go on and on."""
+    words = code.split()
+    return f"{code}\n" + " ".join(choose.choice(words) for _ in range(40))
+
+
+WAYS = (cut_off, without_bracket, without_colon, repeated)
+
+
+def pairs(rows: list[dict[str, str]], seed: int) -> Iterator[dict[str, str]]:
+    """A pair for each row whose answer is short, valid Python; longer ones are left out."""
+    choose = random.Random(seed)
+    for row in rows:
+        code = row["output"].strip()
+        if len(code) > LONGEST or not is_python(code):
+            continue
+        ways = list(WAYS)
+        choose.shuffle(ways)
+        broken = (way(code, choose) for way in ways)
+        rejected = next((text for text in broken if text.strip() and not is_python(text)), None)
+        if rejected is not None:
+            yield {"prompt": row["instruction"], "chosen": code, "rejected": rejected}
+
+
+def config(folder: Path, steps: int, learning_rate: float) -> str:
+    """A DPO run on the pairs, which starts from the shipped model merged with an earlier run."""
+    values = {
+        "model": {"name_or_path": str(folder / "sft-merged")},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "eval": str(folder / "eval.jsonl"),
+            "template": "tokenizer",
+            "max_length": 512,
+            "on_long": "drop",
+        },
+        "method": {"name": "preference", "loss": "dpo", "beta": 0.1, "sft_weight": 0.2},
+        "train": {
+            "max_steps": steps,
+            "global_batch_size": 16,
+            "learning_rate": learning_rate,
+            "eval_steps": max(1, steps // 4),
+            "best_metric": "accuracy",
+        },
+        "output": {"directory": str(folder / "dpo")},
+    }
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def sft_config(folder: Path, steps: int) -> str:
+    """The demo's supervised run, which comes first."""
+    values = {
+        "model": {"name_or_path": "tiny-python-llama"},
+        "data": {
+            "train": SETS["train"],
+            "eval": SETS["eval"],
+            "template": "tokenizer",
+            "max_length": 512,
+            "on_long": "drop",
+        },
+        "train": {"max_steps": steps, "learning_rate": 3e-3, "eval_steps": steps},
+        "output": {"directory": str(folder / "sft")},
+    }
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def main() -> None:
+    """Write the files that the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name, source in SETS.items():
+        lines = Path(assets.resolve(source)).read_text(encoding="utf-8").splitlines()
+        made = list(pairs([json.loads(line) for line in lines], options.seed))
+        text = "".join(json.dumps(pair) + "\n" for pair in made)
+        (options.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        print(f"{name}.jsonl: {len(made):,} pairs of {len(lines):,} examples")
+    folder = options.folder.resolve()
+    (folder / "sft.yaml").write_text(sft_config(folder, options.steps), encoding="utf-8")
+    dpo = config(folder, options.steps, options.learning_rate)
+    (folder / "dpo.yaml").write_text(dpo, encoding="utf-8")
+    print(
+        f"intel-ft train {folder}/sft.yaml\n"
+        f"intel-ft merge {folder}/sft --output {folder}/sft-merged\n"
+        f"intel-ft train {folder}/dpo.yaml\n"
+        f"intel-ft eval {folder}/dpo --data {folder}/eval.jsonl --generate 50"
+    )
+
+
+if __name__ == "__main__":
+    main()
