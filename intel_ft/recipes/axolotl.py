@@ -152,6 +152,8 @@ def _tokens(t: Translation) -> None:
     note = ""
     if t.value_of("method.name") != "full" and not t.value_of("method.modules_to_save"):
         note = "their embeddings are trained; Axolotl leaves them as they begin"
+    for key in [key for key in t.left if key.startswith("tokens.")]:  # as older files name them
+        t.left.setdefault(f"special_{key}", t.left.pop(key))
     values.new_tokens(t, "tokens", note)
     values.new_tokens(t, "special_tokens.additional_special_tokens", note)
     folder = Path(str(t.value_of("model.name_or_path")))

@@ -179,6 +179,9 @@ def _source(t: Translation, first: str) -> list[str]:
     if where:
         t.put("data.train", where[0], f"{first}.path")
     t.move(f"{first}.split", "data.split")
+    if t.left.get(f"{first}.weight") == 1:  # of its examples, all are used
+        t.take_not_needed({f"{first}.weight": "all examples are used"})
+    t.take_not_needed({f"{first}.columns": "columns that a format does not need are ignored"})
     t.take_unsupported({f"{first}.*": "this option of a dataset is not supported"})
     return where[1:]
 
@@ -214,6 +217,10 @@ def _evaluation(t: Translation) -> None:
     elif (source := t.value_of("data.train")) is None:
         if split is not None:
             t.cannot_carry("dataset_test_split", split, "set data.eval as well")
+    elif not isinstance(source, str):
+        reason = "several datasets have no test split together: set data.eval or data.eval_fraction"
+        if not t.value_of("data.eval_fraction"):
+            t.cannot_carry("dataset_test_split", split or "test", reason)
     else:
         old = f"dataset_test_split: {split}" if split else f"{t.dialect}'s default"
         t.put("data.eval", source, old, "another split of the same dataset")

@@ -95,6 +95,7 @@ UNSUPPORTED = {
     "dataset_kwargs*": "these arguments are not supported",
     "model_init_kwargs*": "these arguments are not supported",
     "chat_template_path": values.TEMPLATE_REMEDY,
+    "chat_template": values.TEMPLATE_REMEDY,
     "eos_token": "special tokens come from the model folder: change them there",
     "truncation_mode": "the end of an example is cut, but its EOS is kept",
     "loss_type": "the loss is always cross-entropy",
@@ -168,10 +169,16 @@ NOT_SFT = {
 def regroup(flat: dict[str, Any]) -> dict[str, Any]:
     """Strip the names of the objects (see GROUPS) from the keys.
 
-    A key that would then occur twice keeps the object's name.
+    A key that would then occur twice keeps the object's name. A dataset_mixture is that of the
+    alignment handbook, whose datasets have other names for path and name.
     """
     result: dict[str, Any] = {}
     for key, value in flat.items():
+        if key.startswith("dataset_mixture."):
+            place, _, name = key.removeprefix("dataset_mixture.").rpartition(".")
+            own = {"id": "path", "config": "name"}.get(name, name) if place else name
+            result[f"{place}.{own}".lstrip(".")] = value
+            continue
         group, dot, rest = key.partition(".")
         new = GROUPS[group] + rest if dot and group in GROUPS else key
         result[key if new in result else new] = value
