@@ -26,6 +26,7 @@ from intel_ft.config_sources import (
     Source,
     TemplateName,
     Train,
+    WithSources,
 )
 from intel_ft.config_text import (
     describe,
@@ -94,7 +95,7 @@ class ModelConfig(Section):
         return self.adapter if self.adapter_mode == "continue" else None
 
 
-class DataConfig(Section):
+class DataConfig(WithSources):
     """Where the examples come from, and how they become tokens with a loss mask."""
 
     train: Train
@@ -134,6 +135,10 @@ class DataConfig(Section):
     user's cache folder; off: none; or a folder: all sources, there."""
     cache_gib: float = Field(100.0, gt=0)
     """Size of the cache in GiB. Beyond it, what was not used for longest is deleted."""
+    streaming: bool = False
+    """Read data.train while training, without storing it. Needs train.max_steps."""
+    buffer: int = Field(10_000, ge=1)
+    """With streaming: rows that are shuffled at a time, a multiple of train.global_batch_size."""
 
     @model_validator(mode="after")
     def _sources_fit_together(self) -> "DataConfig":
@@ -146,23 +151,6 @@ class DataConfig(Section):
                 f" ({self.max_length})"
             )
         return self
-
-    @property
-    def sources(self) -> list[Source]:
-        """The sources of data.train; a path alone is one source."""
-        return [Source(path=self.train)] if isinstance(self.train, str) else self.train
-
-    @property
-    def train_name(self) -> str:
-        """The sources of data.train as text for messages."""
-        first, *others = [source.path for source in self.sources]
-        return f"{first} and {len(others)} more" if others else first
-
-    def of(self, source: Source) -> "DataConfig":
-        """This section for one source alone: its own settings apply."""
-        own = {name: value for name, value in source if name in type(self).model_fields}
-        own = {name: value for name, value in own.items() if value is not None}
-        return self.model_copy(update={**own, "train": [source]})
 
 
 class MethodConfig(Section):

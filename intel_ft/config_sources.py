@@ -1,6 +1,6 @@
 """What every section of the configuration has in common, and the sources of training data."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -78,3 +78,26 @@ Train = Annotated[
     | Annotated[list[Source], Field(min_length=1), Tag(SOURCES)],
     Discriminator(_kind),
 ]
+
+
+class WithSources(Section):
+    """A section whose `train` is one source or several."""
+
+    train: Train
+
+    @property
+    def sources(self) -> list[Source]:
+        """The sources of data.train; a path alone is one source."""
+        return [Source(path=self.train)] if isinstance(self.train, str) else self.train
+
+    @property
+    def train_name(self) -> str:
+        """The sources of data.train as text for messages."""
+        first, *others = [source.path for source in self.sources]
+        return f"{first} and {len(others)} more" if others else first
+
+    def of(self, source: Source) -> Self:
+        """This section for one source alone: its own settings apply."""
+        own = {name: value for name, value in source if name in type(self).model_fields}
+        own = {name: value for name, value in own.items() if value is not None}
+        return self.model_copy(update={**own, "train": [source]})

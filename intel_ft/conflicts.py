@@ -24,6 +24,8 @@ def conflicts(config: "Config") -> Iterator[str]:
         yield f"train.best_metric=accuracy needs method.name=preference, not {method.name}"
     if train.early_stopping and not (config.data.eval or config.data.eval_fraction):
         yield "train.early_stopping needs data.eval or data.eval_fraction"
+    if config.data.streaming:
+        yield from _of_a_stream(config)
     prepack = backend.prepack is True
     converts_base = config.base_dtype != "auto" or prepack
     if method.trains_all and (config.model.base_dtype != "auto" or prepack):
@@ -154,3 +156,22 @@ def _on_ipex(config: "Config") -> Iterator[str]:
         yield f"{limit}: it cannot use qlora, model.base_dtype or model.dtype=float32"
     if config.backend.compile is True:
         yield "backend.compile=true requires backend.name=cpu, not ipex"
+
+
+def _of_a_stream(config: "Config") -> Iterator[str]:
+    data, batch = config.data, config.train.global_batch_size
+    if config.train.max_steps is None:
+        yield "data.streaming needs train.max_steps: it does not know how many rows there are"
+    if len(data.sources) > 1 or any(source.max_examples for source in data.sources):
+        yield "data.streaming takes all of one source: several, or max_examples, need false"
+    if config.method.compares is not None:
+        yield f"data.streaming cannot be used with method.name={config.method.name}"
+    if data.eval_fraction:
+        yield "data.streaming cannot split data.eval_fraction off: set data.eval"
+    if data.buffer % batch:
+        yield f"data.buffer ({data.buffer}) must be a multiple of train.global_batch_size ({batch})"
+    if data.on_bad == "drop" or data.of(data.sources[0]).on_long in ("drop", "split"):
+        yield (
+            "with data.streaming each row gives one example: set data.on_bad to error, and"
+            " data.on_long to error or truncate"
+        )

@@ -167,14 +167,19 @@ def local_files(source: str, split: str) -> LocalFiles | None:
     return chosen
 
 
-def read_local(chosen: LocalFiles, folder: Path | None) -> Rows:
-    """The rows of these files; see `load_rows`."""
-    source, split, found, files = chosen.source, chosen.split, chosen.found, chosen.files
+def check_files(files: Sequence[Path]) -> None:
+    """Raise UserError for a file whose first bytes show that it cannot be read."""
     for file in files:
         if file.stat().st_size == 0:
             raise UserError(f"{file}: is empty: add at least one example")
         if problem := problem_at_start(file):
             raise UserError(f"{file}: {problem}")
+
+
+def read_local(chosen: LocalFiles, folder: Path | None) -> Rows:
+    """The rows of these files; see `load_rows`."""
+    source, split, found, files = chosen.source, chosen.split, chosen.found, chosen.files
+    check_files(files)
     try:
         table = load_files(chosen.chosen, split, folder)
     except UserError:
@@ -201,7 +206,7 @@ def read_local(chosen: LocalFiles, folder: Path | None) -> Rows:
     if builder_of(files[0]) == "csv" and (separator := read_header(files[0])[0]) in ";|":
         notes.append(f"the cells of {files[0].name} are separated by {separator!r}")
     others = tuple(name for name in found.splits if name not in read)
-    return _rows(source, split, table, files, notes, others)
+    return rows_of(source, split, table, files, notes, others)
 
 
 def _present(source: str, path: Path, found: DataFiles, name: str) -> str:
@@ -219,17 +224,37 @@ def _present(source: str, path: Path, found: DataFiles, name: str) -> str:
     )
 
 
-def _rows(
+def hub_arguments(source: str) -> dict[str, str | None]:
+    """The arguments of load_dataset that a Hub id stands for."""
+    match = _HUB_ID.fullmatch(source)
+    assert match is not None  # local_files has checked it
+    return {"path": match["name"], "name": match["config"], "revision": match["revision"]}
+
+
+def rows_of(
     source: str,
     split: str,
     table: "Dataset",
-    files: tuple[Path, ...],
-    notes: Sequence[str],
-    other_splits: Sequence[str],
+    files: tuple[Path, ...] = (),
+    notes: Sequence[str] = (),
+    other_splits: Sequence[str] = (),
+    first: int = 0,
 ) -> Rows:
+    """The rows of a table; see Rows."""
     nested = tuple(name for name, kind in table.features.items() if _is_nested(kind))
     columns = tuple(table.column_names)
-    return Rows(source, split, columns, nested, files, table, tuple(notes), tuple(other_splits))
+    return Rows(
+        source,
+        split,
+        columns,
+        nested,
+        files,
+        table,
+        tuple(notes),
+        tuple(other_splits),
+        first,
+        is_part=first > 0,
+    )
 
 
 def _is_nested(kind: object) -> bool:
@@ -274,7 +299,7 @@ def _from_hub(source: str, split: str) -> Rows:
             ) from error
     others = [name for name in table.info.splits or () if name not in re.split(r"\W+", split)]
     notes = [f"split {split}; not used: split {', '.join(others)}"] if others else []
-    return _rows(source, split, table, (), notes, others)
+    return rows_of(source, split, table, (), notes, others)
 
 
 def _unreachable(source: str, error: Exception) -> EnvironmentProblem:

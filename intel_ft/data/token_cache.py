@@ -45,7 +45,10 @@ LARGE = 2**25
 """Bytes of a source's files from which on data.cache=auto uses the cache."""
 _BLOCK_BYTES, _BLOCK_ROWS = 2**25, 2**14  # rows that are tokenized at a time, at most
 _PART = 2**20  # bytes at the start and end of a file that its fingerprint covers
-_NOT_IN_TOKENS = {"train", "eval", "eval_split", "eval_fraction", "cache", "cache_gib"}
+_NOT_IN_TOKENS = {
+    *("train", "eval", "eval_split", "eval_fraction"),
+    *("cache", "cache_gib", "streaming", "buffer"),
+}
 _PACKAGES = ("datasets", "pyarrow", "tokenizers", "transformers")
 _PROGRESS_SECONDS = 10
 

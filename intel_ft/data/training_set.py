@@ -12,6 +12,7 @@ from intel_ft.config import DataConfig
 from intel_ft.config_sources import Source
 from intel_ft.data.preferences import Kind
 from intel_ft.data.prepare import Prepared, prepare, split_fraction, split_places
+from intel_ft.data.stream import Stream
 from intel_ft.data.token_cache import cached
 from intel_ft.data.tokenized import Tokenized, join, of_prepared
 
@@ -53,6 +54,13 @@ def compared(
     return training, None
 
 
+def streamed(data: DataConfig, tokenizer: "PreTrainedTokenizerFast") -> Tokenized:
+    """The first buffer of data.train. Raises as Stream does."""
+    (source,) = data.sources
+    stream = Stream(data.of(source), assets.resolve(source.path), tokenizer)
+    return Tokenized(stream, stream.buffer.template, (stream.buffer.report,))
+
+
 def training_and_validation(
     data: DataConfig, tokenizer: "PreTrainedTokenizerFast", seed: int
 ) -> tuple[Tokenized, Tokenized | None]:
@@ -61,6 +69,8 @@ def training_and_validation(
     Each source gives its share to the validation set, whatever its weight is. Raises as `prepare`
     does, and UserError for a source that cannot be split or mixed.
     """
+    if data.streaming:
+        return streamed(data, tokenizer), None
     training, validation = [], []
     for source in data.sources:
         tokenized = tokenize(data.of(source), tokenizer)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from intel_ft.batching.plan import IntArray, Plan
 from intel_ft.config import Config
 from intel_ft.data.mixture import Part
+from intel_ft.data.stream import Stream
 from intel_ft.data.tokenized import Tokenized
 from intel_ft.errors import IntelFTError
 from intel_ft.models.load import load_tokenizer
@@ -86,7 +87,9 @@ def example_lengths(config: Config, assumed: AssumedData | None) -> ExampleLengt
 
 
 def _mixed(training: Tokenized) -> str:
-    """What an epoch takes from each of several sources."""
+    """Where the examples are not all of one source: what an epoch takes from each."""
+    if isinstance(training.examples, Stream):
+        return ", the first buffer of a stream"
     if len(training.reports) == 1:
         return ""
     shares = (f"{100 * one['share']:.1f} % {one['source']}" for one in training.shares())

@@ -37,7 +37,7 @@ def measure(config: Config) -> Measured | None:
 
     Nothing is fetched: a model or data set on the Hub is not measured.
     """
-    if not isinstance(config.data.train, str):
+    if not isinstance(config.data.train, str) or config.data.streaming:
         return None  # sources have formats of their own
     model, data = assets.resolve(config.model.name_or_path), assets.resolve(config.data.train)
     if not Path(model).is_dir() or not Path(data).exists():

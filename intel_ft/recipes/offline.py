@@ -90,6 +90,8 @@ def _source(data: DataConfig, compares: Kind | None) -> str:
 
 
 def _data(data: DataConfig, source: str, compares: Kind | None) -> str:
+    if data.streaming:
+        return "not read, because it is streamed"
     rows = load_rows(assets.resolve(source), data.split)
     if compares is None:
         read = read_conversations(rows, data)

@@ -9,6 +9,7 @@ from intel_ft import assets
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.config import Config, load
 from intel_ft.data.prepare import Prepared, prepare
+from intel_ft.data.stream import Stream
 from intel_ft.export.adapter_match import with_base
 from intel_ft.export.run_data import validation_of_run
 from intel_ft.files import write_text
@@ -61,4 +62,6 @@ def _prepared(config: Config, tokenizer: Any) -> Prepared:
         return validation.prepared
     first = config.data.sources[0]
     data, source = config.data.of(first), assets.resolve(first.path)
+    if data.streaming:
+        return Stream(data, source, tokenizer).buffer
     return prepare(data, source, tokenizer, answers="auto").good_answers()

@@ -11,10 +11,12 @@ import torch
 
 from intel_ft.artifacts.int4_base import Int4Base
 from intel_ft.backends.cpu import Backend
+from intel_ft.batching.stream_plan import plan_of_stream
 from intel_ft.config import Config
 from intel_ft.data.answers import Compared
 from intel_ft.data.examples import ExampleSet
 from intel_ft.data.mixture import Part
+from intel_ft.data.stream import Stream
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.models import lora_init
@@ -76,6 +78,8 @@ def assemble(
     plan = make_plan(
         config, examples.lengths, examples.supervised_counts, cost, packed=packed, parts=parts
     )
+    if isinstance(examples, Stream):
+        plan = plan_of_stream(plan, examples)
     loss = PreferenceLoss.of(config.method)
     comparisons = [
         Comparison(loss, part) if isinstance(part, Compared) else None

@@ -83,9 +83,10 @@ def read_inputs(config: Config) -> Inputs:
         folder, trust_remote_code=config.model.trust_remote_code
     ).get_text_config()
     window = getattr(text, "max_position_embeddings", None)
-    if window and training.report.longest > window:
+    longest = config.data.max_length if config.data.streaming else training.report.longest
+    if window and longest > window:
         raise UserError(
-            f"{config.data.train_name}: its longest example has {training.report.longest} tokens,"
+            f"{config.data.train_name}: its longest example has {longest} tokens,"
             f" but the model's context window is {window}: set data.max_length={window} and"
             " data.on_long"
         )

@@ -74,7 +74,7 @@ def train_step(step: Step, training: Training) -> Tensor:
         for summed in (sums, *(gradient for gradient in gradients if gradient is not None)):
             summed.div_(final_divisor)
 
-    totals.tokens += int(data.plan.lengths[step.examples].sum())
+    totals.tokens += int(step.plan.lengths[step.examples].sum())
     totals.supervised_tokens += step.supervised_tokens
     totals.imbalance += rank_imbalance(step, world.size)
     if comparison is not None:

@@ -1,0 +1,39 @@
+"""The plan of a stream: that of the buffer which a step belongs to."""
+
+from dataclasses import dataclass, field
+
+from intel_ft.batching.plan import Plan, Step
+from intel_ft.data.stream import Stream
+
+
+@dataclass(frozen=True, eq=False)
+class StreamPlan(Plan):
+    """The steps of a run over a stream. An epoch is a buffer, whose examples come once.
+
+    lengths, supervised: those of the first buffer, which stand for all in estimates.
+    """
+
+    stream: Stream = field(kw_only=True)
+    _plans: dict[int, Plan] = field(default_factory=dict, init=False)
+
+    def step(self, index: int) -> Step:
+        """See Plan; the stream then holds the step's examples."""
+        number = index // self.steps_per_epoch
+        self.stream.move_to(number)
+        if number not in self._plans:
+            self._plans.clear()
+            self._plans[number] = Plan(
+                self.stream.lengths,
+                self.stream.supervised_counts,
+                self.global_batch_size,
+                self.max_tokens_per_row,
+                self.seed,
+                self.quadratic_cost,
+                self.one_example_a_row,
+            )
+        return self._plans[number].step(index)
+
+
+def plan_of_stream(plan: Plan, stream: Stream) -> StreamPlan:
+    """The plan over all buffers, from the one over the first."""
+    return StreamPlan(**vars(plan), stream=stream)
