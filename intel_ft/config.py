@@ -4,7 +4,6 @@
 string below each field is its documentation.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,6 +16,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from intel_ft.config_method import MethodConfig
 from intel_ft.config_sources import (
     Auto,
     DataFormat,
@@ -32,12 +32,11 @@ from intel_ft.config_text import (
     describe,
     distinct_texts,
     expand_path,
-    names_or_pattern,
     parse_value,
     parse_yaml,
     read_text,
 )
-from intel_ft.conflicts import conflicts, preference_conflicts
+from intel_ft.conflicts import conflicts
 from intel_ft.errors import UserError
 
 S = TypeVar("S", bound=Section)
@@ -151,111 +150,6 @@ class DataConfig(WithSources):
                 f" ({self.max_length})"
             )
         return self
-
-
-class MethodConfig(Section):
-    """What is trained (an adapter or all weights), and on which target (labels or a teacher)."""
-
-    name: Literal["lora", "qlora", "full", "distill", "preference"] = "lora"
-    """Training method. qlora is LoRA on a 4-bit base; full trains all weights; preference compares
-    answers."""
-    r: int = Field(16, ge=1, le=1024)
-    """Rank of the adapter. Its memory and time grow with it."""
-    alpha: float = Field(32.0, gt=0)
-    """The adapter's output is scaled by alpha / r."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Dropout on the adapter's input."""
-    target_modules: Annotated[str | list[str], AfterValidator(names_or_pattern)] = "all-linear"
-    """Layers that get an adapter: all-linear (with experts), attention-only, a list of names, or a
-    regular expression."""
-    modules_to_save: list[str] = []
-    """Modules that are trained in full alongside the adapter and saved with it."""
-    use_dora: bool = False
-    """Use DoRA (weight-decomposed LoRA)."""
-    use_rslora: bool = False
-    """Use rank-stabilized LoRA: scale by alpha / sqrt(r)."""
-    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """Initialization of the adapter."""
-    lora_plus_ratio: float = Field(1.0, ge=1.0)
-    """LoRA+: learning rate of the B matrices divided by that of the A matrices."""
-    teacher: PathOrId | None = None
-    """Distillation: the teacher model, or "base" for the student's own base model."""
-    student: Literal["lora", "full"] = "lora"
-    """Distillation and preference: train an adapter or all weights."""
-    divergence: Literal["forward", "reverse"] = "forward"
-    """Distillation: KL(teacher, student), or KL(student, teacher) if reverse."""
-    temperature: float = Field(2.0, gt=0, le=100)
-    """Distillation: softmax temperature of teacher and student."""
-    teacher_weight: float = Field(0.5, gt=0.0, le=1.0)
-    """Distillation: weight of the teacher's term; the labels get the rest."""
-    loss: Literal["dpo", "ipo", "simpo", "orpo", "cpo", "kto"] = "dpo"
-    """Preference: the loss. kto takes single answers, the others pairs; simpo, orpo and cpo have no
-    reference model."""
-    beta: float | None = Field(None, gt=0)
-    """Preference: scale of the rewards, and weight of orpo's odds ratio; null: 2 for simpo, 0.1 for
-    the others."""
-    gamma: float | None = Field(None, ge=0)
-    """Preference: the margin that simpo asks for; null: half of beta."""
-    label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
-    """Preference: share of the pairs that are taken to be swapped (dpo, simpo, cpo)."""
-    sft_weight: float | None = Field(None, ge=0)
-    """Preference: weight of the chosen answer's mean cross-entropy, added to the loss; null: 1 for
-    cpo, 0 for the others."""
-    desirable_weight: float = Field(1.0, gt=0)
-    """Preference: weight of good answers in kto."""
-    undesirable_weight: float = Field(1.0, gt=0)
-    """Preference: weight of bad answers in kto."""
-
-    @property
-    def trains_all(self) -> bool:
-        """Whether all weights are trained, instead of an adapter on frozen ones."""
-        return self.name == "full" or (
-            self.name in ("distill", "preference") and self.student == "full"
-        )
-
-    @property
-    def compares(self) -> Literal["pairs", "judged"] | None:
-        """What an example is: a pair of answers, a judged answer, or None for an answer alone."""
-        if self.name != "preference":
-            return None
-        return "judged" if self.loss == "kto" else "pairs"
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "MethodConfig":
-        distillation = ("teacher", "divergence", "temperature", "teacher_weight")
-        adapter = [
-            *("r", "alpha", "dropout", "target_modules", "modules_to_save"),
-            *("use_dora", "use_rslora", "init", "lora_plus_ratio"),
-        ]
-        if self.trains_all and (name := self.first_changed(adapter)):
-            raise ValueError(f"{name} configures an adapter, but all weights are trained here")
-        if self.name != "distill" and (name := self.first_changed(distillation)):
-            raise ValueError(f"{name} requires name=distill, but name is {self.name}")
-        if self.name not in ("distill", "preference") and self.student != "lora":
-            raise ValueError(
-                f"student requires name=distill or name=preference, but name is {self.name}"
-            )
-        for conflict in preference_conflicts(self):
-            raise ValueError(conflict)
-        if self.name == "distill" and self.teacher is None:
-            raise ValueError(
-                "name=distill needs a teacher: set teacher to a model, or to base for the student's"
-                " own base model"
-            )
-        if self.init in ("pissa", "olora"):
-            if self.use_dora:
-                raise ValueError(f"init={self.init} cannot be combined with use_dora")
-            if self.teacher == "base":
-                raise ValueError(
-                    f"init={self.init} changes the base weights, so teacher=base cannot be used:"
-                    " set teacher to the path of the base model"
-                )
-        return self
-
-    def first_changed(self, names: Iterable[str]) -> str | None:
-        """The first of these fields that differs from its default."""
-        fields = type(self).model_fields
-        return next((n for n in names if getattr(self, n) != fields[n].default), None)
 
 
 class TrainConfig(Section):

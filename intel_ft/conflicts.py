@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from intel_ft.config import Config, MethodConfig
+    from intel_ft.config import Config
+    from intel_ft.config_method import MethodConfig
 
 _NEEDS_PLAIN_BASE = (
     "requires unmodified base weights: it cannot be combined with qlora, model.base_dtype or"

@@ -2,11 +2,13 @@
 
     python tools/make_preferences.py FOLDER
 
-writes train.jsonl and eval.jsonl (prompt, chosen, rejected), and dpo.yaml, a config that trains on
-them, to FOLDER. The chosen answer is the data's own function. The rejected one is the same function
-broken in one of the ways in which the small demo model fails, by a seed: cut off in the middle, a
-bracket lost, the colon of its first line lost, or sentences in place of code. Every chosen answer
-parses and no rejected one does. Long functions are left out, so that short answers are preferred.
+writes to FOLDER train.jsonl and eval.jsonl (prompt, chosen, rejected), sft.yaml, the demo's
+supervised run, and dpo.yaml, which trains its adapter further on the pairs.
+
+The chosen answer is the data's own function. The rejected one is the same function, broken by a
+seed in one of the ways in which a small model fails: cut off in the middle, a bracket or the colon
+of its first line lost, or words that go on after it. Every chosen answer parses and no rejected one
+does. Long functions are left out, so that short answers are preferred.
 """
 
 import argparse
@@ -67,10 +69,10 @@ def pairs(rows: list[dict[str, str]], seed: int) -> Iterator[dict[str, str]]:
             yield {"prompt": row["instruction"], "chosen": code, "rejected": rejected}
 
 
-def config(folder: Path, steps: int, learning_rate: float) -> str:
-    """A DPO run on the pairs, which starts from the shipped model merged with an earlier run."""
+def config(folder: Path, steps: int, learning_rate: float, seed: int) -> str:
+    """A DPO run on the pairs, which starts from the adapter of the supervised run."""
     values = {
-        "model": {"name_or_path": str(folder / "sft-merged")},
+        "model": {"name_or_path": "tiny-python-llama", "adapter": str(folder / "sft")},
         "data": {
             "train": str(folder / "train.jsonl"),
             "eval": str(folder / "eval.jsonl"),
@@ -85,13 +87,14 @@ def config(folder: Path, steps: int, learning_rate: float) -> str:
             "learning_rate": learning_rate,
             "eval_steps": max(1, steps // 4),
             "best_metric": "accuracy",
+            "seed": seed,
         },
         "output": {"directory": str(folder / "dpo")},
     }
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def sft_config(folder: Path, steps: int) -> str:
+def sft_config(folder: Path, steps: int, seed: int) -> str:
     """The demo's supervised run, which comes first."""
     values = {
         "model": {"name_or_path": "tiny-python-llama"},
@@ -102,7 +105,12 @@ def sft_config(folder: Path, steps: int) -> str:
             "max_length": 512,
             "on_long": "drop",
         },
-        "train": {"max_steps": steps, "learning_rate": 3e-3, "eval_steps": steps},
+        "train": {
+            "max_steps": steps,
+            "learning_rate": 3e-3,
+            "eval_steps": steps,
+            "seed": seed,
+        },
         "output": {"directory": str(folder / "sft")},
     }
     return yaml.safe_dump(values, sort_keys=False)
@@ -124,14 +132,19 @@ def main() -> None:
         (options.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         print(f"{name}.jsonl: {len(made):,} pairs of {len(lines):,} examples")
     folder = options.folder.resolve()
-    (folder / "sft.yaml").write_text(sft_config(folder, options.steps), encoding="utf-8")
-    dpo = config(folder, options.steps, options.learning_rate)
+    (folder / "sft.yaml").write_text(
+        sft_config(folder, options.steps, options.seed), encoding="utf-8"
+    )
+    dpo = config(folder, options.steps, options.learning_rate, options.seed)
     (folder / "dpo.yaml").write_text(dpo, encoding="utf-8")
     print(
         f"intel-ft train {folder}/sft.yaml\n"
-        f"intel-ft merge {folder}/sft --output {folder}/sft-merged\n"
+        f"intel-ft eval {folder}/sft --data {folder}/eval.jsonl --generate 100\n"
         f"intel-ft train {folder}/dpo.yaml\n"
-        f"intel-ft eval {folder}/dpo --data {folder}/eval.jsonl --generate 50"
+        f"intel-ft eval {folder}/dpo --data {folder}/eval.jsonl --generate 100\n"
+        f"intel-ft merge {folder}/dpo --output {folder}/merged\n"
+        f"intel-ft export {folder}/merged --output {folder}/openvino --format int8"
+        f" --data {folder}/eval.jsonl"
     )
 
 

@@ -193,7 +193,7 @@ def shape_model(workload: Workload, rank: int) -> Any:
 
 def lora_config(model: Any, rank: int) -> Any:
     """LoRA on all linear layers and experts without dropout, as every contender trains it."""
-    from intel_ft.config import MethodConfig
+    from intel_ft.config_method import MethodConfig
     from intel_ft.models.adapter import lora_config as config_for
 
     return config_for(model, MethodConfig(r=rank, alpha=2 * rank))

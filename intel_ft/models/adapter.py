@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors.torch import load_file
 
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.fused_decoder import fuse_layers

@@ -17,7 +17,7 @@ from peft.utils import TrainableTokensWrapper
 from peft.utils import transformers_weight_conversion as conversion
 from transformers.pytorch_utils import Conv1D
 
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.mixture import ExpertMatrix, expert_matrices, is_called, routers

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 
 WITH_REFERENCE = ("dpo", "ipo", "kto")
 _PER_TOKEN = ("ipo", "simpo", "orpo")

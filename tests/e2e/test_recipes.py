@@ -10,7 +10,7 @@ import yaml
 from support.harness import MODEL, Result, metrics, run
 from support.sample_rows import write_form
 
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.recipes.shipped import FOLDER, recipes
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -20,7 +20,8 @@ from intel_ft.artifacts.ir import read_weights
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.batching.row import build_row
-from intel_ft.config import MethodConfig, ModelConfig, build
+from intel_ft.config import ModelConfig, build
+from intel_ft.config_method import MethodConfig
 from intel_ft.data.formats import Conversation, Message
 from intel_ft.errors import EnvironmentProblem, GateRefused, UserError
 from intel_ft.export import run_data

@@ -10,7 +10,7 @@ from support.model_fixtures import assert_as_exact_as_plain
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.data.examples import Examples
 from intel_ft.kernels import ops
 from intel_ft.models import packed_attention

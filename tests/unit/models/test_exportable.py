@@ -9,7 +9,8 @@ from support.harness import DATA, MODEL, write_config
 from transformers import AutoConfig
 
 from intel_ft.artifacts.resolve import resolve
-from intel_ft.config import MethodConfig, load
+from intel_ft.config import load
+from intel_ft.config_method import MethodConfig
 from intel_ft.errors import UserError
 from intel_ft.export.context import Source
 from intel_ft.models import exportable

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.data.examples import Examples
 from intel_ft.models import loss, packed_attention
 from intel_ft.models.adapter import add_lora

@@ -9,7 +9,8 @@ import transformers
 from support.model_fixtures import SHAPE, assert_as_exact_as_plain, distance, row_of
 from transformers import AutoModelForCausalLM
 
-from intel_ft.config import MethodConfig, build
+from intel_ft.config import build
+from intel_ft.config_method import MethodConfig
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.host import cpu
 from intel_ft.models import int8, lora_linear, packed_attention, prepacked

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from support.model_fixtures import SHAPE, assert_as_exact_as_plain, row_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.errors import UserError
 from intel_ft.models import lora_init, packed_attention
 from intel_ft.models.adapter import add_lora, fuse

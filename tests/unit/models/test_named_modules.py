@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.errors import UserError
 from intel_ft.models.adapter import add_lora
 

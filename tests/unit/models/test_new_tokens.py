@@ -13,7 +13,8 @@ from support.model_fixtures import SHAPE, row_of
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from intel_ft.config import MethodConfig, ModelConfig
+from intel_ft.config import ModelConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.spans import Span, SpecialTokens
 from intel_ft.errors import UserError

@@ -12,7 +12,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from intel_ft.config import MethodConfig, load
+from intel_ft.config import load
+from intel_ft.config_method import MethodConfig
 from intel_ft.errors import UserError
 from intel_ft.recipes.importer import translate
 from intel_ft.recipes.translation import flatten

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from intel_ft.assets import resolve
 from intel_ft.batching.row import build_row
-from intel_ft.config import MethodConfig, build
+from intel_ft.config import build
+from intel_ft.config_method import MethodConfig
 from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
 from intel_ft.models import packed_attention

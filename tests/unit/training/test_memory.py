@@ -12,7 +12,8 @@ from support.model_fixtures import SHAPE, row_of
 
 from intel_ft.backends.cpu import Backend
 from intel_ft.bench.workloads import synthetic_examples, workload
-from intel_ft.config import Config, MethodConfig, build
+from intel_ft.config import Config, build
+from intel_ft.config_method import MethodConfig
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.models import packed_attention

@@ -8,7 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import MethodConfig, ModelConfig
+from intel_ft.config import ModelConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.data.answers import judged, pairs_of
 from intel_ft.data.examples import Examples
 from intel_ft.models import loss as loss_module

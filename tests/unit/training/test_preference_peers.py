@@ -10,7 +10,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import MethodConfig, ModelConfig
+from intel_ft.config import ModelConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.data.answers import Judged, pairs_of
 from intel_ft.data.examples import Examples
 from intel_ft.models.answer_log_probs import answer_log_probs
