@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from intel_ft import config as configuration
-from intel_ft import config_sources
+from intel_ft import config_method, config_sources
 
 INTRODUCTION = """\
 # Configuration
@@ -40,8 +40,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def documentation() -> dict[tuple[str, str], str]:
-    """The strings below the fields in config.py, by class and field; "" is the class's own."""
-    modules = (configuration.__file__, config_sources.__file__)
+    """The strings below the fields of the config's modules, by class and field; "" is the class's own."""
+    modules = (configuration.__file__, config_method.__file__, config_sources.__file__)
     trees = [ast.parse(Path(module).read_text(encoding="utf-8")) for module in modules]
     texts: dict[tuple[str, str], str] = {}
     for section in (section for tree in trees for section in tree.body):

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import intel_ft.config
+import intel_ft.config_method
 from intel_ft.config import Config, build, load
 from intel_ft.errors import UserError
 
@@ -405,8 +406,9 @@ def test_a_section_with_everything_commented_out_is_its_defaults(tmp_path):
 
 def test_every_field_is_documented_in_a_sentence():
     """By the string below it, which a docs generator reads."""
-    tree = ast.parse(Path(intel_ft.config.__file__).read_text(encoding="utf-8"))
-    sections = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    files = [Path(module.__file__) for module in (intel_ft.config, intel_ft.config_method)]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    sections = [n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)]
     documented = {}
     for section in sections:
         for field, following in itertools.pairwise(section.body):
