@@ -78,7 +78,7 @@ test: setup ccl
 lint: setup docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror intel_ft/kernels/*.cpp intel_ft/kernels/*.h
+	$(BIN)/clang-format --dry-run --Werror intel_ft/kernels/*.cpp intel_ft/kernels/*.h intel_ft/kernels/gemm/*.cpp intel_ft/kernels/gemm/*.h
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
@@ -89,7 +89,7 @@ docs: setup
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i intel_ft/kernels/*.cpp intel_ft/kernels/*.h
+	$(BIN)/clang-format -i intel_ft/kernels/*.cpp intel_ft/kernels/*.h intel_ft/kernels/gemm/*.cpp intel_ft/kernels/gemm/*.h
 
 clean:
 	rm -rf $(VENV) $(VENV_IPEX) runs build dist site *.egg-info

@@ -27,6 +27,7 @@ class DemoReport:
     perplexity_int8: float
     tokens_per_s: float | None
     mfu: float | None
+    utilization: float | None
     seconds: float
     prompt: str
     generated: str
@@ -97,6 +98,7 @@ def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
         perplexity_int8=int8.perplexity,
         tokens_per_s=summary.tokens_per_s,
         mfu=summary.mfu,
+        utilization=summary.utilization,
         seconds=time.monotonic() - start,
         prompt=PROMPT,
         generated=answer.text,

@@ -2,8 +2,11 @@
 
 import os
 import re
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from intel_ft.backends import cpu
 from intel_ft.bench import machine
 from intel_ft.bench.workloads import Workload, shape_model, synthetic_examples
 from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.kernels.gemm.register_rate import RegisterRate, register_rate
 from intel_ft.models import gemm_rate
 from intel_ft.models.int8 import can_int8
 
@@ -26,8 +30,11 @@ torch.nn.functional.linear(x, torch.zeros(columns, inner, dtype=torch.bfloat16))
 def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[str, Any]:
     """Measure each of the workload's GEMMs in each kind, about `seconds` per measurement.
 
-    Returns {workload, products, gemm_gflops, int8_gops, int8_prepacked_gops, memory_gb_per_s,
-    onednn_kernel, machine}. A rate is None if this CPU does not support the kind.
+    Returns {workload, products, gemm_gflops, int8_gops, int8_prepacked_gops, registers,
+    memory_gb_per_s, onednn_kernel, machine}. A rate is None if this CPU does not support the kind.
+    `registers` has the limit of each dtype: the instruction and its rate on registers alone, in
+    10^9 operations per second, measured in between; a product's `register_share` is the share of
+    it that its fastest kind reaches.
     """
     backend = cpu.select(
         BackendConfig(threads=threads or "auto"),
@@ -43,7 +50,11 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
         *gemm_rate.INT8_FORWARD,
         *gemm_rate.INT8_GRADIENT,
     )
-    timings = [gemm_rate.measure(gemm, torch.bfloat16, kinds, seconds) for gemm in gemms]
+    limits: list[dict[str, RegisterRate]] = [_register_rates()]
+    timings = []
+    for gemm in gemms:  # the limit again after each: on shared hosts it changes, too
+        timings.append(gemm_rate.measure(gemm, torch.bfloat16, kinds, seconds))
+        limits.append(_register_rates())
     int8_operations = sum(gemm.count * gemm.flops for gemm in gemms)
     int8_seconds = sum(timing.gemm.count * timing.seconds["int8"] for timing in timings)
     return {
@@ -53,18 +64,49 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
                 "layer": "head" if timing is timings[-1] else "linear",
                 **vars(timing.gemm),
                 "gflops": {kind: _gigaflops(timing, kind) for kind in kinds},
+                "register_share": _shares(timing, around),
             }
-            for timing in timings
+            for timing, around in zip(timings, pairwise(limits), strict=True)
         ],
         "gemm_gflops": gemm_rate.total_rate(timings) / 1e9,
         "int8_gops": int8_operations / int8_seconds / 1e9,
         "int8_prepacked_gops": (
             gemm_rate.total_rate(timings, *int8_base) / 1e9 if can_int8() else None
         ),
+        "registers": {
+            dtype: {"instruction": limit.instruction, "gflops": _median(limits, dtype)}
+            for dtype, limit in limits[0].items()
+        },
         "memory_gb_per_s": gemm_rate.memory_bandwidth() / 1e9,
         "onednn_kernel": onednn_kernel(gemms[0]),
         "machine": machine.describe(backend.threads),
     }
+
+
+def _register_rates() -> dict[str, RegisterRate]:
+    rates = {name: register_rate(getattr(torch, name)) for name in ("bfloat16", "int8", "float32")}
+    return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _median(limits: Iterable[dict[str, RegisterRate]], dtype: str) -> float:
+    return statistics.median(rates[dtype].rate for rates in limits) / 1e9
+
+
+def _shares(
+    timing: gemm_rate.GemmTiming, limits: tuple[dict[str, RegisterRate], ...]
+) -> dict[str, float]:
+    """The best rates over the limits just before and after them, by dtype."""
+    directions = {
+        "bfloat16": (gemm_rate.FORWARD, gemm_rate.GRADIENT),
+        "int8": (gemm_rate.INT8_FORWARD, gemm_rate.INT8_GRADIENT),
+    }
+    shares = {}
+    for dtype, kinds in directions.items():
+        known = all(any(kind in timing.seconds for kind in kinds_) for kinds_ in kinds)
+        if known and dtype in limits[0]:
+            rate = gemm_rate.total_rate([timing], *kinds) / 1e9
+            shares[dtype] = rate / _median(limits, dtype)
+    return shares
 
 
 def _gigaflops(timing: gemm_rate.GemmTiming, kind: str) -> float | None:

@@ -35,17 +35,30 @@ def gemm_table(report: dict[str, Any]) -> Table:
         shape = "x".join(str(gemm[name]) for name in ("rows", "inner", "columns"))
         rates = [gemm["gflops"][kind] for kind in kinds]
         cells = ["-" if rate is None else f"{rate:,.0f}" for rate in rates]
-        rows.append((shape, gemm["layer"], f"{gemm['count']}", *cells))
+        shares = [_optional(gemm["register_share"], dtype) or "-" for dtype in _SHARES]
+        rows.append((shape, gemm["layer"], f"{gemm['count']}", *cells, *shares))
     prepacked = report["int8_prepacked_gops"]
     notes = (
         f"Best rates over all GEMMs: {report['gemm_gflops']:,.0f} GFLOP/s, int8 "
         f"{report['int8_gops']:,.0f} GOP/s{f', prepacked {prepacked:,.0f}' if prepacked else ''}. "
         f"Memory bandwidth: {report['memory_gb_per_s']:,.1f} GB/s. "
         f"oneDNN kernel: {report['onednn_kernel'] or 'none reported'}.",
+        *_register_note(report["registers"]),
         machine_line(report["machine"]),
     )
     titles = tuple(kind.replace("_", " ") for kind in kinds)
-    return Table(("rows x in x out", "layer", "count", *titles), rows, notes)
+    return Table(("rows x in x out", "layer", "count", *titles, *_SHARES.values()), rows, notes)
+
+
+_SHARES = {"bfloat16": "bf16 of registers", "int8": "int8 of registers"}
+"""The columns of both directions' best rate as a share of the instruction's own, by dtype."""
+
+
+def _register_note(registers: dict[str, dict[str, Any]]) -> list[str]:
+    rates = [f"{one['instruction']} {one['gflops']:,.0f}" for one in registers.values()]
+    return (
+        [f"From registers alone, 10^9 operations per second: {', '.join(rates)}."] if rates else []
+    )
 
 
 def prepare_table(report: dict[str, Any]) -> Table:
@@ -168,8 +181,8 @@ def _unreliable(machine: dict[str, Any]) -> list[str]:
     ]
 
 
-def _gib(result: dict[str, Any], name: str) -> str:
-    return f"{result[name]:.2f}" if name in result else ""
+def _optional(result: dict[str, Any], name: str, form: str = ".2f") -> str:
+    return f"{result[name]:{form}}" if name in result else ""
 
 
 def _ratio(name: str) -> Callable[[dict[str, Any]], str]:
@@ -181,10 +194,12 @@ _TRAIN_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "pairs/s": lambda result: f"{result['pairs_per_s']:.3g}" if "pairs_per_s" in result else "",
     "supervised token/s": lambda result: f"{result['supervised_tokens_per_s']:,.0f}",
     "MFU": lambda result: f"{result['mfu']:.3f}",
+    "utilization": lambda result: _optional(result, "utilization", ".3f"),
     "GEMM GFLOP/s": lambda result: f"{result['gemm_gflops']:,.0f}",
+    "register GFLOP/s": lambda result: _optional(result, "register_gflops", ",.0f"),
     "peak memory GiB": lambda result: f"{result['peak_rss_gib']:.2f}",
-    "peak GPU memory GiB": lambda result: _gib(result, "peak_gpu_gib"),
-    "reserved GPU memory GiB": lambda result: _gib(result, "peak_gpu_reserved_gib"),
+    "peak GPU memory GiB": lambda result: _optional(result, "peak_gpu_gib"),
+    "reserved GPU memory GiB": lambda result: _optional(result, "peak_gpu_reserved_gib"),
     "step s": lambda result: f"{result['step_s']:.3g}",
     "step s, p10-p90": lambda result: f"{result['step_s_p10']:.3g}-{result['step_s_p90']:.3g}",
     "token/s, ours/peer": _ratio("ratio"),
@@ -197,5 +212,5 @@ _PREPARE_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "token/s": lambda result: f"{result['tokens_per_s']:,.0f}",
     "seconds, peer/ours": _ratio("ratio"),
     "seconds, second run": _ratio("again_seconds"),
-    "peak memory GiB": lambda result: _gib(result, "peak_gib"),
+    "peak memory GiB": lambda result: _optional(result, "peak_gib"),
 }

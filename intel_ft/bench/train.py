@@ -24,7 +24,11 @@ METRICS = (
     "gemm_gflops",
     "step_s",
 )
-OPTIONAL_METRICS = ("pairs_per_s", "peak_gpu_gib", "peak_gpu_reserved_gib")
+OPTIONAL_METRICS = (
+    *("pairs_per_s", "utilization", "register_gflops"),
+    *("peak_gpu_gib", "peak_gpu_reserved_gib"),
+)
+"""Of preferences, of CPUs whose own rate is known, and of GPUs."""
 
 
 def bench_train(task: Task, peers: list[str], repeat: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from intel_ft.distributed.process_group import init_process_group
 from intel_ft.distributed.world import World
 from intel_ft.host import cpu, devices, topology
 from intel_ft.host.allocator import keep_freed_memory
+from intel_ft.kernels.gemm.register_rate import register_rate
 from intel_ft.models import gemm_rate
 from intel_ft.models.flops import step_cost
 from intel_ft.subprocess_json import result_stream
@@ -63,11 +64,17 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
     )
     world.barrier()
     rate = gemm_rate.model_rate(products, backend.dtype, seconds=0.2, device=backend.device)
+    limit = None if backend.device.type != "cpu" else register_rate(_frozen_dtype(task, backend))
+    registers = 0.0 if limit is None else limit.rate
     times, tally = timer.step_times, timer.tally
     seconds = sum(times)
     work = (len(tally.lengths), sum(tally.lengths), tally.supervised, cost.flops(tally.as_row()))
-    summed = world.all_reduce(torch.tensor([*work, rate, rss], dtype=torch.float64)).tolist()
-    count, tokens, supervised, flops, rate, rss = summed
+    own = (*work, rate, registers, rss)
+    summed = world.all_reduce(torch.tensor(own, dtype=torch.float64)).tolist()
+    count, tokens, supervised, flops, rate, registers, rss = summed
+    limits = {}
+    if registers:
+        limits = {"utilization": flops / seconds / registers, "register_gflops": registers / 1e9}
     return {
         "tokens_per_s": tokens / seconds,
         "supervised_tokens_per_s": supervised / seconds,
@@ -75,6 +82,7 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
         "peak_rss_gib": rss,
         **gpu,
         "gemm_gflops": rate / 1e9,
+        **limits,
         "step_s": float(np.median(times)),
         "step_times": times,
         "steps": len(times),
@@ -86,6 +94,12 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
         "torch": str(torch.__version__),
         **exchange,
     }
+
+
+def _frozen_dtype(task: Task, backend: Backend) -> torch.dtype:
+    """The dtype that the contender's frozen GEMMs multiply in."""
+    is_int8 = task.contender == OWN_TRAINER and task.base_dtype == "int8"
+    return torch.int8 if is_int8 else backend.dtype
 
 
 def _backend(task: Task, world: World) -> Backend:

@@ -24,7 +24,7 @@ from intel_ft.doctor.software import Component
 from intel_ft.doctor.step_runner import NOT_TRIED, run_steps
 from intel_ft.versions import installed
 
-_COMPUTE_STEPS = ("torch", "backend", "threads", *DTYPES, "openmp", "bandwidth")
+_COMPUTE_STEPS = ("torch", "backend", "threads", *DTYPES, "registers", "openmp", "bandwidth")
 _TIMEOUT = 120.0  # seconds without an answer from a step
 
 

@@ -17,7 +17,8 @@ class ExecutedGemm:
     """The GEMM of one dtype.
 
     Rates are in 10^9 operations per second; `expected` is for the best instructions that the CPU
-    advertises. `kernel` is None if oneDNN ran none (MKL computes float32).
+    advertises, `registers` what the fastest `instruction` for the dtype reaches on registers alone.
+    `kernel` is None if oneDNN ran none (MKL computes float32).
     """
 
     dtype: str
@@ -26,6 +27,8 @@ class ExecutedGemm:
     expected: float | None
     error: str | None
     signal: str | None
+    instruction: str | None = None
+    registers: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ def read(
     """The facts, from the outcomes of the steps and from oneDNN's report (ONEDNN_VERBOSE=1)."""
     threads = outcomes["threads"].value
     gemms = []
+    measured = outcomes.get("registers")
+    registers = (None if measured is None else measured.value) or {}
     for dtype in DTYPES:
         outcome = outcomes[dtype]
+        instruction, limit = registers.get(dtype) or (None, None)
         expected = instructions.expected(dtype, isa.advertised, machine, threads or machine.usable)
         gemms.append(
             ExecutedGemm(
@@ -66,6 +72,8 @@ def read(
                 expected=None if expected is None else expected / 1e9,
                 error=outcome.error,
                 signal=outcome.signal,
+                instruction=instruction,
+                registers=None if limit is None else limit / 1e9,
             )
         )
     bandwidth = outcomes["bandwidth"].value

@@ -1,24 +1,18 @@
 """Facts of the instruction set: what the CPU advertises, what Linux permits, expected rates."""
 
-import ctypes
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 from intel_ft.doctor.host import Host
 from intel_ft.host import cpu
+from intel_ft.host.amx import tile_permission
 
 _ADVERTISED = (
     *("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
 )
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
-
-# arch/x86/include/uapi/asm/prctl.h and Documentation/arch/x86/xstate.rst of Linux
-_ARCH_PRCTL = 158  # the system call's number on x86-64
-_GET_PERMITTED, _REQUEST = 0x1022, 0x1023
-_TILE_DATA = 18  # the state component
 
 REACHED = 0.5
 """Fraction of the peak at base clock that GEMMs should reach, as in planner.hardware."""
@@ -55,19 +49,6 @@ def read(root: Path = Path("/")) -> Instructions:
         tiles=tile_permission() if "amx_tile" in flags else None,
         limits={name: os.environ[name] for name in _LIMITS if os.environ.get(name)},
     )
-
-
-def tile_permission() -> str:
-    """Request AMX tile data from Linux, as oneDNN does: "granted", or the reason why not."""
-    if platform.machine() != "x86_64":
-        return "not an x86-64 system"
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    if libc.syscall(ctypes.c_long(_ARCH_PRCTL), ctypes.c_long(_REQUEST), ctypes.c_long(_TILE_DATA)):
-        return os.strerror(ctypes.get_errno())
-    permitted = ctypes.c_uint64()
-    libc.syscall(ctypes.c_long(_ARCH_PRCTL), ctypes.c_long(_GET_PERMITTED), ctypes.byref(permitted))
-    return "granted" if permitted.value >> _TILE_DATA & 1 else "requested, but not permitted"
 
 
 def best(dtype: str, advertised: tuple[str, ...]) -> str | None:

@@ -92,6 +92,19 @@ def int8() -> float:
     return rate("int8", ("int8",))
 
 
+def registers() -> dict[str, tuple[str, float]]:
+    """The fastest instruction for each dtype, and its operations per second from registers alone.
+
+    A dtype that this CPU has no instruction for is left out.
+    """
+    import torch
+
+    from intel_ft.kernels.gemm.register_rate import register_rate
+
+    rates = {n: register_rate(getattr(torch, n)) for n in ("float32", "bfloat16", "int8")}
+    return {name: (r.instruction, r.rate) for name, r in rates.items() if r is not None}
+
+
 def bandwidth() -> float:
     """Memory bandwidth in bytes per second."""
     from intel_ft.host import cpu
@@ -150,6 +163,7 @@ STEPS: dict[str, Callable[[], Any]] = {
     "float32": lambda: rate("float32", ("plain",)),
     "bfloat16": lambda: rate("bfloat16", ("plain", "prepacked")),
     "int8": int8,
+    "registers": registers,
     "bandwidth": bandwidth,
     "openmp": openmp,
     "token": token,

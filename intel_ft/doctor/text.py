@@ -99,7 +99,11 @@ def _compute(facts: Facts) -> Iterator[tuple[str, str]]:
             continue
         kernel = gemm.kernel or ("MKL" if gemm.dtype == "float32" else "not oneDNN")
         expected = "" if gemm.expected is None else f", {gemm.expected:,.0f} expected"
-        yield gemm.dtype, f"{gemm.rate:,.0f} GOP/s{expected}; kernel {kernel}"
+        limit = ""
+        if gemm.rate and gemm.registers:
+            share = gemm.rate / gemm.registers
+            limit = f", {share:.2f} of {gemm.registers:,.0f} by {gemm.instruction} from registers"
+        yield gemm.dtype, f"{gemm.rate:,.0f} GOP/s{expected}{limit}; kernel {kernel}"
 
 
 def _runtime(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ process or none.
 import os
 import platform
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 from intel_ft.host import cgroup
@@ -22,6 +23,7 @@ _WITHOUT_BF16 = {
 }
 """Values of _ISA_VARIABLES with which oneDNN does not use bf16 instructions (oneDNN's developer
 guide, CPU dispatcher control)."""
+_WITHOUT_VNNI = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE"}
 
 
 def cpu_flags(root: Path = Path("/")) -> set[str]:
@@ -62,10 +64,35 @@ def statm_pages(field: int) -> int:
 
 def bf16_limit() -> str | None:
     """The environment variable that keeps oneDNN from using bf16 instructions, or None."""
+    return _isa_limit("bf16 instructions", lambda value: value not in _WITHOUT_BF16)
+
+
+def vnni_limit() -> str | None:
+    """The environment variable that keeps oneDNN from using AVX512-VNNI, or None."""
+    return _isa_limit("AVX512-VNNI", lambda value: value not in _WITHOUT_VNNI)
+
+
+def amx_limit() -> str | None:
+    """The environment variable that keeps oneDNN from using AMX, or None."""
+    return _isa_limit("AMX", lambda value: "AMX" in value or value in ("", "ALL", "DEFAULT"))
+
+
+def _isa_limit(instructions: str, allows: Callable[[str], bool]) -> str | None:
     for name in _ISA_VARIABLES:
-        if (value := os.environ.get(name, "")).upper() in _WITHOUT_BF16:
-            return f"{name}={value} disables bf16 instructions"
+        if not allows((value := os.environ.get(name, "")).upper()):
+            return f"{name}={value} disables {instructions}"
     return None
+
+
+def cache_bytes(level: int, root: Path = Path("/")) -> int:
+    """Bytes of the first core's data cache of this level; 0 if the kernel does not report it."""
+    for folder in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        level_text, kind, size = (
+            kernel_text(folder / n).strip() for n in ("level", "type", "size")
+        )
+        if level_text == str(level) and kind != "Instruction" and size.removesuffix("K").isdigit():
+            return int(size.removesuffix("K")) * 1024
+    return 0
 
 
 def rss_gib() -> float:

@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,8 +24,9 @@ from intel_ft.host.cpu import bf16_limit, cpu_flags, cpu_name
 
 logger = logging.getLogger(__name__)
 
-SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
-HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
+_FOLDER = Path(__file__).parent
+SOURCES = tuple(sorted(_FOLDER.glob("*.cpp")))
+HEADERS = tuple(sorted(_FOLDER.rglob("*.h")))
 
 DISABLE = "INTEL_FT_NO_KERNELS"
 """The environment variable that, when set, disables all kernels; torch operations run instead."""
@@ -83,11 +85,19 @@ def kernels() -> Kernels:
         return Kernels(None, "this CPU has no bf16 instructions")
     if (limit := bf16_limit()) is not None:  # torch's brgemm would abort the process
         return Kernels(None, limit)
+    return compile_library("step", SOURCES)
+
+
+def compile_library(name: str, sources: tuple[Path, ...]) -> Kernels:
+    """Compile `sources` for this CPU or take them from the cache; the first compiler that works.
+
+    Never raises. All headers below kernels/ count as read.
+    """
     compilers = [os.environ.get("CXX"), *map(shutil.which, ("c++", "g++", "clang++"))]
     why_not = "no C++ compiler on the PATH (install g++ for faster steps)"
     for compiler in dict.fromkeys(filter(None, compilers)):
         try:
-            path = _library(compiler)
+            path = _library(compiler, name, sources)
             return Kernels(ctypes.CDLL(str(path)), f"compiled for this CPU by {compiler}")
         except (OSError, subprocess.SubprocessError) as error:
             output = getattr(error, "stderr", None) or str(error)
@@ -95,14 +105,28 @@ def kernels() -> Kernels:
     return Kernels(None, why_not)
 
 
-def _library(compiler: str) -> Path:
+def c_value(value: Any) -> Any:
+    """An argument of a kernel: tensors by address, numbers as float or int64, others as they are.
+
+    Raises ValueError for a tensor that is not contiguous.
+    """
+    if isinstance(value, torch.Tensor):
+        if not value.is_contiguous():
+            raise ValueError(f"kernels need contiguous tensors, not strides {value.stride()}")
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_int64(value) if isinstance(value, int) else value
+
+
+def _library(compiler: str, name: str, sources: tuple[Path, ...]) -> Path:
     command = shlex.split(compiler)  # CXX may hold arguments
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     cpu = (cpu_name(), *sorted(cpu_flags()))
-    code = [path.read_text() for path in (*SOURCES, *HEADERS)]
+    code = [path.read_text() for path in (*sources, *HEADERS)]
     parts = (*code, version.stdout, str(torch.__version__), *cpu, *FLAGS)
-    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    path = _cache_folder() / f"step-{name}.so"
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    path = _cache_folder() / f"{name}-{digest}.so"
     if not path.exists():
         logger.info("compiling the kernels for this CPU; later runs load them from the cache")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +138,7 @@ def _library(compiler: str) -> Path:
             built = Path(aside) / path.name
             link = ["-Wl,--as-needed", *libraries, f"-Wl,-rpath,{folder}"]
             subprocess.run(
-                [*command, *FLAGS, *map(str, SOURCES), "-o", str(built), *link],
+                [*command, *FLAGS, *map(str, sources), "-o", str(built), *link],
                 capture_output=True,
                 text=True,
                 check=True,

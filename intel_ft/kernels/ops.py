@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intel_ft.kernels import varlen
-from intel_ft.kernels.build import kernels
+from intel_ft.kernels.build import c_value, kernels
 from intel_ft.kernels.inductor import generated
 
 
@@ -22,17 +22,7 @@ def call(name: str, *arguments: Any) -> None:
     """Call a compiled kernel; every kernel takes the number of threads last."""
     function = getattr(kernels().library, name)
     function.restype = None
-    function(*map(_c_value, arguments), ctypes.c_int(torch.get_num_threads()))
-
-
-def _c_value(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        if not value.is_contiguous():
-            raise ValueError(f"kernels need contiguous tensors, not strides {value.stride()}")
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return None if value is None else ctypes.c_int64(value)
+    function(*map(c_value, arguments), ctypes.c_int(torch.get_num_threads()))
 
 
 def compiled(tensor: Tensor) -> bool:

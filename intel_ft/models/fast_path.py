@@ -20,6 +20,8 @@ from intel_ft.models.adapter import fuse
 from intel_ft.models.frozen_base import Layout, convert_frozen_weights, linear_bytes
 from intel_ft.models.fused_decoder import why_not_fusable
 from intel_ft.models.fused_experts import fuse_experts
+from intel_ft.models.loss import pack_head
+from intel_ft.models.own_products import own_base
 from intel_ft.models.prepacked import can_prepack
 
 
@@ -53,11 +55,19 @@ def apply_fast_path(
     )
     if layout == "prepacked" and not prepackable:
         raise EnvironmentProblem(f"backend.prepack=true: {_not_prepackable(model.dtype)}")
-    convert_frozen_weights(model, layout, device)
+    choice = convert_frozen_weights(model, layout, device)
+    gemms = [] if choice is None else [choice.decision]
+    if choice is not None and choice.own and packs_heads(config, model.dtype):
+        gemms += pack_head(model, cpu.available_bytes() / sharing - activations)
     if config.backend.compile is True:
-        return [compiled, decision]
+        return [compiled, decision, *gemms]
     experts = fuse_experts(model)
-    return [decision, compiled, fuse(model), *([] if experts is None else [experts])]
+    return [decision, compiled, fuse(model), *gemms, *([] if experts is None else [experts])]
+
+
+def packs_heads(config: Config, dtype: torch.dtype) -> bool:
+    """Whether the head's GEMMs can be our own: not with distillation, which needs its logits."""
+    return config.method.name != "distill" and own_base(dtype) is not None
 
 
 def choose_layout(

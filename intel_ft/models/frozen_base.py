@@ -1,5 +1,6 @@
 """Converts the frozen base's linear layers to the layout that computes their GEMMs."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,16 +10,18 @@ from torch import Tensor
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.devices import CPU
 from intel_ft.models.fused_experts import convert_experts
-from intel_ft.models.int8 import can_int8, int8_base
+from intel_ft.models.gemm_choice import GemmChoice, choose_gemms
+from intel_ft.models.int8 import Int8Weight, can_int8
 from intel_ft.models.lora_linear import FrozenWeight, LoraFunction, LoraLinear
 from intel_ft.models.mixture import routers
 from intel_ft.models.nf4 import nf4_base
-from intel_ft.models.prepacked import prepacked_base
+from intel_ft.models.own_products import TileWeight, VnniWeight
 
 Layout = Literal["as loaded", "prepacked", "int8", "nf4", "int4"]
 """How the frozen linear layers keep their weights.
 
 See models.prepacked, .int8, .nf4, and for int4 .compressed, which converts the model before this.
+For the first two, models.own_products is chosen where it is faster.
 """
 
 
@@ -43,27 +46,44 @@ class FrozenLinear(torch.nn.Linear):
         return out
 
 
-def convert_frozen_weights(model: Any, layout: Layout, device: torch.device = CPU) -> None:
+def convert_frozen_weights(
+    model: Any, layout: Layout, device: torch.device = CPU
+) -> GemmChoice | None:
     """Convert the frozen linear layers except the head to `layout`, in place, with or without LoRA.
 
     So are the experts of a mixture, but never prepacked, which would take twice the memory of most
     of the model; routers stay as they are. The whole model is on `device` afterwards, and is never
-    there in any other layout. Raises EnvironmentProblem for int8 on a CPU without the instructions
-    for it.
+    there in any other layout. Returns whose GEMMs compute them, where there is a choice. Raises
+    EnvironmentProblem for int8 on a CPU without the instructions for it.
     """
-    if layout == "int8":
-        if not can_int8():
-            raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
-        replace_linears(model, int8_base)
-        convert_experts(model, int8_base)
+    choice = None
+    if layout == "int8" and not can_int8():
+        raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
+    if layout in ("int8", "prepacked"):
+        shapes = Counter(tuple(linear.weight.shape) for _, _, linear in frozen_linears(model))
+        choice = choose_gemms(shapes, model.dtype, int8=layout == "int8")
+        replace_linears(model, choice.factory)
+        if layout == "int8":
+            convert_experts(model, choice.factory)
     elif layout == "nf4":
         replace_linears(model, nf4_base, device)
         convert_experts(model, lambda weight, bias: nf4_base(weight.to(device), bias))
     elif layout == "int4":
         _require_compressed(model)
-    elif layout == "prepacked":
-        replace_linears(model, prepacked_base)
     model.to(device)
+    return choice
+
+
+def frozen_dtype(model: Any) -> torch.dtype:
+    """The dtype that the frozen GEMMs multiply in: int8, or that of the model."""
+    for module in model.modules():
+        if isinstance(module, FrozenLinear):
+            base = module.frozen_base
+            on_tiles = isinstance(base, TileWeight) and base.scales is not None
+            is_int8 = on_tiles or isinstance(base, Int8Weight | VnniWeight)
+            return torch.int8 if is_int8 else base.dtype
+    dtype: torch.dtype = model.dtype
+    return dtype
 
 
 def _require_compressed(model: Any) -> None:

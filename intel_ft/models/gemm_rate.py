@@ -1,7 +1,8 @@
 """How fast this machine computes GEMMs and moves memory, measured now.
 
 MFU divides by `model_rate`: the rate of a step that consisted of the model's GEMMs only, each the
-fastest way that oneDNN offers, plain or prepacked (models.prepacked).
+fastest way that this machine offers: oneDNN's, plain or prepacked (models.prepacked), or our own
+(models.own_products).
 """
 
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +19,18 @@ from torch import Tensor
 
 from intel_ft.host import devices
 from intel_ft.host.devices import CPU
-from intel_ft.kernels import ops
 from intel_ft.models.int8 import can_int8, int8_base
+from intel_ft.models.own_products import Factory, own_base, own_int8_base
 from intel_ft.models.prepacked import WIDEST, can_prepack, prepack
 
-FORWARD = ("plain", "prepacked")
-GRADIENT = ("gradient", "gradient_prepacked")
-INT8_FORWARD = ("int8_prepacked",)
-INT8_GRADIENT = ("int8_gradient_prepacked",)
-"""The GEMMs of models.int8, with the rounding of activations or gradients to 8 bits."""
+if TYPE_CHECKING:  # it imports peft, which a rate does not need
+    from intel_ft.models.lora_linear import FrozenWeight
+
+FORWARD = ("plain", "prepacked", "own")
+GRADIENT = ("gradient", "gradient_prepacked", "gradient_own")
+INT8_FORWARD = ("int8_prepacked", "int8_own")
+INT8_GRADIENT = ("int8_gradient_prepacked", "int8_gradient_own")
+"""The GEMMs of frozen int8 weights, with the rounding of activations or gradients to 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,11 @@ def _implementations(
         x, weight = _random(rows, inner, torch.int8), _random(columns, inner, torch.int8)
         yield lambda: torch._int_mm(x, weight.T)
     elif kind in (*INT8_FORWARD, *INT8_GRADIENT):
-        yield from _int8(kind in INT8_FORWARD, gemm, dtype)
+        yield from _int8(kind, gemm, dtype)
+    elif kind.endswith("own"):
+        if device == CPU and (own := own_base(dtype)) is not None:
+            base = own[0](_random(columns, inner, dtype), None)
+            yield from _uses(base, gemm, dtype, forward=kind in FORWARD)
     elif device == CPU and can_prepack(dtype):
         yield from _prepacked(rows, *((inner, columns) if kind in FORWARD else (columns, inner)))
 
@@ -208,13 +216,23 @@ def _prepacked(rows: int, inner: int, columns: int) -> Iterator[Callable[[], Ten
         yield partial(prepack(weight, widest, rows).linear, x, None, None)
 
 
-def _int8(forward: bool, gemm: Gemm, dtype: torch.dtype) -> Iterator[Callable[[], Tensor]]:
-    if not can_int8():
-        return
+def _int8(kind: str, gemm: Gemm, dtype: torch.dtype) -> Iterator[Callable[[], Tensor]]:
+    factory: Factory | None = int8_base if can_int8() else None
+    if kind.endswith("own"):
+        own = own_int8_base(dtype)
+        factory = None if own is None else own[0]
+    if factory is not None:
+        base = factory(_random(gemm.columns, gemm.inner, dtype), None)
+        yield from _uses(base, gemm, dtype, forward=kind in INT8_FORWARD)
+
+
+def _uses(
+    base: "FrozenWeight", gemm: Gemm, dtype: torch.dtype, *, forward: bool
+) -> Iterator[Callable[[], Tensor]]:
+    """A product of a base as a step takes it, with whatever it does to its activations."""
     x = _random(gemm.rows, gemm.inner if forward else gemm.columns, dtype)
-    base = int8_base(_random(gemm.columns, gemm.inner, dtype), None)
-    if forward:  # not `base.linear`, which would quantize the same x only once
-        yield lambda: base.forward.linear(ops.quantize(x), None, dtype)
+    if forward:  # x[:]: a base lays out the same x only once
+        yield lambda: base.linear(x[:], None)
     else:
         yield lambda: base.input_gradient(x, None)
 

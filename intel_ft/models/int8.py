@@ -77,10 +77,15 @@ class Int8Weight:
         return self.backward.linear(quantized, accumulate_into, self.dtype)
 
 
+def int8_values(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [out, in] rounded to int8, and float32 scales, one per output channel."""
+    unsigned, scales = ops.quantize(weight.contiguous())
+    return (unsigned.to(torch.int16) - 128).to(torch.int8), scales
+
+
 def int8_base(weight: Tensor, bias: Tensor | None) -> Int8Weight:
     """weight [out, in] rounded to int8, with one scale per output channel."""
-    unsigned, scales = ops.quantize(weight.contiguous())
-    values = (unsigned.to(torch.int16) - 128).to(torch.int8)
+    values, scales = int8_values(weight)
     ones = torch.ones(values.shape[1])
     backward = _prepack(values.T.contiguous(), ones)
     return Int8Weight(_prepack(values, scales), backward, scales, bias, weight.dtype)

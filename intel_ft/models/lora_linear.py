@@ -15,6 +15,7 @@ from peft.tuners import lora
 from torch import Tensor
 
 from intel_ft.kernels import ops
+from intel_ft.models.own_products import TileWeight
 
 Gradients = tuple[Tensor, ...]
 
@@ -118,11 +119,12 @@ class LoraStep:
 
         `lora_a_out` is dropout(x) A^T [tokens, rank], which backward needs.
         """
-        out = self.base.linear(x, residual)
         if self.a is None or self.b is None:
-            return out, None
+            return self.base.linear(x, residual), None
         lora_a_out = self._dropout(x) @ self.a.T
-        return out.addmm_(lora_a_out, self.b.T), lora_a_out
+        if isinstance(self.base, TileWeight):
+            return self.base.linear(x, residual, (lora_a_out, self.b)), lora_a_out
+        return self.base.linear(x, residual).addmm_(lora_a_out, self.b.T), lora_a_out
 
     def lora_a_out_gradient(self, grad: Tensor) -> Tensor | None:
         """The gradient [tokens, rank] of `lora_a_out`, for grad [tokens, out]."""
@@ -135,6 +137,9 @@ class LoraStep:
 
         grad_a_out: what `lora_a_out_gradient` returned.
         """
+        if isinstance(self.base, TileWeight) and grad_a_out is not None and not self.rate:
+            assert self.a is not None  # as grad_a_out is not
+            return self.base.input_gradient(grad, accumulate_into, (grad_a_out, self.a.T))
         grad_x = self.base.input_gradient(grad, accumulate_into)
         if grad_a_out is None or self.a is None:
             return grad_x

@@ -11,9 +11,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from intel_ft.batching.row import IGNORED, Row, pad_row
+from intel_ft.decisions import Decision
+from intel_ft.host.cpu import GIB
 from intel_ft.kernels import ops
 from intel_ft.models.fused_decoder import is_fused
 from intel_ft.models.new_tokens import rows_of
+from intel_ft.models.own_products import TileWeight, own_base
 from intel_ft.models.packed_attention import NAME, padded_length, row_inputs
 from intel_ft.models.targets import own_layer
 
@@ -49,7 +52,9 @@ def frozen_head_losses(model: Any, inputs: "ModelInputs") -> Tensor | None:
     weight, ids, rows = parts
     # Mamba's last norm returns float32, because its residual stream is in float32.
     hidden = hidden_states(model, inputs).to(weight.dtype)
-    losses: Tensor = HeadLoss.apply(hidden, weight, inputs.targets, ids, rows)  # type: ignore[no-untyped-call]
+    packed = getattr(_base(model), "packed_head", None)
+    arguments = weight, inputs.targets, ids, rows, packed
+    losses: Tensor = HeadLoss.apply(hidden, *arguments)  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -206,6 +211,23 @@ def _gives_logits(model: Any, head: Any, linear: torch.nn.Linear) -> bool:
     return bool(base.has_plain_head)
 
 
+def pack_head(model: Any, available: float) -> list[Decision]:
+    """Pack a frozen plain bf16 head for our own products on AMX, if this process can use them.
+
+    The head keeps its weight; both packed copies take twice its bytes again, at most half of the
+    `available` ones.
+    """
+    head = plain_head(model)
+    if head is None or head.requires_grad or (own := own_base(head.dtype)) is None:
+        return []
+    size = f"its packed copies take {2 * head.nbytes / GIB:.1f} GiB"
+    if 2 * head.nbytes > available / 2:
+        return [Decision("head's GEMMs", "oneDNN", f"{size}, over half of the free memory")]
+    factory, name = own
+    _base(model).packed_head = factory(head.detach(), None)
+    return [Decision("head's GEMMs", f"ours ({name})", f"as the frozen GEMMs; {size}")]
+
+
 _LOGIT_MODIFIERS = (
     "final_logit_softcapping",  # Gemma 2
     "logit_scale",  # Cohere
@@ -264,7 +286,8 @@ class HeadLoss(torch.autograd.Function):
     computes the gradient of each chunk as well (Liger Kernel, Hsu et al. 2024), so that the whole
     logits never exist. A token's loss depends on its own hidden state only, so backward scales that
     gradient, whatever is computed from the losses. rows [new, size], float32, replace those of
-    weight at the tokens ids, int64 [new], and train.
+    weight at the tokens ids, int64 [new], and train. packed: the weight for our own products, or
+    None.
     """
 
     @staticmethod
@@ -275,6 +298,7 @@ class HeadLoss(torch.autograd.Function):
         targets: Tensor,
         ids: Tensor | None = None,
         rows: Tensor | None = None,
+        packed: TileWeight | None = None,
     ) -> Tensor:
         """The loss of each token, float32 [supervised]; 0 where the target is IGNORED."""
         size = chunk_rows(len(weight), weight.element_size()) * chunk_factor(hidden)
@@ -284,19 +308,24 @@ class HeadLoss(torch.autograd.Function):
         losses = torch.zeros(len(targets), device=hidden.device)
         for start in range(0, len(targets), size):
             part = hidden[start : start + size]
-            logits = torch.mm(part, weight.T, out=buffer[: len(part)])
+            if packed is None:
+                logits = torch.mm(part, weight.T, out=buffer[: len(part)])
+            else:
+                logits = packed.linear(part, None)
             if new is not None:
                 logits[:, ids] = part @ new.T
             losses[start : start + size] = ops.cross_entropy(logits, targets[start : start + size])
             if not ctx.needs_input_grad[0]:
                 continue
-            if new is None:
-                grads.append(logits @ weight)
-                continue
-            of_new = logits[:, ids]
-            logits[:, ids] = 0
-            grads.append((logits @ weight).addmm_(of_new, new))
-            grads_of_new.append(of_new)
+            of_new = None
+            if new is not None:
+                of_new = logits[:, ids]
+                logits[:, ids] = 0
+            grad = logits @ weight if packed is None else packed.input_gradient(logits, None)
+            if of_new is not None and new is not None:
+                grad.addmm_(of_new, new)
+                grads_of_new.append(of_new)
+            grads.append(grad)
         if ctx.needs_input_grad[0]:  # of a row without supervised tokens, it is empty
             grad = torch.cat(grads) if grads else torch.zeros_like(hidden)
             all_of_new = torch.cat(grads_of_new) if grads_of_new else None
@@ -312,7 +341,7 @@ class HeadLoss(torch.autograd.Function):
         grad_rows = None if ctx.new is None else torch.zeros(ctx.new, device=grad.device)
         if grad_rows is not None and of_new is not None:
             grad_rows += ((of_new * scales).to(hidden.dtype).T @ hidden).float()
-        return (grad * scales).to(grad.dtype), None, None, None, grad_rows
+        return (grad * scales).to(grad.dtype), None, None, None, grad_rows, None
 
 
 class ChunkedLoss(torch.autograd.Function):

@@ -91,6 +91,7 @@ def _summary(runs: list[RunRecords]) -> list[list[str]]:
         "tokens trained on": lambda run: combined(sum, values_of(run.steps, "tokens")),
         "token/s, median": lambda run: combined(statistics.median, speeds(run, "tokens_per_s")),
         "MFU, median": lambda run: combined(statistics.median, speeds(run, "mfu")),
+        "utilization, median": lambda run: combined(statistics.median, speeds(run, "utilization")),
         "measured GEMM peak": _gemm_peak,
         "step s, median": lambda run: combined(statistics.median, speeds(run, "step_s")),
         "step s, p10-p90": lambda run: spread(speeds(run, "step_s")),

@@ -11,7 +11,7 @@ import torch
 
 from intel_ft.config import Config
 from intel_ft.models.compressed import INT4_BYTES
-from intel_ft.models.fast_path import choose_layout
+from intel_ft.models.fast_path import choose_layout, packs_heads
 from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
 from intel_ft.models.nf4 import NF4_BYTES
@@ -60,7 +60,7 @@ class MemorySetting:
     the base's dtype; keeps_best: a copy of the best trained weights is kept; teacher: bytes of a
     distillation's teacher, or None; gpu: estimate a GPU's memory; runtime: bytes of a process that
     are not the model's; token_ids: the data uses only token ids below this, so that the file's
-    other embeddings are never read, or None.
+    other embeddings are never read, or None; packs_head: the head is packed for our own products.
     """
 
     layout: Layout
@@ -77,6 +77,7 @@ class MemorySetting:
     gpu: bool = False
     runtime: float = RUNTIME
     token_ids: int | None = None
+    packs_head: bool = False
 
 
 def memory_setting(
@@ -124,7 +125,8 @@ def memory_setting(
         prepackable=prepackable,
         on_gpu=gpu,
     )
-    return replace(setting, layout=layout)
+    packs_head = packs_heads(config, dtype) and layout in ("prepacked", "int8") and not gpu
+    return replace(setting, layout=layout, packs_head=packs_head)
 
 
 def full_row_activations(config: Config, sizes: ModelSizes, dtype: torch.dtype) -> int:
@@ -194,11 +196,12 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
     if setting.token_ids is not None and not setting.gpu:
         unread = max(0, sizes.vocabulary - setting.token_ids)
         read -= sizes.embeddings * unread // sizes.vocabulary
+    head = 2 * item * sizes.vocabulary * sizes.hidden if setting.packs_head else 0
     file_stays = setting.layout != "as loaded" and not setting.gpu
     estimate = MemoryEstimate(
         runtime=int(CONTEXT if setting.gpu else setting.runtime),
         base=read * item,
-        linear_layers=int(sizes.linear * _linear_bytes(setting)),
+        linear_layers=int(sizes.linear * _linear_bytes(setting)) + head,
         experts=int(sizes.expert_weights * _expert_bytes(setting)),
         mapped=item * _converted(sizes, setting) if file_stays else 0,
         teacher=setting.teacher or 0,

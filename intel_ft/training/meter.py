@@ -46,11 +46,13 @@ class Meter:
     """The totals since the last logged line, and those of all lines before it.
 
     cost: operations that a row needs. gemm_rate: of all ranks together, FLOP/s, the peak that MFU
-    is relative to; it may be set once it has been measured.
+    is relative to; register_rate: the same of the instruction that utilization is relative to, None
+    if this machine has none that is known. Both may be set once they have been measured.
     """
 
     cost: StepCost
     gemm_rate: float = 1.0
+    register_rate: float | None = None
     interval: StepTotals = field(default_factory=StepTotals)
     total: StepTotals = field(default_factory=StepTotals)
 
@@ -62,11 +64,15 @@ class Meter:
         done.flops, done.router_aux_loss = world.all_reduce(sums).tolist()
         self.finish_interval()
         seconds, steps = max(done.seconds, 1e-9), max(done.steps, 1)
+        utilization = {}
+        if self.register_rate is not None:
+            utilization["utilization"] = done.flops / seconds / self.register_rate
         return {
             "tokens": done.tokens,
             "supervised_tokens": done.supervised_tokens,
             "tokens_per_s": done.tokens / seconds,
             "mfu": done.flops / seconds / self.gemm_rate,
+            **utilization,
             "rank_imbalance": done.imbalance / steps,
             "rss_gib": rss_gib(),
             "step_s": seconds / steps,

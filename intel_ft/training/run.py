@@ -21,8 +21,10 @@ from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError, Stopped
 from intel_ft.files import explain_full_disk, whole_folder
 from intel_ft.host import cpu, devices
+from intel_ft.kernels.gemm.register_rate import instruction_of
 from intel_ft.models.adapter import restore_weights
 from intel_ft.models.adapter_effect import without_effect
+from intel_ft.models.frozen_base import frozen_dtype
 from intel_ft.models.load import fingerprint
 from intel_ft.models.tokenizer import copy_tokenizer
 from intel_ft.models.weight_files import check_finite
@@ -73,7 +75,8 @@ class Summary:
     """What `train` reports: where the adapter (or the whole model) is, and how the run went.
 
     Losses are nats per token: `train_loss` is the last logged one, `eval_loss` that of the result.
-    without_effect: the kinds of modules that have an adapter which changes nothing.
+    `utilization` is None where the CPU's own rate is not known, and on a GPU. without_effect: the
+    kinds of modules that have an adapter which changes nothing.
     """
 
     adapter: str
@@ -84,6 +87,7 @@ class Summary:
     tokens: int
     tokens_per_s: float | None
     mfu: float | None
+    utilization: float | None
     seconds: float
     without_effect: list[str]
 
@@ -140,8 +144,9 @@ def _train(
                 training.model.weights.check(start)
                 logger.info("resuming from %s", start)
         devices.reset_peak(training.model.device)
-        decisions.append(_gemm_rate_of_all_ranks(training))
-        logger.info("%s", decisions[-1])
+        for rate in _rates_of_all_ranks(training):
+            decisions.append(rate)
+            logger.info("%s", rate)
         with world.raise_on_all_ranks(), _explained(config):
             if world.rank == 0:
                 run_folder.begin(run, overwrite=overwrite)
@@ -164,13 +169,19 @@ def _int4_base(config: Config, inputs: Inputs) -> Int4Base | None:
     return prepare_int4_base(config, inputs.folder, inputs.training.examples)
 
 
-def _gemm_rate_of_all_ranks(training: Training) -> Decision:
-    """Add up the rates that the ranks measured."""
+def _rates_of_all_ranks(training: Training) -> list[Decision]:
+    """Add up the rates that the ranks measured, which all of them have or none has."""
     meter, ranks = training.meter, training.world.size
-    rate = torch.tensor([meter.gemm_rate], dtype=torch.float64)
-    meter.gemm_rate = float(training.world.all_reduce(rate))
+    rates = torch.tensor([meter.gemm_rate, meter.register_rate or 0.0], dtype=torch.float64)
+    meter.gemm_rate, registers = training.world.all_reduce(rates).tolist()
     reason = "measured just now" + (f", sum of {ranks} ranks" if ranks > 1 else "")
-    return Decision("MFU's peak", f"{meter.gemm_rate / 1e9:,.0f} GFLOP/s", reason)
+    decisions = [Decision("MFU's peak", f"{meter.gemm_rate / 1e9:,.0f} GFLOP/s", reason)]
+    if meter.register_rate is not None:
+        meter.register_rate = registers
+        dtype = frozen_dtype(training.model.network)
+        source = f"{instruction_of(dtype)} from registers, {reason}"
+        decisions.append(Decision("utilization's peak", f"{registers / 1e9:,.0f} GFLOP/s", source))
+    return decisions
 
 
 @contextmanager
@@ -325,6 +336,11 @@ def _summary(run: Path, trainer: PlanTrainer, unchanged: list[str]) -> Summary:
         tokens=total.tokens,
         tokens_per_s=total.tokens / total.seconds if total.seconds else None,
         mfu=total.flops / total.seconds / meter.gemm_rate if total.seconds else None,
+        utilization=(
+            total.flops / total.seconds / meter.register_rate
+            if total.seconds and meter.register_rate
+            else None
+        ),
         seconds=total.seconds,
         without_effect=unchanged,
     )

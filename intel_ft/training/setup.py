@@ -21,8 +21,10 @@ from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu, devices, openmp
 from intel_ft.kernels.build import gpu_kernels, kernels
+from intel_ft.kernels.gemm.register_rate import RegisterRate, register_rate
 from intel_ft.models import gemm_rate
 from intel_ft.models.exportable import export_decision
+from intel_ft.models.frozen_base import frozen_dtype
 from intel_ft.models.load import check_base, load_for_packing, load_tokenizer, model_folder
 from intel_ft.models.new_tokens import add_rows, new_token_ids, warn_unseen
 from intel_ft.models.nf4 import require_bitsandbytes
@@ -155,7 +157,7 @@ def build(
     start: Path | None = None,
     int4: Int4Base | None = None,
 ) -> tuple[Training, list[Decision]]:
-    """Load the base, assemble the training, and measure the GEMM rate that its MFU is relative to.
+    """Load the base, assemble the training, and measure what MFU and utilization are relative to.
 
     Returns every value that was decided on the way, too. `start` is the checkpoint to resume from;
     its weights are not loaded yet; `int4` the weights for model.base_dtype=int4. Raises
@@ -191,6 +193,8 @@ def build(
         int4=int4,
     )
     training.meter.gemm_rate = _gemm_rate(training)
+    limit = _register_rate(training)
+    training.meter.register_rate = None if limit is None else limit.rate
     decisions = [
         compute,
         *backend.decisions,
@@ -219,6 +223,14 @@ def _gemm_rate(training: Training) -> float:
     products = gemm_rate.linear_gemms(model.network, data.plan.max_tokens_per_row, share)
     most_flops = 2.5e10 if model.device.type == "cpu" else None
     return gemm_rate.model_rate(products, model.dtype, 0.03, most_flops, model.device)
+
+
+def _register_rate(training: Training) -> RegisterRate | None:
+    """What the instruction of the frozen GEMMs reaches on this rank's cores; None on a GPU."""
+    model = training.model
+    if model.device.type != "cpu":
+        return None
+    return register_rate(frozen_dtype(model.network), 0.1)
 
 
 def require_memory(config: Config, inputs: Inputs, backend: Backend, world: World) -> None:

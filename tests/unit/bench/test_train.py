@@ -31,7 +31,8 @@ from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.host import topology
 from intel_ft.host.devices import CPU
-from intel_ft.models import gemm_rate, prepacked
+from intel_ft.kernels.gemm.register_rate import RegisterRate
+from intel_ft.models import gemm_rate, int8, prepacked
 from intel_ft.models.flops import StepCost, step_cost
 from intel_ft.models.gemm_rate import Gemm, GemmTiming
 
@@ -194,16 +195,19 @@ def test_a_wide_product_is_timed_in_parts_too_as_a_step_multiplies_it(monkeypatc
 def test_int8_is_timed_as_the_int8_base_multiplies(monkeypatch):
     product, kinds = Gemm(8, 32, 64), (*gemm_rate.INT8_FORWARD, *gemm_rate.INT8_GRADIENT)
     monkeypatch.setattr(gemm_rate, "can_int8", lambda: False)
+    monkeypatch.setattr(gemm_rate, "own_int8_base", lambda dtype: None)
     assert not gemm_rate.measure(product, torch.bfloat16, kinds, 0.01).seconds
     monkeypatch.setattr(gemm_rate, "can_int8", lambda: True)
-    quantized, quantize = [], gemm_rate.ops.quantize
+    quantized, quantize = [], int8.ops.quantize
     monkeypatch.setattr(
-        gemm_rate.ops, "quantize", lambda x, *a: quantized.append(x.shape) or quantize(x, *a)
+        int8.ops, "quantize", lambda x, *a: quantized.append(x.shape) or quantize(x, *a)
     )
     timing = gemm_rate.measure(product, torch.bfloat16, kinds, 0.0)
-    assert tuple(timing.seconds) == kinds
+    assert tuple(timing.seconds) == ("int8_prepacked", "int8_gradient_prepacked")
     counts = {tuple(shape): quantized.count(shape) for shape in quantized}
     assert counts == {(64, 32): 2, (8, 32): 3, (8, 64): 3}  # the weight, activations, gradients
+    monkeypatch.setattr(gemm_rate, "own_int8_base", lambda dtype: (int8.int8_base, "ours"))
+    assert tuple(gemm_rate.measure(product, torch.bfloat16, kinds, 0.0).seconds) == kinds
 
 
 @pytest.mark.parametrize("can_int8", [False, True])
@@ -216,21 +220,32 @@ def test_a_product_that_this_cpu_lacks_is_a_dash(monkeypatch, can_int8):
         monkeypatch.setattr(module, "can_int8", lambda: can_int8)
 
     def measure(product, dtype, kinds, seconds):
-        found = [k for k in kinds if "prepacked" not in k or (can_int8 and k.startswith("int8"))]
+        known = [k for k in kinds if "own" not in k]
+        found = [k for k in known if "prepacked" not in k or (can_int8 and k.startswith("int8"))]
         return GemmTiming(product, dict.fromkeys(found, product.flops / 2000000000.0))
 
     monkeypatch.setattr(gemm_rate, "measure", measure)
+    rates = [RegisterRate("tdp", 4e9), RegisterRate("tdp", 8e9)]  # the CPU slows down and recovers
+    monkeypatch.setattr(
+        bench_gemm,
+        "register_rate",
+        lambda dtype: (
+            rates[len(limits) % 2] if dtype == torch.bfloat16 and not limits.append(0) else None
+        ),
+    )
+    limits: list[int] = []
     report = bench_gemm.bench_gemm(TINY, 1, 0.01)
     assert report["int8_prepacked_gops"] == (pytest.approx(2.0) if can_int8 else None)
     table = gemm_table(report)
     assert table.columns[3:] == (
-        *("plain", "prepacked", "gradient", "gradient prepacked", "int8"),
-        *("int8 prepacked", "int8 gradient prepacked"),
+        *("plain", "prepacked", "own", "gradient", "gradient prepacked", "gradient own", "int8"),
+        *("int8 prepacked", "int8 own", "int8 gradient prepacked", "int8 gradient own"),
+        *("bf16 of registers", "int8 of registers"),
     )
-    prepacked_rate = "2" if can_int8 else "-"
-    assert {row[3:] for row in table.rows} == {
-        ("2", "-", "2", "-", "2", prepacked_rate, prepacked_rate)
-    }
+    packed = "2" if can_int8 else "-"
+    rates_of_kinds = ("2", "-", "-", "2", "-", "-", "2", packed, "-", packed, "-")
+    assert {row[3:] for row in table.rows} == {(*rates_of_kinds, "0.33", "-")}
+    assert any("tdp " in note for note in table.notes)
     assert (", prepacked 2." in table.notes[0]) == can_int8
 
 

@@ -45,7 +45,7 @@ CONTRADICT = [
 ]
 STEP_FIELDS = {
     "step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "tokens_per_s",
-    "mfu", "rank_imbalance", "rss_gib", "step_s", "exchange_s",
+    "mfu", "utilization", "rank_imbalance", "rss_gib", "step_s", "exchange_s",
 }  # fmt: skip
 EVAL_FIELDS = {"step", "epoch", "eval_loss", "eval_perplexity"}
 

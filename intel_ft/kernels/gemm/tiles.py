@@ -1,0 +1,152 @@
+"""Products on AMX tiles, in bf16, or in int8 with one scale for each row and each column.
+
+`Matrix` is a frozen matrix in panels and `Rows` the activations in panels; tile_product.cpp
+describes panels and the product. All functions need `why_no_tiles() is None`.
+
+An example: y = x W^T + bias + u B^T for x [tokens, in], W [out, in], u [tokens, rank] and B [out,
+rank], all in bf16:
+
+    matrix = pack(W)                                  # once
+    y = multiply(pack_rows(x), matrix, bias, low_rank=(u, B))
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from intel_ft.host.cpu import cache_bytes
+from intel_ft.kernels.gemm.library import call
+
+_PANEL = 32  # rows
+_STEP = 2048  # bytes of a panel's k-step, 64 of each row
+_L2_BYTES = 2 * 2**20  # of every Xeon with AMX; for machines that do not report it
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """w [columns, inner] in panels; int8 if it has scales, float32 [columns]."""
+
+    panels: Tensor
+    columns: int
+    inner: int
+    scales: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """x [rows, inner] in panels; int8 if it has scales, float32 [rows]."""
+
+    panels: Tensor
+    rows: int
+    inner: int
+    scales: Tensor | None = None
+
+
+def pack(matrix: Tensor, scales: Tensor | None = None) -> Matrix:
+    """A matrix [columns, inner] of any strides: bf16, or int8 with its columns' scales."""
+    columns, inner = matrix.shape
+    panels = _panels(columns, inner, matrix.element_size())
+    is_int8 = int(matrix.dtype == torch.int8)
+    address = ctypes.c_void_p(matrix.data_ptr())
+    call("pack_w", address, is_int8, columns, inner, *matrix.stride(), panels)
+    return Matrix(panels, columns, inner, scales)
+
+
+def pack_rows(x: Tensor) -> Rows:
+    """bf16 x [rows, inner] as it is."""
+    rows, inner = x.shape
+    panels = _panels(rows, inner, 2)
+    call("pack_x", x.contiguous(), rows, inner, panels)
+    return Rows(panels, rows, inner)
+
+
+def quantize_rows(x: Tensor, columns: Tensor | None = None) -> Rows:
+    """bf16 x [rows, inner] times `columns` float32 [inner], as int8 with one scale for each row."""
+    rows, inner = x.shape
+    panels, scales = _panels(rows, inner, 1), torch.empty(rows)
+    call("quantize_x", x.contiguous(), columns, rows, inner, panels, scales)
+    return Rows(panels, rows, inner, scales)
+
+
+class _Product(ctypes.Structure):
+    """TileProduct of tile_product.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "steps", "low_steps")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("x", "w", "low_x", "low_w", "row_scales", "column_scales"),
+                *("bias", "residual", "out"),
+            )
+        ),
+    ]
+
+
+def multiply(
+    x: Rows,
+    matrix: Matrix,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    low_rank: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """x times the transposed matrix (+ bias) (+ residual) (+ low_rank), bf16 [rows, columns].
+
+    bias [columns] and residual [rows, columns] are bf16; low_rank: bf16 left [rows, rank] and right
+    [columns, rank], of any strides, whose product left right^T is added. The sum is rounded once,
+    into `out` (a new tensor by default), which may be the residual. Raises ValueError for operands
+    that do not fit each other.
+    """
+    if x.inner != matrix.inner or (x.scales is None) != (matrix.scales is None):
+        raise ValueError(f"{x.rows} rows of {x.inner} times a matrix of {matrix.inner} inputs")
+    shape = x.rows, matrix.columns
+    if out is None:
+        out = torch.empty(shape, dtype=torch.bfloat16)
+    for tensor in (out, residual):
+        if tensor is not None and (tensor.shape != shape or not tensor.is_contiguous()):
+            raise ValueError(f"not a contiguous tensor of {shape}: {tensor.shape}")
+    is_int8 = x.scales is not None
+    product = _Product(rows=x.rows, columns=matrix.columns, steps=_steps(x.inner, 2 - is_int8))
+    tensors = {
+        "x": x.panels,
+        "w": matrix.panels,
+        "row_scales": x.scales,
+        "column_scales": matrix.scales,
+        "bias": bias,
+        "residual": residual,
+        "out": out,
+    }
+    if low_rank is not None:
+        left, right = low_rank
+        product.low_steps = _steps(left.shape[1], 2)
+        tensors |= {"low_x": pack_rows(left).panels, "low_w": pack(right).panels}
+    for name, tensor in tensors.items():
+        setattr(product, name, None if tensor is None else tensor.data_ptr())
+    call("tile_multiply", ctypes.byref(product), int(is_int8), *_blocking())
+    return out
+
+
+def _panels(rows: int, inner: int, size: int) -> Tensor:
+    """Memory for the panels of a matrix whose elements have `size` bytes."""
+    count = -(-rows // _PANEL)
+    return torch.empty(count * _steps(inner, size) * _STEP, dtype=torch.uint8)
+
+
+def _steps(inner: int, size: int) -> int:
+    return -(-inner * size // 64)
+
+
+@cache
+def _blocking() -> tuple[int, int, int]:
+    """Panels of a block down and across, and k-steps of a chunk (docs/log.md).
+
+    The panels of a chunk, of both operands, take a quarter of L2.
+    """
+    rows, columns = 4, 8
+    steps = (cache_bytes(2) or _L2_BYTES) // 4 // ((rows + columns) * _STEP)
+    return rows, columns, max(8, steps)

@@ -1,0 +1,98 @@
+// What the products share: AVX-512 helpers, buffers that grow, and huge pages.
+
+#ifndef INTEL_FT_KERNELS_GEMM_VECTORS_H_
+#define INTEL_FT_KERNELS_GEMM_VECTORS_H_
+
+#include <immintrin.h>
+#include <sys/mman.h>
+
+#include <cstdlib>
+
+#include "../bf16.h"
+
+static constexpr int64_t HUGE_PAGE = 2 << 20;
+
+// Asks for huge pages where the range holds whole ones, before it is written for the first time.
+static inline void advise_huge_pages(void* start, int64_t bytes) {
+  const int64_t begin = (int64_t(start) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  const int64_t end = (int64_t(start) + bytes) / HUGE_PAGE * HUGE_PAGE;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+// A thread's buffer, which grows and never shrinks; on huge pages. It has no destructor, because
+// the library is linked without the start files that run those of threads.
+struct Scratch {
+  char* data = nullptr;
+  int64_t size = 0;
+  char* reserve(int64_t bytes) {
+    if (bytes > size) {
+      std::free(data);
+      size = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+      data = static_cast<char*>(std::aligned_alloc(HUGE_PAGE, size));
+      if (!data) std::abort();
+      advise_huge_pages(data, size);
+    }
+    return data;
+  }
+};
+
+// The first `count` of 16 lanes, or of 32.
+static inline __mmask16 mask16(int64_t count) {
+  return count >= 16 ? 0xffff : count <= 0 ? 0 : __mmask16((1u << count) - 1);
+}
+static inline __mmask32 mask32(int64_t count) {
+  return count >= 32 ? 0xffffffffu : count <= 0 ? 0 : __mmask32((1u << count) - 1);
+}
+
+static inline __m512 widen(__m256i x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+static inline __m512 load_float(const bf16* x, __mmask16 mask) {
+  return widen(_mm256_maskz_loadu_epi16(mask, x));
+}
+static inline __m512 load_float(const float* x, __mmask16 mask) {
+  return _mm512_maskz_loadu_ps(mask, x);
+}
+
+// Sixteen floats as bf16, rounded to nearest even.
+static inline __m256i to_bf16(__m512 x) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+#endif
+}
+static inline void store_rounded(bf16* to, __mmask16 mask, __m512 x) {
+  _mm256_mask_storeu_epi16(to, mask, to_bf16(x));
+}
+static inline void store_rounded(float* to, __mmask16 mask, __m512 x) {
+  _mm512_mask_storeu_ps(to, mask, x);
+}
+
+// x[k...] times columns[k...], or x where columns is null.
+template <typename T>
+static inline __m512 load_scaled(const T* x, const float* columns, int64_t k, __mmask16 mask) {
+  const __m512 value = load_float(x, mask);
+  return columns ? _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, columns + k)) : value;
+}
+
+// The largest absolute value of a row, whose elements are multiplied by `columns` unless it is
+// null.
+template <typename T>
+static inline float largest_of(const T* row, const float* columns, int64_t inner) {
+  __m512 largest = _mm512_setzero_ps();
+  for (int64_t k = 0; k < inner; k += 16) {
+    const __m512 value = load_scaled(row + k, columns, k, mask16(inner - k));
+    largest = _mm512_max_ps(largest, _mm512_abs_ps(value));
+  }
+  return _mm512_reduce_max_ps(largest);
+}
+
+static inline __m512i round_to_int(__m512 x, __m512 scale) {
+  return _mm512_cvtps_epi32(_mm512_mul_ps(x, scale));  // to nearest even, the default
+}
+
+#endif  // INTEL_FT_KERNELS_GEMM_VECTORS_H_

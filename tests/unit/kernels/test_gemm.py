@@ -1,0 +1,256 @@
+"""Our own products against exact ones; which of them a process can use; the CPU's own rates.
+
+Where this CPU has no AMX, the tile registers are emulated: packing and blocking are the same.
+"""
+
+import ctypes
+
+import pytest
+import torch
+
+from intel_ft.host import amx, cpu
+from intel_ft.kernels.build import Kernels
+from intel_ft.kernels.gemm import library, register_rate, tiles, vnni
+
+SHAPES = [(1, 7, 5), (33, 70, 200), (130, 300, 96)]  # rows, columns, inner
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    found = library.library()
+    if found.library is None or not hasattr(found.library, "tile_multiply"):
+        pytest.skip(f"no products with AVX-512 here: {found.reason}")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch) -> None:
+    """Several blocks each way, and several chunks, in small matrices."""
+    monkeypatch.setattr(tiles, "_blocking", lambda: (2, 1, 2))
+
+
+def half(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).bfloat16()
+
+
+def whole(*shape: int) -> torch.Tensor:
+    """Whole numbers that int8 and bf16 hold exactly; each row has 127, so that its scale is 1."""
+    values = torch.randint(-127, 128, shape)
+    values[:, 0] = 127
+    return values
+
+
+def assert_rounded_once(found: torch.Tensor, exact: torch.Tensor, summands: torch.Tensor) -> None:
+    """As near to `exact` as bf16 and sums in float32 of these absolute values allow."""
+    assert found.dtype == torch.bfloat16
+    error = (found.double() - exact).abs()
+    assert (error <= exact.abs() / 256 + 1e-6 * summands + 1e-30).all(), error.max()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_bf16_tiles_multiply_to_one_rounding(small_blocks, shape, transposed) -> None:
+    rows, columns, inner = shape
+    x, w = half(rows, inner), half(columns, inner)
+    bias, residual, left, right = (
+        half(columns),
+        half(rows, columns),
+        half(rows, 3),
+        half(columns, 3),
+    )
+    matrix = tiles.pack(w.T.contiguous().T if transposed else w)
+    exact, summands = (
+        a @ b.T for a, b in ((x.double(), w.double()), (x.abs().double(), w.abs().double()))
+    )
+    assert_rounded_once(tiles.multiply(tiles.pack_rows(x), matrix), exact, summands)
+    exact += bias.double() + residual.double() + left.double() @ right.double().T
+    found = tiles.multiply(
+        tiles.pack_rows(x),
+        matrix,
+        bias=bias,
+        residual=residual,
+        low_rank=(left, right),
+        out=residual,
+    )
+    assert found is residual
+    assert_rounded_once(found, exact, summands + 20)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_tiles_multiply_exactly(small_blocks, shape) -> None:
+    rows, columns, inner = shape
+    x, w = whole(rows, inner), whole(columns, inner)
+    packed = tiles.quantize_rows(x.bfloat16())
+    assert torch.equal(packed.scales, torch.ones(rows))
+    exact = (x @ w.T).float()
+    matrix = tiles.pack(w.to(torch.int8), torch.ones(columns))
+    assert torch.equal(tiles.multiply(packed, matrix), exact.bfloat16())
+    scales, residual, left, right = (
+        torch.rand(columns),
+        half(rows, columns),
+        half(rows, 40),
+        half(columns, 40),
+    )
+    matrix = tiles.pack(w.T.to(torch.int8).contiguous().T, scales)
+    found = tiles.multiply(packed, matrix, residual=residual, low_rank=(left, right))
+    wanted = exact.double() * scales.double() + residual.double() + left.double() @ right.double().T
+    assert_rounded_once(found, wanted, exact.abs().double() + 100)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [*SHAPES, (200, 130, 2100)])
+def test_vnni_multiplies_exactly(dtype, shape) -> None:
+    if library.why_no_vnni() is not None:
+        pytest.skip(library.why_no_vnni())
+    rows, columns, inner = shape
+    x, w = whole(rows, inner), whole(columns, inner)
+    packed = vnni.quantize_rows(x.to(dtype))
+    assert torch.equal(packed.scales, torch.ones(rows))
+    assert torch.equal(packed.values[:rows, :inner].long() - 128, x)
+    exact = (x @ w.T).double()
+    matrix = vnni.pack(w.to(torch.int8), torch.ones(columns))
+    found = vnni.multiply(packed, matrix)
+    assert found.dtype == dtype
+    assert torch.equal(found, exact.to(dtype))
+    scales = torch.rand(columns)
+    bias, residual = torch.randn(columns).to(dtype), torch.randn(rows, columns).to(dtype)
+    matrix = vnni.pack(w.T.to(torch.int8).contiguous().T, scales)
+    found = vnni.multiply(packed, matrix, bias=bias, residual=residual)
+    wanted = exact * scales.double() + bias.double() + residual.double()
+    torch.testing.assert_close(
+        found.double(), wanted, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("quantize_rows", [tiles.quantize_rows, vnni.quantize_rows])
+def test_rows_are_quantized_with_their_columns_scales(quantize_rows) -> None:
+    module = tiles if quantize_rows is tiles.quantize_rows else vnni
+    if module is vnni and library.why_no_vnni() is not None:
+        pytest.skip(library.why_no_vnni())
+    x, columns = half(20, 100), torch.rand(100) + 0.5
+    x[3] = 0
+    packed = quantize_rows(x, columns)
+    wide = x.float() * columns
+    torch.testing.assert_close(packed.scales, wide.abs().amax(-1) / 127)
+    identity = module.pack(torch.eye(100).to(torch.int8), torch.ones(100))
+    found = module.multiply(packed, identity).float()
+    bound = packed.scales[:, None] * 0.51 + wide.abs() / 256
+    assert ((found - wide).abs() <= bound).all()
+    assert not found[3].any()
+
+
+def test_operands_that_do_not_fit_are_refused() -> None:
+    x, matrix = tiles.pack_rows(half(4, 32)), tiles.pack(half(8, 32))
+    with pytest.raises(ValueError, match="4 rows of 32 times a matrix of 64"):
+        tiles.multiply(x, tiles.pack(half(8, 64)))
+    with pytest.raises(ValueError, match="4 rows"):  # one is int8
+        tiles.multiply(x, tiles.pack(torch.ones(8, 32, dtype=torch.int8), torch.ones(8)))
+    with pytest.raises(ValueError, match="contiguous"):
+        tiles.multiply(x, matrix, residual=half(8, 4).T)
+
+
+def test_the_number_of_threads_changes_nothing(small_blocks) -> None:
+    x, w = half(100, 96), half(90, 96)
+    results, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(tiles.multiply(tiles.pack_rows(x), tiles.pack(w)))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+# -- which of them a process can use ---------------------------------------------------------------
+
+AMX = {"amx_tile", "amx_bf16", "amx_int8", "avx512_bf16", "avx512f", "avx512bw", "avx512vl"}
+
+
+@pytest.fixture
+def amx_host(monkeypatch):
+    """A CPU with AMX whose tiles work; returns the reason without a cached one."""
+    monkeypatch.setattr(library, "cpu_flags", lambda: AMX | {"avx512_vnni"})
+    monkeypatch.setattr(library, "tile_permission", lambda: "granted")
+    monkeypatch.setattr(library, "call", lambda *_, **__: 1)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    return library.why_no_tiles.__wrapped__
+
+
+def test_tiles_are_used_where_they_work(amx_host, monkeypatch) -> None:
+    assert amx_host() is None
+    monkeypatch.setattr(library, "call", lambda *_, **__: 0)
+    assert amx_host() == "a trial of AMX tiles failed"
+    failed = Kernels(None, "c++ failed: unknown option")
+    monkeypatch.setattr(library, "library", lambda: failed)
+    assert amx_host() == failed.reason
+    monkeypatch.setattr(library, "tile_permission", lambda: "Operation not permitted")
+    assert amx_host() == "Linux does not permit AMX tiles (Operation not permitted)"
+    monkeypatch.setattr(library, "cpu_flags", lambda: AMX - {"amx_int8"})
+    assert amx_host() == "this CPU has no AMX"
+
+
+@pytest.mark.parametrize(
+    ("value", "no_tiles", "no_vnni"),
+    [
+        ("AVX512_CORE_AMX", False, False),
+        ("all", False, False),
+        ("AVX512_CORE_BF16", True, False),
+        ("AVX2_VNNI", True, True),
+    ],
+)
+def test_a_limit_of_onednns_instructions_counts(
+    amx_host, monkeypatch, value, no_tiles, no_vnni
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", value)
+    disabled = f"ONEDNN_MAX_CPU_ISA={value} disables "
+    assert amx_host() == (f"{disabled}AMX" if no_tiles else None)
+    assert library.why_no_vnni.__wrapped__() == (f"{disabled}AVX512-VNNI" if no_vnni else None)
+
+
+def test_without_tiles_of_its_own_a_library_says_that_they_do_not_work() -> None:
+    works = library.call("tiles_work", returns=ctypes.c_int, threads=False)
+    if amx.tile_permission() != "granted" or "amx_tile" not in cpu.cpu_flags():
+        assert works == 0
+
+
+def test_the_environment_can_switch_them_off(monkeypatch) -> None:
+    monkeypatch.setenv("INTEL_FT_NO_KERNELS", "1")
+    assert library.library.__wrapped__() == Kernels(None, "INTEL_FT_NO_KERNELS is set")
+
+
+# -- the CPU's own rates ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_a_register_rate_is_that_of_the_cpus_instruction(dtype) -> None:
+    found = register_rate.register_rate(dtype, 0.004)
+    name = register_rate.instruction_of(dtype)
+    if name is None:
+        assert found is None
+    else:
+        assert found.instruction == name
+        assert found.rate > 1e9
+
+
+@pytest.mark.parametrize(
+    ("flags", "bf16", "int8", "float32"),
+    [
+        ({"fma"}, None, None, "vfmadd (256 bits)"),
+        ({"fma", "avx_vnni"}, None, "vpdpbusd (256 bits)", "vfmadd (256 bits)"),
+        ({"fma", "avx512f", "avx512_vnni"}, None, "vpdpbusd", "vfmadd"),
+        (AMX | {"avx512_vnni"}, "tdpbf16ps", "tdpbssd", "vfmadd"),
+    ],
+)
+def test_the_instruction_of_a_dtype_follows_the_flags(
+    monkeypatch, flags, bf16, int8, float32
+) -> None:
+    monkeypatch.setattr(register_rate.cpu, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(register_rate, "why_no_tiles", lambda: None)
+    names = [register_rate.instruction_of(t) for t in (torch.bfloat16, torch.int8, torch.float32)]
+    assert names == [bf16, int8, float32]
+    if bf16 == "tdpbf16ps":  # a container may forbid tiles
+        monkeypatch.setattr(register_rate, "why_no_tiles", lambda: "forbidden")
+        assert register_rate.instruction_of(torch.bfloat16) == "vdpbf16ps"
