@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from support.small_runs import config_in, fill
 
 from intel_ft.artifacts.provenance import Provenance
+from intel_ft.config import build
 from intel_ft.errors import UserError
+from intel_ft.models.adapter import WEIGHTS
 from intel_ft.models.load import load_base
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.training.run import train
 from intel_ft.training.setup import read_inputs
-from intel_ft.training.start import with_adapter
+from intel_ft.training.start import check_adapter, with_adapter
 
 # Each step takes the whole data and keeps no state, so only the weights carry over.
 STATELESS = {"optimizer": "sgd", "scheduler": "constant", "learning_rate": 0.5}
@@ -37,8 +40,6 @@ def start_from(folder: Path, first: Path, *, model=None, method=None, name="seco
     values["method"] = method or {}
     values["model"] |= {"adapter": str(first / "run")} | (model or {})
     values["output"] = {"directory": str(folder / name)}
-    from intel_ft.config import build
-
     return build(values, "test")
 
 
@@ -80,10 +81,11 @@ def test_its_settings_are_the_adapters(first, tmp_path) -> None:
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
 def test_merged_first_and_saved_for_the_base_as_it_was(first, tmp_path, targets) -> None:
+    start = shutil.copytree(first / "run" / "adapter", tmp_path / "start")
     config = start_from(
         tmp_path,
         first,
-        model={"adapter_mode": "merge"},
+        model={"adapter_mode": "merge", "adapter": str(start)},
         method={"r": 2, "alpha": 8, "target_modules": targets},
         max_steps=4,
         optimizer="adamw_torch",
@@ -110,7 +112,10 @@ def test_merged_first_and_saved_for_the_base_as_it_was(first, tmp_path, targets)
         layer = wanted.get_submodule(name.removeprefix("base_model.model."))
         layer.weight.data += 4.0 * b[:, :2] @ a[:2]
     torch.testing.assert_close(joined, wanted(ids).logits, rtol=1e-3, atol=1e-4)
-    # A resumed run needs nothing but its checkpoint, and ends at the same bytes.
+    # A resumed run takes nothing of the adapter, which changed since, and ends at the same bytes.
+    save_file(
+        {name: 2 * weight for name, weight in load_file(start / WEIGHTS).items()}, start / WEIGHTS
+    )
     finished = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     shutil.rmtree(run / "adapter")
     shutil.rmtree(run / "checkpoint-4")
@@ -176,6 +181,31 @@ def test_what_cannot_be_a_start_is_named(bases, first, tmp_path) -> None:
     ):
         (elsewhere / "adapter_config.json").write_text(json.dumps(config | change))
         assert words in refused(adapter=str(elsewhere))
+
+
+def test_an_adapter_of_the_hub(first, tmp_path, monkeypatch) -> None:
+    folder = shutil.copytree(first / "run" / "adapter", tmp_path / "snapshot")
+    (folder / "intel_ft.json").unlink()
+    asked = []
+
+    def snapshot(name, **options) -> str:
+        asked.append((name, "adapter_model.safetensors" in options["allow_patterns"]))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    config = with_adapter(start_from(tmp_path, first, model={"adapter": "org/lora"}))
+    assert config.method.r == 4 and asked == [("org/lora", True)]
+    # Without a fingerprint, two Hub ids have to be equal.
+    stored = json.loads((folder / "adapter_config.json").read_text())
+    stored["base_model_name_or_path"] = "org/other"
+    (folder / "adapter_config.json").write_text(json.dumps(stored))
+    model = config.model.model_copy(update={"name_or_path": "org/base"})
+    monkeypatch.setattr("intel_ft.training.start.require_matching_base", lambda *_: None)
+    tokenizer = SimpleNamespace(get_vocab=dict)
+    with pytest.raises(UserError, match="trained on org/other, not on org/base"):
+        check_adapter(model, tokenizer)
+    check_adapter(model.model_copy(update={"name_or_path": "org/other"}), tokenizer)
 
 
 @pytest.mark.parametrize(
