@@ -127,8 +127,16 @@ class DataConfig(WithSources):
     split_overlap: int = Field(1, ge=1)
     """With on_long=split: tokens of the row before with which a row begins, as context that is not
     trained on again. With 1, every token but a document's first is trained on."""
-    loss_on: Literal["completion", "all"] = "completion"
-    """Tokens that are trained on: the answers only, or all. Plain text has only the latter."""
+    loss_on: Literal["completion", "all", "last"] = "completion"
+    """Tokens that are trained on: of the answers, of all turns, or of the last answer. Plain text
+    has only all."""
+    roles_to_train: list[Literal["system", "user", "assistant", "tool"]] = Field(
+        ["assistant"], min_length=1
+    )
+    """Roles whose turns are trained on; a turn's own weight, train or loss comes first."""
+    earlier_answers: Literal["separate", "context"] = "separate"
+    """Answers that the chat template changes once the conversation goes on (it drops their
+    thoughts): each is trained on in an example of its own, or context only."""
     cache: PathOrId = Field("auto", min_length=1)
     """Tokenized data on disk, which later runs use again. auto: sources of 32 MiB and more, in the
     user's cache folder; off: none; or a folder: all sources, there."""

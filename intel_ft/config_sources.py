@@ -20,7 +20,15 @@ PathOrId = Annotated[str, AfterValidator(expand_path)]
 
 Auto = Literal["auto"]
 DataFormat = Literal[
-    "auto", "alpaca", "dolly", "prompt_completion", "question_answer", "messages", "text"
+    "auto",
+    "alpaca",
+    "dolly",
+    "prompt_completion",
+    "question_answer",
+    "messages",
+    "text",
+    "segments",
+    "tokens",
 ]
 OnLong = Literal["error", "drop", "truncate", "split"]
 TemplateName = Literal["auto", "llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"]

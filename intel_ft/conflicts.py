@@ -19,6 +19,8 @@ def conflicts(config: "Config") -> Iterator[str]:
     row, longest = train.max_tokens_per_row, config.data.max_length
     if isinstance(row, int) and row < longest:
         yield f"train.max_tokens_per_row ({row}) must be at least data.max_length ({longest})"
+    if config.data.loss_on == "all" and config.data.roles_to_train != ["assistant"]:
+        yield "data.roles_to_train has no effect with data.loss_on=all: remove one of them"
     if config.method.compares:
         yield from _on_compared_data(config)
     elif train.best_metric == "accuracy":
@@ -102,6 +104,8 @@ def _on_compared_data(config: "Config") -> Iterator[str]:
         yield f"data.format={data.format} cannot be used with {preference}: leave it out"
     if data.loss_on != "completion":
         yield f"data.loss_on={data.loss_on} cannot be used with {preference}: answers are compared"
+    if data.roles_to_train != ["assistant"]:
+        yield f"data.roles_to_train cannot be used with {preference}: answers are compared"
     if data.on_long not in ("error", "drop"):
         yield (
             f"data.on_long={data.on_long} cannot be used with {preference}: a shortened answer is"

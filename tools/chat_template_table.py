@@ -12,15 +12,18 @@ llama.cpp (models/templates).
 import argparse
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 
 from intel_ft.config import ModelConfig
-from intel_ft.data.formats import Message
+from intel_ft.data.chat_template import ChatTemplate
+from intel_ft.data.formats import Conversation, Message
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.template_check import template_notes
+from intel_ft.data.tools import calls_text, tools_text
 from intel_ft.errors import UserError
 from intel_ft.models.tokenizer import load_tokenizer
 
@@ -28,12 +31,31 @@ QUESTION, AGAIN = Message("user", "What is 2+2?"), Message("user", "And 3+3?")
 ANSWER, ANOTHER = Message("assistant", "It is 4."), Message("assistant", "It is 6.")
 THOUGHT = Message("assistant", "<think>\neasy\n</think>\n\nIt is 4.")
 LATER_THOUGHT = Message("assistant", "<think>\nadd them\n</think>\n\nIt is 6.")
+_PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "number", "description": "One."},
+        "b": {"type": "string", "description": "Other."},
+    },
+    "required": ["a", "b"],
+}
+TOOLS = tools_text("tools", [{"name": "add", "description": "Adds.", "parameters": _PARAMETERS}])
+_ADD = {"id": "call00001", "name": "add", "arguments": {"a": 2, "b": "two\n"}}
+CALL = Message("assistant", "", calls=calls_text("calls", [_ADD]))
+CALLS = Message("assistant", "", calls=calls_text("calls", [_ADD, {**_ADD, "id": "call00002"}]))
+THINKING_CALL = replace(CALL, content="<think>\nadd them\n</think>\n\n")
+RESULT = Message("tool", '{"sum": 4}', name="add", call_id="call00001")
 CONVERSATIONS = {
-    "one answer": (QUESTION, ANSWER),
-    "two answers": (QUESTION, ANSWER, AGAIN, ANOTHER),
-    "system message": (Message("system", "Be brief."), QUESTION, ANSWER),
-    "a thought": (QUESTION, THOUGHT),
-    "two thoughts": (QUESTION, THOUGHT, AGAIN, LATER_THOUGHT),
+    "one answer": Conversation((QUESTION, ANSWER)),
+    "two answers": Conversation((QUESTION, ANSWER, AGAIN, ANOTHER)),
+    "system message": Conversation((Message("system", "Be brief."), QUESTION, ANSWER)),
+    "a thought": Conversation((QUESTION, THOUGHT)),
+    "two thoughts": Conversation((QUESTION, THOUGHT, AGAIN, LATER_THOUGHT)),
+    "a tool": Conversation((QUESTION, CALL, RESULT, ANSWER), tools=TOOLS),
+    "parallel calls": Conversation((QUESTION, CALLS, RESULT, RESULT, ANSWER), tools=TOOLS),
+    "a tool and thoughts": Conversation((QUESTION, THINKING_CALL, RESULT, THOUGHT), tools=TOOLS),
+    "no question": Conversation((ANSWER, AGAIN, ANOTHER)),
+    "an empty answer": Conversation((QUESTION, Message("assistant", ""))),
 }
 # Texts in a template that its family's tokenizer has as single tokens.
 _CONTROL = re.compile(
@@ -57,7 +79,7 @@ def main() -> None:
     print("| template |", " | ".join(CONVERSATIONS), "|")
     print("|---" * (len(CONVERSATIONS) + 1) + "|")
     for name, tokenizer in _tokenizers(arguments.sources):
-        cells = [_cell(tokenizer, messages) for messages in CONVERSATIONS.values()]
+        cells = [_cell(tokenizer, one) for one in CONVERSATIONS.values()]
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
 
 
@@ -84,12 +106,18 @@ def _with_template(template: str) -> Any:
     return tokenizer
 
 
-def _cell(tokenizer: Any, messages: tuple[Message, ...]) -> str:
+def _cell(tokenizer: Any, conversation: Conversation) -> str:
+    special = special_tokens_of(tokenizer)
     try:
-        notes = template_notes(tokenizer, special_tokens_of(tokenizer), [messages])
+        notes = template_notes(tokenizer, special, [conversation])
+        parts = list(ChatTemplate(tokenizer, special).separate(conversation))
+        for part in parts[1:]:
+            notes += template_notes(tokenizer, special, [part])
+        if len(parts) > 1:
+            notes.append(f"{len(parts)} examples")
     except UserError as error:
         notes = [f"refused: {error}"]
-    text = "; ".join(map(_short, notes)) or "equal"
+    text = "; ".join(dict.fromkeys(map(_short, notes))) or "equal"
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -98,6 +126,7 @@ def _short(note: str) -> str:
     for start, short in (
         ("refused: the tokenizer's chat_template drops the system", "refused: dropped"),
         ("refused: the tokenizer's chat_template leaves out the thought", "refused: left out"),
+        ("refused: the tokenizer's chat_template leaves out tool calls", "refused: no calls"),
         ("the chat_template writes today's date", "date"),
     ):
         if note.startswith(start):
@@ -105,7 +134,6 @@ def _short(note: str) -> str:
     for pattern, short in (
         (r"refused: .*rejects the roles [^(]*\((.{,60}).*\): set.*", r"refused: \1"),
         (r"the model learns to write ('.*') in front.*", r"learnt: `\1`"),
-        (r".* context only.*", "first answer: context"),
         (r"the (\w+) .*?: (.*) here, (.*) there", r"\1 differs: `\2` here, `\3` there"),
     ):
         if match := re.fullmatch(pattern, note, re.DOTALL):

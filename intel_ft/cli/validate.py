@@ -1,16 +1,19 @@
 """`intel-ft validate`."""
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intel_ft.cli.options import ConfigFile, Json, Overrides, show
+from intel_ft.errors import UserError
 
 if TYPE_CHECKING:  # `intel-ft doctor` must start even where pydantic is missing
     from collections.abc import Sequence
 
     from intel_ft.config import Config
+    from intel_ft.data.shown import ShownExample
     from intel_ft.decisions import Decision
 
 
@@ -24,36 +27,63 @@ def run(
             help="Use no network: skip what is not on this machine or in its Hub cache.",
         ),
     ] = False,
+    examples: Annotated[
+        int,
+        typer.Option(
+            "--show", min=0, help="Print this many examples, with what of them is trained on."
+        ),
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Check CONFIG, its model and its data without training.
 
-    Reads every example and builds its loss mask.
+    Reads every example, builds its loss mask, and compares it with the tokenizer's chat template.
     """
     from intel_ft import config as configuration
 
     settings = configuration.load(config, overrides)
+    if offline and examples:
+        raise UserError(
+            "--show needs the tokenizer, which --offline does not load: use one of them"
+        )
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported, next
         from intel_ft.recipes.offline import check_offline
 
         show(check_offline(settings), json)
     else:
-        show(_check_inputs(settings), json)
+        _check_online(settings, examples, json)
 
 
-def _check_inputs(settings: "Config") -> dict[str, object]:
+def _check_online(settings: "Config", examples: int, json: bool) -> None:
+    """Print what was found, and some examples."""
+    from intel_ft.cli.show_examples import print_examples
+
+    facts, shown = _check_inputs(settings, examples)
+    if json:
+        as_json = {"examples": list(map(dataclasses.asdict, shown))} if examples else {}
+        show({**facts, **as_json}, json)
+    else:
+        show(facts, json)
+        print_examples(shown)
+
+
+def _check_inputs(
+    settings: "Config", examples: int
+) -> "tuple[dict[str, object], list[ShownExample]]":
     from intel_ft.optional_packages import import_peft
 
     import_peft()
+    from intel_ft.data.shown import compare_with_template, shown_examples
     from intel_ft.training.setup import read_inputs
     from intel_ft.training.start import with_adapter
 
     inputs = read_inputs(with_adapter(settings))
     report = inputs.training.report
+    compared = compare_with_template(settings.data, inputs.tokenizer, settings.method.compares)
     others = inputs.validation.report.unused if inputs.validation else ()
     sources = inputs.training.shares()
-    return {
+    facts: dict[str, object] = {
         "parameters": inputs.model.sizes.parameters,
         **_facts(inputs.model.decisions),
         "format": report.format,
@@ -64,10 +94,15 @@ def _check_inputs(settings: "Config") -> dict[str, object]:
         "longest": report.longest,
         "not_used": list(dict.fromkeys([*report.unused, *others])),
         "untrained_answers": report.untrained,
+        "context_only_answers": report.context_only,
+        "separated_conversations": report.separated,
         "dropped_rows": report.bad + report.dropped,
+        "unlike_chat_template": compared and compared.unlike,
+        "first_unlike": (compared and compared.first) or None,
         "eval_examples": inputs.validation and inputs.validation.report.examples,
         **({"sources": sources} if len(sources) > 1 else {}),
     }
+    return facts, shown_examples(inputs.training.examples, inputs.tokenizer, examples)
 
 
 def _facts(decisions: "Sequence[Decision]") -> dict[str, str]:

@@ -11,7 +11,7 @@ from intel_ft.data.examples import Examples, ExampleSet
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pairs(Examples):
     """Pairs of answers to one prompt: an example is the chosen one's tokens, then the rejected's.
 
@@ -45,10 +45,11 @@ class Pairs(Examples):
     def select(self, indices: IntArray) -> "Pairs":
         """See Examples."""
         part = super().select(indices)
-        return Pairs(part.tokens, part.supervised, part.offsets, self.chosen_lengths[indices])
+        chosen = self.chosen_lengths[indices]
+        return Pairs(**vars(part), chosen_lengths=chosen)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judged(Examples):
     """Answers that are good or bad. good: bool [examples].
 
@@ -76,7 +77,7 @@ class Judged(Examples):
     def select(self, indices: IntArray) -> "Judged":
         """See Examples."""
         part, others = super().select(indices), self.others.select(indices)
-        return Judged(part.tokens, part.supervised, part.offsets, self.good[indices], others)
+        return Judged(**vars(part), good=self.good[indices], others=others)
 
 
 Compared = Pairs | Judged
@@ -90,7 +91,8 @@ def segments_in(examples: ExampleSet, indices: IntArray) -> tuple[ExampleSet, In
 def pairs_of(answers: Examples) -> Pairs:
     """Pairs of neighbours: the answers 2 i (chosen) and 2 i + 1 (rejected)."""
     lengths = answers.lengths
-    return Pairs(answers.tokens, answers.supervised, answers.offsets[::2], lengths[::2])
+    every = (answers.tokens, answers.supervised, answers.offsets[::2], answers.firsts[::2])
+    return Pairs(*every, chosen_lengths=lengths[::2])
 
 
 def judged(answers: Examples, good: npt.NDArray[np.bool_], longest: int) -> Judged:
@@ -123,4 +125,4 @@ def judged(answers: Examples, good: npt.NDArray[np.bool_], longest: int) -> Judg
         np.concatenate([supervised for _, supervised in parts]),
         np.cumsum([0, *lengths], dtype=np.int64),
     )
-    return Judged(answers.tokens, answers.supervised, answers.offsets, good, others)
+    return Judged(**vars(answers), good=good, others=others)

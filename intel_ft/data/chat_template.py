@@ -1,308 +1,328 @@
-"""The tokenizer's own chat_template, rendered once for each sequence of roles.
+"""The tokenizer's own chat_template: conversations as spans, with what is trained on.
 
-A chat template is a program that returns one string. Here it receives a placeholder instead of
-every message, so that the text it writes around the messages can be separated from them. The
-completion is never searched for in the result, so nothing can be mistaken for it. The template
-sees no content either: it can neither branch on it nor be steered by it.
+Each answer has two texts: the prompt that a server sends for it (`add_generation_prompt`), and the
+conversation up to the answer. What the second has behind the first is what the model has to write:
+thought, words, tool calls, end of turn, and what the template puts in front of them (Qwen3's empty
+thought, the name of a channel). An earlier answer is trained on where the conversation goes on from
+exactly these texts; a template that then drops the thought makes it context (`separate` makes
+examples of such answers). A template that marks what the assistant generates decides itself.
 
-The template is asked twice: for the whole conversation, and for the prompt that a server sends
-(`add_generation_prompt`). What the whole conversation has between that prompt and the answer, such
-as Qwen3's empty thought or the name of a channel, is what the model has to write: it is supervised.
+Both texts have placeholders for the words (data.chat_render), and are rendered once for each
+sequence of roles and tools.
 """
 
-import re
-from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
-from intel_ft.data.control_tokens import ORDINARY, completion_controls
-from intel_ft.data.formats import Message
-from intel_ft.data.spans import Span, SpecialTokens
-from intel_ft.data.thoughts import CLOSE, GAP, OPEN, Opening, opening, split_thought
-from intel_ft.errors import UserError, missing_package
+from intel_ft.data.answer_start import Start, answer_start
+from intel_ft.data.chat_messages import (
+    SLOTS,
+    Form,
+    Signature,
+    json_text,
+    messages_as_given,
+    signature_of,
+    words_of,
+)
+from intel_ft.data.chat_render import REMEDY, TemplateProblem, TemplateRenderer
+from intel_ft.data.formats import Conversation, Message
+from intel_ft.data.spans import Kind, Span, SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Private-use characters, which no template writes. The tabs show whether a template strips.
-_SLOT = "\t\ue000{}{}\ue001\t"
-_SLOTS = re.compile("(\t?)\ue000([0-9]+)([ct])\ue001(\t?)")
-_REMEDY = "set data.template to another template (chatml, llama2, alpaca, dolly, none)"
-# Where a template may expect a thought: in a key of its own, or in the content between tags.
-_STYLES = ("reasoning_content", "thinking", "tags")
-
-# Templates that write the current date get one of their own (Llama 3.1's), so that a run resumed on
-# another day, and all ranks around midnight, train on the same tokens.
-DATE = datetime(2024, 7, 26)
-
-Signature = tuple[tuple[str, bool], ...]
-"""Each message's role, and whether it is an answer with a thought."""
+_REMEMBERED = 2000  # sequences of roles and tools; tool calls differ from row to row
+_NO_THOUGHT = (
+    "the tokenizer's chat_template leaves out the thought of the last answer"
+    f" (<think>...</think>): {REMEDY}"
+)
+_CALL_ENDS = ("<|call|>", "<|eom_id|>")  # where servers stop, to run the tool
 
 
-class Slot(NamedTuple):
-    """The place of a message's text, or of its thought, in what a template writes."""
+class _Slot(NamedTuple):
+    """The place of a message's words, thought or both in what a template writes."""
 
     message: int
-    thought: bool
+    kind: str
     strip_left: bool
     strip_right: bool
+    escaped: bool
+
+
+class _Part(NamedTuple):
+    """A piece of an example: a text that the template writes, or a slot.
+
+    answer: the message that it belongs to if it is part of an answer that is trained on.
+    """
+
+    text: str
+    slot: _Slot | None
+    kind: Kind
+    answer: int | None
+
+
+class _Answer(NamedTuple):
+    """What a server sends for an answer, what the model writes, and the token that ends it.
+
+    opened: the text that the model writes in front of its words.
+    """
+
+    message: int
+    prompt: str
+    body: str
+    end: str
+    opened: str
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """An answer: text in front of it, its thought, what ends the thought, and whether it is learnt.
+class _Written:
+    """A sequence of roles as the template writes it.
 
-    verbatim: the template knows no thoughts, so the answer is written as it is, tags included.
+    learnt: the messages whose answers are trained on. opened: what the model has to write in front
+    of the last answer. adds_eos: the template has none behind it.
     """
 
-    index: int
+    form: Form
+    parts: tuple[_Part, ...]
+    learnt: frozenset[int]
     opened: str
-    thought: bool
-    close: str
-    trained: bool
-    verbatim: bool
-
-
-_Part = Span | Slot | _Answer
+    adds_eos: bool
 
 
 class ChatTemplate:
     """Renders conversations with a tokenizer's chat_template; caches each sequence of roles."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", special: SpecialTokens) -> None:
-        if not tokenizer.chat_template:
-            raise UserError(f"the tokenizer has no chat_template: {_REMEDY}")
-        self._tokenizer = tokenizer
+        self._renderer = TemplateRenderer(tokenizer)
         self._special = special
-        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-        ordinary = tokenizer.init_kwargs.get(ORDINARY, ())
-        self._controls = tuple(completion_controls(added, ordinary).values())
-        self._rendered: dict[Signature, tuple[list[_Part], str]] = {}
+        self._written: dict[Signature, _Written] = {}
 
-    def spans(self, messages: tuple[Message, ...]) -> list[Span]:
-        """The spans of a conversation that ends with an assistant turn.
+    def spans(self, conversation: Conversation) -> list[Span]:
+        """The spans of a conversation; text after its last trained part is left out.
 
-        An assistant turn ends with EOS if the template writes it there. EOS directly follows the
-        completion: white space that the template puts between them is left out. If the template
-        ends turns with another token (`<|eot_id|>`, `<end_of_turn>`), that token is the supervised
-        end, and EOS follows it only at the end of the conversation. If the template ends turns
-        with no token, EOS is added. Text after the last end is left out.
+        An answer is what the template makes of it, and ends as the template ends it. EOS follows
+        the last answer if the template has none there, so that the model learns to stop.
 
-        Raises UserError if the template fails or does not contain every message exactly once.
+        Raises TemplateProblem if the template fails or leaves out a message.
         """
-        split = [split_thought(m.content) if m.role == "assistant" else None for m in messages]
-        parts, _ = self._parts(signature_of(messages))
+        messages = conversation.messages
         spans: list[Span] = []
-        trained = True
-        for part in parts:
-            if isinstance(part, Span):
-                spans.append(part._replace(trained=trained) if part.kind == "end" else part)
-            elif isinstance(part, Slot):
-                text = messages[part.message].full_content
-                text = text.lstrip() if part.strip_left else text
-                spans.append(Span(text.rstrip() if part.strip_right else text, "content"))
+        follows = False  # a trained turn that is no answer: its end is trained on, too
+        for part in self._of(conversation).parts:
+            if part.slot is None:
+                text = part.text
+                if follows and (token := self._token_at(text)):
+                    spans.append(Span(token, "end"))
+                    text = text.removeprefix(token)
+                follows = False
+                if text:
+                    trained = part.answer is None or messages[part.answer].in_loss
+                    spans.append(Span(text, part.kind, trained))
+                continue
+            message = messages[part.slot.message]
+            text = _words(message, part.slot)
+            if message.role == "assistant":
+                trained = part.answer is not None and message.in_loss
+                spans.append(Span(text, "completion", trained))
+            elif message.in_loss:
+                spans.append(Span(text, "completion"))
+                follows = True
             else:
-                trained = part.trained and messages[part.index].trained
-                content, thought = messages[part.index].content, split[part.index]
-                if thought is None or part.verbatim:
-                    spans += self._answer(part.opened, "", "", content, trained)
-                elif part.thought:
-                    spans += self._answer(part.opened, thought[0], part.close, thought[1], trained)
-                else:
-                    spans += self._answer(part.opened, "", "", thought[1], trained)
+                spans.append(Span(text, "content"))
+        while len(spans) > 1 and spans[-1].kind in ("template", "content"):
+            spans.pop()
         return spans
 
-    def as_dicts(self, messages: tuple[Message, ...]) -> list[dict[str, str]]:
-        """The messages as this template takes them, with thoughts where it expects them."""
-        _, style = self._parts(signature_of(messages))
-        dicts = []
-        for message in messages:
-            entry = {"role": message.role, "content": message.full_content}
-            thought = split_thought(message.content) if message.role == "assistant" else None
-            if thought is not None and style != "tags":
-                entry |= {"content": thought[1], style: thought[0]}
-            dicts.append(entry)
-        return dicts
+    def learnt(self, conversation: Conversation) -> frozenset[int]:
+        """The answers that can be trained on: their prompts are a server's."""
+        return self._of(conversation).learnt
 
-    def opened(self, messages: tuple[Message, ...]) -> str:
+    def separate(self, conversation: Conversation) -> Iterator[Conversation]:
+        """The conversation, cut where needed, so that each answer is trained on in one of them."""
+        left = {index for index, one in enumerate(conversation.messages) if one.in_loss}
+        last = len(conversation.messages)
+        while left:
+            shorter = last > (last := max(left) + 1)
+            part = conversation
+            if shorter:
+                part = replace(conversation, messages=conversation.messages[:last])
+            others = {index for index in left if part.messages[index].role != "assistant"}
+            here = left & (self.learnt(part) | others | {last - 1})
+            if not shorter and here == left:
+                yield conversation
+                return
+            marked = [
+                replace(one, trained=False) if one.in_loss and index not in here else one
+                for index, one in enumerate(part.messages)
+            ]
+            yield replace(part, messages=tuple(marked))
+            left -= here
+
+    def opened(self, conversation: Conversation) -> str:
         """What the model has to write in front of the last answer, apart from white space."""
-        parts, _ = self._parts(signature_of(messages))
-        last = next(part for part in reversed(parts) if isinstance(part, _Answer))
-        return last.opened if last.opened.strip() else ""
+        opened = self._of(conversation).opened
+        return opened if opened.strip() else ""
 
-    def text(
-        self, turns: list[dict[str, str]], *, today: bool = False, prompt: bool = False
-    ) -> str:
-        """What `apply_chat_template` gives, with the fixed date or today's.
+    def adds_eos(self, conversation: Conversation) -> bool:
+        """Whether EOS follows the last answer here, and not in the template."""
+        return self._of(conversation).adds_eos
 
-        prompt: with `add_generation_prompt`.
-        """
-        date = {} if today else {"strftime_now": DATE.strftime}
-        options: dict[str, Any] = {"add_generation_prompt": True} if prompt else {}
-        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, **date, **options))
+    def whole_text(self, conversation: Conversation, *, today: bool = False) -> str:
+        """What `apply_chat_template` gives of the conversation."""
+        turns = messages_as_given(conversation, self._of(conversation).form)
+        return self._renderer.text(turns, conversation.tools, today=today)
 
-    def context_only(self, messages: tuple[Message, ...]) -> int:
-        """Answers that are not learnt, because a server's prompt for them would be another one."""
-        parts, _ = self._parts(signature_of(messages))
-        return sum(
-            messages[part.index].trained and not part.trained
-            for part in parts
-            if isinstance(part, _Answer)
-        )
+    def prompt_text(self, conversation: Conversation) -> str:
+        """What `apply_chat_template` gives of all but the last message, as a prompt."""
+        turns = messages_as_given(conversation, self._of(conversation).form)
+        return self._renderer.text(turns[:-1], conversation.tools, prompt=True)
 
-    def _answer(
-        self, opened: str, thought: str, close: str, answer: str, trained: bool
-    ) -> list[Span]:
-        """An answer as one completion; control tokens that the template writes stay apart."""
-        if not any(control in opened + close for control in self._controls):
-            return [Span(opened + thought + close + answer, "completion", trained)]
-        spans = [Span(opened, "text", trained), Span(thought, "completion", trained)]
-        spans += [Span(close, "text", trained), Span(answer, "completion", trained)]
-        return [span for span in spans if span.text]
+    def _of(self, conversation: Conversation) -> _Written:
+        signature = signature_of(conversation)
+        if signature not in self._written:
+            if len(self._written) >= _REMEMBERED:
+                self._written.clear()
+            self._written[signature] = self._write(signature)
+        return self._written[signature]
 
-    def _parts(self, signature: Signature) -> tuple[list[_Part], str]:
-        if signature not in self._rendered:
-            self._rendered[signature] = self._render(signature)
-        return self._rendered[signature]
-
-    def _render(self, signature: Signature) -> tuple[list[_Part], str]:
-        style, whole = self._whole(signature)
-        prompt = self._write(signature[:-1], style, prompt=True)
-        texts, slots = _cut(whole)
-        asked, asked_slots = _cut(prompt)
-        tail = asked[-1]
-        if len(signature) == 3 and len(slots) == 2 == len(asked_slots):
-            # Mistral's has the system message only where the question comes last. One question can
-            # be trained on as it is sent; of several, the earlier ones would lack it.
-            texts = [*asked[:-1], *texts[1:]]
-            slots = [*asked_slots, slots[-1]]
-        self._require_all_turns(signature, slots)
-        last_end = self._token_at_start(texts[-1])
+    def _write(self, signature: Signature) -> _Written:
+        form = self._renderer.form_of(signature)
+        if self._renderer.has_marks(signature.tools):
+            return self._as_marked(signature, form)
+        shapes = signature.shapes
+        answers = [
+            self._answer(Signature(signature.tools, shapes[: index + 1]), form, index)
+            for index, shape in enumerate(shapes)
+            if shape.role == "assistant"
+        ]
+        opened, ends = "", [""]
+        if shapes[-1].role == "assistant":
+            last = answers.pop()
+            if last is None:
+                raise TemplateProblem(_NO_THOUGHT)
+            before = last.prompt
+            ends = self._ends(last, has_calls=bool(shapes[-1].calls))
+            opened = last.opened
+        else:
+            before, last = self._renderer.render(signature, form), None
         parts: list[_Part] = []
-        before = texts[0]
-        thought: Slot | None = None
-        between = ""
-        for place, (slot, following) in enumerate(zip(slots, texts[1:], strict=True)):
-            if slot.thought:
-                thought, between = slot, following
+        learnt = set()
+        at = 0
+        for answer in filter(None, answers):
+            full = answer.prompt + answer.body
+            if not before.startswith(full):
+                continue  # the conversation goes on from another text: context
+            learnt.add(answer.message)
+            parts += self._parts(before[at : len(answer.prompt)], None)
+            parts += self._parts(answer.body, answer.message)
+            at = len(full)
+            if answer.end and before.startswith(answer.end, at):
+                parts.append(_Part(answer.end, None, "end", answer.message))
+                at += len(answer.end)
+        parts += self._parts(before[at:], None)
+        if last is not None:
+            learnt.add(last.message)
+            parts += self._parts(last.body, last.message)
+            parts += [_Part(end, None, "end", last.message) for end in ends]
+        adds_eos = last is not None and len(ends) > bool(last.end)
+        return _Written(form, tuple(parts), frozenset(learnt), opened, adds_eos)
+
+    def _as_marked(self, signature: Signature, form: Form) -> _Written:
+        """As the template's own marks say."""
+        pieces = self._renderer.render_marked(signature, form)
+        answers = [index for index, one in enumerate(signature.shapes) if one.role == "assistant"]
+        parts: list[_Part] = []
+        learnt: list[int] = []
+        for text, generated, message in pieces:
+            if not generated:
+                parts += self._parts(text, None)
                 continue
-            role, has_thought = signature[slot.message]
-            if role != "assistant":
-                parts += [*_template(before), slot]
-                before = following
-                continue
-            last = place == len(slots) - 1
-            shown = Opening(before, between if thought else None, has_thought, style == "tags")
-            start = opening(shown, tail, last)
-            if start is None:
-                raise UserError(
-                    "the tokenizer's chat_template leaves out the thought of the last answer"
-                    f" (<think>...</think>): {_REMEDY}"
+            # An answer without words has no slot: it is the next one.
+            following = next((one for one in answers if one not in learnt), answers[-1])
+            learnt.append(following if message is None else message)
+            parts += self._parts(text, learnt[-1])
+        adds_eos = signature.shapes[-1].role == "assistant"
+        if answers and adds_eos:
+            while parts and parts[-1].answer is None:
+                parts.pop()
+            if not learnt or answers[-1] != learnt[-1]:
+                raise TemplateProblem(
+                    "the tokenizer's chat_template marks no part of the last answer as generated:"
+                    f" {REMEDY}"
                 )
-            parts += _template(start.prompt)
-            parts.append(
-                _Answer(
-                    slot.message,
-                    start.opened,
-                    start.thought,
-                    start.close,
-                    start.trained,
-                    start.verbatim,
-                )
-            )
-            ends, before = self._ends(following, last_end, last)
-            parts += ends
-            thought, between = None, ""
-        return parts, style
+            kinds = {part.slot.kind for part in parts if part.slot and part.answer == answers[-1]}
+            if signature.shapes[-1].thought and not kinds & {"t", "v"}:
+                raise TemplateProblem(_NO_THOUGHT)
+            end = parts[-1].text.rstrip() if parts[-1].slot is None else ""
+            adds_eos = not any(end.endswith(token) for token in self._special.added)
+            if adds_eos:
+                parts.append(_Part(self._special.eos, None, "end", answers[-1]))
+        return _Written(form, tuple(parts), frozenset(learnt), "", adds_eos)
 
-    def _whole(self, signature: Signature) -> tuple[str, str]:
-        """The style in which the template shows the last thought, and the whole conversation."""
-        thoughts = [index for index, (_, thought) in enumerate(signature) if thought]
-        if not thoughts:
-            return "tags", self._write(signature, "tags")
-        for style in _STYLES:
-            whole = self._write(signature, style)
-            if any(slot.thought and slot.message == thoughts[-1] for slot in _cut(whole)[1]):
-                return style, whole
-        return style, whole
-
-    def _ends(self, following: str, last_end: str | None, last: bool) -> tuple[list[_Part], str]:
-        """What ends an answer, and the text after it.
-
-        An added token that ends this turn and not the last one (gpt-oss's `<|end|>`) is context:
-        a server would not stop there.
-        """
-        eos = self._special.eos
-        token = self._token_at_start(following)
-        if token is not None and token in (eos, last_end):
-            ends: list[_Part] = [Span(token, "end")]
-            if last and token != eos:
-                ends.append(Span(eos, "end"))
-            return ends, following.lstrip().removeprefix(token)
-        if token is not None and token != self._special.bos and not last:
-            return [], following
-        return [Span(eos, "end")], following
-
-    def _write(self, signature: Signature, style: str, *, prompt: bool = False) -> str:
-        messages = []
-        for index, (role, thought) in enumerate(signature):
-            content = _SLOT.format(index, "c")
-            message = {"role": role, "content": content}
-            if thought:
-                slot = _SLOT.format(index, "t")
-                tagged = {"content": f"{OPEN}{slot}{CLOSE}{GAP}{content}"}
-                message |= tagged if style == "tags" else {style: slot}
-            messages.append(message)
+    def _answer(self, signature: Signature, form: Form, index: int) -> _Answer | None:
+        """The answer that ends this conversation; None if the template leaves out its thought."""
+        whole = self._renderer.render(signature, form)
+        asked = Signature(signature.tools, signature.shapes[:-1])
         try:
-            return self.text(messages, prompt=prompt)
-        except Exception as error:  # the template is foreign code: it may raise anything
-            if missing := missing_package(error):
-                raise missing from error
-            text = " ".join(str(error).split())
-            roles = ", ".join(role for role, _ in signature)
-            raise UserError(
-                f"the tokenizer's chat_template rejects the roles {roles} ({text}): {_REMEDY}"
-            ) from error
+            prompt: str | None = self._renderer.render(asked, form, prompt=True)
+        except TemplateProblem:  # nothing is asked, or the template wants a question last
+            prompt = None
+        start = answer_start(whole, prompt, index, signature.shapes[-1].thought)
+        if start is None:
+            return None
+        return self._with_end(index, start, signature.shapes[-1].after)
 
-    def _require_all_turns(self, signature: Signature, slots: list[Slot]) -> None:
-        order = [slot.message for slot in slots if not slot.thought]
-        if order == list(range(len(signature))):
-            return
-        if signature[0][0] == "system" and order == list(range(1, len(signature))):
-            raise UserError(
-                "the tokenizer's chat_template drops the system message (Mistral's, Phi-3's: where"
-                f" an answer follows): put it in front of the first question, or {_REMEDY}"
-            )
-        roles = ", ".join(role for role, _ in signature)
-        raise UserError(
-            f"the tokenizer's chat_template does not contain each of the turns {roles} exactly"
-            f" once and in order: {_REMEDY}"
-        )
+    def _with_end(self, index: int, start: Start, after: str) -> _Answer:
+        """The answer, cut in front of the token that ends it; white space behind it is left out.
 
-    def _token_at_start(self, text: str) -> str | None:
-        added = self._special.added
-        return next((token for token in added if text.lstrip().startswith(token)), None)
+        after: the line breaks behind the answer's words.
+        """
+        body = start.body.rstrip()
+        if body.endswith("\ue001"):
+            for own in ("\t", after):  # the slot's, and the answer's
+                body += own * start.body.startswith(own, len(body))
+            return _Answer(index, start.prompt, body, "", start.opened)
+        bos = self._special.bos if self._special.bos != self._special.eos else None
+        ends = (token for token in self._special.added if token != bos and body.endswith(token))
+        end = next(ends, "")
+        body = body.removesuffix(end) if end else body
+        return _Answer(index, start.prompt, body, end, start.opened)
+
+    def _ends(self, answer: _Answer, *, has_calls: bool) -> list[str]:
+        """The tokens that end the last answer."""
+        ends = [answer.end] if answer.end else []
+        if answer.end != self._special.eos and not (has_calls and answer.end in _CALL_ENDS):
+            ends.append(self._special.eos)
+        return ends
+
+    def _parts(self, text: str, answer: int | None) -> list[_Part]:
+        kind: Kind = "template" if answer is None else "written"
+        parts: list[_Part] = []
+        at = 0
+        for found in SLOTS.finditer(text):
+            if found.start() > at:
+                parts.append(_Part(text[at : found.start()], None, kind, answer))
+            slot = _Slot(int(found[3]), found[4], not found[1], not found[6], bool(found[2]))
+            parts.append(_Part("", slot, kind, answer))
+            at = found.end()
+        if at < len(text):
+            parts.append(_Part(text[at:], None, kind, answer))
+        return parts
+
+    def _token_at(self, text: str) -> str | None:
+        return next((token for token in self._special.added if text.startswith(token)), None)
 
 
-def signature_of(messages: tuple[Message, ...]) -> Signature:
-    """What a template's text around the messages depends on."""
-    return tuple(
-        (m.role, m.role == "assistant" and split_thought(m.content) is not None) for m in messages
-    )
-
-
-def _cut(rendered: str) -> tuple[list[str], list[Slot]]:
-    """The texts around the slots, one more than slots, and the slots."""
-    # text, tab, index, c or t, tab, text, ..., text
-    fields = _SLOTS.split(rendered)
-    slots = [
-        Slot(int(index), kind == "t", not left, not right)
-        for left, index, kind, right in zip(
-            fields[1::5], fields[2::5], fields[3::5], fields[4::5], strict=True
-        )
-    ]
-    return fields[::5], slots
-
-
-def _template(text: str) -> list[_Part]:
-    return [Span(text, "template")] if text else []
+def _words(message: Message, slot: _Slot) -> str:
+    """The words of a slot, as the template writes them."""
+    thought, words = words_of(message)
+    if slot.kind == "t":
+        text = thought or ""
+    elif slot.kind == "v":  # line breaks behind the words stand behind the slot
+        text = message.content.rstrip("\n") if words else message.content
+    else:
+        text = words.strip("\n")
+    text = text.lstrip() if slot.strip_left else text
+    text = text.rstrip() if slot.strip_right else text
+    return json_text(text) if slot.escaped else text

@@ -1,7 +1,8 @@
 """Rows to conversations, with a report of every row, column and key that is not used."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from intel_ft.config import DataConfig
@@ -10,15 +11,20 @@ from intel_ft.data.formats import (
     CONTEXT,
     NAMES,
     SINGLE_TURN,
+    THOUGHTS,
+    TOOLS,
     Conversation,
     Format,
     Message,
     columns_of,
     detect_format,
 )
+from intel_ft.data.ready_made import read_segments, read_tokens
 from intel_ft.data.sources import Rows
 from intel_ft.data.spellings import rename
-from intel_ft.data.turns import read_turns, text_of
+from intel_ft.data.thoughts import split_thought, with_thought
+from intel_ft.data.tools import tools_text
+from intel_ft.data.turns import TurnRules, read_turns, same_tools, text_of
 from intel_ft.data.unsupported import (
     COLUMNS,
     columns_to_check,
@@ -49,7 +55,7 @@ class ReadData:
     def untrained(self) -> int:
         """Answers that are in the context and not trained on."""
         return sum(
-            not message.trained
+            message.role == "assistant" and not message.in_loss
             for conversation in self.conversations
             for message in conversation.messages
         )
@@ -73,7 +79,7 @@ def read_conversations(rows: Rows, data: DataConfig) -> ReadData:
     used = columns_of(data_format, rows.columns)
     checked = columns_to_check(data_format, rows.columns)
     unused_keys: set[str] = set()
-    read = _reader(data_format, data.loss_on == "all", unused_keys)
+    read = _reader(data_format, TurnRules(tuple(data.roles_to_train), data.loss_on, unused_keys))
     found: list[Conversation] = []
     indices: list[int] = []
     problems: dict[int, str] = {}
@@ -113,44 +119,91 @@ def _as_mappings(rows: Rows, columns: tuple[str, ...]) -> Iterator[dict[str, Any
 
 
 def _reader(
-    data_format: Format, loss_on_all: bool, unused: set[str]
+    data_format: Format, rules: TurnRules
 ) -> Callable[[dict[str, Any]], tuple[Conversation, int]]:
     """A function from a row to its conversation and the number of turns after its last answer."""
     if data_format == "text":
         return lambda row: (Conversation(text=text_of("text", row["text"])), 0)
+    if data_format == "segments":
+        return lambda row: (Conversation(segments=read_segments(row["segments"])), 0)
+    if data_format == "tokens":
+        return lambda row: (Conversation(tokens=read_tokens(row)), 0)
     if data_format == "messages":
-        return lambda row: _messages(row, loss_on_all, unused)
+        return lambda row: _messages(row, rules)
     user, answer = SINGLE_TURN[data_format]
 
     def single_turn(row: dict[str, Any]) -> tuple[Conversation, int]:
         messages = (
             *system_of(row),
-            *history_of(row.get("history")),
+            *history_of(row.get("history"), trained=None if rules.loss_on != "last" else False),
             Message("user", text_of(user, row[user]), context_of(row)),
-            Message("assistant", text_of(answer, row[answer])),
+            Message("assistant", _with_thought_of(row, text_of(answer, row[answer]))),
         )
-        return Conversation(messages), 0
+        return Conversation(_of_roles(messages, rules), tools=tools_of(row)), 0
 
     return single_turn
 
 
-def _messages(row: dict[str, Any], loss_on_all: bool, unused: set[str]) -> tuple[Conversation, int]:
+def _of_roles(messages: tuple[Message, ...], rules: TurnRules) -> tuple[Message, ...]:
+    """The messages with the roles in the loss that data.roles_to_train names."""
+    if rules.roles == ("assistant",):
+        return messages
+    marked = [replace(m, trained=m.role in rules.roles) for m in messages]
+    while marked and not marked[-1].in_loss:
+        marked.pop()
+    if not marked:
+        raise BadRow("no turn has a role of data.roles_to_train, so there is nothing to learn")
+    return tuple(marked)
+
+
+def _messages(row: dict[str, Any], rules: TurnRules) -> tuple[Conversation, int]:
     """TRL writes a prompt's and a completion's turns in columns of their own."""
     turns: list[tuple[str, object]] = []
     for column in ("messages",) if "messages" in row else ("prompt", "completion"):
         value = row[column]
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = row[column] = _parsed(column, value)
         if not isinstance(value, list) or not value:
             what = "is not a list of {role, content}" if value else "is missing or empty"
             raise BadRow(f"{column} {what}")
         turns += [(f"{column}[{place}]", turn) for place, turn in enumerate(value)]
     context = 0 if "messages" in row else len(row["prompt"])
-    messages, after = read_turns(turns, context=context, loss_on_all=loss_on_all, unused=unused)
+    read = read_turns(turns, context=context, rules=rules)
+    messages = read.messages
     if system := system_of(row):
         if messages[0].role != "system":
             messages = (*system, *messages)
         elif messages[0].content != system[0].content:
             raise BadRow("system differs from the system message in messages")
-    return Conversation(messages), after
+    tools = same_tools(tools_of(row), read.tools, "messages")
+    return Conversation(messages, tools=tools), read.after
+
+
+def _parsed(column: str, value: str) -> object:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"{column} is text, but not JSON ({error})") from None
+
+
+def tools_of(row: Mapping[str, Any]) -> str:
+    """The tools in the columns of a row, as JSON text."""
+    tools = ""
+    for column in TOOLS:
+        if holds_something(value := row.get(column)):
+            tools = same_tools(tools, tools_text(column, value), column)
+    return tools
+
+
+def _with_thought_of(row: dict[str, Any], answer: str) -> str:
+    """The answer with the thought that the row has in a column of its own."""
+    found = [column for column in THOUGHTS if holds_something(row.get(column))]
+    if not found:
+        return answer
+    if len(found) > 1 or split_thought(answer) is not None:
+        where = found[1] if len(found) > 1 else "a <think> block of the answer"
+        raise BadRow(f"{found[0]} and {where} both hold a thought: keep one of them")
+    return with_thought(text_of(found[0], row[found[0]]), answer)
 
 
 def system_of(row: dict[str, Any]) -> tuple[Message, ...]:
@@ -159,7 +212,7 @@ def system_of(row: dict[str, Any]) -> tuple[Message, ...]:
     return (Message("system", text_of("system", value)),) if holds_something(value) else ()
 
 
-def history_of(value: object) -> Iterator[Message]:
+def history_of(value: object, trained: bool | None = None) -> Iterator[Message]:
     """Earlier turns, as pairs of a question and its answer, which is trained on, too."""
     if not holds_something(value):
         return
@@ -168,7 +221,7 @@ def history_of(value: object) -> Iterator[Message]:
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRow("history is not a list of pairs of a question and its answer")
         yield Message("user", text_of(f"history[{place}][0]", pair[0]))
-        yield Message("assistant", text_of(f"history[{place}][1]", pair[1]))
+        yield Message("assistant", text_of(f"history[{place}][1]", pair[1]), trained=trained)
 
 
 def context_of(row: dict[str, Any]) -> str:

@@ -12,19 +12,20 @@ Worked example: one conversation in the `llama2` template, with the shipped toke
 
 With n examples of T tokens in all, tokens and supervised have shape [T] and offsets [n + 1].
 
-A completion is encoded separately and its end is appended as a token id, so the supervised ids are
-those of the completion and its end, whatever surrounds them. Nothing is searched for in the
+An answer is encoded separately and its end is appended as a token id, so the supervised ids are
+those of the answer and its end, whatever surrounds them. Nothing is searched for in the
 encoded text. Template and content between two completions are encoded together, as they are at
-inference. If the result holds more control tokens than the template wrote, then a user's words
-spelled one: that run is encoded again span by span, the words with a copy of the tokenizer that
-has no control tokens (data.control_tokens).
+inference, and so are the words of an answer and what its template writes between them, such as a
+tool call. If the result holds more control tokens than the template wrote, then words spelled one:
+that run is encoded again span by span, the words with a copy of the tokenizer that has no control
+tokens (data.control_tokens).
 """
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,7 @@ from intel_ft.data.spans import Span, SpecialTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_CACHED = 10_000  # texts of templates whose ids are remembered: tools and calls differ by row
 _CHUNK = 2048  # examples encoded at a time: enough to keep every core busy with little memory
 
 
@@ -91,7 +93,7 @@ class SpanEncoder:
         # a token may also take the white space after it (Phi-3's `<|end|>`).
         self._needs_lead = self._prefixes_space or any(token.rstrip for token in added.values())
         self._lead_ids: dict[str, list[int]] = {}
-        self._controls_in_template: dict[str, int] = {}
+        self._controls_in_text: dict[tuple[str, str], int] = {}
 
     @cached_property
     def _content_tokenizer(self) -> Tokenizer:
@@ -102,7 +104,7 @@ class SpanEncoder:
         return without_control_tokens(self._backend, self._completion_controls)
 
     def encode(self, examples: Iterable[list[Span]]) -> Examples:
-        """Token ids of each example, with a mask of the tokens of a completion, its end, or `text`.
+        """Token ids of each example, with a mask of the tokens of an answer, its end, or `text`.
 
         Each supervised stretch decodes to the completion and its end (as the tokenizer normalizes
         text: one that applies NFC returns NFC). The mask is that of the spans: an example's first
@@ -157,6 +159,7 @@ class SpanEncoder:
         does not change its tokens.
         """
         if lead not in self._lead_ids:
+            _make_room(self._lead_ids)
             self._lead_ids[lead] = self._backend.encode(lead, add_special_tokens=False).ids
         first = self._lead_ids[lead]
         if ids[: len(first)] == first:
@@ -178,43 +181,59 @@ class SpanEncoder:
         return [
             index
             for index, run in enumerate(pieces.runs)
-            if (
+            if run[0].kind != "text"
+            and (
                 in_completion[index]
-                if run[0].kind == "completion"
-                else run[0].kind != "text" and in_content[index] != self._template_controls(run)
+                and in_completion[index] != self._controls_written(run, "written")
+                if run[0].kind in ("completion", "written")
+                else in_content[index] != self._controls_written(run, "template")
             )
         ]
 
-    def _template_controls(self, run: list[Span]) -> int:
-        """Number of control tokens that the template spans of the run write."""
+    def _controls_written(self, run: list[Span], kind: str) -> int:
+        """Number of control tokens that the spans of this kind write: template or written."""
         total = 0
         for span in run:
-            if span.kind == "template":
-                if span.text not in self._controls_in_template:
+            if span.kind == kind:
+                key = (kind, span.text)
+                if key not in self._controls_in_text:
                     ids = self._backend.encode(span.text, add_special_tokens=False).ids
-                    count = int(self._is_content_control[ids].sum()) if ids else 0
-                    self._controls_in_template[span.text] = count
-                total += self._controls_in_template[span.text]
+                    is_control = (
+                        self._is_content_control
+                        if kind == "template"
+                        else self._is_completion_control
+                    )
+                    _make_room(self._controls_in_text)
+                    self._controls_in_text[key] = int(is_control[ids].sum()) if ids else 0
+                total += self._controls_in_text[key]
         return total
 
     def _encode_by_span(self, run: list[Span], lead: str) -> list[int]:
-        if run[0].kind == "completion":
+        if all(span.kind == "completion" for span in run):
             return _continue(self._completion_tokenizer, lead, self._run_text(run, lead))
         ids: list[int] = []
         for span, following in zip(run, [*run[1:], None], strict=True):
-            if span.kind == "content":
-                ids += self._content_tokenizer.encode(span.text, add_special_tokens=False).ids
+            if span.kind in ("content", "completion"):
+                plain = (
+                    self._content_tokenizer
+                    if span.kind == "content"
+                    else self._completion_tokenizer
+                )
+                ids += plain.encode(span.text, add_special_tokens=False).ids
                 continue
-            before_content = following is not None and following.kind == "content"
-            strips = self._prefixes_space and before_content
+            before_words = following is not None and following.kind in ("content", "completion")
+            strips = self._prefixes_space and before_words
             text = strip_last_space(span).text if strips else span.text
-            ids += _continue(self._backend, "" if ids else lead, text)
+            front = lead
+            if ids:  # behind words of the answer no space is put in front
+                front = "a" if span.kind == "written" and self._prefixes_space else ""
+            ids += _continue(self._backend, front, text)
         return ids
 
     def _run_text(self, run: list[Span], lead: str = "") -> str:
         text = "".join([span.text for span in run])
         swallowed = self._swallows_space and not lead
-        if swallowed and run[0].kind == "completion" and text.startswith(" "):
+        if swallowed and run[0].kind in ("completion", "written") and text.startswith(" "):
             return " " + text
         return text
 
@@ -226,6 +245,11 @@ def _continue(tokenizer: Tokenizer, lead: str, text: str) -> list[int]:
     if ids[: len(first)] == first:
         return list(ids[len(first) :])
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _make_room(cache: dict[Any, Any]) -> None:
+    if len(cache) >= _CACHED:
+        cache.clear()
 
 
 def _lookup_table(ids: Iterable[int], size: int) -> npt.NDArray[np.bool_]:

@@ -36,6 +36,10 @@ class ExampleSet(Protocol):
         """A hash of each example's token ids and mask, uint64 [examples]."""
 
     @property
+    def firsts(self) -> npt.NDArray[np.bool_]:
+        """Whether an example is the first one of its row of the source, bool [examples]."""
+
+    @property
     def highest_id(self) -> int:
         """The highest token id."""
 
@@ -49,12 +53,14 @@ class Examples:
 
     tokens: int32 [total]; supervised: bool [total], True where the token is a prediction target
     (its loss is read at the position before it, so an example's first token is never supervised);
-    offsets: int64 [examples + 1], example i is tokens[offsets[i]:offsets[i + 1]].
+    offsets: int64 [examples + 1], example i is tokens[offsets[i]:offsets[i + 1]]; begins: `firsts`,
+    None where every example is a row of its own.
     """
 
     tokens: npt.NDArray[np.int32]
     supervised: npt.NDArray[np.bool_]
     offsets: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -94,6 +100,11 @@ class Examples:
         )
 
     @property
+    def firsts(self) -> npt.NDArray[np.bool_]:
+        """Whether an example is the first one of its row of the source, bool [examples]."""
+        return np.ones(len(self), np.bool_) if self.begins is None else self.begins
+
+    @property
     def highest_id(self) -> int:
         """The highest token id."""
         return int(self.tokens.max())
@@ -112,7 +123,18 @@ class Examples:
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         # Index of each selected token in the old arrays: its index in the new ones, shifted.
         taken = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
-        return Examples(self.tokens[taken], self.supervised[taken], offsets)
+        begins = (
+            None
+            if self.begins is None
+            else firsts_of(np.cumsum(self.begins, dtype=np.int64)[indices])
+        )
+        return Examples(self.tokens[taken], self.supervised[taken], offsets, begins)
+
+
+def firsts_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which examples are the first of their row, given each one's row, in order."""
+    firsts: npt.NDArray[np.bool_] = np.diff(rows, prepend=-1) != 0
+    return firsts
 
 
 def _hash(tokens: memoryview, supervised: memoryview) -> int:

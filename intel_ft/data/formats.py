@@ -11,7 +11,7 @@ from typing import Literal, cast
 from intel_ft.data.spellings import as_override, hint, suggested_columns
 from intel_ft.errors import UserError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Format = Literal[
     "alpaca",
     "dolly",
@@ -19,6 +19,8 @@ Format = Literal[
     "question_answer",
     "messages",
     "text",
+    "segments",
+    "tokens",
     "pairs",
     "judged",
 ]
@@ -38,8 +40,15 @@ _REQUIRED: dict[Format, tuple[str, ...]] = {
     **SINGLE_TURN,
     "messages": ("messages",),
     "text": ("text",),
+    "segments": ("segments",),
+    "tokens": ("input_ids",),
 }
-NAMES = {*chain.from_iterable(_REQUIRED.values()), *CONTEXT, "history", "system"}
+TOOLS = ("tools", "functions")
+"""Columns of which one may hold the tools that the assistant may call."""
+THOUGHTS = ("reasoning_content", "thinking")
+"""Columns of which one may hold the thought in front of the answer, in single-turn formats."""
+_OPTIONAL = (*CONTEXT, *TOOLS, *THOUGHTS, "history", "system", "labels", "attention_mask")
+NAMES = {*chain.from_iterable(_REQUIRED.values()), *_OPTIONAL}
 """All columns that a format uses."""
 
 
@@ -47,30 +56,46 @@ NAMES = {*chain.from_iterable(_REQUIRED.values()), *CONTEXT, "history", "system"
 class Message:
     """One turn. `context` is alpaca's `input`, kept separate for templates that need it.
 
-    trained: False for an answer that is part of the context but not trained on.
+    content: an answer's begins with its thought, if it has one: `<think>...</think>`. trained:
+    whether the turn is trained on; None where its role decides, which means answers are. calls: the
+    tool calls of an answer, JSON text as in OpenAI's `tool_calls` with the arguments as an object.
+    name, call_id: of the tool whose result a message of the role tool holds, and of its call.
     """
 
     role: Role
     content: str
     context: str = ""
-    trained: bool = True
+    trained: bool | None = None
+    calls: str = ""
+    name: str = ""
+    call_id: str = ""
 
     @property
     def full_content(self) -> str:
         """Content and context joined, for templates without a separate place for the context."""
         return f"{self.content}\n\n{self.context}" if self.context else self.content
 
+    @property
+    def in_loss(self) -> bool:
+        """Whether the turn is trained on."""
+        return self.role == "assistant" if self.trained is None else self.trained
+
 
 @dataclass(frozen=True)
 class Conversation:
-    """One example: turns, or ready-made `text` that already contains its template.
+    """One example: turns, or what is already written: text, segments of text, or token ids.
 
-    messages: an optional system message, then user and assistant alternately; the last is an answer
-    that is trained on. Empty if `text` is given.
+    messages: empty unless the example is turns; the last one is trained on. tools: JSON text of the
+    list of tools, as OpenAI's API takes it; empty without any. text: ready-made, with its template.
+    segments: ready-made, too; the flag says whether the text is trained on. tokens: ids and, for
+    each, whether it is trained on.
     """
 
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    tools: str = ""
+    segments: tuple[tuple[str, bool], ...] = ()
+    tokens: tuple[tuple[int, ...], tuple[bool, ...]] | None = None
 
 
 def detect_format(
@@ -96,6 +121,8 @@ def detect_format(
             )
         return data_format, "set in data.format"
     matching = [name for name, needed in _REQUIRED.items() if set(needed) <= set(columns)]
+    if len(matching) > 1 and "tokens" in matching:
+        matching.remove("tokens")  # what they were made of is there, too
     if len(matching) == 1:
         required = _REQUIRED[matching[0]]
         verb = "identifies" if len(required) == 1 else "identify"
@@ -120,9 +147,11 @@ def columns_of(data_format: Format, columns: Sequence[str]) -> tuple[str, ...]:
     if data_format in _WITH_CONTEXT:
         used += CONTEXT
     if data_format in SINGLE_TURN:
-        used += ("history",)
-    if data_format != "text":
-        used += ("system",)
+        used += ("history", *THOUGHTS)
+    if data_format == "messages" or data_format in SINGLE_TURN:
+        used += ("system", *TOOLS)
+    if data_format == "tokens":
+        used += ("labels", "attention_mask")
     return tuple(name for name in used if name in columns)
 
 
@@ -135,8 +164,6 @@ def describe_unused(unused: Sequence[str], data_format: Format) -> str:
 def _remedy(columns: Sequence[str], nested: Sequence[str]) -> str:
     if suggested := suggested_columns(columns, list(_REQUIRED.values())):
         return f"did you mean {as_override(suggested)}?"
-    if "input_ids" in columns:
-        return "the data is tokenized already (input_ids): give the text instead"
     if found := [name for name in columns if name in nested]:
         return (
             f"{_columns(found)} {'is' if len(found) == 1 else 'are'} nested: flatten the data to"

@@ -1,7 +1,7 @@
 """Spans of examples cut into pieces, each of which is encoded independently.
 
 A piece is either one special token, given by its text, or a run of spans that are encoded together:
-template and content, or a completion, or ready-made text.
+template and content, or an answer (written and completion), or ready-made text.
 """
 
 from collections.abc import Mapping
@@ -51,34 +51,45 @@ def split_into_pieces(
     leads: list[str] = []
     for spans in examples:
         before = len(ids)
-        run: list[Span] = []
         lead = ""
-        for span in spans:
-            if span.kind in ("template", "content"):
-                run.append(span)
-                continue
-            if run:
-                positions.append(len(ids))
-                runs.append(run)
-                leads.append(lead)
-                lead = _lead(run[-1]) if needs_lead else ""
-                if span.kind == "completion" and prefixes_space:
-                    run[-1] = strip_last_space(run[-1])
-                ids.append([])
-                supervised.append(False)
-                run = []
+        start = 0
+        while start < len(spans):
+            span = spans[start]
+            end = _run_end(spans, start)
             if span.kind in ("start", "end"):
                 ids.append(special_ids[span.text])
             else:
+                run = spans[start:end]
+                if prefixes_space and span.kind in _CONTEXT and _is_answer(spans, end):
+                    run[-1] = strip_last_space(run[-1])
                 positions.append(len(ids))
-                runs.append([span])
+                runs.append(run)
                 leads.append(lead)
                 ids.append([])
-            lead = _lead(span) if needs_lead else ""
-            supervised.append(span.trained and span.kind != "start")
+            lead = _lead(spans[end - 1]) if needs_lead else ""
+            supervised.append(span.trained and span.kind not in ("start", *_CONTEXT))
+            start = end
         counts.append(len(ids) - before)
-        assert not run  # a conversation ends with an assistant turn, and a turn with its end token
     return Pieces(ids, supervised, counts, runs, positions, leads)
+
+
+_CONTEXT = ("template", "content")
+_ANSWER = ("written", "completion")
+
+
+def _run_end(spans: list[Span], start: int) -> int:
+    """Where the run that begins with spans[start] ends."""
+    first, end = spans[start], start + 1
+    kinds = _CONTEXT if first.kind in _CONTEXT else _ANSWER if first.kind in _ANSWER else ()
+    while end < len(spans) and spans[end].kind in kinds:
+        if kinds is _ANSWER and spans[end].trained != first.trained:
+            break
+        end += 1
+    return end
+
+
+def _is_answer(spans: list[Span], index: int) -> bool:
+    return index < len(spans) and spans[index].kind in _ANSWER
 
 
 def _lead(span: Span) -> str:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from intel_ft.config import DataConfig
 from intel_ft.data.bad_rows import BadRow, BadRows
-from intel_ft.data.conversations import ReadData, context_of, history_of, system_of
-from intel_ft.data.formats import CONTEXT, NAMES, Conversation, Format, Message
+from intel_ft.data.conversations import ReadData, context_of, history_of, system_of, tools_of
+from intel_ft.data.formats import CONTEXT, NAMES, THOUGHTS, TOOLS, Conversation, Format
 from intel_ft.data.sources import Rows
 from intel_ft.data.spellings import as_override, rename
-from intel_ft.data.turns import read_turns, text_of
+from intel_ft.data.turns import TurnRules, read_turns, same_tools, text_of
 from intel_ft.data.unsupported import (
     COLUMNS,
     columns_to_check,
@@ -65,7 +65,9 @@ def read_answers(rows: Rows, data: DataConfig, kind: Kind) -> tuple[ReadData, li
     paired = _is_paired(rows, kind)
     used = _columns(rows.columns, paired=paired)
     data_format: Format = "pairs" if paired else "judged"
+    reasons = {**COLUMNS, **dict.fromkeys(THOUGHTS, "write it into the answers, as <think>")}
     checked = columns_to_check(data_format, rows.columns)
+    checked += tuple(name for name in THOUGHTS if name in rows.columns)
     unused_keys: set[str] = set()
     found: list[Conversation] = []
     good: list[bool] = []
@@ -76,7 +78,7 @@ def read_answers(rows: Rows, data: DataConfig, kind: Kind) -> tuple[ReadData, li
         try:
             for column in checked:
                 if holds_something(row[column]):
-                    raise BadRow(f"{column}: {COLUMNS[column]}")
+                    raise BadRow(f"{column}: {reasons[column]}")
             if paired:
                 answers, labels = _pair(row, unused_keys), [True, False]
             else:
@@ -84,7 +86,7 @@ def read_answers(rows: Rows, data: DataConfig, kind: Kind) -> tuple[ReadData, li
         except BadRow as problem:
             problems[index] = str(problem)
             continue
-        found += [Conversation(messages) for messages in answers]
+        found += answers
         good += labels
         indices += [index] * len(answers)
     bad = BadRows(rows, problems)
@@ -163,16 +165,17 @@ def _columns(columns: Sequence[str], *, paired: bool) -> tuple[str, ...]:
     prompt = _first(_PROMPTS, columns)
     if prompt not in used:
         used.append(prompt)
-    used += [name for name in (*CONTEXT, "history", "system") if name in columns]
+    used += [name for name in (*CONTEXT, *TOOLS, "history", "system") if name in columns]
     return tuple(name for name in used if name is not None)
 
 
-def _pair(row: Mapping[str, Any], unused: set[str]) -> list[tuple[Message, ...]]:
+def _pair(row: Mapping[str, Any], unused: set[str]) -> list[Conversation]:
     for better, worse in _SCORES:
         high, low = _number(row.get(better)), _number(row.get(worse))
         if high is not None and low is not None and high < low:
             raise BadRow(f"{better} ({high:g}) is below {worse} ({low:g}): are columns swapped?")
-    chosen, rejected = (_conversation(row, name, unused) for name in PAIR)
+    pair = [_conversation(row, name, unused) for name in PAIR]
+    chosen, rejected = (one.messages for one in pair)
     for place, (one, other) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)):
         if one != other:
             raise BadRow(f"chosen and rejected differ in turn {place + 1}, before the last answer")
@@ -180,12 +183,13 @@ def _pair(row: Mapping[str, Any], unused: set[str]) -> list[tuple[Message, ...]]
         raise BadRow(
             f"chosen has {len(chosen)} turns and rejected {len(rejected)}: only the last may differ"
         )
-    if chosen[-1].content.strip() == rejected[-1].content.strip():
+    one, other = chosen[-1], rejected[-1]
+    if (one.content.strip(), one.calls) == (other.content.strip(), other.calls):
         raise BadRow("chosen and rejected are equal")
-    return [chosen, rejected]
+    return pair
 
 
-def _judged(row: Mapping[str, Any], unused: set[str]) -> tuple[Message, ...]:
+def _judged(row: Mapping[str, Any], unused: set[str]) -> Conversation:
     answer = _first(_ANSWERS, row)
     assert answer is not None  # _is_paired has found it
     return _conversation(row, answer, unused)
@@ -200,7 +204,7 @@ def _label(row: Mapping[str, Any]) -> bool:
     return good
 
 
-def _conversation(row: Mapping[str, Any], column: str, unused: set[str]) -> tuple[Message, ...]:
+def _conversation(row: Mapping[str, Any], column: str, unused: set[str]) -> Conversation:
     """The prompt and the answer in `column`; all earlier answers are context."""
     answer = _turns(column, row[column])
     prompt = _first(_PROMPTS, row)
@@ -212,19 +216,19 @@ def _conversation(row: Mapping[str, Any], column: str, unused: set[str]) -> tupl
         raise BadRow(f"{column} does not end with an answer of the assistant")
     if len(turns) == 1:
         raise BadRow(f"{column} has no prompt in front of its answer")
-    messages, _ = read_turns(turns, context=len(turns) - 1, loss_on_all=False, unused=unused)
+    rules = TurnRules(("assistant",), "completion", unused)
+    read = read_turns(turns, context=len(turns) - 1, rules=rules)
+    messages, tools = read.messages, same_tools(tools_of(row), read.tools, column)
     if before and (context := context_of(dict(row))):
         last = len(messages) - 2
         messages = (*messages[:last], replace(messages[last], context=context), messages[-1])
-    earlier = tuple(
-        replace(m, trained=m.role != "assistant") for m in history_of(row.get("history"))
-    )
+    earlier = tuple(history_of(row.get("history"), trained=False))
     system = system_of(dict(row))
     if system and messages[0].role == "system":
         if messages[0].content != system[0].content:
             raise BadRow(f"system differs from the system message in {column}")
         messages = messages[1:]
-    return (*system, *earlier, *messages)
+    return Conversation((*system, *earlier, *messages), tools=tools)
 
 
 def _before(

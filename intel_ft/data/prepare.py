@@ -1,6 +1,5 @@
 """Reads and tokenizes a data source, and reports every decision made on the way."""
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,20 +10,21 @@ from intel_ft.config import DataConfig
 from intel_ft.config_sources import Auto
 from intel_ft.data.answers import Judged, Pairs, judged, pairs_of
 from intel_ft.data.bad_rows import NothingUsable
+from intel_ft.data.chat_template import ChatTemplate
 from intel_ft.data.conversations import ReadData, read_conversations
 from intel_ft.data.decode_check import decode_notes
 from intel_ft.data.encode import SpanEncoder
-from intel_ft.data.examples import Examples
+from intel_ft.data.examples import Examples, ExampleSet, firsts_of
+from intel_ft.data.fit import fit, refuse_thoughts
 from intel_ft.data.formats import Conversation, Format, describe_unused
 from intel_ft.data.preferences import Kind, kind_in, read_answers
+from intel_ft.data.ready_made import tokenized
 from intel_ft.data.sources import Rows, load_rows
 from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.split_long import split_long
 from intel_ft.data.template_check import template_notes
 from intel_ft.data.templates import Template, choose_template, renderer, with_system_prompt
-from intel_ft.data.thoughts import split_thought
 from intel_ft.data.truncate import truncate
-from intel_ft.data.unsupported import thinking_tag
 from intel_ft.errors import UserError
 from intel_ft.gc_pause import gc_paused
 
@@ -40,9 +40,10 @@ class DataReport:
     max_length, or with a prompt that leaves no room for an answer); split: documents that became
     several examples; bad: rows left out because they cannot be used (data.on_bad: drop); longest:
     the longest example; unused: columns and keys that have no effect; untrained: answers that are
-    in the context only; shortened: conversations that end before turns that no trained answer
-    follows. notes: which files and split were chosen and which were not, and settings without
-    effect; other_splits: splits that were not read.
+    in the context only, because the data says so, and context_only: because of the template;
+    separated: conversations of which the template needs several examples; shortened: conversations
+    that end before turns that no trained answer follows. notes: which files and split were chosen
+    and which were not, and settings without effect; other_splits: splits that were not read.
     """
 
     source: str
@@ -64,6 +65,8 @@ class DataReport:
     bad_examples: str
     unused: tuple[str, ...]
     untrained: int
+    context_only: int
+    separated: int
     shortened: int
     notes: tuple[str, ...]
     other_splits: tuple[str, ...]
@@ -87,6 +90,18 @@ class DataReport:
             lines.append(describe_unused(self.unused, self.format))
         if self.untrained:
             lines.append(f"{self.untrained:,} answers are context only, as the data says")
+        if self.separated:
+            lines.append(
+                f"{self.separated:,} conversations are several examples each: the chat_template"
+                " changes earlier answers once the conversation goes on, as where it drops thoughts"
+                " (data.earlier_answers: separate)"
+            )
+        if self.context_only:
+            lines.append(
+                f"{self.context_only:,} answers are context only: the chat_template changes them"
+                " once the conversation goes on (data.earlier_answers: context; separate trains"
+                " each one in an example of its own)"
+            )
         if self.shortened:
             lines.append(
                 f"{self.shortened:,} conversations go on after their last trained answer: those"
@@ -190,21 +205,20 @@ def prepare_rows(
     """
     source = rows.source
     answers = kind_in(rows, data) if answers == "auto" else answers
-    read, good = _read(rows, data, answers)
+    read, good = read_rows(rows, data, answers)
     data_format = read.format
     template, template_reason = choose_template(
         data.template, data_format, bool(tokenizer.chat_template)
     )
+    chat = None
     if template == "tokenizer":
-        _refuse_thoughts(rows, read, str(tokenizer.chat_template))
-    kept = read.conversations
-    special = special_tokens_of(tokenizer)
-    render = renderer(template, tokenizer, special, data.system_prompt)
-    examples = SpanEncoder(tokenizer, special).encode(map(render, kept))
-    notes = decode_notes(tokenizer, kept, examples)
-    if template == "tokenizer":
-        talks = (with_system_prompt(one.messages, data.system_prompt) for one in kept)
-        notes += template_notes(tokenizer, special, talks)
+        chat = ChatTemplate(tokenizer, special_tokens_of(tokenizer))
+        refuse_thoughts(rows, read, str(tokenizer.chat_template))
+    fitted = fit(read, data, template, chat)
+    kept = fitted.conversations
+    good = [good[place] for place in fitted.places] if good else []
+    examples, notes = _encoded(kept, data, template, tokenizer)
+    examples = replace(examples, begins=firsts_of(np.array(fitted.rows, np.int64)))
     truncated = dropped = 0
     long = np.flatnonzero(examples.lengths > longest)
     if data.on_long == "split" and data_format != "text":
@@ -213,7 +227,7 @@ def prepare_rows(
             f" {data_format}: set data.on_long to truncate or drop"
         )
     if len(long) and data.on_long == "error":
-        raise _too_long(rows.where(read.rows[long[0]]), examples, long, longest)
+        raise _too_long(rows.where(fitted.rows[long[0]]), examples, long, longest)
     if len(long) and data.on_long != "split":
         examples, usable, truncated = _shortened(data, examples, long, longest, tokenizer, answers)
         dropped = len(kept) - len(usable)
@@ -221,23 +235,20 @@ def prepare_rows(
             raise NothingUsable(
                 f"{source}: all {len(kept)} examples are longer than data.max_length ({longest}):"
                 " increase data.max_length",
-                read.bad,
+                fitted.bad,
                 len(kept),
             )
         kept = [kept[index] for index in usable]
         good = [good[index] for index in usable] if good else []
         examples = examples.select(usable)
-    if data_format == "text":
-        loss_on, loss_reason = "all", "ready-made text does not mark which part is the completion"
-    else:
-        loss_on, loss_reason = data.loss_on, "as data.loss_on says"
+    loss_on, loss_reason = _loss_on(data, data_format)
     supervised = examples.supervised.copy()
     if loss_on == "all":
         supervised[:] = True
     supervised[examples.offsets[:-1]] = (
         False  # no token precedes it from which it could be predicted
     )
-    examples = Examples(examples.tokens, supervised, examples.offsets)
+    examples = replace(examples, supervised=supervised)
     if len(long) and data.on_long == "split":
         documents = kept
         examples, origin = split_long(examples, longest, data.split_overlap)
@@ -261,10 +272,12 @@ def prepare_rows(
         truncated=truncated,
         dropped=dropped,
         split=len(long) if data.on_long == "split" else 0,
-        bad=len(read.bad),
-        bad_examples=read.bad.examples(),
+        bad=len(fitted.bad),
+        bad_examples=fitted.bad.examples(),
         unused=read.unused,
         untrained=read.untrained,
+        context_only=fitted.context_only,
+        separated=fitted.separated,
         shortened=read.shortened,
         notes=(*rows.notes, *_without_effect(data, data_format), *notes),
         other_splits=rows.other_splits,
@@ -272,7 +285,26 @@ def prepare_rows(
     return Prepared(examples, kept, template, report)
 
 
-def _read(rows: Rows, data: DataConfig, answers: Kind | None) -> tuple[ReadData, list[bool]]:
+def _encoded(
+    conversations: list[Conversation],
+    data: DataConfig,
+    template: Template,
+    tokenizer: "PreTrainedTokenizerFast",
+) -> tuple[Examples, list[str]]:
+    """The conversations as tokens, and what is to be said about them."""
+    if conversations[0].tokens is not None:
+        return tokenized(conversations), []
+    special = special_tokens_of(tokenizer)
+    render = renderer(template, tokenizer, special, data.system_prompt)
+    examples = SpanEncoder(tokenizer, special).encode(map(render, conversations))
+    notes = decode_notes(tokenizer, conversations, examples)
+    if template == "tokenizer":
+        talks = (with_system_prompt(one, data.system_prompt) for one in conversations)
+        notes += template_notes(tokenizer, special, talks)
+    return examples, notes
+
+
+def read_rows(rows: Rows, data: DataConfig, answers: Kind | None) -> tuple[ReadData, list[bool]]:
     """The conversations, and of answers that are compared whether they are good."""
     if answers is None:
         return read_conversations(rows, data), []
@@ -304,50 +336,45 @@ def _shortened(
     return examples, np.setdiff1d(np.arange(len(examples)), unusable), truncated
 
 
+def _loss_on(data: DataConfig, data_format: Format) -> tuple[str, str]:
+    """What is trained on, and why."""
+    if data_format == "text":
+        return "all", "ready-made text does not mark which part is the completion"
+    if data_format in ("segments", "tokens") and data.loss_on != "all":
+        return "labels", "the data marks what is trained on"
+    if data.loss_on == "completion" and data.roles_to_train != ["assistant"]:
+        return "turns", f"of the roles {', '.join(data.roles_to_train)} (data.roles_to_train)"
+    return data.loss_on, "as data.loss_on says"
+
+
 def _without_effect(data: DataConfig, data_format: Format) -> list[str]:
-    if data_format == "text" and data.system_prompt:
+    ready = data_format in ("text", "segments", "tokens")
+    if ready and data.system_prompt:
         return ["data.system_prompt has no effect: ready-made text holds its own"]
+    if ready and data.roles_to_train != ["assistant"]:
+        return ["data.roles_to_train has no effect: the data has no roles"]
     return []
-
-
-def _refuse_thoughts(rows: Rows, read: ReadData, chat_template: str) -> None:
-    """Raise UserError for tags of reasoning that the chat_template would not take for a thought.
-
-    A thought is one block `<think>...</think>` in front of an answer (data.thoughts).
-    """
-    if not re.search("think|reasoning", chat_template, re.IGNORECASE):
-        return
-    found = [
-        (row, tag)
-        for row, conversation in zip(read.rows, read.conversations, strict=True)
-        for message in conversation.messages
-        if message.role == "assistant" and split_thought(message.content) is None
-        if (tag := thinking_tag(message.content))
-    ]
-    if found:
-        row, tag = found[0]
-        raise UserError(
-            f"{rows.where(row)}: an answer has {tag}, and not as one block <think>...</think> in"
-            f" front of it ({len(found):,} answers), while the tokenizer's chat_template writes"
-            " thoughts itself: correct the blocks, or set data.template to chatml, which uses"
-            " answers as they are"
-        )
 
 
 def split_fraction(prepared: Prepared, fraction: float, seed: int) -> tuple[Prepared, Prepared]:
     """Split into (training set, validation set); equal seed and data give an equal split.
 
-    fraction: share of the examples in the validation set, rounded; each set gets at least one. Both
+    fraction: share of the rows in the validation set, rounded; each set gets at least one. Both
     keep the order of the source. Raises UserError if there are fewer than two examples.
     """
-    kept, held_out = split_places(len(prepared.examples), fraction, seed, prepared.report.source)
+    kept, held_out = split_places(prepared.examples, fraction, seed, prepared.report.source)
     return prepared.select(kept), prepared.select(held_out)
 
 
 def split_places(
-    total: int, fraction: float, seed: int, source: str
+    examples: ExampleSet, fraction: float, seed: int, source: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The places of training and validation set among `total` examples; see `split_fraction`."""
+    """The places of training and validation set among the examples; see `split_fraction`.
+
+    The examples of one row stay together.
+    """
+    row_of = np.cumsum(examples.firsts) - 1
+    total = int(row_of[-1]) + 1
     if total < 2:
         raise UserError(
             f"{source}: data.eval_fraction needs at least two examples, because one cannot be"
@@ -355,7 +382,9 @@ def split_places(
         )
     validation_size = min(max(round(total * fraction), 1), total - 1)
     shuffled = np.random.default_rng(seed).permutation(total)
-    return np.sort(shuffled[validation_size:]), np.sort(shuffled[:validation_size])
+    held_out = np.zeros(total, np.bool_)
+    held_out[shuffled[:validation_size]] = True
+    return np.flatnonzero(~held_out[row_of]), np.flatnonzero(held_out[row_of])
 
 
 def _too_long(

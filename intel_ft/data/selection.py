@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.examples import ExampleSet
+from intel_ft.data.examples import ExampleSet, firsts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,12 @@ class Selection:
     def hashes(self) -> npt.NDArray[np.uint64]:
         """A hash of each example's token ids and mask, uint64 [examples]."""
         return np.concatenate([part.hashes for part in self.sets])[self.places]
+
+    @property
+    def firsts(self) -> npt.NDArray[np.bool_]:
+        """Whether an example is the first one of its row of the source, bool [examples]."""
+        rows = np.cumsum(np.concatenate([part.firsts for part in self.sets]), dtype=np.int64)
+        return firsts_of(rows[self.places])
 
     @property
     def highest_id(self) -> int:

@@ -9,7 +9,7 @@ from intel_ft.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Kind = Literal["start", "template", "content", "completion", "end", "text"]
+Kind = Literal["start", "template", "content", "written", "completion", "end", "text"]
 
 
 class Span(NamedTuple):
@@ -17,9 +17,10 @@ class Span(NamedTuple):
 
     kind: `start` (the BOS token) and `end` (a token that ends an assistant turn; supervised) are
     one token each, by name; `template` is control text, whose special tokens are parsed;
+    `written` is control text that belongs to an answer, such as a tool call (supervised);
     `content` (words of user and system) and `completion` (words of the assistant; supervised)
-    never become special tokens; `text` is ready-made: its special tokens are parsed, and all of it
-    is supervised. trained: False for a completion and its end that are context only.
+    never become special tokens; `text` is ready-made: its special tokens are parsed, and it is
+    supervised. trained: False for what would be supervised and is context only.
     """
 
     text: str

@@ -26,4 +26,5 @@ def split_long(
     taken = np.repeat(examples.offsets[origin] + place * step, sizes) + within
     repeated = np.repeat(place > 0, sizes) & (within < overlap)
     supervised = examples.supervised[taken] & ~repeated
-    return Examples(examples.tokens[taken], supervised, offsets), origin
+    begins = examples.firsts[origin] & (place == 0)
+    return Examples(examples.tokens[taken], supervised, offsets, begins), origin

@@ -1,17 +1,21 @@
 """Compare what is trained with what `apply_chat_template` gives: whole conversation and prompt.
 
-The prompt is what a server sends (`add_generation_prompt`). Differences that every template has
-here (answers as they are, no white space in front of their end, EOS last) are not reported.
+The prompt is what a server sends (`add_generation_prompt`). Not reported is what every template has
+here: text behind the last answer is left out, and EOS follows where the template has none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from intel_ft.data.chat_template import DATE, ChatTemplate, Signature, signature_of
+from intel_ft.data.chat_messages import Signature, signature_of
+from intel_ft.data.chat_render import DATE
+from intel_ft.data.chat_template import ChatTemplate
 from intel_ft.data.encode import SpanEncoder
-from intel_ft.data.formats import Message
+from intel_ft.data.formats import Conversation
 from intel_ft.data.spans import SpecialTokens
 
 if TYPE_CHECKING:
@@ -24,71 +28,96 @@ _SHOWN = 80  # characters of each text around a difference
 def template_notes(
     tokenizer: "PreTrainedTokenizerFast",
     special: SpecialTokens,
-    conversations: Iterable[tuple[Message, ...]],
+    conversations: Iterable[Conversation],
 ) -> list[str]:
     """What a user should know of the tokenizer's chat_template on these conversations.
 
     One line for each way in which the trained text is not the template's or the prompt is not a
-    server's, with both texts; one for text that the model learns in front of its answers; one for
-    answers that are context only.
+    server's, with both texts, and one for text that the model learns in front of its answers. One
+    conversation of each sequence of roles is compared, up to eight.
     """
     template = ChatTemplate(tokenizer, special)
     encoder = SpanEncoder(tokenizer, special)
-    groups: dict[Signature, list[tuple[Message, ...]]] = {}
-    for messages in conversations:
-        groups.setdefault(signature_of(messages), []).append(messages)
-    shown = [group[0] for group in groups.values()][:_SHAPES]
-    notes = dict.fromkeys(
-        note for messages in shown for note in _differences(template, encoder, tokenizer, messages)
-    )
-    context_only = sum(
-        template.context_only(messages)
-        for signature, group in groups.items()
-        if len(signature) > 2  # one question: its answer is learnt
-        for messages in group
-    )
-    if context_only:
-        notes[
-            f"{context_only:,} answers are context only: where the conversation goes on, the"
-            " chat_template drops the thought in front of them, so a server's prompt is another one"
-        ] = None
+    shown: dict[Signature, Conversation] = {}
+    for conversation in conversations:
+        if len(shown) < _SHAPES:
+            shown.setdefault(signature_of(conversation), conversation)
+    notes: dict[str, None] = {}
+    for conversation in shown.values():
+        ids, learnt = encoder.encode([template.spans(conversation)])[0]
+        if template.whole_text(conversation) != template.whole_text(conversation, today=True):
+            notes[
+                f"the chat_template writes today's date: here it is {DATE:%d %b %Y}, on every day,"
+                " so that a resumed run has the same tokens"
+            ] = None
+        if opened := template.opened(conversation):
+            notes[
+                f"the model learns to write {opened!r} in front of its answer, because the prompt"
+                " that a server sends ends before it"
+            ] = None
+        if problem := difference(template, tokenizer, conversation, ids, learnt):
+            notes[problem] = None
     return list(notes)
 
 
-def _differences(
-    template: ChatTemplate,
-    encoder: SpanEncoder,
+@dataclass(frozen=True)
+class Comparison:
+    """How many examples were compared, how many differ, and the first difference, with its row."""
+
+    compared: int
+    unlike: int
+    first: str
+
+
+def compare(
     tokenizer: "PreTrainedTokenizerFast",
-    messages: tuple[Message, ...],
-) -> Iterable[str]:
-    # Templates strip what users write; that is no difference of structure.
-    messages = tuple(Message(m.role, m.full_content.strip(), trained=m.trained) for m in messages)
-    spans = template.spans(messages)
-    ids, learnt = encoder.encode([spans])[0]
-    ids, turns = ids.tolist(), template.as_dicts(messages)
-    unlearnt = np.flatnonzero(~learnt)
-    prompt = ids[: int(unlearnt[-1]) + 1 if len(unlearnt) else 0]
-    sent = tokenizer.encode(template.text(turns[:-1], prompt=True), add_special_tokens=False)
-    whole = tokenizer.encode(template.text(turns), add_special_tokens=False)
-    if template.text(turns) != template.text(turns, today=True):
-        yield (
-            f"the chat_template writes today's date: here it is {DATE:%d %b %Y}, on every day, so"
-            " that a resumed run has the same tokens"
-        )
-    ends = len(ids) - next(i for i, span in enumerate(reversed(spans)) if span.kind != "end")
-    if difference := _first_difference(tokenizer, prompt, sent):
-        yield f"the prompt is not what a server sends: {difference}"
-    if opened := template.opened(messages):
-        yield (
-            f"the model learns to write {opened!r} in front of its answer, because the prompt that"
-            " a server sends ends before it"
-        )
-    elif not difference and not tokenizer.decode(whole).startswith(tokenizer.decode(ids[:ends])):
-        difference = _first_difference(tokenizer, ids[:ends], whole)
-        yield f"the conversation is not what its chat_template gives: {difference}"
+    special: SpecialTokens,
+    conversations: Sequence[Conversation],
+    where: Callable[[int], str],
+) -> Comparison:
+    """Compare all conversations with what `apply_chat_template` gives, before any truncation.
+
+    where: the row of the conversation at an index, for the text.
+    """
+    template = ChatTemplate(tokenizer, special)
+    examples = SpanEncoder(tokenizer, special).encode(map(template.spans, conversations))
+    unlike, first = 0, ""
+    for index, conversation in enumerate(conversations):
+        ids, learnt = examples[index]
+        if problem := difference(template, tokenizer, conversation, ids, learnt):
+            unlike += 1
+            first = first or f"{where(index)}: {problem}"
+    return Comparison(len(conversations), unlike, first)
 
 
-def _first_difference(
+def difference(
+    template: ChatTemplate,
+    tokenizer: "PreTrainedTokenizerFast",
+    conversation: Conversation,
+    ids: npt.NDArray[np.int32],
+    learnt: npt.NDArray[np.bool_],
+) -> str | None:
+    """How an example differs from `apply_chat_template`, with both texts; None if it does not."""
+    ours = ids.tolist()
+    if conversation.messages[-1].role == "assistant":
+        unlearnt = np.flatnonzero(~learnt)
+        prompt = ours[: int(unlearnt[-1]) + 1 if len(unlearnt) else 0]
+        if len(conversation.messages) > 1 and prompt:
+            sent = _ids(tokenizer, template.prompt_text(conversation))
+            if found := first_difference(tokenizer, prompt, sent):
+                return f"the prompt is not what a server sends: {found}"
+        if template.adds_eos(conversation):
+            ours = ours[:-1]
+    text = template.whole_text(conversation)
+    whole = _ids(tokenizer, text)
+    opened = template.opened(conversation)
+    if whole[: len(ours)] == ours or (opened and opened not in text):  # a note of its own
+        return None
+    found = first_difference(tokenizer, ours, whole)
+    return f"the conversation is not what its chat_template gives: {found}"
+
+
+def first_difference(
     tokenizer: "PreTrainedTokenizerFast", ours: list[int], theirs: list[int]
 ) -> str | None:
     """Both texts from a little in front of the first token that differs; None without one."""
@@ -105,3 +134,7 @@ def _first_difference(
         here, there = " ".join(here), " ".join(there)
     here, there = here[:_SHOWN], there[:_SHOWN]
     return f"{here!r} here, {there!r} there"
+
+
+def _ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))

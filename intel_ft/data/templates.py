@@ -7,9 +7,11 @@ models made for chatml, `<|im_end|>` is the EOS, so there the result is the same
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
+from intel_ft.data.chat_render import TemplateProblem
 from intel_ft.data.chat_template import ChatTemplate
 from intel_ft.data.formats import Conversation, Format, Message
 from intel_ft.data.spans import Span, SpecialTokens, without_loss_on
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 Template = Literal["llama2", "alpaca", "dolly", "chatml", "tokenizer", "none"]
 Renderer = Callable[[Conversation], list[Span]]
-_Writer = Callable[[tuple[Message, ...]], list[Span]]
+_Writer = Callable[[Conversation], list[Span]]
 
 # tatsu-lab/stanford_alpaca, train.py (PROMPT_DICT), with the newline after "Response:" that
 # alpaca-lora added and later projects kept.
@@ -40,6 +42,11 @@ _WITHOUT_CHAT_TEMPLATE: dict[Format, tuple[Template, str]] = {
     "question_answer": ("alpaca", "a question is used as an instruction"),
     "messages": ("chatml", "the data consists of messages"),
 }
+_READY: dict[str, str] = {
+    "text": "ready-made text already contains its template",
+    "segments": "ready-made segments already contain their template",
+    "tokens": "the data is tokenized",
+}
 
 
 def choose_template(
@@ -50,13 +57,13 @@ def choose_template(
     requested: data.template; `auto` selects one. Raises UserError if the requested template cannot
     be used with this data or tokenizer.
     """
-    if data_format == "text":
+    if reason := _READY.get(data_format):
         if requested not in ("auto", "none"):
             raise UserError(
-                f"data.template={requested}: ready-made text (the column text) already contains"
-                " its template: set data.template to none, or data.format to another format"
+                f"data.template={requested}: {reason} (data.format is {data_format}): set"
+                " data.template to none, or data.format to another format"
             )
-        return "none", "ready-made text already contains its template"
+        return "none", reason
     if requested == "tokenizer" and not has_chat_template:
         raise UserError(
             "data.template=tokenizer: the tokenizer has no chat_template: set data.template to"
@@ -92,28 +99,64 @@ def renderer(
             "chatml": _chatml,
             "none": _none,
         }[template]
-        write = partial(builtin, special=special)
+        write = partial(_built_in, template, builtin, special)
 
     def render(conversation: Conversation) -> list[Span]:
         if conversation.text is not None:
             return _ready_made(conversation.text, special)
-        messages = with_system_prompt(conversation.messages, system_prompt)
-        spans = write(messages)
-        trained = [message.trained for message in messages if message.role == "assistant"]
-        if template == "tokenizer" or all(trained):
-            return spans
-        return without_loss_on(spans, trained)
+        if conversation.segments:
+            return [Span(text, "text", trained) for text, trained in conversation.segments]
+        return write(with_system_prompt(conversation, system_prompt))
 
     return render
 
 
-def with_system_prompt(
-    messages: tuple[Message, ...], system_prompt: str | None
-) -> tuple[Message, ...]:
-    """The messages, with `system_prompt` in front where they have no system message."""
-    if system_prompt and messages[0].role != "system":
-        return (Message("system", system_prompt), *messages)
-    return messages
+def require_built_in(template: Template, conversation: Conversation) -> None:
+    """Raise TemplateProblem for what the built-in templates have no place for."""
+    if problem := _not_built_in(conversation):
+        raise TemplateProblem(
+            f"{problem}, for which data.template={template} has no place: use a model whose"
+            " tokenizer has a chat_template, and data.template=tokenizer"
+        )
+
+
+def _built_in(
+    template: Template,
+    write: Callable[[tuple[Message, ...], SpecialTokens], list[Span]],
+    special: SpecialTokens,
+    conversation: Conversation,
+) -> list[Span]:
+    require_built_in(template, conversation)
+    messages = conversation.messages
+    spans = write(messages, special)
+    trained = [message.in_loss for message in messages if message.role == "assistant"]
+    return spans if all(trained) else without_loss_on(spans, trained)
+
+
+def _not_built_in(conversation: Conversation) -> str | None:
+    """What of a conversation no built-in template has a place for."""
+    if conversation.tools:
+        return "the row has tools"
+    messages = conversation.messages
+    if any(message.calls or message.role == "tool" for message in messages):
+        return "a turn is a tool's call or result"
+    if any(message.in_loss and message.role != "assistant" for message in messages):
+        return "a turn that is no answer is trained on"
+    if any(message.role == "system" for message in messages[1:]):
+        return "a system message stands behind other turns"
+    dialog = [message.role for message in messages if message.role != "system"]
+    if dialog != ["user", "assistant"] * (len(dialog) // 2):
+        return "user and assistant do not alternate"
+    return None
+
+
+def with_system_prompt(conversation: Conversation, system_prompt: str | None) -> Conversation:
+    """The conversation, with `system_prompt` in front where it has no system message."""
+    messages = conversation.messages
+    if system_prompt and messages and messages[0].role != "system":
+        system = Message("system", system_prompt)
+        return replace(conversation, messages=(system, *messages))
+    return conversation
 
 
 def _start(special: SpecialTokens) -> list[Span]:

@@ -75,9 +75,7 @@ def training_and_validation(
     for source in data.sources:
         tokenized = tokenize(data.of(source), tokenizer)
         if data.eval is None and data.eval_fraction:
-            kept, held_out = split_places(
-                len(tokenized.examples), data.eval_fraction, seed, source.path
-            )
+            kept, held_out = split_places(tokenized.examples, data.eval_fraction, seed, source.path)
             validation.append(tokenized.select(held_out))
             tokenized = tokenized.select(kept)
         training.append(tokenized)

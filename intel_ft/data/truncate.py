@@ -35,4 +35,5 @@ def truncate(
         keep[last + 1 : end] = False
         lengths[index] = last + 1 - start
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    return Examples(tokens[keep], supervised[keep], offsets), np.array(unusable, np.int64)
+    kept = Examples(tokens[keep], supervised[keep], offsets, examples.begins)
+    return kept, np.array(unusable, np.int64)

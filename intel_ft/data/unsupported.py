@@ -1,7 +1,7 @@
 """Data that must not be trained on as plain conversations: recognised by its columns and keys.
 
-Preference data holds answers that are to be unlearned. Tools, reasoning and media belong to the
-text that a model sees; training without them would teach answers to other prompts.
+Preference data holds answers that are to be unlearned. Media belong to what a model sees; training
+without them would teach answers to other prompts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,25 +13,15 @@ from intel_ft.errors import UserError
 _MEDIA = dict.fromkeys(
     ("image", "images", "audio", "audios", "video", "videos"), "only text can be trained on"
 )
-_TOOLS = dict.fromkeys(
-    ("tools", "tool_calls", "function_call", "functions"), "tools are not supported yet"
-)
-_REASONING = dict.fromkeys(
-    ("reasoning_content", "reasoning", "thinking"),
-    "reasoning in a key of its own is not supported yet: write <think>...</think> in the answer",
-)
+_CALLS = "tool calls belong into the turns of messages"
 COLUMNS = {
     **_MEDIA,
-    **_TOOLS,
-    "reasoning_content": _REASONING["reasoning_content"],
-    "thinking": _REASONING["thinking"],
+    **dict.fromkeys(("tool_calls", "function_call"), _CALLS),
     "chat_template_kwargs": "arguments of the chat template are not supported",
 }
 """Columns that are refused in rows where they hold something, each with the reason."""
 KEYS = {
     **_MEDIA,
-    **_TOOLS,
-    **_REASONING,
     **dict.fromkeys(
         ("train_detail", "training_detail", "loss_scale"),
         "an answer is trained on as a whole or not at all",
@@ -48,9 +38,9 @@ _GOOD_OR_BAD = ("true", "false", "0", "1", "yes", "no", "desirable", "undesirabl
 def columns_to_check(data_format: Format, columns: Sequence[str]) -> tuple[str, ...]:
     """Those of `columns` that are refused in rows where they hold something.
 
-    Ready-made text was rendered with its tools and its reasoning in it.
+    What is ready-made was rendered with its tools and its reasoning in it.
     """
-    names = _MEDIA if data_format == "text" else COLUMNS
+    names = _MEDIA if data_format in ("text", "segments", "tokens") else COLUMNS
     return tuple(name for name in columns if name in names)
 
 

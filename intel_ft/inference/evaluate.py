@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from intel_ft.data.answers import Pairs
 from intel_ft.data.examples import Examples
-from intel_ft.data.formats import Message
+from intel_ft.data.formats import Conversation
 from intel_ft.data.prepare import Prepared
 from intel_ft.data.prompt import prompt_tokens
 from intel_ft.data.templates import Template
@@ -154,7 +154,7 @@ def answers_and_references(
     """The greedy answers to the first `count` conversations, each with the reference."""
     conversations = answerable(prepared, count)
     answers = greedy_answers(model, prepared.template, conversations, system_prompt, max_new_tokens)
-    references = [messages[-1].content for messages in conversations]
+    references = [one.messages[-1].content for one in conversations]
     return list(zip(answers, references, strict=True))
 
 
@@ -172,19 +172,21 @@ def is_exact_match(answer: str, reference: str) -> bool:
     return _words(answer) == _words(reference)
 
 
-def answerable(prepared: Prepared, count: int) -> list[tuple[Message, ...]]:
-    """The first `count` conversations that end with an assistant's turn."""
+def answerable(prepared: Prepared, count: int) -> list[Conversation]:
+    """The first `count` conversations that end with an assistant's words, and not a tool call."""
     return [
-        conversation.messages
+        conversation
         for conversation in prepared.conversations
-        if conversation.messages and conversation.messages[-1].role == "assistant"
+        if conversation.messages
+        and conversation.messages[-1].role == "assistant"
+        and not conversation.messages[-1].calls
     ][:count]
 
 
 def greedy_answers(
     model: LanguageModel,
     template: Template,
-    conversations: Sequence[tuple[Message, ...]],
+    conversations: Sequence[Conversation],
     system_prompt: str | None,
     max_new_tokens: int,
 ) -> list[str]:
@@ -192,9 +194,12 @@ def greedy_answers(
     sampling = Sampling(max_new_tokens=max_new_tokens)
     return [
         model.generate(
-            prompt_tokens(model.tokenizer, template, messages[:-1], system_prompt), sampling
+            prompt_tokens(
+                model.tokenizer, template, one.messages[:-1], system_prompt, tools=one.tools
+            ),
+            sampling,
         ).text
-        for messages in conversations
+        for one in conversations
     ]
 
 

@@ -6,11 +6,16 @@ from typing import Any
 
 from intel_ft.data.bad_rows import BadRow
 from intel_ft.data.conversations import context_of, history_of, system_of
-from intel_ft.data.formats import Message
+from intel_ft.data.formats import THOUGHTS, TOOLS, Message
 from intel_ft.data.read_errors import problem_at_start, problem_with
 from intel_ft.data.unsupported import COLUMNS, holds_something
 from intel_ft.errors import UserError
 
+_REFUSED = {
+    **COLUMNS,
+    **dict.fromkeys(TOOLS, "tools are not supported in prompts: ask a server"),
+    **dict.fromkeys(THOUGHTS, "a prompt has no thought"),
+}
 _PROMPT_KEYS = ("prompt", "instruction", "question")
 
 
@@ -57,9 +62,9 @@ def _object(line: str, where: str) -> tuple[Message, ...]:
         raise UserError(f"{where}: invalid JSON ({error}): correct this line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: must be a JSON object with a prompt")
-    for key in COLUMNS:
+    for key, reason in _REFUSED.items():
         if holds_something(row.get(key)):
-            raise UserError(f"{where}: {key}: {COLUMNS[key]}")
+            raise UserError(f"{where}: {key}: {reason}")
     try:
         return _turns(row, where)
     except BadRow as problem:

@@ -50,8 +50,12 @@ def write_samples(run: Path, count: int, max_new_tokens: int, base: str | None =
         )
         del model
     lines = [
-        {"prompt": messages[-2].content if len(messages) > 1 else "", "before": a, "after": b}
-        for messages, a, b in zip(conversations, *answers, strict=True)
+        {
+            "prompt": one.messages[-2].content if len(one.messages) > 1 else "",
+            "before": a,
+            "after": b,
+        }
+        for one, a, b in zip(conversations, *answers, strict=True)
     ]
     write_text(run / SAMPLES, "".join(json.dumps(line) + "\n" for line in lines))
 

@@ -73,7 +73,7 @@ def trained_prompt(tok, messages):
 
 
 def notes(tok, *conversations):
-    return template_notes(tok, special_tokens_of(tok), conversations)
+    return template_notes(tok, special_tokens_of(tok), map(Conversation, conversations))
 
 
 EXACT = {
@@ -164,7 +164,6 @@ def test_qwen3_has_one_thought_and_the_prompt_of_a_server():
     turns = (ASK, THOUGHT, AGAIN, THOUGHT_AGAIN)
     assert encoded(tok, turns)[0] == sent(tok, turns)[:-1]
     assert learnt_texts(tok, turns) == ["<think>\nadd\n</think>\n\nIt is better.<|im_end|>"]
-    assert any(note.startswith("1 answers are context only") for note in notes(tok, turns))
     told = notes(tok, (ASK, WELL))
     assert len(told) == 1 and repr("<think>\n\n</think>\n\n") in told[0]
 
@@ -213,9 +212,10 @@ def test_a_thought_that_no_prompt_asks_for_is_refused():
 
 def test_a_system_message_that_the_template_drops_is_named():
     tok = model("llama, first", chat_templates.MISTRAL)
-    with pytest.raises(UserError, match=r"drops the system message .* first question"):
-        encoded(tok, (SYSTEM, ASK, WELL, AGAIN, BETTER))
-    # One question is trained on as a server sends it; the whole conversation would lack the system.
+    # A question is trained on as a server sends it; the whole conversation would lack the system.
+    turns = (SYSTEM, ASK, WELL, AGAIN, BETTER)
+    assert trained_prompt(tok, turns) == sent(tok, turns[:-1], add_generation_prompt=True)
+    assert learnt_texts(tok, turns) == ["It is better.</s>"]  # the first had it in front
     asked = sent(tok, (SYSTEM, ASK), add_generation_prompt=True)
     assert trained_prompt(tok, (SYSTEM, ASK, WELL)) == asked
     assert learnt_texts(tok, (SYSTEM, ASK, WELL)) == ["It is well.</s>"]
@@ -239,8 +239,7 @@ def test_a_prompt_that_differs_is_shown_with_both_texts():
     (note,) = notes(model("byte", template), (ASK, WELL))
     assert note.startswith("the prompt is not what a server sends")
     assert "assistant|>\\n' here" in note and "assistant|>\\n# ' there" in note
-    spaced = notes(model("llama, prepend", chat_templates.LLAMA2), (ASK, WELL, AGAIN, BETTER))
-    assert len(spaced) == 1 and "ll.</s>" in spaced[0] and "ll. </s>" in spaced[0]
+    assert not notes(model("llama, prepend", chat_templates.LLAMA2), (ASK, WELL, AGAIN, BETTER))
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,6 @@ def test_an_answer_in_the_loss_is_trained_on(trained_text, flag):
         ([USER, {**ANSWER, "train": "no"}], {}, "messages[1].train is 'no'"),
         ([USER, {**ANSWER, "weight": 0, "train": True}], {}, "weight and train contradict"),
         ([USER, {**ANSWER, "weight": 0}], {}, "no answer is trained on"),
-        ([{**USER, "train": True}, ANSWER], {}, "messages[0].train: turns of the user"),
         ([USER, {**ANSWER, "loss": False}, *TURNS], {"loss_on": "all"}, "data.loss_on is all"),
         ([{**USER, "train": False}, ANSWER], {"loss_on": "all"}, "data.loss_on is all"),
         ([USER, {**ANSWER, "train_detail": [{"train": True}]}], {}, "messages[1].train_detail"),
@@ -111,32 +110,18 @@ def test_a_flag_that_cannot_be_honoured_is_named(read, turns, data, words):
     assert words in refusal(read, {"messages": turns}, **data)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking"),
-        *("image", "images", "audio", "video", "loss_scale"),
-    ],
-)
+@pytest.mark.parametrize("key", ["image", "images", "audio", "video", "loss_scale"])
 def test_a_key_of_a_turn_that_is_not_supported_is_named(read, key):
     row = {"messages": [USER, {**ANSWER, key: ["x"]}]}
     assert f"messages[1].{key}: " in refusal(read, row)
     assert read({"messages": [USER, {**ANSWER, key: None}]}).conversations == [Conversation(DIALOG)]
 
 
-@pytest.mark.parametrize("role", ["tool", "function", "observation", "function_call", "ipython"])
-def test_turns_of_tools_are_named(read, role):
-    turns = [USER, ANSWER, {"role": role, "content": "1"}, ANSWER]
-    assert f"messages[2].role is '{role}': tools" in refusal(read, {"messages": turns})
-
-
 @pytest.mark.parametrize(
     ("column", "value"),
     [
         *[(name, ["a.jpg"]) for name in ("images", "audios", "videos", "image", "audio", "video")],
-        *[("tools", value) for value in ([{"type": "function"}], '[{"name": "f"}]')],
-        ("functions", [{"name": "f"}]),
-        ("reasoning_content", "r"),
+        ("tool_calls", [{"name": "f"}]),
         ("chat_template_kwargs", {"x": 1}),
     ],
 )
@@ -167,7 +152,7 @@ def test_an_empty_column_is_only_named(read):
     for value in (None, [], "", "[]"):
         found = read({"messages": TURNS, "images": value, "tools": value, "id": 3})
         assert found.conversations == [Conversation(DIALOG)]
-        assert found.unused == ("images", "tools", "id")
+        assert found.unused == ("images", "id")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +237,7 @@ def test_turns_of_prompt_and_completion(read):
         *DIALOG,
     )
     found = read({"prompt": prompt, "completion": [ANSWER]}, loss_on="all")
-    assert all(message.trained for message in found.conversations[0].messages)
+    assert all(m.in_loss for m in found.conversations[0].messages if m.role == "assistant")
 
 
 @pytest.mark.parametrize("rest", [[USER], [USER, {**ANSWER, "weight": 0}]])

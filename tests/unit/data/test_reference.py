@@ -1,6 +1,7 @@
 """Encoding in batches, ahead of time, gives what encoding row by row gives: ids, mask, bounds."""
 
 import gc
+import itertools
 import json
 from random import Random
 
@@ -74,45 +75,68 @@ def row_by_row(tok, spans):
         together = ids_of(lead + text, encoder)
         return together[len(before) :] if together[: len(before)] == before else None
 
+    def by_part(parts, lead, plain):
+        own = []
+        for part, after in zip(parts, [*parts[1:], None], strict=True):
+            if part.kind in ("content", "completion"):
+                own += ids_of(part.text, plain)
+                continue
+            words = after is not None and after.kind in ("content", "completion")
+            text = part.text.removesuffix(" ") if sentencepiece and words else part.text
+            front = "a" if own and part.kind == "written" and sentencepiece else ""
+            front = front if own else lead
+            after_front = ids_after(front, text)
+            own += ids_of(text) if after_front is None else after_front
+        return own
+
     swallows = sentencepiece and ids_of("a") == ids_of(" a")
-    ids, mask, prompt, lead = [], [], [], ""
-    for span in spans:
-        if span.kind in ("template", "content"):
-            prompt.append(span)
-            continue
-        if prompt:
-            behind = prompt[-1].text
-            if span.kind == "completion" and sentencepiece:
-                prompt[-1] = prompt[-1]._replace(text=prompt[-1].text.removesuffix(" "))
-            own = ids_after(lead, "".join(part.text for part in prompt))
+    ids, mask, lead = [], [], ""
+    runs = [list(group) for _, group in itertools.groupby(enumerate(spans), run_of)]
+    for number, run in enumerate(runs):
+        parts = [span for _, span in run]
+        first = parts[0].kind
+        behind = parts[-1].text
+        if first in ("start", "end"):
+            own = [tok.convert_tokens_to_ids(behind)]
+            lead = behind if sentencepiece and first == "end" else ""
+        elif first in ("template", "content"):
+            answer = runs[number + 1][0][1].kind if number + 1 < len(runs) else ""
+            if sentencepiece and answer in ("written", "completion"):
+                parts[-1] = parts[-1]._replace(text=behind.removesuffix(" "))
+            own = ids_after(lead, "".join(part.text for part in parts))
             kinds = content_controls(added)
-            written = [ids_of(part.text) for part in prompt if part.kind == "template"]
+            written = [ids_of(part.text) for part in parts if part.kind == "template"]
             if controls(own, kinds) != sum(controls(part, kinds) for part in written):
-                plain, own = without_control_tokens(backend, kinds), []
-                for part, after in zip(prompt, [*prompt[1:], None], strict=True):
-                    text = part.text
-                    if part.kind == "template" and after and after.kind == "content":
-                        text = text.removesuffix(" ") if sentencepiece else text
-                    encoder = plain if part.kind == "content" else backend
-                    first = part is prompt[0] and part.kind == "template"
-                    own += ids_after(lead if first else "", text, encoder)
+                own = by_part(parts, lead, without_control_tokens(backend, kinds))
             lead = "" if behind.endswith(" ") or not sentencepiece else behind
-            lead = lead if prompt[-1].kind == "template" else lead[-1:]
-            ids, mask, prompt = ids + own, mask + [False] * len(own), []
-        if span.kind in ("start", "end"):
-            own = [tok.convert_tokens_to_ids(span.text)]
-            lead = span.text if sentencepiece and span.kind == "end" else ""
+            lead = lead if parts[-1].kind == "template" else lead[-1:]
         else:
-            doubled = swallows and not lead and span.text.startswith(" ")
-            text = " " + span.text if doubled else span.text
+            text = "".join(part.text for part in parts)
+            text = " " + text if swallows and not lead and text.startswith(" ") else text
             own = ids_after(lead, text)
-            if own is None or controls(own, completion_controls(added)):
-                plain = without_control_tokens(backend, completion_controls(added))
-                own = ids_after(lead, text, plain if own is not None else backend)
             own = ids_of(text) if own is None else own
-            lead = ""
-        ids, mask = ids + own, mask + [span.kind != "start"] * len(own)
+            kinds = completion_controls(added)
+            written = [ids_of(part.text) for part in parts if part.kind == "written"]
+            if controls(own, kinds) != sum(controls(part, kinds) for part in written):
+                plain = without_control_tokens(backend, kinds)
+                if written:
+                    own = by_part(parts, lead, plain)
+                else:
+                    after = ids_after(lead, text, plain)
+                    own = ids_of(text, plain) if after is None else after
+            lead = "" if parts[-1].kind == "completion" or behind.endswith(" ") else behind
+            lead = lead if sentencepiece else ""
+        ids += own
+        mask += [first not in ("start", "template", "content") and parts[0].trained] * len(own)
     return ids, mask
+
+
+def run_of(numbered):
+    """Spans that are encoded together have the same."""
+    number, span = numbered
+    if span.kind in ("template", "content"):
+        return "context"
+    return ("answer", span.trained) if span.kind in ("written", "completion") else number
 
 
 @pytest.mark.parametrize("kind", KINDS)

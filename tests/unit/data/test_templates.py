@@ -64,8 +64,8 @@ def test_alpaca_opens_as_stanford_did():
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        # Its end of turn is EOS: written once. Space in front of it is left out.
-        ("llama, prepend", "<s>[INST] Q\n\nC [/INST] A</s><s>[INST] Q\n\nC [/INST] A</s>"),
+        # Its end of turn is EOS: written once, behind the template's space.
+        ("llama, prepend", "<s>[INST] Q\n\nC [/INST] A </s><s>[INST] Q\n\nC [/INST] A </s>"),
         # Another token ends turns: EOS comes at the end only.
         (
             "llama, first",
@@ -77,10 +77,10 @@ def test_alpaca_opens_as_stanford_did():
             "<|im_start|>user\nQ\n\nC<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
             "<|im_start|>user\nQ\n\nC<|im_end|>\n<|im_start|>assistant\nA<|im_end|>",
         ),
-        # No token ends turns: EOS is put there.
+        # No token ends turns: EOS comes at the end only.
         (
             "byte, no bos, pad is eos",
-            "user: Q\n\nC\nassistant: A</s>\nuser: Q\n\nC\nassistant: A</s>",
+            "user: Q\n\nC\nassistant: A\nuser: Q\n\nC\nassistant: A</s>",
         ),
     ],
 )
@@ -88,9 +88,9 @@ def test_the_tokenizers_own_template(kind, expected):
     assert written("tokenizer", TURN + TURN, kind) == expected
 
 
-def test_what_the_template_strips_from_a_question_is_stripped_but_no_answer_is():
+def test_what_the_template_strips_is_stripped():
     messages = (Message("user", " Q "), Message("assistant", " A "))
-    assert written("tokenizer", messages, "llama, prepend") == "<s>[INST] Q [/INST]  A </s>"
+    assert written("tokenizer", messages, "llama, prepend") == "<s>[INST] Q [/INST] A </s>"
     assert "user\n Q <|im_end|>" in written("tokenizer", messages, "byte")
 
 
@@ -102,7 +102,7 @@ def test_a_template_that_refuses_or_hides_a_message_is_one_line():
     try:
         tok.chat_template = "{{ messages[-1].content }}"
         with pytest.raises(UserError, match="does not contain each of the turns"):
-            written("tokenizer", TURN)
+            written("tokenizer", (*TURN, *TURN))
         tok.chat_template = "{{ messages[0].nothing.at_all }}"
         with pytest.raises(UserError, match="rejects the roles"):
             written("tokenizer", TURN)

@@ -200,7 +200,7 @@ def test_kto_as_trl_has_it(folders, tmp_path) -> None:
         [(prompt, other) for (prompt, _), other in zip(texts, turned, strict=True)]
     )
     own_set, good = examples_of(texts), np.array([row["label"] for row in rows])
-    data = Judged(own_set.tokens, own_set.supervised, own_set.offsets, good, others)
+    data = Judged(**vars(own_set), good=good, others=others)
     method = MethodConfig(name="preference", loss="kto", beta=BETA, **weights)
     reference = Reference(reference_of(folders[1], data), reference_of(folders[1], others))
     comparison = Comparison(PreferenceLoss.of(method), data, reference)
