@@ -213,7 +213,7 @@ def test_auto_reads_what_the_columns_tell(read) -> None:
         (
             [{"prompt": [GOOD], "chosen": [GOOD], "rejected": [BAD]}],
             "pairs",
-            "is assistant, but user is expected",
+            "user and assistant do not alternate",
         ),
         ([{"prompt": [USER], "chosen": [], "rejected": [BAD]}], "pairs", "chosen is empty"),
         ([{**PLAIN, "chosen": 0.5}], "pairs", "chosen is 0.5, not text"),
