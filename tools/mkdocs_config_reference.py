@@ -40,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def documentation() -> dict[tuple[str, str], str]:
-    """The strings below the fields of the config's modules, by class and field; "" is the class's own."""
+    """The strings below the fields of the config modules, by class and field ("": of the class)."""
     modules = (configuration.__file__, config_method.__file__, config_sources.__file__)
     trees = [ast.parse(Path(module).read_text(encoding="utf-8")) for module in modules]
     texts: dict[tuple[str, str], str] = {}
