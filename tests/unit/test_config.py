@@ -82,6 +82,40 @@ def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:
     assert part in refused(read, MINIMAL, *keys)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["loss=ipo"], "method: loss requires name=preference, but name is lora"),
+        (["name=distill", "teacher=x", "beta=0.3"], "beta requires name=preference"),
+        (["student=full"], "student requires name=distill or name=preference"),
+        (["name=preference", "teacher=x"], "teacher requires name=distill"),
+        (["name=preference", "student=full", "r=8"], "r configures an adapter"),
+        (["name=preference", "loss=orpo", "sft_weight=1"], "sft_weight is for loss=dpo or ipo"),
+        (["name=preference", "gamma=1"], "gamma is for loss=simpo, but loss is dpo"),
+        (["name=preference", "loss=kto", "label_smoothing=0.1"], "label_smoothing is for loss="),
+        (["name=preference", "desirable_weight=2"], "desirable_weight is for loss=kto"),
+        (["name=preference", "beta=0"], "method.beta=0"),
+        (["name=preference", "loss=grpo"], "method.loss=grpo: input should be"),
+        (["name=preference", "data.on_long=truncate"], "not the one that was judged"),
+        (["name=preference", "data.loss_on=all"], "answers are compared"),
+        (["name=preference", "data.format=alpaca"], "data.format=alpaca cannot be used"),
+        (["name=preference", "data.train=[{path: a}, {path: b}]"], "reads one source"),
+        (["name=preference", "train.max_tokens_per_row=1024"], "must hold a pair"),
+        (["name=preference", "train.best_metric=accuracy"], "needs data.eval"),
+        (["train.best_metric=accuracy"], "needs method.name=preference, not lora"),
+    ],
+)
+def test_preferences_that_make_no_sense_are_one_line(read, overrides, part) -> None:
+    keys = [key if key.startswith(("data.", "train.")) else f"method.{key}" for key in overrides]
+    assert part in refused(read, MINIMAL, *keys)
+
+
+def test_a_preference_is_written_and_read_back(read) -> None:
+    config = read(MINIMAL, "method.name=preference", "method.loss=kto", "method.student=full")
+    assert build(yaml.safe_load(config.to_yaml()), "again") == config
+    assert (config.method.compares, config.method.trains_all) == ("judged", True)
+
+
 def test_a_method_is_written_and_read_back(read) -> None:
     config = read(MINIMAL, "method.name=distill", "method.teacher=x", "method.student=full")
     assert build(yaml.safe_load(config.to_yaml()), "again") == config

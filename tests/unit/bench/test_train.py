@@ -26,6 +26,7 @@ from intel_ft.bench.workloads import (
     synthetic_examples,
     workload,
 )
+from intel_ft.data.answers import Pairs
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
@@ -75,6 +76,19 @@ def test_fixed_examples_fill_a_row_each():
     assert len(examples) == chosen.steps
     assert set(examples.lengths) == {33} and set(examples.supervised_counts) == {17}
     assert list(examples[2][1]) == [False] * 16 + [True] * 17
+
+
+def test_dpo_has_pairs_of_the_same_lengths():
+    chosen = workload("tiny", loss="dpo")
+    pairs = synthetic_examples(chosen, 0)
+    assert isinstance(pairs, Pairs) and len(pairs) == chosen.batch * chosen.steps
+    prompts = pairs.answers.lengths - pairs.answers.supervised_counts
+    assert (prompts[::2] == prompts[1::2]).all()
+    assert pairs.lengths.max() <= chosen.row_tokens
+    with pytest.raises(UserError, match="alpaca"):
+        workload("tiny", "long", loss="dpo")
+    with pytest.raises(UserError, match="transformers does not train on pairs"):
+        train.bench_train(Task("ours", chosen), ["transformers"], 1)
 
 
 def test_choices_change_the_workload():

@@ -71,6 +71,20 @@ def test_published_models_have_their_published_number_of_parameters(name, parame
     assert sizes.packs
 
 
+def test_a_preference_run_reads_its_answers_once_more(seven) -> None:
+    def planned(**method: object) -> dict[str, float]:
+        settings = config(SHAPES / "llama-2-7b", method={"name": "preference"} | method)
+        return plan(inputs(settings, seven))
+
+    dpo, orpo, kto = (planned(loss=loss) for loss in ("dpo", "orpo", "kto"))
+    step, steps = dpo["step"]["seconds"], dpo["run"]["steps"]
+    assert dpo["run"]["reference_seconds"] == pytest.approx(steps * step / 2, rel=0.05)
+    assert orpo["run"]["reference_seconds"] == 0
+    assert kto["run"]["reference_seconds"] == pytest.approx(1.5 * steps * step, rel=0.1)
+    assert any("the reference model" in line for line in lines(dpo))
+    assert not any("the reference model" in line for line in lines(orpo))
+
+
 def test_lora_is_counted_as_peft_makes_it(seven) -> None:
     # r (in + out) of q, k, v, o, gate, up, down in 32 layers
     assert seven.sizes.trained == 16 * 32 * (4 * 8192 + 3 * (4096 + 11008))
