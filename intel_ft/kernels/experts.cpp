@@ -5,7 +5,11 @@
 //   bounds [0, 16, 48]     x [48, 64]     w [2, 96, 64]     out [48, 96]
 //
 //   grouped_linear   out[i] = x[i] w[e]^T for the expert e of row i
+//   grouped_int8     the same for w in int8 and x in 8 bits, and further terms in bf16
 //   grouped_outer    out[e] = p_e^T q_e over its rows, float32 [experts, r, size]
+//
+// In 8 bits, x is stored with zero at 128: sum (x - 128) w = sum x w - 128 sum w, and the second sum
+// is known for each column before.
 //
 // A product may have several terms, x1 w1^T + x2 w2^T + ..., which are summed in float32 and rounded
 // once: a frozen weight and LoRA's B, or gate and up in the gradient of their input.
@@ -17,7 +21,6 @@
 
 #include <immintrin.h>
 
-#include <memory>
 #include <vector>
 
 #include "bf16.h"
@@ -25,13 +28,15 @@
 namespace at::native::cpublas {
 void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
             const c10::BFloat16* a, const c10::BFloat16* b, float* c, bool vnni);
+void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
+            const unsigned char* a, const signed char* b, int32_t* c, bool vnni);
 void brgemm_release(bool vnni);
 }  // namespace at::native::cpublas
 
 namespace {
 
 constexpr int64_t ROWS = 32;                 // of one brgemm, 16 at the end of an expert
-constexpr int64_t PACKED = 512 * 1024 / 2;   // the most elements of a reordered part: 512 KiB
+constexpr int64_t PACKED = 512 * 1024;       // the most bytes of a reordered part
 constexpr int64_t COLUMNS = 256;             // the most columns of a task
 
 struct Term {  // x [rows, k] times w[e]^T; w[e] is [n, k] if by_output, else its transpose [k, n]
@@ -70,19 +75,22 @@ inline void transpose16(const uint32_t* in, int64_t leading, uint32_t* out, int6
   }
 }
 
-// Reorders `columns` columns of B [k, n] to [k / 2][columns][2]; k is even.
+// Reorders `columns` columns of B [k, n] so that 32 bits along k are together: [k / 2][columns][2]
+// of bf16, [k / 4][columns][4] of int8; k is a multiple of 2 or 4.
 // B = in^T, in [columns, k] with rows `leading` apart:
-void pack_outputs(const bf16* in, int64_t leading, int64_t k, int64_t columns, bf16* out) {
-  const uint32_t* pairs = reinterpret_cast<const uint32_t*>(in);
+template <typename T>
+void pack_outputs(const T* in, int64_t leading, int64_t k, int64_t columns, T* out) {
+  constexpr int64_t EACH = 4 / sizeof(T);
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(in);
   uint32_t* packed = reinterpret_cast<uint32_t*>(out);
-  const int64_t half = k / 2, between = leading / 2;
-  const int64_t whole = half / 16 * 16, wide = columns / 16 * 16;
+  const int64_t depth = k / EACH, between = leading / EACH;
+  const int64_t whole = depth / 16 * 16, wide = columns / 16 * 16;
   for (int64_t i = 0; i < wide; i += 16)
     for (int64_t j = 0; j < whole; j += 16)
-      transpose16(pairs + i * between + j, between, packed + j * columns + i, columns);
+      transpose16(words + i * between + j, between, packed + j * columns + i, columns);
   for (int64_t i = 0; i < columns; ++i)
-    for (int64_t j = i < wide ? whole : 0; j < half; ++j)
-      packed[j * columns + i] = pairs[i * between + j];
+    for (int64_t j = i < wide ? whole : 0; j < depth; ++j)
+      packed[j * columns + i] = words[i * between + j];
 }
 
 // B = in [k, n] with rows `leading` apart:
@@ -96,15 +104,62 @@ void pack_inputs(const bf16* in, int64_t leading, int64_t k, int64_t columns, bf
   }
 }
 
-template <typename T>
-struct Buffer {  // grows and never shrinks: one for each thread, reused from task to task
-  std::unique_ptr<T[]> data;
-  int64_t size = 0;
-  T* reserve(int64_t count) {
-    if (count > size) data.reset(new T[size = count]);
-    return data.get();
+void pack_inputs(const int8_t* in, int64_t leading, int64_t k, int64_t columns, int8_t* out) {
+  for (int64_t i = 0; i < k; i += 4) {
+    const uint8_t* row = reinterpret_cast<const uint8_t*>(in + i * leading);
+    const uint8_t *second = row + leading, *third = second + leading, *fourth = third + leading;
+    uint32_t* words = reinterpret_cast<uint32_t*>(out + i * columns);
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j)
+      words[j] = uint32_t(row[j]) | uint32_t(second[j]) << 8 | uint32_t(third[j]) << 16 |
+                 uint32_t(fourth[j]) << 24;
   }
-};
+}
+
+void pack_terms(const std::vector<Term>& terms, int64_t e, int64_t first, int64_t width,
+                bf16* part) {
+  for (const Term& term : terms) {
+    const bf16* w = term.w + e * term.stride;
+    if (term.by_output)
+      pack_outputs(w + first * term.leading, term.leading, term.k, width, part);
+    else
+      pack_inputs(w + first, term.leading, term.k, width, part);
+    part += term.k * width;
+  }
+}
+
+// sums [rows, width] = (or += if `add`) the terms for these rows, packed by `pack_terms`.
+void multiply_terms(const std::vector<Term>& terms, int64_t row, int64_t rows, int64_t width,
+                    const bf16* packed, bool add, float* sums) {
+  for (const Term& term : terms) {
+    at::native::cpublas::brgemm(rows, width, term.k, term.k, width, width, add,
+                                term.x + row * term.k, packed, sums, true);
+    packed += term.k * width;
+    add = true;
+  }
+}
+
+void store(const float* sums, int64_t rows, int64_t width, int64_t leading, bf16* out) {
+  for (int64_t i = 0; i < rows; ++i)
+#pragma omp simd
+    for (int64_t j = 0; j < width; ++j) out[i * leading + j] = round_to_bf16(sums[i * width + j]);
+}
+
+std::vector<Term> read_terms(const int64_t* numbers, int64_t count) {
+  std::vector<Term> terms;
+  for (int64_t t = 0; t < count; ++t) terms.push_back(read_term(numbers + 6 * t));
+  return terms;
+}
+
+int64_t depth_of(const std::vector<Term>& terms) {
+  int64_t depth = 0;
+  for (const Term& term : terms) depth += term.k;
+  return depth;
+}
+
+int64_t columns_of_task(int64_t bytes_deep, int64_t n) {
+  return std::min(n, std::min(COLUMNS, std::max<int64_t>(32, PACKED / bytes_deep / 32 * 32)));
+}
 
 }  // namespace
 
@@ -114,51 +169,106 @@ extern "C" {
 // k, w's elements per expert and per row, by_output. bounds int64 [experts + 1], multiples of 16.
 void grouped_linear(const int64_t* numbers, int64_t count, const int64_t* bounds, int64_t experts,
                     int64_t n, bf16* out, int threads) {
-  std::vector<Term> terms;
-  int64_t deepest = 0;
-  for (int64_t t = 0; t < count; ++t) {
-    terms.push_back(read_term(numbers + 6 * t));
-    deepest += terms.back().k;
-  }
-  int64_t columns = std::min(COLUMNS, std::max<int64_t>(32, PACKED / deepest / 32 * 32));
-  columns = std::min(columns, n);
+  const std::vector<Term> terms = read_terms(numbers, count);
+  const int64_t columns = columns_of_task(2 * depth_of(terms), n);
   const int64_t blocks = (n + columns - 1) / columns;
 #pragma omp parallel num_threads(threads)
   {
-    Buffer<bf16> packed;
+    std::vector<bf16> packed(depth_of(terms) * columns);
     std::vector<float> sums(ROWS * columns);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < experts * blocks; ++task) {
       const int64_t e = task / blocks, first = task % blocks * columns;
       const int64_t width = std::min(columns, n - first);
       if (bounds[e] == bounds[e + 1]) continue;
-      bf16* part = packed.reserve(deepest * columns);
-      for (const Term& term : terms) {
-        const bf16* w = term.w + e * term.stride;
-        if (term.by_output)
-          pack_outputs(w + first * term.leading, term.leading, term.k, width, part);
-        else
-          pack_inputs(w + first, term.leading, term.k, width, part);
-        part += term.k * width;
-      }
+      pack_terms(terms, e, first, width, packed.data());
       for (int64_t row = bounds[e]; row < bounds[e + 1]; row += ROWS) {
         const int64_t rows = std::min(ROWS, bounds[e + 1] - row);
-        const bf16* b = packed.data.get();
-        for (int64_t t = 0; t < count; ++t) {
-          const Term& term = terms[t];
-          at::native::cpublas::brgemm(rows, width, term.k, term.k, width, width, t > 0,
-                                      term.x + row * term.k, b, sums.data(), true);
-          b += term.k * width;
-        }
-        for (int64_t i = 0; i < rows; ++i) {
-          const float* in = sums.data() + i * width;
-          bf16* line = out + (row + i) * n + first;
-#pragma omp simd
-          for (int64_t j = 0; j < width; ++j) line[j] = round_to_bf16(in[j]);
-        }
+        multiply_terms(terms, row, rows, width, packed.data(), false, sums.data());
+        store(sums.data(), rows, width, n, out + row * n + first);
       }
     }
     at::native::cpublas::brgemm_release(true);
+  }
+}
+
+// The same with a first term in int8: x [rows, k] with zero at 128 and one scale for each row; w[e]
+// [n, k] if by_output, else [k, n]; w_scales [experts, n] or null; sums_of_w int32 [experts, n], 128
+// times the sum of w over k.
+void grouped_int8(const uint8_t* x, const float* x_scales, const int8_t* w, int64_t k, int64_t n,
+                  int64_t by_output, const float* w_scales, const int32_t* sums_of_w,
+                  const int64_t* numbers, int64_t count, const int64_t* bounds, int64_t experts,
+                  bf16* out, int threads) {
+  const std::vector<Term> terms = read_terms(numbers, count);
+  const int64_t columns = columns_of_task(k + 2 * depth_of(terms), n);
+  const int64_t blocks = (n + columns - 1) / columns;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int8_t> packed(k * columns);
+    std::vector<bf16> more(depth_of(terms) * columns);
+    std::vector<int32_t> products(ROWS * columns);
+    std::vector<float> sums(ROWS * columns);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < experts * blocks; ++task) {
+      const int64_t e = task / blocks, first = task % blocks * columns;
+      const int64_t width = std::min(columns, n - first);
+      if (bounds[e] == bounds[e + 1]) continue;
+      const int8_t* own = w + e * n * k;
+      if (by_output)
+        pack_outputs(own + first * k, k, k, width, packed.data());
+      else
+        pack_inputs(own + first, n, k, width, packed.data());
+      pack_terms(terms, e, first, width, more.data());
+      const int32_t* shift = sums_of_w + e * n + first;
+      const float* scales = w_scales ? w_scales + e * n + first : nullptr;
+      for (int64_t row = bounds[e]; row < bounds[e + 1]; row += ROWS) {
+        const int64_t rows = std::min(ROWS, bounds[e + 1] - row);
+        at::native::cpublas::brgemm(rows, width, k, k, width, width, false, x + row * k,
+                                    packed.data(), products.data(), true);
+        for (int64_t i = 0; i < rows; ++i) {
+          const int32_t* in = products.data() + i * width;
+          float* line = sums.data() + i * width;
+          const float scale = x_scales[row + i];
+          if (scales) {
+#pragma omp simd
+            for (int64_t j = 0; j < width; ++j) line[j] = (in[j] - shift[j]) * scale * scales[j];
+          } else {
+#pragma omp simd
+            for (int64_t j = 0; j < width; ++j) line[j] = (in[j] - shift[j]) * scale;
+          }
+        }
+        multiply_terms(terms, row, rows, width, more.data(), true, sums.data());
+        store(sums.data(), rows, width, n, out + row * n + first);
+      }
+    }
+    at::native::cpublas::brgemm_release(true);
+  }
+}
+
+// Rounds the rows x [rows, size] times their expert's columns [experts, size] to 8 bits with zero at
+// 128 and one scale for each row.
+void grouped_quantize(const bf16* x, const float* columns, const int64_t* bounds, int64_t experts,
+                      int64_t size, uint8_t* values, float* scales, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> scaled(size);
+    for (int64_t e = 0; e < experts; ++e) {
+      const float* of_expert = columns + e * size;
+#pragma omp for schedule(static) nowait
+      for (int64_t i = bounds[e]; i < bounds[e + 1]; ++i) {
+        float largest = 0;
+#pragma omp simd reduction(max : largest)
+        for (int64_t j = 0; j < size; ++j) {
+          scaled[j] = to_float(x[i * size + j]) * of_expert[j];
+          largest = std::max(largest, std::fabs(scaled[j]));
+        }
+        scales[i] = largest / 127;
+        const float inverse = largest > 0 ? 127 / largest : 0;
+#pragma omp simd
+        for (int64_t j = 0; j < size; ++j)
+          values[i * size + j] = uint8_t(int32_t(std::nearbyint(scaled[j] * inverse)) + 128);
+      }
+    }
   }
 }
 

@@ -5,12 +5,13 @@ computed expert by expert with torch operations.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from intel_ft.kernels.ops import call, compiled
+from intel_ft.kernels.ops import call, compiled, quantize
 
 ROW_MULTIPLE = 16
 """Each expert's rows begin and end at a multiple of this, in the compiled kernels."""
@@ -37,6 +38,12 @@ def grouped_linear(terms: Sequence[Term], bounds: Tensor) -> Tensor:
     if not all(can_group(weight) for _, weight in terms):
         return _by_expert(terms, bounds)
     out = x.new_empty(len(x), w.shape[1])
+    call("grouped_linear", _table(terms), len(terms), bounds, len(bounds) - 1, w.shape[1], out)
+    return out
+
+
+def _table(terms: Sequence[Term]) -> Tensor:
+    """The terms as experts.cpp reads them: six numbers each."""
     numbers = []
     for rows, weight in terms:
         if not rows.is_contiguous() or rows.shape[1] != weight.shape[2]:
@@ -45,9 +52,66 @@ def grouped_linear(terms: Sequence[Term], bounds: Tensor) -> Tensor:
         leading = weight.stride(1) if by_output else weight.stride(2)
         place = rows.data_ptr(), weight.data_ptr()
         numbers += [*place, weight.shape[2], weight.stride(0), leading, int(by_output)]
-    table = torch.tensor(numbers)
-    call("grouped_linear", table, len(terms), bounds, len(bounds) - 1, w.shape[1], out)
-    return out
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Matrices:
+    """The matrices of all experts in int8, kept once and read in both directions.
+
+    values int8 [experts, out, in]; scales float32 [experts, out]; sums int32, 128 times the sum of
+    the values over `in` [experts, out], and over `out` [experts, in].
+    """
+
+    values: Tensor
+    scales: Tensor
+    sums: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Int8Matrices":
+        """weight bf16 [experts, out, in], rounded expert by expert, one scale per output."""
+        values = torch.empty(weight.shape, dtype=torch.int8)
+        scales = torch.empty(weight.shape[:2])
+        for expert, matrix in enumerate(weight):
+            rounded, scales[expert] = quantize(matrix.contiguous())
+            values[expert] = (rounded.short() - 128).char()
+        over = (128 * values.sum(dim, dtype=torch.int32) for dim in (2, 1))
+        return cls(values, scales, (next(over), next(over)))
+
+    def linear(self, x: Tensor, bounds: Tensor, more: Sequence[Term]) -> Tensor:
+        """x [rows, in] times each row's matrix, transposed, plus further terms: [rows, out]."""
+        out = x.new_empty(len(x), self.values.shape[1])
+        return self._multiply(quantize(x), True, self.scales, bounds, more, out)
+
+    def input_gradient(self, grad: Tensor, bounds: Tensor, more: Sequence[Term]) -> Tensor:
+        """grad [rows, out] times each row's matrix, plus further terms: [rows, in]."""
+        values, scales = torch.empty(grad.shape, dtype=torch.uint8), torch.empty(len(grad))
+        sizes = len(self.values), grad.shape[1]
+        call("grouped_quantize", grad, self.scales, bounds, *sizes, values, scales)
+        out = grad.new_empty(len(grad), self.values.shape[2])
+        return self._multiply((values, scales), False, None, bounds, more, out)
+
+    def _multiply(
+        self,
+        x: tuple[Tensor, Tensor],
+        by_output: bool,
+        scales: Tensor | None,
+        bounds: Tensor,
+        more: Sequence[Term],
+        out: Tensor,
+    ) -> Tensor:
+        sizes = x[0].shape[1], out.shape[1], int(by_output)
+        weights = scales, self.sums[not by_output]
+        rows = _table(more), len(more), bounds, len(self.values)
+        call("grouped_int8", *x, self.values, *sizes, *weights, *rows, out)
+        return out
+
+
+def int8_matrices(weight: Tensor) -> Int8Matrices | None:
+    """weight [experts, out, in] in int8, or None where the compiled kernels cannot take it."""
+    if not compiled(weight) or any(size % 4 for size in weight.shape[1:]):
+        return None
+    return Int8Matrices.of(weight)
 
 
 def grouped_outer(p: Tensor, q: Tensor, bounds: Tensor, scale: float) -> Tensor:

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intel_ft.kernels import ops
+from intel_ft.kernels.grouped import Int8Matrices
 from intel_ft.models.lora_linear import Dense, FrozenWeight, Gradients, LoraStep
 
 
@@ -85,13 +86,14 @@ class ModelActivation:
 class ExpertLinear:
     """One matrix of each expert, frozen, with LoRA of each expert or without.
 
-    bases: of each expert, without a bias; weight: the same as one tensor [experts, out, in], where
-    the bases are views of it; bias: [experts, out] or None; a [experts * rank, in] and b [out, rank
-    * experts] are float32, as peft keeps them, or both None.
+    bases: of each expert, without a bias; weight: the same as one tensor [experts, out, in], of
+    which the bases are views, or in int8, for models.grouped_experts, without bases; bias:
+    [experts, out] or None; a [experts * rank, in] and b [out, rank * experts] are float32, as peft
+    keeps them, or both None.
     """
 
     bases: Sequence[FrozenWeight]
-    weight: Tensor | None = None
+    weight: Tensor | Int8Matrices | None = None
     bias: Tensor | None = None
     a: Tensor | None = None
     b: Tensor | None = None
@@ -101,6 +103,16 @@ class ExpertLinear:
     def trained(self) -> tuple[Tensor, ...]:
         """A and B, or an empty tuple."""
         return () if self.a is None or self.b is None else (self.a, self.b)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of inputs and outputs."""
+        return self.bases[0].dtype if self.bases else torch.bfloat16
+
+    @property
+    def count(self) -> int:
+        """The number of experts."""
+        return len(self.weight.values if isinstance(self.weight, Int8Matrices) else self.bases)
 
     @property
     def pads(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.devices import CPU
+from intel_ft.kernels.grouped import int8_matrices
 from intel_ft.models.fused_experts import convert_experts
 from intel_ft.models.gemm_choice import GemmChoice, choose_gemms
 from intel_ft.models.int8 import Int8Weight, can_int8
@@ -64,7 +65,7 @@ def convert_frozen_weights(
         choice = choose_gemms(shapes, model.dtype, int8=layout == "int8")
         replace_linears(model, choice.factory)
         if layout == "int8":
-            convert_experts(model, choice.factory)
+            convert_experts(model, choice.factory, int8_matrices)
     elif layout == "nf4":
         replace_linears(model, nf4_base, device)
         convert_experts(model, lambda weight, bias: nf4_base(weight.to(device), bias))

@@ -6,7 +6,7 @@ wraps such a module once for each parameter that it adapts (ParamWrapper), and w
 delta of all experts to the weights in every forward.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import MethodType
@@ -17,6 +17,7 @@ from peft.tuners.lora import ParamWrapper
 from torch import Tensor
 
 from intel_ft.decisions import Decision
+from intel_ft.kernels.grouped import Int8Matrices
 from intel_ft.models.experts import (
     Activation,
     ExpertLinear,
@@ -33,8 +34,11 @@ from intel_ft.models.mixture import expert_matrices
 Factory = Callable[[Tensor, Tensor | None], FrozenWeight]
 """Makes a layout of a frozen weight [out, in] without its bias, which is given as None."""
 
+Stacked = Callable[[Tensor], Int8Matrices | None]
+"""Makes one of the matrices [experts, out, in] of all experts, or None where it cannot."""
+
 _BASES = "frozen_experts"
-"""The attribute of a converted module: the FrozenWeights of its experts by parameter."""
+"""The attribute of a converted module: what its matrices became, by parameter."""
 
 _TRIAL_TOKENS = 12
 
@@ -59,12 +63,23 @@ class ExpertModule:
             return ("weight",)
         return ("gate_up_proj" if self.module.has_gate else "up_proj", "down_proj")
 
+    @property
+    def routes(self) -> bool:
+        """Whether it gets tokens with their experts, and not rows sorted by expert."""
+        return len(self.parameters) == 2
+
     def linear(self, parameter: str) -> ExpertLinear:
         """One of its matrices as data."""
         bias = getattr(self.module, f"{parameter}_bias", None)
         wrapper = self.wrappers.get(parameter)
-        weight, bases = None, getattr(self.module, _BASES, {}).get(parameter)
-        if bases is None:
+        weight: Tensor | Int8Matrices | None = None
+        bases: Sequence[FrozenWeight] = ()
+        converted = getattr(self.module, _BASES, {}).get(parameter)
+        if isinstance(converted, Int8Matrices):
+            weight = converted
+        elif converted is not None:
+            bases = converted
+        else:
             weight = _stacked(self.module, parameter)
             bases = [Dense(matrix, None) for matrix in weight.unbind()]
         if wrapper is None:
@@ -125,7 +140,7 @@ def fuse_experts(model: Any) -> Decision | None:
     reasons: dict[str, int] = {}
     for part in found:
         if hasattr(part.module, _BASES) or (why_not := why_not_equal(part)) is None:
-            forward = _sorted_forward if part.parameters == ("weight",) else _forward
+            forward = _forward if part.routes else _sorted_forward
             part.outer.forward = MethodType(forward(part), part.outer)
         else:
             reasons[why_not] = reasons.get(why_not, 0) + 1
@@ -139,8 +154,10 @@ def fuse_experts(model: Any) -> Decision | None:
     return Decision("experts", "sorted", "checked: each layer's output and gradient stay the same")
 
 
-def convert_experts(model: Any, factory: Factory) -> None:
+def convert_experts(model: Any, factory: Factory, stacked: Stacked | None = None) -> None:
     """Convert the experts' frozen weights by `factory`, one after another, in place.
+
+    stacked: tried first, for the modules that sort their rows themselves.
 
     Layers that fail the trial keep their weights. Of a converted parameter only shape and dtype
     remain, without memory.
@@ -148,12 +165,12 @@ def convert_experts(model: Any, factory: Factory) -> None:
     for part in list(expert_modules(model)):
         if hasattr(part.module, _BASES) or why_not_equal(part) is not None:
             continue
-        bases = {}
+        bases: dict[str, Sequence[FrozenWeight] | Int8Matrices] = {}
         for parameter in part.parameters:
-            weight = getattr(part.module, parameter)
-            bases[parameter] = [
-                factory(matrix.contiguous(), None)
-                for matrix in _stacked(part.module, parameter).unbind()
+            weight, matrices = getattr(part.module, parameter), _stacked(part.module, parameter)
+            whole = stacked(matrices) if stacked is not None and part.routes else None
+            bases[parameter] = whole or [
+                factory(matrix.contiguous(), None) for matrix in matrices.unbind()
             ]
             weight.data = torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
         setattr(part.module, _BASES, bases)
@@ -179,7 +196,7 @@ def _forward(part: ExpertModule) -> Callable[..., Tensor]:
         experts = part.experts()
         if not part.is_active():
             experts = experts.without_lora()
-        dtype = experts.first.bases[0].dtype
+        dtype = experts.first.dtype
         flat = hidden_states.reshape(-1, hidden_states.shape[-1]).to(dtype).contiguous()
         function = GroupedExperts if can_compute(experts) else ExpertsFunction
         out = function.apply(flat, index, weights, experts, *experts.trained)  # type: ignore[no-untyped-call]
@@ -193,7 +210,7 @@ def _sorted_forward(part: ExpertModule) -> Callable[..., Tensor]:
         linear = part.linear("weight")
         if not part.is_active():
             linear = linear.without_lora()
-        x, bounds = inputs.to(linear.bases[0].dtype), [0, *accumulate(expert_size)]
+        x, bounds = inputs.to(linear.dtype), [0, *accumulate(expert_size)]
         out: Tensor = SortedLinear.apply(x, bounds, linear, *linear.trained)  # type: ignore[no-untyped-call]
         return out
 
@@ -225,7 +242,7 @@ def _trial(part: ExpertModule) -> tuple[list[Tensor], list[Tensor]]:
     x = random(tokens, first[0].shape[1])
     bare, leaves = ExpertModule(part.name, part.module, part.module, {}), [x]
     arguments: tuple[Any, ...]
-    if part.parameters == ("weight",):
+    if not part.routes:
         sizes = [tokens // 2, tokens - tokens // 2, *[0] * count][:count]
         sizes[0] += tokens - sum(sizes)
         arguments, forward = (x, sizes), _sorted_forward(bare)

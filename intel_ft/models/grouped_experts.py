@@ -1,4 +1,4 @@
-"""The experts of a mixture with all rows of a layer in one product, for weights in bf16.
+"""The experts of a mixture with all rows of a layer in one product, for weights in bf16 or int8.
 
 The same computation as in models.experts, which explains it, but each product runs over the rows of
 all experts at once (kernels.grouped): a few calls per layer instead of some thirty per expert.
@@ -29,7 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intel_ft.kernels.grouped import ROW_MULTIPLE, can_group, grouped_linear, grouped_outer
+from intel_ft.kernels.grouped import (
+    ROW_MULTIPLE,
+    Int8Matrices,
+    can_group,
+    grouped_linear,
+    grouped_outer,
+)
 from intel_ft.models.experts import ExpertLinear, Experts, Order, with_zero
 from intel_ft.models.lora_linear import Gradients
 
@@ -39,19 +45,23 @@ _RANKS = 32
 
 def can_compute(experts: Experts) -> bool:
     """Whether `GroupedExperts` computes these experts on this machine."""
-    linears = (experts.first, experts.second)
-    return all(one.weight is not None and can_group(one.weight) for one in linears)
+    weights = (experts.first.weight, experts.second.weight)
+    return all(
+        isinstance(weight, Int8Matrices) or (weight is not None and can_group(weight))
+        for weight in weights
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class GroupedLinear:
     """An `ExpertLinear` with the weights of one step.
 
-    w [experts, out, in], a [experts, rank, in]; b [experts, out, rank] has the scale; or None.
+    w [experts, out, in] or in int8; a [experts, rank, in]; b [experts, out, rank] has the scale; or
+    None.
     """
 
     linear: ExpertLinear
-    w: Tensor
+    w: Tensor | Int8Matrices
     a: Tensor | None
     b: Tensor | None
 
@@ -61,7 +71,7 @@ class GroupedLinear:
         assert linear.weight is not None  # can_compute
         if linear.a is None or linear.b is None:
             return cls(linear, linear.weight, None, None)
-        count, dtype = len(linear.weight), linear.weight.dtype
+        count, dtype = linear.count, linear.dtype
         a = linear.a.to(dtype).view(count, -1, linear.a.shape[1])
         b = (linear.b * linear.scale).to(dtype).view(len(linear.b), -1, count).permute(2, 0, 1)
         more = -a.shape[1] % _RANKS
@@ -71,10 +81,13 @@ class GroupedLinear:
 
     def forward(self, rows: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output and `lora_a_out`, without the bias."""
-        if self.a is None or self.b is None:
-            return grouped_linear([(rows, self.w)], bounds), None
-        a_out = grouped_linear([(rows, self.a)], bounds)
-        return grouped_linear([(rows, self.w), (a_out, self.b)], bounds), a_out
+        more, a_out = [], None
+        if self.a is not None and self.b is not None:
+            a_out = grouped_linear([(rows, self.a)], bounds)
+            more = [(a_out, self.b)]
+        if isinstance(self.w, Int8Matrices):
+            return self.w.linear(rows, bounds, more), a_out
+        return grouped_linear([(rows, self.w), *more], bounds), a_out
 
     def a_out_gradient(self, grad: Tensor, bounds: Tensor) -> Tensor | None:
         """The gradient of `lora_a_out`."""
@@ -82,10 +95,12 @@ class GroupedLinear:
 
     def input_gradient(self, grad: Tensor, grad_a_out: Tensor | None, bounds: Tensor) -> Tensor:
         """The gradient of the input rows."""
-        terms = [(grad, self.w.mT)]
+        more = []
         if grad_a_out is not None and self.a is not None:
-            terms.append((grad_a_out, self.a.mT))
-        return grouped_linear(terms, bounds)
+            more = [(grad_a_out, self.a.mT)]
+        if isinstance(self.w, Int8Matrices):
+            return self.w.input_gradient(grad, bounds, more)
+        return grouped_linear([(grad, self.w.mT), *more], bounds)
 
     def lora_gradients(
         self,
@@ -99,7 +114,7 @@ class GroupedLinear:
         a, b = self.linear.a, self.linear.b
         if a is None or b is None or grad_a_out is None or a_out is None:
             return ()
-        rank = len(a) // len(self.w)
+        rank = len(a) // self.linear.count
         grad_a = grouped_outer(grad_a_out, rows, bounds, 1.0)[:, :rank]
         grad_b = grouped_outer(a_out, grad, bounds, self.linear.scale)[:, :rank]
         return grad_a.reshape(a.shape), grad_b.permute(2, 1, 0).reshape(b.shape)
@@ -115,7 +130,7 @@ class GroupedExperts(torch.autograd.Function):
         """The weighted sum of each token's experts."""
         first, second = GroupedLinear.of(experts.first), GroupedLinear.of(experts.second)
         order = Order.of(
-            index, len(first.w), lambda count: -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
+            index, experts.first.count, lambda count: -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
         )
         bounds = torch.tensor(order.bounds)
         rows = with_zero(x).index_select(0, order.tokens)

@@ -85,7 +85,7 @@ def watch(model: Any, auxiliary: bool | str) -> tuple[Routing | None, list[Decis
 
 
 def _is_second_of_two(part: ExpertModule) -> bool:
-    return part.parameters == ("weight",) and part.name.endswith("output_linear")
+    return not part.routes and part.name.endswith("output_linear")
 
 
 def _layer(part: ExpertModule) -> str:
@@ -108,7 +108,7 @@ def _count_calls(model: Any, part: ExpertModule, routing: Routing, row: int) -> 
             experts = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
             add(experts[tokens.cpu() < routing.tokens])
 
-    if part.parameters == ("weight",):
+    if not part.routes:
         block = model.get_submodule(part.name.rpartition(".")[0])
         block.router.register_forward_hook(of_sorted)
     else:

@@ -254,9 +254,13 @@ def _linear_bytes(setting: MemorySetting) -> float:
 
 
 def _expert_bytes(setting: MemorySetting) -> float:
-    """Bytes per frozen weight of a mixture's experts, which only int8 and NF4 convert."""
-    converts = setting.layout in ("int8", "nf4")
-    return _linear_bytes(setting) if converts else float(setting.itemsize)
+    """Bytes per frozen weight of a mixture's experts, which only int8 and NF4 convert.
+
+    In int8 they are kept once, for both directions, if the base computes in bf16 (kernels.grouped).
+    """
+    if setting.layout == "int8":
+        return 1.0 if setting.itemsize == 2 else 2.0
+    return NF4_BYTES if setting.layout == "nf4" else float(setting.itemsize)
 
 
 def _converted(sizes: ModelSizes, setting: MemorySetting) -> int:

@@ -55,6 +55,29 @@ def test_grouped_outer(r, size) -> None:
         close(found[expert], 0.5 * p[start:stop].double().T @ q[start:stop].double())
 
 
+@needs_kernels
+@pytest.mark.parametrize(("k", "n"), [(64, 96), (2048, 80), (20, 12), (36, 700)])
+def test_int8_in_both_directions_with_a_further_term(k, n) -> None:
+    weight, x, grad = random(4, n, k), random(112, k), random(112, n)
+    matrices = grouped.int8_matrices(weight)
+    assert matrices.values.dtype == torch.int8
+    rounded = matrices.values * matrices.scales[..., None]
+    assert (rounded - weight).abs().max() <= 0.51 * matrices.scales.max()
+    more, other = random(112, 32), random(4, n, 32)
+    found = matrices.linear(x, BOUNDS, [(more, other)])
+    expected = exact([(x, rounded), (more, other)])
+    assert (found.double() - expected).norm() <= 0.015 * expected.norm()
+    more, other = random(112, 32), random(4, 32, k).mT
+    found = matrices.input_gradient(grad, BOUNDS, [(more, other)])
+    expected = exact([(grad, rounded.mT), (more, other)])
+    assert (found.double() - expected).norm() <= 0.015 * expected.norm()
+
+
+@needs_kernels
+def test_int8_takes_multiples_of_four() -> None:
+    assert grouped.int8_matrices(random(4, 6, 8)) is None
+
+
 def test_other_dtypes_take_torch_operations() -> None:
     x, w = torch.randn(112, 6), torch.randn(4, 5, 6)
     torch.testing.assert_close(
