@@ -18,8 +18,8 @@ app = typer.Typer(
 WorkloadName = Annotated[
     str,
     typer.Option(
-        help="Shape of the random model: small, llama2-7b-slice, llama2-7b, llama3-8b-slice or "
-        "tiny."
+        help="Shape of the random model: small, llama2-7b-slice, llama2-7b, llama3-8b-slice, "
+        "qwen3-30b-a3b-slice, qwen3-30b-a3b, tiny or tiny-mixture."
     ),
 ]
 Lengths = Annotated[
