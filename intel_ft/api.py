@@ -78,7 +78,7 @@ def train(
     what `intel-ft launch` passes to each rank.
 
     Returns a Summary: losses in nats per supervised token (`eval_loss` of the best weights, which
-    are kept, None without a validation set), `tokens_per_s`, `mfu` from 0 to 1, `seconds`.
+    are kept, None without a validation set), `tokens_per_s`, `mfu` and `utilization`, `seconds`.
 
     Raises UserError, EnvironmentProblem (such as too little memory), Stopped after SIGINT or
     SIGTERM, once a checkpoint is saved, and IntelFTError. Complete checkpoints survive all of them.
