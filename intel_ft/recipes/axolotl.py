@@ -223,6 +223,7 @@ def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> 
         "field_messages": "messages",
         "field": "text",
         "field_system": "system",
+        "field_tools": "tools",
         "type.field_instruction": "instruction",
         "type.field_input": "input",
         "type.field_output": "output",
@@ -235,9 +236,9 @@ def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> 
     for place in ("message_field_", "message_property_mappings."):
         values.name_in_turns(t, f"{first}.{place}role", ("role", "from"), "role")
         values.name_in_turns(t, f"{first}.{place}content", ("content", "value"), "content")
-    for role, known in (("user", ["human"]), ("assistant", ["gpt"]), ("system", [])):
+    for role in ("system", "user", "assistant", "tool"):
         names = t.left.get(f"{first}.roles.{role}")
-        if isinstance(names, list) and set(names) <= {role, *known}:
+        if isinstance(names, list) and {values.ROLES.get(str(name)) for name in names} == {role}:
             t.not_needed.append(f"{first}.roles.{role}: {t.take(f'{first}.roles.{role}')}: read so")
     trained = ("training", "train", "loss", "weight")
     values.name_in_turns(t, f"{first}.message_field_training", trained, "training")
@@ -250,7 +251,7 @@ def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> 
     )
     t.take_unsupported(
         {
-            f"{first}.roles.*": "roles must be user, assistant and system: rename them in the data",
+            f"{first}.roles.*": f"rename the roles in the data to {', '.join(values.ROLES)}",
             f"{first}.*": "columns and templates of a format are fixed",
         }
     )
@@ -273,11 +274,14 @@ def _dataset_template(t: Translation, place: str, default: Any) -> None:
 def _supervised_turns(t: Translation, first: str) -> None:
     """Which turns of a conversation the loss is on: the assistant's, each with its end."""
     roles, ends = t.take(f"{first}.roles_to_train"), t.take(f"{first}.train_on_eos")
-    if roles == ["assistant"]:
-        t.put("data.loss_on", "completion", f"{first}.roles_to_train: [assistant]")
-    elif roles is not None:
-        reason = "the loss is on the assistant's turns, or on all tokens (data.loss_on)"
-        t.cannot_carry(f"{first}.roles_to_train", roles, reason)
+    if roles is not None:
+        named = [values.ROLES.get(str(role)) for role in values.as_list(roles)]
+        if None in named:
+            t.cannot_carry(f"{first}.roles_to_train", roles, f"known are {', '.join(values.ROLES)}")
+        elif named == ["assistant"]:
+            t.not_needed.append(f"{first}.roles_to_train: {roles}: the loss is on the answers")
+        else:
+            t.put("data.roles_to_train", named, f"{first}.roles_to_train: {roles}")
     if ends == "turn":
         t.not_needed.append(
             f"{first}.train_on_eos: turn: the loss always covers the end of every answer"
@@ -294,7 +298,7 @@ def _kind(t: Translation, old: str, kind: str) -> None:
         "completion": ("text", "auto"),
         "sharegpt": ("messages", "auto"),
         "alpaca_chat.load_qa": ("question_answer", "alpaca"),
-        "input_output": None,
+        "input_output": ("segments", "auto"),
     }
     format_and_template = formats.get(kind)
     if preferences.is_preference(t):

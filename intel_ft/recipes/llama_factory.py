@@ -85,7 +85,6 @@ UNSUPPORTED = {
     "shift_attn": "S2-Attn is not supported",
     "mixture_of_depths": "mixture-of-depths is not supported",
     "train_from_scratch": "training always starts from the base's weights",
-    "mask_history": "the loss is on every answer of a conversation",
     "streaming": "the data is read as a whole; tokens of millions of rows fit in memory",
     "eval_on_each_dataset": "only one dataset is read: join them into one file",
     "freeze_trainable_*": "freeze tuning is not supported",
@@ -117,7 +116,7 @@ UNSUPPORTED = {
     "use_swanlab": "the tracker SwanLab is not supported",
     "swanlab_*": "the tracker SwanLab is not supported",
     "enable_thinking": "set it in the tokenizer's chat template",
-    "tool_format": "data with tool calls is not supported",
+    "tool_format": "the tokenizer's chat template writes tools and calls",
     "split_special_tokens": "control tokens in users' words always become ordinary text",
 }
 
@@ -290,4 +289,6 @@ def _data(t: Translation) -> None:
         t.put("data.system_prompt", str(system), "default_system")
     if t.flag("train_on_prompt"):
         t.put("data.loss_on", "all", "train_on_prompt: true")
+    if t.flag("mask_history"):
+        t.put("data.loss_on", "last", "mask_history: true")
     values.validation_share(t, "val_size")

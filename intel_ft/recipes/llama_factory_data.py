@@ -24,9 +24,6 @@ _UNSUPPORTED = {
     "subset": "only datasets on the Hub have subsets",
     "folder": "only datasets on the Hub have folders",
     "revision": "only datasets on the Hub have revisions",
-    "columns.tools": "data with tool calls is not supported",
-    "tags.observation_tag": "data with tool calls is not supported",
-    "tags.function_tag": "data with tool calls is not supported",
     "columns.*": "this column is not read",
 }
 _ALPACA = {
@@ -35,19 +32,28 @@ _ALPACA = {
     "columns.response": ("output", "output"),
     "columns.history": ("history", None),
     "columns.system": ("system", None),
+    "columns.tools": ("tools", None),
 }
 _SHAREGPT = {
     "columns.messages": ("messages", "conversations"),
     "columns.system": ("system", None),
+    "columns.tools": ("tools", None),
 }
 """Name of each column here, and LLaMA-Factory's default name; None where it reads none then."""
+
+
+def _names_of(role: str) -> tuple[str, ...]:
+    return tuple(name for name, own in convert.ROLES.items() if own == role)
+
 
 _TAGS = {
     "tags.role_tag": (("role", "from"), "from"),
     "tags.content_tag": (("content", "value"), "value"),
     "tags.user_tag": (("user", "human"), "human"),
     "tags.assistant_tag": (("assistant", "gpt"), "gpt"),
-    "tags.system_tag": (("system",), "system"),
+    "tags.system_tag": (("system", "developer"), "system"),
+    "tags.observation_tag": (_names_of("tool"), "observation"),
+    "tags.function_tag": (("function_call", "tool_call"), "function_call"),
 }
 """Names of roles, and of the keys of turns, that are read as they are; LLaMA-Factory's default."""
 
@@ -181,7 +187,7 @@ def _columns(t: Translation, dataset: str) -> None:
         return
     alpaca = formatting == "alpaca"
     t.put("data.format", "alpaca" if alpaca else "messages", f"{dataset}formatting: {formatting}")
-    openai = {"columns.messages": ("messages", "messages"), "columns.system": ("system", None)}
+    openai = _SHAREGPT | {"columns.messages": ("messages", "messages")}
     names = {"alpaca": _ALPACA, "sharegpt": _SHAREGPT, "openai": openai}[formatting]
     for key, (column, default) in names.items():
         if default is not None or f"{dataset}{key}" in t.left:

@@ -92,6 +92,29 @@ TEMPLATE_REMEDY = (
 )
 
 
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+}
+"""The roles of turns that are read, by each of their names (docs/data.md)."""
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is, another value as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
 def number(value: Any) -> float:
     """A finite number; YAML 1.1 reads 2e-4, which has no decimal point, as text."""
     if not isinstance(value, int | float | str) or isinstance(value, bool):

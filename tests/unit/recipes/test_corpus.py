@@ -299,6 +299,28 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ),
         ({"train_on_inputs": True}, {"data.loss_on": "all"}),
         ({"excess_length_strategy": "truncate"}, {"data.on_long": "truncate"}),
+        (
+            {
+                "datasets": [
+                    {
+                        "path": "org/agent",
+                        "type": "chat_template",
+                        "field_tools": "functions",
+                        "roles_to_train": ["gpt", "tool"],
+                        "roles": {"tool": ["observation"], "assistant": ["gpt"]},
+                    }
+                ]
+            },
+            {
+                "data.roles_to_train": ["assistant", "tool"],
+                "data.columns": {"tools": "functions"},
+                "data.loss_on": "completion",
+            },
+        ),
+        (
+            {"datasets": [{"path": "org/segments", "type": "input_output"}]},
+            {"data.format": "segments"},
+        ),
         ({"batch_size": 16, "gradient_accumulation_steps": None}, {"train.global_batch_size": 16}),
         (
             {
@@ -371,6 +393,7 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"pissa_init": True}, {"method.init": "pissa"}),
         ({"use_dora": True}, {"method.use_dora": True}),
         ({"train_on_prompt": True}, {"data.loss_on": "all"}),
+        ({"mask_history": True}, {"data.loss_on": "last"}),
         ({"val_size": 0.1}, {"data.eval_fraction": 0.1}),
         ({"max_grad_norm": 0.0}, {"train.max_grad_norm": 0}),
         ({"default_system": "Be brief."}, {"data.system_prompt": "Be brief."}),
@@ -498,7 +521,7 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
             {"dataset": "a,b", "mix_strategy": "interleave_under", "interleave_probs": "0.7"},
             "2 probabilities",
         ),
-        ({"mask_history": True}, "mask_history"),
+        ({"tool_format": "qwen"}, "tool_format"),
         ({"use_galore": True, "galore_layerwise": True}, "use_galore"),
         ({"use_badam": True, "badam_mode": "layer"}, "use_badam"),
         ({"use_muon": True}, "use_muon"),

@@ -164,9 +164,9 @@ def test_llama_factory_says_which_rows_of_a_dataset(tmp_path) -> None:
 
 
 def test_no_field_of_dataset_info_is_lost(tmp_path) -> None:
-    fields = {"folder": "a", "new_field": 1, "columns": {"tools": "t", "other": "o"}}
+    fields = {"folder": "a", "new_field": 1, "columns": {"other": "o"}}
     found = registered(tmp_path, file_name="a.json", subset="en", **fields)
-    for key in ("folder", "new_field", "columns.tools", "columns.other", "subset"):
+    for key in ("folder", "new_field", "columns.other", "subset"):
         assert has(found.not_carried_over, f"dataset mine.{key}: "), key
     tags = {"user_tag": "user", "assistant_tag": "bot", "function_tag": "call"}
     found = registered(tmp_path, hf_hub_url="org/set", formatting="sharegpt", tags=tags)
@@ -313,7 +313,7 @@ def test_axolotls_keys_of_a_chat(tmp_path) -> None:
 
     assert not chat(roles_to_train=["assistant"], train_on_eos="turn").not_carried_over[:-1]
     for keys in (
-        {"roles_to_train": ["assistant", "user"]},
+        {"roles_to_train": ["assistant", "narrator"]},
         {"train_on_eos": "last"},
         {"roles": {"assistant": ["bot"]}},
     ):
