@@ -20,6 +20,7 @@ from intel_ft.data.prepare import prepare_rows
 from intel_ft.data.sources import Rows
 from intel_ft.gc_pause import gc_paused
 from intel_ft.host import topology
+from intel_ft.orphan import end_with_parent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -101,6 +102,7 @@ _task: Task | None = None
 
 def _begin(task: Task, threads: int, cores: set[int]) -> None:
     global _task  # noqa: PLW0603 (a process of the pool has one task)
+    end_with_parent()
     os.sched_setaffinity(0, cores)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
