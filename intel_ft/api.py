@@ -124,7 +124,7 @@ def evaluate(
     max_length: int | None = None,
     on_long: Literal["error", "drop", "truncate"] | None = None,
     on_bad: Literal["error", "drop"] | None = None,
-    loss_on: Literal["completion", "all"] | None = None,
+    loss_on: Literal["completion", "all", "last"] | None = None,
     generate: int = 0,
     max_new_tokens: int = 256,
     base: str | Path | None = None,
@@ -161,7 +161,8 @@ def evaluate(
     run = config_of_run(artifact)
     as_trained = {"loss_on": artifact.loss_on or "completion"}
     if run is not None:
-        as_trained = run.data.model_dump(include={*given, "columns"})
+        trained_on = ("columns", "roles_to_train", "earlier_answers")
+        as_trained = run.data.model_dump(include={*given, *trained_on})
     settings = configuration.check_data(
         {
             **as_trained,

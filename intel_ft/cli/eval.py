@@ -42,10 +42,10 @@ def run(
         ),
     ] = None,
     loss_on: Annotated[
-        Literal["completion", "all"] | None,
+        Literal["completion", "all", "last"] | None,
         typer.Option(
-            help="Tokens that count: the answers only, or all. Default: those of the run, else"
-            " completion."
+            help="Tokens that count: of the answers, of all turns, or of the last answer. Default:"
+            " those of the run, else completion."
         ),
     ] = None,
     generate: Annotated[int, typer.Option(help="Also generate answers to this many examples.")] = 0,

@@ -168,6 +168,10 @@ class ChatTemplate:
         """Whether EOS follows the last answer here, and not in the template."""
         return self._of(conversation).adds_eos
 
+    def has_marks(self, conversation: Conversation) -> bool:
+        """Whether the template itself marks what is generated."""
+        return self._renderer.has_marks(conversation.tools)
+
     def whole_text(self, conversation: Conversation, *, today: bool = False) -> str:
         """What `apply_chat_template` gives of the conversation."""
         turns = messages_as_given(conversation, self._of(conversation).form)

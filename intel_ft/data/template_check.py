@@ -97,14 +97,20 @@ def difference(
     ids: npt.NDArray[np.int32],
     learnt: npt.NDArray[np.bool_],
 ) -> str | None:
-    """How an example differs from `apply_chat_template`, with both texts; None if it does not."""
+    """How an example differs from `apply_chat_template`, with both texts; None if it does not.
+
+    Where the texts are equal, so are the examples: a token of the template's text may span the end
+    of the prompt, and a model continues a prompt, and does not change its tokens. Where the
+    template marks what is generated, its marks count, and not the prompt.
+    """
     ours = ids.tolist()
     if conversation.messages[-1].role == "assistant":
         unlearnt = np.flatnonzero(~learnt)
         prompt = ours[: int(unlearnt[-1]) + 1 if len(unlearnt) else 0]
-        if len(conversation.messages) > 1 and prompt:
+        if len(conversation.messages) > 1 and prompt and not template.has_marks(conversation):
             sent = _ids(tokenizer, template.prompt_text(conversation))
-            if found := first_difference(tokenizer, prompt, sent):
+            if prompt != sent and tokenizer.decode(prompt) != tokenizer.decode(sent):
+                found = first_difference(tokenizer, prompt, sent)
                 return f"the prompt is not what a server sends: {found}"
         if template.adds_eos(conversation):
             ours = ours[:-1]
@@ -112,6 +118,8 @@ def difference(
     whole = _ids(tokenizer, text)
     opened = template.opened(conversation)
     if whole[: len(ours)] == ours or (opened and opened not in text):  # a note of its own
+        return None
+    if tokenizer.decode(whole).startswith(tokenizer.decode(ours)):
         return None
     found = first_difference(tokenizer, ours, whole)
     return f"the conversation is not what its chat_template gives: {found}"

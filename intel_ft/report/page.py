@@ -28,7 +28,8 @@ from intel_ft.report.statistics import (
 
 _DATA_FACTS = (
     *("source", "notes", "format", "unused", "template", "loss_on"),
-    *("rows", "bad", "examples", "truncated", "dropped", "split"),
+    *("rows", "bad", "examples", "truncated", "dropped", "split", "separated"),
+    *("untrained", "context_only"),
     *("tokens", "supervised_tokens", "longest"),
 )
 _MAX_SAMPLES = 20  # per run
