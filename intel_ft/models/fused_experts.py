@@ -251,10 +251,9 @@ def _trial(part: ExpertModule) -> tuple[list[Tensor], list[Tensor]]:
         index = ranks[:, : min(2, count)].to(x.device)
         leaves.append(random(*index.shape))
         arguments, forward = (x, index, leaves[-1]), _forward(bare)
-    results = []
+    results, grad = [], random(tokens, len(_stacked(part.module, part.parameters[-1])[0]))
     for compute in (type(part.module).forward, forward):
         with torch.enable_grad():
             out = compute(part.module, *arguments)
-        grad = torch.ones_like(out) * out.detach().sign()
         results.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
     return results[0], results[1]

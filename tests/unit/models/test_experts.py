@@ -25,7 +25,7 @@ from intel_ft.models.experts import (
     padded_rows,
 )
 from intel_ft.models.frozen_base import convert_frozen_weights
-from intel_ft.models.fused_experts import fuse_experts
+from intel_ft.models.fused_experts import _trial, expert_modules, fuse_experts
 from intel_ft.models.grouped_experts import GroupedExperts, can_compute
 from intel_ft.models.lora_linear import Dense
 from intel_ft.models.loss import loss_sum
@@ -266,3 +266,27 @@ def test_modules_without_effect_are_named() -> None:
         if "layers.1.mlp.experts.lora_B" in name:  # down_proj's, [out, rank * experts]
             weight.data.view(len(weight), -1, 4)[:, :, 2] = 0
     assert without_effect(model) == ["mlp.experts.down_proj (1 of 8 experts)"]
+
+
+MIXTURES = (
+    *FAMILIES,
+    *("Qwen 2 MoE", "Qwen 3 Next", "DeepSeek V2", "Phi 3.5 MoE", "LFM 2 MoE", "Jamba"),
+    *("Nemotron H", "Granite 4, hybrid"),
+)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_each_layers_trial_agrees_in_bf16(name) -> None:
+    """The numbers of a trial are near those of the model's own code, far below what is refused."""
+    model_type, values = architectures.FAMILIES[name]
+    config = AutoConfig.for_model(model_type, **values)
+    for initializer_range in (0.02, 0.2):
+        config.initializer_range = initializer_range
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        parts = list(expert_modules(model.requires_grad_(False)))
+        assert parts
+        for part in parts:
+            own, fused = _trial(part)
+            for one, other in zip(own, fused, strict=True):
+                assert (one - other).float().norm() < 0.02 * one.float().norm()
