@@ -43,6 +43,8 @@ _REQUIRED: dict[Format, tuple[str, ...]] = {
     "segments": ("segments",),
     "tokens": ("input_ids",),
 }
+READY_MADE: tuple[Format, ...] = ("text", "segments", "tokens")
+"""Formats that hold their template already."""
 TOOLS = ("tools", "functions")
 """Columns of which one may hold the tools that the assistant may call."""
 THOUGHTS = ("reasoning_content", "thinking")

@@ -16,7 +16,7 @@ from intel_ft.data.decode_check import decode_notes
 from intel_ft.data.encode import SpanEncoder
 from intel_ft.data.examples import Examples, ExampleSet, firsts_of
 from intel_ft.data.fit import fit, refuse_thoughts
-from intel_ft.data.formats import Conversation, Format, describe_unused
+from intel_ft.data.formats import READY_MADE, Conversation, Format, describe_unused
 from intel_ft.data.preferences import Kind, kind_in, read_answers
 from intel_ft.data.ready_made import tokenized
 from intel_ft.data.sources import Rows, load_rows
@@ -348,7 +348,7 @@ def _loss_on(data: DataConfig, data_format: Format) -> tuple[str, str]:
 
 
 def _without_effect(data: DataConfig, data_format: Format) -> list[str]:
-    ready = data_format in ("text", "segments", "tokens")
+    ready = data_format in READY_MADE
     if ready and data.system_prompt:
         return ["data.system_prompt has no effect: ready-made text holds its own"]
     if ready and data.roles_to_train != ["assistant"]:

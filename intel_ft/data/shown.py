@@ -58,9 +58,12 @@ def compare_with_template(
 ) -> Comparison | None:
     """Compare every conversation of the training data with what its chat_template gives.
 
-    Both its ids and its prompt, which a server would send (data.template_check). None if no source
-    uses the tokenizer's template. answers: as for data.prepare.prepare, whose errors are raised.
+    Both its ids and its prompt, which a server would send (data.template_check). None for a
+    stream, and if no source uses the tokenizer's template. answers: as for data.prepare.prepare,
+    whose errors are raised.
     """
+    if data.streaming:
+        return None
     found = [
         part
         for source in data.sources

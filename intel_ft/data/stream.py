@@ -69,6 +69,11 @@ class Stream:
         rows = rows_of(self._source, "train", table, notes=[note], first=first)
         with gc_paused():
             prepared = prepare_rows(rows, self._data, self._tokenizer, self._data.max_length)
+        if prepared.report.separated:
+            raise UserError(
+                f"{rows.name}: the chat_template needs several examples of one row, which a stream"
+                " does not have: set data.earlier_answers to context, or data.streaming to false"
+            )
         if missing := size - len(prepared.examples):
             raise UserError(
                 f"{rows.name}: {missing:,} rows give no example, because no token of an answer"
@@ -96,6 +101,11 @@ class Stream:
     def lengths(self) -> npt.NDArray[np.int64]:
         """See ExampleSet."""
         return self.buffer.examples.lengths
+
+    @property
+    def firsts(self) -> npt.NDArray[np.bool_]:
+        """See ExampleSet."""
+        return self.buffer.examples.firsts
 
     @property
     def supervised_counts(self) -> npt.NDArray[np.int64]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.data.examples import ExampleSet
+from intel_ft.data.formats import READY_MADE
 from intel_ft.data.mixture import Part, parts_of
 from intel_ft.data.prepare import DataReport, Prepared
 from intel_ft.data.selection import Selection
@@ -41,7 +42,7 @@ class Tokenized:
             f" {one['per_epoch'] / one['examples']:.2f} passes"
             for one in (self.shares() if self.parts else [])
         ]
-        templates = {report.template for report in self.reports if report.format != "text"}
+        templates = {report.template for report in self.reports if report.format not in READY_MADE}
         if len(templates) > 1:
             lines.append(f"prompts to the trained model get the template {self.template}")
         return lines
@@ -98,7 +99,7 @@ def join(sources: Sequence[Tokenized], weights: Sequence[float] = ()) -> Tokeniz
     counts = [len(examples) for examples in sets]
     reports = tuple(report for source in sources for report in source.reports)
     parts = parts_of([r.source for r in reports], counts, weights) if weights else []
-    chats = [source.template for source in sources if source.reports[0].format != "text"]
+    chats = [source.template for source in sources if source.reports[0].format not in READY_MADE]
     template = chats[0] if chats else sources[0].template
     everything = Selection(sets, np.arange(sum(counts), dtype=np.int64))
     return Tokenized(everything, template, reports, tuple(parts))

@@ -6,7 +6,7 @@ without them would teach answers to other prompts.
 
 from collections.abc import Iterable, Sequence
 
-from intel_ft.data.formats import Format
+from intel_ft.data.formats import READY_MADE, Format
 from intel_ft.data.sources import Rows
 from intel_ft.errors import UserError
 
@@ -40,7 +40,7 @@ def columns_to_check(data_format: Format, columns: Sequence[str]) -> tuple[str, 
 
     What is ready-made was rendered with its tools and its reasoning in it.
     """
-    names = _MEDIA if data_format in ("text", "segments", "tokens") else COLUMNS
+    names = _MEDIA if data_format in READY_MADE else COLUMNS
     return tuple(name for name in columns if name in names)
 
 

@@ -7,6 +7,7 @@ import datasets
 import fsspec
 import numpy as np
 import pytest
+from support.agent_templates import family
 from support.data_tokenizers import tokenizer
 
 from intel_ft.batching.plan import Plan
@@ -111,6 +112,16 @@ def test_rows_that_cannot_be_streamed_are_named(tmp_path, rows, settings, fact):
     with pytest.raises(UserError) as caught:
         stream(source, **settings)
     assert fact in str(caught.value) and source in str(caught.value)
+
+
+def test_a_row_of_which_the_template_needs_several_examples_is_refused(tmp_path):
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]
+    source = write(tmp_path / "rows.jsonl", [{"messages": turns}] * 4)
+    data = {"streaming": True, "buffer": 4, "train": source}
+    with pytest.raises(UserError, match="set data.earlier_answers to context"):
+        Stream(DataConfig(**data), source, family("qwen 3"))
+    one = Stream(DataConfig(**data, earlier_answers="context"), source, family("qwen 3"))
+    assert len(one) == 4
 
 
 def test_a_bad_row_of_a_later_buffer_has_its_number(tmp_path):
