@@ -216,6 +216,8 @@ def _training_rows(records: Records, start: StartAdapter | None) -> list[tuple[s
     config, environment = training["config"], records.environment or {}
     rows = [(label, config.get(section, {}).get(key)) for label, section, key in _SETTINGS]
     rows = [(label, value) for label, value in rows if value is not False and value != []]
+    if (method := config.get("method", {})).get("name") == "preference":
+        rows.insert(1, ("preference loss", method.get("loss")))
     rows += [
         *_start_rows(start),
         ("steps taken", training["steps"]),

@@ -120,6 +120,9 @@ def trl(t: Translation) -> bool:
         t.put("method.sft_weight", float(parts[1]) / float(parts[0]), "loss_weights")
     elif weights is not None:
         t.cannot_carry("loss_weights", weights, "one loss has weight 1")
+    if kind == "dpo" and (smoothing := t.take("label_smoothing")) is not None:
+        reason = f"DPOTrainer 1 does not use it with {names[0]}: set method.label_smoothing for it"
+        t.cannot_carry("label_smoothing", smoothing, reason)
     own = {
         "label_smoothing": "method.label_smoothing",
         "rpo_alpha": "method.sft_weight",

@@ -510,6 +510,8 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ),
     ],
     "llama_factory": [
+        ({"stage": "dpo", "pref_loss": "orpo", "pref_ftx": 0.5}, "orpo has none"),
+        ({"stage": "kto", "pref_ftx": 0.5}, "pref_ftx: 0.5: kto has none"),
         ({"packing": True}, "train_tokens / train_examples"),
         ({}, "cutoff_len"),
         ({"dataset": "identity,alpaca_en_demo"}, "alpaca_en_demo"),
@@ -544,6 +546,10 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "trl": [
         ({"packing": True}, "train_tokens / train_examples"),
+        ({"beta": 0.1, "label_smoothing": 0.1}, "does not use it with sigmoid"),
+        ({"beta": 0.1}, "dpo is assumed: check method.loss"),
+        ({"beta": 0.1, "desirable_weight": 1.0, "max_prompt_length": 512}, "max_prompt_length"),
+        ({"loss_type": "sigmoid", "rpo_alpha": 1.0, "loss_weights": [2.0]}, "loss_weights"),
         ({}, "completion_only_loss is not set"),
         ({}, "without a chat template"),
         ({}, "save_total_limit is not set"),

@@ -187,7 +187,7 @@ def test_kto_as_trl_has_it(folders, tmp_path) -> None:
     weights = {"desirable_weight": 1.2, "undesirable_weight": 0.7}
     peer = plain(folders[0])
     trainer = trainer_of(
-        "trl.experimental.kto", "KTO", tmp_path, peer, plain(folders[1]), rows, len(rows), **weights
+        "trl", "KTO", tmp_path, peer, plain(folders[1]), rows, len(rows), **weights
     )
     (batch,) = trainer.get_train_dataloader()
     wanted = trainer.compute_loss(peer.train(), batch)
