@@ -30,6 +30,7 @@ class EvalResult:
     equal to the reference except for outer white space, and accepted by `ast.parse`. `loss_on`: the
     supervised tokens, as in data.loss_on. Of preference data, all of this is about the chosen or
     good answers; `pair_accuracy` is the share of pairs whose chosen answer is more likely.
+    `mean_length`: characters of a generated answer.
     """
 
     loss: float
@@ -41,6 +42,7 @@ class EvalResult:
     parses: float | None = None
     loss_on: str = "completion"
     pair_accuracy: float | None = None
+    mean_length: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Answers:
     generated: int
     exact_match: float | None
     parses: float | None
+    mean_length: float | None = None
 
 
 def evaluate(
@@ -88,6 +91,7 @@ def evaluate(
         generated=answers.generated,
         exact_match=answers.exact_match,
         parses=answers.parses,
+        mean_length=answers.mean_length,
         pair_accuracy=pair_accuracy(model, pairs) if isinstance(pairs, Pairs) else None,
     )
 
@@ -164,6 +168,7 @@ def compare_answers(pairs: Sequence[tuple[str, str]]) -> Answers:
         generated=len(pairs),
         exact_match=_share([is_exact_match(answer, reference) for answer, reference in pairs]),
         parses=_share([is_python(answer) for answer, _ in pairs]),
+        mean_length=float(np.mean([len(answer) for answer, _ in pairs])) if pairs else None,
     )
 
 

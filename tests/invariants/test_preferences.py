@@ -90,14 +90,11 @@ def test_it_learns_to_tell_answers_apart(dpo) -> None:
     assert last["accuracy"] > 0.5 and last["reward_margin"] > 0
 
 
-@pytest.mark.parametrize(("loss", "student"), [("kto", "lora"), ("orpo", "full")])
-def test_two_ranks_are_one(loss, student, base, tmp_path) -> None:
-    one, two = (
-        fresh(tmp_path / name, base, loss, student=student, r=16) for name in ("one", "two")
-    )
+def test_judged_answers_train_all_weights_alike_on_two_ranks(base, tmp_path) -> None:
+    one, two = (fresh(tmp_path / n, base, "kto", student="full", r=16) for n in ("one", "two"))
     one_rank(one)
     ranks = start_ranks(2, "train", "config.yaml", cwd=two)
     results = [rank.wait(120) for rank in ranks]
     assert [result.code for result in results] == [0, 0], results
     assert [pytest.approx(values, rel=1e-4, abs=1e-5) for values in compared(one)] == compared(two)
-    assert (one / "out/reference.safetensors").is_file() == (loss == "kto")
+    assert (one / "out/reference.safetensors").is_file()
