@@ -118,7 +118,7 @@ def test_a_row_of_which_the_template_needs_several_examples_is_refused(tmp_path)
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]
     source = write(tmp_path / "rows.jsonl", [{"messages": turns}] * 4)
     data = {"streaming": True, "buffer": 4, "train": source}
-    with pytest.raises(UserError, match="set data.earlier_answers to context"):
+    with pytest.raises(UserError, match=r"set data\.earlier_answers to context"):
         Stream(DataConfig(**data), source, family("qwen 3"))
     one = Stream(DataConfig(**data, earlier_answers="context"), source, family("qwen 3"))
     assert len(one) == 4

@@ -115,6 +115,14 @@ def test_each_source_gives_its_share_to_validation(sources):
     assert sorted(texts(training) + texts(validation)) == sorted(texts(everything))
 
 
+def test_the_parts_of_a_document_stay_in_one_set(tmp_path):
+    rows = [{"text": letter * 60} for letter in "abcdefgh"]
+    source = write(tmp_path / "texts.jsonl", rows)
+    training, validation = read(source, max_length=16, on_long="split", eval_fraction=0.25)
+    sides = [{text[0] for text in texts(part)} for part in (training, validation)]
+    assert len(sides[0]) == 6 and len(sides[1]) == 2 and not sides[0] & sides[1]
+
+
 def test_one_source_in_a_list_is_that_source(sources):
     listed, _ = read([sources["chat"]], template="chatml")
     alone, _ = read(sources["chat"], template="chatml")
