@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.answers import Pairs
+from intel_ft.data.answers import Compared, Pairs
 from intel_ft.data.examples import Examples
 from intel_ft.data.formats import Conversation
 from intel_ft.data.prepare import Prepared
@@ -71,7 +71,8 @@ def evaluate(
     IntelFTError where the loss is not finite.
     """
     pairs = prepared.examples
-    prepared = prepared.good_answers()
+    if isinstance(pairs, Compared):
+        prepared = prepared.good_answers()
     examples = prepared.examples
     total = 0.0
     for i in range(len(examples)):
