@@ -47,9 +47,9 @@ def run(page_base, tmp_path_factory) -> Path:
             "data": {"train": str(folder / "train.jsonl"), "template": "none", "max_length": 64},
             "method": {"r": 8, "alpha": 16},
             "train": {
-                "max_steps": 24,
+                "max_steps": 40,
                 "global_batch_size": 4,
-                "save_steps": 12,
+                "save_steps": 20,
                 "learning_rate": 0.02,
                 "max_tokens_per_row": 128,
                 "report_to": [],
@@ -61,7 +61,7 @@ def run(page_base, tmp_path_factory) -> Path:
     )
     train(config)
     first = (folder / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
-    for name in ("adapter", "checkpoint-24"):
+    for name in ("adapter", "checkpoint-40"):
         shutil.rmtree(folder / "out" / name)
     train(config, resume=True)
     assert (folder / "out" / "adapter" / "adapter_model.safetensors").read_bytes() == first
@@ -80,7 +80,8 @@ def test_they_train_merge_and_run_in_each_form(run, tmp_path) -> None:
     prompt = model.tokenizer("def sum(<GENE>)")["input_ids"]
     assert gene in prompt
     answer = model.generate(prompt, Sampling(max_new_tokens=12))
-    assert kinase in answer.new_tokens and "kinase <GENE>" in answer.text
+    assert kinase in answer.new_tokens and gene in answer.new_tokens
+    assert "kinase" in answer.text and "<GENE>" in answer.text
 
     report = merge(str(run), tmp_path / "merged")
     assert report.agreement.relative_error < 0.05
