@@ -86,7 +86,6 @@ def config(folder: Path, steps: int, learning_rate: float, seed: int) -> str:
             "global_batch_size": 16,
             "learning_rate": learning_rate,
             "eval_steps": max(1, steps // 4),
-            "best_metric": "accuracy",
             "seed": seed,
         },
         "output": {"directory": str(folder / "dpo")},
