@@ -259,7 +259,10 @@ def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> 
 
 
 def _dataset_template(t: Translation, place: str, default: Any) -> None:
-    """The template of one dataset, its own or the default."""
+    """The template of one dataset, its own or the default; older files name it conversation."""
+    older = place.replace("chat_template", "conversation")
+    if t.left.get(older) in _CHAT_TEMPLATES:
+        t.left.setdefault(place, t.left.pop(older))
     own = t.take(place)
     if own is not None and default is not None:
         t.not_needed.append(

@@ -336,8 +336,12 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             {"data.format": "messages", "data.columns": {"messages": "conversations"}},
         ),
         (
-            {"datasets": [{"path": "org/chats", "type": "sharegpt"}]},
-            {"data.format": "messages", "data.columns": {"messages": "conversations"}},
+            {"datasets": [{"path": "org/chats", "type": "sharegpt", "conversation": "chatml"}]},
+            {
+                "data.format": "messages",
+                "data.columns": {"messages": "conversations"},
+                "data.template": "chatml",
+            },
         ),
         (
             {"datasets": [{"path": "org/raw", "type": "completion", "field": "content"}]},
