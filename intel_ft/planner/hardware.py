@@ -189,6 +189,10 @@ def _dtype(name: str, rates: Rates, chosen: str) -> torch.dtype:
     return dtype
 
 
+_INT8 = ("int8", "int8_own", "int8_gradient_own")
+"""The int8 GEMMs that count, in one direction or in the other."""
+
+
 def measured_machine(
     gemms: list[gemm_rate.Gemm],
     dtype: torch.dtype,
@@ -211,17 +215,16 @@ def measured_machine(
     timings = []
     for gemm in gemms:
         part = gemm_rate.part_of(gemm, most_flops, columns)
-        timing = gemm_rate.measure(part, dtype, (*floats, "int8"), seconds)
+        timing = gemm_rate.measure(part, dtype, (*floats, *_INT8), seconds)
         scaled = {kind: s * gemm.flops / part.flops for kind, s in timing.seconds.items()}
         timings.append(gemm_rate.GemmTiming(gemm, scaled))
-    int8 = [gemm_rate.GemmTiming(t.gemm, dict.fromkeys(floats, t.seconds["int8"])) for t in timings]
     scale = (cores or used) / used
     return Machine(
         name=cpu.cpu_name() if cores in (None, used) else f"{cores} cores like the {used} here",
         cores=cores or used,
         dtype=dtype,
         gemm_rate=scale * gemm_rate.total_rate(timings),
-        int8_rate=scale * gemm_rate.total_rate(int8),
+        int8_rate=scale * gemm_rate.total_rate(timings, _INT8[:2], _INT8[::2]),
         bandwidth=scale * gemm_rate.memory_bandwidth(0.3),
         source="measured here" if scale == 1 else f"measured here on {used} cores, then scaled",
     )
