@@ -6,9 +6,9 @@ writes to FOLDER train.jsonl and eval.jsonl (prompt, chosen, rejected), sft.yaml
 supervised run, and dpo.yaml, which trains its adapter further on the pairs.
 
 The chosen answer is the data's own function. The rejected one is the same function, broken by a
-seed in one of the ways in which a small model fails: cut off in the middle, a bracket or the colon
-of its first line lost, or words that go on after it. Every chosen answer parses and no rejected one
-does. Long functions are left out, so that short answers are preferred.
+seed in one of the ways in which a small model fails: a bracket or the colon of its first line is
+lost, or words go on after it. None is cut off: preferring the longer one would teach to go on.
+Every chosen answer parses and no rejected one does. Long functions are left out.
 """
 
 import argparse
@@ -25,11 +25,6 @@ from intel_ft.inference.evaluate import is_python
 LONGEST = 400
 """Characters of a chosen answer."""
 SETS = {"train": "docstring-to-python/train.jsonl", "eval": "docstring-to-python/heldout.jsonl"}
-
-
-def cut_off(code: str, choose: random.Random) -> str:
-    """The first part of the code."""
-    return code[: choose.randrange(len(code) // 4, max(len(code) // 4 + 1, 3 * len(code) // 4))]
 
 
 def without_bracket(code: str, choose: random.Random) -> str:
@@ -51,7 +46,7 @@ def repeated(code: str, choose: random.Random) -> str:
     return f"{code}\n" + " ".join(choose.choice(words) for _ in range(40))
 
 
-WAYS = (cut_off, without_bracket, without_colon, repeated)
+WAYS = (without_bracket, without_colon, repeated)
 
 
 def pairs(rows: list[dict[str, str]], seed: int) -> Iterator[dict[str, str]]:
@@ -80,7 +75,7 @@ def config(folder: Path, steps: int, learning_rate: float, seed: int) -> str:
             "max_length": 512,
             "on_long": "drop",
         },
-        "method": {"name": "preference", "loss": "dpo", "beta": 0.1, "sft_weight": 0.2},
+        "method": {"name": "preference", "loss": "dpo", "beta": 0.1, "sft_weight": 1.0},
         "train": {
             "max_steps": steps,
             "global_batch_size": 16,
@@ -121,7 +116,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for name, source in SETS.items():
