@@ -148,15 +148,17 @@ class MemoryEstimate:
     """Bytes of one rank, part by part.
 
     base: weights that stay as loaded (embeddings, head, norms); experts: the frozen weights of a
-    mixture's experts; mapped: pages of the weights' file whose layers have been converted, resident
-    until the kernel needs the memory; trained: the weights that train, their gradients and copies;
-    unused: reserved by torch but too fragmented.
+    mixture's experts; loading: what is kept of them as they were loaded, in the base's dtype and
+    stacked, before they were converted; mapped: pages of the weights' file whose layers have been
+    converted, resident until the kernel needs the memory; trained: the weights that train, their
+    gradients and copies; unused: reserved by torch but too fragmented.
     """
 
     runtime: int
     base: int
     linear_layers: int
     experts: int
+    loading: int
     mapped: int
     teacher: int
     trained: int
@@ -203,7 +205,8 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
         base=read * item,
         linear_layers=int(sizes.linear * _linear_bytes(setting)) + head,
         experts=int(sizes.expert_weights * _expert_bytes(setting)),
-        mapped=item * _converted(sizes, setting) if file_stays else 0,
+        loading=int(sizes.expert_weights * _kept_of_loading(setting)),
+        mapped=sizes.linear * item if file_stays else 0,
         teacher=setting.teacher or 0,
         trained=trained * copies,
         optimizer=int(trained * _OPTIMIZER[setting.optimizer]),
@@ -253,6 +256,15 @@ def _linear_bytes(setting: MemorySetting) -> float:
     return 2.0 * setting.itemsize if setting.layout == "prepacked" else float(setting.itemsize)
 
 
+def _kept_of_loading(setting: MemorySetting) -> float:
+    """Bytes per weight of experts that the allocator keeps after they have been converted.
+
+    Transformers stacks the experts of most families while it loads them, so they are no pages of
+    the file.
+    """
+    return 0.0 if setting.gpu else setting.itemsize - min(setting.itemsize, _expert_bytes(setting))
+
+
 def _expert_bytes(setting: MemorySetting) -> float:
     """Bytes per frozen weight of a mixture's experts, which only int8 and NF4 convert.
 
@@ -261,11 +273,6 @@ def _expert_bytes(setting: MemorySetting) -> float:
     if setting.layout == "int8":
         return 1.0 if setting.itemsize == 2 else 2.0
     return NF4_BYTES if setting.layout == "nf4" else float(setting.itemsize)
-
-
-def _converted(sizes: ModelSizes, setting: MemorySetting) -> int:
-    """How many weights are no longer read as loaded."""
-    return sizes.linear + (sizes.expert_weights if setting.layout in ("int8", "nf4") else 0)
 
 
 def _saved(

@@ -280,7 +280,7 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
     estimate = estimate_memory(model.sizes, setting)
     if estimate.needed <= available:
         return
-    weights = estimate.base + estimate.linear_layers + estimate.experts
+    weights = estimate.base + estimate.linear_layers + estimate.experts + estimate.loading
     weights += estimate.teacher + estimate.trained
     fact = (
         f"about {estimate.needed / cpu.GIB:.1f} GiB needed per rank "

@@ -225,6 +225,7 @@ def test_experts_take_what_their_layout_takes() -> None:
         setting = MemorySetting(layout, 512, 256, uneven=False, checkpointing=False)
         estimate = estimate_memory(sizes, setting)
         assert estimate.experts == int(weights * each)
+        assert estimate.experts + estimate.loading == pytest.approx(2 * weights, abs=2)
     # Activations follow the experts that a token meets, not all of them.
     more = replace(sizes, expert_weights=4 * weights)
     assert estimate_memory(more, setting).activations == estimate.activations
