@@ -92,7 +92,17 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]
         file = options.output / f"{key}-ir-{seed}" / adapter["file"]
         size = record["megabytes"] + file.stat().st_size / 1e6
         found[name] = adapter["quality"] | {"megabytes": size}
+        print(
+            f"seed {seed}, training: bf16 {rate(run):,.0f} token/s, {name} {rate(trained):,.0f}",
+            file=sys.stderr,
+        )
     return found
+
+
+def rate(run: Path) -> float:
+    """The median of a run's tokens per second over its steps."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return statistics.median(line["tokens_per_s"] for line in lines if "tokens_per_s" in line)
 
 
 def wanted(options: argparse.Namespace, name: str) -> bool:

@@ -1,12 +1,12 @@
 """A weight that is trained as it will be stored: rounded to 4 bits in forward, smooth in backward.
 
-    w = W + B A                      the weight, and a low-rank correction that rounding absorbs
+    w = W + D, or W + B A            the weight, and a correction that rounding absorbs
     q = clamp(round(w / s + z))      codes of 4 bits, with a scale s and a zero point z per group
     weight = (q - z) * s
 
 round() passes gradients through unchanged (the straight-through estimator, Bengio et al. 2013), so
-that s, z, A and B learn: s as in LSQ (Esser et al. 2020), A and B as in NNCF's FQ_LORA. What is
-stored is q, s and z alone.
+that s, z and the correction learn: s as in LSQ (Esser et al. 2020), A and B as in NNCF's FQ_LORA,
+or a whole matrix D. What is stored is q, s and z alone.
 """
 
 from typing import Any
@@ -26,6 +26,8 @@ Stored = tuple[Any, Any, Bytes | None]
 class FakeQuantized(torch.nn.Module):
     """A parametrization of a weight [out, in]; inactive, it is the weight itself.
 
+    rank: of the correction; 0 is a whole matrix.
+
     Active, it is the weight as stored between `start_step` and `finish_step`, so that a step of
     several examples rounds it once and goes back through the rounding once.
     """
@@ -41,8 +43,10 @@ class FakeQuantized(torch.nn.Module):
         self.log_scale = torch.nn.Parameter(torch.zeros(tensor.scales.shape))
         zeros = None if tensor.zeros is None else torch.from_numpy(tensor.zeros).float()
         self.zero = None if zeros is None else torch.nn.Parameter(zeros)
-        self.a = torch.nn.Parameter(torch.randn(rank, size) / size**0.5)
-        self.b = torch.nn.Parameter(torch.zeros(rows, rank))
+        self.whole = torch.nn.Parameter(torch.zeros(rows, size)) if rank == 0 else None
+        if rank:
+            self.a = torch.nn.Parameter(torch.randn(rank, size) / size**0.5)
+            self.b = torch.nn.Parameter(torch.zeros(rows, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as it will be stored, in its own dtype."""
@@ -80,7 +84,10 @@ class FakeQuantized(torch.nn.Module):
         return (codes * scales[..., None]).view(weight.shape)
 
     def _codes(self, weight: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:
-        corrected = torch.addmm(weight.float(), self.b, self.a)
+        if self.whole is None:
+            corrected = torch.addmm(weight.float(), self.b, self.a)
+        else:
+            corrected = weight.float() + self.whole
         groups = corrected.view(*scales.shape, -1) / scales[..., None]
         if zeros is not None:
             groups = groups + zeros[..., None]

@@ -8,13 +8,19 @@ that it started from. A killed recovery continues from its last saved step.
 import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from intel_ft.artifacts.ir_weights import dequantize, read_compressed, replace_weights
+from intel_ft.artifacts.ir_weights import (
+    CompressedTensor,
+    dequantize,
+    read_compressed,
+    replace_weights,
+)
 from intel_ft.data.examples import ExampleSet
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.quantization import Settings
@@ -24,6 +30,10 @@ logger = logging.getLogger(__name__)
 SEED = 0
 BATCH = 8  # examples per step
 SAVE_SECONDS = 20
+WHOLE = 2 * 10**8  # weights of 4 bits up to which the correction is a whole matrix
+_RANK = 64
+_RATES = {"log_scale": 1, "zero": 20, "a": 1, "b": 1, "whole": 0.1}
+"""Learning rates relative to `recover_rate`: zero points are whole numbers, weights small ones."""
 _WARMUP = 0.05  # share of the steps
 
 
@@ -53,7 +63,8 @@ def recover(
 
     torch.manual_seed(SEED)
     model.eval().requires_grad_(False)
-    trained = quantize_in_place(model, read_compressed(ir), settings.recover_rank)
+    weights = read_compressed(ir)
+    trained = quantize_in_place(model, weights, _rank(settings, weights.values()))
     if not trained:
         raise UserError("--recover: this candidate has no weights of 4 bits to tune")
     recovery = _tune(model, trained, examples, settings, state)
@@ -69,6 +80,14 @@ def recover(
     return recovery
 
 
+def _rank(settings: Settings, weights: Iterable[CompressedTensor]) -> int:
+    """The rank of the corrections, 0 for whole matrices, which large models have no memory for."""
+    if settings.recover_rank is not None:
+        return settings.recover_rank
+    count = sum(one.shape[0] * one.shape[1] for one in weights if one.bits == 4)
+    return 0 if count <= WHOLE else _RANK
+
+
 def _tune(
     model: Any, trained: dict[str, Any], examples: ExampleSet, settings: Settings, state: Path
 ) -> Recovery:
@@ -78,12 +97,11 @@ def _tune(
 
     layers = torch.nn.ModuleDict({name.replace(".", "/"): part for name, part in trained.items()})
     rate = settings.recover_rate
-    groups: dict[str, list[Any]] = {"log_scale": [], "zero": [], "a": [], "b": []}
+    groups: dict[str, list[Any]] = {name: [] for name in _RATES}
     for name, parameter in layers.named_parameters():
         groups[name.rpartition(".")[2]].append(parameter.requires_grad_())
-    rates = {"log_scale": rate, "zero": 20 * rate, "a": rate, "b": rate}
     optimizer = torch.optim.AdamW(
-        [{"params": parts, "lr": rates[kind]} for kind, parts in groups.items() if parts],
+        [{"params": parts, "lr": rate * _RATES[kind]} for kind, parts in groups.items() if parts],
         weight_decay=0.0,
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
