@@ -254,3 +254,15 @@ def test_the_instruction_of_a_dtype_follows_the_flags(
     if bf16 == "tdpbf16ps":  # a container may forbid tiles
         monkeypatch.setattr(register_rate, "why_no_tiles", lambda: "forbidden")
         assert register_rate.instruction_of(torch.bfloat16) == "vdpbf16ps"
+
+
+@pytest.mark.parametrize(("size", "found"), [("2048K", 2 * 2**20), ("2M", 0), (None, 0)])
+def test_a_block_is_as_large_as_the_reported_cache_allows(tmp_path, size, found) -> None:
+    for index, (level, kind) in enumerate((("1", "Data"), ("2", "Instruction"), ("2", "Unified"))):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{index}"
+        folder.mkdir(parents=True)
+        texts = {"level": level, "type": kind, "size": size if kind == "Unified" else "32K"}
+        for name, text in texts.items():
+            if text is not None:
+                (folder / name).write_text(f"{text}\n")
+    assert cpu.cache_bytes(2, tmp_path) == found
