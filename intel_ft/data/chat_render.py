@@ -184,7 +184,7 @@ def _require_all(signature: Signature, written: str) -> None:
         ):
             raise TemplateProblem(
                 "the tokenizer's chat_template leaves out tool calls: it knows no tools, or not"
-                f" several calls at once: {REMEDY}"
+                " several calls at once: use a model whose chat_template writes them"
             )
     if shapes[0].role == "system" and expected[:1] == [0]:
         if 0 not in order:
@@ -201,7 +201,7 @@ def _require_all(signature: Signature, written: str) -> None:
     if dropped and all(shape.calls for shape in dropped):
         raise TemplateProblem(
             "the tokenizer's chat_template leaves out the words of an answer that calls tools:"
-            f" remove them, or {REMEDY}"
+            " remove them, or use a model whose chat_template writes them"
         )
     roles = ", ".join(shape.role for shape in shapes)
     raise TemplateProblem(

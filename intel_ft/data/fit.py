@@ -78,8 +78,10 @@ def _parts_of(
 
     def parts_of(conversation: Conversation) -> tuple[list[Conversation], int]:
         whole = with_system_prompt(conversation, data.system_prompt)
-        if data.loss_on == "all":
-            template.learnt(whole)
+        learnt = template.learnt(whole)
+        if data.loss_on == "all" or all(
+            index in learnt or not one.in_loss for index, one in enumerate(whole.messages)
+        ):
             return [conversation], 0
         separate = template.separate(whole)
         parts = list(separate if data.earlier_answers == "separate" else islice(separate, 1))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.chat_messages import Signature, signature_of
+from intel_ft.data.chat_messages import Signature, signature_of, words_of
 from intel_ft.data.chat_render import DATE
 from intel_ft.data.chat_template import ChatTemplate
 from intel_ft.data.encode import SpanEncoder
@@ -50,7 +50,8 @@ def template_notes(
                 f"the chat_template writes today's date: here it is {DATE:%d %b %Y}, on every day,"
                 " so that a resumed run has the same tokens"
             ] = None
-        if opened := template.opened(conversation):
+        thinks = words_of(conversation.messages[-1])[0] is not None
+        if not thinks and (opened := template.opened(conversation)):
             notes[
                 f"the model learns to write {opened!r} in front of its answer, because the prompt"
                 " that a server sends ends before it"
