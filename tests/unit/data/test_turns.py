@@ -97,6 +97,30 @@ def test_nulls_that_a_table_fills_in_are_no_arguments(read):
     ]
 
 
+def test_rows_of_different_kinds_in_one_file(read):
+    """Text and parts, objects and text, other tools in each row: nothing is filled in or lost."""
+    parts = {"role": "user", "content": [{"type": "text", "text": "p"}]}
+    tools = [{"name": "f", "parameters": {"properties": {"x": {"enum": [1, 2]}}}}]
+    others = [{"name": "g", "parameters": {"properties": {"y": {"enum": ["q"]}}}}]
+    arguments = ({"x": 1}, {"x": "s", "y": [1, "a"]})
+    answers = [
+        {"role": "assistant", "tool_calls": [{"name": "f", "arguments": a}]} for a in arguments
+    ]
+    results = [{"role": "tool", "content": content} for content in ({"a": 1}, "t")]
+    rows = [
+        {"messages": TURNS},
+        {"messages": [parts, ANSWER]},
+        {"messages": [USER, answers[0], results[0], ANSWER], "tools": tools},
+        {"messages": [USER, answers[1], results[1], ANSWER], "tools": others},
+    ]
+    plain, of_parts, first, second = read(*rows).conversations
+    assert (plain.messages[0].content, of_parts.messages[0].content) == ("i", "p")
+    for found, expected, given in zip((first, second), arguments, (tools, others), strict=True):
+        assert json.loads(found.messages[1].calls)[0]["function"]["arguments"] == expected
+        assert json.loads(found.tools)[0]["function"] == given[0]
+    assert [one.messages[2].content for one in (first, second)] == ['{"a": 1}', "t"]
+
+
 def test_parallel_calls_in_turns_of_their_own_are_one_answer(read):
     turn = {"from": "function_call", "value": json.dumps(CALL)}
     asked = {"from": "human", "value": "i"}
