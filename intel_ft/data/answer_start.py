@@ -14,6 +14,7 @@ from intel_ft.data.thoughts import CLOSE
 
 _OPENED = re.compile(r"<think>(\s*)\Z")
 _CLOSED = re.compile(r"(?:</think>|<channel\|>)\s*\Z")  # a prompt with an empty thought (Gemma 4)
+_WITH_EMPTY = re.compile(r"(?:<think>\s*</think>|<\|channel>[^<]*<channel\|>)\s*\Z")
 _EMPTY = re.compile(r"\s*(?:<think>\s*)?(?:</think>(\s*))?")
 
 
@@ -81,8 +82,9 @@ def _without_words(whole: str, prompt: str) -> int:
     """Where an answer without words begins, as one that calls tools."""
     if whole.startswith(prompt):
         return len(prompt)
-    if (opens := _OPENED.search(prompt)) and whole.startswith(prompt[: opens.start()]):
-        return opens.start()
+    for thought in (_OPENED, _WITH_EMPTY):  # the prompt has one, and the whole has none
+        if (found := thought.search(prompt)) and whole.startswith(prompt[: found.start()]):
+            return found.start()
     tail = prompt[_after_last_slot(prompt) :]
     if tail.strip() and tail in whole:
         return whole.rindex(tail) + len(tail)

@@ -195,6 +195,17 @@ def test_a_prompt_with_an_empty_thought_of_its_own():
     assert any("the conversation is not what" in note for note in notes(tok, (ASK, WELL)))
 
 
+def test_a_call_behind_a_prompt_with_an_empty_thought():
+    call = " + ('<|start|>' + m.tool_calls[0].function.name if m.tool_calls else '')"
+    tok = model(
+        "byte", chat_templates.GEMMA4.replace("m.content | trim", f"m.content | trim{call}")
+    )
+    calls = '[{"type": "function", "function": {"name": "add", "arguments": {}}}]'
+    turns = (ASK, Message("assistant", "", calls=calls))
+    assert trained_prompt(tok, turns) == sent(tok, (ASK,), add_generation_prompt=True)
+    assert learnt_texts(tok, turns) == ["<|start|>add<end_of_turn></s>"]
+
+
 def test_a_template_without_thoughts_keeps_them_as_they_are():
     tok = model("byte", chat_templates.CHATML, "<|im_end|>")
     odd = Message("assistant", "<think> easy</think>  It is well.")
