@@ -22,8 +22,10 @@ import yaml
 from intel_ft import assets
 from intel_ft.inference.evaluate import is_python
 
-LONGEST = 400
+LONGEST = 250
 """Characters of a chosen answer."""
+LONGER = 0.5
+"""Share of the rejected answers that are longer in any case."""
 SETS = {"train": "docstring-to-python/train.jsonl", "eval": "docstring-to-python/heldout.jsonl"}
 
 
@@ -56,8 +58,9 @@ def pairs(rows: list[dict[str, str]], seed: int) -> Iterator[dict[str, str]]:
         code = row["output"].strip()
         if len(code) > LONGEST or not is_python(code):
             continue
-        ways = list(WAYS)
-        choose.shuffle(ways)
+        ways = choose.sample(WAYS, len(WAYS))
+        if choose.random() < LONGER:
+            ways.insert(0, repeated)
         broken = (way(code, choose) for way in ways)
         rejected = next((text for text in broken if text.strip() and not is_python(text)), None)
         if rejected is not None:
