@@ -20,13 +20,13 @@ from intel_ft.gc_pause import gc_paused
 from intel_ft.optional_packages import import_peft
 
 if TYPE_CHECKING:
-    from intel_ft.data.templates import Template
     from intel_ft.distributed.rank_startup import LaunchOptions
     from intel_ft.export.export import ExportReport
     from intel_ft.export.merge import MergeReport
     from intel_ft.inference.evaluate import EvalResult
     from intel_ft.quantization import Settings
     from intel_ft.runtimes.language_model import Completion, LanguageModel, Sampling, Stream
+    from intel_ft.templates.template import Template
     from intel_ft.training.run import Summary
 
 logger = logging.getLogger(__name__)
@@ -342,11 +342,11 @@ def generate(
 
     Raises UserError where a prompt is empty or too long for the model's context window.
     """
-    from intel_ft.data.formats import Message
-    from intel_ft.data.prompt import prompt_encoder
     from intel_ft.inference.batch_output import make_requests
     from intel_ft.inference.engines import complete_in_batches
     from intel_ft.runtimes.language_model import Sampling
+    from intel_ft.templates.formats import Message
+    from intel_ft.templates.prompt import prompt_encoder
 
     sampling = sampling or Sampling()
     loaded = _loaded(model, trust_remote_code=trust_remote_code)

@@ -43,14 +43,14 @@ def demo(output: Path, *, max_steps: int = 80) -> DemoReport:
     import_peft()
     from intel_ft.artifacts.resolve import resolve
     from intel_ft.assets import resolve as asset
-    from intel_ft.data.formats import Message
     from intel_ft.data.prepare import prepare
-    from intel_ft.data.prompt import prompt_tokens
     from intel_ft.export.export import export
     from intel_ft.export.merge import merge
     from intel_ft.inference.evaluate import EvalResult, evaluate
     from intel_ft.runtimes.language_model import Sampling
     from intel_ft.runtimes.open_model import open_model
+    from intel_ft.templates.formats import Message
+    from intel_ft.templates.prompt import prompt_tokens
     from intel_ft.training.run import train
 
     start = time.monotonic()

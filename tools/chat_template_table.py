@@ -19,13 +19,13 @@ from typing import Any
 from tokenizers import AddedToken
 
 from intel_ft.config import ModelConfig
-from intel_ft.data.chat_template import ChatTemplate
-from intel_ft.data.formats import Conversation, Message
-from intel_ft.data.spans import special_tokens_of
-from intel_ft.data.template_check import template_notes
-from intel_ft.data.tools import calls_text, tools_text
+from intel_ft.conversations.tools import calls_text, tools_text
 from intel_ft.errors import UserError
 from intel_ft.models.tokenizer import load_tokenizer
+from intel_ft.templates.chat_template import ChatTemplate
+from intel_ft.templates.formats import Conversation, Message
+from intel_ft.templates.spans import special_tokens_of
+from intel_ft.templates.template_check import template_notes
 
 QUESTION, AGAIN = Message("user", "What is 2+2?"), Message("user", "And 3+3?")
 ANSWER, ANOTHER = Message("assistant", "It is 4."), Message("assistant", "It is 6.")

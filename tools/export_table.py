@@ -198,11 +198,11 @@ def table(records: dict[str, dict[str, Any]], speeds: dict[str, dict[str, Any]])
 
 def _prompt(folder: Path) -> list[int]:
     from intel_ft.artifacts.resolve import resolve
-    from intel_ft.data.formats import Message
-    from intel_ft.data.prompt import prompt_tokens
     from intel_ft.inference.prompt_template import prompt_template
     from intel_ft.models.tokenizer import load_tokenizer
     from intel_ft.runtimes.language_model import tokenizer_config
+    from intel_ft.templates.formats import Message
+    from intel_ft.templates.prompt import prompt_tokens
 
     artifact = resolve(str(folder))
     tokenizer = load_tokenizer(tokenizer_config(artifact))

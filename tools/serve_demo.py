@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.resolve import resolve
-from intel_ft.data.formats import Message
-from intel_ft.data.prompt import prompt_tokens
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.inference.prompt_template import prompt_template
 from intel_ft.optional_packages import block_torch_import
 from intel_ft.runtimes.language_model import Completion, Sampling, Stream
 from intel_ft.runtimes.open_model import open_model
+from intel_ft.templates.formats import Message
+from intel_ft.templates.prompt import prompt_tokens
 
 LOAD_TIMEOUT = 300.0  # seconds for a server to load its model
 ROLES = ("system", "user", "assistant")

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.answers import segments_in
-from intel_ft.data.examples import ExampleSet
+from intel_ft.templates.answers import segments_in
+from intel_ft.templates.examples import ExampleSet
 
 IGNORED = -100
 """A target that adds nothing to the loss (torch's default `ignore_index`)."""

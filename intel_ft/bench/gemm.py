@@ -16,8 +16,8 @@ from intel_ft.bench import machine
 from intel_ft.bench.workloads import Workload, shape_model, synthetic_examples
 from intel_ft.config import BackendConfig, ModelConfig
 from intel_ft.kernels.gemm.register_rate import RegisterRate, register_rate
+from intel_ft.layers.int8 import can_int8
 from intel_ft.models import gemm_rate
-from intel_ft.models.int8 import can_int8
 
 _BF16_GEMM = """
 import sys, torch

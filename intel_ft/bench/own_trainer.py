@@ -9,11 +9,11 @@ from intel_ft.bench.step_timer import StepTimer, Tally
 from intel_ft.bench.task import OWN_TRAINER_IPEX, Task
 from intel_ft.bench.workloads import random_model
 from intel_ft.config import Config, build
-from intel_ft.data.answers import segments_in
-from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
 from intel_ft.host import devices
-from intel_ft.models import packed_attention
+from intel_ft.layers import packed_attention
+from intel_ft.templates.answers import segments_in
+from intel_ft.templates.examples import Examples
 from intel_ft.training.assemble import assemble
 from intel_ft.training.reference import with_reference
 from intel_ft.training.trainer import PlanTrainer, trainer_for

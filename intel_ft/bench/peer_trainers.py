@@ -18,10 +18,10 @@ from intel_ft.batching.plan import Plan
 from intel_ft.bench.step_timer import StepTimer, Tally
 from intel_ft.bench.task import EAGER_EXPERTS, Task
 from intel_ft.bench.workloads import lora_config, random_model
-from intel_ft.data.answers import segments_in
-from intel_ft.data.examples import Examples
 from intel_ft.distributed.world import World
 from intel_ft.host import devices
+from intel_ft.templates.answers import segments_in
+from intel_ft.templates.examples import Examples
 
 
 def peer_trainer(

@@ -22,8 +22,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from intel_ft.bench.prepare import CACHED
 from intel_ft.bench.task import OWN_TRAINER
 from intel_ft.config import DataConfig
-from intel_ft.data.templates import ALPACA, ALPACA_WITH_INPUT
 from intel_ft.subprocess_json import result_stream
+from intel_ft.templates.template import ALPACA, ALPACA_WITH_INPUT
 
 MAX_LENGTH = 4096  # tokens of an example and of a packed row; no example is longer
 BATCH = 16  # examples per optimizer step

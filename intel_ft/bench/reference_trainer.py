@@ -15,7 +15,7 @@ from torch import Tensor
 
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
-from intel_ft.data.examples import Examples
+from intel_ft.templates.examples import Examples
 
 
 def train(config: Config, base: Path, examples: Examples, adapter: Path) -> tuple[float, float]:

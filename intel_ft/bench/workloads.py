@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.answers import pairs_of
-from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
+from intel_ft.templates.answers import pairs_of
+from intel_ft.templates.examples import Examples
 
 Lengths = Literal["alpaca", "long", "fixed"]
 Loss = Literal["sft", "dpo"]

@@ -66,12 +66,12 @@ def run(
 
     Uses MODEL, in torch or OpenVINO, or a server.
     """
-    from intel_ft.data.formats import Message
     from intel_ft.errors import UserError
     from intel_ft.inference.batch_output import answer_record, make_requests, write_answers
     from intel_ft.inference.engines import local_engine, server_engine
     from intel_ft.inference.prompts import read_prompts
     from intel_ft.runtimes.language_model import Sampling
+    from intel_ft.templates.formats import Message
 
     if server and prompt is None:  # then the one argument is the prompt
         source, prompt = None, source

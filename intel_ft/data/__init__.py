@@ -1,1 +1,1 @@
-"""Data: source -> rows -> conversations -> token ids with a loss mask. Start at prepare.py."""
+"""Data: training and validation sets of token ids with a loss mask. Start at prepare.py."""

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from intel_ft.config import DataConfig
-from intel_ft.data.bad_rows import NothingUsable
-from intel_ft.data.examples import Examples
 from intel_ft.data.prepare import prepare_rows
-from intel_ft.data.sources import Rows
 from intel_ft.gc_pause import gc_paused
 from intel_ft.host import topology
 from intel_ft.orphan import end_with_parent
+from intel_ft.sources.bad_rows import NothingUsable
+from intel_ft.sources.rows import Rows
+from intel_ft.templates.examples import Examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intel_ft.data.examples import Examples
-from intel_ft.data.formats import Conversation
-from intel_ft.data.thoughts import split_thought
+from intel_ft.templates.examples import Examples
+from intel_ft.templates.formats import Conversation
+from intel_ft.templates.thoughts import split_thought
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,16 +7,16 @@ from functools import partial
 from itertools import islice
 
 from intel_ft.config import DataConfig
-from intel_ft.data.bad_rows import BadRows, NothingUsable
-from intel_ft.data.chat_render import TemplateProblem
-from intel_ft.data.chat_template import ChatTemplate
-from intel_ft.data.conversations import ReadData
-from intel_ft.data.formats import Conversation
-from intel_ft.data.sources import Rows
-from intel_ft.data.templates import Template, require_built_in, with_system_prompt
-from intel_ft.data.thoughts import split_thought
-from intel_ft.data.unsupported import thinking_tag
+from intel_ft.conversations.from_rows import ReadData
+from intel_ft.conversations.unsupported import thinking_tag
 from intel_ft.errors import UserError
+from intel_ft.sources.bad_rows import BadRows, NothingUsable
+from intel_ft.sources.rows import Rows
+from intel_ft.templates.chat_render import TemplateProblem
+from intel_ft.templates.chat_template import ChatTemplate
+from intel_ft.templates.formats import Conversation
+from intel_ft.templates.template import Template, require_built_in, with_system_prompt
+from intel_ft.templates.thoughts import split_thought
 
 
 @dataclass(frozen=True)

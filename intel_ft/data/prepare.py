@@ -8,25 +8,25 @@ import numpy.typing as npt
 
 from intel_ft.config import DataConfig
 from intel_ft.config_sources import Auto
-from intel_ft.data.answers import Judged, Pairs, judged, pairs_of
-from intel_ft.data.bad_rows import NothingUsable
-from intel_ft.data.chat_template import ChatTemplate
-from intel_ft.data.conversations import ReadData, read_conversations
+from intel_ft.conversations.from_rows import ReadData, read_conversations
+from intel_ft.conversations.preferences import Kind, kind_in, read_answers
+from intel_ft.conversations.ready_made import tokenized
 from intel_ft.data.decode_check import decode_notes
-from intel_ft.data.encode import SpanEncoder
-from intel_ft.data.examples import Examples, ExampleSet, firsts_of
 from intel_ft.data.fit import fit, refuse_thoughts
-from intel_ft.data.formats import READY_MADE, Conversation, Format, describe_unused
-from intel_ft.data.preferences import Kind, kind_in, read_answers
-from intel_ft.data.ready_made import tokenized
-from intel_ft.data.sources import Rows, load_rows
-from intel_ft.data.spans import special_tokens_of
 from intel_ft.data.split_long import split_long
-from intel_ft.data.template_check import template_notes
-from intel_ft.data.templates import Template, choose_template, renderer, with_system_prompt
-from intel_ft.data.truncate import truncate
 from intel_ft.errors import UserError
 from intel_ft.gc_pause import gc_paused
+from intel_ft.sources.bad_rows import NothingUsable
+from intel_ft.sources.rows import Rows, load_rows
+from intel_ft.templates.answers import Judged, Pairs, judged, pairs_of
+from intel_ft.templates.chat_template import ChatTemplate
+from intel_ft.templates.encode import SpanEncoder
+from intel_ft.templates.examples import Examples, ExampleSet, firsts_of
+from intel_ft.templates.formats import READY_MADE, Conversation, Format, describe_unused
+from intel_ft.templates.spans import special_tokens_of
+from intel_ft.templates.template import Template, choose_template, renderer, with_system_prompt
+from intel_ft.templates.template_check import template_notes
+from intel_ft.templates.truncate import truncate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.examples import ExampleSet, firsts_of
+from intel_ft.templates.examples import ExampleSet, firsts_of
 
 
 @dataclass(frozen=True, eq=False)

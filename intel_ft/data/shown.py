@@ -9,16 +9,16 @@ import numpy as np
 
 from intel_ft import assets
 from intel_ft.config import DataConfig
-from intel_ft.data.bad_rows import NothingUsable
-from intel_ft.data.chat_template import ChatTemplate
-from intel_ft.data.examples import ExampleSet
+from intel_ft.conversations.preferences import Kind
 from intel_ft.data.fit import fit
-from intel_ft.data.preferences import Kind
 from intel_ft.data.prepare import read_rows
-from intel_ft.data.sources import Rows, load_rows
-from intel_ft.data.spans import special_tokens_of
-from intel_ft.data.template_check import Comparison, compare
-from intel_ft.data.templates import choose_template, with_system_prompt
+from intel_ft.sources.bad_rows import NothingUsable
+from intel_ft.sources.rows import Rows, load_rows
+from intel_ft.templates.chat_template import ChatTemplate
+from intel_ft.templates.examples import ExampleSet
+from intel_ft.templates.spans import special_tokens_of
+from intel_ft.templates.template import choose_template, with_system_prompt
+from intel_ft.templates.template_check import Comparison, compare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

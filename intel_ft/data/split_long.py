@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.examples import Examples
+from intel_ft.templates.examples import Examples
 
 
 def split_long(

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.examples import Examples
+from intel_ft.templates.examples import Examples
 
 _ARRAYS: dict[str, Any] = {
     "tokens": np.int32,

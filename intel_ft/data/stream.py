@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.config import DataConfig
-from intel_ft.data.files import data_type
 from intel_ft.data.prepare import Prepared, prepare_rows
-from intel_ft.data.read_files import builder_of, cause_of, quiet_datasets
-from intel_ft.data.remote import is_url
-from intel_ft.data.sources import check_files, hub_arguments, local_files, rows_of
 from intel_ft.errors import EnvironmentProblem, UserError, missing_package
 from intel_ft.gc_pause import gc_paused
+from intel_ft.sources.files import data_type
+from intel_ft.sources.read_files import builder_of, cause_of, quiet_datasets
+from intel_ft.sources.remote import is_url
+from intel_ft.sources.rows import check_files, hub_arguments, local_files, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 from intel_ft.config import DataConfig
 from intel_ft.data.blocks import Task, blocks
-from intel_ft.data.cache_folder import (
+from intel_ft.data.prepare import DataReport
+from intel_ft.data.stored_examples import Writer, open_examples
+from intel_ft.data.tokenized import Tokenized, merge_reports
+from intel_ft.errors import UserError
+from intel_ft.files import explain_full_disk, write_json
+from intel_ft.sources.cache_folder import (
     DONE,
     complete_entry,
     delete_oldest,
     entry_name,
     user_folder,
 )
-from intel_ft.data.control_tokens import ORDINARY
-from intel_ft.data.prepare import DataReport
-from intel_ft.data.sources import LocalFiles, Rows, load_rows, local_files, read_local
-from intel_ft.data.stored_examples import Writer, open_examples
-from intel_ft.data.tokenized import Tokenized, merge_reports
-from intel_ft.errors import UserError
-from intel_ft.files import explain_full_disk, write_json
+from intel_ft.sources.rows import LocalFiles, Rows, load_rows, local_files, read_local
+from intel_ft.templates.control_tokens import ORDINARY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

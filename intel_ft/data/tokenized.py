@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.examples import ExampleSet
-from intel_ft.data.formats import READY_MADE
 from intel_ft.data.mixture import Part, parts_of
 from intel_ft.data.prepare import DataReport, Prepared
 from intel_ft.data.selection import Selection
-from intel_ft.data.templates import Template
+from intel_ft.templates.examples import ExampleSet
+from intel_ft.templates.formats import READY_MADE
+from intel_ft.templates.template import Template
 
 
 @dataclass(frozen=True, eq=False)

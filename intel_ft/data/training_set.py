@@ -10,7 +10,7 @@ import numpy as np
 from intel_ft import assets
 from intel_ft.config import DataConfig
 from intel_ft.config_sources import Source
-from intel_ft.data.preferences import Kind
+from intel_ft.conversations.preferences import Kind
 from intel_ft.data.prepare import Prepared, prepare, split_fraction, split_places
 from intel_ft.data.stream import Stream
 from intel_ft.data.token_cache import cached

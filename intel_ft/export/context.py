@@ -9,7 +9,6 @@ from typing import Any
 
 from intel_ft.artifacts.model_folder import BASE_KEY
 from intel_ft.artifacts.resolve import Artifact, read_json, resolve
-from intel_ft.data.examples import ExampleSet
 from intel_ft.errors import UserError
 from intel_ft.export.convert import convert, safe_folder
 from intel_ft.export.gate import Gate
@@ -24,6 +23,7 @@ from intel_ft.export.workspace import drop_stage, stage
 from intel_ft.files import write_json
 from intel_ft.quantization import Settings
 from intel_ft.runtimes.language_model import base_config, tokenizer_config
+from intel_ft.templates.examples import ExampleSet
 from intel_ft.versions import installed
 
 logger = logging.getLogger(__name__)

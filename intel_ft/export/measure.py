@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.artifacts.resolve import read_json
-from intel_ft.data.examples import Examples
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.run_data import SEED, ValidationSet
 from intel_ft.export.tasks import (
@@ -29,6 +28,7 @@ from intel_ft.export.tasks import (
 from intel_ft.files import write_json
 from intel_ft.inference.evaluate import answers_and_references, compare_answers
 from intel_ft.runtimes.language_model import LanguageModel, Sampling
+from intel_ft.templates.examples import Examples
 
 REFERENCE_BYTES = 2**31
 LOG_PROBABILITIES, SUMMARY = "log_probabilities.npy", "reference.json"

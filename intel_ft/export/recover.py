@@ -21,9 +21,9 @@ from intel_ft.artifacts.ir_weights import (
     read_compressed,
     replace_weights,
 )
-from intel_ft.data.examples import ExampleSet
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.quantization import Settings
+from intel_ft.templates.examples import ExampleSet
 
 logger = logging.getLogger(__name__)
 

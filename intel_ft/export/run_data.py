@@ -12,13 +12,13 @@ from intel_ft import assets
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import Config, DataConfig, check_data
 from intel_ft.config_sources import Source
-from intel_ft.data.examples import ExampleSet, concatenate
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.data.tokenized import Tokenized, join, of_prepared
 from intel_ft.data.training_set import compared, training_and_validation
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
 from intel_ft.quantization import Settings
+from intel_ft.templates.examples import ExampleSet, concatenate
 from intel_ft.training.run_record import config_of_run, read_training
 
 logger = logging.getLogger(__name__)

@@ -10,13 +10,13 @@ from markupsafe import Markup
 from intel_ft import __version__
 from intel_ft.artifacts.provenance import StartAdapter
 from intel_ft.artifacts.resolve import Artifact, read_json
-from intel_ft.data.formats import Conversation, Message
-from intel_ft.data.spans import SpecialTokens
-from intel_ft.data.templates import Template, renderer
 from intel_ft.errors import UserError
 from intel_ft.hub.metadata import name_of, relation, selected_row
 from intel_ft.hub.records import Records
 from intel_ft.tables import Table, escape_markdown
+from intel_ft.templates.formats import Conversation, Message
+from intel_ft.templates.spans import SpecialTokens
+from intel_ft.templates.template import Template, renderer
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intel_ft.data.formats import Message
 from intel_ft.errors import UserError
 from intel_ft.files import write_text
+from intel_ft.templates.formats import Message
 
 logger = logging.getLogger(__name__)
 

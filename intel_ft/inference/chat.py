@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Callable
 
-from intel_ft.data.formats import Message
-from intel_ft.data.prompt import prompt_tokens
-from intel_ft.data.templates import Template
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.inference.chat_commands import ChatSession, run_command
 from intel_ft.runtimes.language_model import LanguageModel, Sampling, Stream
+from intel_ft.templates.formats import Message
+from intel_ft.templates.prompt import prompt_tokens
+from intel_ft.templates.template import Template
 
 PROMPT = "Ask > "
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from intel_ft.data.formats import Message
+from intel_ft.templates.formats import Message
 
 HELP = """\
 /help           show this list

@@ -4,10 +4,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from intel_ft.data.prompt import prompt_encoder
-from intel_ft.data.templates import Template
 from intel_ft.inference.batch_output import Answer, Engine, Request
 from intel_ft.runtimes.language_model import Completion, LanguageModel, Sampling
+from intel_ft.templates.prompt import prompt_encoder
+from intel_ft.templates.template import Template
 
 
 def local_engine(

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.data.answers import Compared, Pairs
-from intel_ft.data.examples import Examples
-from intel_ft.data.formats import Conversation
 from intel_ft.data.prepare import Prepared
-from intel_ft.data.prompt import prompt_tokens
-from intel_ft.data.templates import Template
-from intel_ft.data.thoughts import split_thought
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.runtimes.language_model import LanguageModel, Sampling
+from intel_ft.templates.answers import Compared, Pairs
+from intel_ft.templates.examples import Examples
+from intel_ft.templates.formats import Conversation
+from intel_ft.templates.prompt import prompt_tokens
+from intel_ft.templates.template import Template
+from intel_ft.templates.thoughts import split_thought
 
 Progress = Callable[[int, int], None]  # done, total
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from intel_ft.artifacts.resolve import Artifact
-from intel_ft.data.templates import Template, choose_template
+from intel_ft.templates.template import Template, choose_template
 
 
 def prompt_template(

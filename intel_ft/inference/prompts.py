@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from intel_ft.data.bad_rows import BadRow
-from intel_ft.data.conversations import context_of, history_of, system_of
-from intel_ft.data.formats import THOUGHTS, TOOLS, Message
-from intel_ft.data.read_errors import problem_at_start, problem_with
-from intel_ft.data.unsupported import COLUMNS, holds_something
+from intel_ft.conversations.from_rows import context_of, history_of, system_of
+from intel_ft.conversations.unsupported import COLUMNS, holds_something
 from intel_ft.errors import UserError
+from intel_ft.sources.bad_rows import BadRow
+from intel_ft.sources.read_errors import problem_at_start, problem_with
+from intel_ft.templates.formats import THOUGHTS, TOOLS, Message
 
 _REFUSED = {
     **COLUMNS,

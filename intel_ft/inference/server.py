@@ -13,12 +13,12 @@ from typing import Any
 
 import httpx
 
-from intel_ft.data.formats import Message
-from intel_ft.data.prompt import prompt_text
-from intel_ft.data.templates import Template
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.inference.batch_output import Answer
 from intel_ft.runtimes.language_model import Sampling, Stream, find_stop_text
+from intel_ft.templates.formats import Message
+from intel_ft.templates.prompt import prompt_text
+from intel_ft.templates.template import Template
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 MAX_BYTES = 64 << 20  # of one answer: some broken servers never end it

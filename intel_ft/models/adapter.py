@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from intel_ft.config_method import MethodConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
-from intel_ft.models.fused_decoder import fuse_layers
-from intel_ft.models.lora_linear import fuse_linears
+from intel_ft.layers.fused_decoder import fuse_layers
+from intel_ft.layers.lora_linear import fuse_linears
 from intel_ft.models.new_tokens import require_tied, trained_layers, use_rows
 from intel_ft.models.targets import choose_targets, linear_layers, refuse_tied
 from intel_ft.optional_packages import without_bitsandbytes

@@ -13,9 +13,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from intel_ft.artifacts.resolve import read_json
-from intel_ft.data.control_tokens import ORDINARY
 from intel_ft.errors import UserError
 from intel_ft.files import write_json
+from intel_ft.templates.control_tokens import ORDINARY
 
 FILES = (
     "tokenizer.json",

@@ -15,8 +15,8 @@ from torch import Tensor
 from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize
 from intel_ft.errors import UserError
 from intel_ft.kernels import ops
+from intel_ft.layers.lora_linear import Dense
 from intel_ft.models.frozen_base import FrozenLinear, frozen_linears
-from intel_ft.models.lora_linear import Dense
 
 INT4_BYTES = (4 + (16 + 8) / 128) / 8
 """Bytes per weight of 4 bits in groups of 128: a float16 scale and a zero point of a byte each."""

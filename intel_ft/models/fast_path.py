@@ -15,14 +15,14 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu
 from intel_ft.host.devices import CPU
-from intel_ft.models import packed_attention
+from intel_ft.layers import packed_attention
+from intel_ft.layers.fused_decoder import why_not_fusable
+from intel_ft.layers.fused_experts import fuse_experts
+from intel_ft.layers.own_products import own_base
+from intel_ft.layers.prepacked import can_prepack
 from intel_ft.models.adapter import fuse
 from intel_ft.models.frozen_base import Layout, convert_frozen_weights, linear_bytes
-from intel_ft.models.fused_decoder import why_not_fusable
-from intel_ft.models.fused_experts import fuse_experts
 from intel_ft.models.loss import pack_head
-from intel_ft.models.own_products import own_base
-from intel_ft.models.prepacked import can_prepack
 
 
 def apply_fast_path(

@@ -10,19 +10,19 @@ from torch import Tensor
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.devices import CPU
 from intel_ft.kernels.grouped import int8_matrices
-from intel_ft.models.fused_experts import convert_experts
+from intel_ft.layers.fused_experts import convert_experts
+from intel_ft.layers.int8 import Int8Weight, can_int8
+from intel_ft.layers.lora_linear import FrozenWeight, LoraFunction, LoraLinear
+from intel_ft.layers.mixture import routers
+from intel_ft.layers.nf4 import nf4_base
+from intel_ft.layers.own_products import TileWeight, VnniWeight
 from intel_ft.models.gemm_choice import GemmChoice, choose_gemms
-from intel_ft.models.int8 import Int8Weight, can_int8
-from intel_ft.models.lora_linear import FrozenWeight, LoraFunction, LoraLinear
-from intel_ft.models.mixture import routers
-from intel_ft.models.nf4 import nf4_base
-from intel_ft.models.own_products import TileWeight, VnniWeight
 
 Layout = Literal["as loaded", "prepacked", "int8", "nf4", "int4"]
 """How the frozen linear layers keep their weights.
 
-See models.prepacked, .int8, .nf4, and for int4 .compressed, which converts the model before this.
-For the first two, models.own_products is chosen where it is faster.
+See layers.prepacked, .int8, .nf4, and for int4 .compressed, which converts the model before this.
+For the first two, layers.own_products is chosen where it is faster.
 """
 
 

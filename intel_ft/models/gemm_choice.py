@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from intel_ft.decisions import Decision
-from intel_ft.models import gemm_rate
-from intel_ft.models.int8 import int8_base
-from intel_ft.models.own_products import (
+from intel_ft.layers.int8 import int8_base
+from intel_ft.layers.own_products import (
     Factory,
     own_base,
     own_int8_base,
     why_no_own_products,
 )
-from intel_ft.models.prepacked import prepacked_base
+from intel_ft.layers.prepacked import prepacked_base
+from intel_ft.models import gemm_rate
 
 _ROWS = 2048  # of the measured GEMMs, at most
 _FLOPS = 2.5e10  # of one of them, at most

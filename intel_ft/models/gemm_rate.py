@@ -19,12 +19,12 @@ from torch import Tensor
 
 from intel_ft.host import devices
 from intel_ft.host.devices import CPU
-from intel_ft.models.int8 import can_int8, int8_base
-from intel_ft.models.own_products import Factory, own_base, own_int8_base
-from intel_ft.models.prepacked import WIDEST, can_prepack, prepack
+from intel_ft.layers.int8 import can_int8, int8_base
+from intel_ft.layers.own_products import Factory, own_base, own_int8_base
+from intel_ft.layers.prepacked import WIDEST, can_prepack, prepack
 
 if TYPE_CHECKING:  # it imports peft, which a rate does not need
-    from intel_ft.models.lora_linear import FrozenWeight
+    from intel_ft.layers.lora_linear import FrozenWeight
 
 FORWARD = ("plain", "prepacked", "own")
 GRADIENT = ("gradient", "gradient_prepacked", "gradient_own")
@@ -72,8 +72,8 @@ def linear_gemms(model: Any, rows: int, supervised_share: float) -> list[Gemm]:
     Linear layers compute every token, each expert of a mixture an equal share of them, the head the
     supervised share. `model` may have LoRA, and may be on the meta device.
     """
+    from intel_ft.layers.mixture import expert_matrices
     from intel_ft.models.flops import active_experts  # import peft, which a rate does not need
-    from intel_ft.models.mixture import expert_matrices
     from intel_ft.models.targets import is_linear, own_layer
 
     head = own_layer(model.get_output_embeddings())
@@ -209,7 +209,7 @@ def _implementations(
 
 
 def _prepacked(rows: int, inner: int, columns: int) -> Iterator[Callable[[], Tensor]]:
-    """Prepacked as a whole and, if it is wide, also in parts, as models.prepacked does it."""
+    """Prepacked as a whole and, if it is wide, also in parts, as layers.prepacked does it."""
     x = _random(rows, inner, torch.bfloat16)
     weight = _random(columns, inner, torch.bfloat16)
     for widest in sorted({min(columns, WIDEST), columns}):

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, read_json
 from intel_ft.config import ModelConfig
 from intel_ft.errors import UserError
-from intel_ft.models import packed_attention
+from intel_ft.layers import packed_attention
 from intel_ft.models.quantized import dequantization, forget_quantization, refuse_quantized
 from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
 from intel_ft.models.weight_files import open_safetensors, weight_files

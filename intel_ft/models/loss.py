@@ -14,10 +14,10 @@ from intel_ft.batching.row import IGNORED, Row, pad_row
 from intel_ft.decisions import Decision
 from intel_ft.host.cpu import GIB
 from intel_ft.kernels import ops
-from intel_ft.models.fused_decoder import is_fused
+from intel_ft.layers.fused_decoder import is_fused
+from intel_ft.layers.own_products import TileWeight, own_base
+from intel_ft.layers.packed_attention import NAME, padded_length, row_inputs
 from intel_ft.models.new_tokens import rows_of
-from intel_ft.models.own_products import TileWeight, own_base
-from intel_ft.models.packed_attention import NAME, padded_length, row_inputs
 from intel_ft.models.targets import own_layer
 
 CHUNK_BYTES = 32 * 2**20

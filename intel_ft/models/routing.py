@@ -15,8 +15,8 @@ from torch import Tensor
 
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
+from intel_ft.layers.fused_experts import ExpertModule, expert_modules
 from intel_ft.models.flops import active_experts
-from intel_ft.models.fused_experts import ExpertModule, expert_modules
 
 
 @dataclass(eq=False)

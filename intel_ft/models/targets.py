@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from intel_ft.config_method import MethodConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
-from intel_ft.models.mixture import ExpertMatrix, expert_matrices, is_called, routers
+from intel_ft.layers.mixture import ExpertMatrix, expert_matrices, is_called, routers
 
 ALL_LINEAR = "all-linear"
 ATTENTION_ONLY = "attention-only"

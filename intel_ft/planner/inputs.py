@@ -10,7 +10,7 @@ from intel_ft.backends.cpu import select
 from intel_ft.config import Config
 from intel_ft.errors import UserError
 from intel_ft.host import cpu, devices, topology
-from intel_ft.models.prepacked import can_prepack
+from intel_ft.layers.prepacked import can_prepack
 from intel_ft.planner import hardware, roofline
 from intel_ft.planner.hardware import Machine
 from intel_ft.planner.workload import (

@@ -29,7 +29,7 @@ from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import write_text
 from intel_ft.host import cpu
-from intel_ft.models import packed_attention
+from intel_ft.layers import packed_attention
 from intel_ft.models.flops import active_experts
 from intel_ft.models.load import description_of
 from intel_ft.planner.roofline import Rates, rank_seconds

@@ -9,9 +9,9 @@ reproduce within 7 %; those of GPUs to docs/cuda.md, within 25 %.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from intel_ft.layers.nf4 import NF4_BYTES
+from intel_ft.layers.packed_attention import padded_length
 from intel_ft.models.flops import StepCost, with_teacher
-from intel_ft.models.nf4 import NF4_BYTES
-from intel_ft.models.packed_attention import padded_length
 from intel_ft.planner.workload import Rows
 from intel_ft.training.memory import MemorySetting
 from intel_ft.training.model_sizes import CountedModel, ModelSizes

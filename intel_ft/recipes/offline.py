@@ -6,11 +6,8 @@ from pathlib import Path
 from intel_ft import assets
 from intel_ft.config import Config, DataConfig
 from intel_ft.config_sources import Source
-from intel_ft.data.conversations import read_conversations
-from intel_ft.data.formats import describe_unused
-from intel_ft.data.preferences import Kind, read_answers
-from intel_ft.data.sources import load_rows
-from intel_ft.data.templates import choose_template
+from intel_ft.conversations.from_rows import read_conversations
+from intel_ft.conversations.preferences import Kind, read_answers
 from intel_ft.errors import EnvironmentProblem, MissingPackage
 from intel_ft.models.load import (
     check_base,
@@ -19,6 +16,9 @@ from intel_ft.models.load import (
     model_folder,
     parameter_count,
 )
+from intel_ft.sources.rows import load_rows
+from intel_ft.templates.formats import describe_unused
+from intel_ft.templates.template import choose_template
 from intel_ft.training.distillation import OWN_BASE, check_teacher
 from intel_ft.training.model_sizes import count_description
 from intel_ft.training.setup import require_installed

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import ModelConfig
-from intel_ft.data.thoughts import empty_thought_length
 from intel_ft.errors import UserError
+from intel_ft.templates.thoughts import empty_thought_length
 
 Stream = Callable[[str], None]
 

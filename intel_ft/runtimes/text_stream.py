@@ -4,8 +4,8 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from intel_ft.data.thoughts import empty_thought_length, may_begin_empty_thought
 from intel_ft.runtimes.language_model import Stream, decode, find_stop_text
+from intel_ft.templates.thoughts import empty_thought_length, may_begin_empty_thought
 
 
 class TextStream:

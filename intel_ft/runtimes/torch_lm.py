@@ -11,7 +11,7 @@ from intel_ft.artifacts.int4_base import find_int4_base, open_int4_base, trained
 from intel_ft.artifacts.model_folder import stop_tokens
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.gc_pause import gc_paused
-from intel_ft.models.fused_experts import fuse_experts
+from intel_ft.layers.fused_experts import fuse_experts
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.tokenizer import require_embedded
 from intel_ft.runtimes.language_model import (

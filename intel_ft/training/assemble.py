@@ -13,8 +13,6 @@ from intel_ft.artifacts.int4_base import Int4Base
 from intel_ft.backends.cpu import Backend
 from intel_ft.batching.stream_plan import plan_of_stream
 from intel_ft.config import Config
-from intel_ft.data.answers import Compared
-from intel_ft.data.examples import ExampleSet
 from intel_ft.data.mixture import Part
 from intel_ft.data.stream import Stream
 from intel_ft.decisions import Decision
@@ -30,6 +28,8 @@ from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.start_adapter import negative_of
 from intel_ft.models.targets import adapted_modules
 from intel_ft.models.tokenizer import adapter_folder
+from intel_ft.templates.answers import Compared
+from intel_ft.templates.examples import ExampleSet
 from intel_ft.training.comparison import Comparison
 from intel_ft.training.decide import make_plan, row_capacity
 from intel_ft.training.distillation import load_teacher

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from intel_ft.batching.plan import IntArray
 from intel_ft.batching.row import Row, build_row
-from intel_ft.data.answers import Compared, Judged
 from intel_ft.models.answer_log_probs import answer_log_probs
+from intel_ft.templates.answers import Compared, Judged
 from intel_ft.training.preference_loss import Answers, PreferenceLoss
 
 FloatArray = npt.NDArray[np.float64]

@@ -17,10 +17,10 @@ import numpy as np
 from intel_ft.artifacts.fingerprints import config_fingerprint, hash_of, weights_fingerprint
 from intel_ft.artifacts.int4_base import RECORD, Int4Base, cache_folder, open_int4_base
 from intel_ft.config import Config
-from intel_ft.data.examples import ExampleSet
 from intel_ft.files import explain_full_disk
 from intel_ft.models.weight_files import weight_files
 from intel_ft.subprocess_json import run_module
+from intel_ft.templates.examples import ExampleSet
 from intel_ft.versions import installed
 
 logger = logging.getLogger(__name__)

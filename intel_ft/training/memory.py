@@ -1,7 +1,7 @@
 """Estimates the peak memory of one rank, part by part, before any weight is loaded.
 
 `train` refuses a run with this formula and `plan` prints it. It counts the tensors that
-models.fused_decoder saves for backward, and was calibrated on the runs in docs/plan.md.
+layers.fused_decoder saves for backward, and was calibrated on the runs in docs/plan.md.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from intel_ft.config import Config
+from intel_ft.layers.nf4 import NF4_BYTES
+from intel_ft.layers.packed_attention import ROW_MULTIPLE, padded_length
 from intel_ft.models.compressed import INT4_BYTES
 from intel_ft.models.fast_path import choose_layout, packs_heads
 from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
-from intel_ft.models.nf4 import NF4_BYTES
-from intel_ft.models.packed_attention import ROW_MULTIPLE, padded_length
 from intel_ft.training.decide import row_capacity
 from intel_ft.training.model_sizes import CountedModel, ModelSizes
 
@@ -280,7 +280,7 @@ def _saved(
 ) -> float:
     """Bytes that forward saves for backward.
 
-    models.fused_decoder saves in each layer its input, q, k, v, the attention's output with its
+    layers.fused_decoder saves in each layer its input, q, k, v, the attention's output with its
     float32 logsumexp, the residual stream after attention, gate, up, and x A of LoRA; of the last
     layer, what follows attention at supervised tokens only.
     """
@@ -312,7 +312,7 @@ def _unfused(sizes: ModelSizes, item: int) -> tuple[int, int]:
 def _mixture(sizes: ModelSizes, item: int, dense: int) -> int:
     """Bytes per token and layer that are saved after attention, a mean over dense and mixed layers.
 
-    models.experts saves its input, and gate and up of each expert that a token meets; the norm and
+    layers.experts saves its input, and gate and up of each expert that a token meets; the norm and
     the shared expert, of the width of one, are as in other layers.
     """
     pairs = sizes.active_experts + 1

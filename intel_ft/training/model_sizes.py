@@ -11,16 +11,16 @@ from transformers import AutoModelForCausalLM
 from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.config import Config, ModelConfig
 from intel_ft.decisions import Decision
+from intel_ft.layers.fused_decoder import why_not_fusable
+from intel_ft.layers.mixture import expert_matrices
+from intel_ft.layers.packed_attention import has_convolution
 from intel_ft.models import gemm_rate
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.exportable import export_decision
 from intel_ft.models.fast_path import why_not_fused
 from intel_ft.models.flops import StepCost, active_experts, expert_weights, step_cost
-from intel_ft.models.fused_decoder import why_not_fusable
 from intel_ft.models.load import description_of, loaded_model_type, model_folder
-from intel_ft.models.mixture import expert_matrices
 from intel_ft.models.new_tokens import add_rows, describe_tokens, new_token_ids
-from intel_ft.models.packed_attention import has_convolution
 from intel_ft.models.quantized import refuse_quantized
 from intel_ft.models.saved_adapter import grow_embeddings, tensor_shapes
 from intel_ft.models.start_adapter import describe_adapter, negative_of, read_config
@@ -36,7 +36,7 @@ class ModelSizes:
     linear: weights of the frozen linear layers except the head; kept_as_loaded: all other frozen
     parameters (embeddings, head, norms, biases; a tied head once), of which embeddings are those
     that are not also the head; trained: parameters of the adapter, or all; why_not_fused: None if
-    models.fused_decoder computes the layers; packs: Transformers can give it packed attention;
+    layers.fused_decoder computes the layers; packs: Transformers can give it packed attention;
     dora: the adapter is DoRA's. Of mixtures of experts: expert_weights are all frozen weights of
     experts, not in kept_as_loaded; experts those that one token uses; active_experts how many a
     token meets in each mixture, expert_intermediate the width of one, mixtures how many layers.

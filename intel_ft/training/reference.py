@@ -19,11 +19,11 @@ from safetensors.numpy import save_file
 from intel_ft.artifacts.fingerprints import hash_of
 from intel_ft.batching.plan import IntArray, Plan, Step
 from intel_ft.batching.row import build_row
-from intel_ft.data.answers import Judged
-from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
 from intel_ft.files import whole_file
 from intel_ft.models.answer_log_probs import answer_log_probs
+from intel_ft.templates.answers import Judged
+from intel_ft.templates.examples import Examples
 from intel_ft.training.comparison import Comparison, FloatArray, Reference
 from intel_ft.training.workload import Training
 

@@ -17,10 +17,10 @@ from intel_ft.artifacts.fingerprints import (
     weights_fingerprint,
 )
 from intel_ft.config import Config
-from intel_ft.data.examples import ExampleSet
 from intel_ft.errors import UserError
 from intel_ft.models.load import model_folder
 from intel_ft.models.weight_files import weight_files
+from intel_ft.templates.examples import ExampleSet
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 from intel_ft.training.setup import Inputs
 from intel_ft.training.start import adapter_fingerprint

@@ -22,13 +22,13 @@ from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu, devices, openmp
 from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.kernels.gemm.register_rate import RegisterRate, register_rate
+from intel_ft.layers.nf4 import require_bitsandbytes
+from intel_ft.layers.prepacked import can_prepack
 from intel_ft.models import gemm_rate
 from intel_ft.models.exportable import export_decision
 from intel_ft.models.frozen_base import frozen_dtype
 from intel_ft.models.load import check_base, load_for_packing, load_tokenizer, model_folder
 from intel_ft.models.new_tokens import add_rows, new_token_ids, warn_unseen
-from intel_ft.models.nf4 import require_bitsandbytes
-from intel_ft.models.prepacked import can_prepack
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.start_adapter import describe_adapter
 from intel_ft.models.tokenizer import adapter_folder, require_embedded

@@ -14,11 +14,11 @@ from torch import Tensor
 from intel_ft.batching.plan import IntArray, Plan, Step
 from intel_ft.batching.row import Row, build_row
 from intel_ft.batching.share import pack_evenly
-from intel_ft.data.answers import Judged
-from intel_ft.data.examples import ExampleSet
 from intel_ft.errors import IntelFTError
 from intel_ft.host import devices
 from intel_ft.models.loss import loss_sum
+from intel_ft.templates.answers import Judged
+from intel_ft.templates.examples import ExampleSet
 from intel_ft.training.comparison import WIDTH, Comparison, measures
 from intel_ft.training.workload import Training, TrainingData
 

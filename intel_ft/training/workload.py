@@ -9,11 +9,11 @@ from torch import Tensor
 from intel_ft.backends.cpu import Optimize
 from intel_ft.batching.plan import Plan
 from intel_ft.batching.row import Row
-from intel_ft.data.examples import ExampleSet
 from intel_ft.distributed.world import World
 from intel_ft.host.devices import CPU
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.routing import Routing
+from intel_ft.templates.examples import ExampleSet
 from intel_ft.training.comparison import Comparison
 from intel_ft.training.distillation import Teacher
 from intel_ft.training.meter import Meter

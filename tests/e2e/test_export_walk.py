@@ -109,10 +109,10 @@ def _post(api: str, body) -> tuple[int, bytes]:
 
 def test_the_demo_server_answers_as_openai_does(served, ir) -> None:
     from intel_ft.artifacts.resolve import resolve
-    from intel_ft.data.formats import Message
-    from intel_ft.data.prompt import prompt_tokens
     from intel_ft.runtimes.language_model import Sampling
     from intel_ft.runtimes.open_model import open_model
+    from intel_ft.templates.formats import Message
+    from intel_ft.templates.prompt import prompt_tokens
 
     artifact = resolve(str(ir))
     model = open_model(artifact)

@@ -77,9 +77,9 @@ def test_a_file_of_prompts_here_and_there(served, tmp_path) -> None:
 
 def test_chat_streams_from_it(served, tmp_path) -> None:
     url, folder = served
-    from intel_ft.data.formats import Message
     from intel_ft.inference.server import Server
     from intel_ft.runtimes.language_model import Sampling
+    from intel_ft.templates.formats import Message
 
     pieces: list[str] = []
     text = Server(url, str(folder), 120).stream(

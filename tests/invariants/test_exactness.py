@@ -16,13 +16,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from intel_ft.batching.row import build_row
 from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.examples import Examples
 from intel_ft.kernels import ops
+from intel_ft.layers.fused_decoder import is_fused
 from intel_ft.models import loss as loss_module
 from intel_ft.models.adapter import add_lora, fuse
-from intel_ft.models.fused_decoder import is_fused
 from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
+from intel_ft.templates.examples import Examples
 
 LENGTHS = (5, 200, 33, 64, 17, 150, 65, 100)
 SHAPE = {

@@ -13,11 +13,11 @@ from intel_ft.batching.plan import Plan
 from intel_ft.batching.row import build_row
 from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.examples import Examples
+from intel_ft.layers.packed_attention import row_inputs
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.packed_attention import row_inputs
+from intel_ft.templates.examples import Examples
 
 VOCABULARY = 97
 few = settings(

@@ -17,8 +17,8 @@ from transformers import (
 from intel_ft import assets
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.config import build
-from intel_ft.data.examples import Examples
 from intel_ft.models.load import fingerprint
+from intel_ft.templates.examples import Examples
 
 PAGE = "".join(
     f'def {name}_{what}(values):\n    """Return the {name} of {what}."""\n'

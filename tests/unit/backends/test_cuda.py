@@ -14,7 +14,7 @@ from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import devices
 from intel_ft.host.launcher_env import TORCHRUN
 from intel_ft.kernels import ops, varlen
-from intel_ft.models.nf4 import NF4_BYTES, nf4_base
+from intel_ft.layers.nf4 import NF4_BYTES, nf4_base
 from intel_ft.training.optimizer_state import fitted, optimizer_name, portable
 
 HAS_GPU = devices.why_no_gpu() is None

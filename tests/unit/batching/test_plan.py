@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from intel_ft.batching.plan import Plan
 from intel_ft.batching.row import IGNORED, build_row, pad_row
 from intel_ft.batching.share import pack, split_by_cost
-from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
+from intel_ft.templates.examples import Examples
 
 WORLDS = (1, 2, 3, 4, 8)
 

@@ -20,10 +20,10 @@ from intel_ft.bench import reference_trainer
 from intel_ft.bench.quality import bench_quality
 from intel_ft.bench.quality_worker import settings
 from intel_ft.bench.tables import quality_table
-from intel_ft.data.examples import Examples
 from intel_ft.distributed.launch.commands import Command, command
 from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.errors import IntelFTError, UserError
+from intel_ft.templates.examples import Examples
 
 BASE = Path(resolve(MODEL))
 

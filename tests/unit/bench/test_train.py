@@ -26,16 +26,17 @@ from intel_ft.bench.workloads import (
     synthetic_examples,
     workload,
 )
-from intel_ft.data.answers import Pairs
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.host import topology
 from intel_ft.host.devices import CPU
 from intel_ft.kernels.gemm.register_rate import RegisterRate
-from intel_ft.models import gemm_rate, int8, prepacked
+from intel_ft.layers import int8, prepacked
+from intel_ft.models import gemm_rate
 from intel_ft.models.flops import StepCost, step_cost
 from intel_ft.models.gemm_rate import Gemm, GemmTiming
+from intel_ft.templates.answers import Pairs
 
 TINY = WORKLOADS["tiny"]
 

@@ -91,9 +91,9 @@ def test_export_passes_on_what_it_was_given(monkeypatch, tmp_path) -> None:
 def test_generate_answers_in_the_order_of_the_prompts(monkeypatch) -> None:
     """Batches hold the longest prompts first; the seeds are those of `generate --input`."""
     from intel_ft.artifacts.resolve import Artifact
-    from intel_ft.data.formats import Message
     from intel_ft.inference.batch_output import make_requests
     from intel_ft.runtimes.language_model import Completion, Sampling
+    from intel_ft.templates.formats import Message
 
     batches = []
 
@@ -108,7 +108,7 @@ def test_generate_answers_in_the_order_of_the_prompts(monkeypatch) -> None:
             ]
 
     monkeypatch.setattr(
-        "intel_ft.data.prompt.prompt_encoder",
+        "intel_ft.templates.prompt.prompt_encoder",
         lambda *_: lambda messages: list(range(len(messages[-1].content))),
     )
     monkeypatch.setattr(api.LoadedModel, "prompt_form", lambda *_: ("chatml", None))

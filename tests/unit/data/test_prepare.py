@@ -136,7 +136,7 @@ def test_eos_is_supervised_where_it_is_also_the_padding(run):
 def test_more_examples_than_are_encoded_at_a_time(run, monkeypatch):
     rows = [row(f"q{number}", f"a{number}</s>" if number % 3 else "a") for number in range(50)]
     whole = run(rows).examples
-    monkeypatch.setattr("intel_ft.data.encode._CHUNK", 7)
+    monkeypatch.setattr("intel_ft.templates.encode._CHUNK", 7)
     parts = run(rows).examples
     for name in ("tokens", "supervised", "offsets"):
         left, right = getattr(whole, name), getattr(parts, name)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from support.data_tokenizers import tokenizer
 
 from intel_ft.config import DataConfig
-from intel_ft.data.examples import Examples
 from intel_ft.data.prepare import prepare
 from intel_ft.data.split_long import split_long
 from intel_ft.errors import UserError
+from intel_ft.templates.examples import Examples
 
 
 def documents(lengths) -> Examples:

@@ -12,12 +12,13 @@ from transformers import AutoTokenizer
 
 from intel_ft.assets import resolve
 from intel_ft.config import DataConfig
-from intel_ft.data import blocks, cache_folder, token_cache
+from intel_ft.data import blocks, token_cache
 from intel_ft.data.prepare import prepare
-from intel_ft.data.sources import load_rows
 from intel_ft.data.stored_examples import Writer
 from intel_ft.data.training_set import tokenize
 from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.sources import cache_folder
+from intel_ft.sources.rows import load_rows
 
 
 @pytest.fixture

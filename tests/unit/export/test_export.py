@@ -22,7 +22,6 @@ from intel_ft.artifacts.resolve import resolve
 from intel_ft.batching.row import build_row
 from intel_ft.config import ModelConfig, build
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.formats import Conversation, Message
 from intel_ft.errors import EnvironmentProblem, GateRefused, UserError
 from intel_ft.export import run_data
 from intel_ft.export.export import export
@@ -33,6 +32,7 @@ from intel_ft.quantization import Settings
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.open_model import open_model
 from intel_ft.runtimes.openvino_lm import OpenVINOLM
+from intel_ft.templates.formats import Conversation, Message
 from intel_ft.training.distillation import Teacher
 from intel_ft.training.ir_teacher import IRTeacher
 from intel_ft.training.run import train

@@ -8,11 +8,11 @@ from support.export_fixtures import PAGE, make_adapter
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from intel_ft.artifacts.resolve import resolve
-from intel_ft.data.formats import Message
 from intel_ft.errors import UserError
 from intel_ft.inference.prompts import read_prompts
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.open_model import open_model
+from intel_ft.templates.formats import Message
 
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino_genai") is None or find_spec("optimum.intel") is None,

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from intel_ft.data.formats import Message
 from intel_ft.errors import UserError
 from intel_ft.inference.prompts import read_prompts
+from intel_ft.templates.formats import Message
 
 
 @pytest.mark.parametrize(

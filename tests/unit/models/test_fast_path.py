@@ -9,10 +9,10 @@ from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.config import build
+from intel_ft.layers.packed_attention import NAME
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.packed_attention import NAME
 
 
 def config(**backend):

@@ -10,11 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from intel_ft.batching.row import build_row
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.examples import Examples
-from intel_ft.models import loss, packed_attention
+from intel_ft.layers import packed_attention
+from intel_ft.models import loss
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.flops import StepCost, step_cost
 from intel_ft.models.loss import loss_sum
+from intel_ft.templates.examples import Examples
 
 SHAPE = {
     "vocab_size": 61,

@@ -13,14 +13,14 @@ from intel_ft.config import build
 from intel_ft.config_method import MethodConfig
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.host import cpu
-from intel_ft.models import int8, lora_linear, packed_attention, prepacked
+from intel_ft.layers import int8, lora_linear, packed_attention, prepacked
+from intel_ft.layers.int8 import int8_base
+from intel_ft.layers.lora_linear import Dense, LoraFunction, LoraLinear
+from intel_ft.layers.prepacked import can_prepack, prepacked_base
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.fast_path import apply_fast_path, choose_layout
 from intel_ft.models.frozen_base import FrozenLinear, replace_linears
-from intel_ft.models.int8 import int8_base
-from intel_ft.models.lora_linear import Dense, LoraFunction, LoraLinear
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.prepacked import can_prepack, prepacked_base
 
 VNNI = bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags())
 needs_vnni = pytest.mark.skipif(not VNNI, reason="this CPU has no int8 dot products")

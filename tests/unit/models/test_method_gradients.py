@@ -12,11 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.config_method import MethodConfig
 from intel_ft.errors import UserError
-from intel_ft.models import lora_init, packed_attention
+from intel_ft.layers import packed_attention
+from intel_ft.layers.nf4 import nf4_base
+from intel_ft.models import lora_init
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.frozen_base import FrozenLinear, replace_linears
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.nf4 import nf4_base
 from intel_ft.training.distillation import Teacher
 from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.trainable import Adapter

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from intel_ft.batching.row import build_row
 from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
-from intel_ft.models import packed_attention
+from intel_ft.layers import packed_attention
+from intel_ft.layers.lora_linear import Dense
 from intel_ft.models.adapter import adapter_weights, add_lora, fuse, load_weights, restore_weights
 from intel_ft.models.load import (
     check_folder,
@@ -27,8 +27,8 @@ from intel_ft.models.load import (
     model_folder,
     parameter_count,
 )
-from intel_ft.models.lora_linear import Dense
 from intel_ft.models.loss import loss_sum, plain_head
+from intel_ft.templates.examples import Examples
 
 SHAPE = {
     "vocab_size": 61,

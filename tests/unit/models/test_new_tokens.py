@@ -15,15 +15,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.encode import SpanEncoder
-from intel_ft.data.spans import Span, SpecialTokens
 from intel_ft.errors import UserError
+from intel_ft.layers.packed_attention import NAME
 from intel_ft.models.adapter import add_lora, fuse, save_adapter
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.new_tokens import add_rows
-from intel_ft.models.packed_attention import NAME
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.tokenizer import copy_tokenizer, load_tokenizer
+from intel_ft.templates.encode import SpanEncoder
+from intel_ft.templates.spans import Span, SpecialTokens
 
 ROW = row_of(9, 14)
 NEW = [60, 61, 62]  # the first has a row already

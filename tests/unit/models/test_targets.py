@@ -9,15 +9,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from intel_ft.batching.row import build_row
 from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
+from intel_ft.layers.mixture import routers
 from intel_ft.models.adapter import add_lora, fuse, save_adapter
 from intel_ft.models.flops import step_cost
 from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.mixture import routers
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.targets import adapted_modules
+from intel_ft.templates.examples import Examples
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 FUSED = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}

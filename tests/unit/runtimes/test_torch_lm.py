@@ -12,9 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.backends import cpu
-from intel_ft.data.examples import Examples
-from intel_ft.data.formats import Conversation, Message
-from intel_ft.data.prompt import prompt_tokens
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.inference.chat import PROMPT, chat, local_reply
 from intel_ft.inference.evaluate import cross_entropy, evaluate, is_python
@@ -22,6 +19,9 @@ from intel_ft.inference.prompt_template import prompt_template
 from intel_ft.runtimes.language_model import Completion, Sampling, make_completion
 from intel_ft.runtimes.open_model import open_model
 from intel_ft.runtimes.text_stream import TextStream
+from intel_ft.templates.examples import Examples
+from intel_ft.templates.formats import Conversation, Message
+from intel_ft.templates.prompt import prompt_tokens
 
 KNOWN = PAGE[: PAGE.index(" sum(value")]  # ends where a token does
 

@@ -13,14 +13,14 @@ from intel_ft.assets import resolve
 from intel_ft.batching.row import build_row
 from intel_ft.config import build
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.examples import Examples
 from intel_ft.errors import UserError
-from intel_ft.models import packed_attention
+from intel_ft.layers import packed_attention
+from intel_ft.layers.fused_experts import fuse_experts
 from intel_ft.models.adapter import add_lora
-from intel_ft.models.fused_experts import fuse_experts
 from intel_ft.models.loss import loss_sum
 from intel_ft.models.routing import watch
 from intel_ft.report.page import report
+from intel_ft.templates.examples import Examples
 from intel_ft.training.expert_load import entropy, load_metrics
 from intel_ft.training.run import train
 

@@ -16,11 +16,11 @@ from intel_ft.config import Config, build
 from intel_ft.config_method import MethodConfig
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem
-from intel_ft.models import packed_attention
+from intel_ft.layers import packed_attention
+from intel_ft.layers.nf4 import NF4_BYTES
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.nf4 import NF4_BYTES
 from intel_ft.training import setup
 from intel_ft.training.assemble import assemble
 from intel_ft.training.memory import (

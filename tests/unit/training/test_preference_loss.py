@@ -10,11 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from intel_ft.batching.row import build_row
 from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.answers import judged, pairs_of
-from intel_ft.data.examples import Examples
 from intel_ft.models import loss as loss_module
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.load import load_base, load_for_packing
+from intel_ft.templates.answers import judged, pairs_of
+from intel_ft.templates.examples import Examples
 from intel_ft.training.comparison import Comparison, Reference, measures
 from intel_ft.training.preference_loss import Answers, PreferenceLoss
 

@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from intel_ft.batching.row import build_row
 from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
-from intel_ft.data.answers import Judged, pairs_of
-from intel_ft.data.examples import Examples
 from intel_ft.models.answer_log_probs import answer_log_probs
 from intel_ft.models.load import load_for_packing
+from intel_ft.templates.answers import Judged, pairs_of
+from intel_ft.templates.examples import Examples
 from intel_ft.training.comparison import Comparison, Reference
 from intel_ft.training.preference_loss import PreferenceLoss
 

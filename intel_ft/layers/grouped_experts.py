@@ -1,0 +1,180 @@
+"""The experts of a mixture with all rows of a layer in one product, for weights in bf16 or int8.
+
+The same computation as in layers.experts, which explains it, but each product runs over the rows of
+all experts at once (kernels.grouped): a few calls per layer instead of some thirty per expert.
+
+    rows = x[tokens]                                [rows, h]
+    a1 = rows A1^T                                  [rows, r]
+    hidden = rows W1^T + a1 B1^T                    [rows, 2 i]
+    a2 = activated A2^T
+    out[tokens] += w * (activated W2^T + a2 B2^T)   [T, h]
+
+Saved for backward are x, hidden, a1 and a2. Backward, for the rows g of the output's gradient:
+
+    g2 = g B2                                       [rows, r]
+    d = g W2 + g2 A2                                [rows, i]
+    grad_hidden = swiglu_backward(hidden, w * d)    [rows, 2 i]
+    g1 = grad_hidden B1
+    grad_x[tokens] += grad_hidden W1 + g1 A1
+    grad_A2 = (w g2)^T activated, grad_B2 = g^T (w a2)
+    grad_A1 = g1^T rows, grad_B1 = grad_hidden^T a1
+
+each of these a product with the matrix of the row's expert.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intel_ft.kernels.grouped import (
+    ROW_MULTIPLE,
+    Int8Matrices,
+    can_group,
+    grouped_linear,
+    grouped_outer,
+)
+from intel_ft.layers.experts import ExpertLinear, Experts, Order, with_zero
+from intel_ft.layers.lora_linear import Gradients
+
+_RANKS = 32
+"""LoRA's rank is filled up with zeros to a multiple of this, the depth of one AMX tile."""
+
+
+def can_compute(experts: Experts) -> bool:
+    """Whether `GroupedExperts` computes these experts on this machine."""
+    weights = (experts.first.weight, experts.second.weight)
+    return all(
+        isinstance(weight, Int8Matrices) or (weight is not None and can_group(weight))
+        for weight in weights
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedLinear:
+    """An `ExpertLinear` with the weights of one step.
+
+    w [experts, out, in] or in int8; a [experts, rank, in]; b [experts, out, rank] has the scale; or
+    None.
+    """
+
+    linear: ExpertLinear
+    w: Tensor | Int8Matrices
+    a: Tensor | None
+    b: Tensor | None
+
+    @classmethod
+    def of(cls, linear: ExpertLinear) -> "GroupedLinear":
+        """For LoRA's present weights."""
+        assert linear.weight is not None  # can_compute
+        if linear.a is None or linear.b is None:
+            return cls(linear, linear.weight, None, None)
+        count, dtype = linear.count, linear.dtype
+        a = linear.a.to(dtype).view(count, -1, linear.a.shape[1])
+        b = (linear.b * linear.scale).to(dtype).view(len(linear.b), -1, count).permute(2, 0, 1)
+        more = -a.shape[1] % _RANKS
+        return cls(
+            linear, linear.weight, F.pad(a, (0, 0, 0, more)), F.pad(b, (0, more)).contiguous()
+        )
+
+    def forward(self, rows: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The output and `lora_a_out`, without the bias."""
+        more, a_out = [], None
+        if self.a is not None and self.b is not None:
+            a_out = grouped_linear([(rows, self.a)], bounds)
+            more = [(a_out, self.b)]
+        if isinstance(self.w, Int8Matrices):
+            return self.w.linear(rows, bounds, more), a_out
+        return grouped_linear([(rows, self.w), *more], bounds), a_out
+
+    def a_out_gradient(self, grad: Tensor, bounds: Tensor) -> Tensor | None:
+        """The gradient of `lora_a_out`."""
+        return None if self.b is None else grouped_linear([(grad, self.b.mT)], bounds)
+
+    def input_gradient(self, grad: Tensor, grad_a_out: Tensor | None, bounds: Tensor) -> Tensor:
+        """The gradient of the input rows."""
+        more = []
+        if grad_a_out is not None and self.a is not None:
+            more = [(grad_a_out, self.a.mT)]
+        if isinstance(self.w, Int8Matrices):
+            return self.w.input_gradient(grad, bounds, more)
+        return grouped_linear([(grad, self.w.mT), *more], bounds)
+
+    def lora_gradients(
+        self,
+        grad: Tensor,
+        grad_a_out: Tensor | None,
+        rows: Tensor,
+        a_out: Tensor | None,
+        bounds: Tensor,
+    ) -> Gradients:
+        """Those of A and B in the shapes of peft's parameters, float32; empty without LoRA."""
+        a, b = self.linear.a, self.linear.b
+        if a is None or b is None or grad_a_out is None or a_out is None:
+            return ()
+        rank = len(a) // self.linear.count
+        grad_a = grouped_outer(grad_a_out, rows, bounds, 1.0)[:, :rank]
+        grad_b = grouped_outer(a_out, grad, bounds, self.linear.scale)[:, :rank]
+        return grad_a.reshape(a.shape), grad_b.permute(2, 1, 0).reshape(b.shape)
+
+
+class GroupedExperts(torch.autograd.Function):
+    """See layers.experts.ExpertsFunction: the same arguments, for `can_compute` experts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, index: Tensor, weights: Tensor, experts: Experts, *_: Tensor
+    ) -> Tensor:
+        """The weighted sum of each token's experts."""
+        first, second = GroupedLinear.of(experts.first), GroupedLinear.of(experts.second)
+        order = Order.of(
+            index, experts.first.count, lambda count: -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
+        )
+        bounds = torch.tensor(order.bounds)
+        rows = with_zero(x).index_select(0, order.tokens)
+        hidden, first_a_out = first.forward(rows, bounds)
+        _add_bias(hidden, experts.first.bias, bounds)
+        outs, second_a_out = second.forward(experts.activation.forward(hidden), bounds)
+        _add_bias(outs, experts.second.bias, bounds)
+        ctx.steps, ctx.activation, ctx.order = (first, second), experts.activation, order
+        ctx.save_for_backward(x, weights, bounds, hidden, first_a_out, second_a_out)
+        return order.sum_per_token(outs, weights.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, of the router's weights, and of each LoRA weight."""
+        (first, second), order, activation = ctx.steps, ctx.order, ctx.activation
+        x, weights, bounds, hidden, first_a_out, second_a_out = ctx.saved_tensors
+        grad = with_zero(gradients[0]).index_select(0, order.tokens)
+        weight = with_zero(weights.reshape(-1, 1).float()).index_select(0, order.pairs)
+        grad_a_out = second.a_out_gradient(grad, bounds)
+        d = second.input_gradient(grad, grad_a_out, bounds)
+        grad_hidden, activated = activation.backward(hidden, (d * weight).to(d.dtype))
+        by_row = (d * activated).sum(-1, dtype=torch.float32)
+        if (bias := second.linear.bias) is not None:
+            by_row += (grad * bias.repeat_interleave(bounds.diff(), 0)).sum(-1, dtype=torch.float32)
+        second_grads = second.lora_gradients(
+            grad, _scaled(grad_a_out, weight), activated, _scaled(second_a_out, weight), bounds
+        )
+        del d, activated, grad
+        grad_a_out = first.a_out_gradient(grad_hidden, bounds)
+        rows = with_zero(x).index_select(0, order.tokens)
+        first_grads = first.lora_gradients(grad_hidden, grad_a_out, rows, first_a_out, bounds)
+        del rows
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = first.input_gradient(grad_hidden, grad_a_out, bounds)
+            grad_x = order.sum_per_token(grad_rows).to(x.dtype)
+        grad_weights = by_row[order.places].to(weights.dtype).view_as(weights)
+        return grad_x, None, grad_weights, None, *first_grads, *second_grads
+
+
+def _scaled(rows: Tensor | None, weight: Tensor) -> Tensor | None:
+    return None if rows is None else (rows * weight).to(rows.dtype)
+
+
+def _add_bias(rows: Tensor, bias: Tensor | None, bounds: Tensor) -> None:
+    if bias is not None:
+        rows += bias.repeat_interleave(bounds.diff(), 0)

@@ -1,0 +1,265 @@
+"""A frozen linear layer with LoRA: its GEMMs and gradients, written out.
+
+peft computes base(x) + scale * B(A(x)) as separate operations, which cast x to the float32 of the
+LoRA weights and back and save several copies of it for backward. Here the low-rank part is added to
+the base's output in place, the scale is folded into B, and only x is saved.
+"""
+
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from peft.tuners import lora
+from torch import Tensor
+
+from intel_ft.kernels import ops
+from intel_ft.layers.own_products import TileWeight
+
+Gradients = tuple[Tensor, ...]
+
+
+class FrozenWeight(Protocol):
+    """A frozen linear layer [in] -> [out], whatever the layout of its weight.
+
+    A module with another layout than a plain weight has it as its attribute `frozen_base`.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of x, outputs and gradients."""
+        ...
+
+    def linear(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """x W^T + bias (+ residual) for x [tokens, in], a new tensor."""
+        ...
+
+    def input_gradient(self, grad: Tensor, accumulate_into: Tensor | None) -> Tensor:
+        """grad W (+ accumulate_into, which it may overwrite) for grad [tokens, out]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A base in the layout that it was loaded in: weight [out, in], bias [out] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See FrozenWeight."""
+        return self.weight.dtype
+
+    def linear(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """See FrozenWeight."""
+        if residual is None:
+            return F.linear(x, self.weight, self.bias)
+        out = torch.addmm(residual, x, self.weight.T)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def input_gradient(self, grad: Tensor, accumulate_into: Tensor | None) -> Tensor:
+        """See FrozenWeight."""
+        if accumulate_into is None:
+            return grad @ self.weight
+        return accumulate_into.addmm_(grad, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraLinear:
+    """x W^T + bias + scale * (dropout(x) A^T) B^T, with the base frozen.
+
+    a [rank, in] and b [out, rank] are float32, or both None where a layer has no LoRA; dropout:
+    peft's module, which knows whether it is training, or None.
+    """
+
+    base: FrozenWeight
+    a: Tensor | None = None
+    b: Tensor | None = None
+    scale: float = 0.0
+    dropout: torch.nn.Dropout | None = None
+
+    @property
+    def trained(self) -> tuple[Tensor, ...]:
+        """A and B, or an empty tuple."""
+        return () if self.a is None or self.b is None else (self.a, self.b)
+
+    def start_step(self) -> "LoraStep":
+        """The layer with its present weights, for one forward and its backward."""
+        if self.a is None or self.b is None:
+            return LoraStep(self.base)
+        dtype = self.base.dtype
+        step = LoraStep(
+            self.base, a=self.a.to(dtype), b=(self.b * self.scale).to(dtype), scale=self.scale
+        )
+        if self.dropout is None or not self.dropout.training:
+            return step
+        return replace(step, rate=self.dropout.p, seed=int(torch.randint(2**32, ())))
+
+
+@dataclass(frozen=True, eq=False)
+class LoraStep:
+    """The GEMMs of a `LoraLinear`, with a and b in the base's dtype and the scale folded into b.
+
+    Dropout's rate and seed decide which elements are dropped, so that backward drops the same.
+    Where a layer has no LoRA, `lora_a_out` and its gradient are None, and there are no gradients of
+    A and B.
+    """
+
+    base: FrozenWeight
+    a: Tensor | None = None
+    b: Tensor | None = None
+    scale: float = 0.0
+    rate: float = 0.0
+    seed: int = 0
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The output [tokens, out] (+ residual) for x [tokens, in], and `lora_a_out`.
+
+        `lora_a_out` is dropout(x) A^T [tokens, rank], which backward needs.
+        """
+        if self.a is None or self.b is None:
+            return self.base.linear(x, residual), None
+        lora_a_out = self._dropout(x) @ self.a.T
+        if isinstance(self.base, TileWeight):
+            return self.base.linear(x, residual, (lora_a_out, self.b)), lora_a_out
+        return self.base.linear(x, residual).addmm_(lora_a_out, self.b.T), lora_a_out
+
+    def lora_a_out_gradient(self, grad: Tensor) -> Tensor | None:
+        """The gradient [tokens, rank] of `lora_a_out`, for grad [tokens, out]."""
+        return None if self.b is None else grad @ self.b
+
+    def input_gradient(
+        self, grad: Tensor, grad_a_out: Tensor | None, accumulate_into: Tensor | None = None
+    ) -> Tensor:
+        """The gradient [tokens, in] of x (+ accumulate_into, which it may overwrite).
+
+        grad_a_out: what `lora_a_out_gradient` returned.
+        """
+        if isinstance(self.base, TileWeight) and grad_a_out is not None and not self.rate:
+            assert self.a is not None  # as grad_a_out is not
+            return self.base.input_gradient(grad, accumulate_into, (grad_a_out, self.a.T))
+        grad_x = self.base.input_gradient(grad, accumulate_into)
+        if grad_a_out is None or self.a is None:
+            return grad_x
+        if self.rate:
+            return ops.dropout(grad_a_out @ self.a, self.rate, self.seed, accumulate_into=grad_x)
+        return grad_x.addmm_(grad_a_out, self.a)
+
+    def lora_gradients(
+        self, grad: Tensor, grad_a_out: Tensor | None, x: Tensor, lora_a_out: Tensor | None
+    ) -> Gradients:
+        """The gradients of A and B, float32; empty without LoRA."""
+        if grad_a_out is None or lora_a_out is None:
+            return ()
+        grad_a = (grad_a_out.T @ self._dropout(x)).float()
+        return grad_a, (grad.T @ lora_a_out).float().mul_(self.scale)
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        lora_a_out: Tensor | None,
+        accumulate_into: Tensor | None = None,
+    ) -> tuple[Tensor, Gradients]:
+        """The gradient of x (+ accumulate_into, which it may overwrite), and those of A and B."""
+        grad_a_out = self.lora_a_out_gradient(grad)
+        grad_x = self.input_gradient(grad, grad_a_out, accumulate_into)
+        return grad_x, self.lora_gradients(grad, grad_a_out, x, lora_a_out)
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.rate, self.seed) if self.rate else x
+
+
+class LoraFunction(torch.autograd.Function):
+    """A `LoraLinear` as an autograd function, for models whose decoder layers cannot be fused."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: LoraLinear, *_: Tensor) -> Tensor:
+        """The output [..., out] for x [..., in]."""
+        flat, step = x.reshape(-1, x.shape[-1]).contiguous(), linear.start_step()
+        out, lora_a_out = step.forward(flat)
+        ctx.step = step
+        ctx.save_for_backward(flat, lora_a_out)
+        # Not a view: Llama 4 adds its experts to the shared one's output in place.
+        return out.view(*x.shape[:-1], -1).data
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, a and b."""
+        (flat, lora_a_out), step = ctx.saved_tensors, ctx.step
+        grad = gradients[0].reshape(len(flat), -1).contiguous()  # of a sum, it has strides 0
+        grad_a_out = step.lora_a_out_gradient(grad)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = step.input_gradient(grad, grad_a_out).view(*gradients[0].shape[:-1], -1)
+        return grad_x, None, *step.lora_gradients(grad, grad_a_out, flat, lora_a_out)
+
+
+def linear_of(module: Any) -> LoraLinear | None:
+    """The layer as data, with or without LoRA.
+
+    None for other layers: with DoRA, quantized by a library, or with weights that train.
+    """
+    if (base := _base_of(module)) is not None:
+        return LoraLinear(base)
+    if not is_lora_linear(module) or (base := _base_of(module.base_layer)) is None:
+        return None
+    dropout = module.lora_dropout["default"]
+    if (
+        not isinstance(dropout, torch.nn.Identity | torch.nn.Dropout)
+        or module.use_dora["default"]
+        or module.lora_bias["default"]
+    ):
+        return None
+    return LoraLinear(
+        base,
+        a=module.lora_A["default"].weight,
+        b=module.lora_B["default"].weight,
+        scale=module.scaling["default"],
+        dropout=dropout if isinstance(dropout, torch.nn.Dropout) else None,
+    )
+
+
+def is_lora_linear(module: Any) -> bool:
+    """Whether peft adapts a linear layer here, as a layer or by the name of its weight."""
+    if type(module) is lora.ParamWrapper:
+        return module.parameter_name == "weight" and isinstance(module.base_layer, torch.nn.Linear)
+    return type(module) is lora.Linear
+
+
+def is_active(module: Any) -> bool:
+    """Whether peft would add the low-rank part now, which is neither disabled nor merged."""
+    return not (getattr(module, "disable_adapters", False) or getattr(module, "merged", False))
+
+
+def _base_of(module: Any) -> FrozenWeight | None:
+    if (base := getattr(module, "frozen_base", None)) is not None:
+        return base  # type: ignore[no-any-return]
+    if type(module) is torch.nn.Linear and not module.weight.requires_grad:
+        return Dense(module.weight, module.bias)
+    return None
+
+
+def fuse_linears(model: Any) -> int:
+    """Give every plain LoRA layer of a PEFT model the fused forward; returns their number."""
+    fused = 0
+    for module in model.modules():
+        if is_lora_linear(module) and linear_of(module) is not None:
+            module.forward = MethodType(_forward, module)
+            fused += 1
+    return fused
+
+
+def _forward(self: Any, x: Tensor) -> Tensor:
+    out: Tensor
+    if not is_active(self):
+        out = type(self).forward(self, x)
+        return out
+    linear = linear_of(self)
+    assert linear is not None  # checked when fuse_linears set this forward
+    out = LoraFunction.apply(  # type: ignore[no-untyped-call]
+        x.to(linear.base.dtype), linear, *linear.trained
+    )
+    return out

@@ -1,0 +1,101 @@
+"""Where an answer begins: behind the prompt that a server sends, with what the model writes first.
+
+A server's prompt may open a thought (DeepSeek-R1), the template may write an empty one where an
+answer has none (Qwen3), and most templates drop the thoughts of earlier turns. Used by
+templates.chat_template.
+"""
+
+import re
+from typing import NamedTuple
+
+from intel_ft.templates.chat_messages import SLOTS
+from intel_ft.templates.chat_render import REMEDY, TemplateProblem
+from intel_ft.templates.thoughts import CLOSE
+
+_OPENED = re.compile(r"<think>(\s*)\Z")
+_CLOSED = re.compile(r"(?:</think>|<channel\|>)\s*\Z")  # a prompt with an empty thought (Gemma 4)
+_WITH_EMPTY = re.compile(r"(?:<think>\s*</think>|<\|channel>[^<]*<channel\|>)\s*\Z")
+_EMPTY = re.compile(r"\s*(?:<think>\s*)?(?:</think>(\s*))?")
+
+
+class Start(NamedTuple):
+    """A server's prompt for an answer, and what the model writes, both with slots for the words.
+
+    opened: what of it the model writes in front of its words.
+    """
+
+    prompt: str
+    body: str
+    opened: str = ""
+
+
+def answer_start(whole: str, prompt: str | None, message: int, has_thought: bool) -> Start | None:
+    """How the answer of a conversation that ends with it starts.
+
+    whole: what the template writes of the conversation; prompt: what it writes of all before the
+    answer with `add_generation_prompt`, None if it cannot; message: the answer's index. Returns
+    None if the template leaves out the answer's thought, and no prompt asks for it.
+    """
+    own = next((slot for slot in SLOTS.finditer(whole) if int(slot[3]) == message), None)
+    hidden = has_thought and (own is None or own[4] == "c")
+    if prompt is None:
+        if own is None:
+            raise TemplateProblem(f"the tokenizer's chat_template has no prompt here: {REMEDY}")
+        return None if hidden else Start(whole[: own.start()], whole[own.start() :])
+    at = own.start() if own else _without_words(whole, prompt)
+    before, tail = whole[_after_last_slot(whole[:at]) : at], prompt[_after_last_slot(prompt) :]
+    rest = whole[at:]
+    if before.startswith(tail) and not hidden:
+        opened = before[len(tail) :]
+        doubled = own is not None and own[4] == "v" and CLOSE in opened
+        return None if doubled else Start(prompt, opened + rest, opened)
+    if not has_thought and tail.startswith(before) and _CLOSED.search(tail[len(before) :]):
+        return Start(prompt, rest)
+    opens, empty = _OPENED.search(tail), None
+    if opens and before.startswith(tail[: opens.start()]):
+        empty = _EMPTY.fullmatch(before[opens.start() :])
+    if opens and empty:  # the answer's own thought, or an empty one
+        line_break = "\n" if "\n" in opens[1] else ""
+        close = f"{line_break}{CLOSE}{line_break * 2 if empty[1] is None else empty[1]}"
+        body = _with_thought(rest, close, own, message, has_thought)
+        return Start(prompt, body, "" if has_thought else close)
+    # What is not a server's prompt: templates.template_check shows both.
+    return None if hidden else Start(whole[:at], rest)
+
+
+def _with_thought(
+    rest: str, close: str, own: "re.Match[str] | None", message: int, has_thought: bool
+) -> str:
+    """What the model writes behind a prompt that opens a thought."""
+    if not has_thought:
+        return close + rest
+    thought = f'\t\ue000"{message}t\ue001\t'
+    if own is None or own[4] == "c":
+        return thought + close + rest
+    if own[4] == "v":
+        words = f'\t\ue000"{message}c\ue001{own[6] or ""}'
+        return thought + close + words + rest[own.end() - own.start() :]
+    return rest
+
+
+def _without_words(whole: str, prompt: str) -> int:
+    """Where an answer without words begins, as one that calls tools."""
+    if whole.startswith(prompt):
+        return len(prompt)
+    for thought in (_OPENED, _WITH_EMPTY):  # the prompt has one, and the whole has none
+        if (found := thought.search(prompt)) and whole.startswith(prompt[: found.start()]):
+            return found.start()
+    tail = prompt[_after_last_slot(prompt) :]
+    if tail.strip() and tail in whole:
+        return whole.rindex(tail) + len(tail)
+    raise TemplateProblem(
+        "the tokenizer's chat_template writes an answer without words, and not behind the prompt"
+        f" that a server sends: {REMEDY}"
+    )
+
+
+def _after_last_slot(text: str) -> int:
+    end = text.rfind("\ue001") + 1
+    if not end:
+        return 0
+    return end + next((len(tab) for tab in ("\t", "\\t") if text.startswith(tab, end)), 0)

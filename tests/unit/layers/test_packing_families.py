@@ -1,0 +1,62 @@
+"""No family is packed whose segments see one another, however little."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.families import architectures
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from intel_ft.layers import packed_attention
+from intel_ft.layers.packed_attention import row_inputs, why_not_packable
+from intel_ft.training.model_sizes import model_sizes
+
+UNPACKED = {
+    "Falcon H1",
+    "Granite 4, hybrid",
+    "LFM 2",
+    "LFM 2 MoE",
+    "Llama 4",
+    "Qwen 3 Next",
+    "Qwen 3.5",
+}
+
+
+def _supported(name: str) -> bool:
+    config = AutoConfig.for_model(architectures.FAMILIES[name][0])
+    return bool(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend)
+
+
+@torch.no_grad()
+def logits(model, *segments: torch.Tensor) -> torch.Tensor:
+    """The logits of the last segment of a packed row."""
+    lengths = torch.tensor([len(segment) for segment in segments])
+    positions = torch.cat([torch.arange(len(segment)) for segment in segments])
+    bounds = F.pad(lengths.cumsum(0), (1, 0))
+    found = model(**row_inputs(torch.cat(segments), positions, bounds)).logits[0]
+    return found[-len(segments[-1]) :]
+
+
+@pytest.mark.parametrize("name", [name for name in architectures.FAMILIES if _supported(name)])
+def test_a_family_that_packs_keeps_its_segments_apart(name) -> None:
+    model_type, values = architectures.FAMILIES[name]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **values)
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation=packed_attention.NAME, dtype=torch.float32
+    ).eval()
+    reason = why_not_packable(model)
+    assert (reason is not None) == (name in UNPACKED), reason
+    if reason is not None:
+        return
+    assert model_sizes(model).packs
+    first, other, second = (torch.arange(n) * 5 + n for n in (9, 7, 40))  # beyond the windows
+    alone = logits(model, second)
+    for before in ((first,), (other,), (first, other)):
+        torch.testing.assert_close(logits(model, *before, second), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_plan_packs_no_family_with_a_convolution() -> None:
+    model_type, values = architectures.FAMILIES["LFM 2"]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values))
+    assert not model_sizes(model).packs
