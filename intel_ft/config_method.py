@@ -1,13 +1,21 @@
 """The section `method` of the configuration: what is trained, and on which target."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from intel_ft.config_sources import PathOrId, Section
 from intel_ft.config_text import names_or_pattern
-from intel_ft.conflicts import preference_conflicts
+
+OF_LOSSES = {
+    "gamma": ("simpo",),
+    "label_smoothing": ("dpo", "simpo", "cpo"),
+    "sft_weight": ("dpo", "ipo", "simpo", "cpo"),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
+"""Keys of a preference method that only some losses have."""
 
 
 class MethodConfig(Section):
@@ -92,7 +100,7 @@ class MethodConfig(Section):
             raise ValueError(
                 f"student requires name=distill or name=preference, but name is {self.name}"
             )
-        for conflict in preference_conflicts(self):
+        for conflict in _preference_conflicts(self):
             raise ValueError(conflict)
         if self.name == "distill" and self.teacher is None:
             raise ValueError(
@@ -113,3 +121,14 @@ class MethodConfig(Section):
         """The first of these fields that differs from its default."""
         fields = type(self).model_fields
         return next((n for n in names if getattr(self, n) != fields[n].default), None)
+
+
+def _preference_conflicts(method: MethodConfig) -> Iterator[str]:
+    """Keys of `method` that its name or its preference loss does not have, one sentence each."""
+    if method.name != "preference":
+        if name := method.first_changed(("loss", "beta", *OF_LOSSES)):
+            yield f"{name} requires name=preference, but name is {method.name}"
+        return
+    for key, losses in OF_LOSSES.items():
+        if method.loss not in losses and method.first_changed([key]):
+            yield f"{key} is for loss={' or '.join(losses)}, but loss is {method.loss}"

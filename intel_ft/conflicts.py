@@ -1,11 +1,8 @@
-"""Settings that cannot be combined, each pair with a sentence; called from config."""
+"""Settings that cannot be combined, each pair with a sentence."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from intel_ft.config import Config
-    from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import Sections
 
 _NEEDS_PLAIN_BASE = (
     "requires unmodified base weights: it cannot be combined with qlora, model.base_dtype or"
@@ -13,7 +10,7 @@ _NEEDS_PLAIN_BASE = (
 )
 
 
-def conflicts(config: "Config") -> Iterator[str]:
+def conflicts(config: Sections) -> Iterator[str]:
     """Settings in `config` that cannot be combined, one sentence each."""
     method, backend, train = config.method, config.backend, config.train
     row, longest = train.max_tokens_per_row, config.data.max_length
@@ -48,7 +45,7 @@ def conflicts(config: "Config") -> Iterator[str]:
         yield from _on_ipex(config)
 
 
-def _at_start(config: "Config") -> Iterator[str]:
+def _at_start(config: Sections) -> Iterator[str]:
     """Conflicts of the adapter and the tokens that a run starts with."""
     model, method = config.model, config.method
     if model.merged_adapter is None and model.adapter_mode == "merge":
@@ -78,7 +75,7 @@ def _at_start(config: "Config") -> Iterator[str]:
         yield "model.add_tokens requires backend.name=cpu or cuda, not ipex"
 
 
-def _on_int4(config: "Config") -> Iterator[str]:
+def _on_int4(config: Sections) -> Iterator[str]:
     """Conflicts of int4 weights, which are those that are served."""
     model, method = config.model, config.method
     if config.base_dtype != "int4":
@@ -96,7 +93,7 @@ def _on_int4(config: "Config") -> Iterator[str]:
         yield f"model.add_tokens adds rows to {kept}"
 
 
-def _on_compared_data(config: "Config") -> Iterator[str]:
+def _on_compared_data(config: Sections) -> Iterator[str]:
     data, row, preference = config.data, config.train.max_tokens_per_row, "method.name=preference"
     if len(data.sources) > 1:
         yield f"{preference} reads one source, and data.train has {len(data.sources)}: join them"
@@ -120,28 +117,7 @@ def _on_compared_data(config: "Config") -> Iterator[str]:
         yield "train.best_metric=accuracy needs data.eval or data.eval_fraction"
 
 
-OF_LOSSES = {
-    "gamma": ("simpo",),
-    "label_smoothing": ("dpo", "simpo", "cpo"),
-    "sft_weight": ("dpo", "ipo", "simpo", "cpo"),
-    "desirable_weight": ("kto",),
-    "undesirable_weight": ("kto",),
-}
-"""Keys of a preference method that only some losses have."""
-
-
-def preference_conflicts(method: "MethodConfig") -> Iterator[str]:
-    """Keys of `method` that its name or its preference loss does not have, one sentence each."""
-    if method.name != "preference":
-        if name := method.first_changed(("loss", "beta", *OF_LOSSES)):
-            yield f"{name} requires name=preference, but name is {method.name}"
-        return
-    for key, losses in OF_LOSSES.items():
-        if method.loss not in losses and method.first_changed([key]):
-            yield f"{key} is for loss={' or '.join(losses)}, but loss is {method.loss}"
-
-
-def _on_cuda(config: "Config") -> Iterator[str]:
+def _on_cuda(config: Sections) -> Iterator[str]:
     backend = config.backend
     if backend.collective not in ("auto", "nccl"):
         yield f"backend.collective={backend.collective} requires backend.name=cpu"
@@ -153,7 +129,7 @@ def _on_cuda(config: "Config") -> Iterator[str]:
         yield "backend.compile=true requires backend.name=cpu: a GPU uses its own kernels"
 
 
-def _on_ipex(config: "Config") -> Iterator[str]:
+def _on_ipex(config: Sections) -> Iterator[str]:
     method, limit = config.method, "backend.name=ipex only supports LoRA on a bf16 base"
     if method.trains_all or method.use_dora:
         yield f"{limit}: it cannot train all weights or use method.use_dora"
@@ -163,7 +139,7 @@ def _on_ipex(config: "Config") -> Iterator[str]:
         yield "backend.compile=true requires backend.name=cpu, not ipex"
 
 
-def _of_a_stream(config: "Config") -> Iterator[str]:
+def _of_a_stream(config: Sections) -> Iterator[str]:
     data, batch = config.data, config.train.global_batch_size
     if config.train.max_steps is None:
         yield "data.streaming needs train.max_steps: it does not know how many rows there are"

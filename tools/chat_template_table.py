@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.conversations.tools import calls_text, tools_text
 from intel_ft.errors import UserError
 from intel_ft.models.tokenizer import load_tokenizer

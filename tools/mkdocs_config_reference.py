@@ -1,8 +1,8 @@
 """An mkdocs hook: generates config.md, all keys of a config, from the fields' own documentation."""
 
 import ast
+import inspect
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 import yaml
@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from intel_ft import config as configuration
-from intel_ft import config_method, config_sources
+from intel_ft import config_method, config_sections, config_sources
 
 INTRODUCTION = """\
 # Configuration
@@ -41,8 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def documentation() -> dict[tuple[str, str], str]:
     """The strings below the fields of the config modules, by class and field ("": of the class)."""
-    modules = (configuration.__file__, config_method.__file__, config_sources.__file__)
-    trees = [ast.parse(Path(module).read_text(encoding="utf-8")) for module in modules]
+    modules = (configuration, config_sections, config_method, config_sources)
+    trees = [ast.parse(inspect.getsource(module)) for module in modules]
     texts: dict[tuple[str, str], str] = {}
     for section in (section for tree in trees for section in tree.body):
         if not isinstance(section, ast.ClassDef):

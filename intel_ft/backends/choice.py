@@ -5,7 +5,8 @@ from functools import cache
 import torch
 
 from intel_ft.backends import cpu, cuda, ipex
-from intel_ft.config import BackendConfig, Config, ModelConfig
+from intel_ft.config import Config
+from intel_ft.config_sections import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.host import devices
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.config_sections import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.host import topology

@@ -5,7 +5,7 @@ import platform
 import torch
 
 from intel_ft.backends.cpu import Backend
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.cpu import GIB

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.config_sections import BackendConfig, ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.versions import installed

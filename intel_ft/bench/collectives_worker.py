@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from intel_ft.config import BackendConfig
+from intel_ft.config_sections import BackendConfig
 from intel_ft.distributed.process_group import init_process_group, network_interface
 from intel_ft.distributed.world import World
 from intel_ft.subprocess_json import result_stream

@@ -14,7 +14,7 @@ import torch
 from intel_ft.backends import cpu
 from intel_ft.bench import machine
 from intel_ft.bench.workloads import Workload, shape_model, synthetic_examples
-from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.config_sections import BackendConfig, ModelConfig
 from intel_ft.kernels.gemm.register_rate import RegisterRate, register_rate
 from intel_ft.layers.int8 import can_int8
 from intel_ft.models import gemm_rate

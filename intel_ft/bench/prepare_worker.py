@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from intel_ft.bench.prepare import CACHED
 from intel_ft.bench.task import OWN_TRAINER
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.subprocess_json import result_stream
 from intel_ft.templates.template import ALPACA, ALPACA_WITH_INPUT
 

@@ -19,7 +19,7 @@ from intel_ft.backends import choice, cuda
 from intel_ft.backends.cpu import Backend
 from intel_ft.bench.task import IPEX_CONTENDERS, OWN_TRAINER, OWN_TRAINERS, Task
 from intel_ft.bench.workloads import shape_model, synthetic_examples
-from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.config_sections import BackendConfig, ModelConfig
 from intel_ft.distributed.process_group import init_process_group
 from intel_ft.distributed.world import World
 from intel_ft.host import cpu, devices, topology

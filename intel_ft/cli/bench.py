@@ -93,8 +93,8 @@ def train(
     loss: Annotated[
         Literal["sft", "dpo"],
         typer.Option(
-            help="Loss to train with: sft, or dpo on pairs. The time of dpo includes the reference; its "
-            "peer is trl."
+            help="Loss to train with: sft, or dpo on pairs. The time of dpo includes the "
+            "reference; its peer is trl."
         ),
     ] = "sft",
     rank: LoraRank = 16,

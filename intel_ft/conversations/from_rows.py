@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.conversations.ready_made import read_segments, read_tokens
 from intel_ft.conversations.tools import tools_text
 from intel_ft.conversations.turns import TurnRules, read_turns, same_tools, text_of

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.conversations.from_rows import ReadData, context_of, history_of, system_of, tools_of
 from intel_ft.conversations.turns import TurnRules, read_turns, same_tools, text_of
 from intel_ft.conversations.unsupported import (

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare_rows
 from intel_ft.gc_pause import gc_paused
 from intel_ft.host import topology

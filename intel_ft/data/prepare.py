@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.config_sources import Auto
 from intel_ft.conversations.from_rows import ReadData, read_conversations
 from intel_ft.conversations.preferences import Kind, kind_in, read_answers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intel_ft import assets
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.conversations.preferences import Kind
 from intel_ft.data.fit import fit
 from intel_ft.data.prepare import read_rows

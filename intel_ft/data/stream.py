@@ -2,7 +2,7 @@
 
 A buffer is the next `data.buffer` rows; after the last row the source begins again. Each row gives
 one example, so a buffer follows from its number, and a resumed run reads on from there. Every rank
-reads the source. Called from data.training_set.
+reads the source.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import Prepared, prepare_rows
 from intel_ft.errors import EnvironmentProblem, UserError, missing_package
 from intel_ft.gc_pause import gc_paused

@@ -2,8 +2,7 @@
 
 An entry of the cache is one source as one tokenizer and one config read it: its name is a hash of
 all that the tokens follow from. The rows are tokenized block by block, each appended to the entry's
-files (data.stored_examples), so a process that is killed loses one block. Called from
-data.training_set.
+files (data.stored_examples), so a process that is killed loses one block.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.blocks import Task, blocks
 from intel_ft.data.prepare import DataReport
 from intel_ft.data.stored_examples import Writer, open_examples
@@ -143,10 +142,11 @@ def _name(
 
 @cache
 def _own_code() -> str:
-    """A hash of this package: a change of templates or masks makes other tokens."""
+    """A hash of the code from rows to tokens: a change of templates or masks makes other tokens."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for package in ("sources", "templates", "conversations", "data"):
+        for path in sorted((Path(__file__).parents[1] / package).glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

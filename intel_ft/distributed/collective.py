@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from intel_ft.config import BackendConfig
+from intel_ft.config_sections import BackendConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.host.launcher_env import INTEL_MPI

@@ -11,7 +11,7 @@ from datetime import timedelta
 import psutil
 import torch.distributed as dist
 
-from intel_ft.config import BackendConfig
+from intel_ft.config_sections import BackendConfig
 from intel_ft.decisions import Decision
 from intel_ft.distributed.collective import Installed, choose_collective
 from intel_ft.distributed.heartbeat import Heartbeat

@@ -34,7 +34,7 @@ def backend() -> list[tuple[str, str, str]]:
     It also sets the number of threads, so the rates measured next are those of a run.
     """
     from intel_ft.backends import choice
-    from intel_ft.config import BackendConfig, ModelConfig
+    from intel_ft.config_sections import BackendConfig, ModelConfig
 
     name = choice.choose_by_name("auto")
     chosen = choice.select(BackendConfig(), ModelConfig(name_or_path="-"), name.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from intel_ft.artifacts.model_folder import GENERATION, write_base_id
 from intel_ft.artifacts.resolve import Artifact
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.export.half import half_precision
 from intel_ft.export.lifted import TASK, lifted_limit

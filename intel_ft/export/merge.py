@@ -12,7 +12,7 @@ from typing import Any
 import intel_ft
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import Artifact, resolve
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.logit_agreement import (
     Agreement,

@@ -10,7 +10,8 @@ import numpy as np
 
 from intel_ft import assets
 from intel_ft.artifacts.resolve import Artifact
-from intel_ft.config import Config, DataConfig, check_data
+from intel_ft.config import Config, check_data
+from intel_ft.config_sections import DataConfig
 from intel_ft.config_sources import Source
 from intel_ft.data.prepare import Prepared, prepare, split_fraction
 from intel_ft.data.tokenized import Tokenized, join, of_prepared

@@ -4,7 +4,7 @@ from typing import Any
 
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, Artifact, read_json, trained_token_ids
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models.tokenizer import PROBE_TEXTS
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, read_json
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.layers import packed_attention
 from intel_ft.models.quantized import dequantization, forget_quantization, refuse_quantized

@@ -15,8 +15,8 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils import TrainableTokensWrapper
 from torch import Tensor
 
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.models.targets import is_tied, matches, own_layer

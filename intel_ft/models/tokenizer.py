@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from intel_ft import assets
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, resolve
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import EnvironmentProblem, UserError, missing_package
 from intel_ft.models.added_tokens import (
     ExtendedTokenizer,

@@ -23,8 +23,7 @@ from intel_ft.backends import choice
 from intel_ft.bench.own_trainer import timed_trainer
 from intel_ft.bench.workloads import random_examples, with_noise
 from intel_ft.config import Config, load
-from intel_ft.config_method import MethodConfig
-from intel_ft.conflicts import OF_LOSSES
+from intel_ft.config_method import OF_LOSSES, MethodConfig
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import write_text

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from intel_ft import assets
-from intel_ft.config import Config, DataConfig
+from intel_ft.config import Config
+from intel_ft.config_sections import DataConfig
 from intel_ft.config_sources import Source
 from intel_ft.conversations.from_rows import read_conversations
 from intel_ft.conversations.preferences import Kind, read_answers

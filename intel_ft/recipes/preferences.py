@@ -8,7 +8,7 @@ https://huggingface.co/docs/trl/dpo_trainer, kto_trainer, orpo_trainer, cpo_trai
 import re
 from collections.abc import Mapping
 
-from intel_ft.conflicts import OF_LOSSES
+from intel_ft.config_method import OF_LOSSES
 from intel_ft.errors import UserError
 from intel_ft.recipes import values
 from intel_ft.recipes.translation import Translation, is_off

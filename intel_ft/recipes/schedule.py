@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from intel_ft.config import DataConfig, TrainConfig
+from intel_ft.config_sections import DataConfig, TrainConfig
 from intel_ft.recipes.translation import Translation, is_off
 from intel_ft.recipes.values import number, positive_int
 

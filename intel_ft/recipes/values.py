@@ -8,8 +8,8 @@ import math
 import re
 from typing import Any
 
-from intel_ft.config import ModelConfig, TrainConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig, TrainConfig
 from intel_ft.recipes.translation import Translation, choices
 
 SHARED_NOT_NEEDED = {

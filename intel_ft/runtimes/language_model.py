@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intel_ft.artifacts.resolve import Artifact
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.templates.thoughts import empty_thought_length
 

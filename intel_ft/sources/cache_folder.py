@@ -1,8 +1,7 @@
 """The folder of cached data: complete entries that processes share, of which the oldest go first.
 
 An entry is a folder. Whoever makes it holds its lock alone; whoever uses it shares the lock until
-the process ends, so that no other process deletes what is in use. Called from data.token_cache and
-sources.remote.
+the process ends, so that no other process deletes what is in use.
 """
 
 import errno

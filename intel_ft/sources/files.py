@@ -1,6 +1,6 @@
 """Which files are the data: those of a folder by their types, and by the split that they belong to.
 
-Called from data.sources. Files are assigned to splits as `datasets` does: by the words train,
+Files are assigned to splits as `datasets` does: by the words train,
 validation, test and their other forms in the names of folders and files.
 """
 

@@ -1,4 +1,4 @@
-"""Files of one type to a table of `datasets`, with text left as it is; called from data.sources."""
+"""Files of one type to a table of `datasets`, with text left as it is."""
 
 import logging
 import tempfile

@@ -1,6 +1,6 @@
 """Files at a URL (s3://, gs://, hf://, ...) through fsspec, fetched to the folder of cached data.
 
-They are fetched once for each version of them. Called from data.sources.
+They are fetched once for each version of them.
 """
 
 import glob

@@ -2,10 +2,10 @@
 
 Local files are read into memory each time, through a temporary folder: changes are always seen,
 processes do not share a cache, and no files are left behind. Large ones are converted into a folder
-that the caller gives, and mapped into memory from there (data.token_cache). Compressed files are
-unpacked into that folder. Which files of a folder are read is in sources.files, and how files at a URL
-are fetched in sources.remote. Only after `datasets` has failed on a file is the cause determined
-(data.read_errors).
+that the caller gives, and mapped into memory from there. Compressed files are unpacked into that
+folder. Which files of a folder are read is in sources.files, and how files at a URL are fetched in
+sources.remote. Only after `datasets` has failed on a file is the cause determined
+(sources.read_errors).
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Conversations as the messages that chat templates take, with their words or with placeholders.
 
 Templates expect thoughts, arguments of tool calls and answers without words in different ways
-(`Form`). Used by templates.chat_render.
+(`Form`).
 """
 
 import itertools

@@ -4,7 +4,7 @@ A chat template is a program that returns one string. Here it receives a placeho
 instead of every message and every thought, so that the text it writes around them can be separated
 from them; nothing has to be searched for, and it can neither branch on the words nor be steered by
 them. Tools and tool calls are given as they are, with a slot for each called function's name, which
-shows whether the call is written. Used by templates.chat_template.
+shows whether the call is written.
 """
 
 import itertools

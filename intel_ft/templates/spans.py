@@ -1,4 +1,4 @@
-"""Spans, which templates produce and templates.encode consumes, and a tokenizer's special tokens."""
+"""Spans, which templates produce and encode.py consumes, and a tokenizer's special tokens."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from intel_ft.config import Config, TrainConfig
+from intel_ft.config import Config
+from intel_ft.config_sections import TrainConfig
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError, missing_package
 
 logger = logging.getLogger(__name__)

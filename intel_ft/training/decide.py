@@ -3,7 +3,8 @@
 import numpy as np
 
 from intel_ft.batching.plan import IntArray, Plan, Step
-from intel_ft.config import Config, TrainConfig
+from intel_ft.config import Config
+from intel_ft.config_sections import TrainConfig
 from intel_ft.data.mixture import Part
 from intel_ft.decisions import Decision
 from intel_ft.models.flops import StepCost

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.batching.row import IGNORED, Row
-from intel_ft.config import Config, ModelConfig
+from intel_ft.config import Config
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.models.flops import StepCost, step_cost
 from intel_ft.models.load import (

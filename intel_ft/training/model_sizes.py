@@ -9,7 +9,8 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from intel_ft.artifacts.resolve import IR_FILE
-from intel_ft.config import Config, ModelConfig
+from intel_ft.config import Config
+from intel_ft.config_sections import ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.layers.fused_decoder import why_not_fusable
 from intel_ft.layers.mixture import expert_matrices

@@ -13,8 +13,9 @@ from peft import LoraConfig
 from intel_ft.artifacts.fingerprints import weights_fingerprint
 from intel_ft.artifacts.provenance import Provenance, StartAdapter
 from intel_ft.artifacts.resolve import HUB_ID, Artifact, resolve, trained_token_ids
-from intel_ft.config import Config, ModelConfig, build
+from intel_ft.config import Config, build
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models.adapter import WEIGHTS
 from intel_ft.models.adapter_match import require_matching_base

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.kernels import ops
 from intel_ft.layers.fused_decoder import is_fused
 from intel_ft.models import loss as loss_module

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.batching.plan import Plan
 from intel_ft.batching.row import build_row
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.layers.packed_attention import row_inputs
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.load import load_base, load_for_packing

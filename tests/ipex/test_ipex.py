@@ -18,7 +18,8 @@ from support.worlds import assert_same, fresh, losses
 
 from intel_ft import assets, demo
 from intel_ft.backends import ipex
-from intel_ft.config import BackendConfig, build
+from intel_ft.config import build
+from intel_ft.config_sections import BackendConfig
 from intel_ft.distributed.oneccl import why_not_usable
 from intel_ft.host.cpu import cpu_flags
 from intel_ft.models.adapter import adapter_weights, add_lora, restore_weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from intel_ft.backends import cpu
-from intel_ft.config import BackendConfig, ModelConfig
+from intel_ft.config_sections import BackendConfig, ModelConfig
 from intel_ft.host import topology
 from intel_ft.host.topology import Core, Topology
 

@@ -8,7 +8,8 @@ import torch
 from support.harness import run, shortest_examples, unforked, write_config
 
 from intel_ft.backends import choice, cpu, cuda
-from intel_ft.config import BackendConfig, ModelConfig, build
+from intel_ft.config import build
+from intel_ft.config_sections import BackendConfig, ModelConfig
 from intel_ft.distributed.collective import Installed, choose_collective
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import devices

@@ -7,7 +7,7 @@ import yaml
 from datasets import Dataset, Features, Image, Value
 from support.data_tokenizers import tokenizer
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.conversations.from_rows import read_conversations
 from intel_ft.data.prepare import prepare
 from intel_ft.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.data_tokenizers import tokenizer
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare, split_fraction
 from intel_ft.errors import UserError
 from intel_ft.templates.answers import Judged, Pairs

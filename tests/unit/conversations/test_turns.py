@@ -5,7 +5,7 @@ import json
 import pytest
 from support.data_tokenizers import tokenizer
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.conversations.from_rows import read_conversations
 from intel_ft.data.prepare import prepare
 from intel_ft.errors import UserError

@@ -10,7 +10,7 @@ from support.agent_templates import family
 from support.small_runs import config_in, fill, make_bases
 from transformers import AutoTokenizer
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.errors import UserError
 from intel_ft.training.run import train

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.data_tokenizers import tokenizer
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.data.split_long import split_long
 from intel_ft.errors import UserError

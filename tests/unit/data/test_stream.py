@@ -12,7 +12,8 @@ from support.data_tokenizers import tokenizer
 
 from intel_ft.batching.plan import Plan
 from intel_ft.batching.stream_plan import plan_of_stream
-from intel_ft.config import DataConfig, build
+from intel_ft.config import build
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.data.stream import Stream
 from intel_ft.errors import UserError

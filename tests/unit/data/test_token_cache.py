@@ -11,7 +11,7 @@ from support.data_tokenizers import tokenizer
 from transformers import AutoTokenizer
 
 from intel_ft.assets import resolve
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data import blocks, token_cache
 from intel_ft.data.prepare import prepare
 from intel_ft.data.stored_examples import Writer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from intel_ft.config import BackendConfig
+from intel_ft.config_sections import BackendConfig
 from intel_ft.distributed.collective import Installed, choose_collective
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.host.launcher_env import INTEL_MPI, OPEN_MPI, TORCHRUN

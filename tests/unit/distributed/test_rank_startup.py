@@ -163,7 +163,7 @@ def test_binding_is_told_of_the_collective(tmp_path, environment, monkeypatch):
 
 def test_ranks_that_do_not_come_may_come_the_next_time(environment):
     """`launch --max-restarts` tries again: 1 is the only code after which it does."""
-    from intel_ft.config import BackendConfig
+    from intel_ft.config_sections import BackendConfig
 
     with socket.socket() as taken:
         taken.bind((HERE, 0))

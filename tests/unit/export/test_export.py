@@ -20,8 +20,9 @@ from intel_ft.artifacts.ir import read_weights
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.batching.row import build_row
-from intel_ft.config import ModelConfig, build
+from intel_ft.config import build
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import EnvironmentProblem, GateRefused, UserError
 from intel_ft.export import run_data
 from intel_ft.export.export import export

@@ -9,8 +9,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from support.families import architectures
 
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import IntelFTError
 from intel_ft.export.logit_agreement import typical_error
 from intel_ft.export.merge import merge

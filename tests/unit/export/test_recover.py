@@ -70,7 +70,7 @@ def made(page_base, tmp_path_factory):
 
 
 def resolve_config(folder: Path):
-    from intel_ft.config import ModelConfig
+    from intel_ft.config_sections import ModelConfig
 
     return ModelConfig(name_or_path=str(folder))
 

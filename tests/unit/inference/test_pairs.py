@@ -8,7 +8,7 @@ from support.data_tokenizers import tokenizer
 from support.preference_runs import judged, pairs, write_rows
 from support.small_runs import config_in
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.export.run_data import validation_of_run
 from intel_ft.inference.evaluate import evaluate

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.layers import packed_attention
 from intel_ft.layers.lora_linear import Dense

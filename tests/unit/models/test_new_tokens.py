@@ -13,8 +13,8 @@ from support.model_fixtures import SHAPE, row_of
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.layers.packed_attention import NAME
 from intel_ft.models.adapter import add_lora, fuse, save_adapter

@@ -7,8 +7,8 @@ from support.families import architectures
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.layers.mixture import routers
 from intel_ft.models.adapter import add_lora, fuse, save_adapter

@@ -10,7 +10,7 @@ from support.data_tokenizers import tokenizer
 from tokenizers import Tokenizer
 
 from intel_ft import assets
-from intel_ft.config import ModelConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models.load import check_folder
 from intel_ft.models.tokenizer import (

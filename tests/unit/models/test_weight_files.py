@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from support.harness import DATA, MODEL, write_config
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig
 
-from intel_ft.config import Config, ModelConfig, load
+from intel_ft.config import Config, load
+from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models.load import check_base, check_folder, load_base, parameter_count
 from intel_ft.models.weight_files import check_finite, weight_files

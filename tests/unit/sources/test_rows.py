@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.conversations.from_rows import read_conversations
 from intel_ft.errors import EnvironmentProblem, MissingPackage, UserError
 from intel_ft.sources.rows import load_rows

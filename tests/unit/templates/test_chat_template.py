@@ -7,7 +7,7 @@ from support.data_tokenizers import tokenizer
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.errors import UserError
 from intel_ft.templates.encode import SpanEncoder

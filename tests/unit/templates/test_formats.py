@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.conversations.from_rows import read_conversations
 from intel_ft.errors import UserError
 from intel_ft.sources.rows import load_rows

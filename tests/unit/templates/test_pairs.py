@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.data_tokenizers import KINDS, TEMPLATES, tokenizer
 from support.hostile_texts import HOSTILE, texts
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.templates.formats import Conversation
 from intel_ft.templates.prompt import prompt_tokens

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.data_tokenizers import KINDS, TEMPLATES, tokenizer
 
-from intel_ft.config import DataConfig
+from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.gc_pause import gc_paused
 from intel_ft.templates.control_tokens import (

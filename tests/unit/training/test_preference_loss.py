@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.models import loss as loss_module
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.load import load_base, load_for_packing

@@ -10,8 +10,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from intel_ft.batching.row import build_row
-from intel_ft.config import ModelConfig
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import ModelConfig
 from intel_ft.models.answer_log_probs import answer_log_probs
 from intel_ft.models.load import load_for_packing
 from intel_ft.templates.answers import Judged, pairs_of

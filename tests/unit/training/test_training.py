@@ -20,8 +20,9 @@ from transformers import (
 from intel_ft.api import evaluate, merge
 from intel_ft.assets import resolve
 from intel_ft.batching.plan import Plan
-from intel_ft.config import Config, DataConfig, ModelConfig, build
+from intel_ft.config import Config, build
 from intel_ft.config_method import MethodConfig
+from intel_ft.config_sections import DataConfig, ModelConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError, UserError
