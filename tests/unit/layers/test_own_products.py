@@ -11,7 +11,7 @@ import transformers
 from support.model_fixtures import SHAPE, assert_as_exact_as_plain, distance, row_of
 from transformers import AutoModelForCausalLM
 
-from intel_ft.config import MethodConfig
+from intel_ft.config_method import MethodConfig
 from intel_ft.kernels.gemm.library import library, why_no_vnni
 from intel_ft.layers import own_products, packed_attention
 from intel_ft.layers.lora_linear import Dense, LoraLinear
