@@ -67,10 +67,10 @@ demo: setup
 	@echo
 	@echo "Talk to it: $(BIN)/intel-ft chat runs/demo/openvino"
 
-# One thread per test process, because more would compete for the cores, and one process more than
+# One thread per test process, because more would compete for the cores, and two processes more than
 # there are cores, because many tests wait. A file stays on one process, so that its fixtures are
 # made once; tests/e2e, whose files take longest, comes first.
-TEST_PROCESSES := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 5 ? n : 5)))
+TEST_PROCESSES := $(shell n=$$(($$(nproc) + 2)); echo $$((n < 5 ? n : 5)))
 test: setup ccl
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_PROCESSES) \
 	    --dist loadfile --no-loadscope-reorder

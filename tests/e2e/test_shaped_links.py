@@ -18,7 +18,7 @@ def test_a_link_has_the_requested_rate_and_latency():
     command = [sys.executable, TOOL, *options, "sh", "-c", "hostname; exit 7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (7, "node1\n"), done.stderr
-    found = re.search(r": ([\d.]+) ms there and back, ([\d.]+) Gbit/s", done.stderr)
+    found = re.search(r"round trip ([\d.]+) ms, ([\d.]+) Gbit/s", done.stderr)
     trip, rate = map(float, found.groups())
     assert 6 <= trip < 200  # the upper bound allows for other load on this machine
     assert 0 < rate <= 0.5

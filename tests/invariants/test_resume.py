@@ -29,7 +29,7 @@ from support.harness import (
 from intel_ft.distributed.folder_lock import LOCK
 from intel_ft.files import damage
 
-KILLS = 12
+KILLS = 10
 # Losses, gradients and the learning rate must be equal; speed and memory are the machine's.
 _COMPARED = ("step", "epoch", "loss", "grad_norm", "lr", "tokens", "supervised_tokens", "eval_loss")
 _TRAIN = {

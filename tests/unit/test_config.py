@@ -10,8 +10,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import intel_ft.config
-import intel_ft.config_method
+from intel_ft import config_method, config_sections
 from intel_ft.config import Config, build, load
 from intel_ft.errors import UserError
 
@@ -440,7 +439,7 @@ def test_a_section_with_everything_commented_out_is_its_defaults(tmp_path):
 
 def test_every_field_is_documented_in_a_sentence():
     """By the string below it, which a docs generator reads."""
-    files = [Path(module.__file__) for module in (intel_ft.config, intel_ft.config_method)]
+    files = [Path(module.__file__) for module in (config_sections, config_method)]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     sections = [n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)]
     documented = {}

@@ -67,7 +67,7 @@ def without_system_if_refused(kind, template, conversation):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(conversation=conversations())
 def test_supervised_tokens_are_completion_and_end(template, kind, conversation):
     conversation = without_system_if_refused(kind, template, conversation)
@@ -98,7 +98,7 @@ def test_supervised_tokens_are_completion_and_end(template, kind, conversation):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(conversation=conversations(), system_prompt=st.sampled_from([None, "Be kind."]))
 def test_the_prompt_is_what_training_had_before_the_completion(
     template, kind, conversation, system_prompt
