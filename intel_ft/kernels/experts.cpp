@@ -8,11 +8,11 @@
 //   grouped_int8     the same for w in int8 and x in 8 bits, and further terms in bf16
 //   grouped_outer    out[e] = p_e^T q_e over its rows, float32 [experts, r, size]
 //
-// In 8 bits, x is stored with zero at 128: sum (x - 128) w = sum x w - 128 sum w, and the second sum
-// is known for each column before.
+// In 8 bits, x is stored with zero at 128: sum (x - 128) w = sum x w - 128 sum w, and the second
+// sum is known for each column before.
 //
-// A product may have several terms, x1 w1^T + x2 w2^T + ..., which are summed in float32 and rounded
-// once: a frozen weight and LoRA's B, or gate and up in the gradient of their input.
+// A product may have several terms, x1 w1^T + x2 w2^T + ..., which are summed in float32 and
+// rounded once: a frozen weight and LoRA's B, or gate and up in the gradient of their input.
 //
 // A task of grouped_linear is one expert and a block of columns. It reorders its part of w to
 // brgemm's layout (pairs along k together) in a buffer that stays in the cache, and multiplies all
@@ -35,9 +35,9 @@ void brgemm_release(bool vnni);
 
 namespace {
 
-constexpr int64_t ROWS = 32;                 // of one brgemm, 16 at the end of an expert
-constexpr int64_t PACKED = 512 * 1024;       // the most bytes of a reordered part
-constexpr int64_t COLUMNS = 256;             // the most columns of a task
+constexpr int64_t ROWS = 32;            // of one brgemm, 16 at the end of an expert
+constexpr int64_t PACKED = 512 * 1024;  // the most bytes of a reordered part
+constexpr int64_t COLUMNS = 256;        // the most columns of a task
 
 struct Term {  // x [rows, k] times w[e]^T; w[e] is [n, k] if by_output, else its transpose [k, n]
   const bf16* x;
@@ -46,8 +46,12 @@ struct Term {  // x [rows, k] times w[e]^T; w[e] is [n, k] if by_output, else it
 };
 
 Term read_term(const int64_t* numbers) {
-  return {reinterpret_cast<const bf16*>(numbers[0]), reinterpret_cast<const bf16*>(numbers[1]),
-          numbers[2], numbers[3], numbers[4], numbers[5]};
+  return {reinterpret_cast<const bf16*>(numbers[0]),
+          reinterpret_cast<const bf16*>(numbers[1]),
+          numbers[2],
+          numbers[3],
+          numbers[4],
+          numbers[5]};
 }
 
 // out[j][i] = in[i][j] for 16 x 16 numbers of 32 bits.
@@ -193,8 +197,8 @@ void grouped_linear(const int64_t* numbers, int64_t count, const int64_t* bounds
 }
 
 // The same with a first term in int8: x [rows, k] with zero at 128 and one scale for each row; w[e]
-// [n, k] if by_output, else [k, n]; w_scales [experts, n] or null; sums_of_w int32 [experts, n], 128
-// times the sum of w over k.
+// [n, k] if by_output, else [k, n]; w_scales [experts, n] or null; sums_of_w int32 [experts, n],
+// 128 times the sum of w over k.
 void grouped_int8(const uint8_t* x, const float* x_scales, const int8_t* w, int64_t k, int64_t n,
                   int64_t by_output, const float* w_scales, const int32_t* sums_of_w,
                   const int64_t* numbers, int64_t count, const int64_t* bounds, int64_t experts,
@@ -245,8 +249,8 @@ void grouped_int8(const uint8_t* x, const float* x_scales, const int8_t* w, int6
   }
 }
 
-// Rounds the rows x [rows, size] times their expert's columns [experts, size] to 8 bits with zero at
-// 128 and one scale for each row.
+// Rounds the rows x [rows, size] times their expert's columns [experts, size] to 8 bits with zero
+// at 128 and one scale for each row.
 void grouped_quantize(const bf16* x, const float* columns, const int64_t* bounds, int64_t experts,
                       int64_t size, uint8_t* values, float* scales, int threads) {
 #pragma omp parallel num_threads(threads)
