@@ -4,7 +4,10 @@ import torch
 from peft.tuners import lora
 
 from intel_ft.batching.row import Row
+from intel_ft.config_method import MethodConfig
 from intel_ft.kernels import ops
+from intel_ft.models.adapter import add_lora, fuse
+from intel_ft.models.loss import loss_sum
 
 SHAPE = {
     "vocab_size": 61,
@@ -16,6 +19,7 @@ SHAPE = {
     "initializer_range": 0.15,
     "pad_token_id": 0,
 }
+TWO_LAYERS = SHAPE | {"num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def row_of(*lengths: int) -> Row:
@@ -33,6 +37,19 @@ def row_of(*lengths: int) -> Row:
         "targets": tokens[torch.tensor(predict) + 1],
     }
     return Row(**{name: array.numpy() for name, array in arrays.items()})
+
+
+def lora_gradients(model: torch.nn.Module) -> torch.Tensor:
+    """The gradients of a new adapter on fused layers, its weights drawn from a fixed seed."""
+    model = add_lora(model, MethodConfig(r=4, alpha=8), "base", None).train()
+    fuse(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0.0, 0.1, generator=generator)
+    loss_sum(model, row_of(40, 60, 30), packed=True).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
 class SameDropout(torch.nn.Module):

@@ -22,16 +22,6 @@ ALPACA = {"instruction": "i", "output": "o"}
 
 
 @pytest.fixture
-def read(tmp_path):
-    def read(*rows, **data):
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return read_conversations(load_rows(str(file)), DataConfig(train=str(file), **data))
-
-    return read
-
-
-@pytest.fixture
 def trained_text(tmp_path):
     """What is trained on, and what is only read, of one row."""
 

@@ -6,10 +6,8 @@ import pytest
 from support.data_tokenizers import tokenizer
 
 from intel_ft.config_sections import DataConfig
-from intel_ft.conversations.from_rows import read_conversations
 from intel_ft.data.prepare import prepare
 from intel_ft.errors import UserError
-from intel_ft.sources.rows import load_rows
 from intel_ft.templates.formats import Message
 
 USER, ANSWER = {"role": "user", "content": "i"}, {"role": "assistant", "content": "o"}
@@ -18,16 +16,6 @@ TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
 CALL = {"name": "add", "arguments": {"a": 1, "b": "x"}}
 CALLS = json.dumps([{"type": "function", "function": CALL}])
 TOOL_TEXT = json.dumps([{"type": "function", "function": TOOL}])
-
-
-@pytest.fixture
-def read(tmp_path):
-    def read(*rows, **data):
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return read_conversations(load_rows(str(file)), DataConfig(train=str(file), **data))
-
-    return read
 
 
 def refusal(read, *rows):

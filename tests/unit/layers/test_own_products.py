@@ -8,19 +8,17 @@ import copy
 import pytest
 import torch
 import transformers
-from support.model_fixtures import SHAPE, assert_as_exact_as_plain, distance, row_of
+from support.model_fixtures import SHAPE, assert_as_exact_as_plain, distance, lora_gradients
 from transformers import AutoModelForCausalLM
 
-from intel_ft.config_method import MethodConfig
 from intel_ft.kernels.gemm.library import library, why_no_vnni
 from intel_ft.layers import own_products, packed_attention
 from intel_ft.layers.lora_linear import Dense, LoraLinear
 from intel_ft.layers.own_products import tile_base, tile_int8_base, vnni_base
 from intel_ft.models import gemm_choice, gemm_rate, loss
-from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.frozen_base import frozen_dtype, replace_linears
 from intel_ft.models.gemm_choice import choose_gemms
-from intel_ft.models.loss import HeadLoss, loss_sum, pack_head
+from intel_ft.models.loss import HeadLoss, pack_head
 
 
 @pytest.fixture(autouse=True)
@@ -95,18 +93,6 @@ def model():
     return base.to(torch.bfloat16).requires_grad_(False)
 
 
-def gradients(model) -> torch.Tensor:
-    model = add_lora(model, MethodConfig(r=4, alpha=8), "base", None).train()
-    fuse(model)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0.0, 0.1, generator=generator)
-    loss_sum(model, row_of(40, 60, 30), packed=True).backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
-
-
 def test_a_model_on_tiles_gives_the_gradients_of_a_plain_one(model, monkeypatch) -> None:
     monkeypatch.setattr(loss, "own_base", lambda dtype: (tile_base, "AMX"))
     other, exact = copy.deepcopy(model), copy.deepcopy(model).float()
@@ -114,7 +100,7 @@ def test_a_model_on_tiles_gives_the_gradients_of_a_plain_one(model, monkeypatch)
     [decision] = pack_head(other, 2**40)
     assert decision.value == "ours (AMX)"
     assert frozen_dtype(other) == torch.bfloat16
-    assert_as_exact_as_plain(gradients(other), gradients(model), gradients(exact))
+    assert_as_exact_as_plain(lora_gradients(other), lora_gradients(model), lora_gradients(exact))
 
 
 @pytest.mark.parametrize("factory", [tile_int8_base, vnni_base])
@@ -124,7 +110,7 @@ def test_an_int8_model_gives_gradients_within_a_bound_of_bf16s(model, factory) -
     other = copy.deepcopy(model)
     replace_linears(other, factory)
     assert frozen_dtype(other) == torch.int8
-    assert distance(gradients(other), gradients(model)) < 0.1
+    assert distance(lora_gradients(other), lora_gradients(model)) < 0.1
 
 
 def test_a_packed_head_gives_the_loss_and_gradient_of_a_plain_one() -> None:

@@ -6,21 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from support.model_fixtures import SHAPE, assert_as_exact_as_plain, distance, row_of
+from support.model_fixtures import SHAPE, assert_as_exact_as_plain, distance, lora_gradients
 from transformers import AutoModelForCausalLM
 
 from intel_ft.config import build
-from intel_ft.config_method import MethodConfig
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.host import cpu
 from intel_ft.layers import int8, lora_linear, packed_attention, prepacked
 from intel_ft.layers.int8 import int8_base
 from intel_ft.layers.lora_linear import Dense, LoraFunction, LoraLinear
 from intel_ft.layers.prepacked import can_prepack, prepacked_base
-from intel_ft.models.adapter import add_lora, fuse
+from intel_ft.models.adapter import add_lora
 from intel_ft.models.fast_path import apply_fast_path, choose_layout
 from intel_ft.models.frozen_base import FrozenLinear, replace_linears
-from intel_ft.models.loss import loss_sum
 
 VNNI = bool({"avx512_vnni", "avx_vnni", "amx_int8"} & cpu.cpu_flags())
 needs_vnni = pytest.mark.skipif(not VNNI, reason="this CPU has no int8 dot products")
@@ -151,23 +149,11 @@ class Strict(Dense):
         return super().input_gradient(grad, accumulate_into)
 
 
-def gradients(model) -> torch.Tensor:
-    model = add_lora(model, MethodConfig(r=4, alpha=8), "base", None).train()
-    fuse(model)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0.0, 0.1, generator=generator)
-    loss_sum(model, row_of(40, 60, 30), packed=True).backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
-
-
 @needs_bf16
 def test_a_prepacked_model_gives_the_gradients_of_a_plain_one(model) -> None:
     other, exact = copy.deepcopy(model), copy.deepcopy(model).float()
     replace_linears(other, prepacked_base)
-    assert_as_exact_as_plain(gradients(other), gradients(model), gradients(exact))
+    assert_as_exact_as_plain(lora_gradients(other), lora_gradients(model), lora_gradients(exact))
 
 
 @needs_vnni
@@ -175,7 +161,7 @@ def test_an_int8_model_gives_gradients_within_a_bound_of_bf16s(model) -> None:
     """docs/performance.md quotes this bound."""
     other = copy.deepcopy(model)
     replace_linears(other, int8_base)
-    assert distance(gradients(other), gradients(model)) < 0.1
+    assert distance(lora_gradients(other), lora_gradients(model)) < 0.1
 
 
 @needs_bf16

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.model_fixtures import TWO_LAYERS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.batching.row import build_row
@@ -18,18 +19,6 @@ from intel_ft.templates.examples import Examples
 from intel_ft.training.comparison import Comparison, Reference, measures
 from intel_ft.training.preference_loss import Answers, PreferenceLoss
 
-SHAPE = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.15,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 PAIRS = [(4, 3, 9), (7, 6, 2), (3, 1, 5)]
 """Tokens of the prompt, the chosen and the rejected answer of each pair."""
 LOSSES = {
@@ -146,7 +135,7 @@ def references(name: str, data):
 def folder(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("base")
-    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(path)
+    LlamaForCausalLM(LlamaConfig(**TWO_LAYERS)).save_pretrained(path)
     return path
 
 

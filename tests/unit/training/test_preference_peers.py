@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from support.model_fixtures import TWO_LAYERS
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -24,18 +25,6 @@ trl = pytest.importorskip("trl")
 WORDS = 61
 ANSWERS = [(3, 7), (5, 2), (4, 4)]
 """Words of the chosen and the rejected answer of each pair, before their end."""
-SHAPE = {
-    "vocab_size": WORDS,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.15,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 CASES = {
     "dpo": ({"loss": "dpo"}, ("trl", "DPO"), {"loss_type": ["sigmoid"]}),
     "ipo": ({"loss": "ipo"}, ("trl", "DPO"), {"loss_type": ["ipo"]}),
@@ -99,7 +88,7 @@ def folders(tmp_path_factory):
     for seed in (0, 1):
         torch.manual_seed(seed)
         found.append(tmp_path_factory.mktemp("model"))
-        LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(found[-1])
+        LlamaForCausalLM(LlamaConfig(**TWO_LAYERS)).save_pretrained(found[-1])
     return found
 
 
