@@ -113,18 +113,7 @@ void store_block(const float* source, int64_t stride, int64_t count, const bf16*
   }
 }
 
-// brgemm's layout (VNNI) of the right-hand matrix B [k, n]: pairs along k together, [k/2][n][2].
-// pack_b packs B = in [rows, columns], pack_b_transposed packs B = in^T [columns, rows].
-void pack_b(const bf16* in, int64_t rows, int64_t columns, bf16* out) {
-  for (int64_t i = 0; i < rows; i += 2) {
-    const bf16 *first = in + i * columns, *second = first + columns;
-    uint32_t* pairs = reinterpret_cast<uint32_t*>(out + i * columns);
-#pragma omp simd
-    for (int64_t j = 0; j < columns; ++j)
-      pairs[j] = uint32_t(first[j].bits) | uint32_t(second[j].bits) << 16;
-  }
-}
-
+// As pack_b, for B = in^T [columns, rows].
 void pack_b_transposed(const bf16* in, int64_t rows, int64_t columns, bf16* out) {
   const uint32_t* pairs = reinterpret_cast<const uint32_t*>(in);
   uint32_t* transposed = reinterpret_cast<uint32_t*>(out);
@@ -185,7 +174,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
         pack_b_transposed(block.data(), BLOCK, dim, keys + b * tile);
         load_block(v + first * stride_kv + kv * dim, stride_kv, count(b), nullptr, nullptr, dim,
                    block.data());
-        pack_b(block.data(), BLOCK, dim, values + b * tile);
+        pack_b(block.data(), dim, BLOCK, dim, values + b * tile);
       }
       for (int64_t i = 0; i < blocks; ++i) {
         const int64_t first = task.start + i * BLOCK;
@@ -265,7 +254,7 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
         load_block(k + first * stride_kv + kv * dim, stride_kv, count(b), cos + first * dim,
                    sin + first * dim, dim, rows.data());
         pack_b_transposed(rows.data(), BLOCK, dim, keys + b * tile);
-        pack_b(rows.data(), BLOCK, dim, packed_keys + b * tile);
+        pack_b(rows.data(), dim, BLOCK, dim, packed_keys + b * tile);
         load_block(v + first * stride_kv + kv * dim, stride_kv, count(b), nullptr, nullptr, dim,
                    rows.data());
         pack_b_transposed(rows.data(), BLOCK, dim, values + b * tile);
@@ -274,9 +263,9 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
         const int64_t first = task.start + i * BLOCK, offset = first * stride_q + task.head * dim;
         load_block(q + offset, stride_q, count(i), cos + first * dim, sin + first * dim, dim,
                    queries.data());
-        pack_b(queries.data(), BLOCK, dim, packed_queries.data());
+        pack_b(queries.data(), dim, BLOCK, dim, packed_queries.data());
         load_block(grad + offset, stride_q, count(i), nullptr, nullptr, dim, grads.data());
-        pack_b(grads.data(), BLOCK, dim, packed_grads.data());
+        pack_b(grads.data(), dim, BLOCK, dim, packed_grads.data());
         for (int64_t row = 0; row < BLOCK; ++row) {
           float sum = 0;
           if (row < count(i)) {

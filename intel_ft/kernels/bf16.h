@@ -1,4 +1,4 @@
-// bfloat16 numbers and the exponential function, as every kernel uses them.
+// bfloat16 numbers, their layout in brgemm and the exponential function, as the kernels use them.
 //
 // Tensors are bfloat16; arithmetic and sums are float32. Functions are static, so that each source
 // file compiles its own vectorized copy and the library exports kernels only.
@@ -52,6 +52,18 @@ static inline float fast_exp(float x) {
   float scale;
   std::memcpy(&scale, &exponent, 4);
   return p * scale;
+}
+
+// B = in [k, columns], whose rows are `leading` apart, in brgemm's layout of a right-hand matrix
+// (VNNI): pairs along k together, [k/2][columns][2]. k is even.
+static inline void pack_b(const bf16* in, int64_t leading, int64_t k, int64_t columns, bf16* out) {
+  for (int64_t i = 0; i < k; i += 2) {
+    const bf16 *first = in + i * leading, *second = first + leading;
+    uint32_t* pairs = reinterpret_cast<uint32_t*>(out + i * columns);
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j)
+      pairs[j] = uint32_t(first[j].bits) | uint32_t(second[j].bits) << 16;
+  }
 }
 
 #endif  // INTEL_FT_KERNELS_BF16_H_

@@ -97,17 +97,6 @@ void pack_outputs(const T* in, int64_t leading, int64_t k, int64_t columns, T* o
       packed[j * columns + i] = words[i * between + j];
 }
 
-// B = in [k, n] with rows `leading` apart:
-void pack_inputs(const bf16* in, int64_t leading, int64_t k, int64_t columns, bf16* out) {
-  for (int64_t i = 0; i < k; i += 2) {
-    const bf16 *first = in + i * leading, *second = first + leading;
-    uint32_t* pairs = reinterpret_cast<uint32_t*>(out + i * columns);
-#pragma omp simd
-    for (int64_t j = 0; j < columns; ++j)
-      pairs[j] = uint32_t(first[j].bits) | uint32_t(second[j].bits) << 16;
-  }
-}
-
 void pack_inputs(const int8_t* in, int64_t leading, int64_t k, int64_t columns, int8_t* out) {
   for (int64_t i = 0; i < k; i += 4) {
     const uint8_t* row = reinterpret_cast<const uint8_t*>(in + i * leading);
@@ -127,7 +116,7 @@ void pack_terms(const std::vector<Term>& terms, int64_t e, int64_t first, int64_
     if (term.by_output)
       pack_outputs(w + first * term.leading, term.leading, term.k, width, part);
     else
-      pack_inputs(w + first, term.leading, term.k, width, part);
+      pack_b(w + first, term.leading, term.k, width, part);
     part += term.k * width;
   }
 }
@@ -301,7 +290,7 @@ void grouped_outer(const bf16* p, const bf16* q, const int64_t* bounds, int64_t 
         }
         for (int64_t i = 0; i < r; ++i)
           for (int64_t j = 0; j < rows; ++j) a[i * ROWS + j] = p[(row + j) * r + i];
-        pack_inputs(q + row * size + first, size, rows, width, b.data());
+        pack_b(q + row * size + first, size, rows, width, b.data());
         at::native::cpublas::brgemm(r, width, ROWS, ROWS, width, width, row > bounds[e], a.data(),
                                     b.data(), sums.data(), true);
       }
