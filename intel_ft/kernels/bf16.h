@@ -55,15 +55,19 @@ static inline float fast_exp(float x) {
 }
 
 // B = in [k, columns], whose rows are `leading` apart, in brgemm's layout of a right-hand matrix
-// (VNNI): pairs along k together, [k/2][columns][2]. k is even.
+// (VNNI): pairs along k together, [k/2][columns][2]. The last row of an odd k is paired with zeros.
 static inline void pack_b(const bf16* in, int64_t leading, int64_t k, int64_t columns, bf16* out) {
-  for (int64_t i = 0; i < k; i += 2) {
+  for (int64_t i = 0; i + 1 < k; i += 2) {
     const bf16 *first = in + i * leading, *second = first + leading;
     uint32_t* pairs = reinterpret_cast<uint32_t*>(out + i * columns);
 #pragma omp simd
     for (int64_t j = 0; j < columns; ++j)
       pairs[j] = uint32_t(first[j].bits) | uint32_t(second[j].bits) << 16;
   }
+  if (k % 2 == 0) return;
+  const bf16* last = in + (k - 1) * leading;
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(out + (k - 1) * columns);
+  for (int64_t j = 0; j < columns; ++j) pairs[j] = last[j].bits;
 }
 
 #endif  // INTEL_FT_KERNELS_BF16_H_

@@ -91,3 +91,11 @@ def test_other_dtypes_take_torch_operations() -> None:
 def test_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="no contiguous rows"):
         grouped.grouped_linear([(random(112, 8), random(4, 6, 10))], BOUNDS)
+
+
+def test_an_odd_number_of_rows_reads_none_behind_them() -> None:
+    p = torch.ones(3, 16, dtype=torch.bfloat16)
+    q = torch.full((5, 32), float("nan"), dtype=torch.bfloat16)
+    q[:3] = 2.0
+    out = grouped.grouped_outer(p, q[:3], torch.tensor([0, 3]), 1.0)
+    assert torch.equal(out, torch.full((1, 16, 32), 6.0))
