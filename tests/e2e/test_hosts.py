@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import ClusterConfig
 from support import hosts
 from support.harness import MODEL, metrics, run, shortest_examples, write_config
 
@@ -47,30 +48,73 @@ def reference(tmp_path_factory):
     return [line["loss"] for line in metrics(folder / "out")]
 
 
-@pytest.mark.parametrize(
-    ("mpirun", "number", "collective"),
-    [("mpirun", 3, "ccl"), ("mpirun.openmpi", 3, "gloo"), ("mpirun.openmpi", 2, "gloo")],
-)
-def test_hosts_compute_what_one_rank_does(mpirun, number, collective, cluster, reference, tmp_path):
-    if collective == "ccl" and (problem := why_not_usable()):
+def program(name):
+    """The path of an mpirun; skips the test if it is not installed."""
+    if name == "mpirun" and (problem := why_not_usable()):
         pytest.skip(problem)
-    program = shutil.which(mpirun, path=f"{SCRIPTS}:{os.environ['PATH']}")
-    if program is None:
-        pytest.skip(f"no {mpirun}: make cluster")
-    folder = fresh(tmp_path / "run")
-    (folder / "hosts").write_text("".join(f"node{i}\n" for i in range(1, number + 1)))
-    command = [SCRIPTS / "intel-ft", "launch", "config.yaml", "--hostfile", "hosts"]
+    if (path := shutil.which(name, path=f"{SCRIPTS}:{os.environ['PATH']}")) is None:
+        pytest.skip(f"no {name}: make cluster")
+    return path
+
+
+def ended(cluster, folder, *command, **environment):
+    """Run a command on node1 to its end; its output."""
     process = cluster.hosts[0].start(
-        [*command, "--mpirun", program, "--ranks-per-host", "1"],
+        command,
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
+    return out
+
+
+@pytest.mark.parametrize(
+    ("mpirun", "via", "number", "collective"),
+    [
+        ("mpirun", "mpirun", 3, "ccl"),
+        ("mpirun", "accelerate", 2, "ccl"),
+        ("mpirun.openmpi", "mpirun", 3, "gloo"),
+    ],
+)
+def test_hosts_compute_what_one_rank_does(
+    mpirun, via, number, collective, cluster, reference, tmp_path
+):
+    folder = fresh(tmp_path / "run")
+    (folder / "hosts").write_text("".join(f"node{i}\n" for i in range(1, number + 1)))
+    options = ["--hostfile", "hosts", "--via", via, "--mpirun", program(mpirun)]
+    launch = [SCRIPTS / "intel-ft", "launch", "config.yaml", "--ranks-per-host", "1", *options]
+    out = ended(cluster, folder, *launch)
     assert f"backend.collective = {collective}" in out
     assert "network interface = eth0 (the route to node1)" in out
+    assert [line["loss"] for line in metrics(folder / "out")] == pytest.approx(reference, rel=1e-5)
+
+
+def test_accelerate_launch_with_a_config_file_of_its_own(cluster, reference, tmp_path):
+    """Under Open MPI; the file has what `accelerate config` writes for these answers."""
+    folder = fresh(tmp_path / "run")
+    (folder / "mpirun").symlink_to(program("mpirun.openmpi"))
+    (folder / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    ClusterConfig(
+        compute_environment="LOCAL_MACHINE",
+        distributed_type="MULTI_CPU",
+        mixed_precision="no",
+        use_cpu=True,
+        debug=False,
+        num_processes=2,
+        num_machines=2,
+        main_process_ip="node1",
+        main_process_port=29500,
+        mpirun_config={"mpirun_hostfile": str(folder / "hosts")},
+    ).to_yaml_file(folder / "accelerate.yaml")
+    accelerate = [SCRIPTS / "accelerate", "launch", "--config_file", "accelerate.yaml", "--cpu"]
+    train = ["-m", "intel_ft", "train", "config.yaml", "--ranks", "2", "--master", "node1:29500"]
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    path = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    out = ended(cluster, folder, *accelerate, *train, **root, **path)
+    assert "backend.collective = gloo" in out
     assert [line["loss"] for line in metrics(folder / "out")] == pytest.approx(reference, rel=1e-5)
 
 

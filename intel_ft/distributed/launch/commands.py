@@ -148,16 +148,21 @@ def _accelerate(job: Job, program: str, flavour: str, hostfile: Path) -> Command
             "--via accelerate needs --hostfile: without one Accelerate starts a single process, "
             "whatever --num_processes is: use --via mpirun or torchrun"
         )
+    if Path(program).name != "mpirun":
+        raise EnvironmentProblem(
+            f"--via accelerate runs the first mpirun on PATH, and {program} has another name: use "
+            "--via mpirun, or give --mpirun a link to it that is named mpirun"
+        )
     host, _, port = job.master.rpartition(":")
     environment = _wheel_environment(program)
     environment["PATH"] = f"{Path(program).parent}:{os.environ.get('PATH', '')}"
     if flavour == "Intel MPI":
-        environment["I_MPI_PIN"] = "off"
+        environment |= {"I_MPI_PIN": "off", "I_MPI_HYDRA_BOOTSTRAP": "ssh"}
     if job.ssh != "ssh":
         name = "I_MPI_HYDRA_BOOTSTRAP_EXEC" if flavour == "Intel MPI" else "OMPI_MCA_plm_rsh_agent"
         environment[name] = job.ssh
     if flavour == "Open MPI":
-        environment |= {"OMPI_MCA_hwloc_base_binding_policy": "none"}
+        environment["OMPI_MCA_mca_base_env_list"] = ";".join(forwarded())
         if os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     arguments = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines"]

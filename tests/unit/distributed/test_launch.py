@@ -149,6 +149,13 @@ def test_accelerate_needs_hosts_because_it_starts_one_process_without(tmp_path, 
         commands.command(Job(PROGRAM, (), 2, "127.0.0.1:1"), "accelerate")
 
 
+def test_accelerate_runs_no_other_mpirun_than_the_one_that_was_named(tmp_path, monkeypatch):
+    program = fake(tmp_path, monkeypatch, "Open MPI").rename(tmp_path / "mpirun.openmpi")
+    job = replace(TWO_HOSTS, mpirun=str(program))
+    with pytest.raises(EnvironmentProblem, match="has another name"):
+        commands.command(job, "accelerate")
+
+
 @pytest.mark.parametrize(
     ("version", "lines"),
     [("Intel(R) MPI", "node1\nnode3\n"), ("Open MPI", "node1 slots=2\nnode3 slots=2\n")],
