@@ -6,6 +6,8 @@ templates.chat_template.
 """
 
 import re
+from collections.abc import Iterable
+from os.path import commonprefix
 from typing import NamedTuple
 
 from intel_ft.templates.chat_messages import SLOTS
@@ -61,6 +63,44 @@ def answer_start(whole: str, prompt: str | None, message: int, has_thought: bool
         return Start(prompt, body, "" if has_thought else close)
     # What is not a server's prompt: templates.template_check shows both.
     return None if hidden else Start(whole[:at], rest)
+
+
+def without_next_prompt(
+    body: str, asked: str, followed: str, tokens: Iterable[str], *, words_last: bool
+) -> str:
+    """The answer without the next answer's prompt, which some templates write unasked (ToolACE).
+
+    asked: what the template writes of all before the answer, with that prompt at its end; followed:
+    what it writes up to the words of a question behind the answer, empty if not known; words_last:
+    the answer has no tokens of its own behind the last slot, as those of a tool call.
+    """
+    at = _after_last_slot(body)
+    tail, before = body[at:], asked[_after_last_slot(asked) :]
+    same = tail  # the next prompt begins in it, or right behind it
+    if _last_slot(followed) == _last_slot(body):
+        same = commonprefix((tail, followed[_after_last_slot(followed) :]))
+        if same.rstrip() == tail.rstrip():
+            return body
+    start = len(tail) - len(commonprefix((tail[::-1], before[::-1])))
+    if not tail[start:].strip():
+        return body
+    ends = []  # of the tokens that end the answer or stand in front of the prompt
+    for token in re.finditer("|".join(map(re.escape, tokens)) or r"(?!)", tail):
+        if token.start() < start < token.end():  # the ends of turns differ, but for a `>`
+            start = token.end()
+        if token.start() < len(same) < token.end():
+            same = same[: token.start()]
+        ends.append(token.end())
+    if words_last and any(end <= start for end in ends):
+        return body[: at + start]
+    # Turns end alike: with the first token of what they share, or in front of the prompt.
+    inside = (end for end in ends if start < end <= len(same))
+    return body[: at + next(inside, len(same) if same != tail else start)]
+
+
+def _last_slot(text: str) -> tuple[str, str] | None:
+    found = [(slot[3], slot[4]) for slot in SLOTS.finditer(text)]
+    return found[-1] if found else None
 
 
 def _with_thought(

@@ -10,6 +10,8 @@ shows whether the call is written.
 import itertools
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,13 +99,15 @@ class TemplateRenderer:
         """What the template writes, cut where its marks of what is generated begin and end."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        (written,), (marks,) = render_jinja_template(
-            conversations=[placeholders(signature, form)],
-            tools=_tools(signature.tools),
-            chat_template=self._template(signature.tools),
-            return_assistant_tokens_mask=True,
-            **{**self._tokenizer.special_tokens_map, "strftime_now": DATE.strftime},
-        )
+        turns = placeholders(signature, form)
+        with _rejections(turns):
+            (written,), (marks,) = render_jinja_template(
+                conversations=[turns],
+                tools=_tools(signature.tools),
+                chat_template=self._template(signature.tools),
+                return_assistant_tokens_mask=True,
+                **{**self._tokenizer.special_tokens_map, "strftime_now": DATE.strftime},
+            )
         edges = [0, *itertools.chain.from_iterable(marks), len(written)]
         found = []
         for place, (start, end) in enumerate(itertools.pairwise(edges)):
@@ -124,14 +128,15 @@ class TemplateRenderer:
     ) -> str:
         """What `apply_chat_template` gives, with the fixed date or today's.
 
-        prompt: with `add_generation_prompt`.
+        prompt: with `add_generation_prompt`. Raises TemplateProblem if the template rejects them.
         """
         options: dict[str, Any] = {} if today else {"strftime_now": DATE.strftime}
         if prompt:
             options["add_generation_prompt"] = True
         if tools:
             options["tools"] = _tools(tools)
-        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, **options))
+        with _rejections(turns):
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
     def _shows_thought(self, signature: Signature, form: Form, answer: int) -> bool:
         """Whether the template writes the thought of this answer where it is the last one."""
@@ -159,16 +164,22 @@ class TemplateRenderer:
         return self._rendered(signature, form, prompt)
 
     def _render(self, signature: Signature, form: Form, prompt: bool) -> str:
-        try:
-            return self.text(placeholders(signature, form), signature.tools, prompt=prompt)
-        except Exception as error:  # the template is foreign code: it may raise anything
-            if missing := missing_package(error):
-                raise missing from error
-            text = " ".join(str(error).split())
-            roles = ", ".join(shape.role for shape in signature.shapes)
-            raise TemplateProblem(
-                f"the tokenizer's chat_template rejects the roles {roles} ({text}): {REMEDY}"
-            ) from error
+        return self.text(placeholders(signature, form), signature.tools, prompt=prompt)
+
+
+@contextmanager
+def _rejections(turns: list[dict[str, Any]]) -> Iterator[None]:
+    """Raises TemplateProblem for whatever a template raises: it is foreign code."""
+    try:
+        yield
+    except Exception as error:
+        if missing := missing_package(error):
+            raise missing from error
+        text = " ".join(str(error).split())
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise TemplateProblem(
+            f"the tokenizer's chat_template rejects the roles {roles} ({text}): {REMEDY}"
+        ) from error
 
 
 def _require_all(signature: Signature, written: str) -> None:

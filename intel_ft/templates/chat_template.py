@@ -12,13 +12,15 @@ sequence of roles and tools.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from intel_ft.templates.answer_start import Start, answer_start
+from intel_ft.templates.answer_start import Start, answer_start, without_next_prompt
 from intel_ft.templates.chat_messages import (
     SLOTS,
     Form,
+    Shape,
     Signature,
     json_text,
     messages_as_given,
@@ -177,10 +179,15 @@ class ChatTemplate:
         turns = messages_as_given(conversation, self._of(conversation).form)
         return self._renderer.text(turns, conversation.tools, today=today)
 
-    def prompt_text(self, conversation: Conversation) -> str:
-        """What `apply_chat_template` gives of all but the last message, as a prompt."""
+    def prompt_text(self, conversation: Conversation) -> str | None:
+        """What `apply_chat_template` gives of all but the last message, as a prompt.
+
+        None if it rejects them: then no server can ask for this answer.
+        """
         turns = messages_as_given(conversation, self._of(conversation).form)
-        return self._renderer.text(turns[:-1], conversation.tools, prompt=True)
+        with suppress(TemplateProblem):
+            return self._renderer.text(turns[:-1], conversation.tools, prompt=True)
+        return None
 
     def _of(self, conversation: Conversation) -> _Written:
         signature = signature_of(conversation)
@@ -275,7 +282,23 @@ class ChatTemplate:
         start = answer_start(whole, prompt, index, signature.shapes[-1].thought)
         if start is None:
             return None
+        if prompt is not None and prompt == self._renderer.render(asked, form):
+            start = start._replace(body=self._unasked(signature, form, start.body, prompt))
         return self._with_end(index, start, signature.shapes[-1].after)
+
+    def _unasked(self, signature: Signature, form: Form, body: str, asked: str) -> str:
+        """The last answer's body, without a prompt that stands there whether asked for or not."""
+        last = signature.shapes[-1]
+        longer = Signature(signature.tools, (*signature.shapes, Shape("user")))
+        followed = ""
+        with suppress(TemplateProblem):  # no question may follow here
+            text = self._renderer.render(longer, form)
+            slots = (slot for slot in SLOTS.finditer(text) if int(slot[3]) == len(signature.shapes))
+            followed = text[: slot.start()] if (slot := next(slots, None)) else ""
+        words_last = not last.calls and not last.empty
+        return without_next_prompt(
+            body, asked, followed, self._special.added, words_last=words_last
+        )
 
     def _with_end(self, index: int, start: Start, after: str) -> _Answer:
         """The answer, cut in front of the token that ends it; white space behind it is left out.

@@ -109,9 +109,10 @@ def difference(
         unlearnt = np.flatnonzero(~learnt)
         prompt = ours[: int(unlearnt[-1]) + 1 if len(unlearnt) else 0]
         if len(conversation.messages) > 1 and prompt and not template.has_marks(conversation):
-            sent = _ids(tokenizer, template.prompt_text(conversation))
+            asked = template.prompt_text(conversation)
+            sent = prompt if asked is None else _ids(tokenizer, asked)
             if prompt != sent and tokenizer.decode(prompt) != tokenizer.decode(sent):
-                found = first_difference(tokenizer, prompt, sent)
+                found = _first_difference(tokenizer, prompt, sent)
                 return f"the prompt is not what a server sends: {found}"
         if template.adds_eos(conversation):
             ours = ours[:-1]
@@ -122,16 +123,14 @@ def difference(
         return None
     if tokenizer.decode(whole).startswith(tokenizer.decode(ours)):
         return None
-    found = first_difference(tokenizer, ours, whole)
+    found = _first_difference(tokenizer, ours, whole)
     return f"the conversation is not what its chat_template gives: {found}"
 
 
-def first_difference(
+def _first_difference(
     tokenizer: "PreTrainedTokenizerFast", ours: list[int], theirs: list[int]
-) -> str | None:
-    """Both texts from a little in front of the first token that differs; None without one."""
-    if ours == theirs:
-        return None
+) -> str:
+    """Both texts from a little in front of the first token that differs."""
     pairs = zip(ours, theirs, strict=False)
     common = next(
         (i for i, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs))

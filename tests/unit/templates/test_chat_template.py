@@ -291,3 +291,45 @@ def test_text_that_the_tokenizer_loses_is_reported(tmp_path):
     tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     (note,) = [line for line in prepare(data, str(file), tok).report.notes if "decode" in line]
     assert note.startswith("1 of 1 examples do not decode to their text") and "Thecapital" in note
+
+
+def unasked(end, prompt, answer_end=None):
+    """A template that writes the next answer's prompt, asked for or not, as ToolACE's."""
+    head, _, tail = prompt.partition("assistant")
+    return (
+        f"{{% for m in messages %}}{{{{ {head!r} + m.role + {tail!r} + m.content }}}}"
+        f"{{{{ {answer_end or end!r} if m.role == 'assistant' else {end!r} }}}}{{% endfor %}}"
+        f"{{{{ {prompt!r} }}}}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        # turns end alike; with a token of their own; with words; not at all
+        (
+            unasked("<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+            ("<|eot_id|>", "<|eot_id|></s>"),
+        ),
+        (unasked("\n", "assistant:", "</s>\n"), ("</s>", "</s>")),
+        (unasked("<|end|>", "<|start|>assistant<|message|>", "</s>"), ("</s>", "</s>")),
+        (unasked(" ###\n", "assistant: "), (" ###", " ###</s>")),
+        (unasked("\n", "<|assistant|>\n"), ("", "</s>")),
+    ],
+)
+def test_a_prompt_that_the_template_writes_unasked_is_not_learnt(template, ends):
+    tok = model("byte", template)
+    turns = (ASK, WELL, AGAIN, BETTER)
+    assert learnt_texts(tok, turns) == [f"It is well.{ends[0]}", f"It is better.{ends[1]}"]
+    assert trained_prompt(tok, turns) == sent(tok, turns[:-1], add_generation_prompt=True)
+    assert not notes(tok, turns)
+
+
+def test_an_answer_that_no_server_can_ask_for_is_compared_as_a_whole():
+    wants_a_question = (
+        "{% if not messages | selectattr('role', 'equalto', 'user') | list and"
+        " add_generation_prompt %}{{ raise_exception('no question') }}{% endif %}"
+    )
+    tok = model("byte", wants_a_question + chat_templates.CHATML, "<|im_end|>")
+    assert not notes(tok, (SYSTEM, WELL))
+    assert learnt_texts(tok, (SYSTEM, WELL)) == ["It is well.<|im_end|>"]
