@@ -16,9 +16,13 @@ class StreamPlan(Plan):
     stream: Stream = field(kw_only=True)
     _plans: dict[int, Plan] = field(default_factory=dict, init=False)
 
+    def buffer_of(self, index: int) -> int:
+        """The number of the buffer that step `index` belongs to."""
+        return index // self.steps_per_epoch
+
     def step(self, index: int) -> Step:
         """See Plan; the stream then holds the step's examples."""
-        number = index // self.steps_per_epoch
+        number = self.buffer_of(index)
         self.stream.move_to(number)
         if number not in self._plans:
             self._plans.clear()

@@ -97,6 +97,7 @@ def require_same(store: "Store", rank: int, size: int, name: str, value: str) ->
 
     For what must be equal before a group exists: ranks of different backends wait for each other.
     """
+    store.set(f"{name}/host/{rank}", platform.node())
     store.set(f"{name}/{rank}", value)
     values = [store.get(f"{name}/{other}").decode() for other in range(size)]
     if len(set(values)) == 1:
@@ -108,9 +109,10 @@ def require_same(store: "Store", rank: int, size: int, name: str, value: str) ->
     while store.add(f"{name}/read", 0) < size and time.monotonic() < end:
         time.sleep(_POLL)  # this process serves the store
     other = next(rank for rank, one in enumerate(values) if one != values[0])
+    host = store.get(f"{name}/host/{other}").decode()
     raise EnvironmentProblem(
-        f"the ranks do not have the same {name}: rank {other} has {values[other]}, rank 0 has "
-        f"{values[0]}: set {name} to what all hosts have"
+        f"the ranks do not have the same {name}: rank {other} on {host} has {values[other]}, rank "
+        f"0 on {platform.node()} has {values[0]}: set {name} to what all hosts have"
     )
 
 

@@ -4,9 +4,11 @@ In a world of one rank they return at once, and need no process group.
 """
 
 import hashlib
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,7 @@ from intel_ft.host.launcher_env import LauncherEnv
 
 _TOLD = "_told_to_all_ranks"  # an attribute of errors
 _SHOWN = 80  # characters of a value that an error shows
+_NAMED = 5  # further facts that an error names
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,15 @@ class World(LauncherEnv):
         """Wait for all ranks, on CPUs: under NCCL `dist.barrier` would pick a GPU by itself."""
         self.all_reduce_max(0)
 
-    def require_same(self, facts: Mapping[str, str]) -> None:
+    def require_same(
+        self, facts: Mapping[str, str], remedies: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Raise EnvironmentProblem, on all ranks alike, unless all have the same facts.
 
-        The error names the first fact that differs, the ranks that differ from rank 0, and the
-        values. Every rank takes part in every collective, whatever it finds: which comparison comes
-        next depends only on what all ranks have seen.
+        The error names the first fact that differs, the ranks that differ from rank 0, the first
+        one's host, and the values. remedies: what has to be the same, by fact; the default is the
+        fact itself. Every rank takes part in every collective, whatever it finds: which comparison
+        comes next depends only on what all ranks have seen.
         """
         if self.size == 1:
             return
@@ -64,11 +70,14 @@ class World(LauncherEnv):
         if not differing:
             return
         name, ranks = differing[0]
-        values = self._gather_text(facts[name][:_SHOWN])
-        others = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        first, values = ranks[0], self._gather_text(facts[name][:_SHOWN])
+        hosts = self._gather_text(platform.node()[:_SHOWN])
+        others = ", ".join(other for other, _ in differing[1 : _NAMED + 1])
         raise EnvironmentProblem(
-            f"the ranks do not have the same {name}{others}: {_named(ranks)} has "
-            f"{values[ranks[0]]}, rank 0 has {values[0]}: give all ranks the same files and config"
+            f"the ranks do not have the same {name}{f' (nor {others})' if others else ''}: "
+            f"rank {first} on {hosts[first]} has {values[first]}, rank 0 on {hosts[0]} has "
+            f"{values[0]}{f' ({_named(ranks[1:])}, too)' if ranks[1:] else ''}: give all ranks "
+            f"the same {remedies.get(name, name)}"
         )
 
     def _differing(self, numbers: list[int]) -> list[list[int]]:

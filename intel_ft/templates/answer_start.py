@@ -7,7 +7,7 @@ templates.chat_template.
 
 import re
 from collections.abc import Iterable
-from os.path import commonprefix
+from itertools import takewhile
 from typing import NamedTuple
 
 from intel_ft.templates.chat_messages import SLOTS
@@ -78,10 +78,10 @@ def without_next_prompt(
     tail, before = body[at:], asked[_after_last_slot(asked) :]
     same = tail  # the next prompt begins in it, or right behind it
     if _last_slot(followed) == _last_slot(body):
-        same = commonprefix((tail, followed[_after_last_slot(followed) :]))
+        same = _shared_start(tail, followed[_after_last_slot(followed) :])
         if same.rstrip() == tail.rstrip():
             return body
-    start = len(tail) - len(commonprefix((tail[::-1], before[::-1])))
+    start = len(tail) - len(_shared_start(tail[::-1], before[::-1]))
     if not tail[start:].strip():
         return body
     ends = []  # of the tokens that end the answer or stand in front of the prompt
@@ -96,6 +96,11 @@ def without_next_prompt(
     # Turns end alike: with the first token of what they share, or in front of the prompt.
     inside = (end for end in ends if start < end <= len(same))
     return body[: at + next(inside, len(same) if same != tail else start)]
+
+
+def _shared_start(one: str, other: str) -> str:
+    pairs = zip(one, other, strict=False)
+    return one[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))]
 
 
 def _last_slot(text: str) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ from intel_ft.files import (
     write_manifest,
 )
 from intel_ft.training.optimizer_state import fitted, portable
+from intel_ft.training.stream_rows import rows_fact
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
             torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
             trainer._save_rng_state(str(folder))
             trainer.state.save_to_json(str(folder / STATE))
-            write_json(folder / PLAN, {"next_step": step, "facts": trainer.training.facts})
+            facts = trainer.training.facts | rows_fact(trainer.training)
+            write_json(folder / PLAN, {"next_step": step, "facts": facts})
             if trainer.best_weights is not None:
                 save_file(trainer.best_weights, folder / BEST)
             write_manifest(folder)

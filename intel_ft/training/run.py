@@ -36,6 +36,7 @@ from intel_ft.training.records import SignalStop
 from intel_ft.training.reference import with_reference
 from intel_ft.training.run_facts import (
     INT4_WEIGHTS,
+    REMEDIES,
     check_facts,
     content_facts,
     settings_facts,
@@ -44,6 +45,7 @@ from intel_ft.training.run_facts import (
 from intel_ft.training.setup import Inputs, build, out_of_memory, read_inputs
 from intel_ft.training.start import start_of, with_adapter
 from intel_ft.training.step import NotFinite
+from intel_ft.training.stream_rows import check_rows
 from intel_ft.training.trainable import Adapter
 from intel_ft.training.trainer import PlanTrainer, trainer_for
 from intel_ft.training.workload import Training
@@ -122,7 +124,7 @@ def _train(
         with world.raise_on_all_ranks():
             start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
         with world.raise_on_all_ranks():
-            world.require_same(settings_facts(config, packages(), start))
+            world.require_same(settings_facts(config, packages(), start), REMEDIES)
         with world.raise_on_all_ranks(), world.local_main_process_first():
             config = with_adapter(config)
             inputs = read_inputs(config)
@@ -132,7 +134,7 @@ def _train(
             if int4 is not None:
                 contents[INT4_WEIGHTS] = int4.digest
         with world.raise_on_all_ranks():
-            world.require_same(contents)
+            world.require_same(contents, REMEDIES)
             facts = stored_facts(config, contents)
             if start is not None:
                 check_facts(start, checkpoint.facts_of(start), facts)
@@ -142,6 +144,7 @@ def _train(
             training = replace(training, facts=facts)
             if start is not None:
                 training.model.weights.check(start)
+                check_rows(training, checkpoint.step_of(start), checkpoint.facts_of(start))
                 logger.info("resuming from %s", start)
         devices.reset_peak(training.model.device)
         for rate in _rates_of_all_ranks(training):

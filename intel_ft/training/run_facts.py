@@ -24,6 +24,7 @@ from intel_ft.templates.examples import ExampleSet
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 from intel_ft.training.setup import Inputs
 from intel_ft.training.start import adapter_fingerprint
+from intel_ft.training.stream_rows import DATA
 
 BASE_WEIGHTS = "base weights"
 INT4_WEIGHTS = "int4 weights"
@@ -36,26 +37,29 @@ _PATHS = (
 _REFUSED = (
     *("train.learning_rate", "train.scheduler", "train.warmup_ratio", "train.weight_decay"),
     *("train.optimizer", "train.seed", "train.global_batch_size", "base format"),
-    "train.best_metric",
+    *("train.best_metric", "train.router_aux_loss"),
     *(BASE_WEIGHTS, INT4_WEIGHTS, "base config.json", "teacher weights", "training data"),
     *("mixture", "evaluation data"),
     *("model.adapter_mode", "model.add_tokens", "model.add_special_tokens"),
 )
-_REPORTED = (
-    *("train.max_grad_norm", "train.eval_steps", "train.early_stopping", "model.dtype"),
-    *("tokenizer", "prompt template", "data.system_prompt"),
-    "adapter weights",  # what they became by then is in the checkpoint
+# Any other difference is reported: these change nothing that is computed, or are said elsewhere.
+_UNSAID = (
+    *("train.epochs", "train.max_steps"),  # training.checkpoint tells of another number of steps
+    *("train.save_steps", "train.keep_checkpoints", "train.logging_steps", "train.report_to"),
+    *("train.max_tokens_per_row", "train.activation_checkpointing"),
+    *("model.allow_pickle", "data.cache", "data.cache_gib"),
 )
-_REMEDIES = {
+REMEDIES = {
     BASE_WEIGHTS: "model.name_or_path",
     INT4_WEIGHTS: "model.quantization, the calibration data and the version of nncf",
     "base config.json": "model.name_or_path",
     "base format": "model.base_dtype",
     "teacher weights": "method.teacher",
     "adapter weights": "model.adapter",
-    "training data": "data.train and what is done with it (data, tokenizer, template)",
+    "training data": DATA,
     "mixture": "the weights in data.train",
     "evaluation data": "data.eval or data.eval_fraction",
+    "newest checkpoint": "output.directory, on a file system that all hosts share",
 }
 
 logger = logging.getLogger(__name__)
@@ -76,9 +80,7 @@ def settings_facts(config: Config, packages: dict[str, str | None], start: Path 
         "Python version": platform.python_version(),
         **{f"version of {name}": str(number) for name, number in packages.items()},
         **settings,
-        "newest checkpoint in output.directory, which has to be on a shared filesystem": (
-            start.name if start else _NONE
-        ),
+        "newest checkpoint": start.name if start else _NONE,
     }
 
 
@@ -117,19 +119,19 @@ def check_facts(checkpoint: Path, before: Facts, now: Facts) -> None:
         logger.info("%s: the run had no evaluation data; it is evaluated from here on", checkpoint)
     refused = [name for name in changed if name in _REFUSED or name.startswith("method.")]
     if refused:
-        restore = ", ".join(dict.fromkeys(_REMEDIES.get(name, name) for name in refused))
+        restore = ", ".join(dict.fromkeys(REMEDIES.get(name, name) for name in refused))
         differences = "; ".join(_difference(name, before[name], now[name]) for name in refused)
         raise UserError(
             f"{checkpoint} belongs to another run: {differences}: restore {restore}, or start "
             "again with --overwrite"
         )
     for name in changed:
-        if name in _REPORTED:
+        if name not in _UNSAID:
             logger.info("%s: %s", checkpoint, _difference(name, before[name], now[name]))
 
 
 def _difference(name: str, before: str, now: str) -> str:
-    if name in _REMEDIES or name == "tokenizer":
+    if name in REMEDIES or name == "tokenizer":
         return f"the {name} differs from that of the start (fingerprint {before}, now {now})"
     return f"{name} was {before} when this run started, and is now {now}"
 

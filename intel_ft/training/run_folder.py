@@ -83,7 +83,10 @@ def begin(run: Path, *, overwrite: bool) -> None:
             if overwrite or path.name.startswith("."):  # a dot: left half-written by a kill
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
-        raise UserError(f"{run}: cannot be written to ({error.strerror})") from None
+        raise UserError(
+            f"{run}: {Path(error.filename or run).name} cannot be deleted ({error.strerror}): make "
+            "the folder writable, or choose another output.directory"
+        ) from None
 
 
 def write_records(

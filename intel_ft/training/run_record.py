@@ -38,10 +38,13 @@ def read_training(run: Path) -> dict[str, Any]:
         }
     except FileNotFoundError as error:
         raise UserError(
-            f"{run}: not a run's folder, it has no {Path(error.filename).name}"
+            f"{run}: not a run's folder, it has no {Path(error.filename).name}: give the folder"
+            " that a run wrote (output.directory)"
         ) from None
     except (ValueError, KeyError, TypeError, OSError, yaml.YAMLError) as error:
-        raise UserError(f"{run}: its records cannot be read ({error})") from None
+        raise UserError(
+            f"{run}: its records cannot be read ({error}): restore config.yaml and metrics.jsonl"
+        ) from None
 
 
 def config_of_run(artifact: Artifact) -> Config | None:

@@ -60,7 +60,7 @@ def train_step(step: Step, training: Training) -> Tensor:
         row_loss = of_row[0]
         if training.routing is not None and training.routing.coefficient:
             # A row's share of the step is its tokens', and so is that of its auxiliary loss.
-            share = len(row.tokens) / float(data.plan.lengths[step.examples].sum())
+            share = len(row.tokens) / float(step.plan.lengths[step.examples].sum())
             auxiliary = training.routing.auxiliary_loss(len(row.tokens)) * share
             totals.router_aux_loss += float(auxiliary.detach())
             row_loss = row_loss + auxiliary * final_divisor

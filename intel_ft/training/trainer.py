@@ -33,6 +33,7 @@ from intel_ft.training.step import (
     validation_comparison,
     validation_loss,
 )
+from intel_ft.training.stream_rows import read_on
 from intel_ft.training.workload import Training
 
 _CONTROL = tuple(f"should_{what}" for what in ("training_stop", "epoch_stop", "log", "evaluate"))
@@ -67,7 +68,9 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Our own step, because a batch is packed rows that are divided by a global count."""
-        return train_step(self.training.data.plan.step(self.state.global_step), self.training)
+        index = self.state.global_step
+        read_on(self.training, index)
+        return train_step(self.training.data.plan.step(index), self.training)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Add LoRA+'s learning rate, and what the backend does to model and optimizer."""

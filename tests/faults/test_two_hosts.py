@@ -85,7 +85,10 @@ def test_a_rank_with_other_data_is_named(cluster, tmp_path):
     finally:
         cluster.hosts[1].run("umount", data)
     errors = [line for line in out.splitlines() if "error: " in line]
-    assert len(errors) == 1 and "the same training data: rank 1 has" in errors[0], out
+    assert len(errors) == 1, out
+    assert "the same training data: rank 1 on node2 has" in errors[0]
+    assert "rank 0 on node1 has" in errors[0]
+    assert "give all ranks the same data.train" in errors[0]
     assert not (folder / "out").exists()
 
 

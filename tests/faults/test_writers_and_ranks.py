@@ -81,16 +81,16 @@ def ranks_in(folders, *overrides):
 
 
 @pytest.mark.parametrize(
-    ("change", "override", "what"),
+    ("change", "override", "what", "way_out"),
     [
-        (other_data, "train.seed=42", "training data"),
-        (other_base, "train.seed=42", "base config.json"),
-        (None, "train.learning_rate=0.5", "train.learning_rate"),
-        (None, "method.init=pissa", "method.init"),
-        (None, "backend.collective=ccl", "backend.collective"),
+        (other_data, "train.seed=42", "training data", "the same data.train"),
+        (other_base, "train.seed=42", "base config.json", "the same model.name_or_path"),
+        (None, "train.learning_rate=0.5", "train.learning_rate", "the same train.learning_rate"),
+        (None, "method.init=pissa", "method.init", "the same method.init"),
+        (None, "backend.collective=ccl", "backend.collective", "set backend.collective"),
     ],
 )
-def test_ranks_that_differ_end_alike(hosts, tmp_path, change, override, what):
+def test_ranks_that_differ_end_alike(hosts, tmp_path, change, override, what, way_out):
     for folder in hosts:
         shutil.copytree(MODEL, folder / "base")
         text = (folder / "config.yaml").read_text().replace(str(MODEL), "base")
@@ -101,7 +101,8 @@ def test_ranks_that_differ_end_alike(hosts, tmp_path, change, override, what):
     assert [result.code for result in results] == [3, 3], results
     errors = [line for result in results for line in result.err.splitlines() if "error: " in line]
     assert len(errors) == 1, "rank 0 tells of it"
-    assert f"the same {what}" in errors[0] and "rank 1 has" in errors[0]
+    assert f"the same {what}" in errors[0] and "rank 1 on" in errors[0]
+    assert way_out in errors[0].rpartition(": ")[2]
     assert not (tmp_path / "out").exists()
 
 
@@ -127,7 +128,8 @@ def test_ranks_of_intel_mpi_that_differ_end_alike(hosts, tmp_path):
     )
     assert done.returncode == 3, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "the same training data: rank 1 has" in errors[0]
+    assert len(errors) == 1 and "the same training data: rank 1 on" in errors[0]
+    assert "give all ranks the same data.train" in errors[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +161,18 @@ def test_a_model_learns_through_its_experts_alone(configure) -> None:
     page = report([run])
     assert "<h2>Experts</h2>" in page and "model.layers.1.mlp" in page
     assert "entropy of the experts" in page
+
+
+def test_the_auxiliary_loss_of_a_stream_is_that_of_its_own_rows(configure) -> None:
+    config = configure({}, router_aux_loss=True, max_steps=2, learning_rate=1e-12)
+    data = config.data.model_copy(update={"streaming": True, "buffer": 8, "eval": None})
+    rows = [{"prompt": f"word {i}", "completion": " x" * (60 * (i > 7) + 1)} for i in range(16)]
+    Path(data.sources[0].path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(config.model_copy(update={"data": data}))
+    text = (config.output.directory / "metrics.jsonl").read_text()
+    short, long = (json.loads(line) for line in text.splitlines())
+    assert long["tokens"] > 2 * short["tokens"]
+    assert long["router_aux_loss"] == pytest.approx(short["router_aux_loss"], rel=0.3)
 
 
 def test_an_adapter_without_effect_is_named_at_the_end_of_the_run(configure, caplog) -> None:
