@@ -5,6 +5,7 @@ bounds as the keyword argument `cu_seq_lens_q`, which Transformers passes to eve
 `why_not_packable` tests whether a model really works this way.
 """
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +33,10 @@ def padded_length(length: int) -> int:
     return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
+class _NoBounds(ValueError):
+    """Attention was called without the segment bounds."""
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -55,7 +60,7 @@ def packed_attention(
     Raises ValueError if the segment bounds are missing.
     """
     if cu_seq_lens_q is None:
-        raise ValueError(f"{NAME} needs cu_seq_lens_q: this model does not pass it to attention")
+        raise _NoBounds(f"{NAME} needs cu_seq_lens_q: this model does not pass it to attention")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if varlen.usable(q) and softcap is None and s_aux is None and not dropout:
@@ -173,10 +178,36 @@ def has_convolution(model: Any) -> bool:
     return any(isinstance(module, torch.nn.Conv1d) for module in model.get_decoder().modules())
 
 
+def pass_bounds(model: Any) -> None:
+    """Give attention the segment bounds that its layer receives and does not pass on.
+
+    As in Nemotron of Transformers 5.17. The hooks are the layers' own, because activation
+    checkpointing runs a layer again when the rest of the model has ended.
+    """
+    for layer in model.get_decoder().layers:
+        for attention in layer.modules():
+            if hasattr(attention, "is_causal"):
+                bounds: dict[str, Any] = {}
+                layer.register_forward_pre_hook(partial(_take_bounds, bounds), with_kwargs=True)
+                attention.register_forward_pre_hook(partial(_add_bounds, bounds), with_kwargs=True)
+
+
+def _take_bounds(bounds: dict[str, Any], _: Any, __: Any, options: dict[str, Any]) -> None:
+    bounds |= {_BOUNDS: options.get(_BOUNDS)}
+
+
+def _add_bounds(bounds: dict[str, Any], _: Any, inputs: Any, options: dict[str, Any]) -> Any:
+    return inputs, bounds | options
+
+
+_BOUNDS = "cu_seq_lens_q"
+
+
 @torch.no_grad()
 def why_not_packable(model: Any) -> str | None:
     """Why `model`, loaded with attention NAME, mixes packed segments; None if it does not.
 
+    Where its layers keep the segment bounds for themselves, its attention gets them by hooks.
     It runs two short segments packed, then with another first segment, then the second one alone:
     nothing may leak, and packing may change the result by no more than rounding.
     """
@@ -199,7 +230,12 @@ def why_not_packable(model: Any) -> str | None:
     if has_convolution(model):
         return "a convolution in its layers mixes neighbouring tokens of two segments"
     try:
-        packed, changed, alone = logits(first, second), logits(other, second), logits(second)
+        try:
+            packed = logits(first, second)
+        except _NoBounds:
+            pass_bounds(model)
+            packed = logits(first, second)
+        changed, alone = logits(other, second), logits(second)
     except (ValueError, TypeError) as error:
         return str(error).splitlines()[0]
     # Not bit for bit: a mixture's experts batch tokens of several segments in one GEMM.

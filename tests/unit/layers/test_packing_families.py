@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from support.families import architectures
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from intel_ft.layers import packed_attention
 from intel_ft.layers.packed_attention import row_inputs, why_not_packable
@@ -54,6 +55,30 @@ def test_a_family_that_packs_keeps_its_segments_apart(name) -> None:
     alone = logits(model, second)
     for before in ((first,), (other,), (first, other)):
         torch.testing.assert_close(logits(model, *before, second), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_gets_the_bounds_that_its_layer_keeps(monkeypatch) -> None:
+    """As Nemotron of Transformers 5.17, also where a layer runs again for its gradient."""
+
+    def forward(self, hidden_states, position_embeddings=None, **_):
+        inputs = {"attention_mask": None, "position_embeddings": position_embeddings}
+        found, _ = self.self_attn(self.input_layernorm(hidden_states), **inputs)
+        return hidden_states + found
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
+    model_type, values = architectures.FAMILIES["Llama 2, 3"]
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **values),
+        attn_implementation=packed_attention.NAME,
+        dtype=torch.float32,
+    )
+    assert why_not_packable(model) is None
+    first, second = torch.arange(9), torch.arange(7) * 5
+    torch.testing.assert_close(logits(model, first, second), logits(model, second))
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    with torch.enable_grad():
+        logits.__wrapped__(model, first, second).sum().backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.norm() > 0
 
 
 def test_plan_packs_no_family_with_a_convolution() -> None:
