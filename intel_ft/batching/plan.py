@@ -13,10 +13,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.batching.families import Families
 from intel_ft.batching.order import epoch_order
 from intel_ft.batching.share import pack_evenly, split_by_cost
 from intel_ft.data.mixture import Part
 from intel_ft.errors import UserError
+from intel_ft.templates.examples import ExampleSet
 
 IntArray = npt.NDArray[np.int64]
 
@@ -32,6 +34,8 @@ class Step:
 
     def shares(self, world_size: int) -> list[IntArray]:
         """The examples of each rank; their union is `examples`, whatever `world_size` is."""
+        if (families := self.plan.families(self.examples)) is not None:
+            return [self.examples[part] for part in families.shares(world_size)]
         costs = self.plan.costs(self.examples).tolist()
         return [self.examples[part] for part in split_by_cost(costs, world_size)]
 
@@ -48,7 +52,8 @@ class Plan:
     lengths, supervised: tokens and supervised tokens of each example, int64 [examples].
     quadratic_cost: attention's cost per squared token, in units of a token's linear cost.
     one_example_a_row: for models whose attention cannot be packed. parts: what an epoch takes from
-    each source, where sources have weights.
+    each source, where sources have weights. shared: the examples, if beginnings that those of a row
+    have in common are computed once; else None.
     """
 
     lengths: IntArray
@@ -59,6 +64,7 @@ class Plan:
     quadratic_cost: float = 0.0
     one_example_a_row: bool = False
     parts: tuple[Part, ...] = ()
+    shared: ExampleSet | None = None
 
     def __post_init__(self) -> None:
         if len(self.lengths) == 0:
@@ -91,13 +97,34 @@ class Plan:
         """Pack any set of examples into rows of at most `max_tokens_per_row` tokens."""
         if self.one_example_a_row:
             return list(examples[:, None])
+        if (families := self.families(examples)) is not None:
+            return [examples[row] for row in families.rows(self.max_tokens_per_row)]
         lengths = self.lengths[examples].tolist()
         return [examples[row] for row in pack_evenly(lengths, self.max_tokens_per_row)]
 
+    def families(self, examples: IntArray) -> Families | None:
+        """What these examples have in common; None if nothing that a row computes once."""
+        if self.shared is None or len(examples) == 0:
+            return None
+        families = Families(self.shared, examples, self.quadratic_cost)
+        return families if families.saved else None
+
     def costs(self, examples: IntArray) -> npt.NDArray[np.float64]:
-        """What each of these examples costs to train on, a token's linear cost being 1."""
+        """What each of these examples costs to train on alone, a token's linear cost being 1."""
         lengths = self.lengths[examples].astype(np.float64)
         return lengths + self.quadratic_cost * lengths**2
+
+    def saved(self, row: IntArray) -> int:
+        """Tokens that this row does not compute again."""
+        families = self.families(row)
+        return 0 if families is None else families.saved
+
+    def load(self, examples: IntArray) -> float:
+        """What all of these examples cost as one row."""
+        families = self.families(examples)
+        if families is None:
+            return float(self.costs(examples).sum())
+        return families.cost(range(len(examples)))
 
 
 _order = lru_cache(maxsize=2)(epoch_order)

@@ -34,6 +34,7 @@ class StreamPlan(Plan):
                 self.seed,
                 self.quadratic_cost,
                 self.one_example_a_row,
+                shared=None if self.shared is None else self.stream,
             )
         return self._plans[number].step(index)
 

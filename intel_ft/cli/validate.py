@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # `intel-ft doctor` must start even where pydantic is missing
     from intel_ft.config import Config
     from intel_ft.data.shown import ShownExample
     from intel_ft.decisions import Decision
+    from intel_ft.training.setup import Inputs
 
 
 def run(
@@ -100,9 +101,32 @@ def _check_inputs(
         "unlike_chat_template": compared and compared.unlike,
         "first_unlike": (compared and compared.first) or None,
         "eval_examples": inputs.validation and inputs.validation.report.examples,
+        **_shared_prefixes(with_adapter(settings), inputs),
         **({"sources": sources} if len(sources) > 1 else {}),
     }
     return facts, shown_examples(inputs.training.examples, inputs.tokenizer, examples)
+
+
+def _shared_prefixes(settings: "Config", inputs: "Inputs") -> dict[str, object]:
+    """What of the examples' tokens a step computes once for several examples."""
+    from intel_ft.training.decide import make_plan, total_steps
+    from intel_ft.training.shared_prefixes import shared_prefix_share, why_not_shared
+
+    model, examples = inputs.model, inputs.training.examples
+    why_not = why_not_shared(settings, model.description, packed=model.sizes.packs)
+    if why_not is not None:
+        return {"shared_prefix_share": 0.0, "no_shared_prefixes": why_not}
+    plan = make_plan(
+        settings,
+        examples.lengths,
+        examples.supervised_counts,
+        model.cost,
+        packed=True,
+        parts=inputs.training.parts,
+        shared=examples,
+    )
+    share = shared_prefix_share(plan, total_steps(settings.train, plan))
+    return {"shared_prefix_share": round(share, 4)}
 
 
 def _facts(decisions: "Sequence[Decision]") -> dict[str, str]:

@@ -1,4 +1,5 @@
-// Causal attention inside each segment of a packed row, with rotary positions, and its gradient.
+// Causal attention of each segment of a packed row to itself and to the segments that it follows,
+// with rotary positions, and its gradient.
 //
 // A worked example: tokens = 5 in two segments of 3 and 2, heads = 4 query heads that share
 // kv_heads = 2 key and value heads, dim = 8.
@@ -6,14 +7,18 @@
 //   bounds [0, 3, 5]     q, out [5, 4, 8]     k, v [5, 2, 8]     cos, sin [5, 8]
 //   logsumexp float32 [4, 5]
 //
-// There are 2 * 4 tasks, one for each segment and query head; head h reads key head h / 2. A task
-// splits its segment into blocks of 32 tokens (one here, padded with zeros) and computes, for query
-// block i and key blocks b <= i, with Q and K rotated by their positions,
+// There are 2 * 4 tasks, one for each tree of segments and query head; here, where no segment
+// follows another, each one is a tree. Head h reads key head h / 2. A task splits each segment into
+// blocks of 32 tokens (one here, padded with zeros) and computes, for query block i and key blocks
+// b <= i, with Q and K rotated by their positions,
 //
 //   S = Q K^T                             [32, 32] for each b; in b = i, row r sees columns <= r
 //   L = logsumexp of scale * S            over all blocks, for each row
 //   P = exp(scale * S - L)
 //   O = sum over b of P V
+//
+// Where a segment follows others (parents [-1, 0]: the second follows the first), the blocks of
+// those come before b = 0, and each row sees all of their tokens.
 //
 // Saved for backward: q, k and v before rotation, out and logsumexp; not P. Backward recomputes S
 // and P and then computes (FlashAttention-2, Dao 2023), for output gradient dO,
@@ -26,10 +31,10 @@
 // through oneDNN).
 
 #include <memory>
-#include <numeric>
 #include <vector>
 
 #include "bf16.h"
+#include "forest.h"
 
 namespace at::native::cpublas {
 void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
@@ -39,29 +44,21 @@ void brgemm_release(bool vnni);
 
 namespace {
 
-constexpr int64_t BLOCK = 32;  // queries and keys of one matmul
-
 inline void matmul(int64_t m, int64_t n, int64_t k, int64_t lda, bool add, const bf16* a,
                    const bf16* b, float* c) {
   at::native::cpublas::brgemm(m, n, k, lda, n, n, add, a, b, c, true);
 }
 
 struct Task {
-  int64_t start, length, head;
-  int64_t blocks() const { return (length + BLOCK - 1) / BLOCK; }
+  const Tree* tree;
+  int64_t head;
 };
 
-// One task for each segment and head, the longest first so that threads finish together.
-std::vector<Task> make_tasks(const int64_t* bounds, int64_t segments, int64_t heads) {
-  std::vector<int64_t> order(segments);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return bounds[a + 1] - bounds[a] > bounds[b + 1] - bounds[b];
-  });
+// One task for each tree and head.
+std::vector<Task> make_tasks(const std::vector<Tree>& trees, int64_t heads) {
   std::vector<Task> tasks;
-  for (int64_t segment : order)
-    for (int64_t head = 0; head < heads; ++head)
-      tasks.push_back({bounds[segment], bounds[segment + 1] - bounds[segment], head});
+  for (const Tree& tree : trees)
+    for (int64_t head = 0; head < heads; ++head) tasks.push_back({&tree, head});
   return tasks;
 }
 
@@ -144,14 +141,17 @@ struct Buffer {  // grows and never shrinks: one for each thread, reused from ta
 
 extern "C" {
 
-// Causal attention inside each segment. q, out [tokens, heads, dim]; k, v [tokens, kv_heads, dim];
-// cos, sin [tokens, dim]; bounds int64 [segments + 1]; logsumexp float32 [heads, tokens].
+// q, out [tokens, heads, dim]; k, v [tokens, kv_heads, dim]; cos, sin [tokens, dim]; bounds int64
+// [segments + 1]; parents int64 [segments], the earlier segment of its tree that each one follows,
+// -1 for none, or null if none does; logsumexp float32 [heads, tokens].
 void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, const bf16* sin,
-               const int64_t* bounds, int64_t segments, int64_t heads, int64_t kv_heads,
-               int64_t dim, float scale, bf16* out, float* logsumexp, int threads) {
+               const int64_t* bounds, const int64_t* parents, int64_t segments, int64_t heads,
+               int64_t kv_heads, int64_t dim, float scale, bf16* out, float* logsumexp,
+               int threads) {
   const int64_t tokens = bounds[segments], stride_q = heads * dim, stride_kv = kv_heads * dim;
   const int64_t tile = BLOCK * dim, square = BLOCK * BLOCK;
-  const std::vector<Task> tasks = make_tasks(bounds, segments, heads);
+  const std::vector<Tree> trees = make_trees(bounds, parents, segments);
+  const std::vector<Task> tasks = make_tasks(trees, heads);
 #pragma omp parallel num_threads(threads)
   {
     Buffer<bf16> packed, weights;
@@ -160,60 +160,64 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
     std::vector<float> result(tile);
 #pragma omp for schedule(dynamic, 1)
     for (size_t t = 0; t < tasks.size(); ++t) {
-      const Task& task = tasks[t];
-      const int64_t blocks = task.blocks(), kv = task.head / (heads / kv_heads);
-      bf16* keys = packed.reserve(2 * blocks * tile);
-      bf16* values = keys + blocks * tile;
-      float* s = scores.reserve(blocks * square);
-      bf16* p = weights.reserve(blocks * square);
-      auto count = [&](int64_t b) { return std::min(BLOCK, task.length - b * BLOCK); };
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t first = task.start + b * BLOCK;
-        load_block(k + first * stride_kv + kv * dim, stride_kv, count(b), cos + first * dim,
-                   sin + first * dim, dim, block.data());
-        pack_b_transposed(block.data(), BLOCK, dim, keys + b * tile);
-        load_block(v + first * stride_kv + kv * dim, stride_kv, count(b), nullptr, nullptr, dim,
-                   block.data());
-        pack_b(block.data(), dim, BLOCK, dim, values + b * tile);
-      }
-      for (int64_t i = 0; i < blocks; ++i) {
-        const int64_t first = task.start + i * BLOCK;
-        load_block(q + first * stride_q + task.head * dim, stride_q, count(i), cos + first * dim,
-                   sin + first * dim, dim, queries.data());
-        for (int64_t b = 0; b <= i; ++b)
-          matmul(BLOCK, BLOCK, dim, dim, false, queries.data(), keys + b * tile, s + b * square);
-        for (int64_t row = 0; row < BLOCK; ++row) {
-          float largest = -INFINITY, sum = 0;
-          for (int64_t b = 0; b <= i; ++b) {
-            float* line = s + b * square + row * BLOCK;
-            const int64_t visible = b < i ? BLOCK : row + 1;
-#pragma omp simd reduction(max : largest)
-            for (int64_t j = 0; j < visible; ++j) largest = std::max(largest, line[j]);
-          }
-          for (int64_t b = 0; b <= i; ++b) {
-            float* line = s + b * square + row * BLOCK;
-            const int64_t visible = b < i ? BLOCK : row + 1;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < visible; ++j)
-              sum += line[j] = fast_exp(scale * (line[j] - largest));
-          }
-          const float inverse = 1.0f / sum;
-          for (int64_t b = 0; b <= i; ++b) {
-            const float* line = s + b * square + row * BLOCK;
-            bf16* target = p + b * square + row * BLOCK;
-            const int64_t visible = b < i ? BLOCK : row + 1;
-#pragma omp simd
-            for (int64_t j = 0; j < visible; ++j) target[j] = round_to_bf16(line[j] * inverse);
-            std::memset(target + visible, 0, (BLOCK - visible) * sizeof(bf16));
-          }
-          if (row < count(i))
-            logsumexp[task.head * tokens + first + row] = scale * largest + std::log(sum);
+      const Tree& tree = *tasks[t].tree;
+      const int64_t head = tasks[t].head, kv = head / (heads / kv_heads);
+      bf16* keys = packed.reserve(2 * tree.blocks * tile);
+      bf16* values = keys + tree.blocks * tile;
+      float* s = scores.reserve(tree.most_keys * square);
+      bf16* p = weights.reserve(tree.most_keys * square);
+      for (const Segment& segment : tree.segments)
+        for (int64_t b = 0; b < segment.blocks(); ++b) {
+          const int64_t first = segment.start + b * BLOCK, place = (segment.block + b) * tile;
+          load_block(k + first * stride_kv + kv * dim, stride_kv, segment.count(b),
+                     cos + first * dim, sin + first * dim, dim, block.data());
+          pack_b_transposed(block.data(), BLOCK, dim, keys + place);
+          load_block(v + first * stride_kv + kv * dim, stride_kv, segment.count(b), nullptr,
+                     nullptr, dim, block.data());
+          pack_b(block.data(), dim, BLOCK, dim, values + place);
         }
-        for (int64_t b = 0; b <= i; ++b)
-          matmul(BLOCK, dim, BLOCK, BLOCK, b > 0, p + b * square, values + b * tile, result.data());
-        store_block(result.data(), stride_q, count(i), nullptr, nullptr, dim,
-                    out + first * stride_q + task.head * dim);
-      }
+      for (const Segment& segment : tree.segments)
+        for (int64_t i = 0; i < segment.blocks(); ++i) {
+          const int64_t first = segment.start + i * BLOCK, count = segment.count(i);
+          const int64_t blocks = int64_t(segment.before.size()) + i + 1;
+          load_block(q + first * stride_q + head * dim, stride_q, count, cos + first * dim,
+                     sin + first * dim, dim, queries.data());
+          for (int64_t b = 0; b < blocks; ++b)
+            matmul(BLOCK, BLOCK, dim, dim, false, queries.data(),
+                   keys + segment.key_block(b) * tile, s + b * square);
+          for (int64_t row = 0; row < BLOCK; ++row) {
+            float largest = -INFINITY, sum = 0;
+            for (int64_t b = 0; b < blocks; ++b) {
+              float* line = s + b * square + row * BLOCK;
+              const int64_t visible = segment.visible(b, i, row);
+#pragma omp simd reduction(max : largest)
+              for (int64_t j = 0; j < visible; ++j) largest = std::max(largest, line[j]);
+            }
+            for (int64_t b = 0; b < blocks; ++b) {
+              float* line = s + b * square + row * BLOCK;
+              const int64_t visible = segment.visible(b, i, row);
+#pragma omp simd reduction(+ : sum)
+              for (int64_t j = 0; j < visible; ++j)
+                sum += line[j] = fast_exp(scale * (line[j] - largest));
+            }
+            const float inverse = 1.0f / sum;
+            for (int64_t b = 0; b < blocks; ++b) {
+              const float* line = s + b * square + row * BLOCK;
+              bf16* target = p + b * square + row * BLOCK;
+              const int64_t visible = segment.visible(b, i, row);
+#pragma omp simd
+              for (int64_t j = 0; j < visible; ++j) target[j] = round_to_bf16(line[j] * inverse);
+              std::memset(target + visible, 0, (BLOCK - visible) * sizeof(bf16));
+            }
+            if (row < count)
+              logsumexp[head * tokens + first + row] = scale * largest + std::log(sum);
+          }
+          for (int64_t b = 0; b < blocks; ++b)
+            matmul(BLOCK, dim, BLOCK, BLOCK, b > 0, p + b * square,
+                   values + segment.key_block(b) * tile, result.data());
+          store_block(result.data(), stride_q, count, nullptr, nullptr, dim,
+                      out + first * stride_q + head * dim);
+        }
     }
     at::native::cpublas::brgemm_release(true);
   }
@@ -223,13 +227,14 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
 // key head, each writes its part of the gradients of k and v to `shared`, float32
 // [2, heads, tokens, dim], and the parts are summed at the end; otherwise `shared` is null.
 void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16* cos,
-                        const bf16* sin, const int64_t* bounds, int64_t segments, int64_t heads,
-                        int64_t kv_heads, int64_t dim, float scale, const bf16* out,
-                        const float* logsumexp, const bf16* grad, bf16* grad_q, bf16* grad_k,
-                        bf16* grad_v, float* shared, int threads) {
+                        const bf16* sin, const int64_t* bounds, const int64_t* parents,
+                        int64_t segments, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
+                        const bf16* out, const float* logsumexp, const bf16* grad, bf16* grad_q,
+                        bf16* grad_k, bf16* grad_v, float* shared, int threads) {
   const int64_t tokens = bounds[segments], stride_q = heads * dim, stride_kv = kv_heads * dim;
   const int64_t tile = BLOCK * dim, square = BLOCK * BLOCK, group = heads / kv_heads;
-  const std::vector<Task> tasks = make_tasks(bounds, segments, heads);
+  const std::vector<Tree> trees = make_trees(bounds, parents, segments);
+  const std::vector<Task> tasks = make_tasks(trees, heads);
 #pragma omp parallel num_threads(threads)
   {
     Buffer<bf16> packed;
@@ -241,79 +246,87 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
     float delta[BLOCK], row_logsumexp[BLOCK];
 #pragma omp for schedule(dynamic, 1)
     for (size_t t = 0; t < tasks.size(); ++t) {
-      const Task& task = tasks[t];
-      const int64_t blocks = task.blocks(), kv = task.head / group;
-      bf16* keys = packed.reserve(3 * blocks * tile);
-      bf16 *packed_keys = keys + blocks * tile, *values = packed_keys + blocks * tile;
-      float* dk = sums.reserve(2 * blocks * tile);
-      float* dv = dk + blocks * tile;
-      std::memset(dk, 0, 2 * blocks * tile * sizeof(float));
-      auto count = [&](int64_t b) { return std::min(BLOCK, task.length - b * BLOCK); };
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t first = task.start + b * BLOCK;
-        load_block(k + first * stride_kv + kv * dim, stride_kv, count(b), cos + first * dim,
-                   sin + first * dim, dim, rows.data());
-        pack_b_transposed(rows.data(), BLOCK, dim, keys + b * tile);
-        pack_b(rows.data(), dim, BLOCK, dim, packed_keys + b * tile);
-        load_block(v + first * stride_kv + kv * dim, stride_kv, count(b), nullptr, nullptr, dim,
-                   rows.data());
-        pack_b_transposed(rows.data(), BLOCK, dim, values + b * tile);
-      }
-      for (int64_t i = 0; i < blocks; ++i) {
-        const int64_t first = task.start + i * BLOCK, offset = first * stride_q + task.head * dim;
-        load_block(q + offset, stride_q, count(i), cos + first * dim, sin + first * dim, dim,
-                   queries.data());
-        pack_b(queries.data(), dim, BLOCK, dim, packed_queries.data());
-        load_block(grad + offset, stride_q, count(i), nullptr, nullptr, dim, grads.data());
-        pack_b(grads.data(), dim, BLOCK, dim, packed_grads.data());
-        for (int64_t row = 0; row < BLOCK; ++row) {
-          float sum = 0;
-          if (row < count(i)) {
-            const bf16 *g = grads.data() + row * dim, *o = out + offset + row * stride_q;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < dim; ++j) sum += to_float(g[j]) * to_float(o[j]);
-          }
-          delta[row] = sum;
-          row_logsumexp[row] = row < count(i) ? logsumexp[task.head * tokens + first + row] : 0.0f;
+      const Tree& tree = *tasks[t].tree;
+      const int64_t head = tasks[t].head, kv = head / group;
+      bf16* keys = packed.reserve(3 * tree.blocks * tile);
+      bf16 *packed_keys = keys + tree.blocks * tile, *values = packed_keys + tree.blocks * tile;
+      float* dk = sums.reserve(2 * tree.blocks * tile);
+      float* dv = dk + tree.blocks * tile;
+      std::memset(dk, 0, 2 * tree.blocks * tile * sizeof(float));
+      for (const Segment& segment : tree.segments)
+        for (int64_t b = 0; b < segment.blocks(); ++b) {
+          const int64_t first = segment.start + b * BLOCK, place = (segment.block + b) * tile;
+          load_block(k + first * stride_kv + kv * dim, stride_kv, segment.count(b),
+                     cos + first * dim, sin + first * dim, dim, rows.data());
+          pack_b_transposed(rows.data(), BLOCK, dim, keys + place);
+          pack_b(rows.data(), dim, BLOCK, dim, packed_keys + place);
+          load_block(v + first * stride_kv + kv * dim, stride_kv, segment.count(b), nullptr,
+                     nullptr, dim, rows.data());
+          pack_b_transposed(rows.data(), BLOCK, dim, values + place);
         }
-        for (int64_t b = 0; b <= i; ++b) {
-          matmul(BLOCK, BLOCK, dim, dim, false, queries.data(), keys + b * tile, s.data());
-          matmul(BLOCK, BLOCK, dim, dim, false, grads.data(), values + b * tile, dp.data());
+      for (const Segment& segment : tree.segments)
+        for (int64_t i = 0; i < segment.blocks(); ++i) {
+          const int64_t first = segment.start + i * BLOCK, count = segment.count(i);
+          const int64_t offset = first * stride_q + head * dim;
+          const int64_t blocks = int64_t(segment.before.size()) + i + 1;
+          load_block(q + offset, stride_q, count, cos + first * dim, sin + first * dim, dim,
+                     queries.data());
+          pack_b(queries.data(), dim, BLOCK, dim, packed_queries.data());
+          load_block(grad + offset, stride_q, count, nullptr, nullptr, dim, grads.data());
+          pack_b(grads.data(), dim, BLOCK, dim, packed_grads.data());
           for (int64_t row = 0; row < BLOCK; ++row) {
-            const int64_t from = row * BLOCK, visible = row >= count(i) ? 0
-                                                        : b < i         ? BLOCK
-                                                                        : row + 1;
-#pragma omp simd
-            for (int64_t j = 0; j < visible; ++j) {
-              float weight = fast_exp(scale * s[from + j] - row_logsumexp[row]);
-              p[from + j] = round_to_bf16(weight);
-              ds[from + j] = round_to_bf16(scale * weight * (dp[from + j] - delta[row]));
+            float sum = 0;
+            if (row < count) {
+              const bf16 *g = grads.data() + row * dim, *o = out + offset + row * stride_q;
+#pragma omp simd reduction(+ : sum)
+              for (int64_t j = 0; j < dim; ++j) sum += to_float(g[j]) * to_float(o[j]);
             }
-            std::memset(&p[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
-            std::memset(&ds[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
+            delta[row] = sum;
+            row_logsumexp[row] = row < count ? logsumexp[head * tokens + first + row] : 0.0f;
           }
-          matmul(BLOCK, dim, BLOCK, BLOCK, b > 0, ds.data(), packed_keys + b * tile, dq.data());
-          transpose(ds.data(), transposed.data());
-          matmul(BLOCK, dim, BLOCK, BLOCK, true, transposed.data(), packed_queries.data(),
-                 dk + b * tile);
-          transpose(p.data(), transposed.data());
-          matmul(BLOCK, dim, BLOCK, BLOCK, true, transposed.data(), packed_grads.data(),
-                 dv + b * tile);
+          for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t place = segment.key_block(b) * tile;
+            matmul(BLOCK, BLOCK, dim, dim, false, queries.data(), keys + place, s.data());
+            matmul(BLOCK, BLOCK, dim, dim, false, grads.data(), values + place, dp.data());
+            for (int64_t row = 0; row < BLOCK; ++row) {
+              const int64_t from = row * BLOCK;
+              const int64_t visible = row < count ? segment.visible(b, i, row) : 0;
+#pragma omp simd
+              for (int64_t j = 0; j < visible; ++j) {
+                float weight = fast_exp(scale * s[from + j] - row_logsumexp[row]);
+                p[from + j] = round_to_bf16(weight);
+                ds[from + j] = round_to_bf16(scale * weight * (dp[from + j] - delta[row]));
+              }
+              std::memset(&p[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
+              std::memset(&ds[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
+            }
+            matmul(BLOCK, dim, BLOCK, BLOCK, b > 0, ds.data(), packed_keys + place, dq.data());
+            transpose(ds.data(), transposed.data());
+            matmul(BLOCK, dim, BLOCK, BLOCK, true, transposed.data(), packed_queries.data(),
+                   dk + place);
+            transpose(p.data(), transposed.data());
+            matmul(BLOCK, dim, BLOCK, BLOCK, true, transposed.data(), packed_grads.data(),
+                   dv + place);
+          }
+          store_block(dq.data(), stride_q, count, cos + first * dim, sin + first * dim, dim,
+                      grad_q + offset);
         }
-        store_block(dq.data(), stride_q, count(i), cos + first * dim, sin + first * dim, dim,
-                    grad_q + offset);
-      }
-      if (shared) {
-        float* target = shared + (task.head * tokens + task.start) * dim;
-        std::memcpy(target, dk, task.length * dim * sizeof(float));
-        std::memcpy(target + heads * tokens * dim, dv, task.length * dim * sizeof(float));
-        continue;
-      }
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t first = task.start + b * BLOCK, offset = first * stride_kv + kv * dim;
-        store_block(dk + b * tile, stride_kv, count(b), cos + first * dim, sin + first * dim, dim,
-                    grad_k + offset);
-        store_block(dv + b * tile, stride_kv, count(b), nullptr, nullptr, dim, grad_v + offset);
+      for (const Segment& segment : tree.segments) {
+        const int64_t place = segment.block * tile;
+        if (shared) {
+          float* target = shared + (head * tokens + segment.start) * dim;
+          std::memcpy(target, dk + place, segment.length * dim * sizeof(float));
+          std::memcpy(target + heads * tokens * dim, dv + place,
+                      segment.length * dim * sizeof(float));
+          continue;
+        }
+        for (int64_t b = 0; b < segment.blocks(); ++b) {
+          const int64_t first = segment.start + b * BLOCK, offset = first * stride_kv + kv * dim;
+          store_block(dk + place + b * tile, stride_kv, segment.count(b), cos + first * dim,
+                      sin + first * dim, dim, grad_k + offset);
+          store_block(dv + place + b * tile, stride_kv, segment.count(b), nullptr, nullptr, dim,
+                      grad_v + offset);
+        }
       }
     }
     at::native::cpublas::brgemm_release(true);

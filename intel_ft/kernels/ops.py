@@ -15,6 +15,7 @@ from torch import Tensor
 
 from intel_ft.kernels import varlen
 from intel_ft.kernels.build import c_value, kernels
+from intel_ft.kernels.chains import ancestors, lower_right
 from intel_ft.kernels.inductor import generated
 
 
@@ -119,25 +120,33 @@ def _swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Te
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    bounds: Tensor,
+    parents: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention inside each segment, after rotating q and k by their positions.
+    """Causal attention of each segment, after rotating q and k by their positions.
 
-    q [tokens, heads, dim]; k, v [tokens, kv_heads, dim]; cos, sin [tokens, dim]; bounds int64
-    [segments + 1]. Returns the output like q, and the logsumexp of the scores, float32
-    [heads, tokens], which the gradient needs (empty where torch operations compute that).
+    A segment attends to itself and to the segments that it follows. q [tokens, heads, dim]; k, v
+    [tokens, kv_heads, dim]; cos, sin [tokens, dim]; bounds, parents: see kernels.chains. Returns
+    the output like q, and the logsumexp of the scores, float32 [heads, tokens], which the gradient
+    needs (empty where torch operations compute that).
     """
     if compiled(q):
         out = torch.empty_like(q)
         logsumexp = torch.empty(q.shape[1], q.shape[0])
         segments, (heads, dim), kv_heads = len(bounds) - 1, q.shape[1:], k.shape[1]
         sizes = segments, heads, kv_heads, dim
-        call("attention", q, k, v, cos, sin, bounds, *sizes, scale, out, logsumexp)
+        call("attention", q, k, v, cos, sin, bounds, parents, *sizes, scale, out, logsumexp)
         return out, logsumexp
     q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
-        return varlen.attend(q, k, v, bounds, scale)
-    return _by_segment(q, k, v, bounds, scale), q.new_empty(0)
+        return varlen.attend(q, k, v, bounds, parents, scale)
+    return _by_segment(q, k, v, bounds, parents, scale), q.new_empty(0)
 
 
 def attention_backward(
@@ -147,6 +156,7 @@ def attention_backward(
     cos: Tensor,
     sin: Tensor,
     bounds: Tensor,
+    parents: Tensor | None,
     scale: float,
     out: Tensor,
     logsumexp: Tensor,
@@ -157,18 +167,18 @@ def attention_backward(
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         segments, (tokens, heads, dim), kv_heads = len(bounds) - 1, q.shape, k.shape[1]
         shared = torch.empty(2, heads, tokens, dim) if heads != kv_heads else None
-        inputs = q, k, v, cos, sin, bounds, segments, heads, kv_heads, dim, scale
+        inputs = q, k, v, cos, sin, bounds, parents, segments, heads, kv_heads, dim, scale
         call("attention_backward", *inputs, out, logsumexp, grad, *grads, shared)
         return grads
     q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
         grad_q, grad_k, grad_v = varlen.attend_backward(
-            grad, q, k, v, bounds, scale, out, logsumexp
+            grad, q, k, v, bounds, parents, scale, out, logsumexp
         )
     else:
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-            result = _by_segment(q, k, v, bounds, scale)
+            result = _by_segment(q, k, v, bounds, parents, scale)
         grad_q, grad_k, grad_v = torch.autograd.grad(result, (q, k, v), grad)
     return *_apply_rope_backward(grad_q, grad_k, cos, sin), grad_v.contiguous()
 
@@ -187,19 +197,31 @@ def _apply_rope_backward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
     return q.contiguous(), k.contiguous()
 
 
-def _by_segment(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float) -> Tensor:
+def _by_segment(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, parents: Tensor | None, scale: float
+) -> Tensor:
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    outputs = [
-        F.scaled_dot_product_attention(
-            query=q[:, :, start:end],
-            key=k[:, :, start:end],
-            value=v[:, :, start:end],
-            is_causal=True,
-            scale=scale,
-            enable_gqa=True,
+    outputs = []
+    for (start, end), before in zip(
+        pairwise(bounds.tolist()), ancestors(bounds, parents), strict=True
+    ):
+        keys, values, mask = k[:, :, start:end], v[:, :, start:end], None
+        if before is not None:
+            places = before.to(k.device)
+            keys = torch.cat((k[:, :, places], keys), dim=2)
+            values = torch.cat((v[:, :, places], values), dim=2)
+            mask = lower_right(end - start, keys.shape[2], q.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query=q[:, :, start:end],
+                key=keys,
+                value=values,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scale,
+                enable_gqa=True,
+            )
         )
-        for start, end in pairwise(bounds.tolist())
-    ]
     return torch.cat(outputs, dim=2)[0].transpose(0, 1).contiguous()
 
 

@@ -90,9 +90,9 @@ class Layer:
 class DecoderLayer(torch.autograd.Function):
     """hidden [tokens, size] -> [tokens, size] of a packed row, or [kept, size] in the last layer.
 
-    cos, sin [tokens, head_dim] in the dtype of hidden; bounds int64 [segments + 1]; keep: None, or
-    int64 [kept], the distinct tokens whose output is used. The LoRA weights are arguments only to
-    make autograd call backward for them.
+    cos, sin [tokens, head_dim] in the dtype of hidden; bounds, parents: see kernels.chains; keep:
+    None, or int64 [kept], the tokens whose output is used, distinct unless there are parents. The
+    LoRA weights are arguments only to make autograd call backward for them.
     """
 
     @staticmethod
@@ -102,6 +102,7 @@ class DecoderLayer(torch.autograd.Function):
         cos: Tensor,
         sin: Tensor,
         bounds: Tensor,
+        parents: Tensor | None,
         keep: Tensor | None,
         layer: Layer,
         *_: Tensor,
@@ -114,7 +115,7 @@ class DecoderLayer(torch.autograd.Function):
         v, v_a_out = steps.v.forward(x1)
         del x1
         attended, logsumexp = ops.attention(
-            *layer.split_heads(q, k, v), cos, sin, bounds, layer.scale
+            *layer.split_heads(q, k, v), cos, sin, bounds, parents, layer.scale
         )
         flat = attended.view(len(hidden), -1)
         if keep is None:
@@ -126,7 +127,7 @@ class DecoderLayer(torch.autograd.Function):
         up, up_a_out = steps.up.forward(x2)
         out, down_a_out = steps.down.forward(ops.swiglu(gate, up), residual=middle)
         ctx.layer, ctx.steps = layer, steps
-        inputs = hidden, cos, sin, bounds, keep
+        inputs = hidden, cos, sin, bounds, parents, keep
         lora_a_outs = q_a_out, k_a_out, v_a_out, o_a_out, gate_a_out, up_a_out, down_a_out
         ctx.save_for_backward(*inputs, q, k, v, attended, logsumexp, middle, gate, up, *lora_a_outs)
         return out
@@ -136,9 +137,9 @@ class DecoderLayer(torch.autograd.Function):
         """Gradients of the input and of each LoRA weight, from the layer's end to its start."""
         layer: Layer = ctx.layer
         steps: Linears[LoraStep] = ctx.steps
-        hidden, cos, sin, bounds, keep, q, k, v, attended, logsumexp, middle, gate, up, *rest = (
-            ctx.saved_tensors  # once: activation checkpointing allows no second access
-        )
+        # Once: activation checkpointing allows no second access.
+        hidden, cos, sin, bounds, parents, keep, *rest = ctx.saved_tensors
+        q, k, v, attended, logsumexp, middle, gate, up, *rest = rest
         lora_a_outs = Linears(*rest)
 
         grad = gradients[0].contiguous()
@@ -159,13 +160,16 @@ class DecoderLayer(torch.autograd.Function):
             grad, flat if keep is None else flat[keep], lora_a_outs.o
         )
         if keep is not None:
-            grad = torch.zeros_like(hidden).index_copy_(0, keep, grad)
-            grad_attended = torch.zeros_like(flat).index_copy_(0, keep, grad_attended)
+            grad, grad_attended = (
+                _scatter(part, keep, len(hidden), distinct=parents is None)
+                for part in (grad, grad_attended)
+            )
         grad_q, grad_k, grad_v = ops.attention_backward(
             *layer.split_heads(q, k, v),
             cos,
             sin,
             bounds,
+            parents,
             layer.scale,
             attended,
             logsumexp,
@@ -194,7 +198,15 @@ class DecoderLayer(torch.autograd.Function):
                 hidden, layer.norm, grad_x1, layer.eps, residual=grad
             )
         lora_grads = (*qkv_grads, *o_grads, *gate_grads, *up_grads, *down_grads)
-        return grad_hidden, None, None, None, None, None, *lora_grads
+        return grad_hidden, None, None, None, None, None, None, *lora_grads
+
+
+def _scatter(part: Tensor, places: Tensor, tokens: int, *, distinct: bool) -> Tensor:
+    """Zeros [tokens, size] with the rows of `part` at `places`; those of one place are summed."""
+    whole = part.new_zeros(tokens, part.shape[1])
+    if distinct:
+        return whole.index_copy_(0, places, part)
+    return whole.index_add_(0, places, part)
 
 
 def fuse_layers(model: Any) -> str | None:
@@ -283,16 +295,18 @@ def _why_not_equal(decoder: Any, block: Any, layer: Layer) -> str | None:
     tokens, size = 12, len(layer.norm)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, tokens, size, generator=generator).to(layer.norm)
-    bounds = torch.tensor([0, 5, tokens])
-    positions = torch.cat([torch.arange(n) for n in bounds.diff().tolist()])[None]
-    positions = positions.to(hidden.device)
+    row = {
+        "cu_seq_lens_q": torch.tensor([0, 3, 5, tokens]),
+        "segment_parents": torch.tensor([-1, 0, -1]),
+    }
+    positions = torch.cat((torch.arange(5), torch.arange(tokens - 5)))[None].to(hidden.device)
     training = block.training
     block.eval()  # each way, dropout would drop other elements
     try:
         rotation = decoder.rotary_emb(hidden, position_ids=positions)
-        expected = block(hidden, position_embeddings=rotation, cu_seq_lens_q=bounds)
+        expected = block(hidden, position_embeddings=rotation, **row)
         forward = _make_forward(block, layer)
-        fused = forward(block, hidden, position_embeddings=rotation, cu_seq_lens_q=bounds)
+        fused = forward(block, hidden, position_embeddings=rotation, **row)
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         return f"a trial of one layer failed ({str(error).splitlines()[0]})"
     finally:
@@ -316,6 +330,7 @@ def _make_forward(block: Any, layer: Layer, *, last: bool = False) -> Any:
         *arguments: Any,
         position_embeddings: Any = None,
         cu_seq_lens_q: Tensor | None = None,
+        segment_parents: Tensor | None = None,
         last_layer_keeps: Tensor | None = None,
         **options: Any,
     ) -> Any:
@@ -327,12 +342,14 @@ def _make_forward(block: Any, layer: Layer, *, last: bool = False) -> Any:
                 *arguments,
                 position_embeddings=position_embeddings,
                 cu_seq_lens_q=cu_seq_lens_q,
+                segment_parents=segment_parents,
                 **options,
             )
             return out if keep is None else out[:, keep]
         cos, sin = (x[0].to(hidden_states.dtype).contiguous() for x in position_embeddings)
+        row = cos, sin, cu_seq_lens_q, segment_parents
         return DecoderLayer.apply(  # type: ignore[no-untyped-call]
-            hidden_states[0].contiguous(), cos, sin, cu_seq_lens_q, keep, layer, *lora
+            hidden_states[0].contiguous(), *row, keep, layer, *lora
         )[None]
 
     return forward

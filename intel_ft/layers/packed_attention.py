@@ -1,8 +1,9 @@
-"""Attention over packed rows: each segment attends to itself only, and no T x T mask exists.
+"""Attention over packed rows: each segment attends to itself and to the segments it follows.
 
-Registered with Transformers under `NAME`; a model loaded with that name receives the segment
-bounds as the keyword argument `cu_seq_lens_q`, which Transformers passes to every attention layer.
-`why_not_packable` tests whether a model really works this way.
+No T x T mask exists. Registered with Transformers under `NAME`; a model loaded with that name
+receives the segment bounds as the keyword argument `cu_seq_lens_q`, and which segment each one
+follows as `segment_parents`; Transformers passes both to every attention layer. `why_not_packable`
+and `why_not_shareable` test whether a model really works this way.
 """
 
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from intel_ft.kernels import varlen
+from intel_ft.kernels.chains import ancestors, lower_right
 
 NAME = "intel_ft_packed"
 
@@ -45,6 +47,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     cu_seq_lens_q: Tensor | None = None,
+    segment_parents: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -55,7 +58,8 @@ def packed_attention(
     """Causal attention inside each segment of one packed row, by FlashAttention where possible.
 
     query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim];
-    cu_seq_lens_q int [segments + 1]. Returns [1, tokens, heads, head_dim].
+    cu_seq_lens_q int [segments + 1]; segment_parents int64 [segments], the segment that each one
+    follows, -1 for none; None if none does. Returns [1, tokens, heads, head_dim].
     s_aux [heads]: the logits of attention sinks (gpt-oss), which take part in each softmax.
     Raises ValueError if the segment bounds are missing.
     """
@@ -64,39 +68,43 @@ def packed_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     if varlen.usable(q) and softcap is None and s_aux is None and not dropout:
-        return varlen.attend(q, k, v, cu_seq_lens_q, scale, sliding_window or None)[0][None], None
+        window = sliding_window or None
+        return varlen.attend(q, k, v, cu_seq_lens_q, segment_parents, scale, window)[0][None], None
     if key.shape[1] != query.shape[1]:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     bounds = cu_seq_lens_q.tolist()
     outputs = []
-    for start, end in pairwise(bounds):
+    chains = ancestors(cu_seq_lens_q, segment_parents)
+    for (start, end), before in zip(pairwise(bounds), chains, strict=True):
         stop = start + -(-(end - start) // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        length = q.shape[2]
+        length, mask = q.shape[2], None
         window = sliding_window if sliding_window and sliding_window < length else None
+        if before is not None:
+            skipped = -len(before) % SEGMENT_MULTIPLE
+            places = F.pad(before, (skipped, 0)).to(key.device)
+            k, v = (torch.cat((x[:, :, places], part), 2) for x, part in ((key, k), (value, v)))
+            window = sliding_window or None
+            mask = lower_right(length, k.shape[2], q.device, window=window, skipped=skipped)
+        elif window is not None:
+            mask = lower_right(length, length, q.device, window=window)
         if softcap is not None:
-            output = _softcapped(q, k, v, scaling, dropout, window, softcap)
+            output = _softcapped(q, k, v, scaling, dropout, mask, softcap)
         elif s_aux is not None:
-            output = _with_sinks(q, k, v, scaling, dropout, window, s_aux)
+            output = _with_sinks(q, k, v, scaling, dropout, mask, s_aux)
         else:
             output = F.scaled_dot_product_attention(
                 q,
                 k,
                 v,
-                attn_mask=None if window is None else _band(length, window, q.device),
+                attn_mask=mask,
                 dropout_p=dropout,
-                is_causal=window is None,
+                is_causal=mask is None,
                 scale=scaling,
             )
         outputs.append(output[:, :, : end - start].transpose(1, 2))
     return torch.cat(outputs, dim=1), None
-
-
-def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """Boolean [length, length]: token i attends to the `window` tokens that end with itself."""
-    ones = torch.ones(length, length, dtype=torch.bool, device=device)
-    return ones.tril().triu(1 - window)
 
 
 def _softcapped(
@@ -105,14 +113,15 @@ def _softcapped(
     v: Tensor,
     scaling: float | None,
     dropout: float,
-    window: int | None,
+    mask: Tensor | None,
     softcap: float,
 ) -> Tensor:
     """Attention with scores capped by softcap * tanh(scores / softcap), as in Gemma 2."""
-    length = q.shape[2]
+    if mask is None:
+        mask = lower_right(q.shape[2], k.shape[2], q.device)
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     scores = torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / softcap)) * softcap
-    scores = scores.masked_fill(~_band(length, window or length, q.device), float("-inf"))
+    scores = scores.masked_fill(~mask, float("-inf"))
     weights = F.dropout(scores.softmax(-1), p=dropout)
     return weights.to(v.dtype) @ v
 
@@ -123,7 +132,7 @@ def _with_sinks(
     v: Tensor,
     scaling: float | None,
     dropout: float,
-    window: int | None,
+    mask: Tensor | None,
     sinks: Tensor,
 ) -> Tensor:
     """Attention whose softmax has one more logit in each head, the sink, without a value.
@@ -140,11 +149,8 @@ def _with_sinks(
     q = F.pad(torch.cat((q, ones), dim=-1), (0, _SINK_DIMS - 2, 1, 0))
     sink = F.pad(torch.stack((high, low), dim=-1), (k.shape[-1], _SINK_DIMS - 2))
     k = torch.cat((sink[None, :, None], F.pad(k, (0, _SINK_DIMS))), dim=2)
-    length = q.shape[2]
-    mask = None
-    if window is not None:
-        mask = _band(length, window, q.device)
-        mask[:, 0] = True
+    if mask is not None:  # the sink is visible to all; what its own query sees is not used
+        mask = F.pad(mask, (1, 0, 1, 0), value=True)
     output = F.scaled_dot_product_attention(
         q,
         k,
@@ -163,14 +169,17 @@ _SINK_DIMS = 8  # a multiple of what kernels like, of which two are used
 AttentionInterface.register(NAME, packed_attention)
 
 
-def row_inputs(tokens: Tensor, positions: Tensor, bounds: Tensor) -> dict[str, Any]:
+def row_inputs(
+    tokens: Tensor, positions: Tensor, bounds: Tensor, parents: Tensor | None = None
+) -> dict[str, Any]:
     """Keyword arguments for a forward over one packed row: 1-D tensors in, a batch of one out."""
-    return {
+    inputs = {
         "input_ids": tokens[None],
         "position_ids": positions[None],
         "cu_seq_lens_q": bounds,
         "use_cache": False,
     }
+    return inputs if parents is None else {**inputs, "segment_parents": parents}
 
 
 def has_convolution(model: Any) -> bool:
@@ -244,4 +253,35 @@ def why_not_packable(model: Any) -> str | None:
         return "a segment's logits depend on another segment's tokens"
     if (packed - alone).norm() > 0.05 * alone.norm():
         return "a segment's logits depend on its position in the row"
+    return None
+
+
+@torch.no_grad()
+def why_not_shareable(model: Any) -> str | None:
+    """Why `model`, which takes packed rows, cannot compute a common beginning once; or None.
+
+    It runs two sequences that begin alike as a row that has the beginning once, and packed.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    begin, one, other = ((torch.arange(n) * 5 + n) % vocabulary for n in (6, 4, 7))
+    lengths = [len(begin) + len(one), len(begin) + len(other)]
+    device = model.device
+    packed = row_inputs(
+        torch.cat((begin, one, begin, other)).to(device),
+        torch.cat([torch.arange(length) for length in lengths]).to(device),
+        torch.tensor([0, lengths[0], sum(lengths)]),
+    )
+    shared = row_inputs(
+        torch.cat((begin, one, other)).to(device),
+        torch.cat([torch.arange(lengths[0]), torch.arange(len(begin), lengths[1])]).to(device),
+        torch.tensor([0, len(begin), lengths[0], lengths[0] + len(other)]),
+        torch.tensor([-1, 0, 0]),
+    )
+    try:
+        expected, found = (model(**inputs).logits[0].float() for inputs in (packed, shared))
+    except (ValueError, TypeError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    expected = torch.cat((expected[: lengths[0]], expected[lengths[0] + len(begin) :]))
+    if not (found - expected).norm() <= 0.05 * expected.norm():  # or it is NaN
+        return "a trial of two sequences with a common beginning gave another result"
     return None

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,22 +10,21 @@ from intel_ft.batching.row import Row, segments_of
 from intel_ft.kernels import ops
 from intel_ft.models.loss import (
     LazyLogits,
-    autocast,
     chunk_factor,
     chunk_rows,
     frozen_head_losses,
-    model_inputs,
     scores,
 )
+from intel_ft.models.model_inputs import autocast, model_inputs
 
 
 def answer_log_probs(
     model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """The log-probability of each segment's supervised tokens, float64 [segments].
+    """The log-probability of each answer in a row, float64 [answers].
 
-    That of a segment is the sum over its supervised tokens. packed, dtype: as for `loss_sum`, but
-    without packing each segment is a forward pass of its own.
+    That of an answer is the sum over its supervised tokens. packed, dtype: as for `loss_sum`, but
+    without packing each answer is a forward pass of its own.
     """
     if not packed and len(row.bounds) != 2:
         parts = segments_of(row)
@@ -37,9 +35,10 @@ def answer_log_probs(
         if losses is None:
             logits = scores(model, inputs)
             losses = RecomputedLoss.apply(logits.values, logits.weight, inputs.targets)  # type: ignore[no-untyped-call]
-    segment = torch.from_numpy(np.searchsorted(row.bounds, row.predict, side="right") - 1)
-    totals = torch.zeros(len(row.bounds) - 1, dtype=torch.float64, device=losses.device)
-    return totals.index_add(0, segment.to(losses.device), -losses[: len(row.predict)].double())
+    count, answers, reads = row.read_by()
+    totals = torch.zeros(count, dtype=torch.float64, device=losses.device)
+    who, which = (torch.from_numpy(x).to(losses.device) for x in (answers, reads))
+    return totals.index_add(0, who, -losses[which].double())
 
 
 class RecomputedLoss(torch.autograd.Function):

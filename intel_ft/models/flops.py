@@ -19,7 +19,8 @@ from intel_ft.models.targets import is_linear, own_layer
 class StepCost:
     """Operations per unit of work for one model with its adapter.
 
-    linear: per token; attention: per squared token of a segment; logits: per supervised token.
+    linear: per token; attention: per squared token of a segment (batching.row.Row.squares);
+    logits: per supervised token.
     """
 
     linear: float
@@ -28,10 +29,9 @@ class StepCost:
 
     def flops(self, row: Row) -> float:
         """Floating-point operations that forward and backward of this row need."""
-        lengths = row.segment_lengths
         return (
-            self.linear * float(lengths.sum())
-            + self.attention * float((lengths**2).sum())
+            self.linear * len(row.tokens)
+            + self.attention * row.squares
             + self.logits * len(row.targets)
         )
 

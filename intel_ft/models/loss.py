@@ -1,7 +1,6 @@
 """The training loss of one packed row, with logits computed at supervised tokens only."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,13 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
-from intel_ft.batching.row import IGNORED, Row, pad_row
+from intel_ft.batching.row import IGNORED, Row
 from intel_ft.decisions import Decision
 from intel_ft.host.cpu import GIB
 from intel_ft.kernels import ops
 from intel_ft.layers.fused_decoder import is_fused
 from intel_ft.layers.own_products import TileWeight, own_base
-from intel_ft.layers.packed_attention import NAME, padded_length, row_inputs
+from intel_ft.models.model_inputs import ModelInputs, autocast, model_inputs
 from intel_ft.models.new_tokens import rows_of
 from intel_ft.models.targets import own_layer
 
@@ -36,11 +35,13 @@ def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = 
     inputs = model_inputs(row, model.device, packed=packed)
     with autocast(dtype or model.dtype, model.device):
         if (losses := frozen_head_losses(model, inputs)) is not None:
-            return losses.double().sum().float()
-        return chunked_loss(scores(model, inputs), _label_loss(inputs.targets))
+            losses = losses.double()
+            weighted = losses if inputs.weights is None else losses * inputs.weights
+            return weighted.sum().float()
+        return chunked_loss(scores(model, inputs), _label_loss(inputs))
 
 
-def frozen_head_losses(model: Any, inputs: "ModelInputs") -> Tensor | None:
+def frozen_head_losses(model: Any, inputs: ModelInputs) -> Tensor | None:
     """The cross-entropy of each supervised token, float32 [supervised]; None without such a head.
 
     The head is plain and frozen, but for the rows of new tokens.
@@ -56,42 +57,6 @@ def frozen_head_losses(model: Any, inputs: "ModelInputs") -> Tensor | None:
     arguments = weight, inputs.targets, ids, rows, packed
     losses: Tensor = HeadLoss.apply(hidden, *arguments)  # type: ignore[no-untyped-call]
     return losses
-
-
-@dataclass(frozen=True)
-class ModelInputs:
-    """A row as a model takes it: keyword arguments; predict and targets int64 [supervised]."""
-
-    model_kwargs: dict[str, Any]
-    predict: Tensor
-    targets: Tensor
-
-
-def model_inputs(row: Row, device: torch.device, *, packed: bool) -> ModelInputs:
-    """`row` on `device`, padded for packed attention; the segments' bounds stay on the CPU.
-
-    Raises ValueError for several examples where `packed` is false.
-    """
-    if packed:
-        row = pad_row(row, padded_length(len(row.tokens)), padded_length(len(row.targets)))
-    elif len(row.bounds) != 2:
-        raise ValueError(f"a model without {NAME} takes one example per row")
-    tokens, positions, bounds, predict, targets = (
-        torch.from_numpy(array)
-        for array in (row.tokens, row.positions, row.bounds, row.predict, row.targets)
-    )
-    tokens, positions, predict, targets = (
-        tensor.to(device, non_blocking=True) for tensor in (tokens, positions, predict, targets)
-    )
-    inputs = row_inputs(tokens, positions, bounds)
-    if not packed:
-        inputs = {"input_ids": inputs["input_ids"], "use_cache": False}
-    return ModelInputs(inputs, predict, targets)
-
-
-def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast for bf16 and fp16, nothing for float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def hidden_states(model: Any, inputs: ModelInputs) -> Tensor:
@@ -151,11 +116,19 @@ LossOf = Callable[[Tensor, slice], Tensor]
 """(float32 logits [rows, vocabulary], which supervised tokens these are) -> their summed loss."""
 
 
-def _label_loss(targets: Tensor) -> LossOf:
+def _label_loss(inputs: ModelInputs) -> LossOf:
     def loss_of(logits: Tensor, rows: slice) -> Tensor:
-        return F.cross_entropy(logits, targets[rows], reduction="sum", ignore_index=IGNORED)
+        return label_loss(logits, inputs.targets[rows], inputs.weights_of(rows))
 
     return loss_of
+
+
+def label_loss(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """The cross-entropy of logits [rows, vocabulary], summed with these weights, or of 1 each."""
+    if weights is None:
+        return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED)
+    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORED)
+    return (losses * weights).sum()
 
 
 def chunk_rows(vocabulary: int, bytes_each: int) -> int:

@@ -179,7 +179,7 @@ def run_of(inputs: PlanInputs) -> Run:
         config,
         inputs.model,
         machine.dtype,
-        [(int(row.sum()), count) for shares in steps for share in shares for row, count in share],
+        [(row.tokens, row.supervised) for shares in steps for share in shares for row in share],
         ranks=ranks,
         available=available,
         keeps_best=work.evaluations > 0,

@@ -109,11 +109,12 @@ def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
     parts["communication"] = exchange
     seconds = sum(parts.values())
     rows = [row for ranks in steps for share_ in ranks for row in share_]
-    tokens = sum(int(lengths.sum()) for lengths, _ in rows) / len(steps)
-    squares = sum(float((lengths.astype(float) ** 2).sum()) for lengths, _ in rows) / len(steps)
-    supervised = sum(count for _, count in rows) / len(steps)
+    tokens = sum(row.read for row in rows) / len(steps)
+    computed = sum(row.tokens for row in rows) / len(steps)
+    squares = sum(row.squares for row in rows) / len(steps)
+    supervised = sum(row.supervised for row in rows) / len(steps)
     cost = model.cost if model.teacher is None else with_teacher(model.cost, model.teacher.cost)
-    flops = cost.linear * tokens + cost.attention * squares + cost.logits * supervised
+    flops = cost.linear * computed + cost.attention * squares + cost.logits * supervised
     ranks_count = cluster.nodes * cluster.ranks
     # Forward is half of a frozen GEMM's work, and a third of the rest.
     evaluation = work.evaluations * inputs.examples.validation_tokens / tokens * seconds / 2
@@ -125,6 +126,7 @@ def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
     return {
         "step": {
             "tokens": tokens,
+            "computed_tokens": computed,
             "supervised_tokens": supervised,
             "flops": flops,
             "seconds": seconds,

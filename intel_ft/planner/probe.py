@@ -73,11 +73,11 @@ def probed(
     alone = replace(setting, teacher=None, keeps_best=False, ranks=1, token_ids=None)
     predicted = rank_seconds(short, rates, rows, alone)
     share = _SECONDS / (predicted.total - predicted.slower(0.0).total)
-    segments = np.concatenate([lengths for lengths, _ in rows])
+    segments = np.concatenate([row.segments for row in rows])
     batch = max(1, round(share * len(segments)))
     longest = max(_SHORTEST, int(share * segments.sum()))
     lengths = np.resize(np.minimum(segments, longest), (_WARM_UP + _TIMED) * batch)
-    supervised = np.ceil(lengths * sum(count for _, count in rows) / segments.sum()).astype(int)
+    supervised = np.ceil(lengths * sum(row.supervised for row in rows) / segments.sum()).astype(int)
     supervised = np.minimum(supervised, lengths - 1)
     short_config = _short_config(config, setting, batch)
     try:
@@ -88,7 +88,7 @@ def probed(
         return Probe()
     plan = make_plan(short_config, lengths, supervised, short.cost, packed=True)
     steps = [rows_of(plan, step.examples) for step in plan.steps(0, _WARM_UP + _TIMED)]
-    largest, count = max((int(row.sum()), count) for step in steps for row, count in step)
+    largest, count = max((row.tokens, row.supervised) for step in steps for row in step)
     alone = replace(alone, row_tokens=largest, supervised=count)
     times = [rank_seconds(short, rates, step, alone) for step in steps[_WARM_UP:]]
     rest = sum(time.slower(0.0).total for time in times) / _TIMED

@@ -114,9 +114,9 @@ class _Work:
 
 def _work(rows: Rows) -> _Work:
     return _Work(
-        sum(padded_length(int(lengths.sum())) for lengths, _ in rows),
-        sum(padded_length(count) for _, count in rows),
-        sum(float((lengths.astype(float) ** 2).sum()) for lengths, _ in rows),
+        sum(padded_length(row.tokens) for row in rows),
+        sum(padded_length(row.supervised) for row in rows),
+        float(sum(row.squares for row in rows)),
     )
 
 

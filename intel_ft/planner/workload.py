@@ -1,6 +1,7 @@
 """The work of a run: lengths of its examples (read or assumed), and rows of sampled steps."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,33 @@ from intel_ft.data.stream import Stream
 from intel_ft.data.tokenized import Tokenized
 from intel_ft.errors import IntelFTError
 from intel_ft.models.load import load_tokenizer
+from intel_ft.templates.examples import ExampleSet
 from intel_ft.training.decide import make_plan, sampled_steps, total_steps
 from intel_ft.training.model_sizes import CountedModel
 from intel_ft.training.setup import read_data
+from intel_ft.training.shared_prefixes import why_not_shared
 
-Rows = list[tuple[npt.NDArray[np.int64], int]]
-"""The rows of one rank in one step: lengths of each row's segments, and its supervised tokens."""
+
+class PlannedRow(NamedTuple):
+    """The work of a row.
+
+    segments: tokens of each, int64; squares: as batching.row.Row.squares; supervised: tokens;
+    read: tokens of its examples, more than it computes where they share beginnings.
+    """
+
+    segments: IntArray
+    squares: int
+    supervised: int
+    read: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the row computes."""
+        return int(self.segments.sum())
+
+
+Rows = list[PlannedRow]
+"""The rows of one rank in one step."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +54,9 @@ class AssumedData:
 class ExampleLengths:
     """Tokens of each training example, and of the whole validation set.
 
-    source: where the numbers come from. named: the highest token id in the data plus one; None if
-    the data was not read. parts: what an epoch takes from each source, where they have weights.
+    source: where the numbers come from. named: the highest token id in the data plus one. parts:
+    what an epoch takes from each source, where they have weights. examples: the data. `named` and
+    `examples` are None if the data was not read.
     """
 
     lengths: npt.NDArray[np.int64]
@@ -42,6 +65,7 @@ class ExampleLengths:
     source: str
     named: int | None = None
     parts: tuple[Part, ...] = ()
+    examples: ExampleSet | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +102,7 @@ def example_lengths(config: Config, assumed: AssumedData | None) -> ExampleLengt
                 f"{config.data.train_name}: {len(data):,} examples{_mixed(training)}",
                 data.highest_id + 1,
                 training.parts,
+                data,
             )
     count = assumed.examples or config.train.global_batch_size
     tokens = assumed.tokens or max(8, config.data.max_length // 2)
@@ -99,6 +124,7 @@ def _mixed(training: Tokenized) -> str:
 def planned_run(config: Config, model: CountedModel, examples: ExampleLengths) -> PlannedRun:
     """The run over the examples. Raises UserError if one is longer than a row may be."""
     packs = model.sizes.packs
+    not_shared = why_not_shared(config, model.description, packed=packs)
     plan = make_plan(
         config,
         examples.lengths,
@@ -106,6 +132,7 @@ def planned_run(config: Config, model: CountedModel, examples: ExampleLengths) -
         model.cost,
         packed=packs,
         parts=examples.parts,
+        shared=None if not_shared else examples.examples,
     )
     steps = total_steps(config.train, plan)
     every = config.train.eval_steps or plan.steps_per_epoch
@@ -123,7 +150,14 @@ def sampled_rows(run: PlannedRun, ranks: int) -> list[list[Rows]]:
 
 def rows_of(plan: Plan, examples: IntArray, answers: int = 1) -> Rows:
     """The rows that these examples are packed into, each of so many segments."""
-    return [
-        (np.repeat(-(-plan.lengths[row] // answers), answers), int(plan.supervised[row].sum()))
-        for row in plan.rows(examples)
-    ]
+    return [_planned_row(plan, row, answers) for row in plan.rows(examples)]
+
+
+def _planned_row(plan: Plan, row: IntArray, answers: int) -> PlannedRow:
+    read, supervised = int(plan.lengths[row].sum()), int(plan.supervised[row].sum())
+    families = plan.families(row)
+    if families is None:
+        lengths = np.repeat(-(-plan.lengths[row] // answers), answers)
+        return PlannedRow(lengths, int((lengths**2).sum()), supervised, read)
+    starts, ends = np.array(families.segments(), dtype=np.int64).T
+    return PlannedRow(ends - starts, int((ends**2 - starts**2).sum()), supervised, read)

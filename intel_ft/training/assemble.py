@@ -37,6 +37,7 @@ from intel_ft.training.memory import full_row_activations
 from intel_ft.training.meter import Meter
 from intel_ft.training.model_sizes import sizes_for
 from intel_ft.training.preference_loss import PreferenceLoss
+from intel_ft.training.shared_prefixes import share_decision
 from intel_ft.training.trainable import Adapter, TrainedWeights, WholeModel
 from intel_ft.training.workload import Training, TrainingData, TrainingModel
 
@@ -62,12 +63,13 @@ def assemble(
     resume from, whose weights are not loaded here; int4: the weights for model.base_dtype=int4.
     Raises EnvironmentProblem for a layout of the weights that this CPU does not have.
     """
+    packed = why_not_packed is None
+    sharing = share_decision(config, base, packed=packed)
     weights: TrainedWeights
     if config.method.trains_all:
         weights, decisions = _whole_model(config, base, backend)
     else:
         weights, decisions = _adapter(config, base, backend, world, start, int4)
-    packed = why_not_packed is None
     cost, teacher = step_cost(weights.model), None
     if config.method.name == "distill":
         teacher = load_teacher(config, backend.dtype, vocabulary, packed=packed)
@@ -76,7 +78,13 @@ def assemble(
         cost = with_teacher(cost, teacher.cost or cost)
     routing, watched = watch(weights.model, config.train.router_aux_loss)
     plan = make_plan(
-        config, examples.lengths, examples.supervised_counts, cost, packed=packed, parts=parts
+        config,
+        examples.lengths,
+        examples.supervised_counts,
+        cost,
+        packed=packed,
+        parts=parts,
+        shared=examples if sharing.value == "on" else None,
     )
     if isinstance(examples, Stream):
         plan = plan_of_stream(plan, examples)
@@ -95,7 +103,7 @@ def assemble(
     packing = Decision("packing", "on", "checked: this model keeps packed segments apart")
     if why_not_packed is not None:
         packing = Decision("packing", "off, one example per row", why_not_packed)
-    return training, [*decisions, *watched, row_capacity(config), packing]
+    return training, [*decisions, *watched, row_capacity(config), packing, sharing]
 
 
 def base_id(config: Config) -> str:

@@ -97,8 +97,8 @@ class Comparison:
 
     def _answers(self, log_probs: Tensor, row: Row, indices: IntArray) -> Answers:
         """The answers of a row; `indices` are those of its examples."""
-        segment = np.searchsorted(row.bounds, row.predict, side="right") - 1
-        tokens = np.bincount(segment, minlength=len(log_probs)).astype(np.float64)
+        count, read_by, _ = row.read_by()
+        tokens = np.bincount(read_by, minlength=count).astype(np.float64)
         reference = None
         if self.reference is not None:
             _, answers = self.examples.segments(indices)

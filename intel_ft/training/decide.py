@@ -8,6 +8,7 @@ from intel_ft.config_sections import TrainConfig
 from intel_ft.data.mixture import Part
 from intel_ft.decisions import Decision
 from intel_ft.models.flops import StepCost
+from intel_ft.templates.examples import ExampleSet
 
 _SAMPLED_STEPS = 24
 
@@ -35,10 +36,11 @@ def make_plan(
     *,
     packed: bool,
     parts: tuple[Part, ...] = (),
+    shared: ExampleSet | None = None,
 ) -> Plan:
     """The run's plan over examples of these tokens and supervised tokens. Raises UserError.
 
-    parts: what an epoch takes from each source, where sources have weights.
+    parts: what an epoch takes from each source, where sources have weights; shared: see Plan.
     """
     return Plan(
         lengths=lengths,
@@ -49,6 +51,7 @@ def make_plan(
         quadratic_cost=cost.quadratic_cost,
         one_example_a_row=not packed,
         parts=parts,
+        shared=shared,
     )
 
 

@@ -36,12 +36,11 @@ from intel_ft.models.load import (
 from intel_ft.models.loss import (
     LazyLogits,
     LossOf,
-    ModelInputs,
-    autocast,
     chunked_loss,
-    model_inputs,
+    label_loss,
     scores,
 )
+from intel_ft.models.model_inputs import ModelInputs, autocast, model_inputs
 from intel_ft.training.ir_teacher import IRTeacher
 
 OWN_BASE = "base"
@@ -68,7 +67,7 @@ class Teacher:
         inputs = model_inputs(row, student.device, packed=packed)
         with autocast(dtype or student.dtype, student.device):
             teacher = self._logits(student, inputs)
-            return chunked_loss(scores(student, inputs), self._loss_of(teacher, inputs.targets))
+            return chunked_loss(scores(student, inputs), self._loss_of(teacher, inputs))
 
     @torch.no_grad()
     def _logits(self, student: Any, inputs: ModelInputs) -> LazyLogits:
@@ -79,30 +78,46 @@ class Teacher:
         with _evaluating(student), student.disable_adapter():
             return scores(student, inputs)
 
-    def _loss_of(self, teacher: LazyLogits, targets: Tensor) -> LossOf:
+    def _loss_of(self, teacher: LazyLogits, inputs: ModelInputs) -> LossOf:
         method = self.method
 
         def loss_of(logits: Tensor, rows: slice) -> Tensor:
             with torch.no_grad():
                 of_teacher = teacher.logits(rows)[:, : self.tokens].float()
-            labels = targets[rows]
+            labels, weights = inputs.targets[rows], inputs.weights_of(rows)
             real = labels != IGNORED
             kl = divergence(
-                logits[real, : self.tokens], of_teacher[real], method.temperature, method.divergence
+                logits[real, : self.tokens],
+                of_teacher[real],
+                method.temperature,
+                method.divergence,
+                None if weights is None else weights[real],
             )
-            of_labels = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+            of_labels = label_loss(logits, labels, weights)
             return (1 - method.teacher_weight) * of_labels + method.teacher_weight * kl
 
         return loss_of
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float, direction: str) -> Tensor:
-    """T^2 KL between the softmaxes of logits [tokens, vocabulary] at temperature T, summed."""
+def divergence(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    direction: str,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """T^2 KL between the softmaxes of logits [tokens, vocabulary] at temperature T, summed.
+
+    weights: how often each token counts, [tokens]; None: once.
+    """
     of_student = F.log_softmax(student / temperature, -1)
     of_teacher = F.log_softmax(teacher / temperature, -1)
     if direction == "reverse":
         of_student, of_teacher = of_teacher, of_student
-    return temperature**2 * F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
+    if weights is None:
+        return temperature**2 * F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
+    each = F.kl_div(of_student, of_teacher, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * (each * weights).sum()
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.errors import UserError
-from intel_ft.models.loss import LazyLogits, ModelInputs
+from intel_ft.models.loss import LazyLogits
+from intel_ft.models.model_inputs import ModelInputs
 from intel_ft.runtimes.ir_logits import IRLogits
 
 

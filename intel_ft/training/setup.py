@@ -45,6 +45,7 @@ from intel_ft.training.memory import (
     memory_setting,
 )
 from intel_ft.training.model_sizes import CountedModel, count_model
+from intel_ft.training.shared_prefixes import why_not_shared
 from intel_ft.training.start import check_adapter
 from intel_ft.training.workload import Training
 from intel_ft.versions import installed
@@ -245,6 +246,7 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
         backend.device.type != "cpu",
     )
     lengths, supervised = examples.lengths, examples.supervised_counts
+    not_shared = why_not_shared(config, model.description, packed=model.sizes.packs)
     plan = make_plan(
         config,
         lengths,
@@ -252,9 +254,10 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
         model.cost,
         packed=model.sizes.packs,
         parts=inputs.training.parts,
+        shared=None if not_shared else examples,
     )
     rows = [
-        (int(lengths[row].sum()), int(supervised[row].sum()))
+        (int(lengths[row].sum()) - plan.saved(row), int(supervised[row].sum()))
         for step in sampled_steps(plan, total_steps(config.train, plan))
         for share in step.shares(world.size)
         for row in plan.rows(share)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.batching.plan import IntArray, Plan, Step
-from intel_ft.batching.row import Row, build_row
+from intel_ft.batching.row import Row
 from intel_ft.batching.share import pack_evenly
 from intel_ft.errors import IntelFTError
 from intel_ft.host import devices
@@ -53,7 +53,7 @@ def train_step(step: Step, training: Training) -> Tensor:
 
     sums = torch.zeros(1 if comparison is None else WIDTH, device=model.device)
     for indices in step.rows(world.rank, world.size):
-        row = build_row(data.examples, indices)
+        row = data.row(data.examples, indices)
         with _watching(training, row):
             of_row = _row_sums(training, row, indices, divergence) / row_divisor
         sums += of_row.detach()
@@ -156,7 +156,7 @@ def _sum_over_ranks(sums: Tensor, training: Training) -> float:
 
 def rank_imbalance(step: Step, world_size: int) -> float:
     """By how much the most expensive share exceeds the mean, in the plan's cost; 0 if perfect."""
-    costs = [float(step.plan.costs(share).sum()) for share in step.shares(world_size)]
+    costs = [step.plan.load(share) for share in step.shares(world_size)]
     return max(costs) / (sum(costs) / world_size) - 1.0
 
 
@@ -169,7 +169,7 @@ def validation_loss(training: Training) -> float:
     model.network.eval()
     total = torch.zeros(1, dtype=torch.float64, device=model.device)
     for indices in step.rows(world.rank, world.size):
-        row = build_row(examples, indices)
+        row = data.row(examples, indices)
         total += loss_sum(model.network, row, packed=data.packed, dtype=model.dtype)
     model.network.train(was_training)
     return float(world.all_reduce(total)) / step.supervised_tokens
@@ -189,7 +189,7 @@ def validation_comparison(training: Training) -> dict[str, float]:
     for indices in step.rows(world.rank, world.size):
         total += comparison.row_sums(
             model.network,
-            build_row(examples, indices),
+            data.row(examples, indices),
             indices,
             packed=data.packed,
             dtype=model.dtype,
@@ -212,5 +212,6 @@ def _whole_validation_set(data: TrainingData) -> tuple[Step, ExampleSet]:
         max_tokens_per_row=max(data.plan.max_tokens_per_row, int(examples.lengths.max())),
         seed=data.plan.seed,
         one_example_a_row=not data.packed,
+        shared=None if data.plan.shared is None else examples,
     )
     return plan.step(0), examples

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from intel_ft.backends.cpu import Optimize
-from intel_ft.batching.plan import Plan
-from intel_ft.batching.row import Row
+from intel_ft.batching.plan import IntArray, Plan
+from intel_ft.batching.row import Row, build_row
 from intel_ft.distributed.world import World
 from intel_ft.host.devices import CPU
 from intel_ft.models.loss import loss_sum
@@ -34,6 +34,10 @@ class TrainingData:
     packed: bool = True
     comparison: Comparison | None = None
     validation_comparison: Comparison | None = None
+
+    def row(self, examples: ExampleSet, indices: IntArray) -> Row:
+        """The row of these examples, with common beginnings once where the plan counts on that."""
+        return build_row(examples, indices, share=self.plan.shared is not None)
 
 
 @dataclass(frozen=True)

@@ -223,8 +223,9 @@ def test_generated_kernels_compute_the_formulas():
 
 
 @needs_gpu
+@pytest.mark.parametrize("parents", [None, [-1, 0, 1, 0]])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 128), (8, 2, 64)])
-def test_attention_over_all_segments_at_once_is_attention_in_each(heads, kv_heads, dim):
+def test_attention_over_all_segments_at_once_is_attention_in_each(heads, kv_heads, dim, parents):
     torch.manual_seed(0)
     q, k, v = (
         torch.randn(700, n, dim, device="cuda", dtype=torch.bfloat16)
@@ -232,7 +233,8 @@ def test_attention_over_all_segments_at_once_is_attention_in_each(heads, kv_head
     )
     turn = torch.randn(700, dim // 2, device="cuda").repeat(1, 2)
     cos, sin, grad = turn.cos().bfloat16(), turn.sin().bfloat16(), torch.randn_like(q)
-    rest = (torch.tensor([0, 1, 100, 513, 700]), dim**-0.5)
+    parents = None if parents is None else torch.tensor(parents)
+    rest = (torch.tensor([0, 1, 100, 513, 700]), parents, dim**-0.5)
     assert varlen.usable(q)
 
     def all_of_them(*tensors):

@@ -190,7 +190,9 @@ def test_a_row_is_its_examples_end_to_end(data) -> None:
     assert row.segment_lengths.tolist() == [1 + len(masks[index]) for index in chosen]
     assert row.bounds.tolist()[0] == 0
     assert list(zip(row.predict.tolist(), row.targets.tolist(), strict=True)) == wanted
-    assert {a.dtype for a in vars(row).values()} == {np.dtype(np.int64)}
+    assert row.shared is None
+    arrays = (row.tokens, row.positions, row.bounds, row.predict, row.targets)
+    assert {array.dtype for array in arrays} == {np.dtype(np.int64)}
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 64))

@@ -122,27 +122,42 @@ def test_dropout_keeps_its_share_and_repeats_itself(compiled, rate, dtype) -> No
     torch.testing.assert_close(total.float(), 1 + dropped.float(), rtol=8e-3, atol=0.0)
 
 
-def attention_case(heads, kv_heads, dim, segments, size=1.0):
+def attention_case(heads, kv_heads, dim, segments, size=1.0, parents=None):
     tokens = sum(segments)
     bounds = F.pad(torch.tensor(segments).cumsum(0), (1, 0))
-    positions = torch.cat([torch.arange(n) for n in segments]).float()
+    starts = [0] * (len(segments) + 1)  # a root follows segment -1
+    for index, parent in enumerate(parents or ()):
+        starts[index] = 0 if parent < 0 else starts[parent] + segments[parent]
+    positions = [torch.arange(n) + start for n, start in zip(segments, starts, strict=False)]
+    positions = torch.cat(positions).float()
+    parents = None if parents is None else torch.tensor(parents)
     angles = torch.outer(positions, 10000.0 ** -torch.linspace(0, 1, dim // 2)).repeat(1, 2)
     q, grad = half(tokens, heads, dim, size=size), half(tokens, heads, dim)
     k, v = half(tokens, kv_heads, dim, size=size), half(tokens, kv_heads, dim)
-    return (q, k, v, angles.cos().bfloat16(), angles.sin().bfloat16(), bounds, dim**-0.5), grad
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    return (q, k, v, cos, sin, bounds, parents, dim**-0.5), grad
 
 
 def widened(case):
     return [x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in case]
 
 
-@pytest.mark.parametrize("segments", [*[(n,) for n in SEGMENTS], SEGMENTS, SEGMENTS[::-1]])
+FOREST = (40, 33, 1, 64, 20, 37), (-1, 0, 1, 1, 0, -1)
+"""Segments, and which one each follows: a tree of five, and one alone."""
+
+
+@pytest.mark.parametrize(
+    ("segments", "parents"),
+    [*[((n,), None) for n in SEGMENTS], (SEGMENTS, None), (SEGMENTS[::-1], None), FOREST],
+)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 80), (6, 2, 128), (5, 1, 12), (2, 2, 256)]
 )
-def test_attention_and_its_gradient(compiled, monkeypatch, heads, kv_heads, dim, segments) -> None:
+def test_attention_and_its_gradient(
+    compiled, monkeypatch, heads, kv_heads, dim, segments, parents
+) -> None:
     """As exact as twice the error of torch's attention in bf16 on this CPU."""
-    case, grad = attention_case(heads, kv_heads, dim, segments)
+    case, grad = attention_case(heads, kv_heads, dim, segments, parents=parents)
     out, logsumexp = ops.attention(*case)
     found = ops.attention_backward(*case, out, logsumexp, grad)
     wanted, _ = ops.attention(*widened(case))
@@ -176,7 +191,7 @@ def test_attention_of_large_scores_does_not_overflow(compiled) -> None:
 
 def test_log_sums_are_those_of_the_scores(compiled) -> None:
     case, _ = attention_case(4, 2, 64, (37, 64))
-    q, k, _, cos, sin, bounds, scale = widened(case)
+    q, k, _, cos, sin, bounds, _, scale = widened(case)
     cos, sin = cos[:, None], sin[:, None]
     q, k = (x * cos + ops._rotate_half(x) * sin for x in (q, k))
     for start, end in pairwise(bounds.tolist()):
@@ -186,6 +201,22 @@ def test_log_sums_are_those_of_the_scores(compiled) -> None:
         wanted = scores.masked_fill(hidden, -math.inf).logsumexp(-1)
         found = ops.attention(*case)[1][:, start:end]
         torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+
+
+def test_a_branch_does_not_see_another(compiled) -> None:
+    case, grad = attention_case(4, 2, 64, FOREST[0], parents=FOREST[1])
+    out, logsumexp = ops.attention(*case)
+    grad_q = ops.attention_backward(*case, out, logsumexp, grad)[0]
+    moved = [x.clone() if torch.is_tensor(x) else x for x in case]
+    changed = [*range(40, 138)]  # a segment, and the two that follow it
+    for x in moved[:3]:
+        x[40:73] = half(*x[40:73].shape, size=5)
+    other, other_sums = ops.attention(*moved)
+    same = [token for token in range(len(out)) if token not in changed]
+    assert torch.equal(out[same], other[same])
+    assert (out[changed] != other[changed]).flatten(1).any(1).all()
+    other_grad = ops.attention_backward(*moved, other, other_sums, grad)[0]
+    assert torch.equal(grad_q[same], other_grad[same])
 
 
 def test_segments_do_not_see_each_other(compiled) -> None:
@@ -255,7 +286,7 @@ def test_quantize_and_scale_rows(compiled, rows, size, with_columns) -> None:
 
 
 def test_the_number_of_threads_changes_nothing(compiled) -> None:
-    case, grad = attention_case(6, 2, 64, SEGMENTS)
+    case, grad = attention_case(6, 2, 64, FOREST[0], parents=FOREST[1])
     logits, targets = half(50, 301), torch.randint(301, (50,))
     results = []
     before = torch.get_num_threads()
@@ -356,9 +387,12 @@ def test_the_gradient_formulas_are_autograds(rows) -> None:
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 80), (6, 1, 128)])
-def test_attention_in_float32_is_autograds_of_a_masked_softmax(heads, kv_heads, dim) -> None:
-    case, grad = attention_case(heads, kv_heads, dim, (1, 63, 20))
-    q, k, v, cos, sin, bounds, scale = widened(case)
+@pytest.mark.parametrize(("segments", "parents"), [((1, 63, 20), None), FOREST])
+def test_attention_in_float32_is_autograds_of_a_masked_softmax(
+    heads, kv_heads, dim, segments, parents
+) -> None:
+    case, grad = attention_case(heads, kv_heads, dim, segments, parents=parents)
+    q, k, v, cos, sin, bounds, chains, scale = widened(case)
     grad = grad.float()
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
     turn = torch.complex(cos.double(), sin.double())[:, None, : dim // 2]
@@ -369,15 +403,21 @@ def test_attention_in_float32_is_autograds_of_a_masked_softmax(heads, kv_heads, 
 
     own_q, own_k, own_v = turned(leaves[0]), turned(leaves[1]), leaves[2]
     own_k, own_v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (own_k, own_v))
-    segment = torch.searchsorted(bounds, torch.arange(len(q)), right=True)
+    segment = torch.searchsorted(bounds, torch.arange(len(q)), right=True) - 1
     seen = (segment[:, None] == segment).tril()
+    for index in range(len(parents or ())):
+        above = parents[index]
+        while above >= 0:
+            seen |= (segment == index)[:, None] & (segment == above)
+            above = parents[above]
     scores = torch.einsum("qhd,khd->hqk", own_q, own_k) * scale
     weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
     wanted = torch.einsum("hqk,khd->qhd", weights, own_v)
     wanted.backward(grad.double())
-    out, logsumexp = ops.attention(q, k, v, cos, sin, bounds, scale)
+    out, logsumexp = ops.attention(q, k, v, cos, sin, bounds, chains, scale)
     torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-5)
-    found = ops.attention_backward(q, k, v, cos, sin, bounds, scale, out, logsumexp, grad)
+    inputs = q, k, v, cos, sin, bounds, chains, scale
+    found = ops.attention_backward(*inputs, out, logsumexp, grad)
     for one, other in zip(found, leaves, strict=True):
         assert one.is_contiguous()
         torch.testing.assert_close(one.double(), other.grad, rtol=1e-4, atol=1e-5)

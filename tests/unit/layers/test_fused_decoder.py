@@ -11,11 +11,12 @@ import transformers
 from support.model_fixtures import SHAPE, row_of, same_dropout
 from transformers import AutoModelForCausalLM
 
-from intel_ft.batching.row import Row
+from intel_ft.batching.row import Row, build_row
 from intel_ft.layers import fused_decoder, packed_attention
 from intel_ft.layers.fused_decoder import fuse_layers, is_fused
 from intel_ft.layers.lora_linear import fuse_linears
 from intel_ft.models.loss import loss_sum
+from intel_ft.templates.examples import Examples
 
 FUSED = {
     "llama": transformers.LlamaConfig(**SHAPE),
@@ -147,7 +148,7 @@ def calls(monkeypatch) -> list:
     seen = []
     apply = fused_decoder.DecoderLayer.apply
     monkeypatch.setattr(
-        fused_decoder.DecoderLayer, "apply", lambda *a: seen.append(a[4] is not None) or apply(*a)
+        fused_decoder.DecoderLayer, "apply", lambda *a: seen.append(a[5] is not None) or apply(*a)
     )
     return seen
 
@@ -161,6 +162,26 @@ def test_loss_and_every_gradient_are_those_of_the_models_own_layers(name, target
     assert calls == [False, False, True]  # all layers, the last for supervised tokens only
     assert_same_step(found, step(plain))
     assert calls == [False, False, True]
+
+
+def test_a_common_beginning_is_computed_once(calls) -> None:
+    """Its last token predicts the first one of two answers; it counts for both where supervised."""
+    random = np.random.default_rng(0)
+    begin, *ends = (random.integers(0, 61, n).astype(np.int32) for n in (40, 9, 33, 12))
+    parts = [np.concatenate((begin, ends[0])), np.concatenate((begin, ends[1])), ends[2]]
+    supervised = np.concatenate([np.arange(len(part)) % 29 > 3 for part in parts])
+    bounds = np.cumsum([0, *map(len, parts)])
+    examples = Examples(np.concatenate(parts), supervised, bounds)
+    row = build_row(examples, np.arange(3), share=True)
+    assert len(row.tokens) == 40 + 9 + 33 + 12
+    assert row.weights is not None
+    assert set(row.weights) == {1, 2}
+    assert len(set(row.predict)) < len(row.predict)
+    ours, plain = twice(FUSED["qwen3"])
+    calls.clear()
+    found = step(ours, row)
+    assert calls == [False, False, True]
+    assert_same_step(found, step(plain, build_row(examples, np.arange(3))))
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -1,4 +1,4 @@
-"""No family is packed whose segments see one another, however little."""
+"""No family is packed whose segments see one another, or shares what it computes otherwise."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from intel_ft.layers import packed_attention
-from intel_ft.layers.packed_attention import row_inputs, why_not_packable
+from intel_ft.layers.packed_attention import row_inputs, why_not_packable, why_not_shareable
 from intel_ft.training.model_sizes import model_sizes
 
 UNPACKED = {
@@ -55,6 +55,26 @@ def test_a_family_that_packs_keeps_its_segments_apart(name) -> None:
     alone = logits(model, second)
     for before in ((first,), (other,), (first, other)):
         torch.testing.assert_close(logits(model, *before, second), alone, rtol=1e-4, atol=1e-4)
+    assert why_not_shareable(model) is None
+    assert_shared_beginnings_change_nothing(model)
+
+
+@torch.no_grad()
+def assert_shared_beginnings_change_nothing(model) -> None:
+    """Three sequences of which two continue the first one's beginning, longer than the windows."""
+    begin, one, other, alone = ((torch.arange(n) * 3 + n) % 61 for n in (21, 23, 17, 9))
+    ends = [len(begin) + len(one), len(begin) + len(other), len(alone)]
+    parts = [begin, one, other, alone]
+    bounds = F.pad(torch.tensor([len(part) for part in parts]).cumsum(0), (1, 0))
+    positions = [torch.arange(ends[0]), torch.arange(len(begin), ends[1]), torch.arange(ends[2])]
+    parents = torch.tensor([-1, 0, 0, -1])
+    row = row_inputs(torch.cat(parts), torch.cat(positions), bounds, parents)
+    found = model(**row).logits[0].split([len(part) for part in parts])
+    wanted = [logits(model, torch.cat((begin, part))) for part in (one, other)]
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(torch.cat(found[:2]), wanted[0], **close)
+    torch.testing.assert_close(found[2], wanted[1][len(begin) :], **close)
+    torch.testing.assert_close(found[3], logits(model, alone), **close)
 
 
 def test_attention_gets_the_bounds_that_its_layer_keeps(monkeypatch) -> None:

@@ -21,7 +21,7 @@ from intel_ft.planner.plan import plan
 from intel_ft.planner.roofline import exchange_seconds, rank_seconds
 from intel_ft.planner.sweep import plotted, swept, values_of
 from intel_ft.planner.text import lines, sweep_table
-from intel_ft.planner.workload import AssumedData, example_lengths
+from intel_ft.planner.workload import AssumedData, PlannedRow, example_lengths
 from intel_ft.training.memory import MemorySetting, estimate_memory
 from intel_ft.training.model_sizes import CountedModel, count_model, model_sizes
 
@@ -193,7 +193,7 @@ def test_time_gives_back_what_was_measured_on_the_idle_machine() -> None:
     model = CountedModel(None, model_sizes(shapes), step_cost(shapes), [])
     rates = Rates(gemm=443e9, linear=443e9, bandwidth=38.5e9)
     for tokens, seconds in ((256, 0.463), (1024, 1.637), (2048, 3.593), (8192, 25.49)):
-        rows = [(np.array([tokens]), tokens // 2)]
+        rows = [PlannedRow(np.array([tokens]), tokens**2, tokens // 2, tokens)]
         predicted = rank_seconds(model, rates, rows, EQUAL).total
         assert predicted == pytest.approx(seconds, rel=0.1)
 
