@@ -36,8 +36,8 @@ class Core(NamedTuple):
 class Topology:
     """What a process may use of its host.
 
-    cores: in the order of their NUMA nodes. memory: GiB by NUMA node, including nodes without cores
-    (HBM in flat mode, CXL). quota: the CPU time, in cores, that control groups or Slurm allow, and
+    cores: in the order of their NUMA nodes. memory: GiB by NUMA node that this process may use,
+    including nodes without cores (HBM in flat mode, CXL). quota: the CPU time, in cores, that control groups or Slurm allow, and
     quota_by which of them. nearest: where a core's node has no memory, or shares its cores with
     other nodes, the nodes of the memory next to it.
     """
@@ -80,7 +80,7 @@ def read(root: Path = Path("/"), allowed: set[int] | None = None) -> Topology:
     cpus = root / "sys/devices/system/cpu"
     online = parse_list(kernel_text(cpus / "online")) or os.sched_getaffinity(0)
     allowed = (os.sched_getaffinity(0) if allowed is None else allowed) & online
-    numa = _Numa.read(root / "sys/devices/system/node")
+    numa = _Numa.read(root / "sys/devices/system/node", _memory_allowed(root))
     threads: dict[tuple[int, int, int], list[int]] = {}
     for cpu in sorted(allowed):
         socket = max(0, _number(cpus / f"cpu{cpu}/topology/physical_package_id"))
@@ -156,8 +156,11 @@ class _Numa(NamedTuple):
     initiators: dict[int, set[int]]
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The online nodes, in a folder such as /sys/devices/system/node."""
+    def read(cls, folder: Path, allowed: set[int] | None) -> Self:
+        """The online nodes, in a folder such as /sys/devices/system/node.
+
+        allowed: the nodes whose memory this process may use; None for all.
+        """
         numa = cls({}, {}, {}, {})
         paths = {_node_number(path): path for path in folder.glob("node[0-9]*")}
         for node, path in sorted(paths.items()):
@@ -167,8 +170,9 @@ class _Numa(NamedTuple):
             fastest = (path / "access0/initiators").glob("node[0-9]*")
             numa.initiators[node] = {_node_number(other) for other in fastest}
             for line in kernel_text(path / "meminfo").splitlines():
-                if "MemTotal:" in line and (kib := int(line.split()[-2])):
-                    numa.memory[node] = kib / _KIB_PER_GIB
+                size = int(line.split()[-2]) if "MemTotal:" in line else 0
+                if size and (allowed is None or node in allowed):
+                    numa.memory[node] = size / _KIB_PER_GIB
         return numa
 
     def node_of(self, cpu: int, socket: int) -> int:
@@ -187,6 +191,14 @@ class _Numa(NamedTuple):
             candidates = [*self.memory]
         away = {other: distances.get(other, 0) for other in candidates}
         return tuple(other for other in candidates if away[other] == min(away.values()))
+
+
+def _memory_allowed(root: Path) -> set[int] | None:
+    """The nodes that a cpuset leaves to this process (`cpuset.mems`); None if that is not known."""
+    for line in kernel_text(root / "proc/self/status").splitlines():
+        if line.startswith("Mems_allowed_list:"):
+            return parse_list(line.partition(":")[2])
+    return None
 
 
 def _node_number(path: Path) -> int:

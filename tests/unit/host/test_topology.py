@@ -14,6 +14,7 @@ from support.sys_trees import (
     snc4_with_hbm,
     two_modules_of_amd,
     two_sockets_of_four_nodes,
+    write,
     write_machine,
     write_node,
 )
@@ -121,6 +122,48 @@ def test_ranks_get_equal_shares_of_nodes_that_differ(tmp_path):
 def test_a_core_less_does_not_split_nodes(tmp_path):
     host = everything(write_machine(tmp_path, [("0-5", 8), ("6-12", 8)], 1))
     assert [place.nodes for place in places(host, 2)] == [(0,), (1,)]
+
+
+def test_three_nodes_a_socket_that_cannot_be_alike(tmp_path):
+    """128 cores a socket in SNC-3 mode, with hyper-threading."""
+    lists = ("0-42", "43-85", "86-127", "128-170", "171-213", "214-255")
+    nodes = []
+    for cpus in lists:
+        first, last = map(int, cpus.split("-"))
+        nodes.append((f"{cpus},{first + 256}-{last + 256}", 64))
+    host = everything(write_machine(tmp_path, nodes, 3, siblings=256))
+    assert (len(host.cores), host.sockets, host.threads_per_core) == (256, 2, 2)
+    assert ranks_per_host(host)[0] == 6
+    shares = places(host, 6)
+    assert [place.nodes for place in shares] == [(node,) for node in range(6)]
+    assert [format_list(place.cpus) for place in shares] == list(lists)
+    assert [place.nodes for place in places(host, 2)] == [(0, 1, 2), (3, 4, 5)]
+
+
+def test_cores_of_one_and_of_two_threads(tmp_path):
+    """A hybrid CPU: two performance cores with two threads each, four efficient cores with one."""
+    root = write_machine(tmp_path, [("0-7", 16)], 1)
+    for cpu in range(8):
+        pair = f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}" if cpu < 4 else str(cpu)
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        write(folder / "thread_siblings_list", pair)
+        write(folder / "core_id", str(4 * (cpu // 2) if cpu < 4 else 4 + cpu))
+    host = everything(root)
+    assert [core.threads for core in host.cores] == [(0, 1), (2, 3), (4,), (5,), (6,), (7,)]
+    assert (host.usable, host.threads_per_core) == (6, 2)
+    assert [place.cpus for place in places(host, 2)] == [(0, 2, 4), (5, 6, 7)]
+
+
+def test_a_cpuset_of_one_node_and_the_memory_of_another(tmp_path):
+    """As a container with --cpuset-cpus and --cpuset-mems."""
+    root = write_machine(tmp_path, [("0-3", 8), ("4-7", 16), ("8-11", 32)], 1)
+    write_node(root, 0, "0-3", 8, "10 21 31")
+    write_node(root, 1, "4-7", 16, "21 10 21")
+    write_node(root, 2, "8-11", 32, "31 21 10")
+    write(root / "proc/self/status", "Cpus_allowed_list:\t8-11\nMems_allowed_list:\t0-1\n")
+    host = topology.read(root, allowed={8, 9, 10, 11})
+    assert host.memory == {0: 8, 1: 16}
+    assert [place.nodes for place in places(host, 2)] == [(1,), (1,)]  # the nearer one of the two
 
 
 @pytest.mark.parametrize("nodes", [(0,), (1, 63), (64,), (3, 130)])
