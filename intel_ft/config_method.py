@@ -52,7 +52,7 @@ class MethodConfig(Section):
     temperature: float = Field(2.0, gt=0, le=100)
     """Distillation: softmax temperature of teacher and student."""
     teacher_weight: float = Field(0.5, gt=0.0, le=1.0)
-    """Distillation: weight of the teacher's term; the labels get the rest."""
+    """Distillation: weight of the teacher's term; that of the labels is 1 minus this."""
     loss: Literal["dpo", "ipo", "simpo", "orpo", "cpo", "kto"] = "dpo"
     """Preference: the loss. kto takes single answers, the others pairs; simpo, orpo and cpo have no
     reference model."""
@@ -60,9 +60,9 @@ class MethodConfig(Section):
     """Preference: scale of the rewards, and weight of orpo's odds ratio; null: 2 for simpo, 0.1 for
     the others."""
     gamma: float | None = Field(None, ge=0)
-    """Preference: the margin that simpo asks for; null: half of beta."""
+    """Preference: target reward margin of simpo; null: half of beta."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=0.5)
-    """Preference: share of the pairs that are taken to be swapped (dpo, simpo, cpo)."""
+    """Preference: assumed share of pairs whose answers are swapped (dpo, simpo, cpo)."""
     sft_weight: float | None = Field(None, ge=0)
     """Preference: weight of the chosen answer's mean cross-entropy, added to the loss; null: 1 for
     cpo, 0 for the others."""

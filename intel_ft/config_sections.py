@@ -44,12 +44,12 @@ class ModelConfig(Section):
     """Start from this LoRA adapter of the base: the folder of a run, an adapter or a checkpoint, or
     a Hub id."""
     adapter_mode: Literal["continue", "merge"] = "continue"
-    """Whether the adapter is trained further, with its rank and targets, or merged: added to the
-    base weights before a new adapter begins."""
+    """What happens to that adapter. continue: it is trained further, with its own rank and targets;
+    merge: it is added to the base weights, and a new adapter (or all weights) is trained."""
     add_tokens: Annotated[list[str], AfterValidator(distinct_texts)] = []
-    """Words that become one token each, wherever the data has them; their embeddings train."""
+    """Words to add as one token each, wherever the data has them; their embeddings are trained."""
     add_special_tokens: Annotated[list[str], AfterValidator(distinct_texts)] = []
-    """Control tokens to add, which only a chat template writes; their embeddings train."""
+    """Control tokens to add, which only a chat template writes; their embeddings are trained."""
 
     @property
     def new_tokens(self) -> list[str]:
@@ -81,7 +81,7 @@ class DataConfig(WithSources):
     """Training data: a file or folder (.jsonl, .csv, .parquet, .txt, ...), a pattern such as
     data/*.jsonl, a URL such as s3://bucket/file, a Hub id; or a list of sources."""
     eval: PathOrId | None = None
-    """Validation data, in the same format."""
+    """Validation data: one file, folder, pattern, URL or Hub id, in the same format."""
     split: str = "train"
     """Split of data.train, or a slice of it such as train[:1000]."""
     eval_split: str | None = None
@@ -91,8 +91,8 @@ class DataConfig(WithSources):
     format: DataFormat = "auto"
     """Meaning of the columns; auto detects it from their names."""
     columns: dict[str, str] = {}
-    """Other names of columns, such as {instruction: question, output: reply}: name here to name
-    there."""
+    """Maps the column names that format expects to those in the data, such as
+    {instruction: question, output: reply}."""
     on_bad: Literal["error", "drop"] = "error"
     """What happens to rows that cannot be used, such as those with an empty answer."""
     template: TemplateName = "auto"
@@ -102,30 +102,32 @@ class DataConfig(WithSources):
     max_length: int = Field(1024, ge=8)
     """Maximum tokens per example. Attention costs grow with its square."""
     on_long: OnLong = "error"
-    """What happens to examples that are longer than max_length. split is for format text: every
-    token is kept, in several rows."""
+    """What happens to examples that are longer than max_length. split is for format text only: a
+    long document becomes several examples, and no token is lost."""
     split_overlap: int = Field(1, ge=1)
-    """With on_long=split: tokens of the row before with which a row begins, as context that is not
-    trained on again. With 1, every token but a document's first is trained on."""
+    """With on_long=split: tokens of the previous part that each part repeats as context, without
+    training on them again. With 1, every token but a document's first is trained on."""
     loss_on: Literal["completion", "all", "last"] = "completion"
-    """Tokens that are trained on: of the answers, of all turns, or of the last answer. Plain text
-    has only all."""
+    """Tokens that are trained on. completion: those of all answers; all: all tokens; last: those of
+    the last answer. Plain text always uses all."""
     roles_to_train: list[Literal["system", "user", "assistant", "tool"]] = Field(
         ["assistant"], min_length=1
     )
     """Roles whose turns are trained on; a turn's own weight, train or loss comes first."""
     earlier_answers: Literal["separate", "context"] = "separate"
-    """Answers that the chat template changes once the conversation goes on (it drops their
-    thoughts): each is trained on in an example of its own, or context only."""
+    """Earlier answers that the chat template changes when later turns follow, for example by
+    removing their reasoning. separate: each is trained on in a separate example; context: they
+    are not trained on."""
     cache: PathOrId = Field("auto", min_length=1)
-    """Tokenized data on disk, which later runs use again. auto: sources of 32 MiB and more, in the
-    user's cache folder; off: none; or a folder: all sources, there."""
+    """Where tokenized data is kept on disk for later runs. auto: sources of 32 MiB or more, in the
+    user's cache folder; off: nothing is kept; a folder: all sources, in that folder."""
     cache_gib: float = Field(100.0, gt=0)
-    """Size of the cache in GiB. Beyond it, what was not used for longest is deleted."""
+    """Maximum size of the cache in GiB. Above it, the least recently used data is deleted."""
     streaming: bool = False
     """Read data.train while training, without storing it. Needs train.max_steps."""
     buffer: int = Field(10_000, ge=1)
-    """With streaming: rows that are shuffled at a time, a multiple of train.global_batch_size."""
+    """With streaming: number of rows in the shuffle buffer, a multiple of
+    train.global_batch_size."""
 
     @model_validator(mode="after")
     def _sources_fit_together(self) -> "DataConfig":
@@ -171,20 +173,21 @@ class TrainConfig(Section):
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the adapter's weights, the order of the examples, and dropout."""
     eval_steps: int | None = Field(None, ge=1)
-    """Evaluate every so many steps; null evaluates after each epoch."""
+    """Optimizer steps between evaluations; null evaluates after each epoch."""
     save_steps: int = Field(100, ge=1)
-    """Save a checkpoint every so many steps."""
+    """Optimizer steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of checkpoints to keep."""
     logging_steps: int = Field(1, ge=1)
-    """Write metrics every so many steps."""
+    """Optimizer steps between lines of metrics."""
     early_stopping: int | None = Field(None, ge=1)
-    """Stop after this many evaluations in a row without a better one (best_metric)."""
+    """Stop after this many consecutive evaluations that do not improve best_metric."""
     best_metric: Literal["loss", "accuracy"] = "loss"
-    """What the best evaluation is, whose weights are kept: the lowest validation loss, or the
-    highest accuracy on pairs or judged answers (preference)."""
+    """Metric that selects the best evaluation, whose weights are the result: the lowest validation
+    loss, or the highest accuracy on pairs or judged answers (method.name=preference)."""
     router_aux_loss: bool | Auto = "auto"
-    """Add the load-balancing loss of a mixture's routers; auto: as the model's config says."""
+    """Add the load-balancing loss of the routers of an MoE model; auto: if the model's config sets
+    output_router_logits."""
     activation_checkpointing: bool = False
     """Recompute activations in backward: much less memory, about a third more time."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
@@ -215,7 +218,7 @@ class BackendConfig(Section):
     bind: Literal["auto", "none"] = "auto"
     """Bind the ranks of a host to separate cores and memory."""
     prepack: bool | Auto = "auto"
-    """Keep frozen bf16 weights in oneDNN's layouts too: faster, twice the memory."""
+    """Keep a second copy of frozen bf16 weights in oneDNN's layouts: faster, twice the memory."""
     compile: bool | Auto = "auto"
     """Use torch.compile on the model's own layers instead of the fused layers of intel_ft."""
 

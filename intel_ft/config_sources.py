@@ -51,7 +51,7 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """One of several sources in data.train, or its path. Keys that are null are as in data."""
+    """One of several sources in data.train, or its path. For a null key, that of data applies."""
 
     path: PathOrId = Field(min_length=1)
     """A file, folder, pattern, URL or Hub id, as data.train alone would be."""
@@ -60,7 +60,7 @@ class Source(Section):
     format: DataFormat | None = None
     """Meaning of the columns of this source."""
     columns: dict[str, str] | None = None
-    """Other names of this source's columns."""
+    """Maps the column names that format expects to those of this source."""
     template: TemplateName | None = None
     """Prompt template of this source."""
     on_long: OnLong | None = None
@@ -69,7 +69,7 @@ class Source(Section):
     """Share of the examples that a run trains on, relative to the other weights. Without weights,
     each example of each source is trained on once per epoch."""
     max_examples: int | None = Field(None, ge=1)
-    """Use the first examples only, at most so many."""
+    """Maximum number of examples, taken from the start of this source."""
 
     @model_validator(mode="before")
     @classmethod

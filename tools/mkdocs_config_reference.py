@@ -88,7 +88,7 @@ def _values(annotation: Any) -> str:
     if getattr(annotation, "__origin__", None) is list:
         return "list of " + _values(inner[0])
     if getattr(annotation, "__origin__", None) is dict:
-        return "mapping of text to text"
+        return "mapping of text to text" if inner == [str, str] else "mapping of names to values"
     if hasattr(annotation, "__metadata__"):
         return _values(inner[0])
     if inner:

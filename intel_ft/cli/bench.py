@@ -93,8 +93,8 @@ def train(
     loss: Annotated[
         Literal["sft", "dpo"],
         typer.Option(
-            help="Loss to train with: sft, or dpo on pairs. The time of dpo includes the "
-            "reference; its peer is trl."
+            help="Loss to train with: sft, or dpo on pairs. The measured time of dpo includes the "
+            "reference model; its only peer is trl."
         ),
     ] = "sft",
     rank: LoraRank = 16,
@@ -184,7 +184,7 @@ def prepare(
         list[str] | None,
         typer.Option(
             help="Trainer to compare with: trl, trl-packed or trl-single (TRL in one process), or "
-            "cached (this one through data.cache). Repeatable."
+            "cached (intel-ft with data.cache). Repeatable."
         ),
     ] = None,
     markdown: Markdown = False,
@@ -249,8 +249,8 @@ def ranks(
         int | None,
         typer.Option(
             min=1,
-            help="A quarter of the examples per rank in a step of the smallest run. Default: "
-            "depends on the workload.",
+            help="Batch size to scale: the smallest run takes 4 times as many examples per rank "
+            "and step. Default: depends on the workload.",
         ),
     ] = None,
     rank: LoraRank = 16,
@@ -294,7 +294,7 @@ def quality(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Compare the validation loss with plain Transformers and peft."""
+    """Compare the validation loss with that of plain Transformers and peft."""
     from intel_ft.bench.quality import CONTENDERS, bench_quality
 
     report = bench_quality(side or list(CONTENDERS), seeds, steps, threads)
@@ -362,7 +362,7 @@ def plan(
     case: Annotated[
         list[str] | None,
         typer.Option(
-            help="Case to measure, such as small; a wrong name lists them. Repeatable. "
+            help="Case to measure, such as small; an unknown name prints the list. Repeatable. "
             "Default: all."
         ),
     ] = None,

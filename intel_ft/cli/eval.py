@@ -31,21 +31,19 @@ def run(
     ] = None,
     on_long: Annotated[
         Literal["error", "drop", "truncate"] | None,
-        typer.Option(
-            help="What to do with longer examples. Default: what the run did, else error."
-        ),
+        typer.Option(help="What to do with longer examples. Default: that of the run, else error."),
     ] = None,
     on_bad: Annotated[
         Literal["error", "drop"] | None,
         typer.Option(
-            help="What to do with rows that cannot be used. Default: what the run did, else error."
+            help="What to do with rows that cannot be used. Default: that of the run, else error."
         ),
     ] = None,
     loss_on: Annotated[
         Literal["completion", "all", "last"] | None,
         typer.Option(
-            help="Tokens that count: of the answers, of all turns, or of the last answer. Default:"
-            " those of the run, else completion."
+            help="Tokens that count: completion (all answers), all (every token) or last (the last "
+            "answer). Default: that of the run, else completion."
         ),
     ] = None,
     generate: Annotated[int, typer.Option(help="Also generate answers to this many examples.")] = 0,

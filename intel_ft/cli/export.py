@@ -57,8 +57,8 @@ def run(
     max_task_drop: Annotated[
         str | None,
         typer.Option(
-            help="Quality gate: maximum loss on --task against the bf16 model, such as 2%. "
-            "Default: no limit."
+            help="Quality gate: maximum drop of the --task score below the bf16 model's, such as "
+            "2%. Default: no limit."
         ),
     ] = None,
     task: Annotated[
@@ -80,8 +80,8 @@ def run(
         bool,
         typer.Option(
             "--recover",
-            help="Tune int4 after compression, on the training data: quantization-aware. See "
-            "docs/export.md.",
+            help="Train the int4 weights on the training data after compression "
+            "(quantization-aware training). See docs/export.md.",
         ),
     ] = False,
     data: Annotated[

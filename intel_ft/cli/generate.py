@@ -36,7 +36,7 @@ def run(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Reuse the answers in OUTPUT.partial and generate the others."
+            "--resume", help="Reuse the answers in OUTPUT.partial and generate the missing ones."
         ),
     ] = False,
     n: Annotated[

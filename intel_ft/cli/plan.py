@@ -69,7 +69,7 @@ def run(
         typer.Option(
             "--measure",
             help="Also train some of the model's layers on this machine for a few steps (a minute "
-            "or less), which corrects time and memory. Default: GEMM and memory rates only.",
+            "or less) to correct the predictions. Default: measure GEMM and memory rates only.",
         ),
     ] = False,
     sweep: Annotated[

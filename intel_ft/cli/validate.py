@@ -30,9 +30,7 @@ def run(
     ] = False,
     examples: Annotated[
         int,
-        typer.Option(
-            "--show", min=0, help="Print this many examples, with what of them is trained on."
-        ),
+        typer.Option("--show", min=0, help="Print this many examples and mark what is trained on."),
     ] = 0,
     json: Json = False,
 ) -> None:
