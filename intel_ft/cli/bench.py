@@ -294,7 +294,7 @@ def quality(
     markdown: Markdown = False,
     json: Json = False,
 ) -> None:
-    """Compare the validation loss with that of plain Transformers and peft."""
+    """Compare the validation losses of intel-ft and Transformers."""
     from intel_ft.bench.quality import CONTENDERS, bench_quality
 
     report = bench_quality(side or list(CONTENDERS), seeds, steps, threads)
