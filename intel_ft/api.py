@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from intel_ft import config as configuration
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config import Config
+from intel_ft.errors import UserError
 from intel_ft.gc_pause import gc_paused
 from intel_ft.optional_packages import import_peft
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from intel_ft.export.export import ExportReport
     from intel_ft.export.merge import MergeReport
     from intel_ft.inference.evaluate import EvalResult
+    from intel_ft.inference.score_pairs import RewardResult
     from intel_ft.quantization import Settings
     from intel_ft.runtimes.language_model import Completion, LanguageModel, Sampling, Stream
     from intel_ft.templates.template import Template
@@ -105,12 +107,16 @@ def load_model(
     """
     from intel_ft.runtimes.open_model import open_model
 
-    artifact = resolve(str(model))
-    if base is not None:
-        from intel_ft.export.adapter_match import with_base
-
-        artifact = with_base(artifact, str(base), trust_remote_code=trust_remote_code)
+    artifact = _with_base(resolve(str(model)), base, trust_remote_code=trust_remote_code)
     return LoadedModel(artifact, open_model(artifact, trust_remote_code=trust_remote_code))
+
+
+def _with_base(artifact: Artifact, base: str | Path | None, *, trust_remote_code: bool) -> Artifact:
+    if base is None:
+        return artifact
+    from intel_ft.export.adapter_match import with_base
+
+    return with_base(artifact, str(base), trust_remote_code=trust_remote_code)
 
 
 def evaluate(
@@ -129,7 +135,7 @@ def evaluate(
     max_new_tokens: int = 256,
     base: str | Path | None = None,
     trust_remote_code: bool = False,
-) -> "EvalResult":
+) -> "EvalResult | RewardResult":
     """Measure the loss of a model on a dataset, and optionally its answers.
 
     model, base: as for `load_model`. data: a file, a folder or a Hub id. data_format: `auto`
@@ -141,7 +147,8 @@ def evaluate(
     examples to answer, greedily, with at most `max_new_tokens` tokens each.
 
     Returns an EvalResult: `loss` in nats per supervised token, `perplexity` = exp(loss), and for
-    generated answers `exact_match` and `parses` (valid Python), both from 0 to 1.
+    generated answers `exact_match` and `parses` (valid Python), both from 0 to 1. For a reward
+    model, which needs pairs, a RewardResult.
 
     Raises UserError for data or a model that cannot be read, IntelFTError for a loss that is NaN.
     """
@@ -173,6 +180,13 @@ def evaluate(
             "system_prompt": prompt,
         }
     )
+    if artifact.is_reward_model:
+        from intel_ft.inference.score_pairs import score_data
+
+        if generate:
+            raise UserError(f"{artifact.location}: a reward model writes no answers to generate")
+        moved = _with_base(artifact, base, trust_remote_code=trust_remote_code)
+        return score_data(moved, settings, str(data), trust_remote_code=trust_remote_code)
     loaded = _loaded(model, base=base, trust_remote_code=trust_remote_code)
     prepared = prepare(settings, str(data), loaded.engine.tokenizer, answers="auto")
     for line in prepared.report.left_out():

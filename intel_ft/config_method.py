@@ -18,12 +18,16 @@ OF_LOSSES = {
 """Keys of a preference method that only some losses have."""
 
 
+WITH_STUDENT = ("distill", "preference", "reward")
+"""Methods that train an adapter or all weights, as method.student says."""
+
+
 class MethodConfig(Section):
     """What is trained (an adapter or all weights), and on which target (labels or a teacher)."""
 
-    name: Literal["lora", "qlora", "full", "distill", "preference"] = "lora"
+    name: Literal["lora", "qlora", "full", "distill", "preference", "reward"] = "lora"
     """Training method. qlora is LoRA on a 4-bit base; full trains all weights; preference compares
-    answers."""
+    answers; reward trains a model that scores them."""
     r: int = Field(16, ge=1, le=1024)
     """Rank of the adapter. Its memory and time grow with it."""
     alpha: float = Field(32.0, gt=0)
@@ -46,7 +50,7 @@ class MethodConfig(Section):
     teacher: PathOrId | None = None
     """Distillation: the teacher model, or "base" for the student's own base model."""
     student: Literal["lora", "full"] = "lora"
-    """Distillation and preference: train an adapter or all weights."""
+    """Distillation, preference and reward: train an adapter or all weights."""
     divergence: Literal["forward", "reverse"] = "forward"
     """Distillation: KL(teacher, student), or KL(student, teacher) if reverse."""
     temperature: float = Field(2.0, gt=0, le=100)
@@ -74,13 +78,13 @@ class MethodConfig(Section):
     @property
     def trains_all(self) -> bool:
         """Whether all weights are trained, instead of an adapter on frozen ones."""
-        return self.name == "full" or (
-            self.name in ("distill", "preference") and self.student == "full"
-        )
+        return self.name == "full" or (self.name in WITH_STUDENT and self.student == "full")
 
     @property
     def compares(self) -> Literal["pairs", "judged"] | None:
         """What an example is: a pair of answers, a judged answer, or None for an answer alone."""
+        if self.name == "reward":
+            return "pairs"
         if self.name != "preference":
             return None
         return "judged" if self.loss == "kto" else "pairs"
@@ -96,10 +100,8 @@ class MethodConfig(Section):
             raise ValueError(f"{name} configures an adapter, but all weights are trained here")
         if self.name != "distill" and (name := self.first_changed(distillation)):
             raise ValueError(f"{name} requires name=distill, but name is {self.name}")
-        if self.name not in ("distill", "preference") and self.student != "lora":
-            raise ValueError(
-                f"student requires name=distill or name=preference, but name is {self.name}"
-            )
+        if self.name not in WITH_STUDENT and self.student != "lora":
+            raise ValueError(f"student requires name={' or '.join(WITH_STUDENT)}, not {self.name}")
         for conflict in _preference_conflicts(self):
             raise ValueError(conflict)
         if self.name == "distill" and self.teacher is None:

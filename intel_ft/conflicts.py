@@ -21,7 +21,9 @@ def conflicts(config: Sections) -> Iterator[str]:
     if config.method.compares:
         yield from _on_compared_data(config)
     elif train.best_metric == "accuracy":
-        yield f"train.best_metric=accuracy needs method.name=preference, not {method.name}"
+        yield (
+            f"train.best_metric=accuracy needs method.name=preference or reward, not {method.name}"
+        )
     if train.early_stopping and not (config.data.eval or config.data.eval_fraction):
         yield "train.early_stopping needs data.eval or data.eval_fraction"
     if config.data.streaming:
@@ -94,7 +96,10 @@ def _on_int4(config: Sections) -> Iterator[str]:
 
 
 def _on_compared_data(config: Sections) -> Iterator[str]:
-    data, row, preference = config.data, config.train.max_tokens_per_row, "method.name=preference"
+    data, row = config.data, config.train.max_tokens_per_row
+    preference = f"method.name={config.method.name}"
+    if config.method.name == "reward":
+        yield from _on_a_reward_model(config)
     if len(data.sources) > 1:
         yield f"{preference} reads one source, and data.train has {len(data.sources)}: join them"
     if data.format != "auto":
@@ -117,6 +122,20 @@ def _on_compared_data(config: Sections) -> Iterator[str]:
         yield "train.best_metric=accuracy needs data.eval or data.eval_fraction"
 
 
+def _on_a_reward_model(config: Sections) -> Iterator[str]:
+    """Conflicts of a score in place of the head."""
+    reward = "cannot be used with method.name=reward"
+    if config.base_dtype == "int4":
+        yield f"model.base_dtype=int4 {reward}: it is a language model as it is served"
+    if config.model.new_tokens:
+        yield f"model.add_tokens {reward}: add them in a supervised run, merge it, and start there"
+    if config.model.continued_adapter is not None:
+        yield (
+            f"model.adapter_mode=continue {reward}: no adapter of a language model has a score:"
+            " set model.adapter_mode=merge"
+        )
+
+
 def _on_cuda(config: Sections) -> Iterator[str]:
     backend = config.backend
     if backend.collective not in ("auto", "nccl"):
@@ -131,8 +150,8 @@ def _on_cuda(config: Sections) -> Iterator[str]:
 
 def _on_ipex(config: Sections) -> Iterator[str]:
     method, limit = config.method, "backend.name=ipex only supports LoRA on a bf16 base"
-    if method.trains_all or method.use_dora:
-        yield f"{limit}: it cannot train all weights or use method.use_dora"
+    if method.trains_all or method.use_dora or method.name == "reward":
+        yield f"{limit}: it cannot train all weights or a reward model, or use method.use_dora"
     if config.base_dtype != "auto" or config.model.dtype == "float32":
         yield f"{limit}: it cannot use qlora, model.base_dtype or model.dtype=float32"
     if config.backend.compile is True:

@@ -15,21 +15,37 @@ def save_whole(model: Any, tokenizer: Any, folder: Path, base_model: str, base: 
 
     base: the folder of that model. Its generation_config.json is copied as it is, but for the stop
     tokens of training: Transformers would refuse to save many published ones (such as a temperature
-    with do_sample false, or pad_token_id -1), and would change others.
+    with do_sample false, or pad_token_id -1), and would change others. A reward model, which
+    generates nothing, gets the tokenizer's padding token instead.
     """
     from transformers import GenerationConfig
 
-    generation = base / GENERATION
+    generation, values = base / GENERATION, {}
     if generation.is_file():
         values = json.loads(generation.read_text(encoding="utf-8"))
-    else:
+    elif model.can_generate():
         values = model.generation_config.to_diff_dict()
+    if not model.can_generate():
+        model.config.pad_token_id = padding_token(tokenizer, values.get("eos_token_id"))
+        model.save_pretrained(folder, max_shard_size="2GB")
+        write_base_id(folder, base_model)
+        return
     stops = sorted(stop_tokens(tokenizer, values.get("eos_token_id")))
     values["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     model.generation_config = GenerationConfig()  # can be saved, and is overwritten next
     model.save_pretrained(folder, max_shard_size="2GB")
     _write_json(folder / GENERATION, values)
     write_base_id(folder, base_model)
+
+
+def padding_token(tokenizer: Any, generation_eos: int | list[int] | None) -> int | None:
+    """The tokenizer's padding token, by which Transformers finds the last token of a text.
+
+    None if it may also end an answer: that token would be taken for padding. A reward model without
+    one scores one text at a time.
+    """
+    padding: int | None = tokenizer.pad_token_id
+    return None if padding in stop_tokens(tokenizer, generation_eos) else padding
 
 
 def write_base_id(folder: Path, base_model: str) -> None:

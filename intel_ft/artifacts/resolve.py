@@ -37,6 +37,11 @@ class Artifact:
     start_adapter: StartAdapter | None = None
 
     @property
+    def is_reward_model(self) -> bool:
+        """Whether it scores answers, and writes none."""
+        return is_reward_model(self.folder)
+
+    @property
     def folder(self) -> Path:
         """`location` as a path; for a Hub id it does not exist."""
         return Path(self.location)
@@ -103,6 +108,14 @@ def _hub_model(text: str, folder: Path) -> Artifact:
     if looks_local or ("/" in text and folder.parent.is_dir()):
         raise UserError(f"{text}: no such folder")
     return Artifact("base", text, text)
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether the adapter or model in `folder` is a sequence classifier, as reward models are."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return read_json(folder / ADAPTER_CONFIG).get("task_type") == "SEQ_CLS"
+    names = read_json(folder / "config.json").get("architectures") or []
+    return any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
 def trained_token_ids(adapter: Path) -> set[int]:

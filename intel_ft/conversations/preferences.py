@@ -46,7 +46,6 @@ _OTHER_NAMES = {
 _GOOD = {"true": True, "1": True, "yes": True, "desirable": True, "good": True}
 _GOOD |= {"false": False, "0": False, "no": False, "undesirable": False, "bad": False}
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
-_EXPECTED = "method.name=preference with method.loss={loss} needs "
 
 
 def read_answers(rows: Rows, data: DataConfig, kind: Kind) -> tuple[ReadData, list[bool]]:
@@ -129,18 +128,19 @@ def _is_paired(rows: Rows, kind: Kind) -> bool:
         if label and answer:
             return False
         raise UserError(
-            f"{rows.source}: {_EXPECTED.format(loss='kto')}a column label (true or false) and an"
+            f"{rows.source}: method.loss=kto needs a column label (true or false) and an"
             f" answer (completion), or chosen and rejected; the columns are {', '.join(columns)}:"
             " set data.columns"
         )
     if label and answer:
         raise UserError(
-            f"{rows.source}: column {label} judges single answers, but this method.loss compares"
-            " two (chosen, rejected): set method.loss to kto"
+            f"{rows.source}: column {label} judges single answers, but this method compares two"
+            " (chosen, rejected): set method.name=preference and method.loss=kto"
         )
     raise UserError(
-        f"{rows.source}: {_EXPECTED.format(loss='dpo, ipo, simpo, orpo or cpo')}the columns chosen"
-        f" and rejected; the columns are {', '.join(columns)}: {_remedy(columns)}"
+        f"{rows.source}: a method that compares two answers (a preference loss other than kto, or"
+        " a reward model) needs the columns chosen and rejected; the columns are"
+        f" {', '.join(columns)}: {_remedy(columns)}"
     )
 
 

@@ -197,6 +197,10 @@ def _without_awq(settings: Settings, weight_format: Format) -> Settings:
 def _require_supported(artifact: Artifact) -> None:
     if artifact.kind != "adapter":
         raise UserError(f"{artifact.location}: --adapter takes runs and adapters, not models")
+    if artifact.is_reward_model:
+        raise UserError(
+            f"{artifact.location}: a reward model's adapter cannot be exported: merge it"
+        )
     config = read_json(artifact.folder / ADAPTER_CONFIG)
     for key, what in (("use_dora", "DoRA"), ("modules_to_save", "fully trained modules")):
         if config.get(key):

@@ -73,6 +73,13 @@ class Source:
         from intel_ft.models.exportable import table_version, why_not_exportable
         from intel_ft.models.load import description_of, loaded_model_type
 
+        if self.artifact.is_reward_model:
+            folder = self.artifact.location
+            raise UserError(
+                f"{folder}: a reward model has no answers that the gate could measure: `intel-ft "
+                "merge` writes a sequence classifier, which `optimum-cli export openvino --task "
+                "text-classification` converts"
+            )
         if installed("optimum-intel") != table_version():
             return  # which knows for itself
         config = base_config(

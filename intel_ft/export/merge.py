@@ -49,7 +49,8 @@ LOST = 2.0
 class MergeReport:
     """How well the merged model agrees with base plus adapter.
 
-    `agreement`: of the folder as written with base plus adapter. Each as the median of the relative
+    `agreement`: of the folder as written with base plus adapter, of a reward model that of the
+    hidden states which the score is computed from. Each as the median of the relative
     error over positions: `adapter_effect`, the base without the adapter; `rounding`, the merged
     model with its weights rounded to bf16 once more.
     """
@@ -123,10 +124,10 @@ def _merge_into(
 
     from intel_ft.artifacts.model_folder import save_whole
     from intel_ft.models.load import load_base, load_tokenizer, model_folder
+    from intel_ft.models.reward import load_reward_model, with_score
     from intel_ft.models.saved_adapter import apply_adapter
     from intel_ft.models.tokenizer import copy_tokenizer
     from intel_ft.models.weight_files import check_finite
-    from intel_ft.runtimes.torch_lm import TorchLM
 
     _refuse_quantized(config)
     require_matching_base(artifact, config)
@@ -137,14 +138,18 @@ def _merge_into(
     base = load_base(config, torch.bfloat16)
     generation = base.generation_config
     _refuse_tied(base, artifact)
-    model = apply_adapter(base, artifact.folder)
+    scores = artifact.is_reward_model
+    model = apply_adapter(with_score(base) if scores else base, artifact.folder)
     sequences = probe_sequences(tokenizer)
-    reference = probe_logits(TorchLM(model, tokenizer), sequences)
+    reference = _probe(model, tokenizer, sequences)
     with model.disable_adapter():
-        without = probe_logits(TorchLM(model, tokenizer), sequences)
+        without = _probe(model, tokenizer, sequences)
 
     merged = model.merge_and_unload()
-    merged.generation_config = generation  # TorchLM replaced it
+    if scores:
+        merged.score.to(torch.bfloat16)
+    else:
+        merged.generation_config = generation  # TorchLM replaced it
     save_whole(merged, tokenizer, folder, artifact.base_model, model_folder(config))
     copy_tokenizer(tokenizer, folder)
     Provenance(
@@ -160,13 +165,11 @@ def _merge_into(
 
     del base, model, merged
     gc.collect()
-    saved = load_base(
-        ModelConfig(name_or_path=str(folder), trust_remote_code=config.trust_remote_code),
-        torch.bfloat16,
-    )
-    logits = probe_logits(TorchLM(saved, tokenizer), sequences)
+    written = ModelConfig(name_or_path=str(folder), trust_remote_code=config.trust_remote_code)
+    saved = (load_reward_model if scores else load_base)(written, torch.bfloat16)
+    logits = _probe(saved, tokenizer, sequences)
     agreement = compare_logits(reference, logits)
-    rounding = _rounding(saved, lambda: probe_logits(TorchLM(saved, tokenizer), sequences), logits)
+    rounding = _rounding(saved, lambda: _probe(saved, tokenizer, sequences), logits)
     effect, error = typical_error(reference, without), typical_error(reference, logits)
     allowed = tolerance(rounding, effect)
     if not error <= allowed:  # NaN is rejected, too
@@ -177,6 +180,19 @@ def _merge_into(
             "allowed); the adapter still works unmerged"
         )
     return agreement, effect, rounding
+
+
+def _probe(model: Any, tokenizer: Any, sequences: list[Any]) -> Any:
+    """The logits of a language model; of a reward model, what its score is computed from."""
+    import numpy as np
+
+    from intel_ft.runtimes.torch_lm import TorchLM
+    from intel_ft.runtimes.torch_reward import TorchReward
+
+    if model.can_generate():
+        return probe_logits(TorchLM(model, tokenizer), sequences)
+    reward = TorchReward(model, tokenizer)
+    return np.concatenate([reward.hidden_states(tokens) for tokens in sequences])
 
 
 def tolerance(rounding: float, effect: float) -> float:

@@ -98,6 +98,11 @@ def _publishable(source: str, repo: str) -> Artifact:
             f"{source}: this is a base model, not a result of intel_ft: give a run, an adapter, a "
             "merged model or an exported folder"
         )
+    if artifact.is_reward_model:
+        raise UserError(
+            f"{source}: the card that push writes describes a language model, and this is a reward"
+            " model: upload its folder with `hf upload`"
+        )
     return artifact
 
 

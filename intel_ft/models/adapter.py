@@ -74,7 +74,7 @@ def lora_config(model: Any, method: MethodConfig) -> LoraConfig:
     """peft's config for an adapter on `model`, which has none yet; see `choose_targets`."""
     targets = choose_targets(model, method)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if method.name == "reward" else "CAUSAL_LM",  # peft saves the score
         r=method.r,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,

@@ -53,8 +53,11 @@ def is_lifted(model_type: str) -> bool:
     return model_type in LIFTED and installed("optimum-intel") == table_version()
 
 
-def export_decision(model_type: str) -> Decision:
-    """Whether `intel-ft export` will accept the trained model."""
+def export_decision(model_type: str, *, scores: bool = False) -> Decision:
+    """Whether `intel-ft export` will accept the trained model; scores: it is a reward model."""
+    if scores:
+        why_not = "a reward model, which the gate cannot measure; merge and eval work"
+        return Decision("export to OpenVINO", "no", why_not)
     reason = why_not_exportable(model_type)
     if reason is None:
         checked = ", which checks its logits against torch's" if is_lifted(model_type) else ""

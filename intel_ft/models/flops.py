@@ -73,8 +73,15 @@ def step_cost(model: Any) -> StepCost:
     return StepCost(
         linear=4.0 * frozen + 6.0 * trained,
         attention=attention,
-        logits=(6.0 if head_trains(head) else 4.0) * config.hidden_size * config.vocab_size,
+        logits=_logits_cost(config, head),
     )
+
+
+def _logits_cost(config: Any, head: Any) -> float:
+    """Per supervised token; 0 for a reward model, which has no logits."""
+    if head is None:
+        return 0.0
+    return (6.0 if head_trains(head) else 4.0) * float(config.hidden_size * config.vocab_size)
 
 
 def expert_weights(model: Any) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from intel_ft.layers.mixture import routers
 from intel_ft.layers.nf4 import nf4_base
 from intel_ft.layers.own_products import TileWeight, VnniWeight
 from intel_ft.models.gemm_choice import GemmChoice, choose_gemms
+from intel_ft.models.targets import output_layer
 
 Layout = Literal["as loaded", "prepacked", "int8", "nf4", "int4"]
 """How the frozen linear layers keep their weights.
@@ -121,7 +122,7 @@ def frozen_linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
 
     Some models read a router's weight instead of calling it.
     """
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     others = {id(module) for module in (head.modules() if head is not None else ())}
     others |= {id(module) for module in routers(model).values()}
     return [

@@ -92,6 +92,8 @@ def linear_gemms(model: Any, rows: int, supervised_share: float) -> list[Gemm]:
             columns, inner = inner, columns
         experts[max(1, rows * active_experts(model.config) // count), inner, columns] += count
     gemms += [Gemm(*shape, n) for shape, n in experts.items()]
+    if head is None:  # a reward model's is one column
+        return gemms
     columns, inner = head.weight.shape
     return [*gemms, Gemm(max(1, round(rows * supervised_share)), inner, columns)]
 

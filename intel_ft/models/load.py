@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from intel_ft.artifacts.resolve import ADAPTER_CONFIG, read_json
+from intel_ft.artifacts.resolve import ADAPTER_CONFIG, is_reward_model, read_json
 from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.layers import packed_attention
@@ -27,9 +27,17 @@ __all__ = ["load_tokenizer", "model_folder"]  # re-exported from models.tokenize
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def check_folder(folder: Path, model: ModelConfig) -> None:
-    """Refuse a folder without usable weights, with pickle weights, or that needs custom code."""
+def check_folder(folder: Path, model: ModelConfig, *, scores: bool = False) -> None:
+    """Refuse a folder without usable weights, with pickle weights, or that needs custom code.
+
+    Also a reward model, unless `scores`.
+    """
     config = _read_config(folder)
+    if is_reward_model(folder) and not scores:
+        raise UserError(
+            f"{folder}: this is a reward model, which scores answers and writes none: give a"
+            " language model"
+        )
     if not model.trust_remote_code and not _is_causal_lm(config):
         if "auto_map" in config:
             raise UserError(

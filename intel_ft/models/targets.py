@@ -62,9 +62,15 @@ def own_layer(module: Any) -> Any:
     return module
 
 
+def output_layer(model: Any) -> Any:
+    """The head of a language model, or the score head of a reward model (models.reward)."""
+    head = model.get_output_embeddings()
+    return getattr(model, "score", None) if head is None else head
+
+
 def linear_layers(model: Any) -> dict[str, torch.nn.Module]:
     """The linear layers of a model without adapter, by name, except its head."""
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     modules = model.named_modules()
     return {name: module for name, module in modules if is_linear(module) and module is not head}
 
@@ -255,15 +261,18 @@ def adapted_modules(model: Any, method: MethodConfig) -> list[Decision]:
         decisions.append(Decision("modules left frozen", ", ".join(kinds), reason))
     if not frozen:
         reason = "every other linear layer has an adapter"
-        decisions.append(Decision("modules left frozen", "embeddings, norms and head", reason))
+        kept = "embeddings, norms and head"
+        if model.get_output_embeddings() is None:  # a reward model, whose score head trains
+            kept = "embeddings and norms"
+        decisions.append(Decision("modules left frozen", kept, reason))
     return decisions
 
 
 def _frozen(model: Any) -> Iterator[tuple[str, str]]:
     """The matrices that stay frozen, other than embeddings and head, each with the reason."""
     base = model.get_base_model()
-    head = own_layer(base.get_output_embeddings())
-    adapted: set[int] = set()
+    head = own_layer(output_layer(base))
+    adapted = {id(part) for part in (head.modules() if head is not None else ())}
     wrapped: set[tuple[int, str]] = set()
     outside, choosers = _outside_text(base), {id(module) for module in routers(base).values()}
     experts = {(id(matrix.module), matrix.parameter) for matrix in expert_matrices(base)}
@@ -273,7 +282,7 @@ def _frozen(model: Any) -> Iterator[tuple[str, str]]:
         elif isinstance(module, LoraLayer):
             adapted.update(id(part) for part in module.modules())
     for name, module in base.named_modules():
-        if module is head or id(module) in adapted or isinstance(module, torch.nn.Embedding):
+        if id(module) in adapted or isinstance(module, torch.nn.Embedding):
             continue
         if id(module) in outside:
             yield ".".join(name.split(".")[:2]), _NOT_TEXT
@@ -329,7 +338,7 @@ def _outside_text(model: Any) -> set[int]:
     if not any(f"{kind}_config" in model.config.sub_configs for kind in ("vision", "audio")):
         return set()
     text = {id(module) for module in model.get_decoder().modules()}
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     text |= {id(module) for module in (head.modules() if head is not None else ())}
     owners = (m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
     return {id(module) for module in owners} - text

@@ -152,13 +152,13 @@ def _reference_tokens(inputs: PlanInputs, run: Run) -> float:
 
     KTO reads answers to other prompts as well, before training and in each step.
     """
-    loss, work = inputs.config.method.loss, run.work
-    if not inputs.config.method.compares or loss not in WITH_REFERENCE:
+    method, work = inputs.config.method, run.work
+    if method.name != "preference" or method.loss not in WITH_REFERENCE:
         return 0.0
     epochs = work.steps / work.plan.steps_per_epoch
     once = float(inputs.examples.lengths.sum())
     tokens = min(1.0, epochs) * once + inputs.examples.validation_tokens
-    return tokens if loss != "kto" else 2 * tokens + epochs * once
+    return tokens if method.loss != "kto" else 2 * tokens + epochs * once
 
 
 def _collective(config: Config, *, gpu: bool) -> str:

@@ -23,7 +23,7 @@ from intel_ft.backends import choice
 from intel_ft.bench.own_trainer import timed_trainer
 from intel_ft.bench.workloads import random_examples, with_noise
 from intel_ft.config import Config, load
-from intel_ft.config_method import OF_LOSSES, MethodConfig
+from intel_ft.config_method import OF_LOSSES, WITH_STUDENT, MethodConfig
 from intel_ft.distributed.world import World
 from intel_ft.errors import IntelFTError
 from intel_ft.files import write_text
@@ -135,7 +135,7 @@ def _short_config(config: Config, setting: MemorySetting, batch: int) -> Config:
         },
         "backend": {"name": "cpu"},  # even if torch sees a GPU here
     }
-    if config.method.name in ("distill", "preference"):
+    if config.method.name in WITH_STUDENT:
         name = "full" if config.method.trains_all else "lora"
         others = {"teacher", "student", "divergence", "temperature", "teacher_weight"}
         others |= {"loss", "beta", *OF_LOSSES}

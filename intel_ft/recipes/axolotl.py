@@ -322,7 +322,7 @@ def _kind(t: Translation, old: str, kind: str) -> None:
 def _pairs(t: Translation, old: str, kind: str) -> None:
     """A type of preference data: TEMPLATE.COLUMNS, or chat_template.default."""
     family, _, shape = kind.partition(".")
-    names = _PAIRS.get(shape)
+    names = {"prompt": "input"} if family == "bradley_terry" else _PAIRS.get(shape)
     if names is None:
         supported = ", ".join(f"chatml.{name}" for name in _PAIRS)
         t.cannot_carry(old, kind, f"supported are {supported} and chat_template.default")

@@ -1,4 +1,4 @@
-"""Translates preference training (DPO and its relatives) of Axolotl, LLaMA-Factory and TRL.
+"""Translates preference training (DPO and its relatives) and reward models of the peers.
 
 Called first by each trainer's module, because it decides what the other keys mean. Names and
 defaults: https://docs.axolotl.ai/docs/rlhf.html, LLaMA-Factory's finetuning_args (RLHFArguments),
@@ -39,13 +39,18 @@ _NEEDED_NOWHERE = {
 
 
 def is_preference(t: Translation) -> bool:
-    """Whether the file has been recognized as preference training."""
-    return bool(t.value_of("method.name") == "preference")
+    """Whether the file has been recognized as training on compared answers."""
+    return t.value_of("method.name") in ("preference", "reward")
 
 
 def axolotl(t: Translation) -> None:
-    """Translate `rl` and its keys."""
+    """Translate `rl` and its keys, and `reward_model`."""
     kind = t.left.get("rl")
+    if is_off(kind) and t.left.get("reward_model") is True:
+        _reward(t, "reward_model")
+        one = "a reward model is a classifier with one score"
+        t.take_not_needed({"num_labels": one, "model_type": one})
+        return
     if is_off(kind):
         return
     if kind not in _AXOLOTL:
@@ -72,8 +77,11 @@ def axolotl(t: Translation) -> None:
 
 
 def llama_factory(t: Translation) -> None:
-    """Translate the stages dpo and kto."""
+    """Translate the stages dpo, kto and rm."""
     stage = t.left.get("stage")
+    if stage == "rm":
+        _reward(t, "stage")
+        return
     if stage not in ("dpo", "kto"):
         return
     t.take("stage")
@@ -99,7 +107,10 @@ def llama_factory(t: Translation) -> None:
 
 
 def trl(t: Translation) -> bool:
-    """Translate DPOConfig, KTOConfig, ORPOConfig and CPOConfig; whether it is one of them."""
+    """Translate DPOConfig, KTOConfig, ORPOConfig, CPOConfig and RewardConfig; whether it is one."""
+    if _is_trl_reward(t):
+        _reward(t, None)
+        return True
     kind = _kind_of_trl(t)
     if kind is None:
         return False
@@ -165,6 +176,24 @@ def _kind_of_trl(t: Translation) -> str | None:
         f" which it is: {kind} is assumed: check method.loss"
     )
     return kind
+
+
+def _is_trl_reward(t: Translation) -> bool:
+    group = "reward_config."
+    if any(key.startswith(group) for key in t.left):
+        t.left = {key.removeprefix(group): value for key, value in t.left.items()}
+        return True
+    return not is_off(t.left.get("center_rewards_coefficient"))
+
+
+def _reward(t: Translation, key: str | None) -> None:
+    """A reward model, as this key of the file says; None: its other keys do."""
+    value = "RewardConfig" if key is None else f"{key}: {t.take(key)}"
+    t.put("method.name", "reward", value)
+    if not is_off(center := t.take("center_rewards_coefficient")):
+        reason = "the loss is that of the differences alone"
+        t.cannot_carry("center_rewards_coefficient", center, reason)
+    t.take_not_needed(_NEEDED_NOWHERE)
 
 
 def finish(t: Translation) -> None:

@@ -148,10 +148,7 @@ _OTHER_TRAINERS = {
         *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens"),
         *("grpo_config.*", "rloo_config.*", "ppo_config.*", "beta1", "beta2"),
     ),
-    "reward modelling": (
-        *("center_rewards_coefficient", "step_separator", "train_on_last_step_only"),
-        *("reward_config.*", "prm_config.*"),
-    ),
+    "process reward modelling": (*("step_separator", "train_on_last_step_only", "prm_config.*"),),
     "distillation with a teacher (GKD, GOLD)": (
         *("teacher_*", "lmbda", "seq_kd", "uld_*", "use_uld_loss", "distillation_*"),
         *("use_teacher_server", "loss_top_k", "loss_add_tail", "gkd_config.*"),

@@ -207,7 +207,7 @@ def trackers(t: Translation, named: list[str], old: str) -> None:
 
 def method(t: Translation, name: str, old: str) -> None:
     """Set method.name, or LoRA on the unquantized base if this version lacks the method."""
-    if t.value_of("method.name") == "preference":  # recipes.preferences has set it
+    if t.value_of("method.name") in ("preference", "reward"):  # recipes.preferences has set it
         if name == "full":
             t.put("method.student", "full", old)
         elif name == "qlora":

@@ -115,7 +115,7 @@ def _curves(runs: list[RunRecords]) -> list[Markup]:
             for index, run in enumerate(runs)
         ]
 
-    compares = any(run.config.get("method.name") == "preference" for run in runs)
+    compares = any(run.config.get("method.name") in ("preference", "reward") for run in runs)
     unit = "" if compares else ", nats per token"
     has_ranks = any((number(run.environment, "ranks") or 1) > 1 for run in runs)
     charts = [

@@ -17,7 +17,7 @@ from intel_ft.inference.evaluate import answerable, greedy_answers
 from intel_ft.models.load import load_tokenizer
 from intel_ft.report.read_run import SAMPLES
 from intel_ft.runtimes.language_model import base_config, tokenizer_config
-from intel_ft.runtimes.open_model import open_model
+from intel_ft.runtimes.open_model import open_model, require_language_model
 
 
 def write_samples(run: Path, count: int, max_new_tokens: int, base: str | None = None) -> None:
@@ -29,6 +29,7 @@ def write_samples(run: Path, count: int, max_new_tokens: int, base: str | None =
     Raises UserError where the run has not finished, or its model or data are no longer there.
     """
     after = resolve(str(run))
+    require_language_model(after)
     config = load(run / "config.yaml")
     if base is not None:
         after = with_base(after, base, trust_remote_code=config.model.trust_remote_code)

@@ -1,7 +1,17 @@
 """Load a model with the engine for its kind."""
 
 from intel_ft.artifacts.resolve import Artifact
+from intel_ft.errors import UserError
 from intel_ft.runtimes.language_model import LanguageModel
+
+
+def require_language_model(artifact: Artifact) -> None:
+    """Raise UserError for a reward model."""
+    if artifact.is_reward_model:
+        raise UserError(
+            f"{artifact.location}: this is a reward model, which scores answers and writes none:"
+            " measure it with `intel-ft eval`"
+        )
 
 
 def open_model(
@@ -14,8 +24,9 @@ def open_model(
     """Load `artifact` with the engine for its kind: OpenVINO for an IR, otherwise torch.
 
     `dtype` ("bfloat16", "float32" or "auto", see load_torch) applies to torch; an IR has its own
-    types.
+    types. Raises UserError for a reward model.
     """
+    require_language_model(artifact)
     if artifact.kind == "openvino":
         from intel_ft.runtimes.openvino_lm import load_openvino
 

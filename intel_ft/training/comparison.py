@@ -4,6 +4,7 @@ A row has whole pairs, so that a row's loss needs nothing from another one. The 
 all ranks, divided by the number of examples in the global batch, are the step's loss and measures.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from intel_ft.batching.plan import IntArray
 from intel_ft.batching.row import Row, build_row
 from intel_ft.models.answer_log_probs import answer_log_probs
+from intel_ft.models.reward import answer_scores
 from intel_ft.templates.answers import Compared, Judged
 from intel_ft.training.preference_loss import Answers, PreferenceLoss
 
@@ -59,7 +61,8 @@ class Comparison:
 
         The first is the loss, with its gradient. divergence: KTO's z of the global batch.
         """
-        log_probs = answer_log_probs(network, row, packed=packed, dtype=dtype)
+        value_of = answer_scores if self.loss.name == "reward" else answer_log_probs
+        log_probs = value_of(network, row, packed=packed, dtype=dtype)
         answers = self._answers(log_probs, row, indices)
         if isinstance(self.examples, Judged):
             good = torch.from_numpy(self.examples.good[indices]).to(log_probs.device)
@@ -110,6 +113,8 @@ class Comparison:
         rewards, log_probs = self.loss.rewards(answers), answers.log_probs
         if which is not None:
             rewards, log_probs = rewards[which], log_probs[which]
+        if self.loss.name == "reward":
+            log_probs = torch.full_like(log_probs, torch.nan)  # it has none
         count = rewards.new_tensor(float(len(rewards)))
         return torch.stack([count, rewards.sum(), log_probs.sum()])
 
@@ -117,7 +122,8 @@ class Comparison:
 def measures(sums: FloatArray, examples: int) -> dict[str, float]:
     """The means that are reported, from the sums [WIDTH] over so many examples, without the loss.
 
-    Means over no answers (a batch of KTO without bad ones) are left out.
+    Means over no answers (a batch of KTO without bad ones) are left out, and what a reward model
+    does not have.
     """
     _, *parts, right, divergence = sums.tolist()
     found: dict[str, float] = {"accuracy": right / max(examples, 1)}
@@ -126,4 +132,5 @@ def measures(sums: FloatArray, examples: int) -> dict[str, float]:
             found |= {f"reward_{name}": rewards / count, f"logp_{name}": log_probs / count}
     if {"reward_chosen", "reward_rejected"} <= found.keys():
         found["reward_margin"] = found["reward_chosen"] - found["reward_rejected"]
+    found = {name: value for name, value in found.items() if not math.isnan(value)}
     return found | ({"kl": divergence / examples} if divergence else {})

@@ -23,6 +23,7 @@ from intel_ft.models.flops import StepCost, active_experts, expert_weights, step
 from intel_ft.models.load import description_of, loaded_model_type, model_folder
 from intel_ft.models.new_tokens import add_rows, describe_tokens, new_token_ids
 from intel_ft.models.quantized import refuse_quantized
+from intel_ft.models.reward import with_score
 from intel_ft.models.saved_adapter import grow_embeddings, tensor_shapes
 from intel_ft.models.start_adapter import describe_adapter, negative_of, read_config
 from intel_ft.models.targets import adapted_modules, is_linear, own_layer
@@ -113,6 +114,8 @@ def count_description(
     if folder is not None:
         grow_embeddings(model, folder, tensor_shapes(folder))
     add_rows(model, tokens := new_token_ids(settings))
+    if config.method.name == "reward":
+        model = with_score(model)
     if config.method.trains_all:
         model.requires_grad_(True)
     else:
@@ -133,7 +136,7 @@ def count_description(
             *describe_adapter(settings),
             *describe_tokens(settings),
             *adapted,
-            export_decision(model.config.model_type),
+            export_decision(model.config.model_type, scores=config.method.name == "reward"),
         ),
         teacher,
     )

@@ -21,6 +21,9 @@ of the reference model, which is the model before training.
            bad:  weight (1 - sigmoid(beta (z - r)))
            z: mean of r over the step's prompts with answers to other prompts, at least 0
 
+    reward -log sigmoid(r(chosen) - r(rejected))        Bradley and Terry 1952; r is the score of a
+                                                        reward model, with beta 1
+
 sft_weight adds -log p(chosen) / n (RPO: Pang et al. 2024; cpo has it with weight 1).
 """
 
@@ -38,7 +41,10 @@ _PER_TOKEN = ("ipo", "simpo", "orpo")
 
 
 class Answers(NamedTuple):
-    """Some answers: each float64 [answers]; tokens: supervised ones; reference: their log p."""
+    """Some answers: each float64 [answers]; tokens: supervised ones; reference: their log p.
+
+    log_probs: of a reward model, the scores.
+    """
 
     log_probs: Tensor
     tokens: Tensor
@@ -65,6 +71,8 @@ class PreferenceLoss:
     @classmethod
     def of(cls, method: MethodConfig) -> "PreferenceLoss":
         """The loss of this config."""
+        if method.name == "reward":
+            return cls("reward", 1.0, 0.0, 0.0, 0.0, 1.0, 1.0)
         beta = method.beta or (2.0 if method.loss == "simpo" else 0.1)
         sft = method.sft_weight
         return cls(

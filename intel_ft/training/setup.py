@@ -29,6 +29,7 @@ from intel_ft.models.exportable import export_decision
 from intel_ft.models.frozen_base import frozen_dtype
 from intel_ft.models.load import check_base, load_for_packing, load_tokenizer, model_folder
 from intel_ft.models.new_tokens import add_rows, new_token_ids, warn_unseen
+from intel_ft.models.reward import with_score
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.start_adapter import describe_adapter
 from intel_ft.models.tokenizer import adapter_folder, require_embedded
@@ -180,6 +181,8 @@ def build(
     if config.method.trains_all and config.model.merged_adapter is not None:
         base = apply_adapter(base, adapter_folder(config.model.merged_adapter)).merge_and_unload()
     add_rows(base, new_token_ids(config.model))
+    if config.method.name == "reward":
+        base = with_score(base, config.train.seed)
     training, how = assemble(
         config,
         base,
@@ -213,7 +216,7 @@ def build(
         *decisions,
         Decision("data.format", report.format, report.format_reason),
         Decision("data.template", report.template, report.template_reason),
-        export_decision(base.config.model_type),
+        export_decision(base.config.model_type, scores=config.method.name == "reward"),
     ]
 
 

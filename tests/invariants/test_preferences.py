@@ -61,6 +61,20 @@ def test_two_ranks_killed_go_on_as_four(dpo, base, tmp_path) -> None:
     assert_same(folder, dpo)
 
 
+def test_a_reward_model_killed_on_two_ranks_goes_on_alone(base, tmp_path) -> None:
+    one, two = (fresh(tmp_path / name, base, "reward") for name in ("one", "two"))
+    one_rank(one)
+    ranks = start_ranks(2, "train", "config.yaml", cwd=two)
+    ranks[1].wait_until((two / "out/checkpoint-2").exists)
+    ranks[1].kill(signal.SIGKILL)
+    for rank in ranks:
+        rank.wait(60)
+    one_rank(two, "--resume")
+    assert_same(two, one)
+    last = [line for line in metrics(one / "out") if "loss" in line][-1]
+    assert last["reward_margin"] > 0 and "logp_chosen" not in last
+
+
 def test_resumed_it_has_the_same_bytes(dpo, tmp_path) -> None:
     folder = tmp_path / "again"
     shutil.copytree(dpo, folder)

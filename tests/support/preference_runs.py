@@ -39,7 +39,11 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def fresh(folder: Path, base: Path, loss: str = "dpo", **method: object) -> Path:
-    """A folder with data and config of a run of six steps of five examples."""
+    """A folder with data and config of a run of six steps of five examples.
+
+    loss: of a preference method, or reward.
+    """
+    compares = {"name": "preference", "loss": loss, "beta": 0.5}
     folder.mkdir()
     make = judged if loss == "kto" else pairs
     write_rows(folder / "train.jsonl", make(23))
@@ -48,7 +52,7 @@ def fresh(folder: Path, base: Path, loss: str = "dpo", **method: object) -> Path
         folder / "config.yaml",
         model={"name_or_path": str(base), "dtype": "float32"},
         data={"eval": "eval.jsonl", "max_length": 64, "template": "alpaca"},
-        method={"name": "preference", "loss": loss, "beta": 0.5} | method,
+        method=({"name": "reward"} if loss == "reward" else compares) | method,
         train={
             "max_steps": 6,
             "global_batch_size": 5,

@@ -86,7 +86,7 @@ def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:
     [
         (["loss=ipo"], "method: loss requires name=preference, but name is lora"),
         (["name=distill", "teacher=x", "beta=0.3"], "beta requires name=preference"),
-        (["student=full"], "student requires name=distill or name=preference"),
+        (["student=full"], "student requires name=distill or preference"),
         (["name=preference", "teacher=x"], "teacher requires name=distill"),
         (["name=preference", "student=full", "r=8"], "r configures an adapter"),
         (["name=preference", "loss=orpo", "sft_weight=1"], "sft_weight is for loss=dpo or ipo"),
@@ -101,11 +101,17 @@ def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:
         (["name=preference", "data.train=[{path: a}, {path: b}]"], "reads one source"),
         (["name=preference", "train.max_tokens_per_row=1024"], "must hold a pair"),
         (["name=preference", "train.best_metric=accuracy"], "needs data.eval"),
-        (["train.best_metric=accuracy"], "needs method.name=preference, not lora"),
+        (["train.best_metric=accuracy"], "needs method.name=preference or reward, not lora"),
+        (["name=reward", "beta=0.2"], "beta requires name=preference, but name is reward"),
+        (["name=reward", "model.base_dtype=int4"], "int4 cannot be used with method.name=reward"),
+        (["name=reward", "model.add_tokens=[x]"], "model.add_tokens cannot be used"),
+        (["name=reward", "model.adapter=x"], "set model.adapter_mode=merge"),
+        (["name=reward", "backend.name=ipex"], "cannot train all weights or a reward model"),
+        (["name=reward", "data.loss_on=all"], "cannot be used with method.name=reward"),
     ],
 )
 def test_preferences_that_make_no_sense_are_one_line(read, overrides, part) -> None:
-    keys = [key if key.startswith(("data.", "train.")) else f"method.{key}" for key in overrides]
+    keys = [key if "." in key.partition("=")[0] else f"method.{key}" for key in overrides]
     assert part in refused(read, MINIMAL, *keys)
 
 

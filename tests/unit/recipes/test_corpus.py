@@ -98,7 +98,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"trl": {"beta": 0.001, "num_generations": 4}}, ONLY_SFT),
         ({"kto_desirable_weight": 0.2}, ONLY_SFT),
         ({"orpo_alpha": 0.1}, ONLY_SFT),
-        ({"reward_model": True}, ONLY_SFT),
+        ({"reward_model": "org/r"}, ONLY_SFT),
         ({"process_reward_model": True}, ONLY_SFT),
         ({"model_type": "AutoModelForTokenClassification", "num_labels": 2}, ONLY_SFT),
         ({"model_type": "AutoModelForSequenceClassification"}, "model_type"),
@@ -114,7 +114,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"adapter": "llama-adapter"}, "only lora"),
     ],
     "llama_factory": [
-        *(({"stage": stage}, ONLY_SFT) for stage in ("pt", "rm", "ppo")),
+        *(({"stage": stage}, ONLY_SFT) for stage in ("pt", "ppo")),
         ({"stage": "dpo", "pref_loss": "kto_pair"}, "pref_loss: kto_pair"),
         ({"stage": "dpo", "ref_model": "org/ref"}, ONLY_SFT),
         ({"finetuning_type": "oft"}, "only lora and full"),
@@ -157,7 +157,6 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"num_ppo_epochs": 1, "total_episodes": 10000}, ONLY_SFT),
         ({"sft_model_path": "org/s", "kl_coef": 0.05}, ONLY_SFT),
         ({"rloo_k": 2}, ONLY_SFT),
-        ({"center_rewards_coefficient": 0.01}, ONLY_SFT),
         ({"step_separator": "\n"}, ONLY_SFT),
         ({"teacher_model_name_or_path": "org/t", "lmbda": 0.5}, ONLY_SFT),
         ({"seq_kd": True}, ONLY_SFT),
@@ -221,6 +220,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 PREFERENCE = {"method.name": "preference", "data.format": "auto", "data.loss_on": "completion"}
+REWARD = PREFERENCE | {"method.name": "reward"}
 BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "axolotl": [
         (
@@ -249,6 +249,16 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             },
         ),
         ({"rl": "orpo", "orpo_alpha": 0.3}, {"method.loss": "orpo", "method.beta": 0.3}),
+        (
+            {
+                "reward_model": True,
+                "num_labels": 1,
+                "model_type": "AutoModelForSequenceClassification",
+                "center_rewards_coefficient": 0.01,
+                "datasets": [{"path": "org/pairs", "type": "bradley_terry.chat_template"}],
+            },
+            REWARD | {"data.train": "org/pairs", "data.columns": {"prompt": "input"}},
+        ),
         ({}, {"method.r": 32, "train.global_batch_size": 8, "train.keep_checkpoints": 4}),
         ({"adapter": "qlora", "load_in_4bit": True}, {"method.name": "qlora"}),
         ({"adapter": None}, {"method.name": "full"}),
@@ -368,6 +378,7 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
                 "model.base_dtype": "nf4",
             },
         ),
+        ({"stage": "rm", "finetuning_type": "full"}, REWARD | {"method.student": "full"}),
         ({"finetuning_type": "full"}, {"method.name": "full"}),
         ({"quantization_bit": 4}, {"method.name": "qlora"}),
         ({"quantization_bit": 8}, {"model.base_dtype": "int8"}),
@@ -429,6 +440,11 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             {"beta": 2.0, "loss_type": "simpo", "simpo_gamma": 0.3, "load_in_4bit": True},
             PREFERENCE | {"method.loss": "simpo", "method.gamma": 0.3, "model.base_dtype": "nf4"},
         ),
+        (
+            {"reward_config": {"center_rewards_coefficient": 0.01, "disable_dropout": True}},
+            REWARD,
+        ),
+        ({"center_rewards_coefficient": 0.01}, REWARD),
         (
             {"beta": 0.2, "output_dir": "llama-orpo"},
             PREFERENCE | {"method.loss": "orpo", "method.beta": 0.2},

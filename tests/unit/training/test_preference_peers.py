@@ -8,13 +8,19 @@ from support.model_fixtures import TWO_LAYERS
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from intel_ft.batching.row import build_row
 from intel_ft.config_method import MethodConfig
 from intel_ft.config_sections import ModelConfig
 from intel_ft.models.answer_log_probs import answer_log_probs
 from intel_ft.models.load import load_for_packing
+from intel_ft.models.reward import with_score
 from intel_ft.templates.answers import Judged, pairs_of
 from intel_ft.templates.examples import Examples
 from intel_ft.training.comparison import Comparison, Reference
@@ -128,7 +134,6 @@ def trainer_of(module: str, name: str, folder, model, reference, rows, batch: in
     made = config(
         output_dir=str(folder / "peer"),
         per_device_train_batch_size=batch,
-        beta=BETA,
         report_to="none",
         use_cpu=True,
         bf16=False,
@@ -157,7 +162,7 @@ def test_pairs_as_trl_has_them(folders, tmp_path, name) -> None:
 
     peer = plain(folders[0])
     models = plain(folders[1]) if loss.has_reference else None
-    trainer = trainer_of(module, kind, tmp_path, peer, models, rows, 1, **arguments)
+    trainer = trainer_of(module, kind, tmp_path, peer, models, rows, 1, beta=BETA, **arguments)
     # A pair at a time, because TRL's supervised terms are means over the tokens of a batch.
     total = 0.0
     for batch in trainer.get_train_dataloader():
@@ -176,7 +181,7 @@ def test_kto_as_trl_has_it(folders, tmp_path) -> None:
     weights = {"desirable_weight": 1.2, "undesirable_weight": 0.7}
     peer = plain(folders[0])
     trainer = trainer_of(
-        "trl", "KTO", tmp_path, peer, plain(folders[1]), rows, len(rows), **weights
+        "trl", "KTO", tmp_path, peer, plain(folders[1]), rows, len(rows), beta=BETA, **weights
     )
     (batch,) = trainer.get_train_dataloader()
     wanted = trainer.compute_loss(peer.train(), batch)
@@ -206,3 +211,23 @@ def test_kto_as_trl_has_it(folders, tmp_path) -> None:
     )
     sums[0].div(len(data)).backward()
     assert_same(model, sums[0].item() / len(data), peer, wanted.item())
+
+
+def test_rewards_as_trl_has_them(folders, tmp_path) -> None:
+    rows = pairs()
+    answers = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    data, everything = pairs_of(examples_of(answers)), np.arange(len(rows))
+    model = with_score(own(folders[0]), seed=3).requires_grad_(True)
+    comparison = Comparison(PreferenceLoss.of(MethodConfig(name="reward")), data)
+    sums = comparison.row_sums(
+        model, build_row(data, everything), everything, packed=True, dtype=torch.float32
+    )
+    sums[0].div(len(rows)).backward()
+
+    peer = LlamaForSequenceClassification(LlamaConfig(**TWO_LAYERS, num_labels=1))
+    peer.load_state_dict(model.state_dict())
+    trainer = trainer_of("trl", "Reward", tmp_path, peer, None, rows, len(rows))
+    (batch,) = trainer.get_train_dataloader()
+    wanted = trainer.compute_loss(peer.train(), batch)
+    wanted.backward()
+    assert_same(model, sums[0].item() / len(rows), peer, wanted.item())
