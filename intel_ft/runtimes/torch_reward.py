@@ -40,12 +40,14 @@ class TorchReward:
         self.tokenizer = tokenizer
 
     def score(self, tokens: npt.NDArray[np.int32]) -> float:
-        """The reward of a text, int32 [tokens], at its last token."""
-        import torch
+        """The reward of a text, int32 [tokens], at its last token.
 
-        with torch.inference_mode():
-            inputs = torch.from_numpy(tokens.astype(np.int64))[None]
-            return float(self.model(input_ids=inputs, use_cache=False).logits[0, 0])
+        The head multiplies in float32, as in training: in bf16, close answers would score alike.
+        """
+        from intel_ft.models.targets import output_layer
+
+        weight = output_layer(self.model).weight.detach().float().numpy()
+        return float(self.hidden_states(tokens)[-1] @ weight[0])
 
     def hidden_states(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """What the score is computed from at each token, float32 [tokens, hidden]."""

@@ -66,7 +66,7 @@ def test_the_merged_folder_is_a_classifier(trained) -> None:
     assert model.config.num_labels == 1 and model.score.weight.dtype == torch.bfloat16
     rewards = evaluated(trained, "merged")
     wanted = [rewards[f"reward_{side}"] for side in ("chosen", "rejected")]
-    assert scores(model, trained) == pytest.approx(wanted, abs=1e-5)
+    assert scores(model, trained) == pytest.approx(wanted, abs=0.005)  # its score is in bf16
     tokenizer = AutoTokenizer.from_pretrained(trained / "merged")
     texts = ["def f(): return 1", "x"]
     batch = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits
