@@ -16,7 +16,8 @@ from intel_ft.batching.row import Row, segments_of
 from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.models.load import check_folder, model_folder
-from intel_ft.models.loss import autocast, hidden_states, model_inputs
+from intel_ft.models.loss import hidden_states
+from intel_ft.models.model_inputs import autocast, model_inputs
 from intel_ft.models.targets import output_layer
 from intel_ft.models.tokenizer import first_line
 

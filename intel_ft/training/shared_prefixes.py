@@ -23,6 +23,8 @@ def why_not_shared(config: Config, description: Any, *, packed: bool) -> str | N
         return "set in the config"
     if not packed:
         return "each row has one example"
+    if config.method.name == "reward":
+        return "a reward model reads the last token of each answer"
     text, auxiliary = description.get_text_config(), config.train.router_aux_loss
     if auxiliary == "auto":
         auxiliary = getattr(text, "output_router_logits", False)

@@ -98,7 +98,7 @@ def test_all_weights_train_into_a_classifier(trained, tmp_path) -> None:
     folder = tmp_path / "full"
     shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("out", "merged"))
     overrides = (
-        "method.student=full",
+        *("method.student=full", "train.share_prefixes=true"),
         "method.r=16",
         "train.max_steps=2",
         "train.learning_rate=0.001",
