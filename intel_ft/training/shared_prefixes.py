@@ -23,19 +23,18 @@ def why_not_shared(config: Config, description: Any, *, packed: bool) -> str | N
         return "set in the config"
     if not packed:
         return "each row has one example"
-    if config.method.name == "reward":
-        return "a reward model reads the last token of each answer"
     text, auxiliary = description.get_text_config(), config.train.router_aux_loss
     if auxiliary == "auto":
         auxiliary = getattr(text, "output_router_logits", False)
     if auxiliary and getattr(text, "router_aux_loss_coef", None):
         return "the routers' auxiliary loss counts the tokens of every example"
+    if config.method.name == "reward":
+        return "a reward model reads the last token of each answer"
     teacher = config.method.teacher
     if teacher in (None, OWN_BASE):
         return None
-    if (model_folder(teacher_config(config)) / IR_FILE).is_file():
-        return "the teacher is an OpenVINO model, which reads one example at a time"
-    return None
+    is_ir = (model_folder(teacher_config(config)) / IR_FILE).is_file()
+    return "the teacher is an OpenVINO model, which reads one example at a time" if is_ir else None
 
 
 def share_decision(config: Config, base: Any, *, packed: bool) -> Decision:
