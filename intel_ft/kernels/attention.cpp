@@ -27,27 +27,16 @@
 //   dV += P^T dO          dP = dO V^T          dS = scale * P * (dP - D)
 //   dQ += dS K            dK += dS^T Q
 //
-// and rotates dQ and dK back. The matmuls of blocks are torch's own brgemm (AMX or AVX512-BF16
-// through oneDNN).
+// and rotates dQ and dK back. block_matmul.h has the matmuls of blocks.
 
 #include <memory>
 #include <vector>
 
 #include "bf16.h"
+#include "block_matmul.h"
 #include "forest.h"
 
-namespace at::native::cpublas {
-void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
-            const c10::BFloat16* a, const c10::BFloat16* b, float* c, bool vnni);
-void brgemm_release(bool vnni);
-}  // namespace at::native::cpublas
-
 namespace {
-
-inline void matmul(int64_t m, int64_t n, int64_t k, int64_t lda, bool add, const bf16* a,
-                   const bf16* b, float* c) {
-  at::native::cpublas::brgemm(m, n, k, lda, n, n, add, a, b, c, true);
-}
 
 struct Task {
   const Tree* tree;
@@ -143,17 +132,19 @@ extern "C" {
 
 // q, out [tokens, heads, dim]; k, v [tokens, kv_heads, dim]; cos, sin [tokens, dim]; bounds int64
 // [segments + 1]; parents int64 [segments], the earlier segment of its tree that each one follows,
-// -1 for none, or null if none does; logsumexp float32 [heads, tokens].
+// -1 for none, or null if none does; logsumexp float32 [heads, tokens]; tiles: whether AMX tiles
+// multiply, for which dim must be a multiple of 32.
 void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, const bf16* sin,
                const int64_t* bounds, const int64_t* parents, int64_t segments, int64_t heads,
                int64_t kv_heads, int64_t dim, float scale, bf16* out, float* logsumexp,
-               int threads) {
+               int64_t tiles, int threads) {
   const int64_t tokens = bounds[segments], stride_q = heads * dim, stride_kv = kv_heads * dim;
   const int64_t tile = BLOCK * dim, square = BLOCK * BLOCK;
   const std::vector<Tree> trees = make_trees(bounds, parents, segments);
   const std::vector<Task> tasks = make_tasks(trees, heads);
 #pragma omp parallel num_threads(threads)
   {
+    const Matmul matmul(tiles);
     Buffer<bf16> packed, weights;
     Buffer<float> scores;
     std::vector<bf16> block(tile), queries(tile);
@@ -183,8 +174,8 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
           load_block(q + first * stride_q + head * dim, stride_q, count, cos + first * dim,
                      sin + first * dim, dim, queries.data());
           for (int64_t b = 0; b < blocks; ++b)
-            matmul(BLOCK, BLOCK, dim, dim, false, queries.data(),
-                   keys + segment.key_block(b) * tile, s + b * square);
+            matmul(BLOCK, dim, false, queries.data(), keys + segment.key_block(b) * tile,
+                   s + b * square);
           for (int64_t row = 0; row < BLOCK; ++row) {
             float largest = -INFINITY, sum = 0;
             for (int64_t b = 0; b < blocks; ++b) {
@@ -213,13 +204,12 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
               logsumexp[head * tokens + first + row] = scale * largest + std::log(sum);
           }
           for (int64_t b = 0; b < blocks; ++b)
-            matmul(BLOCK, dim, BLOCK, BLOCK, b > 0, p + b * square,
-                   values + segment.key_block(b) * tile, result.data());
+            matmul(dim, BLOCK, b > 0, p + b * square, values + segment.key_block(b) * tile,
+                   result.data());
           store_block(result.data(), stride_q, count, nullptr, nullptr, dim,
                       out + first * stride_q + head * dim);
         }
     }
-    at::native::cpublas::brgemm_release(true);
   }
 }
 
@@ -230,13 +220,14 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
                         const bf16* sin, const int64_t* bounds, const int64_t* parents,
                         int64_t segments, int64_t heads, int64_t kv_heads, int64_t dim, float scale,
                         const bf16* out, const float* logsumexp, const bf16* grad, bf16* grad_q,
-                        bf16* grad_k, bf16* grad_v, float* shared, int threads) {
+                        bf16* grad_k, bf16* grad_v, float* shared, int64_t tiles, int threads) {
   const int64_t tokens = bounds[segments], stride_q = heads * dim, stride_kv = kv_heads * dim;
   const int64_t tile = BLOCK * dim, square = BLOCK * BLOCK, group = heads / kv_heads;
   const std::vector<Tree> trees = make_trees(bounds, parents, segments);
   const std::vector<Task> tasks = make_tasks(trees, heads);
 #pragma omp parallel num_threads(threads)
   {
+    const Matmul matmul(tiles);
     Buffer<bf16> packed;
     Buffer<float> sums;
     std::vector<bf16> rows(tile), queries(tile), packed_queries(tile), grads(tile),
@@ -286,8 +277,8 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           }
           for (int64_t b = 0; b < blocks; ++b) {
             const int64_t place = segment.key_block(b) * tile;
-            matmul(BLOCK, BLOCK, dim, dim, false, queries.data(), keys + place, s.data());
-            matmul(BLOCK, BLOCK, dim, dim, false, grads.data(), values + place, dp.data());
+            matmul(BLOCK, dim, false, queries.data(), keys + place, s.data());
+            matmul(BLOCK, dim, false, grads.data(), values + place, dp.data());
             for (int64_t row = 0; row < BLOCK; ++row) {
               const int64_t from = row * BLOCK;
               const int64_t visible = row < count ? segment.visible(b, i, row) : 0;
@@ -300,13 +291,11 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
               std::memset(&p[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
               std::memset(&ds[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
             }
-            matmul(BLOCK, dim, BLOCK, BLOCK, b > 0, ds.data(), packed_keys + place, dq.data());
+            matmul(dim, BLOCK, b > 0, ds.data(), packed_keys + place, dq.data());
             transpose(ds.data(), transposed.data());
-            matmul(BLOCK, dim, BLOCK, BLOCK, true, transposed.data(), packed_queries.data(),
-                   dk + place);
+            matmul(dim, BLOCK, true, transposed.data(), packed_queries.data(), dk + place);
             transpose(p.data(), transposed.data());
-            matmul(BLOCK, dim, BLOCK, BLOCK, true, transposed.data(), packed_grads.data(),
-                   dv + place);
+            matmul(dim, BLOCK, true, transposed.data(), packed_grads.data(), dv + place);
           }
           store_block(dq.data(), stride_q, count, cos + first * dim, sin + first * dim, dim,
                       grad_q + offset);
@@ -329,7 +318,6 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
         }
       }
     }
-    at::native::cpublas::brgemm_release(true);
     if (shared) {
       std::vector<float> sum(2 * dim);
 #pragma omp for schedule(static)

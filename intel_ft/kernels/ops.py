@@ -15,6 +15,7 @@ from torch import Tensor
 
 from intel_ft.kernels import varlen
 from intel_ft.kernels.build import c_value, kernels
+from intel_ft.kernels.gemm.library import why_no_tiles
 from intel_ft.kernels.chains import ancestors, lower_right
 from intel_ft.kernels.inductor import generated
 
@@ -141,7 +142,10 @@ def attention(
         logsumexp = torch.empty(q.shape[1], q.shape[0])
         segments, (heads, dim), kv_heads = len(bounds) - 1, q.shape[1:], k.shape[1]
         sizes = segments, heads, kv_heads, dim
-        call("attention", q, k, v, cos, sin, bounds, parents, *sizes, scale, out, logsumexp)
+        on_tiles = _attention_on_tiles(dim)
+        call(
+            "attention", q, k, v, cos, sin, bounds, parents, *sizes, scale, out, logsumexp, on_tiles
+        )
         return out, logsumexp
     q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
@@ -168,7 +172,8 @@ def attention_backward(
         segments, (tokens, heads, dim), kv_heads = len(bounds) - 1, q.shape, k.shape[1]
         shared = torch.empty(2, heads, tokens, dim) if heads != kv_heads else None
         inputs = q, k, v, cos, sin, bounds, parents, segments, heads, kv_heads, dim, scale
-        call("attention_backward", *inputs, out, logsumexp, grad, *grads, shared)
+        on_tiles = _attention_on_tiles(dim)
+        call("attention_backward", *inputs, out, logsumexp, grad, *grads, shared, on_tiles)
         return grads
     q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
@@ -181,6 +186,11 @@ def attention_backward(
             result = _by_segment(q, k, v, bounds, parents, scale)
         grad_q, grad_k, grad_v = torch.autograd.grad(result, (q, k, v), grad)
     return *_apply_rope_backward(grad_q, grad_k, cos, sin), grad_v.contiguous()
+
+
+def _attention_on_tiles(dim: int) -> int:
+    """Whether attention's matmuls use AMX tiles themselves; else torch's brgemm computes them."""
+    return int(dim % 32 == 0 and why_no_tiles() is None)
 
 
 @generated

@@ -177,6 +177,21 @@ def test_attention_and_its_gradient(
             assert error <= 2 * bound
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(2, 2, 64), (4, 2, 96)])
+def test_attention_on_tiles_is_that_of_brgemm(compiled, monkeypatch, heads, kv_heads, dim) -> None:
+    """Where this CPU has no AMX, the tile registers are emulated."""
+    case, grad = attention_case(heads, kv_heads, dim, (33, 1, 64))
+    results = []
+    for on_tiles in (0, 1):
+        monkeypatch.setattr(ops, "_attention_on_tiles", lambda _, chosen=on_tiles: chosen)
+        out, logsumexp = ops.attention(*case)
+        results.append(
+            [out, logsumexp.T, *ops.attention_backward(*case, out, logsumexp, grad)],
+        )
+    for found, wanted in zip(*results, strict=True):  # but for the order of a sum in float32
+        assert_rows_close(found, wanted, 8e-3, floor=dim**0.5)
+
+
 def test_attention_of_large_scores_does_not_overflow(compiled) -> None:
     case, grad = attention_case(4, 2, 64, (70, 3), size=40.0)  # scores of +-10^4
     out, logsumexp = ops.attention(*case)
