@@ -15,6 +15,8 @@ from peft.tuners import lora
 from torch import Tensor
 
 from intel_ft.kernels import ops
+from intel_ft.kernels.gemm import narrow
+from intel_ft.kernels.gemm.narrow import LoraPanels
 from intel_ft.layers.own_products import TileWeight
 
 Gradients = tuple[Tensor, ...]
@@ -89,11 +91,15 @@ class LoraLinear:
         """The layer with its present weights, for one forward and its backward."""
         if self.a is None or self.b is None:
             return LoraStep(self.base)
+        drops = self.dropout is not None and self.dropout.training
+        if isinstance(self.base, TileWeight) and not drops:
+            packed = narrow.pack_lora(self.a, self.b, self.scale)
+            return TileStep(self.base, scale=self.scale, packed=packed)
         dtype = self.base.dtype
         step = LoraStep(
             self.base, a=self.a.to(dtype), b=(self.b * self.scale).to(dtype), scale=self.scale
         )
-        if self.dropout is None or not self.dropout.training:
+        if self.dropout is None or not drops:
             return step
         return replace(step, rate=self.dropout.p, seed=int(torch.randint(2**32, ())))
 
@@ -170,6 +176,45 @@ class LoraStep:
 
     def _dropout(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.rate, self.seed) if self.rate else x
+
+
+@dataclass(frozen=True, eq=False)
+class TileStep(LoraStep):
+    """A `LoraStep` whose GEMMs are all on AMX tiles; `packed` holds a and b. It has no dropout."""
+
+    base: TileWeight
+    packed: LoraPanels | None = None
+
+    @property
+    def _panels(self) -> LoraPanels:
+        assert self.packed is not None  # start_step set it
+        return self.packed
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """See LoraStep."""
+        lora_a_out = narrow.multiply(x, self._panels.a)
+        return self.base.linear(x, residual, (lora_a_out, self._panels.b)), lora_a_out
+
+    def lora_a_out_gradient(self, grad: Tensor) -> Tensor | None:
+        """See LoraStep."""
+        return narrow.multiply(grad, self._panels.b_transposed)
+
+    def input_gradient(
+        self, grad: Tensor, grad_a_out: Tensor | None, accumulate_into: Tensor | None = None
+    ) -> Tensor:
+        """See LoraStep."""
+        assert grad_a_out is not None
+        low_rank = grad_a_out, self._panels.a_transposed
+        return self.base.input_gradient(grad, accumulate_into, low_rank)
+
+    def lora_gradients(
+        self, grad: Tensor, grad_a_out: Tensor | None, x: Tensor, lora_a_out: Tensor | None
+    ) -> Gradients:
+        """See LoraStep."""
+        assert grad_a_out is not None
+        assert lora_a_out is not None
+        grad_a = narrow.gradient(grad_a_out, x)
+        return grad_a, narrow.gradient(lora_a_out, grad, self.scale, transposed=True)
 
 
 class LoraFunction(torch.autograd.Function):

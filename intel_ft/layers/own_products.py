@@ -16,7 +16,7 @@ from intel_ft.kernels.gemm import tiles, vnni
 from intel_ft.kernels.gemm.library import why_no_tiles, why_no_vnni
 from intel_ft.layers.int8 import int8_values
 
-LowRank = tuple[Tensor, Tensor]
+LowRank = tuple[Tensor, Tensor | tiles.Matrix]
 """left [tokens, rank] and right [outputs, rank], whose product left right^T is added."""
 
 Factory = Callable[[Tensor, Tensor | None], Any]

@@ -14,80 +14,16 @@
 // and w two k-steps ahead into L1.
 //
 // An addition of low rank, low_x [rows, rank] times low_w [columns, rank] transposed (LoRA's), in
-// bf16 tiles, is a few more k-steps of each block. Then the block is scaled, bias and residual are
+// bf16, is a few more k-steps of each block. Then the block is scaled, bias and residual are
 // added, and it is rounded to bf16 once.
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
 #include <atomic>
 
-#include "tiles.h"
-#include "vectors.h"
+#include "panels.h"
 
 namespace {
-
-constexpr int64_t PANEL = 32, TILE = 1024, STEP = 2 * TILE;
-constexpr int64_t LINE = 64, AHEAD = 2;  // bytes of a cache line; k-steps
-
-inline int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
-
-inline void fetch_l1(const char* from, int64_t first, int64_t last) {
-  for (int64_t i = first; i < last; ++i) _mm_prefetch(from + i * LINE, _MM_HINT_T0);
-}
-
-inline void fetch_l2(const char* from, int64_t first, int64_t last) {
-  for (int64_t i = first; i < last; ++i) _mm_prefetch(from + i * LINE, _MM_HINT_T1);
-}
-
-// sums [32, 32] (+)= a . b over `steps` k-steps; `next` is fetched into L2, `LINES` lines a step.
-template <bool INT8, int64_t LINES>
-inline void multiply_panels(const char* a, const char* b, char* sums, int64_t stride, int64_t steps,
-                            bool first, const char* next) {
-#define DOT(sum, x, y)          \
-  do {                          \
-    if constexpr (INT8)         \
-      TILE_DOT_INT8(sum, x, y); \
-    else                        \
-      TILE_DOT_BF16(sum, x, y); \
-  } while (0)
-  char* lower = sums + 16 * stride;
-  asm volatile("" ::: "memory");  // tile loads do not tell the compiler what they read
-  if (first) {
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-  } else {
-    TILE_LOAD(0, sums, stride);
-    TILE_LOAD(1, sums + LINE, stride);
-    TILE_LOAD(2, lower, stride);
-    TILE_LOAD(3, lower + LINE, stride);
-  }
-  for (int64_t step = 0; step < steps; ++step) {
-    const char* ahead = b + AHEAD * STEP;
-    TILE_LOAD(6, b, LINE);
-    TILE_LOAD(4, a, LINE);
-    fetch_l1(ahead, 0, 8);
-    DOT(0, 4, 6);
-    TILE_LOAD(7, b + TILE, LINE);
-    fetch_l1(ahead, 8, 16);
-    DOT(1, 4, 7);
-    TILE_LOAD(5, a + TILE, LINE);
-    fetch_l1(ahead, 16, 24);
-    fetch_l2(next, 0, LINES / 2);
-    DOT(2, 5, 6);
-    fetch_l1(ahead, 24, 32);
-    fetch_l2(next, LINES / 2, LINES);
-    DOT(3, 5, 7);
-    a += STEP, b += STEP, next += LINES * LINE;
-  }
-  TILE_STORE(0, sums, stride);
-  TILE_STORE(1, sums + LINE, stride);
-  TILE_STORE(2, lower, stride);
-  TILE_STORE(3, lower + LINE, stride);
-  asm volatile("" ::: "memory");
-#undef DOT
-}
 
 constexpr int64_t NEXT_LINES = 8;  // fetched into L2 in each k-step
 
@@ -98,8 +34,9 @@ extern "C" {
 // What tile_multiply computes; kernels/gemm/tiles.py has the same fields. Pointers may be null
 // where a product has no such part. int8 has both kinds of scales, bf16 neither.
 struct TileProduct {
-  int64_t rows, columns, steps, low_steps;
-  const char *x, *w, *low_x, *low_w;
+  int64_t rows, columns, steps, rank;
+  const char *x, *w, *low_w;
+  const bf16* low_x;  // [rows, rank], not in panels
   const float *row_scales, *column_scales;
   const bf16 *bias, *residual;  // [columns]; [rows, columns], which may be out
   bf16* out;                    // [rows, columns]
@@ -210,13 +147,15 @@ void scale_block(const TileProduct& p, const Chunk& block, Sums sums) {
   }
 }
 
-void add_low_rank(const TileProduct& p, const Chunk& block, Sums sums) {
-  for (int64_t row = 0; row < block.rows; ++row)
+void add_low_rank(const TileProduct& p, const Chunk& block, Sums sums, char* scratch) {
+  const int64_t steps = (p.rank + 31) / 32;
+  for (int64_t row = 0; row < block.rows; ++row) {
+    copy_panel(p.low_x, p.rows, p.rank, block.row + row, 0, steps, scratch);
     for (int64_t column = 0; column < block.columns; ++column) {
-      const char* a = panel_at(p.low_x, block.row + row, p.low_steps, 0);
-      const char* b = panel_at(p.low_w, block.column + column, p.low_steps, 0);
-      multiply_panels<false, 0>(a, b, sums.panel(row, column), sums.stride, p.low_steps, false, a);
+      const char* w = panel_at(p.low_w, block.column + column, steps, 0);
+      multiply_panels<false, 0>(scratch, w, sums.panel(row, column), sums.stride, steps, false, w);
     }
+  }
 }
 
 // Adds bias and residual and rounds the block to bf16. Whole cache lines go past the caches.
@@ -253,8 +192,8 @@ void multiply(const TileProduct& p, const Blocking& size, int threads) {
   Blocks blocks(p, size);
 #pragma omp parallel num_threads(threads)
   {
-    static thread_local Scratch scratch;
-    const Sums sums = {scratch.reserve(size.rows * PANEL * size.stride()), size.stride()};
+    const int64_t bytes = size.rows * PANEL * size.stride(), low = (p.rank + 31) / 32 * STEP;
+    const Sums sums = {thread_scratch(bytes + low), size.stride()};
     tile_configure();
     int64_t block = blocks.take();
     while (blocks.has(block)) {
@@ -274,17 +213,12 @@ void multiply(const TileProduct& p, const Blocking& size, int threads) {
         if (more) now = next;
       }
       if (INT8) scale_block(p, now, sums);
-      if (p.low_steps) add_low_rank(p, now, sums);
+      if (p.rank) add_low_rank(p, now, sums, sums.data + bytes);
       store_block(p, now, sums);
     }
     TILE_RELEASE();
     _mm_sfence();
   }
-}
-
-// One row's 64 bytes of a k-step, zeros beyond the row's end.
-inline void copy_line(const bf16* row, int64_t left, char* to) {
-  _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask32(left), row));
 }
 
 // Sixty-four elements of a row as int8, zeros beyond the row's end.
@@ -302,29 +236,35 @@ inline void quantize_line(const bf16* row, const float* columns, int64_t k, int6
   _mm512_store_si512(to, _mm512_inserti32x4(line, part[3], 3));
 }
 
-template <typename T>
-void pack(const T* w, int64_t columns, int64_t inner, int64_t column_stride, int64_t inner_stride,
-          char* out, int threads) {
+inline int8_t element(int8_t x, float) { return x; }
+inline bf16 element(bf16 x, float) { return x; }
+inline bf16 element(float x, float scale) { return round_to_bf16(x * scale); }
+
+// w [columns, inner] into panels of elements T, by the threads of a parallel region; float32 times
+// `scale` and rounded. All strides are in elements.
+template <typename T, typename From>
+void pack(const From* w, int64_t columns, int64_t inner, int64_t column_stride,
+          int64_t inner_stride, float scale, char* out) {
   constexpr int64_t GROUP = 4 / sizeof(T);
   const int64_t step = 16 * GROUP, steps = (inner + step - 1) / step;
-  advise_huge_pages(out, panels_of(columns) * steps * STEP);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp for collapse(2) schedule(static) nowait
   for (int64_t tile = 0; tile < 2 * panels_of(columns); ++tile)
     for (int64_t k = 0; k < steps; ++k) {
       T* to = reinterpret_cast<T*>(out + ((tile / 2 * steps + k) * 2 + tile % 2) * TILE);
       const int64_t count = std::min<int64_t>(16, columns - tile * 16);
       const int64_t left = std::min(step, inner - k * step);
       if (count < 16 || left < step) std::memset(to, 0, TILE);
-      const T* from = w + tile * 16 * column_stride + k * step * inner_stride;
+      const From* from = w + tile * 16 * column_stride + k * step * inner_stride;
       if (inner_stride == 1) {
         for (int64_t n = 0; n < count; ++n)
           for (int64_t i = 0; i < left; ++i)
-            to[i / GROUP * 16 * GROUP + n * GROUP + i % GROUP] = from[n * column_stride + i];
+            to[i / GROUP * 16 * GROUP + n * GROUP + i % GROUP] =
+                element(from[n * column_stride + i], scale);
       } else {
         for (int64_t i = 0; i < left; ++i)
           for (int64_t n = 0; n < count; ++n)
             to[i / GROUP * 16 * GROUP + n * GROUP + i % GROUP] =
-                from[n * column_stride + i * inner_stride];
+                element(from[n * column_stride + i * inner_stride], scale);
       }
     }
 }
@@ -345,24 +285,41 @@ void tile_multiply(const TileProduct* product, int64_t int8, int64_t rows, int64
 // w [columns, inner], bf16 or int8, whose strides are in elements, into panels.
 void pack_w(const void* w, int64_t int8, int64_t columns, int64_t inner, int64_t column_stride,
             int64_t inner_stride, char* out, int threads) {
-  if (int8)
-    pack(static_cast<const int8_t*>(w), columns, inner, column_stride, inner_stride, out, threads);
-  else
-    pack(static_cast<const bf16*>(w), columns, inner, column_stride, inner_stride, out, threads);
+  const int64_t step = int8 ? 64 : 32;
+  advise_huge_pages(out, panels_of(columns) * ((inner + step - 1) / step) * STEP);
+#pragma omp parallel num_threads(threads)
+  {
+    if (int8)
+      pack<int8_t>(static_cast<const int8_t*>(w), columns, inner, column_stride, inner_stride, 1,
+                   out);
+    else
+      pack<bf16>(static_cast<const bf16*>(w), columns, inner, column_stride, inner_stride, 1, out);
+  }
+}
+
+// The four matrices of a LoRA pair a [rank, inner] and b [outputs, rank], float32, into bf16
+// panels: a, a transposed, scale * b, and that transposed.
+void pack_lora(const float* a, const float* b, float scale, int64_t rank, int64_t inner,
+               int64_t outputs, char* to_a, char* to_a_transposed, char* to_b,
+               char* to_b_transposed, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    pack<bf16>(a, rank, inner, inner, 1, 1, to_a);
+    pack<bf16>(a, inner, rank, 1, inner, 1, to_a_transposed);
+    pack<bf16>(b, outputs, rank, rank, 1, scale, to_b);
+    pack<bf16>(b, rank, outputs, 1, rank, scale, to_b_transposed);
+  }
 }
 
 // x [rows, inner], bf16, into panels.
 void pack_x(const bf16* x, int64_t rows, int64_t inner, char* out, int threads) {
   const int64_t steps = (inner + 31) / 32;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t tile = 0; tile < 2 * panels_of(rows); ++tile)
-    for (int64_t k = 0; k < steps; ++k) {
-      char* to = out + ((tile / 2 * steps + k) * 2 + tile % 2) * TILE;
-      for (int64_t r = 0; r < 16; ++r) {
-        const int64_t row = tile * 16 + r;
-        copy_line(x + row * inner + k * 32, row < rows ? inner - k * 32 : 0, to + r * 64);
-      }
-    }
+#pragma omp parallel num_threads(threads)
+  {
+    const Share share(rows);
+    for (int64_t panel = share.first; panel < share.last; ++panel)
+      copy_panel(x, rows, inner, panel, 0, steps, out + panel * steps * STEP);
+  }
 }
 
 // x [rows, inner], bf16, times columns [inner] (or null), rounded to int8 with one scale for each
@@ -370,19 +327,22 @@ void pack_x(const bf16* x, int64_t rows, int64_t inner, char* out, int threads) 
 void quantize_x(const bf16* x, const float* columns, int64_t rows, int64_t inner, char* out,
                 float* scales, int threads) {
   const int64_t steps = (inner + 63) / 64;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t tile = 0; tile < 2 * panels_of(rows); ++tile) {
-    float inverse[16] = {};
-    for (int64_t r = 0; r < std::min<int64_t>(16, rows - tile * 16); ++r) {
-      const float largest = largest_of(x + (tile * 16 + r) * inner, columns, inner);
-      scales[tile * 16 + r] = largest / 127;
-      inverse[r] = largest > 0 ? 127 / largest : 0;
-    }
-    for (int64_t k = 0; k < steps; ++k) {
-      char* to = out + ((tile / 2 * steps + k) * 2 + tile % 2) * TILE;
-      for (int64_t r = 0; r < 16; ++r) {
-        const int64_t row = tile * 16 + r, left = row < rows ? inner - k * 64 : 0;
-        quantize_line(x + row * inner, columns, k * 64, left, inverse[r], to + r * 64);
+#pragma omp parallel num_threads(threads)
+  {
+    const Share share(rows);
+    for (int64_t tile = 2 * share.first; tile < 2 * share.last; ++tile) {
+      float inverse[16] = {};
+      for (int64_t r = 0; r < std::min<int64_t>(16, rows - tile * 16); ++r) {
+        const float largest = largest_of(x + (tile * 16 + r) * inner, columns, inner);
+        scales[tile * 16 + r] = largest / 127;
+        inverse[r] = largest > 0 ? 127 / largest : 0;
+      }
+      for (int64_t k = 0; k < steps; ++k) {
+        char* to = out + ((tile / 2 * steps + k) * 2 + tile % 2) * TILE;
+        for (int64_t r = 0; r < 16; ++r) {
+          const int64_t row = tile * 16 + r, left = row < rows ? inner - k * 64 : 0;
+          quantize_line(x + row * inner, columns, k * 64, left, inverse[r], to + r * 64);
+        }
       }
     }
   }

@@ -48,7 +48,7 @@ class Rows:
 def pack(matrix: Tensor, scales: Tensor | None = None) -> Matrix:
     """A matrix [columns, inner] of any strides: bf16, or int8 with its columns' scales."""
     columns, inner = matrix.shape
-    panels = _panels(columns, inner, matrix.element_size())
+    panels = empty_panels(columns, inner, matrix.element_size())
     is_int8 = int(matrix.dtype == torch.int8)
     address = ctypes.c_void_p(matrix.data_ptr())
     call("pack_w", address, is_int8, columns, inner, *matrix.stride(), panels)
@@ -58,7 +58,7 @@ def pack(matrix: Tensor, scales: Tensor | None = None) -> Matrix:
 def pack_rows(x: Tensor) -> Rows:
     """bf16 x [rows, inner] as it is."""
     rows, inner = x.shape
-    panels = _panels(rows, inner, 2)
+    panels = empty_panels(rows, inner, 2)
     call("pack_x", x.contiguous(), rows, inner, panels)
     return Rows(panels, rows, inner)
 
@@ -66,7 +66,7 @@ def pack_rows(x: Tensor) -> Rows:
 def quantize_rows(x: Tensor, columns: Tensor | None = None) -> Rows:
     """bf16 x [rows, inner] times `columns` float32 [inner], as int8 with one scale for each row."""
     rows, inner = x.shape
-    panels, scales = _panels(rows, inner, 1), torch.empty(rows)
+    panels, scales = empty_panels(rows, inner, 1), torch.empty(rows)
     call("quantize_x", x.contiguous(), columns, rows, inner, panels, scales)
     return Rows(panels, rows, inner, scales)
 
@@ -75,11 +75,11 @@ class _Product(ctypes.Structure):
     """TileProduct of tile_product.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "steps", "low_steps")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "steps", "rank")),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("x", "w", "low_x", "low_w", "row_scales", "column_scales"),
+                *("x", "w", "low_w", "low_x", "row_scales", "column_scales"),
                 *("bias", "residual", "out"),
             )
         ),
@@ -92,15 +92,15 @@ def multiply(
     *,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    low_rank: tuple[Tensor, Tensor] | None = None,
+    low_rank: tuple[Tensor, Tensor | Matrix] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """x times the transposed matrix (+ bias) (+ residual) (+ low_rank), bf16 [rows, columns].
 
     bias [columns] and residual [rows, columns] are bf16; low_rank: bf16 left [rows, rank] and right
-    [columns, rank], of any strides, whose product left right^T is added. The sum is rounded once,
-    into `out` (a new tensor by default), which may be the residual. Raises ValueError for operands
-    that do not fit each other.
+    [columns, rank], packed or of any strides, whose product left right^T is added. The sum is
+    rounded once, into `out` (a new tensor by default), which may be the residual. Raises ValueError
+    for operands that do not fit each other.
     """
     if x.inner != matrix.inner or (x.scales is None) != (matrix.scales is None):
         raise ValueError(f"{x.rows} rows of {x.inner} times a matrix of {matrix.inner} inputs")
@@ -123,15 +123,16 @@ def multiply(
     }
     if low_rank is not None:
         left, right = low_rank
-        product.low_steps = _steps(left.shape[1], 2)
-        tensors |= {"low_x": pack_rows(left).panels, "low_w": pack(right).panels}
+        product.rank = left.shape[1]
+        packed = right if isinstance(right, Matrix) else pack(right)
+        tensors |= {"low_x": left.contiguous(), "low_w": packed.panels}
     for name, tensor in tensors.items():
         setattr(product, name, None if tensor is None else tensor.data_ptr())
     call("tile_multiply", ctypes.byref(product), int(is_int8), *_blocking())
     return out
 
 
-def _panels(rows: int, inner: int, size: int) -> Tensor:
+def empty_panels(rows: int, inner: int, size: int) -> Tensor:
     """Memory for the panels of a matrix whose elements have `size` bytes."""
     count = -(-rows // _PANEL)
     return torch.empty(count * _steps(inner, size) * _STEP, dtype=torch.uint8)

@@ -36,6 +36,12 @@ struct Scratch {
   }
 };
 
+// This thread's buffer of at least `bytes`, the same for all products, which run one after another.
+inline char* thread_scratch(int64_t bytes) {
+  static thread_local Scratch scratch;
+  return scratch.reserve(bytes);
+}
+
 // The first `count` of 16 lanes, or of 32.
 static inline __mmask16 mask16(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : __mmask16((1u << count) - 1);

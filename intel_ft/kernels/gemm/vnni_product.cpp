@@ -97,8 +97,7 @@ void multiply(const VnniProduct& p, int threads) {
   const int64_t panels = (p.columns + PANEL - 1) / PANEL, blocks = (p.rows + ROWS - 1) / ROWS;
 #pragma omp parallel num_threads(threads)
   {
-    static thread_local Scratch scratch;
-    int32_t* sums = reinterpret_cast<int32_t*>(scratch.reserve(ROWS * PANEL * 4));
+    int32_t* sums = reinterpret_cast<int32_t*>(thread_scratch(ROWS * PANEL * 4));
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t task = 0; task < blocks * panels; ++task) {
       const int64_t row = task / panels * ROWS, panel = task % panels;

@@ -10,7 +10,7 @@ import torch
 
 from intel_ft.host import amx, cpu
 from intel_ft.kernels.build import Kernels
-from intel_ft.kernels.gemm import library, register_rate, tiles, vnni
+from intel_ft.kernels.gemm import library, narrow, register_rate, tiles, vnni
 
 SHAPES = [(1, 7, 5), (33, 70, 200), (130, 300, 96)]  # rows, columns, inner
 
@@ -143,12 +143,44 @@ def test_rows_are_quantized_with_their_columns_scales(quantize_rows) -> None:
     assert not found[3].any()
 
 
+@pytest.mark.parametrize("shape", [(1, 5, 7), (33, 200, 16), (300, 1100, 40)])
+def test_loras_products_are_rounded_once(shape) -> None:
+    rows, inner, rank = shape
+    x, left = half(rows, inner), half(rows, rank)
+    a, b = torch.randn(rank, inner), torch.randn(inner, rank)
+    packed = narrow.pack_lora(a, b, 0.3)
+    for found, right in (
+        (narrow.multiply(x, packed.a), a.bfloat16()),
+        (narrow.multiply(x, packed.b_transposed), (b * 0.3).bfloat16().T),
+    ):
+        wide = right.double()
+        summands = x.abs().double() @ wide.abs().T
+        assert_rounded_once(found, x.double() @ wide.T, summands)
+    exact, summands = left.double().T @ x.double(), left.abs().double().T @ x.abs().double()
+    for transposed in (False, True):
+        found = narrow.gradient(left, x, 0.5, transposed=transposed)
+        assert found.dtype == torch.float32
+        found = found.T if transposed else found
+        assert ((found.double() - 0.5 * exact).abs() <= 1e-6 * summands + 1e-30).all()
+    # What the two others add to a product.
+    zeros, w = tiles.pack_rows(torch.zeros(rows, 32).bfloat16()), tiles.pack(half(inner, 32))
+    for matrix, right in ((packed.b, (b * 0.3).bfloat16()), (packed.a_transposed, a.bfloat16().T)):
+        added = tiles.multiply(zeros, w, low_rank=(left, matrix))
+        wide = right.double()
+        summands = left.abs().double() @ wide.abs().T
+        assert_rounded_once(added, left.double() @ wide.T, summands)
+
+
 def test_operands_that_do_not_fit_are_refused() -> None:
     x, matrix = tiles.pack_rows(half(4, 32)), tiles.pack(half(8, 32))
     with pytest.raises(ValueError, match="4 rows of 32 times a matrix of 64"):
         tiles.multiply(x, tiles.pack(half(8, 64)))
     with pytest.raises(ValueError, match="4 rows"):  # one is int8
         tiles.multiply(x, tiles.pack(torch.ones(8, 32, dtype=torch.int8), torch.ones(8)))
+    with pytest.raises(ValueError, match="4 rows of 32 times a matrix of 64"):
+        narrow.multiply(half(4, 32), tiles.pack(half(8, 64)))
+    with pytest.raises(ValueError, match="4 rows times 5 rows"):
+        narrow.gradient(half(4, 8), half(5, 8))
     with pytest.raises(ValueError, match="contiguous"):
         tiles.multiply(x, matrix, residual=half(8, 4).T)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from intel_ft.kernels.gemm.library import library, why_no_vnni
 from intel_ft.layers import own_products, packed_attention
-from intel_ft.layers.lora_linear import Dense, LoraLinear
+from intel_ft.layers.lora_linear import Dense, LoraLinear, LoraStep, TileStep
 from intel_ft.layers.own_products import tile_base, tile_int8_base, vnni_base
 from intel_ft.models import gemm_choice, gemm_rate, loss
 from intel_ft.models.frozen_base import frozen_dtype, replace_linears
@@ -84,6 +84,30 @@ def test_lora_is_added_in_the_same_sum() -> None:
     assert_as_exact_as_plain(
         own, plain, exact.input_gradient(wide, exact.lora_a_out_gradient(wide))
     )
+    found, other, wanted = (
+        step.lora_gradients(
+            g, step.lora_a_out_gradient(g), x.to(g.dtype), step.forward(x.to(g.dtype))[1]
+        )
+        for step, g in zip([*steps, exact], (grad, grad, wide), strict=True)
+    )
+    for own, plain, known in zip(found, other, wanted, strict=True):
+        assert own.dtype == torch.float32
+        assert_as_exact_as_plain(own, plain, known)
+
+
+def test_lora_without_tokens_or_with_dropout_is_computed_on_tiles_too() -> None:
+    a, b = torch.randn(4, 64), torch.randn(70, 4)
+    linear = LoraLinear(tile_base(random(70, 64), None), a, b, 2.0, torch.nn.Dropout(0.5))
+    assert type(linear.start_step()) is LoraStep  # dropout is for torch's own products
+    linear.dropout.eval()
+    step, empty = linear.start_step(), random(0, 64)
+    assert type(step) is TileStep
+    out, lora_a_out = step.forward(empty)
+    assert out.shape == (0, 70)
+    grad_x, (grad_a, grad_b) = step.backward(out, empty, lora_a_out)
+    assert grad_x.shape == (0, 64)
+    assert torch.equal(grad_a, torch.zeros(4, 64))
+    assert torch.equal(grad_b, torch.zeros(70, 4))
 
 
 @pytest.fixture

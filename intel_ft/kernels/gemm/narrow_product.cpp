@@ -1,0 +1,175 @@
+// LoRA's narrow products on AMX, in bf16: x [rows, inner] times a matrix of `rank` columns, and the
+// gradient of such a matrix, left [rows, rank] transposed times x. Both are bound by reading x,
+// once.
+//
+// A thread multiplies its own rows of x, which it first copies into panels, a chunk of k at a time.
+// The gradient sums up over rows, so there a thread takes a strip of x's columns, and lays pairs of
+// rows side by side, a chunk of rows at a time. Its left operand, transposed, lies in tiles of 16
+// ranks by 32 rows, all of one group of ranks after each other.
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+
+#include "panels.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 32;                     // k-steps, or 64 KiB, of a panel of x
+constexpr int64_t STRIP = 128, HALF = STRIP / 2;  // columns of x, and those of four tiles
+constexpr int64_t DEPTH = 8;                      // k-steps of 32 rows of a chunk
+
+// Rounds up to 32 rows of sums [PANEL, stride bytes] into out [rows, rank].
+void store_rows(const char* sums, int64_t stride, int64_t rows, int64_t rank, bf16* out) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < rank; j += 16) {
+      const __m512 value = _mm512_loadu_ps(sums + i * stride + j * 4);
+      store_rounded(out + i * rank + j, mask16(rank - j), value);
+    }
+}
+
+// Rows `row` to `row` + 31 of x from column `column` on, in four tiles of 16 columns (the first
+// pair in order 0-3, 8-11, 16-19, 24-27 and 4-7, 12-15, ...; so is the second), zeros beyond x.
+void pair_rows(const bf16* x, int64_t rows, int64_t columns, int64_t row, int64_t column,
+               char* to) {
+  for (int64_t half = 0; half < 2; ++half) {
+    const __mmask32 mask = mask32(columns - column - half * 32);
+    for (int64_t i = 0; i < 32; i += 2) {
+      const bf16* from = x + (row + i) * columns + column + half * 32;
+      _mm_prefetch(reinterpret_cast<const char*>(from + 32 * columns), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(from + 33 * columns), _MM_HINT_T0);
+      const __m512i even = _mm512_maskz_loadu_epi16(row + i < rows ? mask : 0, from);
+      const __m512i odd = _mm512_maskz_loadu_epi16(row + i + 1 < rows ? mask : 0, from + columns);
+      char* at = to + half * 2 * TILE + i * 32;
+      _mm512_store_si512(at, _mm512_unpacklo_epi16(even, odd));
+      _mm512_store_si512(at + TILE, _mm512_unpackhi_epi16(even, odd));
+    }
+  }
+}
+
+// sums [four tiles] (+)= left [16 ranks, 32 * steps] . right [32 * steps, four tiles of columns].
+void multiply_tiles(const char* left, const char* right, int64_t steps, bool first, char* sums) {
+  asm volatile("" ::: "memory");
+  if (first) {
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+  } else {
+    TILE_LOAD(0, sums, LINE);
+    TILE_LOAD(1, sums + TILE, LINE);
+    TILE_LOAD(2, sums + 2 * TILE, LINE);
+    TILE_LOAD(3, sums + 3 * TILE, LINE);
+  }
+  for (int64_t step = 0; step < steps; ++step, left += TILE, right += 4 * TILE) {
+    TILE_LOAD(4, left, LINE);
+    TILE_LOAD(5, right, LINE);
+    TILE_DOT_BF16(0, 4, 5);
+    TILE_LOAD(6, right + TILE, LINE);
+    TILE_DOT_BF16(1, 4, 6);
+    TILE_LOAD(7, right + 2 * TILE, LINE);
+    TILE_DOT_BF16(2, 4, 7);
+    TILE_LOAD(5, right + 3 * TILE, LINE);
+    TILE_DOT_BF16(3, 4, 5);
+  }
+  TILE_STORE(0, sums, LINE);
+  TILE_STORE(1, sums + TILE, LINE);
+  TILE_STORE(2, sums + 2 * TILE, LINE);
+  TILE_STORE(3, sums + 3 * TILE, LINE);
+  asm volatile("" ::: "memory");
+}
+
+// Writes the sums of up to 16 ranks and HALF columns, whose order it puts right, times `scale`.
+void store_gradient(const char* sums, int64_t ranks, int64_t columns, float scale, float* out,
+                    int64_t rank_stride, int64_t column_stride) {
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  alignas(64) float line[HALF];
+  for (int64_t i = 0; i < ranks; ++i) {
+    for (int64_t half = 0; half < 2; ++half) {
+      const char* from = sums + half * 2 * TILE + i * LINE;
+      const __m512 first = _mm512_load_ps(from), second = _mm512_load_ps(from + TILE);
+      _mm512_store_ps(line + half * 32, _mm512_permutex2var_ps(first, low, second));
+      _mm512_store_ps(line + half * 32 + 16, _mm512_permutex2var_ps(first, high, second));
+    }
+    for (int64_t j = 0; j < std::min(HALF, columns); ++j)
+      out[i * rank_stride + j * column_stride] = line[j] * scale;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// out [rows, rank] = x [rows, inner] times right [rank, inner] transposed, which is in panels.
+void narrow_multiply(const bf16* x, const char* right, int64_t rows, int64_t inner, int64_t rank,
+                     bf16* out, int threads) {
+  const int64_t steps = (inner + 31) / 32, stride = panels_of(rank) * PANEL * 4;
+#pragma omp parallel num_threads(threads)
+  {
+    char* chunk = thread_scratch(CHUNK * STEP + PANEL * stride);
+    char* sums = chunk + CHUNK * STEP;
+    tile_configure();
+    const Share share(rows);
+    for (int64_t panel = share.first; panel < share.last; ++panel) {
+      for (int64_t step = 0; step < steps; step += CHUNK) {
+        const int64_t count = std::min(CHUNK, steps - step);
+        copy_panel(x, rows, inner, panel, step, count, chunk);
+        for (int64_t i = 0; i < panels_of(rank); ++i)
+          multiply_panels<false, 0>(chunk, right + (i * steps + step) * STEP, sums + i * PANEL * 4,
+                                    stride, count, step == 0, chunk);
+      }
+      const int64_t row = panel * PANEL;
+      store_rows(sums, stride, std::min(PANEL, rows - row), rank, out + row * rank);
+    }
+    TILE_RELEASE();
+  }
+}
+
+// out, float32 with these strides in elements, = scale * left [rows, rank] transposed times x
+// [rows, columns]. `tiles` has room for left in tiles.
+void narrow_gradient(const bf16* left, const bf16* x, int64_t rows, int64_t rank, int64_t columns,
+                     float scale, char* tiles, float* out, int64_t rank_stride,
+                     int64_t column_stride, int threads) {
+  const int64_t groups = (rank + 15) / 16, steps = (rows + 31) / 32;
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t right = DEPTH * 4 * TILE;
+    char* paired = thread_scratch(right + 2 * groups * 4 * TILE);
+    tile_configure();
+#pragma omp for schedule(static)
+    for (int64_t step = 0; step < steps; ++step)
+      for (int64_t i = 0; i < groups * 16; ++i) {
+        bf16* to = reinterpret_cast<bf16*>(tiles + (i / 16 * steps + step) * TILE) + i % 16 * 32;
+        for (int64_t j = 0; j < 32; ++j) {
+          const int64_t row = step * 32 + j;
+          to[j] = i < rank && row < rows ? left[row * rank + i] : bf16{0};
+        }
+      }
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t column = 0; column < columns; column += STRIP) {
+      for (int64_t step = 0; step < steps; step += DEPTH) {
+        const int64_t count = std::min(DEPTH, steps - step);
+        for (int64_t half = 0; half < 2; ++half) {
+          for (int64_t k = 0; k < count; ++k)
+            pair_rows(x, rows, columns, (step + k) * 32, column + half * HALF,
+                      paired + k * 4 * TILE);
+          for (int64_t i = 0; i < groups; ++i)
+            multiply_tiles(tiles + (i * steps + step) * TILE, paired, count, step == 0,
+                           paired + right + (half * groups + i) * 4 * TILE);
+        }
+      }
+      for (int64_t half = 0; half < 2; ++half)
+        for (int64_t i = 0; i < groups; ++i) {
+          const int64_t at = column + half * HALF;
+          store_gradient(paired + right + (half * groups + i) * 4 * TILE,
+                         std::min<int64_t>(16, rank - i * 16), columns - at, scale,
+                         out + i * 16 * rank_stride + at * column_stride, rank_stride,
+                         column_stride);
+        }
+    }
+    TILE_RELEASE();
+  }
+}
+
+}  // extern "C"
+
+#endif

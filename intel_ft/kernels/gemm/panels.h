@@ -1,0 +1,101 @@
+// Panels of tiles, as tile_product.cpp describes them, and the product of two of them.
+
+#ifndef INTEL_FT_KERNELS_GEMM_PANELS_H_
+#define INTEL_FT_KERNELS_GEMM_PANELS_H_
+
+#include <omp.h>
+
+#include "tiles.h"
+#include "vectors.h"
+
+static constexpr int64_t PANEL = 32, TILE = 1024, STEP = 2 * TILE;
+static constexpr int64_t LINE = 64, AHEAD = 2;  // bytes of a cache line; k-steps
+
+static inline int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
+
+static inline void fetch_l1(const char* from, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) _mm_prefetch(from + i * LINE, _MM_HINT_T0);
+}
+
+static inline void fetch_l2(const char* from, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) _mm_prefetch(from + i * LINE, _MM_HINT_T1);
+}
+
+// sums [32, 32] (+)= a . b over `steps` k-steps; `next` is fetched into L2, `LINES` lines a step.
+template <bool INT8, int64_t LINES>
+static inline void multiply_panels(const char* a, const char* b, char* sums, int64_t stride,
+                                   int64_t steps, bool first, const char* next) {
+#define DOT(sum, x, y)          \
+  do {                          \
+    if constexpr (INT8)         \
+      TILE_DOT_INT8(sum, x, y); \
+    else                        \
+      TILE_DOT_BF16(sum, x, y); \
+  } while (0)
+  char* lower = sums + 16 * stride;
+  asm volatile("" ::: "memory");  // tile loads do not tell the compiler what they read
+  if (first) {
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+  } else {
+    TILE_LOAD(0, sums, stride);
+    TILE_LOAD(1, sums + LINE, stride);
+    TILE_LOAD(2, lower, stride);
+    TILE_LOAD(3, lower + LINE, stride);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    const char* ahead = b + AHEAD * STEP;
+    TILE_LOAD(6, b, LINE);
+    TILE_LOAD(4, a, LINE);
+    fetch_l1(ahead, 0, 8);
+    DOT(0, 4, 6);
+    TILE_LOAD(7, b + TILE, LINE);
+    fetch_l1(ahead, 8, 16);
+    DOT(1, 4, 7);
+    TILE_LOAD(5, a + TILE, LINE);
+    fetch_l1(ahead, 16, 24);
+    fetch_l2(next, 0, LINES / 2);
+    DOT(2, 5, 6);
+    fetch_l1(ahead, 24, 32);
+    fetch_l2(next, LINES / 2, LINES);
+    DOT(3, 5, 7);
+    a += STEP, b += STEP, next += LINES * LINE;
+  }
+  TILE_STORE(0, sums, stride);
+  TILE_STORE(1, sums + LINE, stride);
+  TILE_STORE(2, lower, stride);
+  TILE_STORE(3, lower + LINE, stride);
+  asm volatile("" ::: "memory");
+#undef DOT
+}
+
+// This thread's panels of an operand of `rows` rows, within a parallel region. Whoever reads the
+// same matrix shares it out in this way, so that a thread's rows are in its own L2 for the next
+// pass.
+struct Share {
+  int64_t first, last;
+  explicit Share(int64_t rows) {
+    const int64_t panels = panels_of(rows), thread = omp_get_thread_num();
+    const int64_t threads = omp_get_num_threads();
+    first = panels * thread / threads;
+    last = panels * (thread + 1) / threads;
+  }
+};
+
+// Lines of bf16 rows, `inner` long, of one panel and k-steps [step, step + steps) into `to`; zeros
+// beyond the rows' ends. Fetches the same lines some k-steps further on into L1.
+static inline void copy_panel(const bf16* x, int64_t rows, int64_t inner, int64_t panel,
+                              int64_t step, int64_t steps, char* to) {
+  constexpr int64_t FETCHED = 8;
+  for (int64_t k = step; k < step + steps; ++k)
+    for (int64_t r = 0; r < PANEL; ++r, to += LINE) {
+      const int64_t row = panel * PANEL + r, left = row < rows ? inner - k * 32 : 0;
+      const bf16* from = x + row * inner + k * 32;
+      _mm_prefetch(reinterpret_cast<const char*>(from) + FETCHED * LINE, _MM_HINT_T0);
+      _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask32(left), from));
+    }
+}
+
+#endif  // INTEL_FT_KERNELS_GEMM_PANELS_H_
