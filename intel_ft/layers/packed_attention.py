@@ -28,11 +28,15 @@ the tokens after a segment's end cannot change it.
 """
 
 ROW_MULTIPLE = 128
+TILE_ROW_MULTIPLE = 32
+"""The same for a model whose frozen and LoRA GEMMs are all our own on AMX, which need no kernel for
+a length: rows of a panel (kernels/gemm/tiles.py).
+"""
 
 
-def padded_length(length: int) -> int:
+def padded_length(length: int, multiple: int = ROW_MULTIPLE) -> int:
     """The length that a packed row's tokens, or its supervised tokens, are padded to."""
-    return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
+    return -(-length // multiple) * multiple
 
 
 class _NoBounds(ValueError):

@@ -29,7 +29,7 @@ def answer_log_probs(
     if not packed and len(row.bounds) != 2:
         parts = segments_of(row)
         return torch.cat([answer_log_probs(model, p, packed=packed, dtype=dtype) for p in parts])
-    inputs = model_inputs(row, model.device, packed=packed)
+    inputs = model_inputs(row, model, packed=packed)
     with autocast(dtype or model.dtype, model.device):
         losses = frozen_head_losses(model, inputs)
         if losses is None:

@@ -57,6 +57,8 @@ def apply_fast_path(
         raise EnvironmentProblem(f"backend.prepack=true: {_not_prepackable(model.dtype)}")
     choice = convert_frozen_weights(model, layout, device)
     gemms = [] if choice is None else [choice.decision]
+    if choice is not None and choice.own and own_base(model.dtype) and not config.method.dropout:
+        model.get_base_model().row_multiple = packed_attention.TILE_ROW_MULTIPLE
     if choice is not None and choice.own and packs_heads(config, model.dtype):
         gemms += pack_head(model, cpu.available_bytes() / sharing - activations)
     if config.backend.compile is True:

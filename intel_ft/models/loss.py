@@ -32,7 +32,7 @@ def loss_sum(model: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = 
     example. A bf16 base runs under autocast, so that the float32 LoRA weights are used in bf16;
     dtype: the same for a model whose weights are all float32.
     """
-    inputs = model_inputs(row, model.device, packed=packed)
+    inputs = model_inputs(row, model, packed=packed)
     with autocast(dtype or model.dtype, model.device):
         if (losses := frozen_head_losses(model, inputs)) is not None:
             losses = losses.double()

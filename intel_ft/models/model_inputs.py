@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.batching.row import Row, pad_row
-from intel_ft.layers.packed_attention import NAME, padded_length, row_inputs
+from intel_ft.layers.packed_attention import NAME, ROW_MULTIPLE, padded_length, row_inputs
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ class ModelInputs:
         return None if self.weights is None else self.weights[rows]
 
 
-def model_inputs(row: Row, device: torch.device, *, packed: bool) -> ModelInputs:
-    """`row` on `device`, padded for packed attention; bounds and parents stay on the CPU.
+def model_inputs(row: Row, model: Any, *, packed: bool) -> ModelInputs:
+    """`row` on the model's device, padded for packed attention; bounds and parents stay on the CPU.
 
     Raises ValueError for several examples where `packed` is false.
     """
+    device = model.device
     if packed:
-        row = pad_row(row, padded_length(len(row.tokens)), padded_length(len(row.targets)))
+        multiple = getattr(model, "row_multiple", ROW_MULTIPLE)  # see fast_path.apply_fast_path
+        row = pad_row(row, *(padded_length(len(x), multiple) for x in (row.tokens, row.targets)))
     elif len(row.bounds) != 2 or row.shared is not None:
         raise ValueError(f"a model without {NAME} takes one example per row")
     tokens, positions, bounds, predict, targets = (

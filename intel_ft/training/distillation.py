@@ -64,7 +64,7 @@ class Teacher:
         self, student: Any, row: Row, *, packed: bool, dtype: torch.dtype | None = None
     ) -> Tensor:
         """The loss summed over a row's supervised tokens, a float32 scalar; see loss.loss_sum."""
-        inputs = model_inputs(row, student.device, packed=packed)
+        inputs = model_inputs(row, student, packed=packed)
         with autocast(dtype or student.dtype, student.device):
             teacher = self._logits(student, inputs)
             return chunked_loss(scores(student, inputs), self._loss_of(teacher, inputs))

@@ -59,9 +59,9 @@ def gradient(left: Tensor, x: Tensor, scale: float = 1.0, *, transposed: bool = 
     (rows, rank), columns = left.shape, x.shape[1]
     if rows != len(x):
         raise ValueError(f"{rows} rows times {len(x)} rows")
-    out = torch.zeros((columns, rank) if transposed else (rank, columns))
+    out = torch.empty((columns, rank) if transposed else (rank, columns))
     if not rows:
-        return out
+        return out.zero_()
     tiles = torch.empty(-(-rank // 16) * -(-rows // 32) * _TILE, dtype=torch.uint8)
     strides = (1, rank) if transposed else (columns, 1)
     sizes = rows, rank, columns, float(scale)

@@ -8,17 +8,27 @@ import copy
 import pytest
 import torch
 import transformers
-from support.model_fixtures import SHAPE, assert_as_exact_as_plain, distance, lora_gradients
+from support.model_fixtures import (
+    SHAPE,
+    assert_as_exact_as_plain,
+    distance,
+    lora_gradients,
+    row_of,
+)
 from transformers import AutoModelForCausalLM
 
+from intel_ft.config import build
+from intel_ft.decisions import Decision
 from intel_ft.kernels.gemm.library import library, why_no_vnni
 from intel_ft.layers import own_products, packed_attention
 from intel_ft.layers.lora_linear import Dense, LoraLinear, LoraStep, TileStep
 from intel_ft.layers.own_products import tile_base, tile_int8_base, vnni_base
-from intel_ft.models import gemm_choice, gemm_rate, loss
+from intel_ft.models import fast_path, gemm_choice, gemm_rate, loss
+from intel_ft.models.adapter import add_lora
 from intel_ft.models.frozen_base import frozen_dtype, replace_linears
-from intel_ft.models.gemm_choice import choose_gemms
+from intel_ft.models.gemm_choice import GemmChoice, choose_gemms
 from intel_ft.models.loss import HeadLoss, pack_head
+from intel_ft.models.model_inputs import model_inputs
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +168,28 @@ def test_a_head_is_packed_where_there_is_room(model, monkeypatch) -> None:
     [decision] = pack_head(model, 1000)
     assert decision.value == "oneDNN" and "half of the free memory" in decision.reason
     assert not hasattr(model, "packed_head")
+
+
+@pytest.mark.parametrize(
+    ("own", "dropout", "padded"), [(True, 0.0, 96), (False, 0.0, 128), (True, 0.1, 128)]
+)
+def test_rows_are_padded_to_panels_where_all_gemms_are_on_tiles(
+    model, monkeypatch, own, dropout, padded
+) -> None:
+    chosen = GemmChoice(tile_base, own, Decision("frozen GEMMs", "ours", "a test"))
+    monkeypatch.setattr(fast_path, "own_base", lambda dtype: (tile_base, "AMX"))
+    monkeypatch.setattr(fast_path, "convert_frozen_weights", lambda *_: chosen)
+    sections = {
+        "model": {"name_or_path": "-"},
+        "data": {"train": "-"},
+        "output": {"directory": "-"},
+    }
+    config = build({**sections, "method": {"r": 4, "dropout": dropout}}, "test")
+    adapted = add_lora(model, config.method, "base", None)
+    fast_path.apply_fast_path(adapted, config, 0)
+    inputs = model_inputs(row_of(40, 30), adapted, packed=True)
+    assert inputs.model_kwargs["input_ids"].shape == (1, padded)
+    assert len(inputs.predict) == len(inputs.targets) == (64 if padded == 96 else 128)
 
 
 # -- the choice ------------------------------------------------------------------------------------
