@@ -15,8 +15,8 @@ from torch import Tensor
 
 from intel_ft.kernels import varlen
 from intel_ft.kernels.build import c_value, kernels
-from intel_ft.kernels.gemm.library import why_no_tiles
 from intel_ft.kernels.chains import ancestors, lower_right
+from intel_ft.kernels.gemm.library import why_no_tiles
 from intel_ft.kernels.inductor import generated
 
 
