@@ -221,6 +221,9 @@ class BackendConfig(Section):
     """Keep a second copy of frozen bf16 weights in oneDNN's layouts: faster, twice the memory."""
     compile: bool | Auto = "auto"
     """Use torch.compile on the model's own layers instead of the fused layers of intel_ft."""
+    shard: bool = False
+    """Shard weights, gradients and optimizer state over the ranks (FSDP2): for models that do not
+    fit one rank."""
 
 
 class OutputConfig(Section):

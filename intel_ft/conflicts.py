@@ -39,6 +39,7 @@ def conflicts(config: Sections) -> Iterator[str]:
         yield f"backend.compile=true {_NEEDS_PLAIN_BASE}"
     yield from _at_start(config)
     yield from _on_int4(config)
+    yield from _on_shards(config)
     if backend.name == "cpu" and backend.collective == "nccl":
         yield "backend.collective=nccl requires backend.name=cuda"
     if backend.name == "cuda":
@@ -134,6 +135,30 @@ def _on_a_reward_model(config: Sections) -> Iterator[str]:
             f"model.adapter_mode=continue {reward}: no adapter of a language model has a score:"
             " set model.adapter_mode=merge"
         )
+
+
+def _on_shards(config: Sections) -> Iterator[str]:
+    """Conflicts of weights that are sharded over the ranks."""
+    method, model, backend, train = config.method, config.model, config.backend, config.train
+    key = "backend.shard"
+    if not backend.shard:
+        return
+    if method.name not in ("lora", "full"):
+        yield f"{key} supports method.name=lora and full, not {method.name}"
+    if name := method.first_changed(("modules_to_save", "use_dora", "init")):
+        yield f"{key} does not support method.{name}: leave it out"
+    if model.base_dtype != "auto":
+        yield f"{key} shards weights as loaded: it does not support model.base_dtype"
+    if model.merged_adapter is not None or model.new_tokens:
+        change = "adapter_mode=merge" if model.merged_adapter is not None else "add_tokens"
+        yield f"{key} does not support model.{change}: merge or extend the base beforehand"
+    if train.optimizer == "adafactor":
+        yield f"{key} does not support train.optimizer=adafactor: set it to adamw_torch_fused"
+    if backend.name in ("cuda", "ipex"):
+        yield f"{key} requires backend.name=cpu, not {backend.name}"
+    for name in ("prepack", "compile"):
+        if getattr(backend, name) is True:
+            yield f"{key} cannot be combined with backend.{name}=true"
 
 
 def _on_cuda(config: Sections) -> Iterator[str]:

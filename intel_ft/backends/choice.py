@@ -69,10 +69,9 @@ def cpu_only_setting(config: Config) -> str | None:
         return None
     if (dtype := config.model.base_dtype) in ("int8", "int4"):
         return f"model.base_dtype={dtype} works only on CPUs"
-    if config.backend.prepack is True:
-        return "backend.prepack=true works only on CPUs"
-    if config.backend.compile is True:
-        return "backend.compile=true works only on CPUs"
+    for name in ("prepack", "compile", "shard"):
+        if getattr(config.backend, name) is True:
+            return f"backend.{name}=true works only on CPUs"
     if config.backend.collective in _CPU_COLLECTIVES:
         return f"backend.collective={config.backend.collective} works only on CPUs"
     return None

@@ -72,6 +72,12 @@ def run(
             "or less) to correct the predictions. Default: measure GEMM and memory rates only.",
         ),
     ] = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Plan with backend.shard=true: the ranks share weights and optimizer."
+        ),
+    ] = False,
     sweep: Annotated[
         Literal["nodes", "threads", "row-tokens"] | None,
         typer.Option(help="Plan for several values of this parameter and print them as a table."),
@@ -94,7 +100,8 @@ def run(
     from intel_ft import config as configuration
     from intel_ft.errors import UserError
 
-    settings = configuration.load(config, overrides)
+    sharded = ["backend.shard=true"] if shard else []
+    settings = configuration.load(config, [*(overrides or ()), *sharded])
     if sweep is None and (values or plot):
         raise UserError("--values and --plot need --sweep")
     require_writable(plot)

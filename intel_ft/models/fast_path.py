@@ -134,9 +134,11 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def why_not_own_layers(config: Config) -> str | None:
-    """Why the config leaves the decoder layers to IPEX or torch.compile; None if it does not."""
+    """Why the config leaves the decoder layers to IPEX, torch.compile or FSDP2, or None."""
     if config.backend.name == "ipex":
         return "IPEX replaces their linear layers"
+    if config.backend.shard:
+        return "their weights are sharded"
     return "torch.compile compiles them" if config.backend.compile is True else None
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -124,8 +124,10 @@ def fingerprint(folder: Path) -> str | None:
     return f"{'+'.join(sorted(dtypes))}:{digest}"
 
 
-def load_base(model: ModelConfig, dtype: torch.dtype, attention: str | None = None) -> Any:
-    """The frozen base model in `dtype`, in eval mode.
+def load_base(
+    model: ModelConfig, dtype: torch.dtype | Literal["auto"], attention: str | None = None
+) -> Any:
+    """The frozen base model in `dtype` (auto: that of its files), in eval mode.
 
     `attention` is one of Transformers' names, `packed_attention.NAME`, or None for the best that
     the architecture has (Bloom and GPT-OSS have no sdpa). Raises UserError for anything wrong with
@@ -187,7 +189,9 @@ def _skip_state_mask(model: Any) -> None:
         decoder._update_mamba_mask = lambda *_, **__: None
 
 
-def load_for_packing(model: ModelConfig, dtype: torch.dtype) -> tuple[Any, str | None]:
+def load_for_packing(
+    model: ModelConfig, dtype: torch.dtype | Literal["auto"]
+) -> tuple[Any, str | None]:
     """The base with packed attention and None; or with its own attention and why not packed."""
     folder = model_folder(model)
     check_folder(folder, model)

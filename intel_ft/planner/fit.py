@@ -6,7 +6,7 @@ from typing import Any
 from intel_ft.config import Config
 from intel_ft.host import cpu
 from intel_ft.models.fast_path import why_not_own_layers
-from intel_ft.training.memory import MemorySetting, estimate_memory, largest_row
+from intel_ft.training.memory import MemorySetting, can_shard, estimate_memory, largest_row
 from intel_ft.training.model_sizes import CountedModel
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -35,6 +35,20 @@ def _may_quantize(config: Config) -> bool:
     return method.name == "lora" and not method.use_dora and why_not_own_layers(config) is None
 
 
+def _shards(
+    config: Config, model: CountedModel, setting: MemorySetting, available: float
+) -> list[str]:
+    """The fewest ranks of this memory that share the weights and fit, if any do."""
+    if setting.gpu or config.backend.shard or not can_shard(config, model.sizes):
+        return []
+    sizes = replace(model.sizes, why_not_fused="their weights are sharded")
+    for ranks in (max(2, setting.ranks) << doubled for doubled in range(8)):
+        sharded = replace(setting, sharded=True, ranks=ranks, layout="as loaded", packs_head=False)
+        if (needed := estimate_memory(sizes, sharded).needed) <= available:
+            return [f"backend.shard=true on {ranks} ranks: {needed / cpu.GIB:.1f} GiB per rank"]
+    return []
+
+
 def changes(
     config: Config,
     model: CountedModel,
@@ -60,12 +74,13 @@ def changes(
         total = estimate_memory(model.sizes, lean).needed
         if total <= available:
             proposals.append(f"{' '.join(taken)}: {total / cpu.GIB:.1f} GiB")
+    proposals += _shards(config, model, setting, available)
     if row := largest_row(model.sizes, lean, available):
         proposals.append(
             f"train.max_tokens_per_row={row} and data.max_length at most that"
             + (f", with {' '.join(taken)}" if taken else "")
         )
-    if ranks > 1 and not setting.gpu:
+    if ranks > 1 and not setting.gpu and not setting.sharded:
         whole = estimate_memory(model.sizes, replace(setting, ranks=nodes)).needed
         if whole <= available * ranks:
             proposals.append(

@@ -94,6 +94,11 @@ def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
     exchange = roofline.exchange_seconds(
         model.sizes.trained, cluster.nodes, cluster.ranks, collective, cluster.network / 8
     )
+    if setting.sharded:
+        most = sum(max(len(rows) for rows in ranks) for ranks in steps) / len(steps)
+        exchange = roofline.gather_seconds(
+            model, setting, most, cluster.nodes, collective, cluster.network / 8
+        )
     slowest, idle = [], 0.0
     for ranks in steps:
         times = [

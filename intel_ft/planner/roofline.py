@@ -145,6 +145,26 @@ def exchange_seconds(
     return 2 * (total - 1) * (4 * trained / total / link + _LATENCY[collective])
 
 
+def gather_seconds(
+    model: CountedModel,
+    setting: MemorySetting,
+    rows: float,
+    nodes: int,
+    collective: str,
+    network: float,
+) -> float:
+    """The exchange of a step with sharded weights, with so many rows on the rank that has most.
+
+    For each row all weights are gathered in both directions and float32 gradients reduced, layer by
+    layer, by rings: (n - 1) / n of the bytes pass over the slowest link.
+    """
+    sizes, total = model.sizes, setting.ranks
+    link = _IN_NODE[collective] if nodes == 1 else min(_IN_NODE[collective], network)
+    moved = 2 * setting.itemsize * sizes.parameters + 4 * sizes.trained
+    latency = 3 * (sizes.layers + 1) * _LATENCY[collective]
+    return rows * (total - 1) * (moved / total / link + latency)
+
+
 def _bytes_a_token(sizes: ModelSizes, itemsize: int, passes: Sequence[int]) -> float:
     hidden, intermediate = passes
     return sizes.layers * itemsize * (hidden * sizes.hidden + intermediate * sizes.intermediate)

@@ -4,6 +4,7 @@
 (adapter, layout of the frozen weights, fused layers, row capacity) is thus the same in all three.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from intel_ft.distributed.world import World
 from intel_ft.models import lora_init
 from intel_ft.models.adapter import add_lora, prepare_to_train
 from intel_ft.models.compressed import use_compressed
-from intel_ft.models.fast_path import apply_fast_path, compile_layers
+from intel_ft.models.fast_path import apply_fast_path, compile_layers, why_not_own_layers
 from intel_ft.models.flops import step_cost, with_teacher
 from intel_ft.models.new_tokens import describe_tokens, new_token_ids
 from intel_ft.models.routing import watch
@@ -30,6 +31,7 @@ from intel_ft.models.targets import adapted_modules
 from intel_ft.models.tokenizer import adapter_folder
 from intel_ft.templates.answers import Compared
 from intel_ft.templates.examples import ExampleSet
+from intel_ft.training import sharding
 from intel_ft.training.comparison import Comparison
 from intel_ft.training.decide import make_plan, row_capacity
 from intel_ft.training.distillation import load_teacher
@@ -67,7 +69,7 @@ def assemble(
     sharing = share_decision(config, base, packed=packed)
     weights: TrainedWeights
     if config.method.trains_all:
-        weights, decisions = _whole_model(config, base, backend)
+        weights, decisions = _whole_model(config, base, backend, world)
     else:
         weights, decisions = _adapter(config, base, backend, world, start, int4)
     cost, teacher = step_cost(weights.model), None
@@ -100,6 +102,12 @@ def assemble(
         world=world,
         routing=routing,
     )
+    if config.backend.shard:
+        decisions.append(sharding.describe(world))
+        shards = sharding.shard(
+            weights.model, world, backend.dtype, trains_all=config.method.trains_all
+        )
+        training = replace(training, model=replace(training.model, shards=shards))
     packing = Decision("packing", "on", "checked: this model keeps packed segments apart")
     if why_not_packed is not None:
         packing = Decision("packing", "off, one example per row", why_not_packed)
@@ -133,6 +141,9 @@ def _adapter(
     if int4 is not None:
         use_compressed(model, int4.weights)
     decisions = describe_tokens(settings) + adapted_modules(model, method)
+    if config.backend.shard:
+        why = str(why_not_own_layers(config))
+        return Adapter(model, initial), [*decisions, Decision("decoder layers", "not fused", why)]
     activations = full_row_activations(config, sizes_for(config, model), backend.dtype)
     decisions += apply_fast_path(model, config, activations, world.local_size, backend.device)
     return Adapter(model, initial), decisions
@@ -157,8 +168,12 @@ def _changes_of_base(
     return initial
 
 
-def _whole_model(config: Config, base: Any, backend: Backend) -> tuple[WholeModel, list[Decision]]:
-    model = base.float().to(backend.device).requires_grad_(True)
+def _whole_model(
+    config: Config, base: Any, backend: Backend, world: World
+) -> tuple[WholeModel, list[Decision]]:
+    model = base.requires_grad_(True)
+    if not (config.backend.shard and world.size > 1):  # parts become float32 when it is sharded
+        model = model.float().to(backend.device)
     decisions = [
         *describe_tokens(config.model),
         Decision("trained weights", "float32", "bf16 would round most updates to nothing"),

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from intel_ft.files import (
     write_manifest,
 )
 from intel_ft.training.optimizer_state import fitted, portable
+from intel_ft.training.sharding import BEST as PARTS_OF_BEST
+from intel_ft.training.sharding import FOLDER, move_parts, without_moments
+from intel_ft.training.sharding import STATE as PARTS_OF_STATE
 from intel_ft.training.stream_rows import rows_fact
 
 logger = logging.getLogger(__name__)
@@ -69,19 +74,33 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
     nor deleted: the run will replace them. Raises IntelFTError if it cannot be written; earlier
     checkpoints stay intact.
     """
-    final = run / f"{PREFIX}{step}"
+    final, model = run / f"{PREFIX}{step}", trainer.training.model
+    with _explained(final), whole_folder(final) as folder:
+        optimizer = portable(trainer.optimizer.state_dict())
+        if model.shards is None:
+            model.weights.save(folder)
+        else:
+            model.weights.describe(folder)
+            move_parts(_staged(final), folder / FOLDER)
+            optimizer = without_moments(optimizer)
+        torch.save(optimizer, folder / "optimizer.pt")
+        torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        trainer._save_rng_state(str(folder))
+        trainer.state.save_to_json(str(folder / STATE))
+        facts = trainer.training.facts | rows_fact(trainer.training)
+        write_json(folder / PLAN, {"next_step": step, "facts": facts})
+        _save_best(trainer, folder)
+        write_manifest(folder)
+    for old in [path for path in checkpoints(run) if step_of(path) <= step][:-keep]:
+        remove_folder(old)
+
+
+@contextmanager
+def _explained(final: Path) -> Iterator[None]:
+    """Turn any failure to write the checkpoint into an IntelFTError that says what to do."""
+    run = final.parent
     try:
-        with whole_folder(final) as folder:
-            trainer.training.model.weights.save(folder)
-            torch.save(portable(trainer.optimizer.state_dict()), folder / "optimizer.pt")
-            torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
-            trainer._save_rng_state(str(folder))
-            trainer.state.save_to_json(str(folder / STATE))
-            facts = trainer.training.facts | rows_fact(trainer.training)
-            write_json(folder / PLAN, {"next_step": step, "facts": facts})
-            if trainer.best_weights is not None:
-                save_file(trainer.best_weights, folder / BEST)
-            write_manifest(folder)
+        yield
     except Exception as error:
         whole = [path.name for path in checkpoints(run) if damage(path) is None]
         remedy = "start the run again: there is no checkpoint yet"
@@ -92,19 +111,49 @@ def save(trainer: Any, run: Path, step: int, keep: int) -> None:
                 raise
         reason = " ".join(str(error).split())
         raise IntelFTError(f"{final}: cannot be written ({reason}): {remedy}") from error
-    for old in [path for path in checkpoints(run) if step_of(path) <= step][:-keep]:
-        remove_folder(old)
+
+
+def stage_parts(trainer: Any, final: Path, *, with_state: bool = True) -> None:
+    """Write the parts of sharded weights next to the checkpoint `final`, which takes them next.
+
+    All ranks call it. with_state: weights and moments, in addition to the best weights.
+    """
+    shards, world = trainer.training.model.shards, trainer.training.world
+    if shards is None:
+        return
+    folder = _staged(final)
+    with world.raise_on_all_ranks(), _explained(final):
+        if world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+    with world.raise_on_all_ranks(), _explained(final):
+        if with_state:
+            shards.write(folder / PARTS_OF_STATE, shards.state(trainer.optimizer))
+        if trainer.best_weights is not None:
+            shards.write(folder / PARTS_OF_BEST, trainer.best_weights)
+
+
+def _staged(final: Path) -> Path:
+    return final.parent / f".{final.name}.{FOLDER}.partial"
+
+
+def _save_best(trainer: Any, folder: Path) -> None:
+    if trainer.best_weights is not None and trainer.training.model.shards is None:
+        save_file(trainer.best_weights, folder / BEST)
 
 
 def add_evaluation(trainer: Any, checkpoint: Path) -> None:
     """Write the trainer's state and best weights into the checkpoint that it is at."""
     with whole_folder(checkpoint) as folder:
         for path in checkpoint.iterdir():
-            if path.name not in (MANIFEST, STATE, BEST):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name)
+            elif path.name not in (MANIFEST, STATE, BEST):
                 shutil.copyfile(path, folder / path.name)
         trainer.state.save_to_json(str(folder / STATE))
-        if trainer.best_weights is not None:
-            save_file(trainer.best_weights, folder / BEST)
+        if trainer.training.model.shards is not None:
+            move_parts(_staged(checkpoint), folder / FOLDER)
+        _save_best(trainer, folder)
         write_manifest(folder)
 
 
@@ -132,6 +181,8 @@ def load_optimizer(trainer: Any, checkpoint: Path) -> None:
         torch.load(checkpoint / name, map_location="cpu", weights_only=True)
         for name in ("optimizer.pt", "scheduler.pt")
     )
+    if (shards := trainer.training.model.shards) is not None:
+        saved = shards.read_moments(checkpoint, saved, trainer.optimizer)
     paged = trainer.args.optim.startswith("paged")
     trainer.optimizer.load_state_dict(fitted(saved, trainer.optimizer.state_dict(), paged=paged))
     trainer.lr_scheduler.load_state_dict(schedule)
@@ -155,10 +206,24 @@ def load_optimizer(trainer: Any, checkpoint: Path) -> None:
         )
 
 
-def load_best(checkpoint: Path) -> dict[str, torch.Tensor] | None:
-    """The weights of the best evaluation so far, or None before the first evaluation."""
+def load_weights(trainer: Any, checkpoint: Path) -> dict[str, torch.Tensor] | None:
+    """Load the weights in place; returns those of the best evaluation so far, or None."""
+    model = trainer.training.model
+    if model.shards is not None:
+        best: dict[str, torch.Tensor] | None = model.shards.read_weights(checkpoint)
+        return best
+    model.weights.load(checkpoint)
     path = checkpoint / BEST
     return load_file(path) if path.is_file() else None
+
+
+def require_format(checkpoint: Path, *, sharded: bool) -> None:
+    """Raise UserError if the checkpoint was written with another value of backend.shard."""
+    if (checkpoint / FOLDER).is_dir() != sharded:
+        raise UserError(
+            f"{checkpoint}: it was written with backend.shard={str(not sharded).lower()}: set it "
+            "to that again, on any number of ranks, or start again with --overwrite"
+        )
 
 
 def facts_of(checkpoint: Path) -> dict[str, str]:

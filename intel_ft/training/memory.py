@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from intel_ft.config import Config
+from intel_ft.conflicts import conflicts
 from intel_ft.layers.nf4 import NF4_BYTES
 from intel_ft.layers.packed_attention import ROW_MULTIPLE, padded_length
 from intel_ft.models.compressed import INT4_BYTES
@@ -60,7 +61,8 @@ class MemorySetting:
     the base's dtype; keeps_best: a copy of the best trained weights is kept; teacher: bytes of a
     distillation's teacher, or None; gpu: estimate a GPU's memory; runtime: bytes of a process that
     are not the model's; token_ids: the data uses only token ids below this, so that the file's
-    other embeddings are never read, or None; packs_head: the head is packed for our own products.
+    other embeddings are never read, or None; packs_head: the head is packed for our own products;
+    sharded: the ranks share all weights, gradients and optimizer state.
     """
 
     layout: Layout
@@ -78,6 +80,7 @@ class MemorySetting:
     runtime: float = RUNTIME
     token_ids: int | None = None
     packs_head: bool = False
+    sharded: bool = False
 
 
 def memory_setting(
@@ -115,6 +118,7 @@ def memory_setting(
         runtime=runtime,
         # Weights in the file's own dtype are mapped, and pages that nothing reads are not loaded.
         token_ids=token_ids if getattr(model.description, "dtype", None) == dtype else None,
+        sharded=config.backend.shard and ranks > 1,
     )
     layout, _ = choose_layout(
         config,
@@ -151,7 +155,9 @@ class MemoryEstimate:
     mixture's experts; loading: what is kept of them as they were loaded, in the base's dtype and
     stacked, before they were converted; mapped: pages of the weights' file whose layers have been
     converted, resident until the kernel needs the memory; trained: the weights that train, their
-    gradients and copies; unused: reserved by torch but too fragmented.
+    gradients and copies; gathered: sharded weights and gradients while they are whole, of some
+    layers in a step, or of all in bf16 on rank 0, which writes them; unused: reserved by torch but
+    too fragmented.
     """
 
     runtime: int
@@ -166,6 +172,7 @@ class MemoryEstimate:
     activations: int
     logits: int
     communication: int
+    gathered: int = 0
     unused: int = 0
 
     @property
@@ -214,9 +221,43 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
         logits=logits,
         communication=2 * 4 * trained if setting.ranks > 1 else 0,
     )
+    if setting.sharded:
+        return _sharded(sizes, setting, estimate)
     if not setting.gpu:
         return estimate
     return replace(estimate, unused=int((_RESERVED - 1) * estimate.total))
+
+
+def _sharded(sizes: ModelSizes, setting: MemorySetting, whole: MemoryEstimate) -> MemoryEstimate:
+    """One rank's part of what `whole` counts, and what FSDP2 gathers for a time.
+
+    That is what lies outside the layers during the step, a layer and the next one, each with a
+    buffer that it is copied from, and their gradients with float32 buffers that they are reduced
+    in. The file's pages stay mapped until the kernel needs the memory.
+    """
+    item, outside, ranks = setting.itemsize, sizes.outside_layers, setting.ranks
+    layer = (sizes.parameters - outside) // max(1, sizes.layers)
+    gathered = item * (2 * outside + 3 * layer)
+    trained = whole.trained - (item * sizes.trained if not sizes.linear else 0)
+    if not sizes.linear:  # all weights train
+        gathered += (item + 4) * (outside + 2 * layer)
+        gathered = max(gathered, 2 * sizes.trained)
+    parts = {name: getattr(whole, name) // ranks for name in ("linear_layers", "base", "optimizer")}
+    return replace(
+        whole,
+        **parts,
+        mapped=2 * sizes.parameters,
+        trained=trained // ranks,
+        communication=0,
+        gathered=gathered,
+    )
+
+
+def can_shard(config: Config, sizes: ModelSizes) -> bool:
+    """Whether backend.shard=true supports the config, which is valid without it."""
+    backend = config.backend.model_copy(update={"shard": True})
+    sharded = config.model_copy(update={"backend": backend})
+    return not sizes.mixtures and not any(conflicts(sharded))
 
 
 def largest_row(sizes: ModelSizes, setting: MemorySetting, limit: float) -> int:

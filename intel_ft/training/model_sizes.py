@@ -37,7 +37,8 @@ class ModelSizes:
 
     linear: weights of the frozen linear layers except the head; kept_as_loaded: all other frozen
     parameters (embeddings, head, norms, biases; a tied head once), of which embeddings are those
-    that are not also the head; trained: parameters of the adapter, or all; why_not_fused: None if
+    that are not also the head; outside_layers: those of embeddings and head, a tied one once;
+    trained: parameters of the adapter, or all; why_not_fused: None if
     layers.fused_decoder computes the layers; packs: Transformers can give it packed attention;
     dora: the adapter is DoRA's. Of mixtures of experts: expert_weights are all frozen weights of
     experts, not in kept_as_loaded; experts those that one token uses; active_experts how many a
@@ -59,6 +60,7 @@ class ModelSizes:
     packs: bool
     dora: bool = False
     embeddings: int = 0
+    outside_layers: int = 0
     experts: int = 0
     expert_weights: int = 0
     active_experts: int = 0
@@ -205,6 +207,7 @@ def model_sizes(model: Any) -> ModelSizes:
         why_not_fused=why_not_fusable(model),
         packs=bool(base._supports_attention_backend) and not has_convolution(base),
         embeddings=table.numel() if alone else 0,
+        outside_layers=sum(w.numel() for w in {table} | ({head.weight} if head else set())),
         experts=expert_weights(model)[0],
         expert_weights=expert_total,
         active_experts=active_experts(model.config) if matrices else 0,

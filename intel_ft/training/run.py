@@ -48,7 +48,7 @@ from intel_ft.training.step import NotFinite
 from intel_ft.training.stream_rows import check_rows
 from intel_ft.training.trainable import Adapter
 from intel_ft.training.trainer import PlanTrainer, trainer_for
-from intel_ft.training.workload import Training
+from intel_ft.training.workload import Training, with_whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,8 @@ def _train(
     with explain_full_disk(run, "run the command again"), run_lock.locked(run, world) as lock:
         with world.raise_on_all_ranks():
             start = run_folder.inspect(run, resume=resume, overwrite=overwrite)
+            if start is not None:
+                checkpoint.require_format(start, sharded=config.backend.shard)
         with world.raise_on_all_ranks():
             world.require_same(settings_facts(config, packages(), start), REMEDIES)
         with world.raise_on_all_ranks(), world.local_main_process_first():
@@ -234,6 +236,8 @@ def _train_and_write(
         unchanged: list[str] = []
         if trainer.load is not None:
             trainer.load.log_interval(training.world)  # of steps after the last logged one
+        with training.world.raise_on_all_ranks(), _keeping_weights(run, trainer):
+            training = trainer.training = with_whole_weights(training)
         with training.world.raise_on_all_ranks(), _keeping_weights(run, trainer):
             if training.world.rank == 0:
                 _write_result(run, training, config, inputs, base)

@@ -23,7 +23,7 @@ from intel_ft.versions import installed
 
 _FILE_OF_A_RUN = re.compile(
     r"config\.yaml|environment\.json|metrics\.jsonl|samples\.jsonl|adapter|model|"
-    r"tensorboard|report\.html|expert_load\.json|reference\.safetensors|checkpoint-\d+"
+    r"tensorboard|report\.html|expert_load\.json|reference\.safetensors|checkpoint-\d+(\.shards)?"
 )
 _HALF_DONE = re.compile(r"\.(?P<name>.+)\.(partial|replaced|removed)")  # see files.py
 RESULTS = ("adapter", "model")

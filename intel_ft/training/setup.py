@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,10 +42,11 @@ from intel_ft.training.memory import (
     CONTEXT,
     OVERESTIMATE,
     RUNTIME,
+    can_shard,
     estimate_memory,
     memory_setting,
 )
-from intel_ft.training.model_sizes import CountedModel, count_model
+from intel_ft.training.model_sizes import CountedModel, ModelSizes, count_model
 from intel_ft.training.shared_prefixes import why_not_shared
 from intel_ft.training.start import check_adapter
 from intel_ft.training.workload import Training
@@ -79,6 +80,8 @@ def read_inputs(config: Config) -> Inputs:
     check_adapter(config.model, tokenizer)
     check_teacher(config, tokenizer)
     model = count_model(config)  # refuses target modules and embeddings that cannot be trained
+    if config.backend.shard and model.sizes.mixtures:
+        raise UserError("backend.shard does not support mixtures of experts: set it to false")
     training, validation = read_data(config, tokenizer)
     for name, part in (("train", training), ("eval", validation)):
         for line in part.lines() if part is not None else ():
@@ -176,8 +179,7 @@ def build(
     )
     require_memory(config, inputs, backend, world)
     transformers.set_seed(config.train.seed)
-    dtype = torch.float32 if config.method.trains_all else backend.dtype
-    base, why_not_packed = load_for_packing(config.model, dtype)
+    base, why_not_packed = load_for_packing(config.model, _loaded_dtype(config, backend, world))
     if config.method.trains_all and config.model.merged_adapter is not None:
         base = apply_adapter(base, adapter_folder(config.model.merged_adapter)).merge_and_unload()
     add_rows(base, new_token_ids(config.model))
@@ -218,6 +220,13 @@ def build(
         Decision("data.template", report.template, report.template_reason),
         export_decision(base.config.model_type, scores=config.method.name == "reward"),
     ]
+
+
+def _loaded_dtype(config: Config, backend: Backend, world: World) -> torch.dtype | Literal["auto"]:
+    """What the base is loaded in: weights that will be sharded are mapped, not copied."""
+    if not config.method.trains_all:
+        return backend.dtype
+    return "auto" if config.backend.shard and world.size > 1 else torch.float32
 
 
 def _gemm_rate(training: Training) -> float:
@@ -295,17 +304,19 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
         f"{setting.row_tokens} tokens), {available / cpu.GIB:.1f} GiB available"
     )
     if estimate.needed > OVERESTIMATE * available:
-        raise out_of_memory(config, f"at start: {fact}")
-    logger.warning("memory may run out: %s: %s", fact, _memory_remedies(config))
+        raise out_of_memory(config, f"at start: {fact}", model.sizes)
+    logger.warning("memory may run out: %s: %s", fact, _memory_remedies(config, model.sizes))
 
 
-def out_of_memory(config: Config, when: str) -> EnvironmentProblem:
-    """The error for too little memory, with the settings to change."""
-    return EnvironmentProblem(f"out of memory {when}: {_memory_remedies(config)}")
+def out_of_memory(config: Config, when: str, sizes: ModelSizes | None = None) -> EnvironmentProblem:
+    """The error for too little memory, with the settings to change; sizes: of the model."""
+    return EnvironmentProblem(f"out of memory {when}: {_memory_remedies(config, sizes)}")
 
 
-def _memory_remedies(config: Config) -> str:
+def _memory_remedies(config: Config, sizes: ModelSizes | None) -> str:
     remedies = ["lower train.max_tokens_per_row and data.max_length"]
     if not config.train.activation_checkpointing:
         remedies.append("set train.activation_checkpointing=true")
+    if not config.backend.shard and sizes is not None and can_shard(config, sizes):
+        remedies.append("share the weights of several ranks with backend.shard=true")
     return ", ".join([*remedies, "or use a smaller model"])

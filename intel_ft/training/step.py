@@ -5,7 +5,9 @@ Clipping, the optimizer's update and the schedule follow in Transformers' traini
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,10 +54,12 @@ def train_step(step: Step, training: Training) -> Tensor:
     row_divisor, final_divisor = (1, count) if model.dtype == torch.float16 else (count, 1)
 
     sums = torch.zeros(1 if comparison is None else WIDTH, device=model.device)
-    for indices in step.rows(world.rank, world.size):
+    rows = step.rows(world.rank, world.size)
+    for indices in rows:
         row = data.row(data.examples, indices)
+        sums_of = partial(_row_sums, training, row, indices, divergence)
         with _watching(training, row):
-            of_row = _row_sums(training, row, indices, divergence) / row_divisor
+            of_row = model.compute(sums_of) / row_divisor
         sums += of_row.detach()
         row_loss = of_row[0]
         if training.routing is not None and training.routing.coefficient:
@@ -66,6 +70,9 @@ def train_step(step: Step, training: Training) -> Tensor:
             row_loss = row_loss + auxiliary * final_divisor
         row_loss.backward()  # type: ignore[no-untyped-call]
         totals.flops += training.meter.cost.flops(row)
+
+    for _ in range(_missing_rows(step, len(rows), training)):
+        (0.0 * model.compute(_placeholder(training))).backward()  # type: ignore[no-untyped-call]
 
     if world.size > 1:
         totals.exchange_seconds += _sum_over_ranks(sums, training)
@@ -136,13 +143,16 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
 def _sum_over_ranks(sums: Tensor, training: Training) -> float:
     """All-reduce the gradients, and with them the loss and measures: one exchange per step.
 
+    Gradients of sharded weights were summed row by row.
+
     Returns the seconds that it took, which include waiting for slower ranks.
     """
     device = training.model.device
     devices.synchronize(device)
     began = time.perf_counter()
     parts = [sums]
-    for weight in training.model.trained_parameters():
+    sharded = training.model.shards is not None
+    for weight in () if sharded else training.model.trained_parameters():
         if weight.grad is None:  # this rank's share was empty
             weight.grad = torch.zeros_like(weight)
         parts.append(weight.grad.view(-1))
@@ -152,6 +162,20 @@ def _sum_over_ranks(sums: Tensor, training: Training) -> float:
         part.copy_(total)
     devices.synchronize(device)
     return time.perf_counter() - began
+
+
+def _missing_rows(step: Step, rows: int, training: Training) -> int:
+    """How many more rows another rank has: all ranks gather sharded weights equally often."""
+    if training.model.shards is None or training.world.size == 1:
+        return 0
+    return max(len(step.plan.rows(share)) for share in step.shares(training.world.size)) - rows
+
+
+def _placeholder(training: Training) -> Callable[[], Tensor]:
+    """The loss of a row of two tokens, computed for the other ranks' sake."""
+    tokens, at = np.zeros(2, np.int64), np.zeros(1, np.int64)
+    row = Row(tokens, np.arange(2), np.array([0, 2]), at, at)
+    return partial(training.model.loss_sum, row, packed=training.data.packed)
 
 
 def rank_imbalance(step: Step, world_size: int) -> float:
@@ -168,9 +192,14 @@ def validation_loss(training: Training) -> float:
     was_training = model.network.training
     model.network.eval()
     total = torch.zeros(1, dtype=torch.float64, device=model.device)
-    for indices in step.rows(world.rank, world.size):
+    rows = step.rows(world.rank, world.size)
+    for indices in rows:
         row = data.row(examples, indices)
-        total += loss_sum(model.network, row, packed=data.packed, dtype=model.dtype)
+        total += model.compute(
+            partial(loss_sum, model.network, row, packed=data.packed, dtype=model.dtype)
+        )
+    for _ in range(_missing_rows(step, len(rows), training)):
+        model.compute(_placeholder(training))
     model.network.train(was_training)
     return float(world.all_reduce(total)) / step.supervised_tokens
 

@@ -61,6 +61,10 @@ class TrainedWeights(Protocol):
         """Load the weights of a checkpoint, in place."""
         ...
 
+    def describe(self, folder: Path) -> None:
+        """Write what `check` reads into a checkpoint whose weights are sharded."""
+        ...
+
     def check(self, checkpoint: Path) -> None:
         """Raise UserError if the checkpoint has other weights than these."""
         ...
@@ -95,6 +99,10 @@ class Adapter:
             set_peft_model_state_dict(self.model, load_from_original(checkpoint, rank)[0])
         else:
             load_weights(self.model, checkpoint)
+
+    def describe(self, folder: Path) -> None:
+        """See TrainedWeights."""
+        self.model.peft_config["default"].save_pretrained(folder)
 
     def check(self, checkpoint: Path) -> None:
         """See TrainedWeights."""
@@ -134,6 +142,9 @@ class WholeModel:
     def load(self, checkpoint: Path) -> None:
         """See TrainedWeights."""
         restore_weights(self.model, load_file(checkpoint / _ALL))
+
+    def describe(self, folder: Path) -> None:
+        """See TrainedWeights."""
 
     def check(self, checkpoint: Path) -> None:
         """See TrainedWeights."""

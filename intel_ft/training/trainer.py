@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerState
@@ -88,6 +89,8 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
     def _clip_grad_norm(self, model: Any) -> Any:
         """End the run at a norm that is not finite, because the update would ruin the weights."""
         norm = super()._clip_grad_norm(model)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         if not math.isfinite(norm):
             raise NotFinite(
                 f"the gradient norm is {float(norm)} at step {self.state.global_step + 1}: lower "
@@ -171,6 +174,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
                 callback.on_train_begin(args, self.state, self.control)
         self._determine_best_metric(self.evaluate(), None)
         self._export_callback_states()
+        checkpoint.stage_parts(self, folder, with_state=False)
         with world.raise_on_all_ranks():
             if world.rank == 0:
                 checkpoint.add_evaluation(self, folder)
@@ -178,10 +182,15 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Our own checkpoint, because it must be whole or absent, with a checksum of each file."""
         self._export_callback_states()
+        run, keep, step = (
+            Path(self.args.output_dir),
+            self.args.save_total_limit,
+            self.state.global_step,
+        )
+        checkpoint.stage_parts(self, run / f"{checkpoint.PREFIX}{step}")
         with self.training.world.raise_on_all_ranks():
             if self.training.world.rank == 0:
-                run, keep = Path(self.args.output_dir), self.args.save_total_limit
-                checkpoint.save(self, run, self.state.global_step, keep)
+                checkpoint.save(self, run, step, keep)
 
     def _export_callback_states(self) -> None:
         """Store the counters of callbacks such as early stopping in the trainer state."""
@@ -193,8 +202,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load what `_save_checkpoint` wrote, in place."""
         folder = Path(resume_from_checkpoint)
-        self.training.model.weights.load(folder)
-        self.best_weights = checkpoint.load_best(folder)
+        self.best_weights = checkpoint.load_weights(self, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         """Load a state that a CPU or a GPU wrote, because a run may resume on the other."""

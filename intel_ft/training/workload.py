@@ -1,6 +1,7 @@
 """What a training consists of: its data, its model, and the meter of its speed."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from intel_ft.templates.examples import ExampleSet
 from intel_ft.training.comparison import Comparison
 from intel_ft.training.distillation import Teacher
 from intel_ft.training.meter import Meter
+from intel_ft.training.sharding import Shards
 from intel_ft.training.trainable import TrainedWeights
 
 
@@ -44,7 +46,8 @@ class TrainingData:
 class TrainingModel:
     """The model, which of its weights train, and how it computes.
 
-    dtype: of GEMMs; teacher: of a distillation; optimize: see backends.cpu.Backend.
+    dtype: of GEMMs; teacher: of a distillation; optimize: see backends.cpu.Backend; shards: with
+    backend.shard, how the weights are shared by the ranks.
     """
 
     weights: TrainedWeights
@@ -52,6 +55,7 @@ class TrainingModel:
     device: torch.device = CPU
     teacher: Teacher | None = None
     optimize: Optimize | None = None
+    shards: Shards | None = None
 
     @property
     def network(self) -> Any:
@@ -61,6 +65,10 @@ class TrainingModel:
     def trained_parameters(self) -> list[Tensor]:
         """The parameters that train, always in the same order."""
         return [weight for weight in self.network.parameters() if weight.requires_grad]
+
+    def compute(self, function: Callable[[], Tensor]) -> Tensor:
+        """The function's result, which may be of any part of the network."""
+        return function() if self.shards is None else self.shards.compute(function)
 
     def loss_sum(self, row: Row, *, packed: bool) -> Tensor:
         """The training loss summed over a row's supervised tokens, a float32 scalar."""
@@ -83,3 +91,13 @@ class Training:
     world: World
     facts: dict[str, str] = field(default_factory=dict)
     routing: Routing | None = None
+
+
+def with_whole_weights(training: Training) -> Training:
+    """The training with whole weights on rank 0, to be saved; all ranks call it."""
+    model = training.model
+    if model.shards is None:
+        return training
+    sharded: Any = model.weights
+    weights = replace(sharded, model=model.shards.gathered())
+    return replace(training, model=replace(model, weights=weights, shards=None))

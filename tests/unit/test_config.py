@@ -27,6 +27,9 @@ def read(tmp_path):
     return read
 
 
+_SECTIONS = ("model.", "backend.", "train.")
+
+
 def refused(read, *arguments) -> str:
     with pytest.raises(UserError) as caught:
         read(*arguments)
@@ -74,10 +77,18 @@ def refused(read, *arguments) -> str:
         (["backend.name=ipex", "name=full"], "cannot train all weights"),
         (["backend.name=ipex", "use_dora=true"], "or use method.use_dora"),
         (["backend.name=ipex", "backend.compile=true"], "requires backend.name=cpu"),
+        (["backend.shard=true", "name=distill", "teacher=x"], "name=lora and full, not distill"),
+        (["backend.shard=true", "name=qlora"], "name=lora and full, not qlora"),
+        (["backend.shard=true", "init=pissa"], "shard does not support method.init"),
+        (["backend.shard=true", "model.base_dtype=int8"], "not support model.base_dtype"),
+        (["backend.shard=true", "backend.name=cuda"], "requires backend.name=cpu, not cuda"),
+        (["backend.shard=true", "backend.prepack=true"], "with backend.prepack=true"),
+        (["backend.shard=true", "model.add_tokens=[x]"], "not support model.add_tokens"),
+        (["backend.shard=true", "train.optimizer=adafactor"], "train.optimizer=adafactor"),
     ],
 )
 def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:
-    keys = [key if key.startswith(("model.", "backend.")) else f"method.{key}" for key in overrides]
+    keys = [key if key.startswith(_SECTIONS) else f"method.{key}" for key in overrides]
     assert part in refused(read, MINIMAL, *keys)
 
 

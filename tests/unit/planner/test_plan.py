@@ -270,8 +270,26 @@ def test_a_whole_model_takes_18_bytes_a_parameter(seven) -> None:
     assert report["step"]["parts"]["linear_layers"] == 0
     lora = plan(inputs(config(SHAPES / "llama-2-7b"), seven))["step"]
     assert 1.2 < report["step"]["flops"] / lora["flops"] < 1.6  # 6 for 4 a weight and token
-    small = plan(inputs(settings, model, memory=64 * GIB))
-    assert "train an adapter" in small["change"][-1]
+    small = plan(inputs(settings, model, memory=64 * GIB))["change"]
+    assert small[0].startswith("backend.shard=true on 8 ranks: ")
+    nothing = plan(inputs(settings, model, memory=2 * GIB))["change"]
+    assert "train an adapter" in nothing[-1]
+
+
+def test_ranks_that_share_a_whole_model_take_their_part_of_it(seven) -> None:
+    settings = config(SHAPES / "llama-2-7b", method={"name": "full"}, backend={"shard": True})
+    report = plan(inputs(settings, count_model(settings), nodes=4, memory=128 * GIB))
+    parts, weights = report["memory"]["parts"], seven.sizes.parameters
+    assert (parts["trained"] + parts["optimizer"]) * GIB == 16 * weights / 4
+    assert parts["gathered"] * GIB == 2 * weights  # rank 0 writes them in the end
+    assert report["memory"]["fits"] and parts["communication"] == 0
+    gathered = 8 * weights  # bf16 in both directions, float32 gradients
+    assert report["step"]["parts"]["communication"] > 0.75 * gathered / 1.25e9  # 10 Gbit/s
+    lora = config(SHAPES / "llama-2-7b", backend={"shard": True})
+    memory = plan(inputs(lora, count_model(lora), nodes=4, memory=64 * GIB))["memory"]
+    base = memory["parts"]["base"] + memory["parts"]["linear_layers"]
+    assert base * GIB == pytest.approx(2 * weights / 4, rel=1e-6)
+    assert memory["layout"] == "as loaded"
 
 
 def test_a_teacher_is_loaded_and_read() -> None:
