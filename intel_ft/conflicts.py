@@ -69,7 +69,7 @@ def _at_start(config: Sections) -> Iterator[str]:
         if method.teacher == "base":
             yield f"{changes} method.teacher=base cannot be used: set it to the path of a model"
         if not method.trains_all and method.use_dora:
-            yield f"{changes} method.use_dora cannot be saved for the base as it was: leave it out"
+            yield f"{changes} method.use_dora cannot be saved for the original base: leave it out"
         if method.init in ("pissa", "olora"):
             yield f"{changes} method.init={method.init} cannot be used: leave it out"
     if model.new_tokens and method.name == "distill":
@@ -85,7 +85,7 @@ def _on_int4(config: Sections) -> Iterator[str]:
         if model.quantization:
             yield "model.quantization applies to model.base_dtype=int4 only"
         return
-    kept = "base weights, which model.base_dtype=int4 keeps as they are served"
+    kept = "base weights, which model.base_dtype=int4 keeps unchanged"
     if method.init in ("pissa", "olora"):
         yield f"method.init={method.init} changes the {kept}"
     if method.modules_to_save:
@@ -186,13 +186,13 @@ def _on_ipex(config: Sections) -> Iterator[str]:
 def _of_a_stream(config: Sections) -> Iterator[str]:
     data, batch = config.data, config.train.global_batch_size
     if config.train.max_steps is None:
-        yield "data.streaming needs train.max_steps: it does not know how many rows there are"
+        yield "data.streaming needs train.max_steps: the number of rows is not known"
     if len(data.sources) > 1 or any(source.max_examples for source in data.sources):
-        yield "data.streaming takes all of one source: several, or max_examples, need false"
+        yield "data.streaming takes all of one source: remove the others and max_examples"
     if config.method.compares is not None:
         yield f"data.streaming cannot be used with method.name={config.method.name}"
     if data.eval_fraction:
-        yield "data.streaming cannot split data.eval_fraction off: set data.eval"
+        yield "data.streaming cannot be used with data.eval_fraction: set data.eval"
     if data.buffer % batch:
         yield f"data.buffer ({data.buffer}) must be a multiple of train.global_batch_size ({batch})"
     if data.on_bad == "drop" or data.of(data.sources[0]).on_long in ("drop", "split"):

@@ -109,8 +109,8 @@ def for_device(settings: Settings, device: str) -> Settings:
 
 RECOVERY = ("recover_steps", "recover_minutes", "recover_rank", "recover_rate")
 _NOT_FOR_A_BASE = {
-    "awq": "it moves scales from one layer into another, where an adapter would not fit any more",
-    "lora_correction": "it adds matrices of its own to the weights",
+    "awq": "it moves scales from one layer into another, and the adapter is trained without them",
+    "lora_correction": "it adds correction matrices to the weights",
     "activations": "the weights alone are compressed for training",
     "smooth_quant_alpha": "the weights alone are compressed for training",
     "kv_cache": "it is set by export --adapter",

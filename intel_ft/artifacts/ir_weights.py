@@ -139,7 +139,7 @@ def replace_weights(
         for name, (codes, scales, zeros) in changed.items():
             weight = weights.get(name)
             if weight is None or weight.bits != 4 or (zeros is None) != (weight.zeros is None):
-                raise UserError(f"{folder}: {name} is not a weight of 4 bits of this form")
+                raise UserError(f"{folder}: {name} is not a 4-bit weight in a supported layout")
             at_codes, at_scales, at_zeros = weight.offsets
             parts = [
                 (at_codes, pack(codes).tobytes()),

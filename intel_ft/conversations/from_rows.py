@@ -202,7 +202,7 @@ def _with_thought_of(row: dict[str, Any], answer: str) -> str:
         return answer
     if len(found) > 1 or split_thought(answer) is not None:
         where = found[1] if len(found) > 1 else "a <think> block of the answer"
-        raise BadRow(f"{found[0]} and {where} both hold a thought: keep one of them")
+        raise BadRow(f"{found[0]} and {where} both hold reasoning: keep one of them")
     return with_thought(text_of(found[0], row[found[0]]), answer)
 
 

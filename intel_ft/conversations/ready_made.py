@@ -40,7 +40,7 @@ def read_tokens(row: dict[str, Any]) -> tuple[tuple[int, ...], tuple[bool, ...]]
     """
     ids = _integers("input_ids", row["input_ids"])
     if wrong := next((one for one in ids if not 0 <= one < 2**31), None):
-        raise BadRow(f"input_ids has {wrong}, which is no id of a token")
+        raise BadRow(f"input_ids has {wrong}, which is not a token id")
     labels = row.get("labels")
     labels = ids if labels is None else _integers("labels", labels)
     mask = row.get("attention_mask")

@@ -13,7 +13,7 @@ from intel_ft.templates.formats import READY_MADE, Format
 _MEDIA = dict.fromkeys(
     ("image", "images", "audio", "audios", "video", "videos"), "only text can be trained on"
 )
-_CALLS = "tool calls belong into the turns of messages"
+_CALLS = "tool calls belong in the turns of messages"
 COLUMNS = {
     **_MEDIA,
     **dict.fromkeys(("tool_calls", "function_call"), _CALLS),

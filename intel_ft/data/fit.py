@@ -121,6 +121,6 @@ def refuse_thoughts(rows: Rows, read: ReadData, chat_template: str) -> None:
         raise UserError(
             f"{rows.where(row)}: an answer has {tag}, and not as one block <think>...</think> in"
             f" front of it ({len(found):,} answers), while the tokenizer's chat_template writes"
-            " thoughts itself: correct the blocks, or set data.template to chatml, which uses"
+            " reasoning itself: correct the blocks, or set data.template to chatml, which uses"
             " answers as they are"
         )

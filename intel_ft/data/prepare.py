@@ -89,23 +89,23 @@ class DataReport:
         if self.unused:
             lines.append(describe_unused(self.unused, self.format))
         if self.untrained:
-            lines.append(f"{self.untrained:,} answers are context only, as the data says")
+            lines.append(f"{self.untrained:,} answers are context only, as marked in the data")
         if self.separated:
             lines.append(
                 f"{self.separated:,} conversations are several examples each: the chat_template"
-                " changes earlier answers once the conversation goes on, as where it drops thoughts"
-                " (data.earlier_answers: separate)"
+                " changes earlier answers when later turns follow, for example by removing their"
+                " reasoning (data.earlier_answers: separate)"
             )
         if self.context_only:
             lines.append(
                 f"{self.context_only:,} answers are context only: the chat_template changes them"
-                " once the conversation goes on (data.earlier_answers: context; separate trains"
-                " each one in an example of its own)"
+                " when later turns follow (data.earlier_answers: context; separate trains on each"
+                " one in a separate example)"
             )
         if self.shortened:
             lines.append(
-                f"{self.shortened:,} conversations go on after their last trained answer: those"
-                " turns are left out"
+                f"{self.shortened:,} conversations have turns after their last trained answer:"
+                " those turns are left out"
             )
         if self.bad:
             lines.append(
@@ -344,7 +344,7 @@ def _loss_on(data: DataConfig, data_format: Format) -> tuple[str, str]:
         return "labels", "the data marks what is trained on"
     if data.loss_on == "completion" and data.roles_to_train != ["assistant"]:
         return "turns", f"of the roles {', '.join(data.roles_to_train)} (data.roles_to_train)"
-    return data.loss_on, "as data.loss_on says"
+    return data.loss_on, "from data.loss_on"
 
 
 def _without_effect(data: DataConfig, data_format: Format) -> list[str]:

@@ -65,14 +65,14 @@ class Stream:
                 f"{self._source}, rows {first + 1:,} to {first + size:,}: cannot be read as a table"
                 f" ({cause_of(error)})"
             ) from error
-        note = f"streamed, {size:,} rows at a time: only the first ones were read so far"
+        note = f"streamed, {size:,} rows at a time: only the first ones have been read so far"
         rows = rows_of(self._source, "train", table, notes=[note], first=first)
         with gc_paused():
             prepared = prepare_rows(rows, self._data, self._tokenizer, self._data.max_length)
         if prepared.report.separated:
             raise UserError(
-                f"{rows.name}: the chat_template needs several examples of one row, which a stream"
-                " does not have: set data.earlier_answers to context, or data.streaming to false"
+                f"{rows.name}: the chat_template needs several examples for one row, which a stream"
+                " does not support: set data.earlier_answers to context, or data.streaming to false"
             )
         if missing := size - len(prepared.examples):
             raise UserError(
@@ -152,8 +152,8 @@ def _arguments(source: str, split: str) -> dict[str, Any]:
         name, files = Path(source), [source]
         if data_type(name) is None or split != "train":
             raise UserError(
-                f"{source}: a URL that is streamed names files of one type, such as"
-                " s3://bucket/*.jsonl, and has the split train"
+                f"{source}: to stream a URL, name files of one type, such as s3://bucket/*.jsonl,"
+                " and leave data.split at train"
             )
     elif (chosen := local_files(source, split)) is None:
         return {**hub_arguments(source), "split": split}

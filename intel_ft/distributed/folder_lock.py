@@ -106,7 +106,7 @@ class FolderLock:
         elif holder != self._owner:
             raise IntelFTError(
                 f"{self._folder}: {holder} has taken over this folder since {holder.since}, "
-                f"because this process gave no sign of life for {STALE:g} s: it writes nothing more"
+                f"because this process did not renew its lock for {STALE:g} s: it writes no more"
             )
 
     def release(self) -> None:
@@ -150,7 +150,7 @@ def _take_over(folder: Path, owner: Owner) -> bool:
         (folder / _WRITTEN).replace(path)
     finally:
         guard.unlink(missing_ok=True)
-    reason = "has ended" if ended else f"gave no sign of life for {STALE:g} s"
+    reason = "has ended" if ended else f"did not renew it for {STALE:g} s"
     logger.warning("%s: took over the lock of %s, which %s", folder, holder, reason)
     return True
 

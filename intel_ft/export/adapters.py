@@ -187,7 +187,7 @@ def _without_awq(settings: Settings, weight_format: Format) -> Settings:
     if settings.awq:
         raise UserError(
             "--set awq=true cannot be used with --adapter: AWQ moves scales from one layer into "
-            "another, where an adapter would not fit any more"
+            "another, and an adapter is trained without them"
         )
     if weight_format != "int4" or settings.awq is False:
         return settings

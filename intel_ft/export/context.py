@@ -174,7 +174,7 @@ def _tuning(source: Source, work: Path, tokenizer: Any, calibration: str | None)
     examples = find_training(source.artifact, tokenizer, calibration)
     if examples is None:
         raise UserError(
-            f"{source.artifact.location}: --recover tunes on training examples, and this is no run "
+            f"{source.artifact.location}: --recover needs training examples, and this is not a run "
             "that has them: name some with --calibration"
         )
 

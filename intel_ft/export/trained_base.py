@@ -121,7 +121,7 @@ def _copy(source: Source, digest: str, partial: Path) -> None:
         if config is None:
             raise UserError(
                 f"{source.artifact.location}: the int4 weights that it was trained on are not in "
-                "the cache of this machine, and it is in no run's folder to make them again from"
+                "the cache of this machine, and it is not in a run's folder to make them again"
             )
         logger.info("compressing the base again: the cache has lost it")
         cached = partial / "again"

@@ -37,9 +37,9 @@ class Topology:
     """What a process may use of its host.
 
     cores: in the order of their NUMA nodes. memory: GiB by NUMA node that this process may use,
-    including nodes without cores (HBM in flat mode, CXL). quota: the CPU time, in cores, that control groups or Slurm allow, and
-    quota_by which of them. nearest: where a core's node has no memory, or shares its cores with
-    other nodes, the nodes of the memory next to it.
+    including nodes without cores (HBM in flat mode, CXL). quota: the CPU time, in cores, that
+    control groups or Slurm allow, and quota_by which of them. nearest: where a core's node has no
+    memory, or shares its cores with other nodes, the nodes of the memory next to it.
     """
 
     cores: tuple[Core, ...]

@@ -14,7 +14,7 @@ from intel_ft.templates.formats import THOUGHTS, TOOLS, Message
 _REFUSED = {
     **COLUMNS,
     **dict.fromkeys(TOOLS, "tools are not supported in prompts: ask a server"),
-    **dict.fromkeys(THOUGHTS, "a prompt has no thought"),
+    **dict.fromkeys(THOUGHTS, "a prompt has no reasoning"),
 }
 _PROMPT_KEYS = ("prompt", "instruction", "question")
 

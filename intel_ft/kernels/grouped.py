@@ -47,7 +47,7 @@ def _table(terms: Sequence[Term]) -> Tensor:
     numbers = []
     for rows, weight in terms:
         if not rows.is_contiguous() or rows.shape[1] != weight.shape[2]:
-            raise ValueError(f"{tuple(rows.shape)} are no contiguous rows for {weight.shape}")
+            raise ValueError(f"{tuple(rows.shape)} are not contiguous rows for {weight.shape}")
         by_output = weight.stride(2) == 1
         leading = weight.stride(1) if by_output else weight.stride(2)
         place = rows.data_ptr(), weight.data_ptr()

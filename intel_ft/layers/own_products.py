@@ -118,7 +118,7 @@ def own_int8_base(dtype: torch.dtype) -> tuple[Factory, str] | None:
 def why_no_own_products(dtype: torch.dtype, *, int8: bool) -> str:
     """The reason for None in `own_base` or `own_int8_base`."""
     if dtype not in (torch.bfloat16, torch.float32) or (dtype == torch.float32 and not int8):
-        return f"ours have no {str(dtype).removeprefix('torch.')}"
+        return f"intel_ft has no GEMMs in {str(dtype).removeprefix('torch.')}"
     reasons = [reason for reason in (why_no_tiles(), why_no_vnni() if int8 else None) if reason]
     return ", ".join(dict.fromkeys(reasons))
 

@@ -102,7 +102,7 @@ def use_compressed(model: Any, weights: Mapping[str, CompressedTensor]) -> None:
             module.weight.data = torch.from_numpy(dequantize(tensor)).to(module.weight.dtype)
     if left:
         raise UserError(
-            f"model.base_dtype=int4: {next(iter(left))} is compressed in the IR, but is no linear "
+            f"model.base_dtype=int4: {next(iter(left))} is compressed in the IR, but not a linear "
             "layer of this model in torch: use model.base_dtype=nf4"
         )
 

@@ -47,7 +47,7 @@ def choose_gemms(
         return _choice(oneDNN, "oneDNN", why_no_own_products(dtype, int8=int8), own=False)
     factory, name = own
     if not shapes:
-        return _choice(factory, f"ours ({name})", "there is nothing to measure", own=True)
+        return _choice(factory, f"intel_ft ({name})", "there is nothing to measure", own=True)
     forward, gradient = (
         (gemm_rate.INT8_FORWARD, gemm_rate.INT8_GRADIENT)
         if int8
@@ -62,9 +62,9 @@ def choose_gemms(
     )
     rates = f"{ours / 1e9:,.0f} against {theirs / 1e9:,.0f} GFLOP/s on this model's shapes"
     if ours * _MARGIN < theirs:
-        return _choice(oneDNN, "oneDNN", f"ours ({name}) are slower here: {rates}", own=False)
+        return _choice(oneDNN, "oneDNN", f"intel_ft ({name}) is slower here: {rates}", own=False)
     reason = f"{ours / theirs:.1f} times oneDNN's rate, measured just now: {rates}"
-    return _choice(factory, f"ours ({name})", reason, own=True)
+    return _choice(factory, f"intel_ft ({name})", reason, own=True)
 
 
 def _choice(factory: Any, value: str, reason: str, *, own: bool) -> GemmChoice:

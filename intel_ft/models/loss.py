@@ -198,7 +198,7 @@ def pack_head(model: Any, available: float) -> list[Decision]:
         return [Decision("head's GEMMs", "oneDNN", f"{size}, over half of the free memory")]
     factory, name = own
     _base(model).packed_head = factory(head.detach(), None)
-    return [Decision("head's GEMMs", f"ours ({name})", f"as the frozen GEMMs; {size}")]
+    return [Decision("head's GEMMs", f"intel_ft ({name})", f"as the frozen GEMMs; {size}")]
 
 
 _LOGIT_MODIFIERS = (

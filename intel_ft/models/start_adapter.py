@@ -38,7 +38,7 @@ def describe_adapter(model: ModelConfig) -> list[Decision]:
         return []
     how = "added to the base weights; a new adapter begins"
     if model.continued_adapter is not None:
-        how = "trained further, with its own rank and targets; the optimizer's state begins anew"
+        how = "trained further, with its own rank and targets and a new optimizer state"
     return [Decision("model.adapter", model.adapter, how)]
 
 
@@ -89,7 +89,7 @@ def negative_of(model: Any, folder: Path) -> Initial:
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if isinstance(module, LoraLayer) and type(module) is not lora.Linear:
-            raise UserError(f"model.adapter_mode=merge: {name} is no linear layer: {remedy}")
+            raise UserError(f"model.adapter_mode=merge: {name} is not a linear layer: {remedy}")
     weights, scale = load_file(folder / WEIGHTS), scale_of(model.peft_config["default"])
     pairs: Initial = {}
     for key, a in weights.items():
@@ -98,7 +98,7 @@ def negative_of(model: Any, folder: Path) -> Initial:
             continue
         module = modules.get(name)
         if type(module) is not lora.Linear and not (module is not None and is_linear(module)):
-            raise UserError(f"model.adapter: {folder}: {name} is no linear layer here: {remedy}")
+            raise UserError(f"model.adapter: {folder}: {name} is not a linear layer: {remedy}")
         layer = name.removeprefix("base_model.model.")
         alphas = config.alpha_pattern
         alpha = alphas.get(get_pattern_key(alphas.keys(), layer), config.lora_alpha)

@@ -75,8 +75,8 @@ def adapter_folder(name: str) -> Path:
         artifact = resolve(name)
         if artifact.kind != "adapter":
             raise UserError(
-                f"model.adapter: {name}: this is no adapter but a {artifact.kind} model: give it as"
-                " model.name_or_path"
+                f"model.adapter: {name}: this is not an adapter but a {artifact.kind} model: give"
+                " it as model.name_or_path"
             )
         return artifact.folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -240,11 +240,11 @@ def _as_in_file(tokenizer: Any, folder: Path) -> Any:
     exact = PreTrainedTokenizerFast.from_pretrained(folder, **known)
     if _first_difference(exact.backend_tokenizer, own) is not None:
         raise UserError(
-            f"{folder}: Transformers encodes {text[:24]!r} otherwise than tokenizer.json in this"
+            f"{folder}: Transformers encodes {text[:24]!r} differently from tokenizer.json in this"
             " folder: remove what changes it (such as add_prefix_space) from tokenizer_config.json"
         )
     logger.info(
-        "tokenizer: %s would encode %r otherwise than tokenizer.json: the file is used as it is",
+        "tokenizer: %s would encode %r differently from tokenizer.json: the file is used",
         type(tokenizer).__name__,
         text[:24],
     )

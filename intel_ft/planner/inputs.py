@@ -105,7 +105,7 @@ def inputs_of(
 def _why_not_timed(config: Config, cluster: Cluster, gpu: str | None) -> str | None:
     """Why no layers of this run can be timed on this machine, or None."""
     if gpu is not None or cluster.cpu is not None:
-        return f"the layers of this machine say nothing about {gpu or cluster.cpu}"
+        return f"timings of this machine do not apply to {gpu or cluster.cpu}"
     if config.backend.name == "ipex":
         return "IPEX's layers are not timed"
     return None

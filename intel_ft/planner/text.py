@@ -97,7 +97,7 @@ def _layers(cluster: dict[str, Any]) -> list[tuple[str, str]]:
     if cluster["slowdown"] != 1:
         return [("layers", f"measured at {cluster['slowdown']:.2f} times the roofline's time")]
     if cluster["measured_here"]:
-        return [("layers", "not timed, so by the roofline alone; --measure trains some (a minute)")]
+        return [("layers", "predicted by the roofline alone; --measure times some (a minute)")]
     return []
 
 

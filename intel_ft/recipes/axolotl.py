@@ -239,7 +239,9 @@ def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> 
     for role in ("system", "user", "assistant", "tool"):
         names = t.left.get(f"{first}.roles.{role}")
         if isinstance(names, list) and {values.ROLES.get(str(name)) for name in names} == {role}:
-            t.not_needed.append(f"{first}.roles.{role}: {t.take(f'{first}.roles.{role}')}: read so")
+            t.not_needed.append(
+                f"{first}.roles.{role}: {t.take(f'{first}.roles.{role}')}: read as it is"
+            )
     trained = ("training", "train", "loss", "weight")
     values.name_in_turns(t, f"{first}.message_field_training", trained, "training")
     _supervised_turns(t, first)

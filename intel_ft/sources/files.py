@@ -206,8 +206,8 @@ def _split_of(file: Path, folder: Path) -> str | None:
         said = _words(part)
         if len(said) > 1:
             raise UserError(
-                f"{file}: the name says the splits {' and '.join(sorted(said))}: rename it, or set"
-                " the file itself in the config instead of its folder"
+                f"{file}: the name contains the splits {' and '.join(sorted(said))}: rename it, or"
+                " set the file itself in the config instead of its folder"
             )
         if said:
             return said.pop()

@@ -89,7 +89,7 @@ def _csv_options(files: Sequence[Path]) -> dict[str, Any]:
         if (other := read_header(file)[0]) != separator:
             raise UserError(
                 f"{file}: its cells are separated by {other!r}, those of {files[0].name} by"
-                f" {separator!r}: write both alike"
+                f" {separator!r}: use the same separator in all files"
             )
     if len(set(header)) < len(header):
         raise ValueError("duplicate column name")  # pandas would silently rename the second one

@@ -39,7 +39,7 @@ def fetch(url: str) -> Path:
 
         system, path = fsspec.core.url_to_fs(url)
     except ValueError as error:
-        raise UserError(f"{url}: fsspec knows no {protocol}:// ({error})") from error
+        raise UserError(f"{url}: fsspec does not support {protocol}:// ({error})") from error
     except ImportError as error:
         raise EnvironmentProblem(f"{url}: a package is missing: {error}") from error
     try:

@@ -109,7 +109,9 @@ def rename(rows: Rows, columns: Mapping[str, str], known: Collection[str]) -> Ro
             raise UserError(f"{rows.source}: data.columns: no column {column} for {name}: {remedy}")
     new = {column: name for name, column in columns.items()}
     if len(new) < len(columns):
-        raise UserError(f"{rows.source}: data.columns: one column has two names: give each its own")
+        raise UserError(
+            f"{rows.source}: data.columns: two names have the same column: give each its own"
+        )
     hidden = [name for name in columns if name in rows.columns and name not in new]
     kept = [column for column in rows.columns if column not in hidden]
     return replace(

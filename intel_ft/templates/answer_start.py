@@ -42,7 +42,9 @@ def answer_start(whole: str, prompt: str | None, message: int, has_thought: bool
     hidden = has_thought and (own is None or own[4] == "c")
     if prompt is None:
         if own is None:
-            raise TemplateProblem(f"the tokenizer's chat_template has no prompt here: {REMEDY}")
+            raise TemplateProblem(
+                f"the tokenizer's chat_template writes no prompt for this answer: {REMEDY}"
+            )
         return None if hidden else Start(whole[: own.start()], whole[own.start() :])
     at = own.start() if own else _without_words(whole, prompt)
     before, tail = whole[_after_last_slot(whole[:at]) : at], prompt[_after_last_slot(prompt) :]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 2000  # sequences of roles and tools; tool calls differ from row to row
 _NO_THOUGHT = (
-    "the tokenizer's chat_template leaves out the thought of the last answer"
+    "the tokenizer's chat_template leaves out the reasoning of the last answer"
     f" (<think>...</think>): {REMEDY}"
 )
 _CALL_ENDS = ("<|call|>", "<|eom_id|>")  # where servers stop, to run the tool

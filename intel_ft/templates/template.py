@@ -141,9 +141,9 @@ def _not_built_in(conversation: Conversation) -> str | None:
     if any(message.calls or message.role == "tool" for message in messages):
         return "a turn is a tool's call or result"
     if any(message.in_loss and message.role != "assistant" for message in messages):
-        return "a turn that is no answer is trained on"
+        return "a turn other than an answer is trained on"
     if any(message.role == "system" for message in messages[1:]):
-        return "a system message stands behind other turns"
+        return "a system message follows other turns"
     dialog = [message.role for message in messages if message.role != "system"]
     if dialog != ["user", "assistant"] * (len(dialog) // 2):
         return "user and assistant do not alternate"

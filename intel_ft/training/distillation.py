@@ -134,7 +134,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 def check_teacher(config: Config, tokenizer: Any) -> None:
     """Check the teacher's folder without reading weights; nothing to do if it is the own base.
 
-    Raises UserError if it is not a whole model or has another vocabulary than the student.
+    Raises UserError if it is not a whole model or has a different vocabulary from the student.
     """
     if config.method.teacher in (None, OWN_BASE):
         return
@@ -157,7 +157,7 @@ def check_teacher(config: Config, tokenizer: Any) -> None:
         token = next((token for token in in_order if teachers.get(token) != students[token]), None)
         example = f"{token!r} is {teachers.get(token)} and {students[token]}" if token else ""
         raise UserError(
-            f"method.teacher: {other.name_or_path} has another vocabulary than "
+            f"method.teacher: {other.name_or_path} has a different vocabulary from "
             f"{config.model.name_or_path} ({len(teachers)} and {len(students)} tokens"
             f"{'; ' * bool(token)}{example}): choose a teacher with the student's tokenizer"
         )

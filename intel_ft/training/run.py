@@ -254,7 +254,7 @@ def _train_from(
     if start is not None and checkpoint.is_last(start, trainer.args.max_steps, early_stopping):
         trainer.load_state(start)
         if trainer.state.global_step > trainer.args.max_steps:
-            logger.info("%s is beyond train.max_steps: it is the result as it is", start)
+            logger.info("%s is beyond train.max_steps: its weights are the result", start)
     else:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=None if start is None else str(start))

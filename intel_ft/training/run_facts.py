@@ -116,7 +116,9 @@ def check_facts(checkpoint: Path, before: Facts, now: Facts) -> None:
     changed = [name for name in before if name in now and before[name] != now[name]]
     if before.get("evaluation data") == _NONE and "evaluation data" in changed:
         changed.remove("evaluation data")  # nothing was measured yet
-        logger.info("%s: the run had no evaluation data; it is evaluated from here on", checkpoint)
+        logger.info(
+            "%s: the run had no evaluation data; evaluation starts with this step", checkpoint
+        )
     refused = [name for name in changed if name in _REFUSED or name.startswith("method.")]
     if refused:
         restore = ", ".join(dict.fromkeys(REMEDIES.get(name, name) for name in refused))

@@ -107,7 +107,7 @@ def test_a_teacher_of_other_words(folder) -> None:
     words |= {one: b, other: a}
     (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
     arguments = ["method.name=distill", "method.teacher=teacher"]
-    refused(folder, 2, "method.teacher", "another vocabulary", repr(one), arguments=arguments)
+    refused(folder, 2, "method.teacher", "different vocabulary", repr(one), arguments=arguments)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def mpi_flavour(program: str) -> str:
         if mark in text:
             return flavour
     raise EnvironmentProblem(
-        f"{program} is none of Intel MPI, Open MPI and MPICH (its --version prints "
+        f"{program} is not from Intel MPI, Open MPI or MPICH (its --version prints "
         f"{' '.join(text.split())[:80]!r}): name another mpirun with --mpirun"
     )
 

@@ -40,7 +40,7 @@ def read_hostfile(path: Path) -> tuple[tuple[str, ...], int | None]:
         first = lines.setdefault(line.name, line)
         if first is not line and (first.slots or line.slots):
             raise UserError(
-                f"{path}: {line.name} is on the lines {first.number} and {line.number} with a "
+                f"{path}: {line.name} is on lines {first.number} and {line.number} with a "
                 "number of ranks: give each host one line"
             )
         slots[line.name] = slots.get(line.name, 0) + (line.slots or 1)

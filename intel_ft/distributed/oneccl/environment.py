@@ -35,10 +35,12 @@ def why_wrong() -> str | None:
 def _wrong_variable(local_size: int) -> str | None:
     count = os.environ.get("CCL_WORKER_COUNT", "1")
     if not count.isdecimal() or int(count) < 1:
-        return f"CCL_WORKER_COUNT={count} is no number of threads: set it to 1 or more, or unset it"
+        return (
+            f"CCL_WORKER_COUNT={count} is not a number of threads: set it to 1 or more, or unset it"
+        )
     level = os.environ.get("CCL_LOG_LEVEL", "error")
     if level.lower() not in _LOG_LEVELS:
-        return f"CCL_LOG_LEVEL={level} is none of {', '.join(_LOG_LEVELS)}: correct or unset it"
+        return f"CCL_LOG_LEVEL={level} is not one of {', '.join(_LOG_LEVELS)}: correct or unset it"
     cores, workers = os.environ.get("CCL_WORKER_AFFINITY", "auto"), local_size * int(count)
     if cores != "auto" and (not _NUMBERS.fullmatch(cores) or _length(cores) < workers):
         return (
@@ -85,7 +87,7 @@ def errors_name(variables: dict[str, str]) -> Iterator[None]:
             raise
         names = ", ".join(f"{name}={value}" for name, value in sorted(variables.items()))
         raise RuntimeError(
-            f"{error}; set in this environment: {names}: unset what was not meant"
+            f"{error}; set in this environment: {names}: unset the wrong one"
         ) from error
 
 

@@ -22,7 +22,7 @@ def library() -> Kernels:
     if os.environ.get(DISABLE):
         return Kernels(None, f"{DISABLE} is set")
     if "fma" not in cpu_flags():
-        return Kernels(None, "this is no x86-64 CPU with FMA")
+        return Kernels(None, "this is not an x86-64 CPU with FMA")
     return compile_library("gemm", SOURCES)
 
 

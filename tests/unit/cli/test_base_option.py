@@ -36,5 +36,5 @@ def _prompt(verb) -> dict[str, str]:
 
 
 def test_another_base_is_for_adapters(tmp_path) -> None:
-    with pytest.raises(UserError, match="this is no adapter"):
+    with pytest.raises(UserError, match="applies only to adapters"):
         api.load_model("tiny-python-llama", base=tmp_path)

@@ -282,7 +282,7 @@ def test_the_report_counts_answers_and_turns_that_are_not_trained_on(tmp_path):
     report = prepare(DataConfig(train=str(file)), str(file), tokenizer("byte")).report
     assert (report.untrained, report.shortened) == (1, 1)
     text = "\n".join(report.lines())
-    assert "1 answers are context only" in text and "1 conversations go on after" in text
+    assert "1 answers are context only" in text and "1 conversations have turns after" in text
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_columns_by_name(read):
     assert "no format has a column outptu: did you mean output?" in refusal(
         read, row, columns={"outptu": "a"}
     )
-    assert "one column has two names" in refusal(
+    assert "two names have the same column" in refusal(
         read, row, columns={"instruction": "q", "output": "q"}
     )
 

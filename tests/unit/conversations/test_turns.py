@@ -268,7 +268,7 @@ def test_ready_made_rows_that_cannot_be_used_are_named(read, row, words):
         ({"messages": TURNS, "tools": [TOOL]}, "the row has tools"),
         ({"messages": [USER, {**ANSWER, "tool_calls": [CALL]}]}, "a tool's call or result"),
         ({"messages": [ANSWER]}, "do not alternate"),
-        ({"messages": [{**USER, "train": True}, ANSWER]}, "a turn that is no answer"),
+        ({"messages": [{**USER, "train": True}, ANSWER]}, "a turn other than an answer"),
     ],
 )
 def test_what_a_built_in_template_has_no_place_for(tmp_path, template, row, words):

@@ -136,7 +136,7 @@ def test_files_that_cannot_be_streamed_are_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("prompt,completion\na,b\n")
     with pytest.raises(UserError, match="CSV cannot be streamed"):
         stream(tmp_path / "rows.csv")
-    with pytest.raises(UserError, match="names files of one type"):
+    with pytest.raises(UserError, match="name files of one type"):
         stream("memory://bucket/folder")
 
 

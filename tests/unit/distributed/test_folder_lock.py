@@ -73,7 +73,7 @@ def test_a_silent_process_of_another_host_is_replaced(run, caplog):
     _left(run, **ELSEWHERE)
     with caplog.at_level("WARNING"):
         FolderLock.take(run).release()
-    assert "process 4711 on node7" in caplog.text and "no sign of life" in caplog.text
+    assert "process 4711 on node7" in caplog.text and "did not renew it" in caplog.text
 
 
 def test_a_process_of_another_host_that_touches_its_lock_is_not(run):

@@ -67,7 +67,7 @@ def test_host_files(tmp_path, text, hosts, slots):
         ("a:\n", "line 1: 'a:': the number of ranks"),
         ("a:2 slots=4\n", "line 1: 'a:2 slots=4' contradicts itself"),
         ("a slots=4 max_slots=2\n", "contradicts itself"),
-        ("a slots=2\nb slots=2\na slots=2\n", "a is on the lines 1 and 3 with a number of ranks"),
+        ("a slots=2\nb slots=2\na slots=2\n", "a is on lines 1 and 3 with a number of ranks"),
         ("a\na:2\n", "lines 1 and 2"),
         ("a port=22\n", "'port=22' is not supported"),
         ("a\nme@b\n", "line 2: 'me@b' names a user"),
@@ -139,7 +139,7 @@ def test_another_ssh_reaches_every_launcher(tmp_path, monkeypatch):
 
 def test_an_unknown_mpirun_is_named(tmp_path, monkeypatch):
     program = fake(tmp_path, monkeypatch, "usage: what")
-    with pytest.raises(EnvironmentProblem, match=f"{program} is none of Intel MPI"):
+    with pytest.raises(EnvironmentProblem, match=f"{program} is not from Intel MPI"):
         commands.command(TWO_HOSTS, "mpirun")
 
 

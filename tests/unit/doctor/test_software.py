@@ -193,7 +193,7 @@ def path(tmp_path, monkeypatch):
         ("Intel(R) MPI Library for Linux* OS, Version 2021.18", "usable", "Intel MPI, "),
         ("mpirun (Open MPI) 4.1.4", "usable", "Open MPI, "),
         ("HYDRA build details:", "usable", "MPICH, "),
-        ("mpirun: what?", "broken", "is none of Intel MPI"),
+        ("mpirun: what?", "broken", "is not from Intel MPI"),
     ],
 )
 def test_which_mpi(path, output, state, detail):

@@ -132,7 +132,7 @@ def test_a_model_on_tiles_gives_the_gradients_of_a_plain_one(model, monkeypatch)
     other, exact = copy.deepcopy(model), copy.deepcopy(model).float()
     replace_linears(other, tile_base)
     [decision] = pack_head(other, 2**40)
-    assert decision.value == "ours (AMX)"
+    assert decision.value == "intel_ft (AMX)"
     assert frozen_dtype(other) == torch.bfloat16
     assert_as_exact_as_plain(lora_gradients(other), lora_gradients(model), lora_gradients(exact))
 
@@ -214,7 +214,7 @@ def test_the_faster_products_are_chosen(monkeypatch, ours, chosen, int8) -> None
     assert measured == [(64, 32, 3), (32, 64, 1)]
     assert choice.own == chosen
     assert (choice.factory is tile_base) == chosen
-    assert choice.decision.value == ("ours (AMX)" if chosen else "oneDNN")
+    assert choice.decision.value == ("intel_ft (AMX)" if chosen else "oneDNN")
     assert "GFLOP/s on this model's shapes" in choice.decision.reason
 
 

@@ -81,7 +81,7 @@ def test_a_file_alone_is_read_whatever_its_name(folder):
             ["a.jsonl", "test.jsonl"],
             r"no split 'train'.* test \(test.jsonl\), no split \(a.jsonl\)",
         ),
-        (["train_test.jsonl", "x.jsonl"], "says the splits test and train: rename it"),
+        (["train_test.jsonl", "x.jsonl"], "contains the splits test and train: rename it"),
         (["en/train.jsonl", "fr/train.jsonl"], "no data files in this folder, but in en, fr"),
         (["a.zip"], "a.zip has an unknown file type .zip: unpack it"),
         (["a.jsonl", "a.csv"], r"several types \(a.csv, a.jsonl\)"),

@@ -72,7 +72,7 @@ def test_file_urls_are_local_paths(tmp_path):
         ("memory://bucket/missing.jsonl", UserError, "no such file or folder"),
         ("memory://bucket/*.csv", UserError, "no data files there"),
         ("s3://bucket/a.jsonl", EnvironmentProblem, "a package is missing: Install s3fs"),
-        ("nonsense://bucket/a.jsonl", UserError, "fsspec knows no nonsense://"),
+        ("nonsense://bucket/a.jsonl", UserError, "fsspec does not support nonsense://"),
     ],
 )
 def test_what_cannot_be_fetched_is_named(memory, url, error, fact):

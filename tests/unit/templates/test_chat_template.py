@@ -217,7 +217,7 @@ def test_a_template_without_thoughts_keeps_them_as_they_are():
 
 def test_a_thought_that_no_prompt_asks_for_is_refused():
     closed = chat_templates.DEEPSEEK_R1.replace("<think>\n", "</think>")
-    with pytest.raises(UserError, match="leaves out the thought of the last answer"):
+    with pytest.raises(UserError, match="leaves out the reasoning of the last answer"):
         encoded(model("byte", closed), (ASK, THOUGHT))
 
 

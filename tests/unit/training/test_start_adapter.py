@@ -170,7 +170,7 @@ def test_what_cannot_be_a_start_is_named(bases, first, tmp_path) -> None:
 
     assert "was not trained on" in refused(name_or_path=str(bases / "other"))
     assert "no such folder" in refused(adapter=str(tmp_path / "gone"))
-    assert "this is no adapter but a base model" in refused(adapter=str(bases / "one"))
+    assert "this is not an adapter but a base model" in refused(adapter=str(bases / "one"))
     elsewhere = shutil.copytree(first / "run" / "adapter", tmp_path / "elsewhere")
     (elsewhere / "intel_ft.json").unlink()
     config = json.loads((elsewhere / "adapter_config.json").read_text())
