@@ -10,7 +10,7 @@ from typing import Any
 
 from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import UserError
-from intel_ft.recipes import datasets, preferences, schedule, values
+from intel_ft.recipes import corpus, datasets, preferences, schedule, values
 from intel_ft.recipes.axolotl_keys import (
     NOT_NEEDED,
     NOT_SFT,
@@ -72,6 +72,7 @@ def translate(t: Translation, devices: int) -> None:
     _trackers(t)
     _plugins(t)
     t.move("output_dir", "output.directory", "model-out")
+    corpus.streaming(t, "streaming", "streaming_multipack_buffer_size")
     t.take_not_needed(NOT_NEEDED)
     t.take_not_needed(values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
@@ -168,6 +169,8 @@ def _tokens(t: Translation) -> None:
 def _datasets(t: Translation) -> None:
     t.convert("sequence_len", "data.max_length", values.positive_int, 512)
     template = t.take("chat_template")
+    if corpus.axolotl(t, template):
+        return
     found = []
     for number in (several := datasets.numbers(t, "datasets")):
         name = f"data.train[{number}]" if len(several) > 1 else "data"

@@ -18,7 +18,6 @@ NOT_SFT = {
     "orpo_alpha": _OTHER,
     "cpo_alpha": _OTHER,
     "rpo_alpha": _OTHER,
-    "pretraining_dataset*": _OTHER,
     "kd_*": "distillation from stored logits is not supported: see method.name: distill",
     "diffusion.*": "only causal language models are supported",
     "processor_type": _MEDIA,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from intel_ft.config_text import parse_yaml, read_text
 from intel_ft.errors import UserError
-from intel_ft.recipes import llama_factory_data, preferences, schedule, values
+from intel_ft.recipes import corpus, llama_factory_data, preferences, schedule, values
 from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
 
@@ -46,7 +46,7 @@ NOT_NEEDED = {
     "use_v1_kernels": "fused kernels are used wherever they apply",
     "use_kv_cache": "training never uses a KV cache",
     "offload_folder": "weights are memory-mapped",
-    "buffer_size": "the data is read as a whole",
+    "buffer_size": "only streamed data has a buffer",
     "ms_hub_token": "download the data or the model and name its folder",
     "om_hub_token": "download the data or the model and name its folder",
     "eval_num_beams": "use `intel-ft generate`",
@@ -85,7 +85,6 @@ UNSUPPORTED = {
     "shift_attn": "S2-Attn is not supported",
     "mixture_of_depths": "mixture-of-depths is not supported",
     "train_from_scratch": "training always starts from the base's weights",
-    "streaming": "the data is read as a whole; tokens of millions of rows fit in memory",
     "eval_on_each_dataset": "only one dataset is read: join them into one file",
     "freeze_trainable_*": "freeze tuning is not supported",
     "freeze_extra_modules": "freeze tuning is not supported",
@@ -133,9 +132,9 @@ def translate(t: Translation, devices: int) -> None:
     """Translate every key of a LLaMA-Factory file; UserError if it is not fine-tuning."""
     preferences.llama_factory(t)
     _refuse_other_work(t)
-    if (stage := t.take("stage")) not in (None, "sft"):
+    if (stage := t.take("stage")) not in (None, "sft", "pt"):
         raise UserError(f"{t.origin}: stage: {stage}: only supervised fine-tuning is supported")
-    if stage:
+    if stage == "sft":
         t.not_needed.append("stage: sft: `intel-ft train` always does it")
     t.move("model_name_or_path", "model.name_or_path")
     t.move("model_revision", "model.revision")
@@ -143,7 +142,7 @@ def translate(t: Translation, devices: int) -> None:
     values.machine(t, ("bf16", "pure_bf16"))
     _method(t)
     _tokens(t)
-    _data(t)
+    _data(t, pretraining=stage == "pt")
     values.no_clipping(t)
     for old, new, change, default in (
         ("num_train_epochs", "train.epochs", values.number, 3.0),
@@ -172,6 +171,7 @@ def translate(t: Translation, devices: int) -> None:
         t.convert("early_stopping_steps", "train.early_stopping", values.positive_int)
     values.report_to(t)
     t.move("output_dir", "output.directory")
+    corpus.streaming(t, "streaming", "buffer_size", 16384)
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
     preferences.finish(t)
@@ -266,8 +266,15 @@ def _read_described(t: Translation) -> None:
     t.left["new_special_tokens_config"] = list(described)
 
 
-def _data(t: Translation) -> None:
+def _data(t: Translation, *, pretraining: bool) -> None:
     t.convert("cutoff_len", "data.max_length", values.positive_int, 2048)
+    if pretraining:
+        llama_factory_data.sources(t, pretraining=True)
+        reason = "documents have no turns"
+        names = ("template", "default_system", "train_on_prompt", "mask_history")
+        t.take_not_needed(dict.fromkeys(names, reason))
+        values.validation_share(t, "val_size")
+        return
     values.truncation(t, "cutoff_len")
     t.not_carried_over.append(
         "cutoff_len: LLaMA-Factory shortens a long prompt and keeps the answer; here the end is"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import datasets
+from intel_ft.recipes import corpus, datasets
 from intel_ft.recipes import values as convert
 from intel_ft.recipes.preferences import is_preference
 from intel_ft.recipes.translation import Translation, flatten
@@ -60,8 +60,11 @@ _TAGS = {
 _MEDIA = ("images", "videos", "audios")
 
 
-def sources(t: Translation) -> None:
-    """Translate data.train and data.eval with their splits; UserError for preference data."""
+def sources(t: Translation, *, pretraining: bool = False) -> None:
+    """Translate data.train and data.eval with their splits; UserError for preference data.
+
+    pretraining: of stage pt, which reads the prompt's column as a document.
+    """
     folder = t.take("dataset_dir")
     if folder is not None:
         t.not_needed.append(f"dataset_dir: {folder}: it is part of the path in data.train")
@@ -70,14 +73,16 @@ def sources(t: Translation) -> None:
     for number, name in enumerate(names):
         place = f"data.train[{number}]" if len(names) > 1 else "data"
         with datasets.source(t, place) as one:
-            _source(t, "dataset", str(folder or "data"), name, "data.train")
+            _source(t, "dataset", str(folder or "data"), name, "data.train", pretraining)
             _rows(t, f"dataset {name}.", most, "data.split")
             found.append(one)
+    if pretraining:
+        corpus.as_text(t, "stage: pt")
     _mix(t, found)
     datasets.put_sources(t, "dataset", found)
     others = _names(t, "eval_dataset")
     for name in others[:1]:
-        _source(t, "eval_dataset", str(folder or "data"), name, "data.eval")
+        _source(t, "eval_dataset", str(folder or "data"), name, "data.eval", pretraining)
         _rows(t, f"eval_dataset {name}.", most, "data.eval_split")
     for extra in others[1:]:
         t.cannot_carry("eval_dataset", extra, "only one dataset is evaluated: join them")
@@ -125,7 +130,7 @@ def _mix(t: Translation, found: list[dict[str, Any]]) -> None:
     )
 
 
-def _source(t: Translation, old: str, folder: str, name: str, new: str) -> None:
+def _source(t: Translation, old: str, folder: str, name: str, new: str, pretraining: bool) -> None:
     """Translate where a dataset is; its entry becomes keys of `t` such as `dataset NAME.subset`."""
     entry = _registered(Path(folder)).get(name)
     if folder == "ONLINE":
@@ -137,7 +142,10 @@ def _source(t: Translation, old: str, folder: str, name: str, new: str) -> None:
             reason = "ranking: such data is for stage: dpo"
             raise UserError(f"{t.origin}: {old}: {name}: {reason}")
         _place(t, dataset, Path(folder), name, new)
-        _columns(t, dataset)
+        if pretraining:
+            _document(t, dataset)
+        else:
+            _columns(t, dataset)
     else:
         t.put(new, str(Path(folder) / f"{name}.json"), f"{old}: {name}")
         t.cannot_carry(
@@ -168,6 +176,18 @@ def _place(t: Translation, dataset: str, folder: Path, name: str, new: str) -> N
     else:
         file = str(t.take(f"{dataset}file_name") or name)
         t.put(new, str(folder / file), f"{dataset}file_name: {file}")
+
+
+def _document(t: Translation, dataset: str) -> None:
+    """A dataset of stage pt: one column of text."""
+    formatting = t.take(f"{dataset}formatting") or "alpaca"
+    if formatting != "alpaca":
+        reason = "stage pt has no turns here: give a dataset with a column of text"
+        t.cannot_carry(f"{dataset}formatting", formatting, reason)
+    convert.column(t, f"{dataset}columns.prompt", "text", "instruction")
+    reason = "stage pt reads the prompt's column"
+    t.take_unsupported({f"{dataset}columns.*": reason, f"{dataset}tags.*": reason})
+    t.take_unsupported({f"{dataset}{key}": why for key, why in _UNSUPPORTED.items()})
 
 
 def _columns(t: Translation, dataset: str) -> None:

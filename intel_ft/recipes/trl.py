@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from intel_ft.errors import UserError
-from intel_ft.recipes import datasets, preferences, schedule, values
+from intel_ft.recipes import corpus, datasets, preferences, schedule, values
 from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
 from intel_ft.recipes.trl_keys import (
@@ -60,6 +60,8 @@ def translate(t: Translation, devices: int) -> None:
     t.convert("gradient_checkpointing", "train.activation_checkpointing", bool, sft or None)
     values.report_to(t)
     t.move("output_dir", "output.directory")
+    for key in ("streaming", "dataset_streaming"):
+        corpus.streaming(t, key)
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
     preferences.finish(t)

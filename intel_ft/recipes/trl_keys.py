@@ -65,8 +65,6 @@ NOT_NEEDED = {
     "train_sampling_strategy": "examples are packed, so there is no padding",
     "gradient_checkpointing_kwargs*": "train.activation_checkpointing recomputes whole decoder"
     " layers and is non-reentrant",
-    "dataset_streaming": "the data is read as a whole",
-    "streaming": "the data is read as a whole",
     "accelerator_config*": "the launcher determines the ranks",
     "parallelism_config*": "the launcher determines the ranks",
     "batch_eval_metrics": "evaluation keeps only a sum, no logits",

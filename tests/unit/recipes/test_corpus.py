@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from intel_ft.cli import init
+from intel_ft.config_sources import Source
 from intel_ft.errors import UserError
 from intel_ft.recipes.importer import translate
 
@@ -102,9 +103,6 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"process_reward_model": True}, ONLY_SFT),
         ({"model_type": "AutoModelForTokenClassification", "num_labels": 2}, ONLY_SFT),
         ({"model_type": "AutoModelForSequenceClassification"}, "model_type"),
-        ({"pretraining_dataset": "org/corpus"}, ONLY_SFT),
-        ({"pretraining_dataset": [{"path": "org/corpus", "type": "pretrain"}]}, ONLY_SFT),
-        ({"pretraining_dataset": {"path": "org/corpus"}}, ONLY_SFT),
         ({"kd_trainer": True, "kd_alpha": 0.9}, "distillation"),
         ({"diffusion": {"noise_schedule": "cosine"}}, "causal"),
         ({"processor_type": "AutoProcessor"}, ONLY_TEXT),
@@ -114,7 +112,7 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"adapter": "llama-adapter"}, "only lora"),
     ],
     "llama_factory": [
-        *(({"stage": stage}, ONLY_SFT) for stage in ("pt", "ppo")),
+        ({"stage": "ppo"}, ONLY_SFT),
         ({"stage": "dpo", "pref_loss": "kto_pair"}, "pref_loss: kto_pair"),
         ({"stage": "dpo", "ref_model": "org/ref"}, ONLY_SFT),
         ({"finetuning_type": "oft"}, "only lora and full"),
@@ -220,6 +218,9 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 PREFERENCE = {"method.name": "preference", "data.format": "auto", "data.loss_on": "completion"}
+TWO_SOURCES = [{"path": "org/a", "split": "train[:9]"}, {"path": "b.jsonl"}]
+TEXT_SOURCE = {"format": "text", "on_long": "split"}
+TEXT = {"data.format": "text", "data.on_long": "split"}
 REWARD = PREFERENCE | {"method.name": "reward"}
 BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "axolotl": [
@@ -259,6 +260,27 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             },
             REWARD | {"data.train": "org/pairs", "data.columns": {"prompt": "input"}},
         ),
+        (
+            {"pretraining_dataset": "org/corpus", "datasets": None, "max_steps": 100},
+            TEXT | {"data.train": "org/corpus", "data.streaming": False, "train.max_steps": 100},
+        ),
+        (
+            {"pretraining_dataset": {"path": "org/corpus", "name": "en", "text_column": "body"}},
+            TEXT | {"data.train": "org/corpus:en", "data.columns": {"text": "body"}},
+        ),
+        (
+            {
+                "pretraining_dataset": [TWO_SOURCES[0] | {"type": "pretrain"}, TWO_SOURCES[1]],
+                "val_set_size": None,
+            },
+            {"data.train": [Source(**one, **TEXT_SOURCE) for one in TWO_SOURCES]},
+        ),
+        (
+            {"streaming": True, "excess_length_strategy": "truncate", "max_steps": 9}
+            | {"val_set_size": 0},
+            {"data.streaming": True, "data.buffer": 10_000},
+        ),
+        ({"streaming": True, "max_steps": 9}, {"data.streaming": False, "data.on_long": "drop"}),
         ({}, {"method.r": 32, "train.global_batch_size": 8, "train.keep_checkpoints": 4}),
         ({"adapter": "qlora", "load_in_4bit": True}, {"method.name": "qlora"}),
         ({"adapter": None}, {"method.name": "full"}),
@@ -379,6 +401,15 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             },
         ),
         ({"stage": "rm", "finetuning_type": "full"}, REWARD | {"method.student": "full"}),
+        (
+            {"stage": "pt", "val_size": 0.1},
+            TEXT | {"data.eval_fraction": 0.1, "method.name": "lora"},
+        ),
+        (
+            {"streaming": True, "buffer_size": 100, "max_steps": 9},
+            {"data.streaming": True, "data.buffer": 96, "data.on_long": "truncate"},
+        ),
+        ({"streaming": True}, {"data.streaming": False}),
         ({"finetuning_type": "full"}, {"method.name": "full"}),
         ({"quantization_bit": 4}, {"method.name": "qlora"}),
         ({"quantization_bit": 8}, {"model.base_dtype": "int8"}),
@@ -449,6 +480,7 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             {"beta": 0.2, "output_dir": "llama-orpo"},
             PREFERENCE | {"method.loss": "orpo", "method.beta": 0.2},
         ),
+        ({"dataset_streaming": True, "max_steps": 9}, {"data.streaming": True}),
         ({}, {"method.r": 32, "method.dropout": 0.05, "train.global_batch_size": 16}),
         ({"dataset_name": None}, {"train.logging_steps": 10, "method.name": "lora"}),
         (
