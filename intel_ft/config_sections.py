@@ -219,6 +219,8 @@ class BackendConfig(Section):
     """Bind the ranks of a host to separate cores and memory."""
     prepack: bool | Auto = "auto"
     """Keep a second copy of frozen bf16 weights in oneDNN's layouts: faster, twice the memory."""
+    share_base: Literal["auto", "cache", "off"] = "auto"
+    """Ranks of a host share the frozen base; cache keeps it on disk for the next run, too."""
     compile: bool | Auto = "auto"
     """Use torch.compile on the model's own layers instead of the fused layers of intel_ft."""
     shard: bool = False

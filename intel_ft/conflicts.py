@@ -30,8 +30,10 @@ def conflicts(config: Sections) -> Iterator[str]:
         yield from _of_a_stream(config)
     prepack = backend.prepack is True
     converts_base = config.base_dtype != "auto" or prepack
-    if method.trains_all and (config.model.base_dtype != "auto" or prepack):
-        key = "backend.prepack" if prepack else "model.base_dtype"
+    caches = backend.share_base == "cache"
+    if method.trains_all and (config.model.base_dtype != "auto" or prepack or caches):
+        key = "model.base_dtype" if config.model.base_dtype != "auto" else "backend.share_base"
+        key = "backend.prepack" if prepack else key
         yield f"{key} applies to frozen weights, but all weights are trained here"
     if method.use_dora and converts_base:
         yield f"method.use_dora {_NEEDS_PLAIN_BASE}"
@@ -159,6 +161,8 @@ def _on_shards(config: Sections) -> Iterator[str]:
     for name in ("prepack", "compile"):
         if getattr(backend, name) is True:
             yield f"{key} cannot be combined with backend.{name}=true"
+    if backend.share_base == "cache":
+        yield f"{key} cannot be combined with backend.share_base=cache: each rank has its part"
 
 
 def _on_cuda(config: Sections) -> Iterator[str]:
@@ -171,6 +175,8 @@ def _on_cuda(config: Sections) -> Iterator[str]:
         yield f"model.base_dtype={dtype} requires backend.name=cpu"
     if backend.compile is True:
         yield "backend.compile=true requires backend.name=cpu: a GPU uses its own kernels"
+    if backend.share_base == "cache":
+        yield "backend.share_base=cache requires backend.name=cpu"
 
 
 def _on_ipex(config: Sections) -> Iterator[str]:
@@ -181,6 +187,8 @@ def _on_ipex(config: Sections) -> Iterator[str]:
         yield f"{limit}: it cannot use qlora, model.base_dtype or model.dtype=float32"
     if config.backend.compile is True:
         yield "backend.compile=true requires backend.name=cpu, not ipex"
+    if config.backend.share_base == "cache":
+        yield "backend.share_base=cache requires backend.name=cpu, not ipex"
 
 
 def _of_a_stream(config: Sections) -> Iterator[str]:

@@ -69,6 +69,8 @@ def cpu_only_setting(config: Config) -> str | None:
         return None
     if (dtype := config.model.base_dtype) in ("int8", "int4"):
         return f"model.base_dtype={dtype} works only on CPUs"
+    if config.backend.share_base == "cache":
+        return "backend.share_base=cache works only on CPUs"
     for name in ("prepack", "compile", "shard"):
         if getattr(config.backend, name) is True:
             return f"backend.{name}=true works only on CPUs"

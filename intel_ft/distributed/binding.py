@@ -6,6 +6,8 @@ Imports nothing heavy.
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from intel_ft.decisions import Decision
 from intel_ft.distributed.placement import Place, places, why_not_bound
@@ -13,6 +15,9 @@ from intel_ft.host import topology
 from intel_ft.host.launcher_env import INTEL_MPI, LauncherEnv
 
 _SET_MEMPOLICY = 238  # the system call's number on x86-64
+_GET_MEMPOLICY = 239
+_INTERLEAVE = 3  # linux/mempolicy.h
+_MOST_NODES = 1024  # of any kernel's configuration
 _PREFERRED_MANY = 5  # linux/mempolicy.h: these nodes first, then others; since Linux 5.15
 _WORKER_AFFINITY = "CCL_WORKER_AFFINITY"
 
@@ -104,6 +109,24 @@ def _prefer_memory(place: Place) -> str:
     if libc.syscall(_SET_MEMPOLICY, _PREFERRED_MANY, mask, bits + 1) == 0:
         return f", memory of NUMA node {format_list(place.nodes)}"
     return f", memory not bound ({os.strerror(ctypes.get_errno())})"
+
+
+@contextmanager
+def interleaved(nodes: tuple[int, ...]) -> Iterator[None]:
+    """Spread the pages that this thread first touches in the block over the memory of `nodes`.
+
+    Where the kernel does not allow it, pages come from where they would have.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    mask, bits = _node_mask(nodes)
+    before, mode = _node_mask((_MOST_NODES - 1,))[0], ctypes.c_int()
+    known = libc.syscall(_GET_MEMPOLICY, ctypes.byref(mode), before, _MOST_NODES + 1, None, 0) == 0
+    changed = known and libc.syscall(_SET_MEMPOLICY, _INTERLEAVE, mask, bits + 1) == 0
+    try:
+        yield
+    finally:
+        if changed:
+            libc.syscall(_SET_MEMPOLICY, mode.value, before, _MOST_NODES + 1)
 
 
 def _node_mask(nodes: tuple[int, ...]) -> tuple["ctypes.Array[ctypes.c_ulong]", int]:

@@ -51,7 +51,7 @@ class Owner:
     def this_process(cls) -> "Owner":
         """This process, with a token of its own."""
         pid, now = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S %Z")
-        return cls(pid, platform.node(), _machine(), _started(pid) or "", now, uuid4().hex)
+        return cls(pid, platform.node(), this_machine(), _started(pid) or "", now, uuid4().hex)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -164,12 +164,12 @@ def _in_use(folder: Path, holder: Owner) -> UserError:
 
 def _has_ended(holder: Owner) -> bool:
     """Whether this host can tell that the process does not run any more."""
-    return holder.machine == _machine() and _started(holder.pid) != holder.started
+    return holder.machine == this_machine() and _started(holder.pid) != holder.started
 
 
 def _is_alive(path: Path, holder: Owner) -> bool:
     """Whether the process runs, or is seen to touch its file; takes up to STALE seconds."""
-    if holder.machine == _machine():
+    if holder.machine == this_machine():
         return True
     before, end = _touched(path), time.monotonic() + STALE
     logger.info("%s: watching whether %s still writes to this folder", path.parent, holder)
@@ -220,7 +220,8 @@ def _touched(path: Path) -> int | None:
         return None
 
 
-def _machine() -> str:
+def this_machine() -> str:
+    """The boot and the process namespace in which PIDs have a meaning."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from contextlib import suppress
 
 from intel_ft.decisions import Decision
 from intel_ft.host.cpu import cpu_flags
@@ -32,6 +33,12 @@ def keep_freed_memory() -> Decision:
     if not accepted:
         return Decision(name, "unchanged", "the C library is not glibc")
     return Decision(name, "glibc, keeps freed memory", "saves page faults, costs some memory")
+
+
+def release_freed_memory() -> None:
+    """Return the pages of freed memory to the system, once, whatever `keep_freed_memory` set."""
+    with suppress(OSError, AttributeError):  # the C library is not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 EXPERT_KERNELS = 192

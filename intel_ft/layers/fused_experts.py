@@ -8,6 +8,7 @@ delta of all experts to the weights in every forward.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from types import MethodType
 from typing import Any
@@ -29,6 +30,7 @@ from intel_ft.layers.experts import (
 )
 from intel_ft.layers.grouped_experts import GroupedExperts, can_compute
 from intel_ft.layers.lora_linear import Dense, FrozenWeight, is_active
+from intel_ft.layers.mapped import Keep, private
 from intel_ft.layers.mixture import expert_matrices
 
 Factory = Callable[[Tensor, Tensor | None], FrozenWeight]
@@ -154,10 +156,13 @@ def fuse_experts(model: Any) -> Decision | None:
     return Decision("experts", "sorted", "checked: each layer's output and gradient stay the same")
 
 
-def convert_experts(model: Any, factory: Factory, stacked: Stacked | None = None) -> None:
+def convert_experts(
+    model: Any, factory: Factory, stacked: Stacked | None = None, keep: Keep = private
+) -> None:
     """Convert the experts' frozen weights by `factory`, one after another, in place.
 
-    stacked: tried first, for the modules that sort their rows themselves.
+    stacked: tried first, for the modules that sort their rows themselves; keep: see
+    layers.mapped.
 
     Layers that fail the trial keep their weights. Of a converted parameter only shape and dtype
     remain, without memory.
@@ -168,12 +173,17 @@ def convert_experts(model: Any, factory: Factory, stacked: Stacked | None = None
         bases: dict[str, Sequence[FrozenWeight] | Int8Matrices] = {}
         for parameter in part.parameters:
             weight, matrices = getattr(part.module, parameter), _stacked(part.module, parameter)
-            whole = stacked(matrices) if stacked is not None and part.routes else None
-            bases[parameter] = whole or [
-                factory(matrix.contiguous(), None) for matrix in matrices.unbind()
-            ]
+            make = partial(_converted, matrices, factory, stacked if part.routes else None)
+            bases[parameter] = keep(f"{part.name}.{parameter}", make)
             weight.data = torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
         setattr(part.module, _BASES, bases)
+
+
+def _converted(
+    matrices: Tensor, factory: Factory, stacked: Stacked | None
+) -> Sequence[FrozenWeight] | Int8Matrices:
+    whole = None if stacked is None else stacked(matrices)
+    return whole or [factory(matrix.contiguous(), None) for matrix in matrices.unbind()]
 
 
 def _stacked(module: Any, parameter: str) -> Tensor:

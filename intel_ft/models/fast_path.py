@@ -4,6 +4,7 @@
 that a plan decides as the run will; `apply_fast_path` decides for a loaded model and converts it.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,20 +19,35 @@ from intel_ft.host.devices import CPU
 from intel_ft.layers import packed_attention
 from intel_ft.layers.fused_decoder import why_not_fusable
 from intel_ft.layers.fused_experts import fuse_experts
+from intel_ft.layers.mapped import Keep, private
 from intel_ft.layers.own_products import own_base
 from intel_ft.layers.prepacked import can_prepack
 from intel_ft.models.adapter import fuse
 from intel_ft.models.frozen_base import Layout, convert_frozen_weights, linear_bytes
 from intel_ft.models.loss import pack_head
+from intel_ft.models.shared_base import (
+    SharedBase,
+    Source,
+    base_facts,
+    keep_parameters,
+    shared_bytes,
+)
 
 
 def apply_fast_path(
-    model: Any, config: Config, activations: int, sharing: int = 1, device: torch.device = CPU
+    model: Any,
+    config: Config,
+    activations: int,
+    sharing: int = 1,
+    device: torch.device = CPU,
+    shared: SharedBase | None = None,
+    source: Source | None = None,
 ) -> list[Decision]:
     """Convert the frozen weights of a PEFT model and fuse or compile its layers, in place.
 
     activations: bytes that training needs besides the weights; `sharing`: ranks of this run on
-    this host. The model is on `device` afterwards, unless backend.name=ipex: then nothing changes,
+    this host; shared: how they share the converted weights, `source`: the files that these come
+    from. The model is on `device` afterwards, unless backend.name=ipex: then nothing changes,
     because ipex.optimize replaces the linear layers that it finds. Raises EnvironmentProblem for a
     layout that this CPU does not have, UserError for adapters on experts with IPEX.
     """
@@ -52,19 +68,46 @@ def apply_fast_path(
         available=cpu.available_bytes() / sharing,
         prepackable=prepackable,
         on_gpu=device.type != "cpu",
+        shared_by=1 if shared is None else shared.copies_for,
     )
+    if shared is not None and not shared.agree(layout != "as loaded", shared_bytes(model, layout)):
+        if layout == "prepacked":
+            decision = Decision("backend.prepack", "off", "another rank has no room for it")
+        layout = "as loaded"
     if layout == "prepacked" and not prepackable:
         raise EnvironmentProblem(f"backend.prepack=true: {_not_prepackable(model.dtype)}")
-    choice = convert_frozen_weights(model, layout, device)
-    gemms = [] if choice is None else [choice.decision]
+    gemms: list[Decision] = []
+    with _keep(model, layout, shared, source) as keep:
+        choice = convert_frozen_weights(model, layout, device, keep)
+        if choice is not None:
+            gemms.append(choice.decision)
+        if choice is not None and choice.own and packs_heads(config, model.dtype):
+            gemms += pack_head(model, cpu.available_bytes() / sharing - activations, keep)
+        if shared is not None:
+            keep_parameters(model, keep)
     if choice is not None and choice.own and own_base(model.dtype) and not config.method.dropout:
         model.get_base_model().row_multiple = packed_attention.TILE_ROW_MULTIPLE
-    if choice is not None and choice.own and packs_heads(config, model.dtype):
-        gemms += pack_head(model, cpu.available_bytes() / sharing - activations)
+    if shared is not None:
+        gemms += shared.decisions()
     if config.backend.compile is True:
         return [compiled, decision, *gemms]
     experts = fuse_experts(model)
     return [decision, compiled, fuse(model), *gemms, *([] if experts is None else [experts])]
+
+
+def _keep(
+    model: Any, layout: Layout, shared: SharedBase | None, source: Source | None
+) -> AbstractContextManager[Keep]:
+    if shared is None:
+        return nullcontext(private)
+    return shared.keep(base_facts(model, layout, source), shared_bytes(model, layout))
+
+
+def shared_by(config: Config, ranks: int, *, on_gpu: bool = False) -> int:
+    """Among how many of the `ranks` of a host one copy of the frozen base is shared."""
+    backend = config.backend
+    shares = backend.share_base != "off" and backend.name != "ipex" and not backend.shard
+    return ranks if shares and not on_gpu and not config.method.trains_all else 1
 
 
 def packs_heads(config: Config, dtype: torch.dtype) -> bool:
@@ -81,12 +124,14 @@ def choose_layout(
     available: float,
     prepackable: bool,
     on_gpu: bool = False,
+    shared_by: int = 1,
 ) -> tuple[Layout, Decision]:
     """How the frozen linear layers keep their weights, decided from the config and sizes alone.
 
     dtype: of the base; linear_bytes: their weights as loaded; activations: bytes that training
     needs besides the weights; available: free bytes for one rank after loading the weights;
-    prepackable: whether oneDNN prepacks `dtype` on the CPU that trains (`can_prepack`).
+    prepackable: whether oneDNN prepacks `dtype` on the CPU that trains (`can_prepack`);
+    shared_by: the ranks of the host that share one copy of the prepacked weights.
     """
     if config.base_dtype != "auto":
         reason = (
@@ -100,7 +145,7 @@ def choose_layout(
     if on_gpu:
         return "as loaded", Decision("model.base_dtype", _name(dtype), "as loaded")
     size = f"the prepacked weights take {2 * linear_bytes / cpu.GIB:.1f} GiB"
-    fits = 2 * linear_bytes + activations <= available / 2
+    fits = 2 * linear_bytes / shared_by + activations <= available / 2
     why_not = _why_not_prepacked(config, dtype, prepackable)
     if why_not is None and config.backend.prepack == "auto" and not fits:
         why_not = f"{size}, which with the activations is over half of the free memory"

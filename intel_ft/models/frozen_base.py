@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from intel_ft.kernels.grouped import int8_matrices
 from intel_ft.layers.fused_experts import convert_experts
 from intel_ft.layers.int8 import Int8Weight, can_int8
 from intel_ft.layers.lora_linear import FrozenWeight, LoraFunction, LoraLinear
+from intel_ft.layers.mapped import Keep, private
 from intel_ft.layers.mixture import routers
 from intel_ft.layers.nf4 import nf4_base
 from intel_ft.layers.own_products import TileWeight, VnniWeight
@@ -49,27 +51,27 @@ class FrozenLinear(torch.nn.Linear):
 
 
 def convert_frozen_weights(
-    model: Any, layout: Layout, device: torch.device = CPU
+    model: Any, layout: Layout, device: torch.device = CPU, keep: Keep = private
 ) -> GemmChoice | None:
     """Convert the frozen linear layers except the head to `layout`, in place, with or without LoRA.
 
     So are the experts of a mixture, but never prepacked, which would take twice the memory of most
     of the model; routers stay as they are. The whole model is on `device` afterwards, and is never
-    there in any other layout. Returns whose GEMMs compute them, where there is a choice. Raises
-    EnvironmentProblem for int8 on a CPU without the instructions for it.
+    there in any other layout. keep: see layers.mapped. Returns whose GEMMs compute them, where
+    there is a choice. Raises EnvironmentProblem for int8 on a CPU without the instructions for it.
     """
     choice = None
     if layout == "int8" and not can_int8():
         raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
     if layout in ("int8", "prepacked"):
         shapes = Counter(tuple(linear.weight.shape) for _, _, linear in frozen_linears(model))
-        choice = choose_gemms(shapes, model.dtype, int8=layout == "int8")
-        replace_linears(model, choice.factory)
+        choice = choose_gemms(shapes, model.dtype, int8=layout == "int8", keep=keep)
+        replace_linears(model, choice.factory, keep=keep)
         if layout == "int8":
-            convert_experts(model, choice.factory, int8_matrices)
+            convert_experts(model, choice.factory, int8_matrices, keep)
     elif layout == "nf4":
-        replace_linears(model, nf4_base, device)
-        convert_experts(model, lambda weight, bias: nf4_base(weight.to(device), bias))
+        replace_linears(model, nf4_base, device, keep)
+        convert_experts(model, lambda weight, bias: nf4_base(weight.to(device), bias), keep=keep)
     elif layout == "int4":
         _require_compressed(model)
     model.to(device)
@@ -103,18 +105,31 @@ def linear_bytes(model: Any) -> int:
 
 
 def replace_linears(
-    model: Any, factory: Callable[[Tensor, Tensor | None], FrozenWeight], device: torch.device = CPU
+    model: Any,
+    factory: Callable[[Tensor, Tensor | None], FrozenWeight],
+    device: torch.device = CPU,
+    keep: Keep = private,
 ) -> None:
     """Replace every frozen linear layer except the head, in place, one after another.
 
-    `factory` makes the new form from weight [out, in] and bias, which are on `device` by then.
+    `factory` makes the new form from weight [out, in] and bias, which are on `device` by then;
+    keep: see layers.mapped.
     """
+    names = {id(module): name for name, module in model.named_modules()}
     linears = frozen_linears(model)
     while linears:
         parent, name, linear = linears.pop()
-        bias = None if linear.bias is None else linear.bias.detach().to(device)
-        base = factory(linear.weight.detach().to(device), bias)
+        base = keep(names[id(linear)], partial(_converted, linear, factory, device))
         setattr(parent, name, FrozenLinear(linear, base, device))
+
+
+def _converted(
+    linear: torch.nn.Linear,
+    factory: Callable[[Tensor, Tensor | None], FrozenWeight],
+    device: torch.device,
+) -> FrozenWeight:
+    bias = None if linear.bias is None else linear.bias.detach().to(device)
+    return factory(linear.weight.detach().to(device), bias)
 
 
 def frozen_linears(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:

@@ -11,6 +11,7 @@ import torch
 
 from intel_ft.decisions import Decision
 from intel_ft.layers.int8 import int8_base
+from intel_ft.layers.mapped import Keep, private
 from intel_ft.layers.own_products import (
     Factory,
     own_base,
@@ -36,12 +37,35 @@ class GemmChoice:
 
 
 def choose_gemms(
-    shapes: Mapping[tuple[int, ...], int], dtype: torch.dtype, *, int8: bool
+    shapes: Mapping[tuple[int, ...], int],
+    dtype: torch.dtype,
+    *,
+    int8: bool,
+    keep: Keep = private,
 ) -> GemmChoice:
     """Choose for weights of these shapes, (outputs, inputs) with their number, on this CPU.
 
-    int8: for weights in int8, otherwise prepacked in `dtype`.
+    int8: for weights in int8, otherwise prepacked in `dtype`; keep: where the choice was made
+    before, with the weights that depend on it (layers.mapped), nothing is measured.
     """
+    made: list[GemmChoice] = []
+
+    def measured() -> list[Any]:
+        made.append(_measured_choice(shapes, dtype, int8=int8))
+        return [made[0].own, made[0].decision.value, made[0].decision.reason]
+
+    own, value, reason = keep("frozen GEMMs", measured)
+    if made:
+        return made[0]
+    ours = own_int8_base(dtype) if int8 else own_base(dtype)
+    oneDNN = int8_base if int8 else prepacked_base
+    factory = ours[0] if own and ours is not None else oneDNN
+    return _choice(factory, value, f"of the shared base: {reason}", own=own)
+
+
+def _measured_choice(
+    shapes: Mapping[tuple[int, ...], int], dtype: torch.dtype, *, int8: bool
+) -> GemmChoice:
     oneDNN, own = (int8_base, own_int8_base(dtype)) if int8 else (prepacked_base, own_base(dtype))
     if own is None:
         return _choice(oneDNN, "oneDNN", why_no_own_products(dtype, int8=int8), own=False)

@@ -14,6 +14,7 @@ from intel_ft.decisions import Decision
 from intel_ft.host.cpu import GIB
 from intel_ft.kernels import ops
 from intel_ft.layers.fused_decoder import is_fused
+from intel_ft.layers.mapped import Keep, private
 from intel_ft.layers.own_products import TileWeight, own_base
 from intel_ft.models.model_inputs import ModelInputs, autocast, model_inputs
 from intel_ft.models.new_tokens import rows_of
@@ -184,20 +185,20 @@ def _gives_logits(model: Any, head: Any, linear: torch.nn.Linear) -> bool:
     return bool(base.has_plain_head)
 
 
-def pack_head(model: Any, available: float) -> list[Decision]:
+def pack_head(model: Any, available: float, keep: Keep = private) -> list[Decision]:
     """Pack a frozen plain bf16 head for our own products on AMX, if this process can use them.
 
     The head keeps its weight; both packed copies take twice its bytes again, at most half of the
-    `available` ones.
+    `available` ones. keep: see layers.mapped.
     """
     head = plain_head(model)
     if head is None or head.requires_grad or (own := own_base(head.dtype)) is None:
         return []
     size = f"its packed copies take {2 * head.nbytes / GIB:.1f} GiB"
-    if 2 * head.nbytes > available / 2:
+    if not keep("head is packed", lambda: 2 * head.nbytes <= available / 2):
         return [Decision("head's GEMMs", "oneDNN", f"{size}, over half of the free memory")]
     factory, name = own
-    _base(model).packed_head = factory(head.detach(), None)
+    _base(model).packed_head = keep("packed head", lambda: factory(head.detach(), None))
     return [Decision("head's GEMMs", f"intel_ft ({name})", f"as the frozen GEMMs; {size}")]
 
 

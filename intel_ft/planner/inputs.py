@@ -187,6 +187,7 @@ def run_of(inputs: PlanInputs) -> Run:
         gpu=machine.gpu_memory is not None,
         runtime=machine.runtime,
         token_ids=inputs.examples.named,
+        local_ranks=inputs.cluster.ranks,
     )
     return Run(work.plan.max_tokens_per_row, work, steps, available, setting)
 

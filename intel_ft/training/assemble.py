@@ -26,6 +26,7 @@ from intel_ft.models.flops import step_cost, with_teacher
 from intel_ft.models.new_tokens import describe_tokens, new_token_ids
 from intel_ft.models.routing import watch
 from intel_ft.models.saved_adapter import apply_adapter
+from intel_ft.models.shared_base import Source
 from intel_ft.models.start_adapter import negative_of
 from intel_ft.models.targets import adapted_modules
 from intel_ft.models.tokenizer import adapter_folder
@@ -35,6 +36,7 @@ from intel_ft.training import sharding
 from intel_ft.training.comparison import Comparison
 from intel_ft.training.decide import make_plan, row_capacity
 from intel_ft.training.distillation import load_teacher
+from intel_ft.training.host_base import host_base
 from intel_ft.training.memory import full_row_activations
 from intel_ft.training.meter import Meter
 from intel_ft.training.model_sizes import sizes_for
@@ -57,12 +59,14 @@ def assemble(
     vocabulary: int = 0,
     start: Path | None = None,
     int4: Int4Base | None = None,
+    folder: Path | None = None,
 ) -> tuple[Training, list[Decision]]:
     """The training of `config` on a frozen `base`, changed in place, and what was decided.
 
     why_not_packed: why `base` takes one example per row, or None; parts: what an epoch takes from
     each source; vocabulary: tokens of the tokenizer, for distillation; start: the checkpoint to
-    resume from, whose weights are not loaded here; int4: the weights for model.base_dtype=int4.
+    resume from, whose weights are not loaded here; int4: the weights for model.base_dtype=int4;
+    folder: the model whose weights `base` has, None if it has others.
     Raises EnvironmentProblem for a layout of the weights that this CPU does not have.
     """
     packed = why_not_packed is None
@@ -71,7 +75,7 @@ def assemble(
     if config.method.trains_all:
         weights, decisions = _whole_model(config, base, backend, world)
     else:
-        weights, decisions = _adapter(config, base, backend, world, start, int4)
+        weights, decisions = _adapter(config, base, backend, world, start, int4, folder)
     cost, teacher = step_cost(weights.model), None
     if config.method.name == "distill":
         teacher = load_teacher(config, backend.dtype, vocabulary, packed=packed)
@@ -127,6 +131,7 @@ def _adapter(
     world: World,
     start: Path | None,
     int4: Int4Base | None,
+    folder: Path | None,
 ) -> tuple[Adapter, list[Decision]]:
     method, settings = config.method, config.model
     if settings.continued_adapter is not None:
@@ -145,7 +150,12 @@ def _adapter(
         why = str(why_not_own_layers(config))
         return Adapter(model, initial), [*decisions, Decision("decoder layers", "not fused", why)]
     activations = full_row_activations(config, sizes_for(config, model), backend.dtype)
-    decisions += apply_fast_path(model, config, activations, world.local_size, backend.device)
+    original = folder if not initial and not new_token_ids(settings) and int4 is None else None
+    source = None if original is None else Source(original)
+    shared = host_base(config, world, backend.device, persistent=source is not None)
+    decisions += apply_fast_path(
+        model, config, activations, world.local_size, backend.device, shared, source
+    )
     return Adapter(model, initial), decisions
 
 

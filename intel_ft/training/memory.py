@@ -14,7 +14,7 @@ from intel_ft.conflicts import conflicts
 from intel_ft.layers.nf4 import NF4_BYTES
 from intel_ft.layers.packed_attention import ROW_MULTIPLE, padded_length
 from intel_ft.models.compressed import INT4_BYTES
-from intel_ft.models.fast_path import choose_layout, packs_heads
+from intel_ft.models.fast_path import choose_layout, packs_heads, shared_by
 from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
 from intel_ft.training.decide import row_capacity
@@ -62,7 +62,9 @@ class MemorySetting:
     distillation's teacher, or None; gpu: estimate a GPU's memory; runtime: bytes of a process that
     are not the model's; token_ids: the data uses only token ids below this, so that the file's
     other embeddings are never read, or None; packs_head: the head is packed for our own products;
-    sharded: the ranks share all weights, gradients and optimizer state.
+    sharded: the ranks share all weights, gradients and optimizer state; shared_by: the ranks of a
+    host that share one copy of the converted linear layers. Experts are stacked while they are
+    loaded, by each rank, so that the peak is as without sharing.
     """
 
     layout: Layout
@@ -81,6 +83,7 @@ class MemorySetting:
     token_ids: int | None = None
     packs_head: bool = False
     sharded: bool = False
+    shared_by: int = 1
 
 
 def memory_setting(
@@ -96,12 +99,16 @@ def memory_setting(
     gpu: bool = False,
     runtime: float = RUNTIME,
     token_ids: int | None = None,
+    local_ranks: int = 1,
 ) -> MemorySetting:
     """The setting of a run with these rows, each (tokens, supervised tokens).
 
-    available: bytes for one rank, before anything is loaded; prepackable: see `choose_layout`.
+    available: bytes for one rank, before anything is loaded; prepackable: see `choose_layout`;
+    local_ranks: ranks on each host.
     """
     row_tokens, supervised = max(rows)
+    # Weights of another dtype than the file's are converted by each rank, before they are shared.
+    mapped = getattr(model.description, "dtype", None) == dtype
     setting = MemorySetting(
         layout="prepacked",
         row_tokens=row_tokens,
@@ -117,9 +124,10 @@ def memory_setting(
         gpu=gpu,
         runtime=runtime,
         # Weights in the file's own dtype are mapped, and pages that nothing reads are not loaded.
-        token_ids=token_ids if getattr(model.description, "dtype", None) == dtype else None,
+        token_ids=token_ids if mapped else None,
         sharded=config.backend.shard and ranks > 1,
     )
+    sharing = shared_by(config, local_ranks, on_gpu=gpu)
     layout, _ = choose_layout(
         config,
         dtype=dtype,
@@ -128,9 +136,12 @@ def memory_setting(
         available=available - runtime - dtype.itemsize * model.sizes.parameters,
         prepackable=prepackable,
         on_gpu=gpu,
+        shared_by=sharing,
     )
     packs_head = packs_heads(config, dtype) and layout in ("prepacked", "int8") and not gpu
-    return replace(setting, layout=layout, packs_head=packs_head)
+    return replace(
+        setting, layout=layout, packs_head=packs_head, shared_by=sharing if mapped else 1
+    )
 
 
 def full_row_activations(config: Config, sizes: ModelSizes, dtype: torch.dtype) -> int:
@@ -210,7 +221,7 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
     estimate = MemoryEstimate(
         runtime=int(CONTEXT if setting.gpu else setting.runtime),
         base=read * item,
-        linear_layers=int(sizes.linear * _linear_bytes(setting)) + head,
+        linear_layers=int((sizes.linear * _linear_bytes(setting) + head) / setting.shared_by),
         experts=int(sizes.expert_weights * _expert_bytes(setting)),
         loading=int(sizes.expert_weights * _kept_of_loading(setting)),
         mapped=sizes.linear * item if file_stays else 0,

@@ -197,6 +197,7 @@ def build(
         vocabulary=len(inputs.tokenizer),
         start=start,
         int4=int4,
+        folder=inputs.folder,
     )
     training.meter.gemm_rate = _gemm_rate(training)
     limit = _register_rate(training)
@@ -291,6 +292,7 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
         gpu=gpu,
         runtime=max(RUNTIME, resident),
         token_ids=examples.highest_id + 1,
+        local_ranks=world.local_size,
     )
     estimate = estimate_memory(model.sizes, setting)
     if estimate.needed <= available:

@@ -251,7 +251,7 @@ def test_each_of_n_ranks_decides_on_its_share_of_the_memory(monkeypatch, process
         transformers.LlamaConfig(**SHAPE), attn_implementation=packed_attention.NAME
     ).requires_grad_(False)
     world = World(rank=0, size=processes, local_rank=0, local_size=processes, launcher="mpirun")
-    settings = config(data={"max_length": 1024})
+    settings = config(data={"max_length": 1024}, backend={"share_base": "off"})
     backend = Backend(torch.float32, 1, ())
     assemble(settings, base, synthetic_examples(tiny, 0), backend, world)
     assert seen == [64 * GIB / processes]
