@@ -63,7 +63,8 @@ def measure(task: Task, world: World, folder: Path) -> dict[str, Any]:
         shapes, task.workload.row_tokens, float(examples.supervised.mean())
     )
     world.barrier()
-    rate = gemm_rate.model_rate(products, backend.dtype, seconds=0.2, device=backend.device)
+    seconds = min(0.2, task.seconds / 50)  # for a GEMM: a short run measures its limit shortly
+    rate = gemm_rate.model_rate(products, backend.dtype, seconds, device=backend.device)
     limit = None if backend.device.type != "cpu" else register_rate(_frozen_dtype(task, backend))
     registers = 0.0 if limit is None else limit.rate
     times, tally = timer.step_times, timer.tally

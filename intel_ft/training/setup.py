@@ -236,7 +236,7 @@ def _gemm_rate(training: Training) -> float:
     share = float(data.plan.supervised.sum() / data.plan.lengths.sum())
     products = gemm_rate.linear_gemms(model.network, data.plan.max_tokens_per_row, share)
     most_flops = 2.5e10 if model.device.type == "cpu" else None
-    return gemm_rate.model_rate(products, model.dtype, 0.03, most_flops, model.device)
+    return gemm_rate.model_rate(products, model.dtype, 0.01, most_flops, model.device)
 
 
 def _register_rate(training: Training) -> RegisterRate | None:
@@ -244,7 +244,7 @@ def _register_rate(training: Training) -> RegisterRate | None:
     model = training.model
     if model.device.type != "cpu":
         return None
-    return register_rate(frozen_dtype(model.network), 0.1)
+    return register_rate(frozen_dtype(model.network), 0.05)
 
 
 def require_memory(config: Config, inputs: Inputs, backend: Backend, world: World) -> None:

@@ -1,7 +1,7 @@
 """Any number of ranks is the same run: the same steps, losses and adapter.
 
-Ranks are killed, and runs resumed on other numbers of ranks. Ranks over gloo are forked, with the
-variables that torchrun sets; ranks over oneCCL are started by Intel MPI.
+Ranks are killed, and runs resumed on other numbers of ranks. Ranks are forked, with the variables
+that torchrun sets; those to be killed over oneCCL are started by Intel MPI.
 """
 
 import os
@@ -72,20 +72,14 @@ def reference(tmp_path_factory):
 
 
 # Two ranks: tests/e2e/test_launch_walk.py, by both launchers.
-def test_any_number_of_ranks_is_the_same_run(reference, tmp_path):
+@pytest.mark.parametrize(
+    ("count", "collective"), [(4, "gloo"), pytest.param(3, "ccl", marks=needs_oneccl)]
+)
+def test_any_number_of_ranks_is_the_same_run(reference, tmp_path, count, collective):
     folder = fresh(tmp_path / "many")
-    first, *others = ranks_of(4, folder, "--json")
-    assert "backend.collective = gloo" in first
+    first, *others = ranks_of(count, folder, "--json", f"backend.collective={collective}")
+    assert f"backend.collective = {collective}" in first
     assert not any("backend.collective" in err for err in others), "rank 0 tells of decisions"
-    assert_same(folder / "out", reference)
-
-
-@needs_oneccl
-def test_any_number_of_ranks_of_intel_mpi_is_the_same_run(reference, tmp_path):
-    folder = fresh(tmp_path / "many")
-    err = finished(started(mpirun(3), folder, "--json"))
-    assert "backend.collective = ccl" in err
-    assert err.count("backend.collective") == 1, "only the first rank tells of decisions"
     assert_same(folder / "out", reference)
 
 

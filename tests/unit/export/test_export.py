@@ -244,8 +244,8 @@ def test_auto_selects_the_first_that_passes_and_resumes_when_interrupted(
     assert record["training"]["config"]["data"]["train"] == "train.jsonl"
     assert (record["training"]["steps"], record["training"]["train_loss"]) == (1, 1.5)
     # The gate rejects a candidate that misses its limit, and leaves nothing.
-    with pytest.raises(GateRefused, match=r"int4: top-1 agreement 0\.\d+ \(limit 1\)"):
-        export(str(run), tmp_path / "no", "int4", settings=settings, gate=Gate(Limits(None, 1.0)))
+    with pytest.raises(GateRefused, match=r"int8: top-1 agreement 0\.\d+ \(limit 1\)"):
+        export(str(run), tmp_path / "no", "int8", gate=Gate(Limits(None, 1.0)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ir"]
 
 
