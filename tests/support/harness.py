@@ -68,7 +68,7 @@ class Running:
         if self.code is None:
             os.kill(self.process.pid, number)
 
-    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> bool:
+    def wait_until(self, condition: Callable[[], Any], seconds: float = 300) -> bool:
         """True as soon as `condition` holds, False if the command ended before."""
         end = time.monotonic() + seconds
         while not condition():
@@ -78,7 +78,7 @@ class Running:
             time.sleep(0.002)
         return True
 
-    def wait(self, seconds: float = 120) -> Result:
+    def wait(self, seconds: float = 300) -> Result:
         end = time.monotonic() + seconds
         while (code := self.code) is None:
             assert time.monotonic() < end, f"still running after {seconds} s: {self.err}"
@@ -153,7 +153,7 @@ def start_ranks(
     ]
 
 
-def run(*arguments: str | Path, cwd: Path, seconds: float = 120, **options: Any) -> Result:
+def run(*arguments: str | Path, cwd: Path, seconds: float = 300, **options: Any) -> Result:
     """Run `intel-ft ARGUMENTS` in `cwd` to its end; options as for `start`."""
     return start(*arguments, cwd=cwd, **options).wait(seconds)
 
