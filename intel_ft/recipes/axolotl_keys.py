@@ -2,7 +2,7 @@
 
 from intel_ft.recipes.values import TEMPLATE_REMEDY
 
-_OTHER = "only supervised fine-tuning is supported"
+_OTHER = "only supervised fine-tuning and preference losses are supported"
 _MEDIA = "only text is supported, and this key concerns images, audio or video"
 
 NOT_SFT = {
@@ -61,10 +61,10 @@ NOT_NEEDED = {
     "eager_attention": "attention within packed rows is built in",
     "flex_attention": "attention within packed rows is built in",
     "attn_implementation": "attention within packed rows is built in",
-    "dataset_prepared_path": "data is tokenized again for each run, in seconds, without a cache",
+    "dataset_prepared_path": "data.cache sets where the tokens of large data are kept",
     "dataset_processes": "the tokenizer uses all cores",
     "dataset_num_proc": "the tokenizer uses all cores",
-    "dataset_keep_in_memory": "tokens are always kept in memory",
+    "dataset_keep_in_memory": "tokens of large data are memory-mapped (data.cache)",
     "shuffle_merged_datasets": "each epoch is shuffled with train.seed",
     "gpu_memory_limit": "train.max_tokens_per_row limits memory",
     "max_memory*": "train.max_tokens_per_row limits memory",
@@ -84,14 +84,14 @@ NOT_NEEDED = {
     "shuffle_before_merging_datasets": "each epoch is shuffled with train.seed",
     "save_first_step": "it only tests that saving works",
     "gc_steps": "memory is managed by PyTorch",
-    "skip_prepare_dataset": "data is tokenized again for each run, in seconds, without a cache",
+    "skip_prepare_dataset": "data is always prepared; data.cache keeps the tokens of large data",
     "include_tokens_per_second": "metrics.jsonl has it for each step",
     "lora_embedding_kernel": "fused kernels are used wherever they apply",
     "tiled_mlp*": "train.max_tokens_per_row limits memory",
     "sample_pack_sequentially": "examples are always packed and never attend to each other",
     "total_num_tokens": "the data is always counted",
     "eval_batch_size": "evaluation packs examples as training does",
-    "push_dataset_to_hub": "data is tokenized again for each run, in seconds, without a cache",
+    "push_dataset_to_hub": "prepared data is not uploaded",
     "embeddings_skip_upcast": "frozen weights stay in model.dtype",
     "profiler_steps*": "use `intel-ft bench train`",
     "do_causal_lm_eval": "use `intel-ft eval`",
@@ -141,7 +141,7 @@ UNSUPPORTED = {
     "wandb_*": "set wandb's own environment variables",
     "comet_*": "the tracker comet is not supported",
     "use_comet": "the tracker comet is not supported",
-    "roles_to_train": "the loss is on the assistant's turns, or on all tokens (data.loss_on)",
+    "roles_to_train": "set data.roles_to_train",
     "early_stopping_patience": "it requires data.eval or data.eval_fraction",
     "context_parallel_size": "splitting a sequence over ranks is not supported",
     "sequence_parallel_degree": "splitting a sequence over ranks is not supported",

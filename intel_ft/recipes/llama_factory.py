@@ -14,8 +14,8 @@ from intel_ft.recipes.recognize import refuse_keys
 from intel_ft.recipes.translation import Translation, is_off
 
 NOT_NEEDED = {
-    "overwrite_cache": "data is tokenized again for each run, without a cache",
-    "tokenized_path": "data is tokenized again for each run, in seconds, without a cache",
+    "overwrite_cache": "cached tokens are used again only for the same data and settings",
+    "tokenized_path": "data.cache sets where the tokens of large data are kept",
     "preprocessing_*": "the tokenizer uses all cores",
     "cache_dir": "set the Hub's environment variable HF_HOME",
     "use_fast_tokenizer": "a fast tokenizer is always used",
@@ -56,7 +56,7 @@ NOT_NEEDED = {
     "pissa_convert": "the saved adapter is always a plain LoRA adapter",
 }
 
-_OTHER = "only supervised fine-tuning is supported"
+_OTHER = "only supervised fine-tuning, pre-training and preference losses are supported"
 _MEDIA = "only text is supported, and this key concerns images, audio or video"
 NOT_SFT = {
     **dict.fromkeys(("pref_*", "dpo_*", "kto_*", "ppo_*", "simpo_gamma", "reward_model*"), _OTHER),
@@ -85,7 +85,7 @@ UNSUPPORTED = {
     "shift_attn": "S2-Attn is not supported",
     "mixture_of_depths": "mixture-of-depths is not supported",
     "train_from_scratch": "training always starts from the base's weights",
-    "eval_on_each_dataset": "only one dataset is read: join them into one file",
+    "eval_on_each_dataset": "only one dataset is evaluated: join them into one file",
     "freeze_trainable_*": "freeze tuning is not supported",
     "freeze_extra_modules": "freeze tuning is not supported",
     "use_galore": "GaLore is not supported",
@@ -133,7 +133,7 @@ def translate(t: Translation, devices: int) -> None:
     preferences.llama_factory(t)
     _refuse_other_work(t)
     if (stage := t.take("stage")) not in (None, "sft", "pt"):
-        raise UserError(f"{t.origin}: stage: {stage}: only supervised fine-tuning is supported")
+        raise UserError(f"{t.origin}: stage: {stage}: {_OTHER}")
     if stage == "sft":
         t.not_needed.append("stage: sft: `intel-ft train` always does it")
     t.move("model_name_or_path", "model.name_or_path")

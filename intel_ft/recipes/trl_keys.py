@@ -54,8 +54,8 @@ NOT_NEEDED = {
     "log_*": "messages go to stderr",
     "logging_strategy": "train.logging_steps always counts steps",
     "logging_nan_inf_filter": "a run always stops if the loss is not finite",
-    "metric_for_best_model": "the validation loss always selects the best adapter",
-    "greater_is_better": "the validation loss always selects the best adapter",
+    "metric_for_best_model": "train.best_metric selects the best adapter",
+    "greater_is_better": "train.best_metric selects the best adapter",
     "prediction_loss_only": "evaluation only keeps the loss",
     "bf16_full_eval": "evaluation uses the precision of training",
     "average_tokens_across_devices": "the loss is always averaged over the tokens of all ranks",
@@ -154,7 +154,7 @@ _OTHER_TRAINERS = {
 }
 
 NOT_SFT = {
-    key: f"a key of {kind}: only supervised fine-tuning is supported"
+    key: f"a key of {kind}: only supervised fine-tuning and preference losses are supported"
     for kind, keys in _OTHER_TRAINERS.items()
     for key in keys
 } | dict.fromkeys(_PREFERENCE, "this option of preference training is not supported")
