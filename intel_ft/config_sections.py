@@ -153,7 +153,7 @@ class TrainConfig(Section):
     """Examples per optimizer step, over all ranks together."""
     max_tokens_per_row: int | Auto = "auto"
     """Length of a packed row. Longer rows are faster up to about 2048 tokens, but need memory."""
-    share_prefixes: bool = False
+    share_prefixes: bool = True
     """Compute what examples of a row have in common from their start (a system prompt, a question
     with several answers) once. Changes speed only."""
     learning_rate: float = Field(2e-4, gt=0, le=10)

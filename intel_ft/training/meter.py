@@ -18,9 +18,9 @@ from intel_ft.training.comparison import measures
 class StepTotals:
     """Sums over some optimizer steps.
 
-    tokens, supervised_tokens: of the global batches; flops: of this rank's rows; imbalance: of
-    `step.rank_imbalance`; exchange_seconds: of summing gradients over ranks; router_aux_loss: of
-    this rank's rows, part of the gradient and not of the loss; compared,
+    tokens, supervised_tokens: of the global batches; computed_tokens, flops: of this rank's rows;
+    imbalance: of `step.rank_imbalance`; exchange_seconds: of summing gradients over ranks;
+    router_aux_loss: of this rank's rows, part of the gradient and not of the loss; compared,
     measures: examples of a preference method, and their sums (comparison.WIDTH).
     """
 
@@ -28,6 +28,7 @@ class StepTotals:
     seconds: float = 0.0
     tokens: int = 0
     supervised_tokens: int = 0
+    computed_tokens: float = 0.0
     flops: float = 0.0
     imbalance: float = 0.0
     exchange_seconds: float = 0.0
@@ -60,15 +61,19 @@ class Meter:
         """The fields of a metrics.jsonl line, from here on of a new interval. All ranks call it."""
         done = self.interval
         means = measures(done.measures, done.compared) if done.compared else {}
-        sums = torch.tensor([done.flops, done.router_aux_loss], dtype=torch.float64)
-        done.flops, done.router_aux_loss = world.all_reduce(sums).tolist()
+        parts = [done.flops, done.computed_tokens, done.router_aux_loss]
+        sums = world.all_reduce(torch.tensor(parts, dtype=torch.float64))
+        done.flops, done.computed_tokens, done.router_aux_loss = sums.tolist()
         self.finish_interval()
         seconds, steps = max(done.seconds, 1e-9), max(done.steps, 1)
-        utilization = {}
+        utilization, shared = {}, {}
+        if done.computed_tokens < done.tokens:
+            shared["computed_tokens"] = int(done.computed_tokens)
         if self.register_rate is not None:
             utilization["utilization"] = done.flops / seconds / self.register_rate
         return {
             "tokens": done.tokens,
+            **shared,
             "supervised_tokens": done.supervised_tokens,
             "tokens_per_s": done.tokens / seconds,
             "mfu": done.flops / seconds / self.gemm_rate,

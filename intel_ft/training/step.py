@@ -69,6 +69,7 @@ def train_step(step: Step, training: Training) -> Tensor:
             totals.router_aux_loss += float(auxiliary.detach())
             row_loss = row_loss + auxiliary * final_divisor
         row_loss.backward()  # type: ignore[no-untyped-call]
+        totals.computed_tokens += len(row.tokens)
         totals.flops += training.meter.cost.flops(row)
 
     for _ in range(_missing_rows(step, len(rows), training)):

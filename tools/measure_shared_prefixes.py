@@ -1,0 +1,137 @@
+"""What common beginnings that are computed once save: tokens, and time of the same steps.
+
+Usage: python tools/measure_shared_prefixes.py WORKLOAD [--steps N] [--threads N] [--only NAME]
+
+WORKLOAD is one of `intel-ft bench train`. The model and the tokens are random; each set of examples
+has the beginnings of a kind of data. Every step runs with and without sharing, in turns, and the
+median over steps is of the ratio of each pair. Prints one JSON line for each set: the share of
+tokens that is not computed (saved), the share of the time (faster), their ratio, and token/s of
+the examples' tokens.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from intel_ft.backends.cpu import select
+from intel_ft.batching.plan import Step
+from intel_ft.bench.workloads import random_model, workload
+from intel_ft.config import build
+from intel_ft.distributed.world import World
+from intel_ft.layers.packed_attention import NAME
+from intel_ft.templates.examples import Examples, concatenate
+from intel_ft.training.assemble import assemble
+from intel_ft.training.step import train_step
+from intel_ft.training.workload import Training
+
+BATCH = 16
+
+
+def example_set(common: int, prompts: int, prompt: int, steps: int, vocabulary: int) -> Examples:
+    """Steps of 16 examples: `common` tokens, one of `prompts` prompts, and a supervised answer.
+
+    prompt: the mean tokens of a prompt; answers have exp(N(3.8, 0.9)) within 5 to 400.
+    """
+    random = np.random.default_rng(0)
+
+    def tokens(count: int) -> np.ndarray:
+        return random.integers(3, vocabulary, count, dtype=np.int32)
+
+    start, parts = tokens(common), []
+    for _ in range(steps):
+        asked = [tokens(max(8, int(random.normal(prompt, prompt / 3)))) for _ in range(prompts)]
+        for index in range(BATCH):
+            answer = tokens(int(np.clip(np.exp(random.normal(3.8, 0.9)), 5, 400)))
+            ids = np.concatenate((start, asked[index % prompts], answer))
+            supervised = np.arange(len(ids)) >= len(ids) - len(answer)
+            parts.append(Examples(ids, supervised, np.array([0, len(ids)])))
+    return concatenate(parts)
+
+
+SETS = {  # tokens that all examples share, different prompts of a step, tokens of a prompt
+    "alpaca template": (33, 16, 30),
+    "system prompt of 150 tokens": (150, 16, 60),
+    "8-shot prompt": (1000, 16, 60),
+    "4 answers a prompt": (33, 4, 250),
+}
+
+
+def seconds_of(step: Step, training: Training) -> float:
+    """The time of one step's forward and backward."""
+    began = time.perf_counter()
+    train_step(step, training)
+    spent = time.perf_counter() - began
+    for weight in training.model.trained_parameters():
+        weight.grad = None
+    return spent
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
+    """The figures of one set of examples."""
+    shape = workload(options.workload)
+    examples = example_set(*SETS[name], options.steps + 1, shape.vocabulary)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "model": {"name_or_path": shape.name, "dtype": "bfloat16"},
+            "data": {"train": "synthetic", "max_length": 2048},
+            "method": {"r": 16, "alpha": 32},
+            "train": {"global_batch_size": BATCH, "report_to": []},
+            "backend": {"name": "cpu", "threads": options.threads or "auto"},
+            "output": {"directory": Path(folder)},
+        }
+        config = build(settings, "tools/measure_shared_prefixes.py")
+        backend = select(config.backend, config.model)
+        shared, decisions = assemble(
+            config, random_model(shape, 0, NAME), examples, backend, World()
+        )
+    print(*decisions[-1:], flush=True)
+    plan = shared.data.plan
+    plain = replace(shared, data=replace(shared.data, plan=replace(plan, shared=None)))
+    # The examples of a step are those that were made for it, in place of an epoch's order.
+    steps = [np.arange(first, first + BATCH) for first in range(0, len(examples), BATCH)]
+    times: list[tuple[float, float]] = []
+    saved = tokens = 0
+    for index, indices in enumerate(steps):
+        supervised = int(plan.supervised[indices].sum())
+        turns = [
+            (part, Step(part.data.plan, index, indices, supervised)) for part in (shared, plain)
+        ]
+        both = [seconds_of(step, part) for part, step in turns[:: -1 if index % 2 else 1]]
+        if index == 0:
+            continue  # warms up
+        times.append((both[-1], both[0]) if index % 2 else (both[0], both[-1]))
+        tokens += int(plan.lengths[indices].sum())
+        saved += sum(plan.saved(row) for row in plan.rows(indices))
+    faster = statistics.median(1 - on / off for on, off in times)
+    on, off = (sum(one[which] for one in times) for which in (0, 1))
+    return {
+        "set": name,
+        "threads": torch.get_num_threads(),
+        "saved": round(saved / tokens, 4),
+        "faster": round(faster, 4),
+        "of_ideal": round(faster / (saved / tokens), 3),
+        "tokens_per_s": [round(tokens / off), round(tokens / on)],
+    }
+
+
+def main() -> None:
+    """Measure each set."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workload")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--only", choices=SETS)
+    options = parser.parse_args()
+    for name in [options.only] if options.only else SETS:
+        print(json.dumps(measure(name, options)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
