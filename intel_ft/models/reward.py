@@ -102,7 +102,7 @@ def answer_scores(
         return torch.cat([answer_scores(model, p, packed=packed, dtype=dtype) for p in parts])
     last = row.bounds[1:] - 1
     row = replace(row, predict=last, targets=row.tokens[last])
-    inputs = model_inputs(row, model.device, packed=packed)
+    inputs = model_inputs(row, model, packed=packed)
     with autocast(dtype or model.dtype, model.device):
         hidden = hidden_states(model, inputs)[: len(last)]
     weight: Tensor = output_layer(model).weight

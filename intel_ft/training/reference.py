@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from intel_ft.artifacts.fingerprints import hash_of
 from intel_ft.batching.plan import IntArray, Plan, Step
+from intel_ft.batching.row import build_row
 from intel_ft.errors import UserError
 from intel_ft.files import whole_file
 from intel_ft.models.answer_log_probs import answer_log_probs
@@ -111,9 +112,10 @@ def _compute(
 ) -> None:
     """Fill in the missing values, each computed by one rank."""
     data, model, world = training.data, training.model, training.world
-    shared = None if data.plan.shared is None else examples
+    # Without sharing a value does not depend on the other answers of its row, to the last bit, so
+    # that a pass which was interrupted gives the same values.
     plan = replace(
-        data.plan, lengths=examples.lengths, supervised=examples.supervised_counts, shared=shared
+        data.plan, lengths=examples.lengths, supervised=examples.supervised_counts, shared=None
     )
     was_training = model.network.training
     model.network.eval()
@@ -122,7 +124,7 @@ def _compute(
         block = missing[start : start + _BLOCK]
         found = torch.zeros(len(examples), dtype=torch.float64)
         for indices in Step(plan, 0, block, 0).rows(world.rank, world.size):
-            row = data.row(examples, indices)
+            row = build_row(examples, indices)
             log_probs = answer_log_probs(model.network, row, packed=data.packed, dtype=model.dtype)
             found[torch.from_numpy(indices)] = log_probs.cpu()
         part = world.all_reduce(found[torch.from_numpy(block)])

@@ -20,7 +20,11 @@ def base(tmp_path_factory):
 
 
 def compared(folder):
-    return [[line[name] for name in _COMPARED if name in line] for line in metrics(folder / "out")]
+    lines = [{name: line.get(name) for name in _COMPARED} for line in metrics(folder / "out")]
+    for line in lines:
+        if abs(line["reward_margin"] or 0.0) < 1e-6:  # the first step: rounding decides
+            line["accuracy"] = None
+    return [[value for value in line.values() if value is not None] for line in lines]
 
 
 def assert_same(folder, reference, tolerance=1e-5):
