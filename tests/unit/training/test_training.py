@@ -45,8 +45,8 @@ CONTRADICT = [
     for i, word in enumerate(reversed(WORDS))
 ]
 STEP_FIELDS = {
-    "step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "tokens_per_s",
-    "mfu", "utilization", "rank_imbalance", "rss_gib", "step_s", "exchange_s",
+    "step", "epoch", "loss", "lr", "grad_norm", "tokens", "computed_tokens", "supervised_tokens",
+    "tokens_per_s", "mfu", "utilization", "rank_imbalance", "rss_gib", "step_s", "exchange_s",
 }  # fmt: skip
 EVAL_FIELDS = {"step", "epoch", "eval_loss", "eval_perplexity"}
 
@@ -172,6 +172,7 @@ def test_metrics_lines_hold_the_documented_fields_and_no_others(configure) -> No
     for line in steps:
         assert all(math.isfinite(value) for value in line.values())
         assert line["tokens_per_s"] == pytest.approx(line["tokens"] / line["step_s"], rel=1e-3)
+        assert 0 < line["computed_tokens"] < line["tokens"]  # the prompts begin alike
         assert 0 < line["mfu"] < 1
         assert line["rank_imbalance"] == 0
         assert 0.05 < line["rss_gib"] < 64
