@@ -20,6 +20,8 @@
 // Where a segment follows others (parents [-1, 0]: the second follows the first), the blocks of
 // those come before b = 0, and each row sees all of their tokens.
 //
+// Where cos is null, Q and K come rotated, and nothing is rotated back.
+//
 // Saved for backward: q, k and v before rotation, out and logsumexp; not P. Backward recomputes S
 // and P and then computes (FlashAttention-2, Dao 2023), for output gradient dO,
 //
@@ -62,6 +64,11 @@ inline void rotate(const float* in, const bf16* cos, const bf16* sin, float sign
     out[j] = in[j] * c - in[j + half] * s;
     out[j + half] = in[j + half] * c + in[j] * s;
   }
+}
+
+// The factors of a token on; null stands for no rotation.
+inline const bf16* factors_at(const bf16* factors, int64_t offset) {
+  return factors ? factors + offset : nullptr;
 }
 
 // Reads `count` tokens of one head into a [BLOCK, dim] matrix, padded with zeros; rotates them
@@ -161,7 +168,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
         for (int64_t b = 0; b < segment.blocks(); ++b) {
           const int64_t first = segment.start + b * BLOCK, place = (segment.block + b) * tile;
           load_block(k + first * stride_kv + kv * dim, stride_kv, segment.count(b),
-                     cos + first * dim, sin + first * dim, dim, block.data());
+                     factors_at(cos, first * dim), factors_at(sin, first * dim), dim, block.data());
           pack_b_transposed(block.data(), BLOCK, dim, keys + place);
           load_block(v + first * stride_kv + kv * dim, stride_kv, segment.count(b), nullptr,
                      nullptr, dim, block.data());
@@ -171,8 +178,9 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
         for (int64_t i = 0; i < segment.blocks(); ++i) {
           const int64_t first = segment.start + i * BLOCK, count = segment.count(i);
           const int64_t blocks = int64_t(segment.before.size()) + i + 1;
-          load_block(q + first * stride_q + head * dim, stride_q, count, cos + first * dim,
-                     sin + first * dim, dim, queries.data());
+          load_block(q + first * stride_q + head * dim, stride_q, count,
+                     factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
+                     queries.data());
           for (int64_t b = 0; b < blocks; ++b)
             matmul(BLOCK, dim, false, queries.data(), keys + segment.key_block(b) * tile,
                    s + b * square);
@@ -248,7 +256,7 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
         for (int64_t b = 0; b < segment.blocks(); ++b) {
           const int64_t first = segment.start + b * BLOCK, place = (segment.block + b) * tile;
           load_block(k + first * stride_kv + kv * dim, stride_kv, segment.count(b),
-                     cos + first * dim, sin + first * dim, dim, rows.data());
+                     factors_at(cos, first * dim), factors_at(sin, first * dim), dim, rows.data());
           pack_b_transposed(rows.data(), BLOCK, dim, keys + place);
           pack_b(rows.data(), dim, BLOCK, dim, packed_keys + place);
           load_block(v + first * stride_kv + kv * dim, stride_kv, segment.count(b), nullptr,
@@ -260,8 +268,8 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           const int64_t first = segment.start + i * BLOCK, count = segment.count(i);
           const int64_t offset = first * stride_q + head * dim;
           const int64_t blocks = int64_t(segment.before.size()) + i + 1;
-          load_block(q + offset, stride_q, count, cos + first * dim, sin + first * dim, dim,
-                     queries.data());
+          load_block(q + offset, stride_q, count, factors_at(cos, first * dim),
+                     factors_at(sin, first * dim), dim, queries.data());
           pack_b(queries.data(), dim, BLOCK, dim, packed_queries.data());
           load_block(grad + offset, stride_q, count, nullptr, nullptr, dim, grads.data());
           pack_b(grads.data(), dim, BLOCK, dim, packed_grads.data());
@@ -297,8 +305,8 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
             transpose(p.data(), transposed.data());
             matmul(dim, BLOCK, true, transposed.data(), packed_grads.data(), dv + place);
           }
-          store_block(dq.data(), stride_q, count, cos + first * dim, sin + first * dim, dim,
-                      grad_q + offset);
+          store_block(dq.data(), stride_q, count, factors_at(cos, first * dim),
+                      factors_at(sin, first * dim), dim, grad_q + offset);
         }
       for (const Segment& segment : tree.segments) {
         const int64_t place = segment.block * tile;
@@ -311,8 +319,9 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
         }
         for (int64_t b = 0; b < segment.blocks(); ++b) {
           const int64_t first = segment.start + b * BLOCK, offset = first * stride_kv + kv * dim;
-          store_block(dk + place + b * tile, stride_kv, segment.count(b), cos + first * dim,
-                      sin + first * dim, dim, grad_k + offset);
+          store_block(dk + place + b * tile, stride_kv, segment.count(b),
+                      factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
+                      grad_k + offset);
           store_block(dv + place + b * tile, stride_kv, segment.count(b), nullptr, nullptr, dim,
                       grad_v + offset);
         }
@@ -334,8 +343,8 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           }
         }
         const int64_t offset = token * stride_kv + kv * dim;
-        store_block(sum.data(), stride_kv, 1, cos + token * dim, sin + token * dim, dim,
-                    grad_k + offset);
+        store_block(sum.data(), stride_kv, 1, factors_at(cos, token * dim),
+                    factors_at(sin, token * dim), dim, grad_k + offset);
         store_block(sum.data() + dim, stride_kv, 1, nullptr, nullptr, dim, grad_v + offset);
       }
     }

@@ -154,6 +154,79 @@ int64_t columns_of_task(int64_t bytes_deep, int64_t n) {
   return std::min(n, std::min(COLUMNS, std::max<int64_t>(32, PACKED / bytes_deep / 32 * 32)));
 }
 
+// x [rows, k] with zero at 128 and one scale for each row; w[e] [n, k] if by_output, else [k, n];
+// w_scales [experts, n] or null; sums_of_w int32 [experts, n], 128 times the sum of w over k.
+struct Int8Term {
+  const uint8_t* x;
+  const float* x_scales;
+  const int8_t* w;
+  int64_t k, by_output;
+  const float* w_scales;
+  const int32_t* sums_of_w;
+
+  // Reorders the columns from `first` of w[e], of which there are n.
+  void pack(int64_t e, int64_t first, int64_t width, int64_t n, int8_t* part) const {
+    const int8_t* own = w + e * n * k;
+    if (by_output)
+      pack_outputs(own + first * k, k, k, width, part);
+    else
+      pack_inputs(own + first, n, k, width, part);
+  }
+
+  // sums [rows, width] = the product of these rows with the packed columns; `place`: e n + first.
+  void multiply(int64_t row, int64_t rows, int64_t width, int64_t place, const int8_t* packed,
+                int32_t* products, float* sums) const {
+    at::native::cpublas::brgemm(rows, width, k, k, width, width, false, x + row * k, packed,
+                                products, true);
+    const int32_t* shift = sums_of_w + place;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int32_t* in = products + i * width;
+      float* line = sums + i * width;
+      const float scale = x_scales[row + i];
+      if (w_scales) {
+        const float* scales = w_scales + place;
+#pragma omp simd
+        for (int64_t j = 0; j < width; ++j) line[j] = (in[j] - shift[j]) * scale * scales[j];
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < width; ++j) line[j] = (in[j] - shift[j]) * scale;
+      }
+    }
+  }
+};
+
+// The tasks of grouped_linear and grouped_int8: `first` (or null) plus the terms.
+void grouped(const Int8Term* first, const std::vector<Term>& terms, const int64_t* bounds,
+             int64_t experts, int64_t n, bf16* out, int threads) {
+  const int64_t in_int8 = first ? first->k : 0;
+  const int64_t columns = columns_of_task(in_int8 + 2 * depth_of(terms), n);
+  const int64_t blocks = (n + columns - 1) / columns;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int8_t> packed_int8(in_int8 * columns);
+    std::vector<int32_t> products(first ? ROWS * columns : 0);
+    std::vector<bf16> packed(depth_of(terms) * columns);
+    std::vector<float> sums(ROWS * columns);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < experts * blocks; ++task) {
+      const int64_t e = task / blocks, begin = task % blocks * columns;
+      const int64_t width = std::min(columns, n - begin);
+      if (bounds[e] == bounds[e + 1]) continue;
+      if (first) first->pack(e, begin, width, n, packed_int8.data());
+      pack_terms(terms, e, begin, width, packed.data());
+      for (int64_t row = bounds[e]; row < bounds[e + 1]; row += ROWS) {
+        const int64_t rows = std::min(ROWS, bounds[e + 1] - row);
+        if (first)
+          first->multiply(row, rows, width, e * n + begin, packed_int8.data(), products.data(),
+                          sums.data());
+        multiply_terms(terms, row, rows, width, packed.data(), first != nullptr, sums.data());
+        store(sums.data(), rows, width, n, out + row * n + begin);
+      }
+    }
+    at::native::cpublas::brgemm_release(true);
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -162,80 +235,16 @@ extern "C" {
 // k, w's elements per expert and per row, by_output. bounds int64 [experts + 1], multiples of 16.
 void grouped_linear(const int64_t* numbers, int64_t count, const int64_t* bounds, int64_t experts,
                     int64_t n, bf16* out, int threads) {
-  const std::vector<Term> terms = read_terms(numbers, count);
-  const int64_t columns = columns_of_task(2 * depth_of(terms), n);
-  const int64_t blocks = (n + columns - 1) / columns;
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<bf16> packed(depth_of(terms) * columns);
-    std::vector<float> sums(ROWS * columns);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < experts * blocks; ++task) {
-      const int64_t e = task / blocks, first = task % blocks * columns;
-      const int64_t width = std::min(columns, n - first);
-      if (bounds[e] == bounds[e + 1]) continue;
-      pack_terms(terms, e, first, width, packed.data());
-      for (int64_t row = bounds[e]; row < bounds[e + 1]; row += ROWS) {
-        const int64_t rows = std::min(ROWS, bounds[e + 1] - row);
-        multiply_terms(terms, row, rows, width, packed.data(), false, sums.data());
-        store(sums.data(), rows, width, n, out + row * n + first);
-      }
-    }
-    at::native::cpublas::brgemm_release(true);
-  }
+  grouped(nullptr, read_terms(numbers, count), bounds, experts, n, out, threads);
 }
 
-// The same with a first term in int8: x [rows, k] with zero at 128 and one scale for each row; w[e]
-// [n, k] if by_output, else [k, n]; w_scales [experts, n] or null; sums_of_w int32 [experts, n],
-// 128 times the sum of w over k.
+// The same with a first term in int8, see Int8Term.
 void grouped_int8(const uint8_t* x, const float* x_scales, const int8_t* w, int64_t k, int64_t n,
                   int64_t by_output, const float* w_scales, const int32_t* sums_of_w,
                   const int64_t* numbers, int64_t count, const int64_t* bounds, int64_t experts,
                   bf16* out, int threads) {
-  const std::vector<Term> terms = read_terms(numbers, count);
-  const int64_t columns = columns_of_task(k + 2 * depth_of(terms), n);
-  const int64_t blocks = (n + columns - 1) / columns;
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<int8_t> packed(k * columns);
-    std::vector<bf16> more(depth_of(terms) * columns);
-    std::vector<int32_t> products(ROWS * columns);
-    std::vector<float> sums(ROWS * columns);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < experts * blocks; ++task) {
-      const int64_t e = task / blocks, first = task % blocks * columns;
-      const int64_t width = std::min(columns, n - first);
-      if (bounds[e] == bounds[e + 1]) continue;
-      const int8_t* own = w + e * n * k;
-      if (by_output)
-        pack_outputs(own + first * k, k, k, width, packed.data());
-      else
-        pack_inputs(own + first, n, k, width, packed.data());
-      pack_terms(terms, e, first, width, more.data());
-      const int32_t* shift = sums_of_w + e * n + first;
-      const float* scales = w_scales ? w_scales + e * n + first : nullptr;
-      for (int64_t row = bounds[e]; row < bounds[e + 1]; row += ROWS) {
-        const int64_t rows = std::min(ROWS, bounds[e + 1] - row);
-        at::native::cpublas::brgemm(rows, width, k, k, width, width, false, x + row * k,
-                                    packed.data(), products.data(), true);
-        for (int64_t i = 0; i < rows; ++i) {
-          const int32_t* in = products.data() + i * width;
-          float* line = sums.data() + i * width;
-          const float scale = x_scales[row + i];
-          if (scales) {
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) line[j] = (in[j] - shift[j]) * scale * scales[j];
-          } else {
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) line[j] = (in[j] - shift[j]) * scale;
-          }
-        }
-        multiply_terms(terms, row, rows, width, more.data(), true, sums.data());
-        store(sums.data(), rows, width, n, out + row * n + first);
-      }
-    }
-    at::native::cpublas::brgemm_release(true);
-  }
+  const Int8Term first{x, x_scales, w, k, by_output, w_scales, sums_of_w};
+  grouped(&first, read_terms(numbers, count), bounds, experts, n, out, threads);
 }
 
 // Rounds the rows x [rows, size] times their expert's columns [experts, size] to 8 bits with zero

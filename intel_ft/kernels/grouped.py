@@ -74,7 +74,7 @@ class Int8Matrices:
         scales = torch.empty(weight.shape[:2])
         for expert, matrix in enumerate(weight):
             rounded, scales[expert] = quantize(matrix.contiguous())
-            values[expert] = (rounded.short() - 128).char()
+            values[expert] = rounded.bitwise_xor_(128).view(torch.int8)  # minus 128
         over = (128 * values.sum(dim, dtype=torch.int32) for dim in (2, 1))
         return cls(values, scales, (next(over), next(over)))
 

@@ -19,6 +19,9 @@ from intel_ft.kernels.chains import ancestors, lower_right
 from intel_ft.kernels.gemm.library import why_no_tiles
 from intel_ft.kernels.inductor import generated
 
+LARGEST_HEAD = 1024
+"""The largest head dimension of the compiled attention."""
+
 
 def call(name: str, *arguments: Any) -> None:
     """Call a compiled kernel; every kernel takes the number of threads last."""
@@ -124,8 +127,8 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
     bounds: Tensor,
     parents: Tensor | None,
     scale: float,
@@ -133,9 +136,9 @@ def attention(
     """Causal attention of each segment, after rotating q and k by their positions.
 
     A segment attends to itself and to the segments that it follows. q [tokens, heads, dim]; k, v
-    [tokens, kv_heads, dim]; cos, sin [tokens, dim]; bounds, parents: see kernels.chains. Returns
-    the output like q, and the logsumexp of the scores, float32 [heads, tokens], which the gradient
-    needs (empty where torch operations compute that).
+    [tokens, kv_heads, dim]; cos, sin [tokens, dim], or None where q and k have been rotated;
+    bounds, parents: see kernels.chains. Returns the output like q, and the logsumexp of the scores,
+    float32 [heads, tokens], which the gradient needs (empty where torch operations compute that).
     """
     if compiled(q):
         out = torch.empty_like(q)
@@ -147,7 +150,8 @@ def attention(
             "attention", q, k, v, cos, sin, bounds, parents, *sizes, scale, out, logsumexp, on_tiles
         )
         return out, logsumexp
-    q, k = _apply_rope(q, k, cos, sin)
+    if cos is not None and sin is not None:
+        q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
         return varlen.attend(q, k, v, bounds, parents, scale)
     return _by_segment(q, k, v, bounds, parents, scale), q.new_empty(0)
@@ -157,8 +161,8 @@ def attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
     bounds: Tensor,
     parents: Tensor | None,
     scale: float,
@@ -175,7 +179,8 @@ def attention_backward(
         on_tiles = _attention_on_tiles(dim)
         call("attention_backward", *inputs, out, logsumexp, grad, *grads, shared, on_tiles)
         return grads
-    q, k = _apply_rope(q, k, cos, sin)
+    if cos is not None and sin is not None:
+        q, k = _apply_rope(q, k, cos, sin)
     if varlen.usable(q):
         grad_q, grad_k, grad_v = varlen.attend_backward(
             grad, q, k, v, bounds, parents, scale, out, logsumexp
@@ -185,7 +190,9 @@ def attention_backward(
             q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
             result = _by_segment(q, k, v, bounds, parents, scale)
         grad_q, grad_k, grad_v = torch.autograd.grad(result, (q, k, v), grad)
-    return *_apply_rope_backward(grad_q, grad_k, cos, sin), grad_v.contiguous()
+    if cos is not None and sin is not None:
+        grad_q, grad_k = _apply_rope_backward(grad_q, grad_k, cos, sin)
+    return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
 
 
 def _attention_on_tiles(dim: int) -> int:

@@ -168,15 +168,22 @@ def convert_experts(
     remain, without memory.
     """
     for part in list(expert_modules(model)):
-        if hasattr(part.module, _BASES) or why_not_equal(part) is not None:
-            continue
-        bases: dict[str, Sequence[FrozenWeight] | Int8Matrices] = {}
-        for parameter in part.parameters:
-            weight, matrices = getattr(part.module, parameter), _stacked(part.module, parameter)
-            make = partial(_converted, matrices, factory, stacked if part.routes else None)
-            bases[parameter] = keep(f"{part.name}.{parameter}", make)
-            weight.data = torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
-        setattr(part.module, _BASES, bases)
+        convert_module(part, factory, stacked, keep)
+
+
+def convert_module(
+    part: ExpertModule, factory: Factory, stacked: Stacked | None, keep: Keep = private
+) -> None:
+    """Convert one layer's experts as `convert_experts` does."""
+    if hasattr(part.module, _BASES) or why_not_equal(part) is not None:
+        return
+    bases: dict[str, Sequence[FrozenWeight] | Int8Matrices] = {}
+    for parameter in part.parameters:
+        weight, matrices = getattr(part.module, parameter), _stacked(part.module, parameter)
+        make = partial(_converted, matrices, factory, stacked if part.routes else None)
+        bases[parameter] = keep(f"{part.name}.{parameter}", make)
+        weight.data = torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
+    setattr(part.module, _BASES, bases)
 
 
 def _converted(

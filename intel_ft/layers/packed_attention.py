@@ -7,7 +7,6 @@ and `why_not_shareable` test whether a model really works this way.
 """
 
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from intel_ft.kernels import varlen
+from intel_ft.kernels import ops, varlen
 from intel_ft.kernels.chains import ancestors, lower_right
 
 NAME = "intel_ft_packed"
 
 SEGMENT_MULTIPLE = 32
-"""Attention runs on segment lengths rounded up to a multiple of this, as far as the row goes, and
-rows are padded to multiples of `ROW_MULTIPLE`. This saves memory: oneDNN and torch keep a compiled
-kernel for each length they meet (docs/log.md), and a run meets thousands. Attention is causal, so
-the tokens after a segment's end cannot change it.
+"""Torch's attention runs on segment lengths rounded up to a multiple of this, and rows are padded
+to multiples of `ROW_MULTIPLE`. This saves memory: oneDNN and torch keep a compiled kernel for each
+length they meet (docs/log.md), and a run meets thousands. Attention is causal, so the padding after
+a segment's end cannot change it.
 """
 
 ROW_MULTIPLE = 128
@@ -74,15 +73,23 @@ def packed_attention(
     if varlen.usable(q) and softcap is None and s_aux is None and not dropout:
         window = sliding_window or None
         return varlen.attend(q, k, v, cu_seq_lens_q, segment_parents, scale, window)[0][None], None
+    bounds = cu_seq_lens_q.to(torch.int64)
+    lengths = bounds.diff().tolist()
+    longest = max(lengths) if segment_parents is None else sum(lengths)
+    plain = softcap is None and s_aux is None and not dropout
+    if plain and _compiled(q, v) and longest <= (sliding_window or longest):
+        rotated = (x.contiguous() for x in (q, k, v))
+        out: Tensor = SegmentAttention.apply(*rotated, bounds, segment_parents, scale)  # type: ignore[no-untyped-call]
+        return out[None], None
     if key.shape[1] != query.shape[1]:
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    bounds = cu_seq_lens_q.tolist()
     outputs = []
+    # Split, not sliced: the gradient of each slice would be a tensor as large as the row.
+    segments = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     chains = ancestors(cu_seq_lens_q, segment_parents)
-    for (start, end), before in zip(pairwise(bounds), chains, strict=True):
-        stop = start + -(-(end - start) // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
-        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+    for own, parts, before in zip(lengths, segments, chains, strict=True):
+        q, k, v = (F.pad(x, (0, 0, 0, -own % SEGMENT_MULTIPLE)) for x in parts)
         length, mask = q.shape[2], None
         window = sliding_window if sliding_window and sliding_window < length else None
         if before is not None:
@@ -107,8 +114,43 @@ def packed_attention(
                 is_causal=mask is None,
                 scale=scaling,
             )
-        outputs.append(output[:, :, : end - start].transpose(1, 2))
+        outputs.append(output[:, :, :own].transpose(1, 2))
     return torch.cat(outputs, dim=1), None
+
+
+def _compiled(q: Tensor, v: Tensor) -> bool:
+    """Whether the compiled kernels compute the attention of q, v [tokens, heads, dim]."""
+    dim = q.shape[-1]
+    return ops.compiled(q) and dim == v.shape[-1] and dim % 2 == 0 and dim <= ops.LARGEST_HEAD
+
+
+class SegmentAttention(torch.autograd.Function):
+    """`ops.attention` of rotated q [tokens, heads, dim], k and v [tokens, kv_heads, dim]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bounds: Tensor,
+        parents: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        """The output, like q."""
+        out, logsumexp = ops.attention(q, k, v, None, None, bounds, parents, scale)
+        ctx.save_for_backward(q, k, v, bounds, parents, out, logsumexp)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of q, k and v."""
+        q, k, v, bounds, parents, *saved = ctx.saved_tensors
+        grads = ops.attention_backward(
+            q, k, v, None, None, bounds, parents, ctx.scale, *saved, gradients[0].contiguous()
+        )
+        return *grads, None, None, None
 
 
 def _softcapped(

@@ -1,17 +1,17 @@
 """Converts the frozen base's linear layers to the layout that computes their GEMMs."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.devices import CPU
 from intel_ft.kernels.grouped import int8_matrices
-from intel_ft.layers.fused_experts import convert_experts
+from intel_ft.layers.fused_experts import Factory, Stacked, convert_experts
 from intel_ft.layers.int8 import Int8Weight, can_int8
 from intel_ft.layers.lora_linear import FrozenWeight, LoraFunction, LoraLinear
 from intel_ft.layers.mapped import Keep, private
@@ -50,6 +50,39 @@ class FrozenLinear(torch.nn.Linear):
         return out
 
 
+STREAMED = "streamed_gemms"
+"""The attribute of a base that was converted while it was loaded: its GemmChoice or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """How frozen weights are converted: linear layers, one expert, or all experts of a layer."""
+
+    factory: Factory
+    experts: Factory
+    stacked: Stacked | None = None
+    choice: GemmChoice | None = None
+
+
+def conversion_to(
+    layout: Layout,
+    shapes: Mapping[tuple[int, ...], int],
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    keep: Keep = private,
+) -> Conversion:
+    """To int8 or NF4; shapes: of the linear layers, with their number; keep: see layers.mapped.
+
+    Raises EnvironmentProblem for int8 on a CPU without the instructions for it.
+    """
+    if layout == "nf4":
+        return Conversion(nf4_base, lambda weight, bias: nf4_base(weight.to(device), bias))
+    if not can_int8():
+        raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
+    choice = choose_gemms(shapes, dtype, int8=True, keep=keep)
+    return Conversion(choice.factory, choice.factory, int8_matrices, choice)
+
+
 def convert_frozen_weights(
     model: Any, layout: Layout, device: torch.device = CPU, keep: Keep = private
 ) -> GemmChoice | None:
@@ -58,20 +91,22 @@ def convert_frozen_weights(
     So are the experts of a mixture, but never prepacked, which would take twice the memory of most
     of the model; routers stay as they are. The whole model is on `device` afterwards, and is never
     there in any other layout. keep: see layers.mapped. Returns whose GEMMs compute them, where
-    there is a choice. Raises EnvironmentProblem for int8 on a CPU without the instructions for it.
+    there is a choice. Nothing is left to do for a base that models.streamed converted. Raises EnvironmentProblem for int8 on a CPU without the instructions for it.
     """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(base, STREAMED):
+        streamed: GemmChoice | None = getattr(base, STREAMED)
+        return streamed
     choice = None
-    if layout == "int8" and not can_int8():
-        raise EnvironmentProblem("model.base_dtype=int8: this CPU has neither VNNI nor AMX")
-    if layout in ("int8", "prepacked"):
-        shapes = Counter(tuple(linear.weight.shape) for _, _, linear in frozen_linears(model))
-        choice = choose_gemms(shapes, model.dtype, int8=layout == "int8", keep=keep)
+    shapes = Counter(tuple(linear.weight.shape) for _, _, linear in frozen_linears(model))
+    if layout == "prepacked":
+        choice = choose_gemms(shapes, model.dtype, int8=False, keep=keep)
         replace_linears(model, choice.factory, keep=keep)
-        if layout == "int8":
-            convert_experts(model, choice.factory, int8_matrices, keep)
-    elif layout == "nf4":
-        replace_linears(model, nf4_base, device, keep)
-        convert_experts(model, lambda weight, bias: nf4_base(weight.to(device), bias), keep=keep)
+    elif layout in ("int8", "nf4"):
+        conversion = conversion_to(layout, shapes, model.dtype, device, keep)
+        replace_linears(model, conversion.factory, device, keep)
+        convert_experts(model, conversion.experts, conversion.stacked, keep)
+        choice = conversion.choice
     elif layout == "int4":
         _require_compressed(model)
     model.to(device)
@@ -106,7 +141,7 @@ def linear_bytes(model: Any) -> int:
 
 def replace_linears(
     model: Any,
-    factory: Callable[[Tensor, Tensor | None], FrozenWeight],
+    factory: Factory,
     device: torch.device = CPU,
     keep: Keep = private,
 ) -> None:
@@ -119,15 +154,14 @@ def replace_linears(
     linears = frozen_linears(model)
     while linears:
         parent, name, linear = linears.pop()
-        base = keep(names[id(linear)], partial(_converted, linear, factory, device))
+        base = keep(names[id(linear)], partial(converted, linear, factory, device))
         setattr(parent, name, FrozenLinear(linear, base, device))
 
 
-def _converted(
-    linear: torch.nn.Linear,
-    factory: Callable[[Tensor, Tensor | None], FrozenWeight],
-    device: torch.device,
+def converted(
+    linear: torch.nn.Linear, factory: Factory, device: torch.device = CPU
 ) -> FrozenWeight:
+    """The weight of one linear layer as `factory` makes it."""
     bias = None if linear.bias is None else linear.bias.detach().to(device)
     return factory(linear.weight.detach().to(device), bias)
 

@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, is_reward_model, read_json
 from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.layers import packed_attention
-from intel_ft.models.quantized import dequantization, forget_quantization, refuse_quantized
+from intel_ft.models.published import lazy_weights, one_at_a_time
+from intel_ft.models.quantized import forget_quantization, published, refuse_quantized
 from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
 from intel_ft.models.weight_files import open_safetensors, weight_files
 
 __all__ = ["load_tokenizer", "model_folder"]  # re-exported from models.tokenizer
+
+StreamedLayout = Literal["int8", "nf4"]
+"""What models.streamed converts to."""
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -125,38 +130,73 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def load_base(
-    model: ModelConfig, dtype: torch.dtype | Literal["auto"], attention: str | None = None
+    model: ModelConfig,
+    dtype: torch.dtype | Literal["auto"],
+    attention: str | None = None,
+    layout: StreamedLayout | None = None,
 ) -> Any:
     """The frozen base model in `dtype` (auto: that of its files), in eval mode.
 
     `attention` is one of Transformers' names, `packed_attention.NAME`, or None for the best that
-    the architecture has (Bloom and GPT-OSS have no sdpa). Raises UserError for anything wrong with
+    the architecture has (Bloom and GPT-OSS have no sdpa). layout: what linear layers and experts
+    are converted to as they are read; see models.streamed. Raises UserError for anything wrong with
     the folder, ValueError if the architecture does not support that attention.
     """
     folder = model_folder(model)
     check_folder(folder, model)
-    dequantized = dequantization(folder)
+    settings = {"dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=not model.allow_pickle or bool(weight_files(folder)),
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-            **dequantized,
-        )
+        if _reads_lazily(folder, layout):
+            loaded, info = _load_lazily(folder, layout, settings)
+        else:
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                use_safetensors=not model.allow_pickle or bool(weight_files(folder)),
+                trust_remote_code=model.trust_remote_code,
+                **settings,
+            )
     except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if "alloc" in str(error):
             raise
         raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
-    if dequantized:
-        forget_quantization(loaded)
     _mark_as_text(loaded)
     _skip_state_mask(loaded)
     return loaded.eval().requires_grad_(False)
+
+
+def _reads_lazily(folder: Path, layout: str | None) -> bool:
+    """Whether weights are converted as they are read; a model with code of its own reads itself."""
+    if not weight_files(folder) or not _is_causal_lm(_read_config(folder)):
+        return False
+    return layout is not None or published(folder) is not None
+
+
+def _load_lazily(
+    folder: Path, layout: StreamedLayout | None, settings: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """As `from_pretrained`, from weights that are dequantized and converted as they are read."""
+    description = AutoConfig.from_pretrained(folder)
+    forget_quantization(description)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(description)]
+    if loaded_model_type(description) != description.model_type:
+        description = description.get_text_config()
+    if layout is not None:
+        from intel_ft.models.streamed import StreamedConfig
+
+        settings["quantization_config"] = StreamedConfig(layout)
+    form = published(folder)
+    weights = lazy_weights(folder, None if form is None else form.block)
+    with one_at_a_time():
+        loaded, info = model_class.from_pretrained(
+            None, config=description, state_dict=weights, **settings
+        )
+    loaded.config._name_or_path = str(folder)
+    generation = folder / GENERATION_CONFIG_NAME
+    if generation.is_file() and loaded.can_generate():
+        loaded.generation_config = GenerationConfig.from_pretrained(folder)
+    return loaded, info
 
 
 _TOKEN_TYPES = {"gemma3": "token_type_ids", "gemma4": "mm_token_type_ids"}
@@ -190,17 +230,22 @@ def _skip_state_mask(model: Any) -> None:
 
 
 def load_for_packing(
-    model: ModelConfig, dtype: torch.dtype | Literal["auto"]
+    model: ModelConfig,
+    dtype: torch.dtype | Literal["auto"],
+    layout: StreamedLayout | None = None,
 ) -> tuple[Any, str | None]:
-    """The base with packed attention and None; or with its own attention and why not packed."""
+    """The base with packed attention and None; or with its own attention and why not packed.
+
+    layout: see `load_base`.
+    """
     folder = model_folder(model)
     check_folder(folder, model)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(
         type(AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)), None
     )
     if architecture is None or not architecture._supports_attention_backend:
-        return load_base(model, dtype), "its attention cannot be replaced"
-    base = load_base(model, dtype, packed_attention.NAME)
+        return load_base(model, dtype, layout=layout), "its attention cannot be replaced"
+    base = load_base(model, dtype, packed_attention.NAME, layout)
     if reason := packed_attention.why_not_packable(base):
         base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
     return base, reason

@@ -1,35 +1,57 @@
 """Bases that were published quantized: which can be used, and which are refused by name.
 
-Only MXFP4 (gpt-oss) can be trained: it is dequantized to bf16 while it is loaded, so that an
-adapter can be merged. Of the others Transformers loads bitsandbytes' on a CPU, but only to infer.
+MXFP4 (gpt-oss) and FP8 in blocks (DeepSeek-V3, Qwen3-FP8) can be trained: models.published
+dequantizes them while they are loaded, so that an adapter can be merged. Of the others Transformers
+loads bitsandbytes' on a CPU, but only to infer.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import UserError
 
-_DEQUANTIZED = "mxfp4"
 _INFERENCE_ONLY = "bitsandbytes"
+_KEYS = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A format that is dequantized on loading; block: rows and columns of FP8's blocks."""
+
+    method: str
+    block: tuple[int, int] | None = None
 
 
 def quantization(config: dict[str, Any]) -> dict[str, Any]:
     """The quantization of the model whose config.json is `config`; {} if it has none."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
-        for key in ("quantization_config", "compression_config"):
+        for key in _KEYS:
             if isinstance(part.get(key), dict):
                 return dict(part[key])
     return {}
+
+
+def published(folder: Path) -> Published | None:
+    """The format of the weights in `folder`, if models.published dequantizes it."""
+    settings = quantization(read_json(folder / "config.json"))
+    method, block = settings.get("quant_method"), settings.get("weight_block_size")
+    if method == "mxfp4":
+        return Published(method)
+    if method == "fp8" and settings.get("fmt", "e4m3") == "e4m3":
+        match block:
+            case [int(rows), int(columns)] if rows > 0 and columns > 0:
+                return Published(method, (rows, columns))
+    return None
 
 
 def refuse_quantized(folder: Path, *, training: bool) -> None:
     """Raise UserError if the weights in `folder` are quantized in a way that cannot be used."""
     settings = quantization(read_json(folder / "config.json"))
     method = str(settings.get("quant_method", "unknown method"))
-    usable = {_DEQUANTIZED} if training else {_DEQUANTIZED, _INFERENCE_ONLY}
-    if not settings or method in usable:
+    if not settings or published(folder) or (method == _INFERENCE_ONLY and not training):
         return
     bits = settings.get("bits") or settings.get("w_bit")
     raise UserError(
@@ -40,25 +62,9 @@ def refuse_quantized(folder: Path, *, training: bool) -> None:
     )
 
 
-def dequantization(folder: Path) -> dict[str, Any]:
-    """The argument of `from_pretrained` that loads MXFP4 weights as bf16; {} for other models."""
-    settings = quantization(read_json(folder / "config.json"))
-    if settings.get("quant_method") != _DEQUANTIZED:
-        return {}
-    from transformers import Mxfp4Config
-
-    return {"quantization_config": Mxfp4Config(dequantize=True)}
-
-
-def forget_quantization(model: Any) -> None:
-    """Let a dequantized model be saved with all of its weights.
-
-    Transformers 5.5 keeps the conversions that dequantized the weights, and reverses them when it
-    saves: the experts would be missing in the file.
-    """
-    conversions = getattr(model, "_weight_conversions", None) or []
-    model._weight_conversions = [
-        conversion
-        for conversion in conversions
-        if not any(name.endswith("_blocks") for name in conversion.source_patterns)
-    ]
+def forget_quantization(description: Any) -> None:
+    """Take the quantization out of a model's config, in place: its weights are loaded without it."""
+    for part in (description, description.get_text_config()):
+        for key in _KEYS:
+            if hasattr(part, key):
+                delattr(part, key)

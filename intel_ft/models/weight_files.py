@@ -96,6 +96,8 @@ def check_finite(folder: Path, *, fp16: bool = False) -> None:
                 tensor = file.get_tensor(name)
                 if not tensor.is_floating_point() or tensor.numel() == 0:
                     continue
+                if tensor.element_size() == 1:  # FP8 has no order in torch
+                    tensor = tensor.float()
                 low, high = (float(end) for end in torch.aminmax(tensor))
                 if not (abs(low) < float("inf") and abs(high) < float("inf")):
                     raise UserError(

@@ -17,6 +17,7 @@ from intel_ft.models.compressed import INT4_BYTES
 from intel_ft.models.fast_path import choose_layout, packs_heads, shared_by
 from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
+from intel_ft.models.streamed import streamed_layout
 from intel_ft.training.decide import row_capacity
 from intel_ft.training.model_sizes import CountedModel, ModelSizes
 
@@ -64,7 +65,8 @@ class MemorySetting:
     other embeddings are never read, or None; packs_head: the head is packed for our own products;
     sharded: the ranks share all weights, gradients and optimizer state; shared_by: the ranks of a
     host that share one copy of the converted linear layers. Experts are stacked while they are
-    loaded, by each rank, so that the peak is as without sharing.
+    loaded, by each rank, so that the peak is as without sharing; streamed: the frozen weights are
+    converted while they are loaded.
     """
 
     layout: Layout
@@ -84,6 +86,7 @@ class MemorySetting:
     packs_head: bool = False
     sharded: bool = False
     shared_by: int = 1
+    streamed: bool = False
 
 
 def memory_setting(
@@ -140,7 +143,11 @@ def memory_setting(
     )
     packs_head = packs_heads(config, dtype) and layout in ("prepacked", "int8") and not gpu
     return replace(
-        setting, layout=layout, packs_head=packs_head, shared_by=sharing if mapped else 1
+        setting,
+        layout=layout,
+        packs_head=packs_head,
+        shared_by=sharing if mapped else 1,
+        streamed=streamed_layout(config, local_ranks, on_gpu=gpu) is not None,
     )
 
 
@@ -217,7 +224,7 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
         unread = max(0, sizes.vocabulary - setting.token_ids)
         read -= sizes.embeddings * unread // sizes.vocabulary
     head = 2 * item * sizes.vocabulary * sizes.hidden if setting.packs_head else 0
-    file_stays = setting.layout != "as loaded" and not setting.gpu
+    file_stays = setting.layout != "as loaded" and not setting.gpu and not setting.streamed
     estimate = MemoryEstimate(
         runtime=int(CONTEXT if setting.gpu else setting.runtime),
         base=read * item,
@@ -232,6 +239,11 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
         logits=logits,
         communication=2 * 4 * trained if setting.ranks > 1 else 0,
     )
+    if setting.streamed:
+        # One layer's experts, in parts and stacked, in memory that training takes afterwards.
+        layer = 2 * item * sizes.expert_weights // max(1, sizes.mixtures)
+        training = estimate.trained + estimate.optimizer + estimate.activations + estimate.logits
+        return replace(estimate, loading=max(0, layer - training))
     if setting.sharded:
         return _sharded(sizes, setting, estimate)
     if not setting.gpu:

@@ -32,6 +32,7 @@ from intel_ft.models.new_tokens import add_rows, new_token_ids, warn_unseen
 from intel_ft.models.reward import with_score
 from intel_ft.models.saved_adapter import apply_adapter
 from intel_ft.models.start_adapter import describe_adapter
+from intel_ft.models.streamed import streamed_layout
 from intel_ft.models.tokenizer import adapter_folder, require_embedded
 from intel_ft.quantization import base_settings
 from intel_ft.training.assemble import assemble
@@ -179,7 +180,9 @@ def build(
     )
     require_memory(config, inputs, backend, world)
     transformers.set_seed(config.train.seed)
-    base, why_not_packed = load_for_packing(config.model, _loaded_dtype(config, backend, world))
+    layout = streamed_layout(config, world.local_size, on_gpu=backend.device.type != "cpu")
+    dtype = _loaded_dtype(config, backend, world)
+    base, why_not_packed = load_for_packing(config.model, dtype, layout)
     if config.method.trains_all and config.model.merged_adapter is not None:
         base = apply_adapter(base, adapter_folder(config.model.merged_adapter)).merge_and_unload()
     add_rows(base, new_token_ids(config.model))
