@@ -63,7 +63,7 @@ def refuse_quantized(folder: Path, *, training: bool) -> None:
 
 
 def forget_quantization(description: Any) -> None:
-    """Take the quantization out of a model's config, in place: its weights are loaded without it."""
+    """Take the quantization out of a model's config, in place."""
     for part in (description, description.get_text_config()):
         for key in _KEYS:
             if hasattr(part, key):

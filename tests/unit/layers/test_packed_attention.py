@@ -1,5 +1,7 @@
 """Attention over packed rows in bf16: the compiled kernel against torch's attention by segment."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,7 +61,7 @@ def test_float32_is_torchs_attention_of_each_segment() -> None:
     q, k, v = (x.repeat_interleave(4 // x.shape[1], dim=1) for x in leaves)
     parts = [
         F.scaled_dot_product_attention(*(x[:, :, a:b] for x in (q, k, v)), is_causal=True)
-        for a, b in zip(BOUNDS[:-1], BOUNDS[1:], strict=True)
+        for a, b in pairwise(BOUNDS)
     ]
     out = torch.cat(parts, dim=2).transpose(1, 2)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
