@@ -86,7 +86,8 @@ def packed_attention(
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     outputs = []
     # Split, not sliced: the gradient of each slice would be a tensor as large as the row.
-    segments = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    split = (x.split_with_sizes(lengths, dim=2) for x in (query, key, value))
+    segments = zip(*split, strict=True)
     chains = ancestors(cu_seq_lens_q, segment_parents)
     for own, parts, before in zip(lengths, segments, chains, strict=True):
         q, k, v = (F.pad(x, (0, 0, 0, -own % SEGMENT_MULTIPLE)) for x in parts)
@@ -146,9 +147,19 @@ class SegmentAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k and v."""
-        q, k, v, bounds, parents, *saved = ctx.saved_tensors
+        q, k, v, bounds, parents, out, logsumexp = ctx.saved_tensors
         grads = ops.attention_backward(
-            q, k, v, None, None, bounds, parents, ctx.scale, *saved, gradients[0].contiguous()
+            q,
+            k,
+            v,
+            None,
+            None,
+            bounds,
+            parents,
+            ctx.scale,
+            out,
+            logsumexp,
+            gradients[0].contiguous(),
         )
         return *grads, None, None, None
 

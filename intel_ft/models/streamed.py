@@ -54,7 +54,7 @@ def streamed_layout(
     return layout
 
 
-class StreamedConfig(QuantizationConfigMixin):
+class StreamedConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """What `from_pretrained` takes as its quantization_config; layout: int8 or nf4."""
 
     def __init__(self, layout: StreamedLayout) -> None:
@@ -63,7 +63,7 @@ class StreamedConfig(QuantizationConfigMixin):
 
 
 @register_quantizer(_NAME)
-class Streamed(HfQuantizer):
+class Streamed(HfQuantizer):  # type: ignore[misc]
     """See above. It leaves a model that looks as if it had been converted after loading."""
 
     quantization_config: StreamedConfig
@@ -75,7 +75,7 @@ class Streamed(HfQuantizer):
         linears = frozen_linears(model)
         self.shapes = Counter(tuple(linear.weight.shape) for _, _, linear in linears)
         self.dtype = model.dtype
-        wanted = {id(linear): (parent, child) for parent, child, linear in linears}
+        wanted: dict[int, Any] = {id(linear): (parent, child) for parent, child, linear in linears}
         wanted |= {id(part.module): part for part in expert_modules(model)}
         self.modules = {
             name: wanted[id(module)]
@@ -106,7 +106,7 @@ class Streamed(HfQuantizer):
         return False
 
 
-class _Collect(ConversionOps):
+class _Collect(ConversionOps):  # type: ignore[misc]
     """Puts a weight into its module, and converts the module once it has all of them."""
 
     def __init__(self, quantizer: Streamed) -> None:
@@ -125,7 +125,7 @@ class _Collect(ConversionOps):
         """Weights by name; returns those that are left to set."""
         for given, value in input_dict.items():
             name = full_layer_name if len(input_dict) == 1 else given
-            owner, _, parameter = name.rpartition(".")
+            owner, parameter = name.rsplit(".", 1)
             module = model.get_submodule(owner)
             tensor = value[0] if isinstance(value, list) else value
             setattr(module, parameter, torch.nn.Parameter(tensor, requires_grad=False))
@@ -137,7 +137,8 @@ class _Collect(ConversionOps):
     def _convert_module(self, name: str, module: Any) -> None:
         conversion, place = self.quantizer.conversion, self.quantizer.modules[name]
         if isinstance(module, torch.nn.Linear):
-            module = replace_linear(*place, module, conversion.factory)
+            parent, child = place
+            module = replace_linear(parent, child, module, conversion.factory)
         else:
             convert_module(place, conversion.experts, conversion.stacked)
         for weight in module.parameters(recurse=False):
