@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.devices import CPU
@@ -91,7 +92,8 @@ def convert_frozen_weights(
     So are the experts of a mixture, but never prepacked, which would take twice the memory of most
     of the model; routers stay as they are. The whole model is on `device` afterwards, and is never
     there in any other layout. keep: see layers.mapped. Returns whose GEMMs compute them, where
-    there is a choice. Nothing is left to do for a base that models.streamed converted. Raises EnvironmentProblem for int8 on a CPU without the instructions for it.
+    there is a choice. Nothing is left to do for a base that models.streamed converted. Raises
+    EnvironmentProblem for int8 on a CPU without the instructions for it.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if hasattr(base, STREAMED):

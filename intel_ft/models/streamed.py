@@ -17,12 +17,15 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from intel_ft.config import Config
+from intel_ft.host.devices import CPU
 from intel_ft.layers.fused_experts import convert_module, expert_modules, fuse_experts
 from intel_ft.models.fast_path import shared_by
 from intel_ft.models.frozen_base import (
     STREAMED,
     Conversion,
+    FrozenLinear,
     conversion_to,
+    converted,
     frozen_linears,
 )
 from intel_ft.models.load import StreamedLayout
@@ -138,7 +141,9 @@ class _Collect(ConversionOps):  # type: ignore[misc]
         conversion, place = self.quantizer.conversion, self.quantizer.modules[name]
         if isinstance(module, torch.nn.Linear):
             parent, child = place
-            module = replace_linear(parent, child, module, conversion.factory)
+            base = converted(module, conversion.factory)
+            module = FrozenLinear(module, base, CPU)
+            setattr(parent, child, module)
         else:
             convert_module(place, conversion.experts, conversion.stacked)
         for weight in module.parameters(recurse=False):
