@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Only errors: that an index lacks a package is none, where another has it.
+# Print only errors. pip's warning that one of several indexes lacks a package is not an error.
 QUIET := --quiet --quiet
 INSTALLED := $(VENV)/.installed
 
@@ -38,8 +38,8 @@ cluster:
 	RUNLEVEL=1 apt-get install --yes --no-install-recommends \
 	    iproute2 openssh-server openmpi-bin slurm-wlm munge
 
-# backend.name=ipex in an environment of its own (docs/ipex.md): torch 2.8, IPEX 2.8.0, oneCCL. The
-# default index's torch 2.8 brings gigabytes of CUDA libraries, which nothing here uses; without:
+# backend.name=ipex in a separate environment (docs/ipex.md): torch 2.8, IPEX 2.8.0, oneCCL. The
+# default index's torch 2.8 brings gigabytes of unused CUDA libraries; to avoid them:
 #     make setup-ipex TORCH_INDEX=https://download.pytorch.org/whl/cpu
 VENV_IPEX := .venv-ipex
 BIN_IPEX := $(VENV_IPEX)/bin
@@ -56,7 +56,7 @@ $(IPEX): requirements-ipex.lock requirements.lock requirements-ccl.lock pyprojec
 	$(BIN_IPEX)/python -m pip install $(QUIET) --no-deps --no-build-isolation --editable .
 	touch $@
 
-# What depends on the version of torch, and everything of IPEX; `make test` skips the latter.
+# The tests that depend on the version of torch, and all IPEX tests; `make test` skips the latter.
 test-ipex: setup-ipex
 	OMP_NUM_THREADS=1 $(BIN_IPEX)/pytest tests/ipex tests/e2e/test_oneccl.py \
 	    tests/unit/kernels/test_ops.py tests/unit/models/test_fused_decoder.py tests/unit/models/test_frozen_base.py
@@ -65,7 +65,7 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/intel-ft demo --output runs/demo
 	@echo
-	@echo "Talk to it: $(BIN)/intel-ft chat runs/demo/openvino"
+	@echo "Chat with it: $(BIN)/intel-ft chat runs/demo/openvino"
 
 # One thread per test process, because more would compete for the cores, and two processes more than
 # there are cores, because many tests wait. A file stays on one process, so that its fixtures are

@@ -1,7 +1,8 @@
 #!/bin/bash
-# Submit: mkdir -p runs && sbatch launch/developer-cloud-slurm.sh, on a cluster in Intel's developer
-# cloud that has Slurm (which opens its log before the script runs).
-# A small job: two Sapphire Rapids nodes, one hour. slurm.sh is the same with all safeguards.
+# Submit: mkdir -p runs && sbatch launch/developer-cloud-slurm.sh, on a cluster with Slurm in
+# Intel's developer cloud. (Slurm does not create the folder of its log.)
+# A small job: two Sapphire Rapids nodes, one hour. Unlike slurm.sh, it does not requeue itself at
+# the time limit.
 #SBATCH --job-name=lora
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=2

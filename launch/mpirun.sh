@@ -1,7 +1,7 @@
 #!/bin/bash
 # Run: bash launch/mpirun.sh, from a host that can connect to the others over ssh without a password.
-# Better: `intel-ft launch run.yaml --hostfile hosts`, which checks the hosts first, reports what is
-# wrong, and restarts the run when a node fails. This is the command that it runs with Intel MPI.
+# Better: `intel-ft launch run.yaml --hostfile hosts`, which runs this command with Intel MPI. It
+# also checks the hosts first and, with --max-restarts, restarts the run when a node fails.
 set -euo pipefail
 hosts=node1,node2,node3,node4
 ranks_per_host=2                 # start with one per NUMA node; `intel-ft launch --tune` measures
