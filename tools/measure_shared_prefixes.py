@@ -73,10 +73,12 @@ def seconds_of(step: Step, training: Training) -> float:
     return spent
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
-    """The figures of one set of examples."""
+def trainings(options: argparse.Namespace) -> tuple[Training, Training]:
+    """The training of the examples of all sets, with sharing and without, on one model."""
     shape = workload(options.workload)
-    examples = example_set(*SETS[name], options.steps + 1, shape.vocabulary)
+    examples = concatenate(
+        [example_set(*SETS[name], options.steps + 1, shape.vocabulary) for name in SETS]
+    )
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "model": {"name_or_path": shape.name, "dtype": "bfloat16"},
@@ -91,33 +93,40 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
         shared, decisions = assemble(
             config, random_model(shape, 0, NAME), examples, backend, World()
         )
-    print(*decisions[-1:], flush=True)
-    plan = shared.data.plan
-    plain = replace(shared, data=replace(shared.data, plan=replace(plan, shared=None)))
-    # The examples of a step are those that were made for it, in place of an epoch's order.
-    steps = [np.arange(first, first + BATCH) for first in range(0, len(examples), BATCH)]
+    for decision in decisions:
+        print(decision, flush=True)
+    data = shared.data
+    return shared, replace(shared, data=replace(data, plan=replace(data.plan, shared=None)))
+
+
+def measure(name: str, shared: Training, plain: Training, steps: int) -> dict[str, object]:
+    """The figures of one set of examples."""
+    plan, first = shared.data.plan, list(SETS).index(name) * (steps + 1) * BATCH
     times: list[tuple[float, float]] = []
     saved = tokens = 0
-    for index, indices in enumerate(steps):
+    for index in range(steps + 1):
+        # The examples that were made for this step, in place of an epoch's order.
+        indices = np.arange(BATCH) + first + index * BATCH
         supervised = int(plan.supervised[indices].sum())
-        turns = [
-            (part, Step(part.data.plan, index, indices, supervised)) for part in (shared, plain)
-        ]
-        both = [seconds_of(step, part) for part, step in turns[:: -1 if index % 2 else 1]]
+        on, off = (Step(part.data.plan, index, indices, supervised) for part in (shared, plain))
+        if index % 2:
+            with_sharing, without = seconds_of(on, shared), seconds_of(off, plain)
+        else:
+            without, with_sharing = seconds_of(off, plain), seconds_of(on, shared)
         if index == 0:
             continue  # warms up
-        times.append((both[-1], both[0]) if index % 2 else (both[0], both[-1]))
+        times.append((with_sharing, without))
         tokens += int(plan.lengths[indices].sum())
         saved += sum(plan.saved(row) for row in plan.rows(indices))
     faster = statistics.median(1 - on / off for on, off in times)
-    on, off = (sum(one[which] for one in times) for which in (0, 1))
+    on_seconds, off_seconds = (sum(one[which] for one in times) for which in (0, 1))
     return {
         "set": name,
         "threads": torch.get_num_threads(),
         "saved": round(saved / tokens, 4),
         "faster": round(faster, 4),
         "of_ideal": round(faster / (saved / tokens), 3),
-        "tokens_per_s": [round(tokens / off), round(tokens / on)],
+        "tokens_per_s": {"off": round(tokens / off_seconds), "on": round(tokens / on_seconds)},
     }
 
 
@@ -129,8 +138,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", choices=SETS)
     options = parser.parse_args()
+    shared, plain = trainings(options)
     for name in [options.only] if options.only else SETS:
-        print(json.dumps(measure(name, options)), flush=True)
+        print(json.dumps(measure(name, shared, plain, options.steps)), flush=True)
 
 
 if __name__ == "__main__":
