@@ -220,7 +220,8 @@ class BackendConfig(Section):
     prepack: bool | Auto = "auto"
     """Keep a second copy of frozen bf16 weights in oneDNN's layouts: faster, twice the memory."""
     share_base: Literal["auto", "cache", "off"] = "auto"
-    """Ranks of a host share the frozen base; cache keeps it on disk for the next run, too."""
+    """One copy of the frozen base in memory for the ranks of a host; cache: it is also kept
+    on disk for later runs; off: each rank has its own copy."""
     compile: bool | Auto = "auto"
     """Use torch.compile on the model's own layers instead of the fused layers of intel_ft."""
     shard: bool = False

@@ -89,7 +89,7 @@ def test_other_dtypes_take_torch_operations() -> None:
 
 @needs_kernels
 def test_rows_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="no contiguous rows"):
+    with pytest.raises(ValueError, match="not contiguous rows"):
         grouped.grouped_linear([(random(112, 8), random(4, 6, 10))], BOUNDS)
 
 
