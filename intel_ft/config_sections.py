@@ -93,6 +93,9 @@ class DataConfig(WithSources):
     columns: dict[str, str] = {}
     """Maps the column names that format expects to those in the data, such as
     {instruction: question, output: reply}."""
+    weight_column: str | None = None
+    """Column of data.train with the weight of each example in the loss, a number above 0; null: all
+    examples have the same weight."""
     on_bad: Literal["error", "drop"] = "error"
     """What happens to rows that cannot be used, such as those with an empty answer."""
     template: TemplateName = "auto"

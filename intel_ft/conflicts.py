@@ -121,6 +121,8 @@ def _on_compared_data(config: Sections) -> Iterator[str]:
             f"train.max_tokens_per_row ({row}) must hold a pair, two answers of data.max_length"
             f" ({data.max_length}): raise it to {2 * data.max_length}"
         )
+    if data.weight_column is not None:
+        yield f"data.weight_column cannot be used with {preference}: all answers weigh the same"
     if config.train.best_metric == "accuracy" and not (data.eval or data.eval_fraction):
         yield "train.best_metric=accuracy needs data.eval or data.eval_fraction"
 
@@ -199,6 +201,8 @@ def _of_a_stream(config: Sections) -> Iterator[str]:
         yield "data.streaming takes all of one source: remove the others and max_examples"
     if config.method.compares is not None:
         yield f"data.streaming cannot be used with method.name={config.method.name}"
+    if data.weight_column is not None:
+        yield "data.weight_column cannot be used with data.streaming: set data.streaming=false"
     if data.eval_fraction:
         yield "data.streaming cannot be used with data.eval_fraction: set data.eval"
     if data.buffer % batch:

@@ -32,6 +32,14 @@ class Step:
     examples: IntArray
     supervised_tokens: int
 
+    @property
+    def loss_weight(self) -> float:
+        """What the summed loss is divided by: supervised tokens times their examples' weights."""
+        if self.plan.weights is None:
+            return self.supervised_tokens
+        counts = self.plan.supervised[self.examples]
+        return float((counts * self.plan.weights[self.examples].astype(np.float64)).sum())
+
     def shares(self, world_size: int) -> list[IntArray]:
         """The examples of each rank; their union is `examples`, whatever `world_size` is."""
         if (families := self.plan.families(self.examples)) is not None:
@@ -53,7 +61,8 @@ class Plan:
     quadratic_cost: attention's cost per squared token, in units of a token's linear cost.
     one_example_a_row: for models whose attention cannot be packed. parts: what an epoch takes from
     each source, where sources have weights. shared: the examples, if beginnings that those of a row
-    have in common are computed once; else None.
+    have in common are computed once; else None. weights: of each example in the loss, float32
+    [examples]; None: 1 each.
     """
 
     lengths: IntArray
@@ -65,6 +74,7 @@ class Plan:
     one_example_a_row: bool = False
     parts: tuple[Part, ...] = ()
     shared: ExampleSet | None = None
+    weights: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if len(self.lengths) == 0:

@@ -39,6 +39,7 @@ class Row:
     bounds: [segments + 1], segment i is tokens[bounds[i]:bounds[i + 1]].
     predict, targets: [supervised]; the logits at tokens[predict[k]] should give targets[k].
     shared: None where each example is a segment of its own.
+    example_weights: that of each example in the loss, float32 [examples]; None: 1 each.
     """
 
     tokens: IntArray
@@ -47,6 +48,7 @@ class Row:
     predict: IntArray
     targets: IntArray
     shared: Shared | None = None
+    example_weights: npt.NDArray[np.float32] | None = None
 
     @property
     def segment_lengths(self) -> IntArray:
@@ -64,10 +66,17 @@ class Row:
 
     @property
     def weights(self) -> npt.NDArray[np.float32] | None:
-        """For how many examples each prediction counts, [supervised]; None: for one each."""
-        if self.shared is None:
+        """What each prediction counts in the loss, [supervised]; None: 1 each.
+
+        That is the sum of the weights of the examples that read it.
+        """
+        if self.example_weights is None and self.shared is None:
             return None
-        return np.bincount(self.shared.reads, minlength=len(self.targets)).astype(np.float32)
+        _, examples, reads = self.read_by()
+        of_reads = None
+        if self.example_weights is not None:  # behind them, that of padding
+            of_reads = np.append(self.example_weights, np.float32(0))[examples]
+        return np.bincount(reads, of_reads, len(self.targets)).astype(np.float32)
 
     def read_by(self) -> tuple[int, IntArray, IntArray]:
         """How many examples (each of a pair's answers is one), and who reads which prediction.
@@ -167,4 +176,5 @@ def pad_row(row: Row, tokens: int, targets: int) -> Row:
         predict=np.concatenate((row.predict, unread)),
         targets=np.pad(row.targets, (0, extra_targets), constant_values=IGNORED),
         shared=shared,
+        example_weights=row.example_weights,
     )

@@ -14,6 +14,7 @@ from intel_ft.conversations.ready_made import tokenized
 from intel_ft.data.decode_check import decode_notes
 from intel_ft.data.fit import fit, refuse_thoughts
 from intel_ft.data.split_long import split_long
+from intel_ft.data.weights import example_weights
 from intel_ft.errors import UserError
 from intel_ft.gc_pause import gc_paused
 from intel_ft.sources.bad_rows import NothingUsable
@@ -218,7 +219,8 @@ def prepare_rows(
     kept = fitted.conversations
     good = [good[place] for place in fitted.places] if good else []
     examples, notes = _encoded(kept, data, template, tokenizer)
-    examples = replace(examples, begins=firsts_of(np.array(fitted.rows, np.int64)))
+    weights = example_weights(rows, data.weight_column, fitted.rows)
+    examples = replace(examples, begins=firsts_of(np.array(fitted.rows, np.int64)), weights=weights)
     truncated = dropped = 0
     long = np.flatnonzero(examples.lengths > longest)
     if data.on_long == "split" and data_format != "text":
@@ -274,7 +276,7 @@ def prepare_rows(
         split=len(long) if data.on_long == "split" else 0,
         bad=len(fitted.bad),
         bad_examples=fitted.bad.examples(),
-        unused=read.unused,
+        unused=tuple(name for name in read.unused if name != data.weight_column),
         untrained=read.untrained,
         context_only=fitted.context_only,
         separated=fitted.separated,

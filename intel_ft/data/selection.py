@@ -53,6 +53,18 @@ class Selection:
         return firsts_of(rows[self.places])
 
     @property
+    def weights(self) -> npt.NDArray[np.float32] | None:
+        """The weight of each example in the training loss, [examples]; None: 1 each."""
+        given = [part.weights for part in self.sets]
+        if all(weights is None for weights in given):
+            return None
+        every = [
+            np.ones(len(part), np.float32) if weights is None else weights
+            for part, weights in zip(self.sets, given, strict=True)
+        ]
+        return np.concatenate(every)[self.places]
+
+    @property
     def highest_id(self) -> int:
         """The highest token id, also in examples that are not selected."""
         return max(part.highest_id for part in self.sets)

@@ -27,4 +27,5 @@ def split_long(
     repeated = np.repeat(place > 0, sizes) & (within < overlap)
     supervised = examples.supervised[taken] & ~repeated
     begins = examples.firsts[origin] & (place == 0)
-    return Examples(examples.tokens[taken], supervised, offsets, begins), origin
+    weights = None if examples.weights is None else examples.weights[origin]
+    return Examples(examples.tokens[taken], supervised, offsets, begins, weights), origin

@@ -113,6 +113,11 @@ class Stream:
         return self.buffer.examples.supervised_counts
 
     @property
+    def weights(self) -> None:
+        """See ExampleSet: a stream has none."""
+        return None
+
+    @property
     def hashes(self) -> npt.NDArray[np.uint64]:
         """See ExampleSet."""
         return self.buffer.examples.hashes

@@ -160,6 +160,7 @@ def _prepare_named(
 
 def _prepare(data: DataConfig, source: str, tokenizer: Any) -> Prepared:
     """The examples of `source`; of data that compares answers, the chosen or good ones."""
+    data = data.model_copy(update={"weight_column": None})  # which is of training alone
     return prepare(data, assets.resolve(source), tokenizer, answers="auto").good_answers()
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads the bits of a weight over a hash
 _BLOCK = 1 << 24  # tokens that are compared at a time, where all of them may be larger than memory
 
 
@@ -40,6 +41,10 @@ class ExampleSet(Protocol):
         """Whether an example is the first one of its row of the source, bool [examples]."""
 
     @property
+    def weights(self) -> npt.NDArray[np.float32] | None:
+        """The weight of each example in the training loss, [examples]; None: 1 each."""
+
+    @property
     def highest_id(self) -> int:
         """The highest token id."""
 
@@ -54,13 +59,15 @@ class Examples:
     tokens: int32 [total]; supervised: bool [total], True where the token is a prediction target
     (its loss is read at the position before it, so an example's first token is never supervised);
     offsets: int64 [examples + 1], example i is tokens[offsets[i]:offsets[i + 1]]; begins: `firsts`,
-    None where every example is a row of its own.
+    None where every example is a row of its own; weights: in the training loss, float32 [examples],
+    None: 1 each.
     """
 
     tokens: npt.NDArray[np.int32]
     supervised: npt.NDArray[np.bool_]
     offsets: npt.NDArray[np.int64]
     begins: npt.NDArray[np.bool_] | None = None
+    weights: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -87,10 +94,10 @@ class Examples:
 
     @property
     def hashes(self) -> npt.NDArray[np.uint64]:
-        """A hash of each example's token ids and mask, uint64 [examples]."""
+        """A hash of each example's token ids, mask and weight, uint64 [examples]."""
         tokens, supervised = self.tokens.view(np.uint8).data, self.supervised.data
         ends = self.offsets.tolist()
-        return np.fromiter(
+        found = np.fromiter(
             (
                 _hash(tokens[4 * start : 4 * end], supervised[start:end])
                 for start, end in pairwise(ends)
@@ -98,6 +105,9 @@ class Examples:
             np.uint64,
             len(self),
         )
+        if self.weights is not None:
+            found ^= self.weights.view(np.uint32).astype(np.uint64) * _ODD
+        return found
 
     @property
     def firsts(self) -> npt.NDArray[np.bool_]:
@@ -128,7 +138,8 @@ class Examples:
             if self.begins is None
             else firsts_of(np.cumsum(self.begins, dtype=np.int64)[indices])
         )
-        return Examples(self.tokens[taken], self.supervised[taken], offsets, begins)
+        weights = None if self.weights is None else self.weights[indices]
+        return Examples(self.tokens[taken], self.supervised[taken], offsets, begins, weights)
 
 
 def firsts_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

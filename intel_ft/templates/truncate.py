@@ -1,5 +1,7 @@
 """Truncates examples that are too long and keeps a supervised EOS at their end."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,5 +37,5 @@ def truncate(
         keep[last + 1 : end] = False
         lengths[index] = last + 1 - start
     offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    kept = Examples(tokens[keep], supervised[keep], offsets, examples.begins)
+    kept = replace(examples, tokens=tokens[keep], supervised=supervised[keep], offsets=offsets)
     return kept, np.array(unusable, np.int64)

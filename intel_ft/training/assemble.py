@@ -91,6 +91,7 @@ def assemble(
         packed=packed,
         parts=parts,
         shared=examples if sharing.value == "on" else None,
+        weights=examples.weights,
     )
     if isinstance(examples, Stream):
         plan = plan_of_stream(plan, examples)

@@ -1,6 +1,7 @@
 """What a run decides about its rows and steps, as pure functions that `plan` calls too."""
 
 import numpy as np
+import numpy.typing as npt
 
 from intel_ft.batching.plan import IntArray, Plan, Step
 from intel_ft.config import Config
@@ -9,6 +10,8 @@ from intel_ft.data.mixture import Part
 from intel_ft.decisions import Decision
 from intel_ft.models.flops import StepCost
 from intel_ft.templates.examples import ExampleSet
+
+FloatArray = npt.NDArray[np.float32]
 
 _SAMPLED_STEPS = 24
 
@@ -37,10 +40,12 @@ def make_plan(
     packed: bool,
     parts: tuple[Part, ...] = (),
     shared: ExampleSet | None = None,
+    weights: FloatArray | None = None,
 ) -> Plan:
     """The run's plan over examples of these tokens and supervised tokens. Raises UserError.
 
-    parts: what an epoch takes from each source, where sources have weights; shared: see Plan.
+    parts: what an epoch takes from each source, where sources have weights; shared, weights: see
+    Plan.
     """
     return Plan(
         lengths=lengths,
@@ -52,6 +57,7 @@ def make_plan(
         one_example_a_row=not packed,
         parts=parts,
         shared=shared,
+        weights=weights,
     )
 
 

@@ -145,7 +145,8 @@ def read_data(config: Config, tokenizer: Any) -> tuple[Tokenized, Tokenized | No
         split = data.eval_split or data.split
         if (data.eval, split) in [(one.path, one.split or data.split) for one in data.sources]:
             logger.warning("data.eval is the training data itself: set data.eval_split")
-        return training, tokenize(data.of(Source(path=data.eval, split=split)), tokenizer)
+        own = data.model_copy(update={"weight_column": None})  # which is of training alone
+        return training, tokenize(own.of(Source(path=data.eval, split=split)), tokenizer)
     if validation is None:
         for source, report in zip(data.sources, training.reports, strict=True):
             for name in report.other_splits:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -32,7 +33,8 @@ class NotFinite(IntelFTError):
 def train_step(step: Step, training: Training) -> Tensor:
     """Add the gradient of the step's mean loss to the trained weights, equal on all ranks.
 
-    Returns the mean cross-entropy over the global batch's supervised tokens, or the mean loss over
+    Returns the mean cross-entropy over the global batch's supervised tokens, weighted where the
+    examples are, or the mean loss over
     its examples where answers are compared, a float32 scalar.
     Raises NotFinite if it is not finite.
     """
@@ -48,7 +50,8 @@ def train_step(step: Step, training: Training) -> Tensor:
     # to the gradient of one mean over the batch, whatever the number of ranks and the row length.
     # A preference method has one loss for each example, so it counts examples.
     comparison = data.comparison
-    count = step.supervised_tokens if comparison is None else len(step.examples)
+    # An example's weight multiplies its tokens, in the sum and in what the sum is divided by.
+    count = step.loss_weight if comparison is None else len(step.examples)
     divergence = _divergence(training, comparison, step)
     # fp16 underflows on mean-scaled gradients: accumulate the sum, divide once at the end.
     row_divisor, final_divisor = (1, count) if model.dtype == torch.float16 else (count, 1)
@@ -57,6 +60,8 @@ def train_step(step: Step, training: Training) -> Tensor:
     rows = step.rows(world.rank, world.size)
     for indices in rows:
         row = data.row(data.examples, indices)
+        if (weights := step.plan.weights) is not None:
+            row = replace(row, example_weights=weights[indices])
         sums_of = partial(_row_sums, training, row, indices, divergence)
         with _watching(training, row):
             of_row = model.compute(sums_of) / row_divisor
@@ -86,8 +91,8 @@ def train_step(step: Step, training: Training) -> Tensor:
     totals.supervised_tokens += step.supervised_tokens
     totals.imbalance += rank_imbalance(step, world.size)
     if comparison is not None:
-        totals.compared += count
-        totals.measures = totals.measures + count * sums.double().cpu().numpy()
+        totals.compared += len(step.examples)
+        totals.measures = totals.measures + len(step.examples) * sums.double().cpu().numpy()
     loss = sums[0].item()
     if not math.isfinite(loss):
         raise NotFinite(

@@ -116,6 +116,11 @@ def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:
         (["name=preference", "train.max_tokens_per_row=1024"], "must hold a pair"),
         (["name=preference", "train.best_metric=accuracy"], "needs data.eval"),
         (["train.best_metric=accuracy"], "needs method.name=preference or reward, not lora"),
+        (["name=preference", "data.weight_column=w"], "data.weight_column cannot be used"),
+        (
+            ["data.weight_column=w", "data.streaming=true", "train.max_steps=1"],
+            "set data.streaming=false",
+        ),
         (["name=reward", "beta=0.2"], "beta requires name=preference, but name is reward"),
         (["name=reward", "model.base_dtype=int4"], "int4 cannot be used with method.name=reward"),
         (["name=reward", "model.add_tokens=[x]"], "model.add_tokens cannot be used"),
