@@ -260,6 +260,7 @@ def test_validate_reports_what_train_would_read(walk) -> None:
     assert facts["train_examples"] == 24
     assert facts["template"] == "tokenizer"
     assert 0 < facts["supervised_tokens"] < facts["train_tokens"]
+    assert 0 < facts["shared_prefix_share"] < 1  # the template's first words
 
 
 def test_a_finished_run_is_not_trained_over(walk) -> None:

@@ -45,7 +45,8 @@ def config(configure, tmp_path):
 
     def config(**data):
         data = {"template": "tokenizer", "max_length": 512} | data
-        return configure(data=data, max_tokens_per_row=512, max_steps=1, global_batch_size=8)
+        settings = {"max_tokens_per_row": 512, "max_steps": 1, "global_batch_size": 8}
+        return configure(data=data, share_prefixes=False, **settings)  # examples are read from rows
 
     return config
 
