@@ -54,7 +54,7 @@ def pytest_runtest_setup():
 
 def _freeze_modules():
     """Never visit again, in any garbage collection, what was imported for the tests so far."""
-    global _modules_frozen
+    global _modules_frozen  # noqa: PLW0603 it lasts as long as the test process
     if len(sys.modules) > _modules_frozen + _MANY_MODULES:
         gc.collect()
         gc.freeze()
