@@ -60,6 +60,8 @@ struct Chunk {
   int64_t step, steps;
 };
 
+// The blocks of an output, those of the same columns after each other. The last two blocks' columns
+// are dealt in blocks of half the width, so that the threads finish together.
 class Blocks {
  public:
   Blocks(const TileProduct& product, const Blocking& size)
@@ -67,16 +69,20 @@ class Blocks {
         columns_(panels_of(product.columns)),
         steps_(product.steps),
         size_(size),
+        half_(std::max<int64_t>(1, size.columns / 2)),
+        wide_(std::max<int64_t>(0, columns_ / size.columns - 2)),
         down_((rows_ + size.rows - 1) / size.rows),
-        count_(down_ * ((columns_ + size.columns - 1) / size.columns)) {}
+        count_(down_ * (wide_ + (columns_ - wide_ * size.columns + half_ - 1) / half_)) {}
 
   int64_t take() { return next_++; }
   bool has(int64_t block) const { return block < count_; }
 
   Chunk first(int64_t block) const {
-    const int64_t row = block % down_ * size_.rows, column = block / down_ * size_.columns;
+    const int64_t row = block % down_ * size_.rows, across = block / down_;
     const int64_t rows = std::min(size_.rows, rows_ - row);
-    const int64_t columns = std::min(size_.columns, columns_ - column);
+    const int64_t column =
+        std::min(across, wide_) * size_.columns + std::max<int64_t>(0, across - wide_) * half_;
+    const int64_t columns = std::min(across < wide_ ? size_.columns : half_, columns_ - column);
     return {row, rows, column, columns, 0, std::min(size_.steps, steps_)};
   }
 
@@ -90,7 +96,7 @@ class Blocks {
  private:
   int64_t rows_, columns_, steps_;
   Blocking size_;
-  int64_t down_, count_;
+  int64_t half_, wide_, down_, count_;
   std::atomic<int64_t> next_{0};
 };
 
