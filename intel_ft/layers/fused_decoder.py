@@ -30,6 +30,7 @@ the tokens in `keep` only, since no other token's output is used.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from types import MethodType
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -39,7 +40,13 @@ from torch import Tensor
 
 from intel_ft.kernels import ops
 from intel_ft.layers.llama_like import ATTENTION, MLP, why_not_llama_like
-from intel_ft.layers.lora_linear import LoraLinear, LoraStep, is_active, linear_of
+from intel_ft.layers.lora_linear import (
+    LoraLinear,
+    LoraStep,
+    backward_of_shared,
+    is_active,
+    linear_of,
+)
 
 T = TypeVar("T")
 
@@ -149,9 +156,11 @@ class DecoderLayer(torch.autograd.Function):
         )
         down_grads = steps.down.lora_gradients(grad, grad_a_out, activated, lora_a_outs.down)
         x2 = ops.rms_norm(middle, layer.middle_norm, layer.eps)
-        grad_x2, gate_grads = steps.gate.backward(grad_gate, x2, lora_a_outs.gate)
-        grad_x2, up_grads = steps.up.backward(grad_up, x2, lora_a_outs.up, accumulate_into=grad_x2)
+        grad_x2, (gate_grads, up_grads) = backward_of_shared(
+            (steps.gate, steps.up), (grad_gate, grad_up), x2, (lora_a_outs.gate, lora_a_outs.up)
+        )
         del gate, up, grad_gate, grad_up, activated
+        assert grad_x2 is not None  # it is needed
         grad = ops.rms_norm_backward(middle, layer.middle_norm, grad_x2, layer.eps, residual=grad)
         del x2, grad_x2
 
@@ -180,24 +189,19 @@ class DecoderLayer(torch.autograd.Function):
         grad_v = grad_v.view_as(v)
 
         x1 = ops.rms_norm(hidden, layer.norm, layer.eps)
-        parts = (
-            (steps.q, grad_q, lora_a_outs.q),
-            (steps.k, grad_k, lora_a_outs.k),
-            (steps.v, grad_v, lora_a_outs.v),
+        grad_x1, qkv_grads = backward_of_shared(
+            (steps.q, steps.k, steps.v),
+            (grad_q, grad_k, grad_v),
+            x1,
+            (lora_a_outs.q, lora_a_outs.k, lora_a_outs.v),
+            needs_input_gradient=ctx.needs_input_grad[0],
         )
-        qkv_grads: list[Tensor] = []
-        grad_x1: Tensor | None = None
-        for step, grad_out, lora_a_out in parts:
-            grad_a_out = step.lora_a_out_gradient(grad_out)
-            if ctx.needs_input_grad[0]:
-                grad_x1 = step.input_gradient(grad_out, grad_a_out, accumulate_into=grad_x1)
-            qkv_grads += step.lora_gradients(grad_out, grad_a_out, x1, lora_a_out)
         grad_hidden = None
         if grad_x1 is not None:
             grad_hidden = ops.rms_norm_backward(
                 hidden, layer.norm, grad_x1, layer.eps, residual=grad
             )
-        lora_grads = (*qkv_grads, *o_grads, *gate_grads, *up_grads, *down_grads)
+        lora_grads = (*chain(*qkv_grads), *o_grads, *gate_grads, *up_grads, *down_grads)
         return grad_hidden, None, None, None, None, None, None, *lora_grads
 
 

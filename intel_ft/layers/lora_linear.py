@@ -5,6 +5,7 @@ LoRA weights and back and save several copies of it for backward. Here the low-r
 the base's output in place, the scale is folded into B, and only x is saved.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, Protocol
@@ -215,6 +216,39 @@ class TileStep(LoraStep):
         assert lora_a_out is not None
         grad_a = narrow.gradient(grad_a_out, x)
         return grad_a, narrow.gradient(lora_a_out, grad, self.scale, transposed=True)
+
+
+def backward_of_shared(
+    steps: Sequence[LoraStep],
+    grads: Sequence[Tensor],
+    x: Tensor,
+    lora_a_outs: Sequence[Tensor | None],
+    *,
+    needs_input_gradient: bool = True,
+) -> tuple[Tensor | None, list[Gradients]]:
+    """`LoraStep.backward` of layers that have the same x, whose gradients are summed up.
+
+    On AMX tiles the gradients of their A are one GEMM, which reads x once. Returns None for the
+    gradient of x where that is not needed.
+    """
+    grad_x, grad_a_outs = (
+        None,
+        [s.lora_a_out_gradient(g) for s, g in zip(steps, grads, strict=True)],
+    )
+    if needs_input_gradient:
+        for step, grad, grad_a_out in zip(steps, grads, grad_a_outs, strict=True):
+            grad_x = step.input_gradient(grad, grad_a_out, accumulate_into=grad_x)
+    parts = list(zip(steps, grads, grad_a_outs, lora_a_outs, strict=True))
+    if not all(isinstance(step, TileStep) for step in steps):
+        return grad_x, [s.lora_gradients(g, g_a_out, x, a_out) for s, g, g_a_out, a_out in parts]
+    lefts = [grad_a_out for grad_a_out in grad_a_outs if grad_a_out is not None]
+    stacked = narrow.gradient(torch.cat(lefts, 1), x)
+    grads_of_a = torch.split_with_sizes(stacked, [left.shape[1] for left in lefts])
+    return grad_x, [
+        (grad_a, narrow.gradient(a_out, g, s.scale, transposed=True))
+        for (s, g, _, a_out), grad_a in zip(parts, grads_of_a, strict=True)
+        if a_out is not None
+    ]
 
 
 class LoraFunction(torch.autograd.Function):
