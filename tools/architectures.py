@@ -13,6 +13,7 @@ steps with LoRA, merged and exported in fp16, by the same commands that a user s
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -513,7 +514,9 @@ def _cells(found: dict[str, Any]) -> tuple[str, ...]:
     export = found.get("export", {"code": 1, "message": "not merged"})
     stated = decisions.get("export to OpenVINO", [{"value": "", "reason": ""}])[0]
     if export["code"] == 0:
-        exports = f"yes, {found['ir_error']:.0e}"
+        older = re.search(r"/transformers-([\d.]+)", stated["reason"])
+        by = f", by Transformers {older[1].rstrip('.')}" if older else ""
+        exports = f"yes, {found['ir_error']:.0e}{by}"
     elif stated["value"] == "no":
         _, limited, limit = stated["reason"].partition(";")[0].partition(" with Transformers ")
         exports = f"no, {limit.partition(',')[0]}" if limited else "no"

@@ -1,6 +1,8 @@
 """Trace a model folder into an fp16 IR and convert its tokenizer."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 from intel_ft.artifacts.model_folder import GENERATION, write_base_id
@@ -8,8 +10,11 @@ from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.export.half import half_precision
-from intel_ft.export.lifted import TASK, lifted_limit
+from intel_ft.export.lifted import lifted_limit, model_type_of
+from intel_ft.export.trace import TASK, trace
+from intel_ft.models.exportable import older_packages
 from intel_ft.runtimes.language_model import base_config
+from intel_ft.subprocess_json import run_command
 
 
 def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) -> Path:
@@ -29,24 +34,14 @@ def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) ->
 
 
 def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -> None:
-    """Write an IR with fp16 weights of the model in `folder` to `output`, with its tokenizer.
-
-    `OVConfig(dtype="fp16")` converts bf16 weights while they are loaded, and large models are
-    converted on disk before (export.half); without it Optimum-Intel (2.2) writes bf16 constants.
-    """
-    from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig
-
+    """Write an IR with fp16 weights of the model in `folder` to `output`, with its tokenizer."""
+    older = older_packages(model_type_of(folder))
     try:
         with lifted_limit(folder), half_precision(folder, output) as source:
-            main_export(
-                str(source),
-                output,
-                task=TASK,
-                ov_config=OVConfig(dtype="fp16"),
-                library_name="transformers",
-                trust_remote_code=trust_remote_code,
-            )
+            if older is None:
+                trace(source, output, trust_remote_code=trust_remote_code)
+            else:
+                _trace_with(older, source, output, trust_remote_code)
     except ValueError as error:
         raise UserError(f"{folder}: Optimum-Intel cannot export this model: {error}") from error
     generation = folder / GENERATION
@@ -55,6 +50,17 @@ def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -
         shutil.copyfile(generation, output / GENERATION)
     _add_tokenizer(folder, output, trust_remote_code)
     write_base_id(output, base_id)
+
+
+def _trace_with(packages: Path, source: Path, output: Path, trust_remote_code: bool) -> None:
+    """Trace in a process that imports from the folder `packages` first."""
+    paths = [str(packages), *filter(None, [os.environ.get("PYTHONPATH")])]
+    module = ["-m", "intel_ft.export.trace", str(source), str(output), str(trust_remote_code)]
+    run_command(
+        f"export with {packages.name}",
+        [sys.executable, *module],
+        os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
 
 
 def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:

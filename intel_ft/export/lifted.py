@@ -1,8 +1,9 @@
 """Export of families beyond the version of Transformers that Optimum-Intel states for them.
 
 The stated limit is the last version that was tried there. For the families of
-`models.exportable.LIFTED` the export is right with the locked version, which each export proves:
-the fp16 IR's logits must equal those of the model in torch.
+`models.exportable.LIFTED` the export is right with the locked version, and those of `OLDER` are
+converted with another one. Each export proves it: the fp16 IR's logits must equal those of the
+model in torch, with the installed version.
 """
 
 import gc
@@ -14,11 +15,11 @@ from typing import Any
 
 from intel_ft.artifacts.resolve import read_json, resolve
 from intel_ft.errors import IntelFTError
-from intel_ft.models.exportable import is_lifted
+from intel_ft.export.trace import TASK
+from intel_ft.models.exportable import is_compared, is_lifted
 
 logger = logging.getLogger(__name__)
 
-TASK = "text-generation-with-past"
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.1}
 """The relative error of the logits that is allowed, by the dtype in which torch computes.
 
@@ -29,7 +30,7 @@ In float32 it was at most 0.001 over six families; bf16 itself rounds by several
 @contextmanager
 def lifted_limit(folder: Path) -> Iterator[None]:
     """Let Optimum-Intel export the model in `folder`, if its limit is one that is lifted."""
-    model_type = _model_type(folder)
+    model_type = model_type_of(folder)
     if not is_lifted(model_type):
         yield
         return
@@ -51,11 +52,11 @@ def _export_config(model_type: str) -> Any:
 
 
 def check_lifted(folder: Path, ir: Path, dtype: str, *, trust_remote_code: bool) -> None:
-    """Compare the logits of the fp16 `ir` with those of `folder` in torch, if its limit is lifted.
+    """Compare the logits of the fp16 `ir` with those of `folder` in torch, if that is needed.
 
     dtype: in which torch computes. Raises IntelFTError where they differ.
     """
-    if not is_lifted(_model_type(folder)):
+    if not is_compared(model_type_of(folder)):
         return
     from intel_ft.export.logit_agreement import compare_logits, probe_logits, probe_sequences
     from intel_ft.runtimes.openvino_lm import OpenVINOLM
@@ -78,5 +79,6 @@ def check_lifted(folder: Path, ir: Path, dtype: str, *, trust_remote_code: bool)
     logger.info("the IR's logits equal torch's: relative error %.5f", found.relative_error)
 
 
-def _model_type(folder: Path) -> str:
+def model_type_of(folder: Path) -> str:
+    """The model_type in the folder's config.json."""
     return str(read_json(folder / "config.json").get("model_type"))

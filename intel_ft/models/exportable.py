@@ -11,10 +11,17 @@ from pathlib import Path
 
 from intel_ft import assets
 from intel_ft.decisions import Decision
+from intel_ft.sources.cache_folder import user_folder
 from intel_ft.versions import installed
 
 LIFTED = ("exaone4", "gemma", "gemma2", "gemma3_text", "glm", "llama4_text")
 """Types whose stated limit `export` lifts, and then checks the IR's logits against torch's."""
+
+OLDER = {"lfm2": "5.4.0", "lfm2_moe": "5.4.0", "qwen3_5_text": "5.2.0"}
+"""Types that `export` converts with this version of Transformers, in a process of its own.
+
+Only the conversion needs it. The IR's logits are then compared with those of the installed version.
+"""
 
 TABLE = Path(assets.__file__).parent / "optimum_exports.json"
 
@@ -42,7 +49,12 @@ def why_not_exportable(model_type: str) -> str | None:
         return None
     version = installed("transformers") or "0"
     if high and _numbers(version) > _numbers(high):
-        return f"{exporter} exports {model_type} with Transformers up to {high}, here is {version}"
+        if older_packages(model_type):
+            return None
+        reason = (
+            f"{exporter} exports {model_type} with Transformers up to {high}, here is {version}"
+        )
+        return f"{reason}{_how_to_get(model_type)}"
     if low and _numbers(version) < _numbers(low):
         return f"{exporter} exports {model_type} with Transformers from {low}, here is {version}"
     return None
@@ -53,6 +65,34 @@ def is_lifted(model_type: str) -> bool:
     return model_type in LIFTED and installed("optimum-intel") == table_version()
 
 
+def older_packages(model_type: str) -> Path | None:
+    """The folder with the Transformers that `export` needs for this type, if it is there.
+
+    None, too, for types that need no other version.
+    """
+    version = OLDER.get(model_type)
+    if version is None or installed("transformers") == version:
+        return None
+    folder = _packages(version)
+    return folder if (folder / f"transformers-{version}.dist-info").is_dir() else None
+
+
+def is_compared(model_type: str) -> bool:
+    """Whether `export` has to prove the IR: it goes beyond what Optimum-Intel states."""
+    return is_lifted(model_type) or older_packages(model_type) is not None
+
+
+def _packages(version: str) -> Path:
+    return user_folder().parent / "export" / f"transformers-{version}"
+
+
+def _how_to_get(model_type: str) -> str:
+    if (version := OLDER.get(model_type)) is None:
+        return ""
+    command = f"pip install --no-deps --target {_packages(version)} transformers=={version}"
+    return f"; export uses {version} for it once `{command}` has run"
+
+
 def export_decision(model_type: str, *, scores: bool = False) -> Decision:
     """Whether `intel-ft export` will accept the trained model; scores: it is a reward model."""
     if scores:
@@ -60,8 +100,10 @@ def export_decision(model_type: str, *, scores: bool = False) -> Decision:
         return Decision("export to OpenVINO", "no", why_not)
     reason = why_not_exportable(model_type)
     if reason is None:
-        checked = ", which checks its logits against torch's" if is_lifted(model_type) else ""
-        return Decision("export to OpenVINO", "yes", f"Optimum-Intel exports {model_type}{checked}")
+        by = f" with the Transformers in {older}" if (older := older_packages(model_type)) else ""
+        checked = ", which checks its logits against torch's" if is_compared(model_type) else ""
+        reason = f"Optimum-Intel exports {model_type}{by}{checked}"
+        return Decision("export to OpenVINO", "yes", reason)
     return Decision("export to OpenVINO", "no", f"{reason}; merge, eval and generate work")
 
 

@@ -11,12 +11,25 @@ from transformers import AutoConfig
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.config import load
 from intel_ft.config_method import MethodConfig
-from intel_ft.errors import UserError
+from intel_ft.errors import IntelFTError, UserError
+from intel_ft.export import convert
 from intel_ft.export.context import Source
 from intel_ft.models import exportable
-from intel_ft.models.exportable import TABLE, export_decision, why_not_exportable
+from intel_ft.models.exportable import (
+    TABLE,
+    export_decision,
+    is_compared,
+    older_packages,
+    why_not_exportable,
+)
 from intel_ft.models.load import loaded_model_type
 from intel_ft.training.setup import read_inputs
+
+
+@pytest.fixture(autouse=True)
+def _no_packages(tmp_path, monkeypatch) -> None:
+    """As for a user who has no older Transformers in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.mark.skipif(find_spec("optimum") is None, reason="needs the openvino extra")
@@ -81,3 +94,32 @@ def test_export_refuses_before_it_merges(tmp_path) -> None:
     source = Source(resolve(str(tmp_path)), None, trust_remote_code=False, allow_pickle=False)
     with pytest.raises(UserError, match="no export of model_type olmo3"):
         source.refuse_unexportable()
+
+
+def test_export_uses_an_older_transformers_once_its_packages_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    version = exportable.OLDER["lfm2"]
+    folder = tmp_path / "intel_ft" / "export" / f"transformers-{version}"
+    command = f"`pip install --no-deps --target {folder} transformers=={version}`"
+    assert command in why_not_exportable("lfm2")
+    assert not is_compared("lfm2") and export_decision("lfm2").value == "no"
+    (folder / f"transformers-{version}.dist-info").mkdir(parents=True)
+    assert older_packages("lfm2") == folder and is_compared("lfm2")
+    decision = export_decision("lfm2")
+    assert decision.value == "yes" and f"transformers-{version}, which checks" in decision.reason
+    assert older_packages("llama") is None and older_packages("mamba") is None
+
+
+def test_the_older_packages_come_first_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """Run with a package of that folder in place of Optimum-Intel's exporters."""
+    exporters = tmp_path / "packages" / "optimum" / "exporters" / "openvino"
+    exporters.mkdir(parents=True)
+    said = "def main_export(source, output, **options):\n    raise ValueError(options['task'])\n"
+    (exporters / "__init__.py").write_text(said)
+    intel = tmp_path / "packages" / "optimum" / "intel"
+    intel.mkdir()
+    (intel / "__init__.py").write_text("OVConfig = dict\n")
+    monkeypatch.setattr(convert, "older_packages", lambda _: tmp_path / "packages")
+    architectures.write_model(*architectures.FAMILIES["OLMo 3"], tmp_path / "base")
+    with pytest.raises(IntelFTError, match=r"export with packages: ValueError: text-generation"):
+        convert.convert(tmp_path / "base", tmp_path / "ir", "base", trust_remote_code=False)

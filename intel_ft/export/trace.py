@@ -1,0 +1,29 @@
+"""Trace a model into an IR; as a program, with the packages that PYTHONPATH names first."""
+
+import sys
+from pathlib import Path
+
+TASK = "text-generation-with-past"
+
+
+def trace(source: Path, output: Path, *, trust_remote_code: bool) -> None:
+    """Write an IR with fp16 weights of the model in `source` to `output`.
+
+    `OVConfig(dtype="fp16")` converts bf16 weights while they are loaded, and large models are
+    converted on disk before (export.half); without it Optimum-Intel (2.2) writes bf16 constants.
+    """
+    from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig
+
+    main_export(
+        str(source),
+        output,
+        task=TASK,
+        ov_config=OVConfig(dtype="fp16"),
+        library_name="transformers",
+        trust_remote_code=trust_remote_code,
+    )
+
+
+if __name__ == "__main__":
+    trace(Path(sys.argv[1]), Path(sys.argv[2]), trust_remote_code=sys.argv[3] == "True")
