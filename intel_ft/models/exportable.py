@@ -17,8 +17,13 @@ from intel_ft.versions import installed
 LIFTED = ("exaone4", "gemma", "gemma2", "gemma3_text", "glm", "llama4_text")
 """Types whose stated limit `export` lifts, and then checks the IR's logits against torch's."""
 
-OLDER = {"lfm2": "5.4.0", "lfm2_moe": "5.4.0", "qwen3_5_text": "5.2.0"}
-"""Types that `export` converts with this version of Transformers, in a process of its own.
+OLDER = {
+    "lfm2": ("transformers==5.4.0",),
+    "lfm2_moe": ("transformers==5.4.0",),
+    "qwen3_5_text": ("transformers==5.2.0",),
+    "qwen3_next": ("transformers==4.57.6", "huggingface-hub==0.36.2"),
+}
+"""Types that `export` converts with this older Transformers, in a process of its own.
 
 Only the conversion needs it. The IR's logits are then compared with those of the installed version.
 """
@@ -70,11 +75,10 @@ def older_packages(model_type: str) -> Path | None:
 
     None, too, for types that need no other version.
     """
-    version = OLDER.get(model_type)
-    if version is None or installed("transformers") == version:
+    if model_type not in OLDER:
         return None
-    folder = _packages(version)
-    return folder if (folder / f"transformers-{version}.dist-info").is_dir() else None
+    folder = _packages(model_type)
+    return folder if (folder / f"{folder.name}.dist-info").is_dir() else None
 
 
 def is_compared(model_type: str) -> bool:
@@ -82,15 +86,18 @@ def is_compared(model_type: str) -> bool:
     return is_lifted(model_type) or older_packages(model_type) is not None
 
 
-def _packages(version: str) -> Path:
-    return user_folder().parent / "export" / f"transformers-{version}"
+def _packages(model_type: str) -> Path:
+    return user_folder().parent / "export" / OLDER[model_type][0].replace("==", "-")
 
 
 def _how_to_get(model_type: str) -> str:
-    if (version := OLDER.get(model_type)) is None:
+    if model_type not in OLDER:
         return ""
-    command = f"pip install --no-deps --target {_packages(version)} transformers=={version}"
-    return f"; export uses {version} for it once `{command}` has run"
+    packages = " ".join(OLDER[model_type])
+    return (
+        f"; export converts it with {OLDER[model_type][0]} once `pip install --no-deps --target "
+        f"{_packages(model_type)} {packages}` has run"
+    )
 
 
 def export_decision(model_type: str, *, scores: bool = False) -> Decision:
