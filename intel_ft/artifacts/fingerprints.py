@@ -85,3 +85,18 @@ def _digest(file: BinaryIO, start: int, end: int, *, complete: bool) -> str:
         file.seek(position)
         digest.update(file.read(min(_BLOCK, end - position)))
     return digest.hexdigest()
+
+
+def folder_state(folder: Path) -> str:
+    """SHA-256, in hexadecimal, of the names, sizes and times of the files in `folder`."""
+    state = [
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def model_state(model: str | None) -> str | None:
+    """What tells a model from what was in its folder before; its name where it is no folder."""
+    return model if model is None or not Path(model).is_dir() else folder_state(Path(model))

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -67,7 +67,12 @@ def run(
     Uses MODEL, in torch or OpenVINO, or a server.
     """
     from intel_ft.errors import UserError
-    from intel_ft.inference.batch_output import answer_record, make_requests, write_answers
+    from intel_ft.inference.batch_output import (
+        answer_record,
+        make_requests,
+        model_files,
+        write_answers,
+    )
     from intel_ft.inference.engines import local_engine, server_engine
     from intel_ft.inference.prompts import read_prompts
     from intel_ft.runtimes.language_model import Sampling
@@ -111,8 +116,9 @@ def run(
         engine = local_engine(loaded.engine, prompt_template, system, sampling, batch_size)
     requests = make_requests(prompts, n, seed)
     if output:
-        settings = {"asked": source, "system": system, "template": template, "n": n}
-        settings |= dataclasses.asdict(sampling) | {"stop": list(sampling.stop)}
+        settings: dict[str, Any] = {"asked": source, "system": system, "template": template}
+        settings |= dataclasses.asdict(sampling) | {"n": n, "stop": list(sampling.stop)}
+        settings["files"] = [] if server else model_files(source, base)
         asked_now = write_answers(output, requests, engine, settings, resume=resume)
         options.show(
             {"written": str(output), "answers": len(requests), "asked_now": asked_now}, json

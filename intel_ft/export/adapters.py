@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from intel_ft.artifacts.fingerprints import folder_state
 from intel_ft.artifacts.int4_base import RECORD, read_record
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, Artifact, read_json, resolve
 from intel_ft.errors import GateRefused, IntelFTError, UserError
@@ -29,6 +30,7 @@ from intel_ft.export.export import require_packages, save_provenance
 from intel_ft.export.export_json import export_record, write_record
 from intel_ft.export.gate import Gate
 from intel_ft.export.ladder import candidates
+from intel_ft.export.made_from import made_from
 from intel_ft.export.measure import GateTask, Quality, measure, write_reference
 from intel_ft.export.output import quiet
 from intel_ft.export.ovms import Device, write_ovms
@@ -39,7 +41,7 @@ from intel_ft.export.trained_base import (
     take_trained_base,
 )
 from intel_ft.export.try_candidate import try_candidate
-from intel_ft.export.workspace import drop_stage, folder_state, workspace
+from intel_ft.export.workspace import drop_stage, workspace
 from intel_ft.files import name_folder, whole_folder, write_json
 from intel_ft.models.adapter import WEIGHTS
 from intel_ft.models.adapter_match import require_matching_base
@@ -141,8 +143,8 @@ def export_adapters(
             )
     trained = common_int4(artifacts, weight_format, chosen, calibration)
     key = {
+        **made_from(first, base, [(calibration, "train")]),
         "adapters": [folder_state(artifact.folder) for artifact in artifacts],
-        "base": base or first.base_model,
         "calibration": [calibration, settings.samples, settings.sample_tokens],
     }
     with workspace(output, key) as work:

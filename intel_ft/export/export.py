@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import intel_ft
+from intel_ft import __version__
+from intel_ft.artifacts.fingerprints import model_state
 from intel_ft.artifacts.ir import IRWeights
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import Artifact, resolve
@@ -16,12 +17,13 @@ from intel_ft.export.context import ExportContext, Source, prepare_context
 from intel_ft.export.export_json import export_record, write_record
 from intel_ft.export.gate import PLOT, Gate, Limits, log_line, size_quality_plot
 from intel_ft.export.ladder import Candidate, candidates
+from intel_ft.export.made_from import made_from
 from intel_ft.export.output import quiet
 from intel_ft.export.ovms import Device, write_ovms
 from intel_ft.export.recipe import public_id
 from intel_ft.export.tasks import scorer_code
 from intel_ft.export.try_candidate import CandidateResult, ensure_built, try_candidate
-from intel_ft.export.workspace import drop_stage, folder_state, workspace
+from intel_ft.export.workspace import drop_stage, workspace
 from intel_ft.files import name_folder, write_text
 from intel_ft.optional_packages import require_openvino
 from intel_ft.quantization import Format, Settings
@@ -126,12 +128,12 @@ def _workspace_key(
     artifact: Artifact, base: str | None, gate: Gate, calibration: str | None, settings: Settings
 ) -> dict[str, Any]:
     """What an interrupted export must have in common with this one to be resumed."""
+    named = [(gate.data, gate.split or "train"), (calibration, "train")]
     return {
-        "version": intel_ft.__version__,
-        "source": folder_state(artifact.folder) if artifact.folder.is_dir() else artifact.location,
-        "base": base,
+        **made_from(artifact, base, named),
+        "source": model_state(artifact.location),
         "data": [gate.data, gate.split, gate.answers, gate.max_new_tokens, gate.measure],
-        "compared": [gate.reference, gate.task, gate.task and scorer_code(gate.task)],
+        "compared": [model_state(gate.reference), gate.task, gate.task and scorer_code(gate.task)],
         "calibration": [calibration, settings.samples, settings.sample_tokens],
     }
 
@@ -192,7 +194,7 @@ def save_provenance(artifact: Artifact, folder: Path) -> None:
         base_revision=artifact.base_revision,
         template=artifact.template or "auto",
         system_prompt=artifact.system_prompt,
-        version=intel_ft.__version__,
+        version=__version__,
         loss_on=artifact.loss_on,
         start_adapter=artifact.start_adapter,
     ).save(folder)

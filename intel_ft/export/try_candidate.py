@@ -1,6 +1,7 @@
 """Quantize, verify and measure one candidate, or read its result from an interrupted export."""
 
 import gc
+import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from intel_ft.export.measure import Quality, measure
 from intel_ft.export.quantize import Calibration, quantize
 from intel_ft.export.recipe import QuantizationRecipe, find_recipe, options_for, uses_data
 from intel_ft.export.verify import verify
-from intel_ft.export.workspace import stage
+from intel_ft.export.workspace import drop_stage, stage
 from intel_ft.files import write_json
 from intel_ft.quantization import RECOVERY
 
@@ -43,8 +44,6 @@ def try_candidate(context: ExportContext, candidate: Candidate) -> CandidateResu
     if candidate.format in ("int4", "int8"):
         logger.info("%s", recipe.why)
     settings = _effective_settings(options, candidate)
-    if candidate.recover:
-        settings |= {key: getattr(candidate.settings, key) for key in RECOVERY}
     path = context.work / "candidates" / f"{candidate.name}.json"
     values = read_json(path)
     if values.get("settings") != settings:
@@ -97,6 +96,8 @@ def _effective_settings(options: dict[str, Any], candidate: Candidate) -> dict[s
         }
     if settings.kv_cache != "auto":
         effective["kv_cache"] = settings.kv_cache
+    if candidate.recover:
+        effective |= {key: getattr(settings, key) for key in RECOVERY}
     return effective
 
 
@@ -142,7 +143,15 @@ def _build(
                 shutil.copyfile(path, partial / path.name)
         write_base_id(partial, context.base_ids[0])
 
-    return stage(context.folder(candidate.name), write)
+    folder = context.folder(candidate.name)
+    made_with = folder.with_name(f"{folder.name}.settings.json")
+    settings = json.loads(json.dumps(_effective_settings(options, candidate)))
+    if read_json(made_with) != settings:  # of an interrupted export
+        drop_stage(folder)
+        for old in (_recovery_state(context, candidate), _recovery_file(context, candidate)):
+            old.unlink(missing_ok=True)
+        write_json(made_with, settings)
+    return stage(folder, write)
 
 
 def _recover(context: ExportContext, candidate: Candidate, ir: Path) -> None:
@@ -151,7 +160,7 @@ def _recover(context: ExportContext, candidate: Candidate, ir: Path) -> None:
 
     assert context.tuning is not None  # prepare_context has refused an export without examples
     model = context.tuning.load()
-    state = context.work / "recovery" / f"{candidate.name}.pt"
+    state = _recovery_state(context, candidate)
     recovery = recover(model, ir, context.tuning.examples, candidate.settings, state)
     logger.info(
         "%s: %d steps in %.0f s, KL on training examples %.5f at the start, %.5f at the end",
@@ -162,6 +171,10 @@ def _recover(context: ExportContext, candidate: Candidate, ir: Path) -> None:
         recovery.kl_end,
     )
     write_json(_recovery_file(context, candidate), asdict(recovery))
+
+
+def _recovery_state(context: ExportContext, candidate: Candidate) -> Path:
+    return context.work / "recovery" / f"{candidate.name}.pt"
 
 
 def _recovery_file(context: ExportContext, candidate: Candidate) -> Path:

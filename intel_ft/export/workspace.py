@@ -1,6 +1,5 @@
 """Folder of finished stages next to the output, from which an interrupted export resumes."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -64,16 +63,6 @@ def drop_stage(folder: Path) -> None:
     """Remove a stage's folder, if there is one."""
     if folder.is_dir():
         remove_folder(folder)
-
-
-def folder_state(folder: Path) -> str:
-    """SHA-256, in hexadecimal, of the names, sizes and times of the files in `folder`."""
-    state = [
-        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _read_key(work: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from intel_ft.artifacts.fingerprints import model_state
+from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import UserError
 from intel_ft.files import write_text
 from intel_ft.templates.formats import Message
@@ -63,6 +65,12 @@ def answer_record(request: Request, answer: Answer) -> dict[str, Any]:
     }
 
 
+def model_files(source: str, base: str | None) -> list[str | None]:
+    """What tells the model in a folder, and its base, from what was there before."""
+    artifact = resolve(source)
+    return [model_state(one) for one in (artifact.location, base or artifact.base_model)]
+
+
 def write_answers(
     output: Path,
     requests: Sequence[Request],
@@ -112,7 +120,8 @@ def write_answers(
     return len(missing)
 
 
-_NAMES = {"asked": "model or server"}  # keys of the settings line, for messages
+# Keys of the settings line, for messages.
+_NAMES = {"asked": "model or server", "files": "state of the model's files"}
 
 
 def _json(value: Any) -> str:
