@@ -91,9 +91,11 @@ def train(
     bound = start_rank(launched or LaunchOptions(), backend.bind, backend.collective)
     import_peft()  # and with it torch, after this process was bound to its cores
     with gc_paused():
+        from intel_ft.distributed.launch.tune_ranks import ranks_instead
         from intel_ft.training.run import train as run_training
 
-    return run_training(config, resume=resume, overwrite=overwrite, bound=bound)
+    decisions = [*bound, *ranks_instead(config)]
+    return run_training(config, resume=resume, overwrite=overwrite, bound=decisions)
 
 
 def load_model(

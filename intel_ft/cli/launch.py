@@ -3,12 +3,15 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from intel_ft.cli.options import ConfigFile, Json, Mpirun, Overrides, Ssh
 from intel_ft.cli.train import Overwrite, Resume
+
+if TYPE_CHECKING:
+    from intel_ft.config import Config
 
 
 def run(
@@ -25,7 +28,7 @@ def run(
         typer.Option(
             min=1,
             help="Ranks on each host. Default: as in the host file, else as measured by --tune, "
-            "else one per NUMA node.",
+            "else one per NUMA node, or four of at least four cores each with AMX.",
         ),
     ] = None,
     via: Annotated[
@@ -68,7 +71,9 @@ def run(
     tune: Annotated[
         bool,
         typer.Option(
-            "--tune", help="Benchmark rank and thread layouts first, then use the fastest."
+            "--tune",
+            help="First time whole steps of such a model with different numbers of ranks, and keep "
+            "the fastest for later runs of it, too.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -84,7 +89,7 @@ def run(
 
     settings = configuration.load(config, overrides)
     if tune:
-        _tune()
+        _tune(settings)
     train = (*(["--resume"] if resume else []), *(["--overwrite"] if overwrite else []))
     request = Request(
         config=config,
@@ -121,12 +126,11 @@ def run(
         raise typer.Exit(code)
 
 
-def _tune() -> None:
-    from intel_ft.distributed.launch.tune_ranks import measure
+def _tune(settings: "Config") -> None:
+    from intel_ft.bench.tune import tune
     from intel_ft.host import topology
 
-    for ranks, rate in measure(topology.read()):
-        typer.echo(f"{ranks} ranks: {rate:.0f} GFLOP/s", err=True)
+    tune(settings, topology.read())
 
 
 def _write_job(via: str, text: str, output: Path | None, *, submit: bool) -> None:

@@ -8,6 +8,10 @@ _SMALLEST_SHARE = 0.75
 """Of an equal share: with fewer cores, one rank is slower than all of them over remote memory."""
 
 
+_AMX_RANKS, _AMX_CORES = 4, 4
+"""Ranks of a NUMA node at most, and cores of each at least, where nothing was measured."""
+
+
 class Place(NamedTuple):
     """One rank's cores, as CPU numbers (one hardware thread per core).
 
@@ -49,11 +53,21 @@ def places(topology: Topology, ranks: int) -> list[Place]:
     ]
 
 
-def ranks_per_host(topology: Topology) -> tuple[int, str]:
-    """How many ranks to start per host where nothing was measured, and why."""
-    nodes = len(topology.nodes)
-    if nodes > topology.usable:
-        return 1, f"{topology.usable} usable cores"
+def ranks_per_host(topology: Topology, *, amx: bool = False) -> tuple[int, str]:
+    """How many ranks to start per host where nothing was measured on it, and why.
+
+    amx: the ranks compute on AMX, where ranks of a few cores were faster than one of many on every
+    host that was measured (docs/performance.md).
+    """
+    nodes, cores = len(topology.nodes), topology.usable
+    if nodes > cores:
+        return 1, f"{cores} usable cores"
+    most = min(_AMX_RANKS, cores // nodes // _AMX_CORES)
+    each = next((n for n in range(most, 0, -1) if cores % (nodes * n) == 0), 1)
+    if amx and each > 1:
+        share = cores // (nodes * each)
+        where = "" if nodes == 1 else f" on each of {nodes} NUMA nodes"
+        return nodes * each, f"{each} ranks of {share} AMX cores{where}: faster than one of more"
     if nodes == 1:
         return 1, "one NUMA node"
     return nodes, f"one for each of {nodes} NUMA nodes"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from intel_ft.decisions import Decision
 from intel_ft.distributed.binding import format_list
-from intel_ft.distributed.launch.tune_ranks import tuned_ranks
-from intel_ft.distributed.placement import places, ranks_per_host, why_not_bound
+from intel_ft.distributed.launch.tune_ranks import chosen_ranks
+from intel_ft.distributed.placement import places, why_not_bound
 from intel_ft.doctor.step_runner import Outcome
 from intel_ft.host import openmp, topology
 from intel_ft.host.procfs import kernel_text
@@ -61,7 +61,7 @@ def transparent_pages(root: Path = Path("/")) -> str | None:
 def _placement() -> list[Decision]:
     """The ranks that `launch` would start on this host, and the cores that each would get."""
     host = topology.read()
-    ranks, why = tuned_ranks(host) or ranks_per_host(host)
+    ranks, why = chosen_ranks(host, None)
     if ranks == 1:
         cores, how = "all cores of this process", "one rank"
     elif unbound := why_not_bound(host):

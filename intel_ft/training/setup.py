@@ -20,6 +20,7 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu, devices, openmp
+from intel_ft.host.launcher_env import LauncherEnv
 from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.kernels.gemm.register_rate import RegisterRate, register_rate
 from intel_ft.layers.nf4 import require_bitsandbytes
@@ -325,4 +326,6 @@ def _memory_remedies(config: Config, sizes: ModelSizes | None) -> str:
         remedies.append("set train.activation_checkpointing=true")
     if not config.backend.shard and sizes is not None and can_shard(config, sizes):
         remedies.append("share the weights of several ranks with backend.shard=true")
+    if LauncherEnv.detect().local_size > 1:
+        remedies.append("start fewer ranks on each host with --ranks-per-host")
     return ", ".join([*remedies, "or use a smaller model"])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from intel_ft import config as configuration
+from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.distributed.launch import preflight
 from intel_ft.distributed.launch.commands import Command, command
@@ -14,8 +16,7 @@ from intel_ft.distributed.launch.hostfile import read_hostfile
 from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.distributed.launch.run_on_hosts import run_on_hosts
 from intel_ft.distributed.launch.supervise import FINAL_EXIT_CODES, supervise
-from intel_ft.distributed.launch.tune_ranks import tuned_ranks
-from intel_ft.distributed.placement import ranks_per_host
+from intel_ft.distributed.launch.tune_ranks import chosen_ranks, tuned_ranks
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.host import topology
 
@@ -39,6 +40,12 @@ class Request:
     mpirun: str | None
     max_restarts: int
     elastic: bool
+
+    def settings(self) -> Config | None:
+        """The run's config; None where the file is not here."""
+        if not self.config.is_file():
+            return None
+        return configuration.load(self.config, list(self.overrides))
 
 
 def launch(request: Request) -> int:
@@ -105,12 +112,12 @@ def _ranks(request: Request, slots: int | None, reports: list[dict[str, Any]]) -
         return request.ranks_per_host, "set on the command line"
     if slots is not None:
         return slots, "set in the host file"
-    host = topology.read()
-    if (measured := tuned_ranks(host)) is not None:
+    host, settings = topology.read(), request.settings()
+    if settings is not None and (measured := tuned_ranks(host, settings)) is not None:
         return measured
     if reports and (reports[0]["nodes"], reports[0]["cores"]) != (len(host.nodes), host.usable):
         return reports[0]["nodes"], f"one for each NUMA node of {reports[0]['host']}"
-    return ranks_per_host(host)
+    return chosen_ranks(host, settings)
 
 
 def _reachable(hosts: tuple[str, ...], request: Request) -> tuple[str, ...]:

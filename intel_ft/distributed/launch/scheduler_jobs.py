@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 
 from intel_ft.distributed.launch.launcher import Request, log_folder
-from intel_ft.distributed.launch.tune_ranks import tuned_ranks
-from intel_ft.distributed.placement import ranks_per_host
+from intel_ft.distributed.launch.tune_ranks import chosen_ranks
 from intel_ft.errors import UserError
 from intel_ft.host import topology
 
@@ -96,7 +95,7 @@ def render(request: Request, nodes: int, image: str | None = None) -> str:
     if "--overwrite" in request.train:
         raise UserError("--overwrite: a restarted job would delete its own progress")
     host = topology.read()
-    ranks = request.ranks_per_host or (tuned_ranks(host) or ranks_per_host(host))[0]
+    ranks = request.ranks_per_host or chosen_ranks(host, request.settings())[0]
     if request.via == "slurm":
         return _SLURM.format(**_values(request, nodes, ranks))
     if request.via == "pbs":

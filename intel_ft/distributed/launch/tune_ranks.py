@@ -1,100 +1,100 @@
-"""Measuring how many ranks of how many threads are fastest on this host.
-
-As a program it is one measured rank.
-"""
+"""How many ranks were the fastest on such a host for such a model, as `bench.tune` measured it."""
 
 import json
 import os
-import subprocess
-import sys
-import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from intel_ft.distributed.placement import places, ranks_per_host
+from intel_ft.config import Config
+from intel_ft.decisions import Decision
+from intel_ft.distributed.placement import ranks_per_host
 from intel_ft.files import write_json
-from intel_ft.host.cpu import cpu_name
-from intel_ft.host.openmp import VARIABLE
+from intel_ft.host import topology
+from intel_ft.host.cpu import cpu_flags, cpu_name
+from intel_ft.host.launcher_env import LauncherEnv
 from intel_ft.host.topology import Topology
+from intel_ft.models.tokenizer import model_folder
+from intel_ft.versions import installed
 
-GAIN = 1.05  # how much faster more ranks must be, since each has a copy of the base model
-_TOKENS, _HIDDEN, _SECONDS = 2048, 2048, 1.0
-_RUNS = 3
+SHAPE = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+)
+"""What the speed of a layer depends on, by its name in config.json."""
 
 
-def tuned_ranks(topology: Topology) -> tuple[int, str] | None:
-    """The fastest number of ranks, as measured on such a host, and why; None if never measured."""
+def chosen_ranks(host: Topology, config: Config | None) -> tuple[int, str]:
+    """How many ranks to start on this host, and why: as measured here, else as measured on others.
+
+    config: of the run, None where it is not known. One rank for a run that GPUs may compute.
+    """
+    if config is not None and (measured := tuned_ranks(host, config)) is not None:
+        return measured
+    if "amx_bf16" in cpu_flags() and _on_cpus(config):
+        ranks, why = ranks_per_host(host, amx=True)
+        if config is None or ranks <= config.train.global_batch_size:
+            return ranks, why
+    return ranks_per_host(host)
+
+
+def _on_cpus(config: Config | None) -> bool:
+    """Whether the ranks compute on this host's CPUs with layers of intel_ft."""
+    if config is None:
+        return True
+    from intel_ft.backends.choice import choose  # it imports torch
+
+    return choose(config).value == "cpu"
+
+
+def ranks_instead(config: Config) -> list[Decision]:
+    """For a run that no launcher started: that more ranks would be faster here, if they would."""
+    if LauncherEnv.detect().size > 1 or config.backend.threads != "auto":
+        return []
+    ranks, why = chosen_ranks(topology.read(), config)
+    if ranks == 1:
+        return []
+    return [Decision("ranks", "1", f"`intel-ft launch` starts {ranks} here: {why}")]
+
+
+def tuned_ranks(host: Topology, config: Config) -> tuple[int, str] | None:
+    """The fastest number of ranks for such a model on such a host; None if it was not measured."""
     try:
-        entry = json.loads(_file().read_text(encoding="utf-8"))[_key(topology)]
+        entry = json.loads(_file().read_text(encoding="utf-8"))[_key(host, config)]
         return int(entry["ranks"]), str(entry["reason"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: no home folder
         return None
 
 
-def measure(topology: Topology) -> list[tuple[int, float]]:
-    """The bf16 GEMM rate of the host, in GFLOP/s, for each number of ranks that divides its cores.
-
-    Stores the best one for `tuned_ranks`.
-    """
-    cores, start = topology.usable, ranks_per_host(topology)[0]
-    candidates = [n for n in range(1, cores + 1) if cores % n == 0 and (n <= 16 or n == start)]
-    rounds = [{ranks: _rate(topology, ranks) for ranks in candidates} for _ in range(_RUNS)]
-    rates = [(ranks, sorted(r[ranks] for r in rounds)[_RUNS // 2]) for ranks in candidates]
-    best = rates[0]
-    for ranks, rate in rates[1:]:
-        if rate > GAIN * best[1]:
-            best = (ranks, rate)
-    reason = f"measured: {best[1]:.0f} GFLOP/s, against {rates[0][1]:.0f} with one rank"
-    path = _file()
-    try:
+def keep_tuned(host: Topology, config: Config, ranks: int, reason: str) -> None:
+    """Keep what was measured for `tuned_ranks`."""
+    path, entries = _file(), {}
+    with suppress(OSError, ValueError):
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        entries = {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, entries | {_key(topology): {"ranks": best[0], "reason": reason}})
-    return rates
+    write_json(path, entries | {_key(host, config): {"ranks": ranks, "reason": reason}})
 
 
-def _rate(topology: Topology, ranks: int) -> float:
-    """GFLOP/s of `ranks` processes at the same time, each bound to its cores."""
-    start = str(time.time() + 5.0 + 0.2 * ranks)  # by then all have loaded torch
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", __name__, start, ",".join(map(str, place.cpus))],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(len(place.cpus)), VARIABLE: "PASSIVE"},
-        )
-        for place in places(topology, ranks)
-    ]
-    return sum(float(process.communicate()[0] or 0) for process in running)
+def model_shape(config: Config) -> dict[str, Any]:
+    """The dimensions of the config's model, by their names in config.json; {} if unreadable."""
+    try:
+        path = model_folder(config.model, weights=False) / "config.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = values.get("text_config", values)
+        return {name: values[name] for name in (*SHAPE, "num_hidden_layers") if values.get(name)}
+    except Exception:  # no such model, or it is on the Hub: the run itself says so
+        return {}
 
 
-def _gemm_rate(start: float, cpus: list[int]) -> float:
-    os.sched_setaffinity(0, cpus)
-    import torch
-
-    torch.set_num_threads(len(cpus))
-    x = torch.randn(_TOKENS, _HIDDEN, dtype=torch.bfloat16)
-    weight = torch.randn(_HIDDEN, _HIDDEN, dtype=torch.bfloat16)
-    for _ in range(3):
-        torch.nn.functional.linear(x, weight)
-    time.sleep(max(0.0, start - time.time()))
-    count, begun = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - begun) < _SECONDS:
-        torch.nn.functional.linear(x, weight)
-        count += 1
-    return 2 * _TOKENS * _HIDDEN * _HIDDEN * count / seconds / 1e9
-
-
-def _key(topology: Topology) -> str:
-    return f"{cpu_name()}, {topology.usable} cores, {len(topology.nodes)} NUMA nodes"
+def _key(host: Topology, config: Config) -> str:
+    shape = {name: value for name, value in model_shape(config).items() if name in SHAPE}
+    machine = f"{cpu_name()}, {host.usable} cores, {len(host.nodes)} NUMA nodes"
+    dtype = f"{config.model.dtype} {config.base_dtype} prepack={config.backend.prepack}"
+    batch = f"{config.train.global_batch_size} examples, rows {config.train.max_tokens_per_row}"
+    versions = f"intel_ft {installed('intel_ft')}, torch {installed('torch')}"
+    return f"{machine}; {json.dumps(shape, sort_keys=True)}; {dtype}; {batch}; {versions}"
 
 
 def _file() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "intel_ft/layout.json"
-
-
-if __name__ == "__main__":
-    rate = _gemm_rate(float(sys.argv[1]), [int(cpu) for cpu in sys.argv[2].split(",")])
-    sys.stdout.write(f"{rate}\n")

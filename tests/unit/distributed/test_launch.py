@@ -246,12 +246,10 @@ def test_srun_sets_no_pmi(tmp_path):
 
 
 def test_jobs_have_as_many_ranks_as_were_measured_best(tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler_jobs, "tuned_ranks", lambda host: (3, "measured"))
+    monkeypatch.setattr(scheduler_jobs, "chosen_ranks", lambda *_: (3, "measured"))
     free = request(tmp_path, "slurm", ranks_per_host=None)
     assert "--ntasks-per-node=3\n" in scheduler_jobs.render(free, 2)
     assert "--ntasks-per-node=2\n" in scheduler_jobs.render(request(tmp_path, "slurm"), 2)
-    monkeypatch.setattr(scheduler_jobs, "tuned_ranks", lambda host: None)
-    assert "--ntasks-per-node=3\n" not in scheduler_jobs.render(free, 2)
 
 
 def test_kubernetes_manifests(tmp_path):

@@ -17,6 +17,7 @@ from support.doctor_facts import read_host, write_distribution
 from support.limits import ILLEGAL
 from support.sys_trees import two_sockets_of_four_nodes, write, write_machine
 
+from intel_ft.distributed.placement import ranks_per_host
 from intel_ft.doctor import findings_software, host, runtime, software
 from intel_ft.doctor.runtime import Runtime
 from intel_ft.doctor.step_runner import NOT_TRIED, Outcome, run_steps
@@ -253,7 +254,7 @@ def of_runtime(found, machine=None):
 def test_what_ranks_would_be_bound_to(monkeypatch, quota, cores, reason):
     host = Topology(tuple(Core(0, cpu // 4, (cpu,)) for cpu in range(8)), {}, *quota)
     monkeypatch.setattr(topology, "read", lambda: host)
-    monkeypatch.setattr(runtime, "tuned_ranks", lambda host: None)
+    monkeypatch.setattr(runtime, "chosen_ranks", lambda host, _: ranks_per_host(host))
     ranks, bound = runtime._placement()
     assert (ranks.value, bound.value, bound.reason) == ("2", cores, reason)
 
