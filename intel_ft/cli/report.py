@@ -22,6 +22,10 @@ def run(
             "examples.",
         ),
     ] = 0,
+    examples: Annotated[
+        int,
+        typer.Option(min=0, help="Show this many training examples and mark what is trained on."),
+    ] = 0,
     max_new_tokens: MaxNewTokens = 128,
     base: Base = None,
     json: Json = False,
@@ -44,6 +48,11 @@ def run(
 
         for each in runs:
             write_samples(each, samples, max_new_tokens, base)
+    if examples:
+        from intel_ft.report.examples import write_examples
+
+        for each in runs:
+            write_examples(each, examples)
     text = report(runs)
     try:
         write_text(page, text)

@@ -33,6 +33,7 @@ _DATA_FACTS = (
     *("tokens", "supervised_tokens", "longest"),
 )
 _MAX_SAMPLES = 20  # per run
+_LONGEST = 10_000  # characters of a part of an example
 
 
 def report(folders: list[Path]) -> str:
@@ -57,6 +58,7 @@ def report(folders: list[Path]) -> str:
             length_charts=length_charts,
             checkpoint_rows=_checkpoint_rows,
             samples=_samples(runs),
+            examples=_examples(runs),
             experts=_experts(runs),
             environment=_environment(runs),
             decisions=[(run, _decision_rows(run)) for run in runs],
@@ -199,6 +201,29 @@ def _samples(runs: list[RunRecords]) -> list[list[str]]:
         for run in runs
         for sample in run.samples[:_MAX_SAMPLES]
     ]
+
+
+def _examples(runs: list[RunRecords]) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Of each training example a title, and the parts of its text with whether they are trained."""
+    found = []
+    for run in runs:
+        for index, example in enumerate(run.examples[:_MAX_SAMPLES], 1):
+            parts = example.get("parts")
+            pairs = [
+                (_shortened(str(part[0])), part[1] is True)
+                for part in (parts if isinstance(parts, list) else [])
+                if isinstance(part, list) and len(part) == 2
+            ]
+            counts = (shown(example.get(key, "")) for key in ("tokens", "trained"))
+            title = "{}, example {}: {} tokens, {} trained on".format(run.name, index, *counts)
+            found.append((title, pairs))
+    return found
+
+
+def _shortened(text: str) -> str:
+    """The text, or its beginning and how much more there is."""
+    rest = len(text) - _LONGEST
+    return text if rest <= 0 else f"{text[:_LONGEST]} [{rest:,} more characters]"
 
 
 def _experts(runs: list[RunRecords]) -> list[list[str]]:

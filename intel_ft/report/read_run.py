@@ -15,6 +15,7 @@ from intel_ft.errors import UserError
 from intel_ft.files import damage
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
+EXAMPLES = "examples.jsonl"
 SAMPLES = "samples.jsonl"
 EXPERTS = "expert_load.json"
 _MAX_TEXT = 20000  # characters shown of a file
@@ -34,7 +35,8 @@ class RunRecords:
     """What a run's folder holds.
 
     `steps` are the lines of metrics.jsonl with a training loss, `evaluations` those with a
-    validation loss; `samples` are answers before and after training from `report --samples`;
+    validation loss; `samples` are answers before and after training from `report --samples`,
+    `examples` parts of training examples from `report --examples`;
     `expert_load` is that file of a mixture's run, or empty.
     """
 
@@ -46,6 +48,7 @@ class RunRecords:
     config: dict[str, str]
     checkpoints: list[Checkpoint]
     samples: list[dict[str, Any]]
+    examples: list[dict[str, Any]]
     expert_load: dict[str, Any]
     finished: bool
     missing: list[str]
@@ -92,6 +95,7 @@ def read_run(folder: Path) -> RunRecords:
         config=_flat(config_text, missing),
         checkpoints=checkpoints,
         samples=samples,
+        examples=_json_lines(folder / EXAMPLES, missing) if _is(folder, EXAMPLES) else [],
         expert_load=_json_object(folder / EXPERTS, missing) if _is(folder, EXPERTS) else {},
         finished=finished,
         missing=missing,

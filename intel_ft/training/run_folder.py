@@ -22,7 +22,7 @@ from intel_ft.training.checkpoint import checkpoints, newest_whole
 from intel_ft.versions import installed
 
 _FILE_OF_A_RUN = re.compile(
-    r"config\.yaml|environment\.json|metrics\.jsonl|samples\.jsonl|adapter|model|"
+    r"config\.yaml|environment\.json|metrics\.jsonl|(samples|examples)\.jsonl|adapter|model|"
     r"tensorboard|report\.html|expert_load\.json|reference\.safetensors|checkpoint-\d+(\.shards)?"
 )
 _HALF_DONE = re.compile(r"\.(?P<name>.+)\.(partial|replaced|removed)")  # see files.py

@@ -43,13 +43,19 @@ def test_plan_foretells_the_run_and_report_shows_it(tmp_path) -> None:
     assert "<td>400</td>" in page
     assert "no evaluation" in page
     assert "Samples" not in page
-    answered = run("report", "out", "--samples", "2", "--max-new-tokens", "12", cwd=tmp_path)
+    options = ("--samples", "2", "--max-new-tokens", "12", "--examples", "2")
+    answered = run("report", "out", *options, cwd=tmp_path)
     assert answered.code == 0, answered.err
     samples = (tmp_path / "out" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads((tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert len(samples) == 2
     assert json.loads(samples[0])["prompt"] == first["instruction"]
     assert all(json.loads(line)["before"] for line in samples)
+    shown = (tmp_path / "out" / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    parts = [json.loads(line)["parts"] for line in shown]
+    assert len(parts) == 2
+    assert first["instruction"] in "".join(text for text, trained in parts[0] if not trained)
+    assert first["output"] in "".join(text for text, trained in parts[0] if trained)
     assert "Samples" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     # A run's folder with a report in it is still a run's folder.
     again = run("train", "config.yaml", "--overwrite", "train.max_steps=1", cwd=tmp_path)

@@ -103,6 +103,8 @@ def make_run(folder: Path, steps: int = 12, text: str = "plain", **environment: 
     (folder / "environment.json").write_text(json.dumps(values))
     sample = {"prompt": text, "before": "so", "after": text}
     (folder / "samples.jsonl").write_text(json.dumps(sample))
+    example = {"tokens": 1234, "trained": 5, "parts": [[text, False], [f"answer {text}", True]]}
+    (folder / "examples.jsonl").write_text(json.dumps(example))
     (folder / "adapter").mkdir()
     whole = folder / f"checkpoint-{steps}"
     whole.mkdir()
@@ -114,6 +116,8 @@ def make_run(folder: Path, steps: int = 12, text: str = "plain", **environment: 
 def test_a_whole_run_is_shown_whole(tmp_path) -> None:
     page = report([make_run(tmp_path / "run")])
     check(page)
+    assert "run, example 1: 1,234 tokens, 5 trained on" in page
+    assert "<pre>plain<mark>answer plain</mark></pre>" in page
     titles = re.findall(r'class="title">([^<]*)<', page)
     assert titles == [
         "training loss, nats per token",
