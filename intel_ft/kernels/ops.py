@@ -200,6 +200,35 @@ def _attention_on_tiles(dim: int) -> int:
     return int(dim % 32 == 0 and why_no_tiles() is None)
 
 
+def why_no_chains(device: torch.device) -> str | None:
+    """Why attention in bf16 on `device` is wrong where segments follow others, or None.
+
+    It runs a row of a few tokens there, forward and backward, and on the CPU in float32.
+    """
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = torch.randn(4, 30, 2, 16, generator=generator).to(torch.bfloat16)
+    cos, sin = torch.ones(30, 16), torch.zeros(30, 16)
+    row = torch.tensor([0, 11, 18, 30]), torch.tensor([-1, 0, 0]), 0.25
+
+    def results(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        inputs = q, k, v, cos, sin, grad
+        one, two, three, turn, other_turn, of_out = (x.to(device, dtype) for x in inputs)
+        given = one, two, three, turn, other_turn, *row
+        out, logsumexp = attention(*given)
+        return [out, *attention_backward(*given, out, logsumexp, of_out)]
+
+    try:
+        found = results(device, torch.bfloat16)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    for one, other in zip(found, results(torch.device("cpu"), torch.float32), strict=True):
+        if not (one.float().cpu() - other).norm() <= 0.05 * other.norm():  # or it is NaN
+            return (
+                f"attention on {device.type} is not exact for a beginning that two segments share"
+            )
+    return None
+
+
 @generated
 def _apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """q and k [tokens, heads, dim], rotated by their positions (RoFormer, Su et al. 2021)."""

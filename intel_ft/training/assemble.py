@@ -70,7 +70,7 @@ def assemble(
     Raises EnvironmentProblem for a layout of the weights that this CPU does not have.
     """
     packed = why_not_packed is None
-    sharing = share_decision(config, base, packed=packed)
+    sharing = share_decision(config, base, backend.device, packed=packed)
     weights: TrainedWeights
     if config.method.trains_all:
         weights, decisions = _whole_model(config, base, backend, world)

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import torch
+
 from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.batching.plan import Plan
 from intel_ft.config import Config
 from intel_ft.decisions import Decision
+from intel_ft.kernels.ops import why_no_chains
 from intel_ft.layers.packed_attention import why_not_shareable
 from intel_ft.models.load import model_folder
 from intel_ft.training.decide import sampled_steps
@@ -37,9 +40,13 @@ def why_not_shared(config: Config, description: Any, *, packed: bool) -> str | N
     return "the teacher is an OpenVINO model, which reads one example at a time" if is_ir else None
 
 
-def share_decision(config: Config, base: Any, *, packed: bool) -> Decision:
-    """Whether they are computed once, which `base` is tried for where the config allows it."""
-    why_not = why_not_shared(config, base.config, packed=packed) or why_not_shareable(base)
+def share_decision(config: Config, base: Any, device: torch.device, *, packed: bool) -> Decision:
+    """Whether they are computed once: tried with `base`, and with attention on `device`."""
+    why_not = (
+        why_not_shared(config, base.config, packed=packed)
+        or why_not_shareable(base)
+        or why_no_chains(device)
+    )
     if why_not is not None:
         return Decision(NAME, "off", why_not)
     return Decision(NAME, "on", "checked: this model computes a common beginning once")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.harness import run, start_ranks
+from support.harness import metrics, run, start_ranks
 from support.worlds import assert_same, fresh, losses, wait_for
 
 from intel_ft.distributed.oneccl import why_not_usable
@@ -69,6 +69,15 @@ def reference(tmp_path_factory):
     folder = fresh(tmp_path_factory.mktemp("ranks") / "one")
     one_rank(folder)
     return folder / "out"
+
+
+def test_without_shared_beginnings_it_is_the_same_run(reference, tmp_path):
+    steps = [line for line in metrics(reference) if "loss" in line]
+    assert all(line["computed_tokens"] < line["tokens"] for line in steps)
+    folder = fresh(tmp_path / "plain")
+    one_rank(folder, "train.share_prefixes=false")
+    assert all("computed_tokens" not in line for line in metrics(folder / "out"))
+    assert_same(folder / "out", reference)
 
 
 # Two ranks: tests/e2e/test_launch_walk.py, by both launchers.

@@ -218,6 +218,18 @@ def test_log_sums_are_those_of_the_scores(compiled) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
 
 
+def test_attention_that_aligns_queries_otherwise_is_found(compiled, monkeypatch) -> None:
+    assert ops.why_no_chains(torch.device("cpu")) is None
+    exact = ops.attention
+
+    def without_parents(q, k, v, cos, sin, bounds, parents, scale):
+        parents = parents if q.dtype == torch.float32 else None
+        return exact(q, k, v, cos, sin, bounds, parents, scale)
+
+    monkeypatch.setattr(ops, "attention", without_parents)
+    assert "not exact" in ops.why_no_chains(torch.device("cpu"))
+
+
 def test_a_branch_does_not_see_another(compiled) -> None:
     case, grad = attention_case(4, 2, 64, FOREST[0], parents=FOREST[1])
     out, logsumexp = ops.attention(*case)
