@@ -225,13 +225,15 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
         read -= sizes.embeddings * unread // sizes.vocabulary
     head = 2 * item * sizes.vocabulary * sizes.hidden if setting.packs_head else 0
     file_stays = setting.layout != "as loaded" and not setting.gpu and not setting.streamed
+    # Experts are stacked while they are loaded, from pages that stay mapped with the file.
+    stacked = 0 if setting.streamed or setting.gpu else sizes.expert_weights * item
     estimate = MemoryEstimate(
         runtime=int(CONTEXT if setting.gpu else setting.runtime),
         base=read * item,
         linear_layers=int((sizes.linear * _linear_bytes(setting) + head) / setting.shared_by),
         experts=int(sizes.expert_weights * _expert_bytes(setting)),
         loading=int(sizes.expert_weights * _kept_of_loading(setting)),
-        mapped=sizes.linear * item if file_stays else 0,
+        mapped=(sizes.linear * item if file_stays else 0) + stacked,
         teacher=setting.teacher or 0,
         trained=trained * copies,
         optimizer=int(trained * _OPTIMIZER[setting.optimizer]),
@@ -353,8 +355,11 @@ def _saved(
     after = item * (sizes.hidden + 2 * sizes.intermediate)
     if sizes.why_not_fused is not None:
         attention, after = _unfused(sizes, item)
-    if sizes.mixtures:
-        after = _mixture(sizes, item, after)
+    if sizes.mixtures:  # a mean over dense and mixed layers
+        share = min(1.0, sizes.mixtures / max(1, sizes.layers))
+        mixed = _mixture(sizes, item)
+        attention = int(share * mixed[0] + (1 - share) * attention)
+        after = int(share * mixed[1] + (1 - share) * after)
     if checkpointing:
         return tokens * (sizes.layers * item * sizes.hidden + attention + after)
     last = supervised if sizes.why_not_fused is None else tokens
@@ -373,17 +378,19 @@ def _unfused(sizes: ModelSizes, item: int) -> tuple[int, int]:
     return int(factor * attention), int(factor * after)
 
 
-def _mixture(sizes: ModelSizes, item: int, dense: int) -> int:
-    """Bytes per token and layer that are saved after attention, a mean over dense and mixed layers.
+def _mixture(sizes: ModelSizes, item: int) -> tuple[int, int]:
+    """Bytes per token and layer with experts, of attention and of the rest, that autograd saves.
 
-    layers.experts saves its input, and gate and up of each expert that a token meets; the norm and
-    the shared expert, of the width of one, are as in other layers.
+    Norms save their input in float32 (those of q and k, too, where there are any), linear layers
+    theirs, attention q, k, v and its output with the logsumexp. layers.experts saves its input, and
+    for each expert that a token meets gate and up and x A of LoRA, whose rank it fills up to 32;
+    the shared expert, of the width of one, is as in other layers.
     """
-    pairs = sizes.active_experts + 1
-    mixed = int(_UNFUSED * (8 + 3 * item) * sizes.hidden) + item * sizes.hidden
-    mixed += item * pairs * 2 * sizes.expert_intermediate
-    share = min(1.0, sizes.mixtures / max(1, sizes.layers))
-    return int(share * mixed + (1 - share) * dense)
+    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    norm = (4 + item) * sizes.hidden
+    attention = norm + (4 + 2 * item) * (queries + keys) + 4 * sizes.heads
+    after = norm + item * (sizes.active_experts + 1) * 2 * (sizes.expert_intermediate + 32)
+    return attention, after
 
 
 def _backward_bytes(sizes: ModelSizes, setting: MemorySetting) -> float:
