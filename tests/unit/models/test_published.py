@@ -12,9 +12,11 @@ from support.families import architectures
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from intel_ft import assets
 from intel_ft.config import build
 from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
+from intel_ft.export.merge import merge
 from intel_ft.kernels.grouped import Int8Matrices
 from intel_ft.layers import fused_experts, packed_attention
 from intel_ft.models.frozen_base import FrozenLinear, convert_frozen_weights
@@ -22,6 +24,7 @@ from intel_ft.models.load import load_base
 from intel_ft.models.published import dequantized_fp8, dequantized_mxfp4
 from intel_ft.models.streamed import Streamed, streamed_layout
 from intel_ft.models.weight_files import check_finite
+from intel_ft.training.run import train
 
 BLOCK = (16, 32)
 
@@ -80,6 +83,11 @@ def saved(folder, name: str, *, in_fp8: bool):
     model.save_pretrained(folder)
     if not in_fp8:
         return load_file(folder / "model.safetensors")
+    return in_fp8_files(folder)
+
+
+def in_fp8_files(folder):
+    """Publish the model in `folder` in FP8; returns the weights that it stands for."""
     weights, meant = {}, {}
     for key, weight in load_file(folder / "model.safetensors").items():
         meant[key] = weights[key] = weight
@@ -199,3 +207,22 @@ def test_a_base_is_streamed_unless_its_weights_are_needed(sections, expected) ->
         settings[section] = settings.get(section, {}) | values
     config = build(settings | {"output": {"directory": "o"}}, "test")
     assert streamed_layout(config) == expected
+
+
+def test_an_fp8_mixture_trains_in_int8_and_its_adapter_merges(tmp_path) -> None:
+    architectures.write_model(*architectures.FAMILIES["Qwen 3 MoE"], tmp_path / "base")
+    in_fp8_files(tmp_path / "base")
+    data = assets.resolve("docstring-to-python/train.jsonl")
+    settings = {
+        "model": {"name_or_path": str(tmp_path / "base"), "base_dtype": "int8"},
+        "data": {"train": data, "split": "train[:16]"},
+        "method": {"r": 2},
+        "train": {"max_steps": 2, "global_batch_size": 8, "learning_rate": 0.01, "report_to": []},
+        "backend": {"name": "cpu", "threads": 1},
+        "output": {"directory": str(tmp_path / "run")},
+    }
+    assert train(build(settings, "test")).steps == 2
+    report = merge(str(tmp_path / "run"), tmp_path / "merged")
+    assert report.adapter_effect > 0
+    config = json.loads((tmp_path / "merged/config.json").read_text())
+    assert "quantization_config" not in config
