@@ -7,7 +7,8 @@ from contextlib import suppress
 from intel_ft.decisions import Decision
 from intel_ft.host.cpu import cpu_flags
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt(3)
+_LARGE = 4 * 2**20
 
 KERNELS = 64
 """Kernels in oneDNN's cache: more than the some 30 different GEMMs of a packed row."""
@@ -33,6 +34,17 @@ def keep_freed_memory() -> Decision:
     if not accepted:
         return Decision(name, "unchanged", "the C library is not glibc")
     return Decision(name, "glibc, keeps freed memory", "saves page faults, costs some memory")
+
+
+def return_large_blocks() -> None:
+    """Have glibc return freed blocks of 4 MiB and more, in spite of `keep_freed_memory`.
+
+    For sharded weights: they are gathered and freed in sizes that would fragment kept memory.
+    """
+    with suppress(OSError, AttributeError):  # the C library is not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, _LARGE)
+        mallopt(_MMAP_MAX, 65536)
 
 
 def release_freed_memory() -> None:

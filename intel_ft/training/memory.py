@@ -256,17 +256,20 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
 def _sharded(sizes: ModelSizes, setting: MemorySetting, whole: MemoryEstimate) -> MemoryEstimate:
     """One rank's part of what `whole` counts, and what FSDP2 gathers for a time.
 
-    That is what lies outside the layers during the step, a layer and the next one, each with a
-    buffer that it is copied from, and their gradients with float32 buffers that they are reduced
-    in. The file's pages stay mapped until the kernel needs the memory.
+    That is the head during the step, a layer and the next one, each with a buffer that it is copied
+    from, and their gradients with float32 buffers that they are reduced in; at its end, the head's
+    gradient and the embeddings. The file's pages stay mapped until the kernel needs the memory.
     """
-    item, outside, ranks = setting.itemsize, sizes.outside_layers, setting.ranks
-    layer = (sizes.parameters - outside) // max(1, sizes.layers)
-    gathered = item * (2 * outside + 3 * layer)
+    item, ranks = setting.itemsize, setting.ranks
+    head = min(sizes.outside_layers, sizes.vocabulary * sizes.hidden)  # shared with the embeddings
+    alone = sizes.outside_layers - head
+    layer = (sizes.parameters - sizes.outside_layers) // max(1, sizes.layers)
+    gathered = item * (2 * head + 3 * layer)
     trained = whole.trained - (item * sizes.trained if not sizes.linear else 0)
     if not sizes.linear:  # all weights train
-        gathered += (item + 4) * (outside + 2 * layer)
-        gathered = max(gathered, 2 * sizes.trained)
+        gathered += (item + 4) * (head + 2 * layer)
+        at_end = item * 2 * head + (3 * item + 4) * alone
+        gathered = max(gathered, at_end, 2 * sizes.trained)
     parts = {name: getattr(whole, name) // ranks for name in ("linear_layers", "base", "optimizer")}
     return replace(
         whole,

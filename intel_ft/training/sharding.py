@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import UserError
+from intel_ft.host.allocator import return_large_blocks
 from intel_ft.models.loss import plain_head
 
 FOLDER = "shards"
@@ -35,7 +36,7 @@ Tensors = dict[str, Tensor]
 
 
 class _Root(torch.nn.Module):
-    """Owns what lies outside the layers (embeddings, head, last norm), whole while it computes."""
+    """Owns what lies outside layers and embeddings (head, last norm), whole while it computes."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -163,11 +164,12 @@ def shard(network: Any, world: World, dtype: torch.dtype, *, trains_all: bool) -
     layers = [module for module in network.modules() if type(module).__name__ in kinds]
     if not layers:
         raise UserError(f"backend.shard: {type(base).__name__} does not name its layers")
+    return_large_blocks()
     root = _Root(network)
     mesh = init_device_mesh("cpu", (world.size,))
     mixed = trains_all and dtype != torch.float32
     policy = MixedPrecisionPolicy(dtype if mixed else None, torch.float32)
-    for module in [*reversed(layers), root]:
+    for module in [*reversed(layers), *_embeddings(base), root]:
         unit: Any = fully_shard(module, mesh=mesh, mp_policy=policy)
         # The step divides the loss by a count of the global batch, so gradients add up.
         unit.set_gradient_divide_factor(1.0)
@@ -175,6 +177,12 @@ def shard(network: Any, world: World, dtype: torch.dtype, *, trains_all: bool) -
     if trains_all:
         root.float()
     return Shards(network, world, root)
+
+
+def _embeddings(base: Any) -> list[Any]:
+    """The embeddings as a unit of their own, unless the head shares their weight."""
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    return [] if head is None or head.weight is embeddings.weight else [embeddings]
 
 
 def describe(world: World) -> Decision:
