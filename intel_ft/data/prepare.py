@@ -247,9 +247,7 @@ def prepare_rows(
     supervised = examples.supervised.copy()
     if loss_on == "all":
         supervised[:] = True
-    supervised[examples.offsets[:-1]] = (
-        False  # no token precedes it from which it could be predicted
-    )
+    supervised[examples.offsets[:-1]] = False  # no token precedes it that would predict it
     examples = replace(examples, supervised=supervised)
     if len(long) and data.on_long == "split":
         documents = kept

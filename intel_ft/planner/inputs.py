@@ -22,7 +22,8 @@ from intel_ft.planner.workload import (
     planned_run,
     sampled_rows,
 )
-from intel_ft.training.memory import MemorySetting, memory_setting
+from intel_ft.training.memory import MemorySetting
+from intel_ft.training.memory_setting import memory_setting
 from intel_ft.training.model_sizes import CountedModel, count_model
 from intel_ft.training.start import with_adapter
 

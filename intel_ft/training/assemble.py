@@ -37,7 +37,7 @@ from intel_ft.training.comparison import Comparison
 from intel_ft.training.decide import make_plan, row_capacity
 from intel_ft.training.distillation import load_teacher
 from intel_ft.training.host_base import host_base
-from intel_ft.training.memory import full_row_activations
+from intel_ft.training.memory_setting import full_row_activations
 from intel_ft.training.meter import Meter
 from intel_ft.training.model_sizes import sizes_for
 from intel_ft.training.preference_loss import PreferenceLoss

@@ -46,8 +46,8 @@ from intel_ft.training.memory import (
     RUNTIME,
     can_shard,
     estimate_memory,
-    memory_setting,
 )
+from intel_ft.training.memory_setting import memory_setting
 from intel_ft.training.model_sizes import CountedModel, ModelSizes, count_model
 from intel_ft.training.shared_prefixes import why_not_shared
 from intel_ft.training.start import check_adapter

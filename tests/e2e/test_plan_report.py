@@ -31,7 +31,7 @@ def test_plan_foretells_the_run_and_report_shows_it(tmp_path) -> None:
     real = max(line["rss_gib"] for line in lines)
     # Of so small a run the runtime is most, which is less where there is little data. docs/plan.md
     # has runs in which the other parts count.
-    assert plan["memory"]["total"] == pytest.approx(real, abs=0.25)
+    assert plan["memory"]["total"] == pytest.approx(real, abs=0.3)
     saved = sum(f.stat().st_size for f in (tmp_path / "out" / "checkpoint-4").iterdir())
     assert plan["checkpoint"]["each"] * 2**30 == pytest.approx(saved, rel=0.1)
 

@@ -4,9 +4,8 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from intel_ft.config import Config
 from intel_ft.decisions import Decision
 from intel_ft.distributed.placement import ranks_per_host
 from intel_ft.files import write_json
@@ -14,8 +13,10 @@ from intel_ft.host import topology
 from intel_ft.host.cpu import cpu_flags, cpu_name
 from intel_ft.host.launcher_env import LauncherEnv
 from intel_ft.host.topology import Topology
-from intel_ft.models.tokenizer import model_folder
 from intel_ft.versions import installed
+
+if TYPE_CHECKING:  # doctor runs without the packages that it needs
+    from intel_ft.config import Config
 
 SHAPE = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
@@ -24,7 +25,7 @@ SHAPE = (
 """What the speed of a layer depends on, by its name in config.json."""
 
 
-def chosen_ranks(host: Topology, config: Config | None) -> tuple[int, str]:
+def chosen_ranks(host: Topology, config: "Config | None") -> tuple[int, str]:
     """How many ranks to start on this host, and why: as measured here, else as measured on others.
 
     config: of the run, None where it is not known. One rank for a run that GPUs may compute.
@@ -38,7 +39,7 @@ def chosen_ranks(host: Topology, config: Config | None) -> tuple[int, str]:
     return ranks_per_host(host)
 
 
-def _on_cpus(config: Config | None) -> bool:
+def _on_cpus(config: "Config | None") -> bool:
     """Whether the ranks compute on this host's CPUs with layers of intel_ft."""
     if config is None:
         return True
@@ -47,7 +48,7 @@ def _on_cpus(config: Config | None) -> bool:
     return choose(config).value == "cpu"
 
 
-def ranks_instead(config: Config) -> list[Decision]:
+def ranks_instead(config: "Config") -> list[Decision]:
     """For a run that no launcher started: that more ranks would be faster here, if they would."""
     if LauncherEnv.detect().size > 1 or config.backend.threads != "auto":
         return []
@@ -57,7 +58,7 @@ def ranks_instead(config: Config) -> list[Decision]:
     return [Decision("ranks", "1", f"`intel-ft launch` starts {ranks} here: {why}")]
 
 
-def tuned_ranks(host: Topology, config: Config) -> tuple[int, str] | None:
+def tuned_ranks(host: Topology, config: "Config") -> tuple[int, str] | None:
     """The fastest number of ranks for such a model on such a host; None if it was not measured."""
     try:
         entry = json.loads(_file().read_text(encoding="utf-8"))[_key(host, config)]
@@ -66,7 +67,7 @@ def tuned_ranks(host: Topology, config: Config) -> tuple[int, str] | None:
         return None
 
 
-def keep_tuned(host: Topology, config: Config, ranks: int, reason: str) -> None:
+def keep_tuned(host: Topology, config: "Config", ranks: int, reason: str) -> None:
     """Keep what was measured for `tuned_ranks`."""
     path, entries = _file(), {}
     with suppress(OSError, ValueError):
@@ -75,8 +76,10 @@ def keep_tuned(host: Topology, config: Config, ranks: int, reason: str) -> None:
     write_json(path, entries | {_key(host, config): {"ranks": ranks, "reason": reason}})
 
 
-def model_shape(config: Config) -> dict[str, Any]:
+def model_shape(config: "Config") -> dict[str, Any]:
     """The dimensions of the config's model, by their names in config.json; {} if unreadable."""
+    from intel_ft.models.tokenizer import model_folder  # it imports numpy
+
     try:
         path = model_folder(config.model, weights=False) / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -86,7 +89,7 @@ def model_shape(config: Config) -> dict[str, Any]:
         return {}
 
 
-def _key(host: Topology, config: Config) -> str:
+def _key(host: Topology, config: "Config") -> str:
     shape = {name: value for name, value in model_shape(config).items() if name in SHAPE}
     machine = f"{cpu_name()}, {host.usable} cores, {len(host.nodes)} NUMA nodes"
     dtype = f"{config.model.dtype} {config.base_dtype} prepack={config.backend.prepack}"

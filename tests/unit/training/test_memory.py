@@ -29,10 +29,9 @@ from intel_ft.training.memory import (
     MemorySetting,
     _saved,
     estimate_memory,
-    full_row_activations,
     largest_row,
-    memory_setting,
 )
+from intel_ft.training.memory_setting import full_row_activations, memory_setting
 from intel_ft.training.model_sizes import (
     CountedModel,
     count_description,
