@@ -110,10 +110,12 @@ def test_rows_of_different_kinds_in_one_file(read):
 
 
 def test_parallel_calls_in_turns_of_their_own_are_one_answer(read):
-    turn = {"from": "function_call", "value": json.dumps(CALL)}
-    asked = {"from": "human", "value": "i"}
-    messages = only(read, asked, turn, turn).messages
-    assert len(messages) == 2 and len(json.loads(messages[1].calls)) == 2
+    named = ({"name": name, "arguments": {}} for name in ("first", "second"))
+    turns = ({"from": "function_call", "value": json.dumps(call)} for call in named)
+    messages = only(read, {"from": "human", "value": "i"}, *turns).messages
+    assert len(messages) == 2
+    calls = json.loads(messages[1].calls)
+    assert [call["function"]["name"] for call in calls] == ["first", "second"]
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])

@@ -88,6 +88,16 @@ def test_operations_are_those_that_torch_counts_with_half_of_the_attention(name)
 
 
 @pytest.mark.usefixtures("exact")
+def test_weights_that_train_take_a_third_product() -> None:
+    model = make_model("llama").get_base_model()
+    model.requires_grad_(True)
+    row = build_row(make_examples([31, 7, 18]), np.arange(3))
+    cost = step_cost(model)
+    square = cost.attention * float((row.segment_lengths**2).sum())
+    assert cost.flops(row) + square == pytest.approx(counted(model, row), rel=ROTARY)
+
+
+@pytest.mark.usefixtures("exact")
 def test_some_target_modules_count_only_their_own_lora() -> None:
     model = make_model("llama", target_modules=["v_proj"])
     row = build_row(make_examples([31, 7]), np.arange(2))
