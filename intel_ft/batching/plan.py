@@ -7,7 +7,7 @@ sources have weights, an epoch takes its part of each instead (batching.order).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -31,6 +31,9 @@ class Step:
     index: int
     examples: IntArray
     supervised_tokens: int
+    _shares: dict[int, list[IntArray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def loss_weight(self) -> float:
@@ -41,7 +44,15 @@ class Step:
         return float((counts * self.plan.weights[self.examples].astype(np.float64)).sum())
 
     def shares(self, world_size: int) -> list[IntArray]:
-        """The examples of each rank; their union is `examples`, whatever `world_size` is."""
+        """The examples of each rank; their union is `examples`, whatever `world_size` is.
+
+        They are found once: finding what examples have in common takes long for large batches.
+        """
+        if world_size not in self._shares:
+            self._shares[world_size] = self._split(world_size)
+        return self._shares[world_size]
+
+    def _split(self, world_size: int) -> list[IntArray]:
         if (families := self.plan.families(self.examples)) is not None:
             return [self.examples[part] for part in families.shares(world_size)]
         costs = self.plan.costs(self.examples).tolist()

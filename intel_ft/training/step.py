@@ -34,8 +34,7 @@ def train_step(step: Step, training: Training) -> Tensor:
     """Add the gradient of the step's mean loss to the trained weights, equal on all ranks.
 
     Returns the mean cross-entropy over the global batch's supervised tokens, weighted where the
-    examples are, or the mean loss over
-    its examples where answers are compared, a float32 scalar.
+    examples are, or the mean loss over its examples where answers are compared, a float32 scalar.
     Raises NotFinite if it is not finite.
     """
     data, model, world = training.data, training.model, training.world

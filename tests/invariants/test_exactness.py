@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from support.packed_rows import one_thread
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from intel_ft.batching.row import build_row
@@ -23,6 +24,8 @@ from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.load import load_base, load_for_packing
 from intel_ft.models.loss import loss_sum
 from intel_ft.templates.examples import Examples
+
+__all__ = ["one_thread"]  # a fixture
 
 LENGTHS = (5, 200, 33, 64, 17, 150, 65, 100)
 SHAPE = {
@@ -84,15 +87,6 @@ def randomize(model) -> None:
             if parameter.requires_grad:
                 parameter.normal_(std=0.05, generator=generator)
                 assert "lora_" in name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model is slower with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def finished(model, total: float) -> Step:

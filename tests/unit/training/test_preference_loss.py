@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.model_fixtures import TWO_LAYERS
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from intel_ft.batching.row import build_row
 from intel_ft.config_method import MethodConfig
@@ -129,14 +127,6 @@ def references(name: str, data):
     if name == "kto":
         return Reference(random.normal(-20, 3, count), random.normal(-26, 1, len(data)))
     return Reference(random.normal(-20, 3, count))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("base")
-    LlamaForCausalLM(LlamaConfig(**TWO_LAYERS)).save_pretrained(path)
-    return path
 
 
 def build(folder, m: MethodConfig, *, packed: bool = True):

@@ -25,14 +25,6 @@ LENGTHS = [(7, 13), (13, 9), (4, 8)]
 """Tokens of the chosen and the rejected answer of each pair, with their prompt."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model")
-    LlamaForCausalLM(LlamaConfig(**TWO_LAYERS)).save_pretrained(path)
-    return path
-
-
 def examples():
     random = np.random.default_rng(1)
     tokens = [random.integers(3, 61, n).astype(np.int32) for pair in LENGTHS for n in pair]
