@@ -1,7 +1,7 @@
 """Frozen weights for the products of kernels.gemm: packed once for forward and once for backward.
 
 The copies take as much memory as those of layers.prepacked (bf16) and layers.int8, whose numbers
-they compute with fewer roundings.
+they compute with fewer roundings. Those of layers.compressed are packed for each product instead.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ class TileWeight:
     It adds a product of low rank, which is LoRA's, while it sums up its own.
     """
 
-    forward: tiles.Matrix
-    backward: tiles.Matrix
+    forward: tiles.Matrix | tiles.CompressedMatrix
+    backward: tiles.Matrix | tiles.CompressedMatrix
     bias: Tensor | None
     scales: Tensor | None = None
     dtype: torch.dtype = torch.bfloat16

@@ -1,12 +1,6 @@
-"""The frozen base in the codes of an OpenVINO IR: training computes with the weights served.
-
-4 bits per weight (8 where the IR has them), a scale and a zero point for each group of a row, about
-4.2 bits per weight for groups of 128. Codes are mapped from the IR's file, so the ranks of a host
-share them. Each GEMM dequantizes its weight to `dtype` and frees it afterwards, as `nf4` does.
-"""
+"""Gives a model the weights of an OpenVINO IR of its base: training computes with those served."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,66 +8,8 @@ from torch import Tensor
 
 from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize
 from intel_ft.errors import UserError
-from intel_ft.kernels import ops
-from intel_ft.layers.lora_linear import Dense
+from intel_ft.layers.compressed import compressed_weight
 from intel_ft.models.frozen_base import FrozenLinear, frozen_linears
-
-INT4_BYTES = (4 + (16 + 8) / 128) / 8
-"""Bytes per weight of 4 bits in groups of 128: a float16 scale and a zero point of a byte each."""
-
-
-@dataclass(frozen=True, eq=False)
-class CompressedWeight:
-    """A FrozenWeight in the codes of an IR; see CompressedTensor.
-
-    codes: uint8, flat; scales: float16 [out, groups]; zeros: uint8 [out, groups] or None.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    zeros: Tensor | None
-    shape: tuple[int, int]
-    bits: int
-    signed: bool
-    bias: Tensor | None
-    dtype: torch.dtype
-
-    def weight(self) -> Tensor:
-        """The dequantized matrix [out, in], a new tensor."""
-        return ops.dequantize(
-            self.codes,
-            self.scales,
-            self.zeros,
-            self.shape,
-            bits=self.bits,
-            signed=self.signed,
-            dtype=self.dtype,
-        )
-
-    def linear(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """See lora_linear.FrozenWeight."""
-        return Dense(self.weight(), self.bias).linear(x, residual)
-
-    def input_gradient(self, grad: Tensor, accumulate_into: Tensor | None) -> Tensor:
-        """See lora_linear.FrozenWeight."""
-        return Dense(self.weight(), None).input_gradient(grad, accumulate_into)
-
-
-def compressed_weight(
-    tensor: CompressedTensor, bias: Tensor | None, dtype: torch.dtype
-) -> CompressedWeight:
-    """The weight of an IR as a FrozenWeight that computes in `dtype`."""
-    zeros = None if tensor.zeros is None else torch.from_numpy(tensor.zeros)
-    return CompressedWeight(
-        torch.from_numpy(tensor.codes),
-        torch.from_numpy(tensor.scales).to(torch.float16),
-        zeros,
-        tensor.shape,
-        tensor.bits,
-        tensor.signed,
-        bias,
-        dtype,
-    )
 
 
 def use_compressed(model: Any, weights: Mapping[str, CompressedTensor]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.devices import CPU
 from intel_ft.kernels.grouped import int8_matrices
+from intel_ft.layers.compressed import CompressedWeight
 from intel_ft.layers.fused_experts import Factory, Stacked, convert_experts
 from intel_ft.layers.int8 import Int8Weight, can_int8
 from intel_ft.layers.lora_linear import FrozenWeight, LoraFunction, LoraLinear
@@ -25,8 +26,8 @@ from intel_ft.models.targets import output_layer
 Layout = Literal["as loaded", "prepacked", "int8", "nf4", "int4"]
 """How the frozen linear layers keep their weights.
 
-See layers.prepacked, .int8, .nf4, and for int4 .compressed, which converts the model before this.
-For the first two, layers.own_products is chosen where it is faster.
+See layers.prepacked, .int8, .nf4, and for int4 .compressed, which models.compressed gives a model
+before this. For all but NF4, layers.own_products is chosen where it is faster.
 """
 
 
@@ -110,7 +111,7 @@ def convert_frozen_weights(
         convert_experts(model, conversion.experts, conversion.stacked, keep)
         choice = conversion.choice
     elif layout == "int4":
-        _require_compressed(model)
+        choice = _choose_for_compressed(model, keep)
     model.to(device)
     return choice
 
@@ -127,13 +128,28 @@ def frozen_dtype(model: Any) -> torch.dtype:
     return dtype
 
 
-def _require_compressed(model: Any) -> None:
-    """Raise UserError for layout int4 on a model that has not been given the codes of an IR."""
-    if not any(isinstance(module, FrozenLinear) for module in model.modules()):
+def _choose_for_compressed(model: Any, keep: Keep) -> GemmChoice:
+    """Whose GEMMs multiply the codes of an IR, which the model's layers are given.
+
+    Measured on bf16 weights, to which these are dequantized. Raises UserError for a model without
+    such codes.
+    """
+    layers = [
+        (module, module.frozen_base)
+        for module in model.modules()
+        if isinstance(module, FrozenLinear) and isinstance(module.frozen_base, CompressedWeight)
+    ]
+    if not layers:
         raise UserError(
             "model.base_dtype=int4 needs the weights of an exported base, which `intel-ft train` "
             "makes: nothing else takes it"
         )
+    shapes: Counter[tuple[int, ...]] = Counter(codes.shape for _, codes in layers)
+    choice = choose_gemms(shapes, model.dtype, int8=False, keep=keep)
+    if choice.own:
+        for layer, codes in layers:
+            layer.frozen_base = codes.on_tiles()
+    return choice
 
 
 def linear_bytes(model: Any) -> int:

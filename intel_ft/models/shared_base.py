@@ -114,7 +114,8 @@ def shared_bytes(model: Any, layout: Layout) -> int:
     each = {"prepacked": 2 * item, "int8": 2, "nf4": 0.52}.get(layout, 0)
     experts = sum(matrix.weight.numel() for matrix in expert_matrices(model))
     head = output_layer(model)
-    packed = layout in ("prepacked", "int8") and head is not None and hasattr(head, "weight")
+    packs = layout in ("prepacked", "int8", "int4")
+    packed = packs and head is not None and hasattr(head, "weight")
     total = weights * each + experts * {"int8": 1, "nf4": 0.52}.get(layout, 0)
     if packed:
         total += _HEAD * item * head.weight.numel()

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from intel_ft.config import Config
 from intel_ft.conflicts import conflicts
+from intel_ft.layers.compressed import INT4_BYTES
 from intel_ft.layers.nf4 import NF4_BYTES
 from intel_ft.layers.packed_attention import ROW_MULTIPLE, padded_length
-from intel_ft.models.compressed import INT4_BYTES
 from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
 from intel_ft.training.model_sizes import ModelSizes

@@ -65,7 +65,7 @@ def memory_setting(
         on_gpu=gpu,
         shared_by=sharing,
     )
-    packs_head = packs_heads(config, dtype) and layout in ("prepacked", "int8") and not gpu
+    packs_head = packs_heads(config, dtype) and layout in ("prepacked", "int8", "int4") and not gpu
     return replace(
         setting,
         layout=layout,

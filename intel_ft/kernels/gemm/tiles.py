@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.host.cpu import cache_bytes
+from intel_ft.kernels.build import c_value
 from intel_ft.kernels.gemm.library import call
 
 _PANEL = 32  # rows
@@ -33,6 +34,33 @@ class Matrix:
     columns: int
     inner: int
     scales: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedMatrix:
+    """A weight [rows, size] in the codes of an OpenVINO IR, or that transposed.
+
+    Its panels, in bf16, are made for each product; for the fields see kernels.ops.dequantize.
+    """
+
+    codes: Tensor
+    group_scales: Tensor
+    zeros: Tensor | None
+    shape: tuple[int, int]
+    bits: int
+    signed: bool
+    transposed: bool
+    scales: None = None
+
+    @property
+    def columns(self) -> int:
+        """As Matrix."""
+        return self.shape[1] if self.transposed else self.shape[0]
+
+    @property
+    def inner(self) -> int:
+        """As Matrix."""
+        return self.shape[0] if self.transposed else self.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +81,27 @@ def pack(matrix: Tensor, scales: Tensor | None = None) -> Matrix:
     address = ctypes.c_void_p(matrix.data_ptr())
     call("pack_w", address, is_int8, columns, inner, *matrix.stride(), panels)
     return Matrix(panels, columns, inner, scales)
+
+
+class _Weight(ctypes.Structure):
+    """CompressedWeight of tile_dequantize.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "size", "group", "bits", "is_signed")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "zeros")),
+    ]
+
+
+def dequantize(matrix: CompressedMatrix) -> Matrix:
+    """The matrix in bf16: `pack` of what kernels.ops.dequantize returns, or of that transposed."""
+    panels = empty_panels(matrix.columns, matrix.inner, 2)
+    rows, size = matrix.shape
+    group = size // matrix.group_scales.shape[1]
+    tensors = (matrix.codes, matrix.group_scales, matrix.zeros)
+    addresses = [None if tensor is None else c_value(tensor) for tensor in tensors]
+    weight = _Weight(rows, size, group, matrix.bits, int(matrix.signed), *addresses)
+    call("dequantize_w", ctypes.byref(weight), int(matrix.transposed), panels)
+    return Matrix(panels, matrix.columns, matrix.inner)
 
 
 def pack_rows(x: Tensor) -> Rows:
@@ -88,7 +137,7 @@ class _Product(ctypes.Structure):
 
 def multiply(
     x: Rows,
-    matrix: Matrix,
+    matrix: Matrix | CompressedMatrix,
     *,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
@@ -111,10 +160,11 @@ def multiply(
         if tensor is not None and (tensor.shape != shape or not tensor.is_contiguous()):
             raise ValueError(f"not a contiguous tensor of {shape}: {tensor.shape}")
     is_int8 = x.scales is not None
+    panels = matrix.panels if isinstance(matrix, Matrix) else dequantize(matrix).panels
     product = _Product(rows=x.rows, columns=matrix.columns, steps=_steps(x.inner, 2 - is_int8))
     tensors = {
         "x": x.panels,
-        "w": matrix.panels,
+        "w": panels,
         "row_scales": x.scales,
         "column_scales": matrix.scales,
         "bias": bias,

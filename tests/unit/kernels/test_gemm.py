@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from intel_ft.host import amx, cpu
+from intel_ft.kernels import ops
 from intel_ft.kernels.build import Kernels
 from intel_ft.kernels.gemm import library, narrow, register_rate, tiles, vnni
 
@@ -169,6 +170,32 @@ def test_loras_products_are_rounded_once(shape) -> None:
         wide = right.double()
         summands = left.abs().double() @ wide.abs().T
         assert_rounded_once(added, left.double() @ wide.T, summands)
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "zeros"),
+    [(4, False, True), (4, True, False), (8, False, True), (8, True, False)],
+)
+@pytest.mark.parametrize(
+    ("rows", "groups", "group"), [(70, 3, 64), (33, 2, 32), (31, 1, 50), (64, 2, 48), (1, 5, 2)]
+)
+def test_codes_of_an_ir_become_the_panels_of_their_weights(
+    bits, signed, zeros, rows, groups, group
+) -> None:
+    shape = rows, groups * group
+    codes = torch.randint(0, 256, (rows * groups * group * bits // 8 + 3,), dtype=torch.uint8)[3:]
+    scales = (torch.rand(rows, groups) / 10).half()
+    zero = torch.randint(0, 2**bits, (rows, groups), dtype=torch.uint8) if zeros else None
+    weight = ops.dequantize(
+        codes, scales, zero, shape, bits=bits, signed=signed, dtype=torch.bfloat16
+    )
+    for transposed in (False, True):
+        matrix = tiles.CompressedMatrix(codes, scales, zero, shape, bits, signed, transposed)
+        found, wanted = tiles.dequantize(matrix), tiles.pack(weight.T if transposed else weight)
+        assert found.panels.equal(wanted.panels)
+        assert (found.columns, found.inner) == (wanted.columns, wanted.inner)
+        x = tiles.pack_rows(half(3, wanted.inner))
+        assert tiles.multiply(x, matrix).equal(tiles.multiply(x, wanted))
 
 
 def test_operands_that_do_not_fit_are_refused() -> None:

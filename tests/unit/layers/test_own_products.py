@@ -5,6 +5,7 @@ Where this CPU has no AMX, tile registers are emulated (kernels/gemm/tiles.h).
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,15 +18,24 @@ from support.model_fixtures import (
 )
 from transformers import AutoModelForCausalLM
 
+from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize
 from intel_ft.config import build
 from intel_ft.decisions import Decision
 from intel_ft.kernels.gemm.library import library, why_no_vnni
 from intel_ft.layers import own_products, packed_attention
+from intel_ft.layers.compressed import CompressedWeight
 from intel_ft.layers.lora_linear import Dense, LoraLinear, LoraStep, TileStep
-from intel_ft.layers.own_products import tile_base, tile_int8_base, vnni_base
-from intel_ft.models import fast_path, gemm_choice, gemm_rate, loss
+from intel_ft.layers.own_products import TileWeight, tile_base, tile_int8_base, vnni_base
+from intel_ft.models import fast_path, frozen_base, gemm_choice, gemm_rate, loss
 from intel_ft.models.adapter import add_lora
-from intel_ft.models.frozen_base import frozen_dtype, replace_linears
+from intel_ft.models.compressed import use_compressed
+from intel_ft.models.frozen_base import (
+    FrozenLinear,
+    convert_frozen_weights,
+    frozen_dtype,
+    frozen_linears,
+    replace_linears,
+)
 from intel_ft.models.gemm_choice import GemmChoice, choose_gemms
 from intel_ft.models.loss import HeadLoss, pack_head
 from intel_ft.models.model_inputs import model_inputs
@@ -145,6 +155,30 @@ def test_an_int8_model_gives_gradients_within_a_bound_of_bf16s(model, factory) -
     replace_linears(other, factory)
     assert frozen_dtype(other) == torch.int8
     assert distance(lora_gradients(other), lora_gradients(model)) < 0.1
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_int4_model_is_the_one_with_its_weights_in_bf16(model, monkeypatch, own) -> None:
+    factory, name = (tile_base, "AMX") if own else (gemm_choice.prepacked_base, "oneDNN")
+    choice = GemmChoice(factory, own, Decision("frozen GEMMs", name, "a test"))
+    monkeypatch.setattr(frozen_base, "choose_gemms", lambda *_, **__: choice)
+    codes, other = {}, copy.deepcopy(model)
+    for _, _, linear in frozen_linears(model):
+        rows, size = shape = tuple(linear.weight.shape)
+        scales, zeros = np.full((rows, 1), 2**-6, np.float16), np.full((rows, 1), 8, np.uint8)
+        packed = np.random.default_rng(0).integers(0, 256, rows * size // 2, dtype=np.uint8)
+        key = next(name for name, module in model.named_modules() if module is linear)
+        codes[key] = CompressedTensor(packed, scales, zeros, shape, 4, False, (0, 0, 0))
+        weight = torch.from_numpy(dequantize(codes[key])).bfloat16()
+        other.get_submodule(key).weight.data = weight
+    use_compressed(model, codes)
+    assert convert_frozen_weights(model, "int4") is choice
+    kind = TileWeight if own else CompressedWeight
+    assert {type(m.frozen_base) for m in model.modules() if isinstance(m, FrozenLinear)} == {kind}
+    assert frozen_dtype(model) == torch.bfloat16
+    if own:
+        replace_linears(other, tile_base)
+    assert lora_gradients(model).equal(lora_gradients(other))
 
 
 def test_a_packed_head_gives_the_loss_and_gradient_of_a_plain_one() -> None:

@@ -1,0 +1,91 @@
+"""The frozen base in the codes of an OpenVINO IR, about 4.2 bits per weight in groups of 128.
+
+4 bits per weight (8 where the IR has them), a scale and a zero point for each group of a row. Codes
+are mapped from the IR's file, so the ranks of a host share them. Each GEMM dequantizes its weight
+to `dtype` and frees it afterwards: on AMX into the panels that our own products multiply, elsewhere
+as `nf4` does.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from intel_ft.artifacts.ir_weights import CompressedTensor
+from intel_ft.kernels import ops
+from intel_ft.kernels.gemm import tiles
+from intel_ft.layers.lora_linear import Dense
+from intel_ft.layers.own_products import TileWeight
+
+INT4_BYTES = (4 + (16 + 8) / 128) / 8
+"""Bytes per weight of 4 bits in groups of 128: a float16 scale and a zero point of a byte each."""
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedWeight:
+    """A FrozenWeight in the codes of an IR; see CompressedTensor.
+
+    codes: uint8, flat; scales: float16 [out, groups]; zeros: uint8 [out, groups] or None.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    shape: tuple[int, int]
+    bits: int
+    signed: bool
+    bias: Tensor | None
+    dtype: torch.dtype
+
+    def weight(self) -> Tensor:
+        """The dequantized matrix [out, in], a new tensor."""
+        return ops.dequantize(
+            self.codes,
+            self.scales,
+            self.zeros,
+            self.shape,
+            bits=self.bits,
+            signed=self.signed,
+            dtype=self.dtype,
+        )
+
+    def on_tiles(self) -> TileWeight:
+        """The same codes for our own products in bf16."""
+        forward, backward = (
+            tiles.CompressedMatrix(
+                self.codes,
+                self.scales,
+                self.zeros,
+                self.shape,
+                self.bits,
+                self.signed,
+                transposed=transposed,
+            )
+            for transposed in (False, True)
+        )
+        return TileWeight(forward, backward, self.bias)
+
+    def linear(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """See lora_linear.FrozenWeight."""
+        return Dense(self.weight(), self.bias).linear(x, residual)
+
+    def input_gradient(self, grad: Tensor, accumulate_into: Tensor | None) -> Tensor:
+        """See lora_linear.FrozenWeight."""
+        return Dense(self.weight(), None).input_gradient(grad, accumulate_into)
+
+
+def compressed_weight(
+    tensor: CompressedTensor, bias: Tensor | None, dtype: torch.dtype
+) -> CompressedWeight:
+    """The weight of an IR as a FrozenWeight that computes in `dtype`."""
+    zeros = None if tensor.zeros is None else torch.from_numpy(tensor.zeros)
+    return CompressedWeight(
+        torch.from_numpy(tensor.codes),
+        torch.from_numpy(tensor.scales).to(torch.float16),
+        zeros,
+        tensor.shape,
+        tensor.bits,
+        tensor.signed,
+        bias,
+        dtype,
+    )
