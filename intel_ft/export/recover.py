@@ -22,6 +22,7 @@ from intel_ft.artifacts.ir_weights import (
     replace_weights,
 )
 from intel_ft.errors import IntelFTError, UserError
+from intel_ft.files import whole_file
 from intel_ft.quantization import Settings
 from intel_ft.templates.examples import ExampleSet
 
@@ -193,7 +194,5 @@ def _batch(examples: ExampleSet, step: int) -> list[int]:
 def _save(path: Path, values: dict[str, Any]) -> None:
     import torch
 
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(values, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        torch.save(values, partial)

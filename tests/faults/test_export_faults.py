@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.export_fixtures import make_adapter
+from support.export_fixtures import make_adapter, save_after_each_step
 from support.harness import run, start
 
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
@@ -64,7 +64,7 @@ def test_killed_at_any_moment(page_base, adapter, tmp_path) -> None:
     assert left <= {"run", "whole", "ir", ".streams", *late}, left
 
 
-@pytest.fixture(params=["300k", "700k"])
+@pytest.fixture
 def small_disk(request, tmp_path) -> Iterator[Path]:
     """A separate file system, too small for all that an export writes (about 1 MB)."""
     disk = tmp_path / "disk"
@@ -77,9 +77,20 @@ def small_disk(request, tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_full_disk(page_base, small_disk, tmp_path) -> None:
-    arguments = ("export", page_base, "-o", small_disk / "ir", "--format", "int8")
-    result = run(*arguments, cwd=tmp_path, seconds=400)
+@pytest.mark.parametrize(
+    ("small_disk", "more"),
+    [
+        ("300k", ["int8"]),
+        ("700k", ["int8"]),
+        # Enough for the export, but not for the state of a recovery.
+        ("1500k", ["int4", "--recover", "--calibration", "page.jsonl"]),
+    ],
+    indirect=["small_disk"],
+)
+def test_full_disk(page_base, small_disk, tmp_path, more) -> None:
+    (tmp_path / "page.jsonl").write_text('{"prompt": "def", "completion": " sum(values):"}\n')
+    arguments = ("export", page_base, "-o", small_disk / "ir", "--format", *more)
+    result = run(*arguments, cwd=tmp_path, seconds=400, before=save_after_each_step)
     assert result.code == 1, result.err
     assert "the disk is full" in result.last_line and "no partial output" in result.last_line
     assert "Traceback" not in result.err

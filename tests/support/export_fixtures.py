@@ -1,6 +1,8 @@
 """A Llama of 0.1 M parameters that has memorized a page of Python, and an adapter for it."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from transformers import (
 from intel_ft import assets
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.config import build
+from intel_ft.export import recover
 from intel_ft.models.load import fingerprint
 from intel_ft.templates.examples import Examples
 
@@ -96,6 +99,24 @@ def make_adapter(base: Path, folder: Path, size: float = 0.05, **lora) -> Path:
     PreTrainedTokenizerFast.from_pretrained(base).save_pretrained(folder)
     provenance(str(base)).save(folder)
     return folder
+
+
+def save_after_each_step() -> None:
+    """Have a recovery of this process save its state after each step."""
+    recover.SAVE_SECONDS = -1
+
+
+def kill_recovery_after(steps: int) -> None:
+    """Have this process killed once a recovery has saved its state after so many steps."""
+    save_after_each_step()
+    save = recover._save
+
+    def save_and_die(path: Path, values: dict) -> None:
+        save(path, values)
+        if values["step"] == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    recover._save = save_and_die
 
 
 def provenance(base: str) -> Provenance:

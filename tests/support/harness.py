@@ -110,11 +110,12 @@ def start(
     memory: int | None = None,
     file_size: int | None = None,
     stdin: str = "",
+    before: Callable[[], Any] | None = None,
 ) -> Running:
     """Start `intel-ft ARGUMENTS` in `cwd`, with `stdin` to read.
 
     memory: bytes of address space it may take beyond what it has when it starts; file_size: the
-    most bytes that a file it writes may have.
+    most bytes that a file it writes may have; before: called first, from a module of support.
     """
     name = f"{random.SystemRandom().getrandbits(64):x}"
     folder = cwd / ".streams"
@@ -126,7 +127,16 @@ def start(
     with _lock:
         process = _fork_server().Process(
             target=_child,
-            args=([*map(str, arguments)], cwd, dict(env or {}), out, err, memory, file_size),
+            args=(
+                [*map(str, arguments)],
+                cwd,
+                dict(env or {}),
+                out,
+                err,
+                memory,
+                file_size,
+                before,
+            ),
             daemon=True,
         )
         process.start()
@@ -183,6 +193,7 @@ def _child(
     err: Path,
     memory: int | None,
     file_size: int | None,
+    before: Callable[[], Any] | None,
 ) -> None:
     assert "support.preloaded" in sys.modules, "the fork server has not imported it"
     from intel_ft.cli.main import main
@@ -200,6 +211,8 @@ def _child(
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     sys.argv = ["intel-ft", *arguments]
+    if before is not None:
+        before()
     main()
 
 

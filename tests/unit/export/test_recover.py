@@ -1,12 +1,16 @@
 """Recovery: gradients through the rounding, the IR that is left, and going on after a kill."""
 
+import json
+import signal
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.export_fixtures import make_examples
+from support.export_fixtures import kill_recovery_after, make_examples
+from support.harness import run
 
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
@@ -18,11 +22,13 @@ from intel_ft.export import recover as module
 from intel_ft.export.export import export
 from intel_ft.export.fake_quantize import FakeQuantized
 from intel_ft.export.recover import recover
+from intel_ft.export.run_data import find_training
 from intel_ft.models.load import load_tokenizer
 from intel_ft.quantization import Settings
 from intel_ft.runtimes.openvino_lm import OpenVINOLM
 from intel_ft.runtimes.torch_lm import load_torch
 
+PLAIN = {"group_size": 64, "awq": False, "scale_estimation": False}
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
@@ -61,10 +67,7 @@ def test_rounding_and_its_gradients(signed) -> None:
 @pytest.fixture(scope="module")
 def made(page_base, tmp_path_factory):
     root = tmp_path_factory.mktemp("recover")
-    calibration = root / "page.jsonl"
-    calibration.write_text('{"prompt": "def", "completion": " sum_size(values):"}\n')
-    plain = Settings(group_size=64, awq=False, scale_estimation=False)
-    export(str(page_base), root / "int4", "int4", settings=plain)
+    export(str(page_base), root / "int4", "int4", settings=Settings(**PLAIN))
     tokenizer = load_tokenizer(resolve_config(page_base))
     return page_base, root / "int4", make_examples(tokenizer)
 
@@ -124,27 +127,40 @@ def test_recovered_weights_are_closer_and_of_the_same_form(made, tmp_path) -> No
 
 
 def test_a_killed_recovery_continues(made, tmp_path, monkeypatch) -> None:
-    base, int4, examples = made
-    settings = Settings(recover_steps=6, recover_rank=0, recover_minutes=1e6)
+    base, int4, _ = made
+    calibration = tmp_path / "page.jsonl"
+    calibration.write_text(
+        "".join(
+            json.dumps({"prompt": f"def {name}", "completion": "_size(values):"}) + "\n"
+            for name in ("sum", "min", "max", "any", "all", "len", "set", "abs", "dir", "hex")
+        )
+    )
+    settings = {"recover_steps": 4, "recover_minutes": 1e6, **PLAIN}
+    pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    arguments = ("export", base, "-o", "ir", "--format", "int4", "--recover", *pairs)
+    killed = run(
+        *(*arguments, "--calibration", calibration),
+        cwd=tmp_path,
+        before=partial(kill_recovery_after, 2),
+    )
+    assert killed.code == -signal.SIGKILL, killed.err
+    assert not (tmp_path / "ir").exists()
+    assert (tmp_path / ".ir.export" / "recovery" / "int4-recovered.pt").is_file()
+    chosen, batch, steps = Settings(**settings), module._batch, []
+    monkeypatch.setattr(module, "_batch", lambda *at: steps.append(at[1]) or batch(*at))
+    export(
+        *(str(base), tmp_path / "ir", "int4"),
+        settings=chosen,
+        calibration=str(calibration),
+        recover=True,
+    )
+    assert steps == [2, 3]
     whole = copy(int4, tmp_path / "whole")
-    recover(network(base), whole, examples, settings, tmp_path / "whole.pt")
-    monkeypatch.setattr(module, "SAVE_SECONDS", -1)
-    step = module._step
-
-    def killed(model, examples, indices, longest):
-        if (tmp_path / "state.pt").exists() and killed.steps == 3:
-            raise KeyboardInterrupt
-        killed.steps += 1
-        return step(model, examples, indices, longest)
-
-    killed.steps = 0
-    monkeypatch.setattr(module, "_step", killed)
-    ir = copy(int4, tmp_path / "ir")
-    with pytest.raises(KeyboardInterrupt):
-        recover(network(base), ir, examples, settings, tmp_path / "state.pt")
-    monkeypatch.setattr(module, "_step", step)
-    recover(network(base), ir, examples, settings, tmp_path / "state.pt")
-    first, again = read_compressed(whole), read_compressed(ir)
+    examples = find_training(
+        resolve(str(base)), load_tokenizer(resolve_config(base)), str(calibration)
+    )
+    recover(network(base), whole, examples, chosen, tmp_path / "whole.pt")
+    first, again = read_compressed(whole), read_compressed(tmp_path / "ir")
     for name, weight in first.items():
         np.testing.assert_allclose(dequantize(weight), dequantize(again[name]), atol=1e-6)
 
