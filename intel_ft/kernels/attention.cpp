@@ -18,7 +18,8 @@
 //   O = sum over b of P V
 //
 // Where a segment follows others (parents [-1, 0]: the second follows the first), the blocks of
-// those come before b = 0, and each row sees all of their tokens.
+// those come before b = 0, and each row sees all of their tokens. Blocks are aligned to positions
+// (forest.h), so that a segment has no more of them than it would have alone.
 //
 // Where cos is null, Q and K come rotated, and nothing is rotated back.
 //
@@ -71,10 +72,9 @@ inline const bf16* factors_at(const bf16* factors, int64_t offset) {
   return factors ? factors + offset : nullptr;
 }
 
-// Reads `count` tokens of one head into a [BLOCK, dim] matrix, padded with zeros; rotates them
-// unless cos is null.
-void load_block(const bf16* source, int64_t stride, int64_t count, const bf16* cos, const bf16* sin,
-                int64_t dim, bf16* out) {
+// Reads `count` tokens of one head into a [count, dim] matrix; rotates them unless cos is null.
+void load_rows(const bf16* source, int64_t stride, int64_t count, const bf16* cos, const bf16* sin,
+               int64_t dim, bf16* out) {
   float unrotated[1024], rotated[1024];
   for (int64_t i = 0; i < count; ++i) {
     const bf16* in = source + i * stride;
@@ -88,7 +88,41 @@ void load_block(const bf16* source, int64_t stride, int64_t count, const bf16* c
 #pragma omp simd
     for (int64_t j = 0; j < dim; ++j) out[i * dim + j] = round_to_bf16(rotated[j]);
   }
-  std::memset(out + count * dim, 0, (BLOCK - count) * dim * sizeof(bf16));
+}
+
+// Reads a segment's own tokens of its block b into a [BLOCK, dim] matrix, zeros in other rows.
+// source: the head's first token.
+void load_block(const bf16* source, int64_t stride, const Segment& segment, int64_t b,
+                const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
+  const int64_t first = segment.first_row(b), last = segment.last_row(b);
+  const int64_t token = segment.first_token(b);
+  std::memset(out, 0, first * dim * sizeof(bf16));
+  load_rows(source + token * stride, stride, last - first, factors_at(cos, token * dim),
+            factors_at(sin, token * dim), dim, out + first * dim);
+  std::memset(out + last * dim, 0, (BLOCK - last) * dim * sizeof(bf16));
+}
+
+// As load_block, with the copied tokens that keys and values begin with.
+void load_keys(const bf16* source, int64_t stride, const Segment& segment, int64_t b,
+               const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
+  load_block(source, stride, segment, b, cos, sin, dim, out);
+  for (int64_t row = 0; row < segment.first_row(b); ++row) {
+    const int64_t token = segment.copied[row];
+    load_rows(source + token * stride, stride, 1, factors_at(cos, token * dim),
+              factors_at(sin, token * dim), dim, out + row * dim);
+  }
+}
+
+// Adds the rows of copied tokens to those that they are copies of, which may be copies themselves.
+void add_copied(const Tree& tree, int64_t dim, float* gradients) {
+  for (auto segment = tree.segments.rbegin(); segment != tree.segments.rend(); ++segment) {
+    if (segment->copied.empty()) continue;
+    const Segment& above = tree.segments[segment->parent];
+    const float* from = gradients + segment->block * BLOCK * dim;
+    float* to = gradients + (above.block + above.blocks() - 1) * BLOCK * dim;
+#pragma omp simd
+    for (int64_t i = 0; i < segment->offset() * dim; ++i) to[i] += from[i];
+  }
 }
 
 // Writes `count` tokens of one head, rotated back unless cos is null.
@@ -166,35 +200,31 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
       bf16* p = weights.reserve(tree.most_keys * square);
       for (const Segment& segment : tree.segments)
         for (int64_t b = 0; b < segment.blocks(); ++b) {
-          const int64_t first = segment.start + b * BLOCK, place = (segment.block + b) * tile;
-          load_block(k + first * stride_kv + kv * dim, stride_kv, segment.count(b),
-                     factors_at(cos, first * dim), factors_at(sin, first * dim), dim, block.data());
+          const int64_t place = (segment.block + b) * tile;
+          load_keys(k + kv * dim, stride_kv, segment, b, cos, sin, dim, block.data());
           pack_b_transposed(block.data(), BLOCK, dim, keys + place);
-          load_block(v + first * stride_kv + kv * dim, stride_kv, segment.count(b), nullptr,
-                     nullptr, dim, block.data());
+          load_keys(v + kv * dim, stride_kv, segment, b, nullptr, nullptr, dim, block.data());
           pack_b(block.data(), dim, BLOCK, dim, values + place);
         }
       for (const Segment& segment : tree.segments)
         for (int64_t i = 0; i < segment.blocks(); ++i) {
-          const int64_t first = segment.start + i * BLOCK, count = segment.count(i);
-          const int64_t blocks = int64_t(segment.before.size()) + i + 1;
-          load_block(q + first * stride_q + head * dim, stride_q, count,
-                     factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
-                     queries.data());
+          const int64_t first_row = segment.first_row(i), first = segment.first_token(i);
+          const int64_t count = segment.count(i), blocks = segment.key_blocks(i);
+          load_block(q + head * dim, stride_q, segment, i, cos, sin, dim, queries.data());
           for (int64_t b = 0; b < blocks; ++b)
             matmul(BLOCK, dim, false, queries.data(), keys + segment.key_block(b) * tile,
                    s + b * square);
-          for (int64_t row = 0; row < BLOCK; ++row) {
+          for (int64_t row = first_row; row < BLOCK; ++row) {
             float largest = -INFINITY, sum = 0;
             for (int64_t b = 0; b < blocks; ++b) {
               float* line = s + b * square + row * BLOCK;
-              const int64_t visible = segment.visible(b, i, row);
+              const int64_t visible = b + 1 < blocks ? BLOCK : row + 1;
 #pragma omp simd reduction(max : largest)
               for (int64_t j = 0; j < visible; ++j) largest = std::max(largest, line[j]);
             }
             for (int64_t b = 0; b < blocks; ++b) {
               float* line = s + b * square + row * BLOCK;
-              const int64_t visible = segment.visible(b, i, row);
+              const int64_t visible = b + 1 < blocks ? BLOCK : row + 1;
 #pragma omp simd reduction(+ : sum)
               for (int64_t j = 0; j < visible; ++j)
                 sum += line[j] = fast_exp(scale * (line[j] - largest));
@@ -203,18 +233,18 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
             for (int64_t b = 0; b < blocks; ++b) {
               const float* line = s + b * square + row * BLOCK;
               bf16* target = p + b * square + row * BLOCK;
-              const int64_t visible = segment.visible(b, i, row);
+              const int64_t visible = b + 1 < blocks ? BLOCK : row + 1;
 #pragma omp simd
               for (int64_t j = 0; j < visible; ++j) target[j] = round_to_bf16(line[j] * inverse);
               std::memset(target + visible, 0, (BLOCK - visible) * sizeof(bf16));
             }
-            if (row < count)
-              logsumexp[head * tokens + first + row] = scale * largest + std::log(sum);
+            if (row < first_row + count)
+              logsumexp[head * tokens + first + row - first_row] = scale * largest + std::log(sum);
           }
           for (int64_t b = 0; b < blocks; ++b)
             matmul(dim, BLOCK, b > 0, p + b * square, values + segment.key_block(b) * tile,
                    result.data());
-          store_block(result.data(), stride_q, count, nullptr, nullptr, dim,
+          store_block(result.data() + first_row * dim, stride_q, count, nullptr, nullptr, dim,
                       out + first * stride_q + head * dim);
         }
     }
@@ -254,34 +284,30 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
       std::memset(dk, 0, 2 * tree.blocks * tile * sizeof(float));
       for (const Segment& segment : tree.segments)
         for (int64_t b = 0; b < segment.blocks(); ++b) {
-          const int64_t first = segment.start + b * BLOCK, place = (segment.block + b) * tile;
-          load_block(k + first * stride_kv + kv * dim, stride_kv, segment.count(b),
-                     factors_at(cos, first * dim), factors_at(sin, first * dim), dim, rows.data());
+          const int64_t place = (segment.block + b) * tile;
+          load_keys(k + kv * dim, stride_kv, segment, b, cos, sin, dim, rows.data());
           pack_b_transposed(rows.data(), BLOCK, dim, keys + place);
           pack_b(rows.data(), dim, BLOCK, dim, packed_keys + place);
-          load_block(v + first * stride_kv + kv * dim, stride_kv, segment.count(b), nullptr,
-                     nullptr, dim, rows.data());
+          load_keys(v + kv * dim, stride_kv, segment, b, nullptr, nullptr, dim, rows.data());
           pack_b_transposed(rows.data(), BLOCK, dim, values + place);
         }
       for (const Segment& segment : tree.segments)
         for (int64_t i = 0; i < segment.blocks(); ++i) {
-          const int64_t first = segment.start + i * BLOCK, count = segment.count(i);
+          const int64_t first_row = segment.first_row(i), last_row = segment.last_row(i);
+          const int64_t first = segment.first_token(i), blocks = segment.key_blocks(i);
           const int64_t offset = first * stride_q + head * dim;
-          const int64_t blocks = int64_t(segment.before.size()) + i + 1;
-          load_block(q + offset, stride_q, count, factors_at(cos, first * dim),
-                     factors_at(sin, first * dim), dim, queries.data());
+          load_block(q + head * dim, stride_q, segment, i, cos, sin, dim, queries.data());
           pack_b(queries.data(), dim, BLOCK, dim, packed_queries.data());
-          load_block(grad + offset, stride_q, count, nullptr, nullptr, dim, grads.data());
+          load_block(grad + head * dim, stride_q, segment, i, nullptr, nullptr, dim, grads.data());
           pack_b(grads.data(), dim, BLOCK, dim, packed_grads.data());
-          for (int64_t row = 0; row < BLOCK; ++row) {
+          for (int64_t row = first_row; row < last_row; ++row) {
             float sum = 0;
-            if (row < count) {
-              const bf16 *g = grads.data() + row * dim, *o = out + offset + row * stride_q;
+            const bf16 *g = grads.data() + row * dim;
+            const bf16 *o = out + offset + (row - first_row) * stride_q;
 #pragma omp simd reduction(+ : sum)
-              for (int64_t j = 0; j < dim; ++j) sum += to_float(g[j]) * to_float(o[j]);
-            }
+            for (int64_t j = 0; j < dim; ++j) sum += to_float(g[j]) * to_float(o[j]);
             delta[row] = sum;
-            row_logsumexp[row] = row < count ? logsumexp[head * tokens + first + row] : 0.0f;
+            row_logsumexp[row] = logsumexp[head * tokens + first + row - first_row];
           }
           for (int64_t b = 0; b < blocks; ++b) {
             const int64_t place = segment.key_block(b) * tile;
@@ -289,7 +315,8 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
             matmul(BLOCK, dim, false, grads.data(), values + place, dp.data());
             for (int64_t row = 0; row < BLOCK; ++row) {
               const int64_t from = row * BLOCK;
-              const int64_t visible = row < count ? segment.visible(b, i, row) : 0;
+              const bool own = first_row <= row && row < last_row;
+              const int64_t visible = !own ? 0 : b + 1 < blocks ? BLOCK : row + 1;
 #pragma omp simd
               for (int64_t j = 0; j < visible; ++j) {
                 float weight = fast_exp(scale * s[from + j] - row_logsumexp[row]);
@@ -305,24 +332,29 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
             transpose(p.data(), transposed.data());
             matmul(dim, BLOCK, true, transposed.data(), packed_grads.data(), dv + place);
           }
-          store_block(dq.data(), stride_q, count, factors_at(cos, first * dim),
-                      factors_at(sin, first * dim), dim, grad_q + offset);
+          store_block(dq.data() + first_row * dim, stride_q, last_row - first_row,
+                      factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
+                      grad_q + offset);
         }
+      add_copied(tree, dim, dk);
+      add_copied(tree, dim, dv);
       for (const Segment& segment : tree.segments) {
         const int64_t place = segment.block * tile;
         if (shared) {
+          const int64_t own = place + segment.offset() * dim;
           float* target = shared + (head * tokens + segment.start) * dim;
-          std::memcpy(target, dk + place, segment.length * dim * sizeof(float));
-          std::memcpy(target + heads * tokens * dim, dv + place,
+          std::memcpy(target, dk + own, segment.length * dim * sizeof(float));
+          std::memcpy(target + heads * tokens * dim, dv + own,
                       segment.length * dim * sizeof(float));
           continue;
         }
         for (int64_t b = 0; b < segment.blocks(); ++b) {
-          const int64_t first = segment.start + b * BLOCK, offset = first * stride_kv + kv * dim;
-          store_block(dk + place + b * tile, stride_kv, segment.count(b),
+          const int64_t first = segment.first_token(b), offset = first * stride_kv + kv * dim;
+          const int64_t own = place + b * tile + segment.first_row(b) * dim;
+          store_block(dk + own, stride_kv, segment.count(b),
                       factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
                       grad_k + offset);
-          store_block(dv + place + b * tile, stride_kv, segment.count(b), nullptr, nullptr, dim,
+          store_block(dv + own, stride_kv, segment.count(b), nullptr, nullptr, dim,
                       grad_v + offset);
         }
       }

@@ -1,8 +1,11 @@
 // The segments of a packed row as trees, whose keys attention.cpp holds in blocks.
 //
-// Segments of 70 and 5 tokens, of which the second follows the first (parents [-1, 0]), are one
-// tree of 4 blocks of up to 32 tokens. The first segment has blocks 0 to 2, of 32, 32 and 6 tokens;
-// the second has block 3, and its queries see all tokens of blocks 0 to 2 before their own.
+// Blocks are aligned to positions: block j of a sequence has its tokens 32 j to 32 j + 31, whether
+// it shares some of them or not. Segments of 70 and 45 tokens, of which the second follows the first
+// (parents [-1, 0]), are one tree. The first segment has blocks 0 to 2, of 32, 32 and 6 tokens. The
+// second begins at position 70, so its blocks 3 and 4 are its sequence's third and fourth: block 3
+// has copies of the 6 tokens of block 2, then 26 of its own, and block 4 has 19. Its queries see
+// blocks 0 and 1 and then its own, as if the sequence were alone.
 
 #pragma once
 
@@ -15,25 +18,29 @@ namespace {
 
 constexpr int64_t BLOCK = 32;  // queries and keys of one matmul
 
-struct Keys {  // a block of keys of a tree, and how many tokens it has
-  int64_t block, count;
-};
-
 struct Segment {
-  int64_t start, length;
-  int64_t block;             // its first block in the buffers of the tree
-  std::vector<Keys> before;  // the blocks of the segments that it follows, from the root on
-  int64_t blocks() const { return (length + BLOCK - 1) / BLOCK; }
-  int64_t count(int64_t b) const { return std::min(BLOCK, length - b * BLOCK); }
-  // The block of keys j that query block i sees, 0 <= j <= before.size() + i.
+  int64_t start, length;        // its tokens in the row
+  int64_t parent;               // in the tree, -1 for none
+  int64_t block;                // its first block in the buffers of the tree
+  std::vector<int64_t> before;  // the whole blocks of the segments that it follows, from the root on
+  std::vector<int64_t> copied;  // the tokens of those segments that its first block begins with
+  int64_t offset() const { return int64_t(copied.size()); }
+  int64_t blocks() const { return (offset() + length + BLOCK - 1) / BLOCK; }
+  // The rows of its block b that hold its own tokens are first_row(b) to last_row(b) - 1.
+  int64_t first_row(int64_t b) const { return b ? 0 : offset(); }
+  int64_t last_row(int64_t b) const { return std::min(BLOCK, offset() + length - b * BLOCK); }
+  int64_t count(int64_t b) const { return last_row(b) - first_row(b); }
+  // The token in row `row` of block b.
+  int64_t token(int64_t b, int64_t row) const {
+    return b == 0 && row < offset() ? copied[row] : start + b * BLOCK + row - offset();
+  }
+  // The first of its own tokens in block b.
+  int64_t first_token(int64_t b) const { return token(b, first_row(b)); }
+  // How many blocks of keys the queries of block i see, and the block of keys j of them.
+  int64_t key_blocks(int64_t i) const { return int64_t(before.size()) + i + 1; }
   int64_t key_block(int64_t j) const {
     const int64_t own = j - int64_t(before.size());
-    return own < 0 ? before[j].block : block + own;
-  }
-  // How many tokens of it query `row` of block i sees.
-  int64_t visible(int64_t j, int64_t i, int64_t row) const {
-    const int64_t own = j - int64_t(before.size());
-    return own < 0 ? before[j].count : own < i ? BLOCK : row + 1;
+    return own < 0 ? before[j] : block + own;
   }
 };
 
@@ -52,16 +59,20 @@ std::vector<Tree> make_trees(const int64_t* bounds, const int64_t* parents, int6
       first = i;
     }
     Tree& tree = trees.back();
-    Segment segment{bounds[i], bounds[i + 1] - bounds[i], tree.blocks, {}};
+    Segment segment{bounds[i], bounds[i + 1] - bounds[i], parent < 0 ? -1 : parent - first,
+                    tree.blocks, {}, {}};
     if (parent >= 0) {
-      const Segment& above = tree.segments[parent - first];
+      const Segment& above = tree.segments[segment.parent];
+      const int64_t last = above.blocks() - 1, rows = above.last_row(last);
       segment.before = above.before;
-      for (int64_t b = 0; b < above.blocks(); ++b)
-        segment.before.push_back({above.block + b, above.count(b)});
+      for (int64_t b = 0; b < (rows == BLOCK ? last + 1 : last); ++b)
+        segment.before.push_back(above.block + b);
+      for (int64_t row = 0; row < rows % BLOCK; ++row)
+        segment.copied.push_back(above.token(last, row));
     }
     tree.tokens += segment.length;
     tree.blocks += segment.blocks();
-    tree.most_keys = std::max(tree.most_keys, int64_t(segment.before.size()) + segment.blocks());
+    tree.most_keys = std::max(tree.most_keys, segment.key_blocks(segment.blocks() - 1));
     tree.segments.push_back(std::move(segment));
   }
   // The longest first, so that threads finish together.
