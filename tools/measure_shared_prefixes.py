@@ -1,8 +1,10 @@
 """What common beginnings that are computed once save: tokens, and time of the same steps.
 
-Usage: python tools/measure_shared_prefixes.py WORKLOAD [--steps N] [--threads N] [--only NAME]
+Usage: python tools/measure_shared_prefixes.py WORKLOAD [--layers N] [--steps N] [--threads N]
+           [--only NAME]
 
-WORKLOAD is one of `intel-ft bench train`. The model and the tokens are random; each set of examples
+WORKLOAD is one of `intel-ft bench train`, with N layers if that is given: head and last layer run
+for supervised tokens only, so a model of few layers saves less time than tokens. The model and the tokens are random; each set of examples
 has the beginnings of a kind of data. Every step runs with and without sharing, in turns, and the
 median over steps is of the ratio of each pair. Prints one JSON line for each set: the share of
 tokens that is not computed (saved), the share of the time (faster), their ratio, and token/s of
@@ -76,6 +78,8 @@ def seconds_of(step: Step, training: Training) -> float:
 def trainings(options: argparse.Namespace) -> tuple[Training, Training]:
     """The training of the examples of all sets, with sharing and without, on one model."""
     shape = workload(options.workload)
+    if options.layers:
+        shape = replace(shape, layers=options.layers)
     examples = concatenate(
         [example_set(*SETS[name], options.steps + 1, shape.vocabulary) for name in SETS]
     )
@@ -122,6 +126,7 @@ def measure(name: str, shared: Training, plain: Training, steps: int) -> dict[st
     on_seconds, off_seconds = (sum(one[which] for one in times) for which in (0, 1))
     return {
         "set": name,
+        "layers": shared.model.network.config.num_hidden_layers,
         "threads": torch.get_num_threads(),
         "saved": round(saved / tokens, 4),
         "faster": round(faster, 4),
@@ -134,12 +139,13 @@ def main() -> None:
     """Measure each set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workload")
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--only", choices=SETS)
+    parser.add_argument("--only", choices=SETS, action="append")
     options = parser.parse_args()
     shared, plain = trainings(options)
-    for name in [options.only] if options.only else SETS:
+    for name in options.only or SETS:
         print(json.dumps(measure(name, shared, plain, options.steps)), flush=True)
 
 
