@@ -348,7 +348,12 @@ def optimum_limits() -> dict[str, Any]:
                 getattr(export.func, f"{end}_TRANSFORMERS_VERSION", None) for end in ("MIN", "MAX")
             )
             found[model_type] = [low and str(low), high and str(high)]
-    return {"optimum-intel": installed("optimum-intel"), "transformers": found}
+    classifiers = [name for name in found if "text-classification" in registered[name]["openvino"]]
+    return {
+        "optimum-intel": installed("optimum-intel"),
+        "transformers": found,
+        "text-classification": classifiers,
+    }
 
 
 def try_family(name: str, folder: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from intel_ft.export.export_json import export_record, write_record
 from intel_ft.export.gate import Gate
 from intel_ft.export.ladder import candidates
 from intel_ft.export.made_from import made_from
-from intel_ft.export.measure import GateTask, Quality, measure, write_reference
+from intel_ft.export.measure import GateTask, Quality
 from intel_ft.export.output import quiet
 from intel_ft.export.ovms import Device, write_ovms
 from intel_ft.export.trained_base import (
@@ -235,7 +235,7 @@ def _write(
         if gate.reference is not None:
             model = reference_model(gate.reference, work, source)
         with whole_folder(_reference(work, name)) as partial:
-            write_reference(model, task, partial)
+            task.write_reference(model, partial)
     del model
     gc.collect()
     return written
@@ -253,7 +253,7 @@ def _compare(
     quality = None
     if written.task is not None:
         served = AdaptedIR(folder, written.tokenizer, folder / file)
-        quality = measure(served, written.task, _reference(work, name))
+        quality = written.task.measure(served, _reference(work, name))
         drop_stage(_reference(work, name))
     adapter = RuntimeAdapter(
         name=name,
@@ -281,16 +281,7 @@ def _compare(
         )
     if quality is not None:
         why = gate.limits.why_rejected(quality)
-        logger.info(
-            "%s: perplexity %.4f (%+.2f %% ± %.2f %%), KL %.5f, top-1 agreement %.4f: %s",
-            name,
-            quality.perplexity,
-            100 * quality.ppl_increase,
-            100 * quality.ppl_increase_error,
-            quality.kl,
-            quality.agreement,
-            f"rejected: {why}" if why else "passed",
-        )
+        logger.info("%s: %s: %s", name, quality.summary(), f"rejected: {why}" if why else "passed")
         if why is not None:
             raise GateRefused(f"{written.artifact.location}: {why}; nothing was written")
     return adapter

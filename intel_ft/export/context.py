@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.model_folder import BASE_KEY
-from intel_ft.artifacts.resolve import Artifact, read_json, resolve
+from intel_ft.artifacts.resolve import Artifact, is_reward_model, read_json, resolve
 from intel_ft.errors import UserError
+from intel_ft.export.classifier import check_scores
 from intel_ft.export.convert import convert, safe_folder
 from intel_ft.export.gate import Gate
 from intel_ft.export.lifted import check_lifted
-from intel_ft.export.measure import GateTask, write_reference
+from intel_ft.export.measure import GateTask
+from intel_ft.export.measure_pairs import PairTask
 from intel_ft.export.merge import merge
 from intel_ft.export.quantize import Calibration
 from intel_ft.export.recipe import public_id
-from intel_ft.export.run_data import find_calibration, find_training, find_validation_set
+from intel_ft.export.run_data import (
+    ValidationSet,
+    find_calibration,
+    find_training,
+    find_validation_set,
+)
 from intel_ft.export.tasks import load_scorer
 from intel_ft.export.workspace import drop_stage, stage
 from intel_ft.files import write_json
@@ -73,13 +80,6 @@ class Source:
         from intel_ft.models.exportable import table_version, why_not_exportable
         from intel_ft.models.load import description_of, loaded_model_type
 
-        if self.artifact.is_reward_model:
-            folder = self.artifact.location
-            raise UserError(
-                f"{folder}: a reward model has no answers that the gate could measure: `intel-ft "
-                "merge` writes a sequence classifier, which `optimum-cli export openvino --task "
-                "text-classification` converts"
-            )
         if installed("optimum-intel") != table_version():
             return  # which knows for itself
         config = base_config(
@@ -87,7 +87,8 @@ class Source:
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
         )
-        if reason := why_not_exportable(loaded_model_type(description_of(config))):
+        model_type = loaded_model_type(description_of(config))
+        if reason := why_not_exportable(model_type, scores=self.artifact.is_reward_model):
             raise UserError(
                 f"{self.artifact.location}: {reason}: `intel-ft merge` writes safetensors, which "
                 "other servers load"
@@ -113,14 +114,14 @@ class ExportContext:
     """What every candidate is made from and measured with.
 
     `base_ids`: ids to look up a recipe by, the public one first; `fp16`: the IR's folder;
-    `reference`: the folder that `measure.write_reference` wrote; `tuning`: for `--recover`.
+    `reference`: the folder that `task.write_reference` wrote; `tuning`: for `--recover`.
     """
 
     work: Path
     base_ids: list[str]
     fp16: Path
     calibration: Calibration | None
-    task: GateTask | None
+    task: GateTask | PairTask | None
     reference: Path
     trust_remote_code: bool
     tuning: Tuning | None = None
@@ -145,7 +146,11 @@ def prepare_context(
     artifact, trust = source.artifact, source.trust_remote_code
     source.refuse_unexportable()
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust))
-    task = gate_task(artifact, tokenizer, gate)
+    task: GateTask | PairTask | None
+    if artifact.is_reward_model:
+        task = pair_task(artifact, tokenizer, gate)
+    else:
+        task = gate_task(artifact, tokenizer, gate)
     calibration_data = find_calibration(artifact, tokenizer, calibration, settings)
     if gate.measure:
         logger.info("%s", _describe_task(task))
@@ -187,32 +192,70 @@ def _tuning(source: Source, work: Path, tokenizer: Any, calibration: str | None)
 
 def gate_task(artifact: Artifact, tokenizer: Any, gate: Gate) -> GateTask | None:
     """What `gate` measures of this model, None where it measures nothing. Raises UserError."""
+    if gate.limits.max_task_drop is not None and gate.task is None:
+        raise UserError("--max-task-drop limits a task: name it with --task")
+    validation = _validation(artifact, tokenizer, gate)
+    if validation is None:
+        return None
+    return GateTask(
+        validation,
+        artifact.system_prompt,
+        gate.answers,
+        gate.max_new_tokens,
+        None if gate.task is None else load_scorer(gate.task),
+    )
+
+
+def pair_task(artifact: Artifact, tokenizer: Any, gate: Gate) -> PairTask | None:
+    """What `gate` measures of this reward model, None where it measures nothing.
+
+    Raises UserError.
+    """
+    validation = _validation(artifact, tokenizer, gate)
+    return None if validation is None else PairTask(validation)
+
+
+def refuse_for_scores(artifact: Artifact, gate: Gate, settings: Settings, *, recover: bool) -> None:
+    """Raise UserError for what a model that writes no answers does not have."""
+    refused = {
+        "--max-ppl-increase": gate.limits.max_ppl_increase is not None,
+        "--generate": gate.generate > 0,
+        "--task": gate.task is not None,
+        "--recover": recover,
+        "--set kv_cache": settings.kv_cache != "auto",
+    }
+    for option, given in refused.items():
+        if given:
+            raise UserError(
+                f"{artifact.location}: {option} is for language models, and this is a reward "
+                "model, which scores answers and writes none: its limits are --min-agreement (of "
+                "the order of pairs) and --max-task-drop (of the pair accuracy)"
+            )
+
+
+def _validation(artifact: Artifact, tokenizer: Any, gate: Gate) -> ValidationSet | None:
+    """The validation set, None where `gate` measures nothing or there is none.
+
+    Raises UserError where a limit needs one.
+    """
     if not gate.measure:
         if gate.limits.is_set:
             raise UserError("the gate's limits need measurements: remove --no-measure")
         return None
-    if gate.limits.max_task_drop is not None and gate.task is None:
-        raise UserError("--max-task-drop limits a task: name it with --task")
     validation = find_validation_set(artifact, tokenizer, gate.data, gate.split)
-    if validation is not None:
-        return GateTask(
-            validation,
-            artifact.system_prompt,
-            gate.answers,
-            gate.max_new_tokens,
-            None if gate.task is None else load_scorer(gate.task),
-        )
-    if gate.limits.is_set:
+    if validation is None and gate.limits.is_set:
         raise UserError(
             f"{artifact.location}: no validation set to measure on (the run has neither data.eval "
             "nor data.eval_fraction): name one with --data"
         )
-    return None
+    return validation
 
 
-def _describe_task(task: GateTask | None) -> str:
+def _describe_task(task: GateTask | PairTask | None) -> str:
     if task is None:
         return "quality is not measured: there is no validation set"
+    if isinstance(task, PairTask):
+        return f"validation set: {task.validation.source}, {len(task.pairs())} pairs"
     validation = task.validation
     return f"validation set: {validation.source}, {len(validation.prepared.examples)} examples"
 
@@ -227,22 +270,31 @@ def _describe_calibration(calibration: Calibration | None) -> str:
 
 
 def _trace(source: Source, work: Path, partial: Path) -> None:
-    """Write the fp16 IR, and check it where Optimum-Intel's stated limit was lifted."""
+    """Write the fp16 IR.
+
+    A reward model's is checked, and one for which Optimum-Intel's stated limit was lifted.
+    """
     folder, trust = source.model_folder(work), source.trust_remote_code
     convert(folder, partial, public_id(source.artifact.base_model), trust)
-    check_lifted(folder, partial, reference_dtype(folder)[0], trust_remote_code=trust)
+    check = check_scores if is_reward_model(folder) else check_lifted
+    check(folder, partial, reference_dtype(folder)[0], trust_remote_code=trust)
 
 
-def _write_reference(source: Source, work: Path, task: GateTask, gate: Gate, partial: Path) -> None:
+def _write_reference(
+    source: Source, work: Path, task: GateTask | PairTask, gate: Gate, partial: Path
+) -> None:
     """Measure the model in torch, in float32 where that fits into memory."""
     from intel_ft.models.load import parameter_count
 
     folder = source.model_folder(work)
     if gate.reference is not None:
         folder = _other(gate.reference, source).model_folder(work / _REFERENCE_MODEL)
+        if is_reward_model(folder) != isinstance(task, PairTask):
+            kinds = "one of the two is a reward model, and the other a language model"
+            raise UserError(f"--reference {gate.reference}: cannot be compared: {kinds}")
     dtype, reason = reference_dtype(folder)
     logger.info("reference: the model in torch, %s: %s", dtype, reason)
-    write_reference(_load(folder, dtype, source), task, partial)
+    task.write_reference(_load(folder, dtype, source), partial)
     drop_stage(work / _REFERENCE_MODEL)
     write_json(
         partial / DTYPE,
@@ -266,7 +318,12 @@ def _other(name: str, source: Source) -> Source:
 
 def _load(folder: Path, dtype: str, source: Source) -> Any:
     from intel_ft.runtimes.torch_lm import load_torch
+    from intel_ft.runtimes.torch_reward import load_reward
 
+    if is_reward_model(folder):
+        return load_reward(
+            resolve(str(folder)), dtype=dtype, trust_remote_code=source.trust_remote_code
+        )
     return load_torch(
         resolve(str(folder)),
         dtype=dtype,

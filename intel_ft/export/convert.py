@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from intel_ft.artifacts.model_folder import GENERATION, write_base_id
-from intel_ft.artifacts.resolve import Artifact
+from intel_ft.artifacts.resolve import Artifact, is_reward_model
 from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
+from intel_ft.export.classifier import ends_by_mask, require_one_score
 from intel_ft.export.half import half_precision
 from intel_ft.export.lifted import lifted_limit, model_type_of
-from intel_ft.export.trace import TASK, trace
+from intel_ft.export.trace import task_of, trace
 from intel_ft.models.exportable import older_packages
 from intel_ft.runtimes.language_model import base_config
 from intel_ft.subprocess_json import run_command
@@ -28,7 +29,10 @@ def safe_folder(model: Artifact, trust_remote_code: bool, allow_pickle: bool) ->
 
     config = base_config(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     folder = model_folder(config)
-    check_folder(folder, config)
+    scores = is_reward_model(folder)
+    check_folder(folder, config, scores=scores)
+    if scores:
+        require_one_score(folder)
     check_finite(folder, fp16=True)
     return folder
 
@@ -37,7 +41,11 @@ def convert(folder: Path, output: Path, base_id: str, trust_remote_code: bool) -
     """Write an IR with fp16 weights of the model in `folder` to `output`, with its tokenizer."""
     older = older_packages(model_type_of(folder))
     try:
-        with lifted_limit(folder), half_precision(folder, output) as source:
+        with (
+            lifted_limit(folder),
+            half_precision(folder, output) as half,
+            ends_by_mask(half, output) as source,
+        ):
             if older is None:
                 trace(source, output, trust_remote_code=trust_remote_code)
             else:
@@ -73,10 +81,12 @@ def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:
         ModelConfig(name_or_path=str(folder), trust_remote_code=trust_remote_code)
     )
     copy_tokenizer(tokenizer, output)
-    export_tokenizer(tokenizer, output, task=TASK)  # changes its padding side; swallows failures
+    export_tokenizer(
+        tokenizer, output, task=task_of(folder)
+    )  # changes its padding side; swallows failures
     for name in ("openvino_tokenizer.xml", "openvino_detokenizer.xml"):
         if not (output / name).is_file():
             raise UserError(
                 f"{folder}: openvino-tokenizers cannot convert this {type(tokenizer).__name__} "
-                f"({name} was not written), and OpenVINO GenAI needs it"
+                f"({name} was not written), and OpenVINO's runtimes need it"
             )

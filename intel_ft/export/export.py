@@ -13,7 +13,12 @@ from intel_ft.artifacts.ir import IRWeights
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.errors import GateRefused, UserError
-from intel_ft.export.context import ExportContext, Source, prepare_context
+from intel_ft.export.context import (
+    ExportContext,
+    Source,
+    prepare_context,
+    refuse_for_scores,
+)
 from intel_ft.export.export_json import export_record, write_record
 from intel_ft.export.gate import PLOT, Gate, Limits, log_line, size_quality_plot
 from intel_ft.export.ladder import Candidate, candidates
@@ -29,6 +34,9 @@ from intel_ft.optional_packages import require_openvino
 from intel_ft.quantization import Format, Settings
 
 logger = logging.getLogger(__name__)
+
+_AUTO = (Limits(max_ppl_increase=0.01), "perplexity may increase by at most 1 %")
+_AUTO_SCORES = (Limits(min_agreement=0.99), "at most 1 % of the pairs may change their order")
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,8 @@ def export(
     to large, are built, verified and measured against the model in torch on the validation set;
     the first that passes the gate is renamed to `output`. recover: tune int4 after compression, on
     the run's training examples or those of `calibration`. It opens in OVModelForCausalLM, in
-    OpenVINO GenAI's LLMPipeline and in OVMS. An interrupted export resumes after its last stage.
+    OpenVINO GenAI's LLMPipeline and in OVMS; a reward model, in OVModelForSequenceClassification.
+    An interrupted export resumes after its last stage.
 
     Raises UserError for a source or settings that cannot be exported, EnvironmentProblem without
     the `openvino` extra, GateRefused where no candidate passes, IntelFTError where a written IR is
@@ -80,16 +89,19 @@ def export(
     """
     start = time.monotonic()
     gate, settings = gate or Gate(), settings or Settings()
-    if weight_format == "auto" and not gate.limits.is_set:
-        gate = replace(gate, limits=Limits(max_ppl_increase=0.01))
-        logger.info("auto: no limit was given, so perplexity may increase by at most 1 %")
     artifact = resolve(source)
+    if weight_format == "auto" and not gate.limits.is_set:
+        limits, what = _AUTO_SCORES if artifact.is_reward_model else _AUTO
+        gate = replace(gate, limits=limits)
+        logger.info("auto: no limit was given, so %s", what)
     if artifact.kind == "openvino":
         raise UserError(f"{source}: this is already an OpenVINO model")
     if recover and weight_format not in ("int4", "auto"):
         raise UserError(
             f"--recover tunes weights of 4 bits: use --format int4, not {weight_format}"
         )
+    if artifact.is_reward_model:
+        refuse_for_scores(artifact, gate, settings, recover=recover)
     key = _workspace_key(artifact, base, gate, calibration, settings)
     with workspace(output, key) as work:
         with quiet():
@@ -154,7 +166,8 @@ def finish_export(
     record = export_record(context, artifact, results, gate, device)
     folder = context.folder(results[-1].row.name)
     save_provenance(artifact, folder)
-    write_ovms(folder, output.name, device, settings.kv_cache)
+    if not artifact.is_reward_model:
+        write_ovms(folder, output.name, device, settings.kv_cache)
     if record["gate"] and record["gate"]["plot"]:
         write_text(folder / PLOT, size_quality_plot(record["gate"]["table"], gate.limits))
     write_record(folder, record)

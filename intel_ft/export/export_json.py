@@ -14,6 +14,7 @@ from intel_ft.export.measure import read_summary
 from intel_ft.export.ovms import Device
 from intel_ft.export.recipe import public_id
 from intel_ft.export.run_data import training_record
+from intel_ft.export.trace import task_of
 from intel_ft.export.try_candidate import CandidateResult
 from intel_ft.files import write_json
 
@@ -60,6 +61,7 @@ def export_record(
     return {
         "format": selected.row.format,
         "name": selected.row.name,
+        "task": task_of(context.fp16),
         "kind": "merged" if artifact.kind in ("adapter", "merged") else "model",
         "base_model": public_id(artifact.base_model),
         "base_revision": artifact.base_revision,
@@ -94,16 +96,9 @@ def _gate_record(
     if context.task is None:
         return None
     summary = read_summary(context.reference) | read_json(context.reference / DTYPE)
-    examples = len(summary.pop("examples"))
     return {
         "limits": asdict(gate.limits),
-        "data": {
-            "source": context.task.validation.source,
-            "examples": examples,
-            "positions": summary.pop("positions"),
-            "generated": summary.pop("generated"),
-            "max_new_tokens": context.task.max_new_tokens,
-        },
+        "data": {"source": context.task.validation.source, **context.task.data_record(summary)},
         "reference": summary,
         "table": [result.row.record(gate.limits) for result in results],
         "plot": PLOT if len(results) > 1 else None,

@@ -6,6 +6,7 @@ from typing import Any
 
 from intel_ft.errors import UserError
 from intel_ft.export.measure import Quality
+from intel_ft.export.measure_pairs import PairQuality
 from intel_ft.plot import scatter_plot
 from intel_ft.quantization import Format
 from intel_ft.tables import Table
@@ -31,28 +32,30 @@ class Limits:
             for limit in (self.max_ppl_increase, self.min_agreement, self.max_task_drop)
         )
 
-    def why_rejected(self, quality: Quality) -> str | None:
+    def why_rejected(self, quality: Quality | PairQuality) -> str | None:
         """The limit that `quality` misses, None where it satisfies all; a NaN misses them.
 
         Perplexity and task must satisfy theirs with 95 % confidence (one-sided; the paired
         differences of the token losses are taken as independent), so that no candidate passes by
         chance.
         """
-        limit, minimum = self.max_ppl_increase, self.min_agreement
-        increase, error = quality.ppl_increase, quality.ppl_increase_error
-        if limit is not None and not increase + CONFIDENCE * error <= limit:
-            certain = increase > limit or error == 0
-            hint = "" if certain else "; a larger validation set might show that it is met"
-            return f"perplexity {increase:+.2%} ± {error:.2%} (limit {limit:+.2%}{hint})"
+        if isinstance(quality, Quality) and self.max_ppl_increase is not None:
+            limit = self.max_ppl_increase
+            increase, error = quality.ppl_increase, quality.ppl_increase_error
+            if not increase + CONFIDENCE * error <= limit:
+                certain = increase > limit or error == 0
+                hint = "" if certain else "; a larger validation set might show that it is met"
+                return f"perplexity {increase:+.2%} ± {error:.2%} (limit {limit:+.2%}{hint})"
+        minimum = self.min_agreement
         if minimum is not None and not quality.agreement >= minimum:
-            return f"top-1 agreement {quality.agreement:.4f} (limit {minimum:g})"
+            return f"{quality.AGREEMENT} {quality.agreement:.4f} (limit {minimum:g})"
         drop, task = self.max_task_drop, quality.task
         if drop is not None and task is not None and not task.worst >= -drop:
             certain = task.difference < -drop
-            hint = "" if certain else "; more answers (--generate) might show that it is met"
+            hint = "" if certain else f"; {quality.MORE} might show that it is met"
             return (
-                f"task {task.score:.1%} where the reference has {task.reference:.1%}, with 95 % "
-                f"confidence a change above {task.worst:+.1%} (limit {-drop:+.1%}{hint})"
+                f"{quality.TASK} {task.score:.1%} where the reference has {task.reference:.1%}, "
+                f"with 95 % confidence a change above {task.worst:+.1%} (limit {-drop:+.1%}{hint})"
             )
         return None
 
@@ -90,7 +93,7 @@ class GateRow:
     format: Format
     settings: dict[str, Any]
     megabytes: float
-    quality: Quality | None
+    quality: Quality | PairQuality | None
 
     def record(self, limits: Limits) -> dict[str, Any]:
         """Its entry in export.json (docs/export.md)."""
@@ -121,7 +124,10 @@ COLUMNS = (
     "perplexity",
     "increase",
     "KL",
-    "top-1",
+    "agreement",
+    "pair accuracy",
+    "correlation",
+    "largest difference",
     "exact match",
     "valid Python",
     "similar",
@@ -142,6 +148,9 @@ def table_cells(record: dict[str, Any]) -> list[str]:
         interval,
         _number(record.get("kl"), ".5f"),
         _number(record.get("agreement"), ".4f"),
+        _task(record.get("pair_accuracy")),
+        _number(record.get("correlation"), ".5f"),
+        _number(record.get("max_difference"), ".4f"),
         _number(record.get("exact_match"), ".1%"),
         _number(record.get("parses"), ".1%"),
         _number(record.get("similarity"), ".3f"),
@@ -156,12 +165,17 @@ def gate_table(gate: dict[str, Any]) -> Table:
     rows = [table_cells(reference_record(gate)), *map(table_cells, gate["table"])]
     used = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
     data = gate["data"]
+    if "pairs" in data:
+        measured = f"{data['pairs']:,} pairs. Agreement (the share of pairs in the same order), "
+        compared = "correlation and difference of the scores"
+    else:
+        measured = f"{data['examples']} examples, {data['positions']:,} tokens. "
+        compared = "KL and top-1 agreement"
     return Table(
         tuple(COLUMNS[i] for i in used),
         [tuple(row[i] for i in used) for row in rows],
         (
-            f"Validation set: {data['source']}, {data['examples']} examples, "
-            f"{data['positions']:,} tokens. KL and top-1 agreement are against the reference, "
+            f"Validation set: {data['source']}, {measured}{compared} are against the reference, "
             "the first row.",
         ),
     )
@@ -176,22 +190,26 @@ def log_line(row: GateRow, why_rejected: str | None) -> str:
     """A candidate's result for the log."""
     if row.quality is None:
         return f"{row.name}: {row.megabytes:,.1f} MB"
-    quality = row.quality
     verdict = f"rejected: {why_rejected}" if why_rejected else "passed"
-    return (
-        f"{row.name}: {row.megabytes:,.1f} MB, perplexity {quality.perplexity:.4f} "
-        f"({quality.ppl_increase:+.2%} ± {quality.ppl_increase_error:.2%}), KL {quality.kl:.5f}, "
-        f"top-1 agreement {quality.agreement:.4f}: {verdict}"
-    )
+    return f"{row.name}: {row.megabytes:,.1f} MB, {row.quality.summary()}: {verdict}"
 
 
 def size_quality_plot(table: list[dict[str, Any]], limits: Limits) -> str:
-    """SVG: size in MB against the increase of perplexity in percent, one point per candidate."""
-    points = [(row["megabytes"], 100 * row["ppl_increase"], row["name"]) for row in table]
-    limit = limits.max_ppl_increase
-    return scatter_plot(
-        "Size and quality", "MB", "increase of perplexity, %", points, limit and 100 * limit
-    )
+    """SVG: size in MB against what is lost in percent, one point per candidate.
+
+    Lost is what perplexity increases, or the share of pairs that a reward model orders otherwise.
+    """
+    if "ppl_increase" in table[0]:
+        what, limit = "increase of perplexity, %", limits.max_ppl_increase
+        lost = [row["ppl_increase"] for row in table]
+    else:
+        what, limit = "pairs in another order, %", None
+        limit = None if limits.min_agreement is None else 1 - limits.min_agreement
+        lost = [1 - row["agreement"] for row in table]
+    points = [
+        (row["megabytes"], 100 * value, row["name"]) for row, value in zip(table, lost, strict=True)
+    ]
+    return scatter_plot("Size and quality", "MB", what, points, limit and 100 * limit)
 
 
 def _task(value: dict[str, Any] | float | None) -> str:

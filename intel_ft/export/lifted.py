@@ -15,7 +15,7 @@ from typing import Any
 
 from intel_ft.artifacts.resolve import read_json, resolve
 from intel_ft.errors import IntelFTError
-from intel_ft.export.trace import TASK
+from intel_ft.export.trace import task_of
 from intel_ft.models.exportable import is_compared, is_lifted
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def lifted_limit(folder: Path) -> Iterator[None]:
     if not is_lifted(model_type):
         yield
         return
-    config = _export_config(model_type)
+    config = _export_config(model_type, task_of(folder))
     stated = config.MAX_TRANSFORMERS_VERSION
     config.MAX_TRANSFORMERS_VERSION = None
     try:
@@ -43,12 +43,12 @@ def lifted_limit(folder: Path) -> Iterator[None]:
         config.MAX_TRANSFORMERS_VERSION = stated
 
 
-def _export_config(model_type: str) -> Any:
+def _export_config(model_type: str, task: str) -> Any:
     import optimum.exporters.openvino.model_configs  # noqa: F401 - registers them
     from optimum.exporters.tasks import TasksManager
 
     types = TasksManager._LIBRARY_TO_SUPPORTED_MODEL_TYPES["transformers"]
-    return types[model_type]["openvino"][TASK].func
+    return types[model_type]["openvino"][task].func
 
 
 def check_lifted(folder: Path, ir: Path, dtype: str, *, trust_remote_code: bool) -> None:

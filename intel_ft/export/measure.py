@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,20 +39,6 @@ POSITIONS = (0, 128, 512, 2048, 8192, 32768, 2**31)
 
 
 @dataclass(frozen=True)
-class GateTask:
-    """What is measured: the positions of `validation`, and `generate` greedy answers.
-
-    scorer: scores these answers; None where the user gave no task.
-    """
-
-    validation: ValidationSet
-    system_prompt: str | None
-    generate: int
-    max_new_tokens: int
-    scorer: Scorer | None = None
-
-
-@dataclass(frozen=True)
 class Quality:
     """Figures of one candidate against the reference, as docs/export.md defines them.
 
@@ -72,11 +58,17 @@ class Quality:
     task: TaskScore | None = None
     by_position: list[dict[str, Any]] = field(default_factory=list)
 
-    @staticmethod
-    def read(values: dict[str, Any]) -> "Quality":
-        """The quality whose `asdict` is `values`."""
-        task = values.get("task")
-        return Quality(**(values | {"task": task and TaskScore(**task)}))
+    AGREEMENT: ClassVar[str] = "top-1 agreement"
+    TASK: ClassVar[str] = "task"
+    MORE: ClassVar[str] = "more answers (--generate)"
+
+    def summary(self) -> str:
+        """The figures in one line, for the log."""
+        return (
+            f"perplexity {self.perplexity:.4f} ({self.ppl_increase:+.2%} ± "
+            f"{self.ppl_increase_error:.2%}), KL {self.kl:.5f}, {self.AGREEMENT} "
+            f"{self.agreement:.4f}"
+        )
 
 
 def select_examples(
@@ -95,85 +87,111 @@ def select_examples(
     return selected
 
 
-def write_reference(model: LanguageModel, task: GateTask, folder: Path) -> None:
-    """Write the reference's log-probabilities, float32 [positions, vocabulary], and a summary."""
-    examples = task.validation.prepared.examples
-    vocabulary = model.logits(examples.tokens[:1], np.zeros(1, dtype=np.int64)).shape[1]
-    selected = select_examples(examples, vocabulary)
-    positions = int(examples.supervised_counts[selected].sum())
-    table = np.lib.format.open_memmap(
-        folder / LOG_PROBABILITIES, mode="w+", dtype=np.float32, shape=(positions, vocabulary)
-    )
-    losses = []
-    start = 0
-    for logits, targets, _ in _target_logits(model, examples, selected):
-        rows = _log_softmax(logits)
-        table[start : start + len(rows)] = rows
-        start += len(rows)
-        losses.append(_losses(rows, targets))
-    table.flush()
-    loss = float(np.concatenate(losses).mean())
-    if not math.isfinite(loss):
-        raise IntelFTError(
-            "the model's own loss on the validation set is not finite: the model is broken"
+@dataclass(frozen=True)
+class GateTask:
+    """What is measured: the positions of `validation`, and `generate` greedy answers.
+
+    scorer: scores these answers; None where the user gave no task.
+    """
+
+    validation: ValidationSet
+    system_prompt: str | None
+    generate: int
+    max_new_tokens: int
+    scorer: Scorer | None = None
+
+    def write_reference(self, model: LanguageModel, folder: Path) -> None:
+        """Write the reference's log-probabilities, float32 [positions, vocabulary], and facts."""
+        examples = self.validation.prepared.examples
+        vocabulary = model.logits(examples.tokens[:1], np.zeros(1, dtype=np.int64)).shape[1]
+        selected = select_examples(examples, vocabulary)
+        positions = int(examples.supervised_counts[selected].sum())
+        table = np.lib.format.open_memmap(
+            folder / LOG_PROBABILITIES, mode="w+", dtype=np.float32, shape=(positions, vocabulary)
         )
-    pairs = _answers(model, task)
-    if task.scorer is not None and not pairs:
-        raise UserError("--task: the validation set has no conversations to answer")
-    scores = _scores(task, pairs)
-    summary = {"examples": selected, "positions": positions, "perplexity": math.exp(loss)}
-    summary |= asdict(compare_answers(pairs))
-    summary["task"] = float(np.mean(scores)) if scores else None
-    write_json(folder / SUMMARY, summary)
-    write_json(folder / ANSWERS, {"answers": [answer for answer, _ in pairs], "scores": scores})
+        losses = []
+        start = 0
+        for logits, targets, _ in _target_logits(model, examples, selected):
+            rows = _log_softmax(logits)
+            table[start : start + len(rows)] = rows
+            start += len(rows)
+            losses.append(_losses(rows, targets))
+        table.flush()
+        loss = float(np.concatenate(losses).mean())
+        if not math.isfinite(loss):
+            raise IntelFTError(
+                "the model's own loss on the validation set is not finite: the model is broken"
+            )
+        pairs = _answers(model, self)
+        if self.scorer is not None and not pairs:
+            raise UserError("--task: the validation set has no conversations to answer")
+        scores = _scores(self, pairs)
+        summary = {"examples": selected, "positions": positions, "perplexity": math.exp(loss)}
+        summary |= asdict(compare_answers(pairs))
+        summary["task"] = float(np.mean(scores)) if scores else None
+        write_json(folder / SUMMARY, summary)
+        write_json(folder / ANSWERS, {"answers": [answer for answer, _ in pairs], "scores": scores})
+
+    def measure(self, model: LanguageModel, reference: Path) -> Quality:
+        """Compare `model` with the reference that `write_reference` wrote to a folder."""
+        examples = self.validation.prepared.examples
+        summary = read_summary(reference)
+        table = np.load(reference / LOG_PROBABILITIES, mmap_mode="r")
+        start, kl, same = 0, 0.0, 0
+        losses: list[npt.NDArray[np.float64]] = []
+        increases: list[npt.NDArray[np.float64]] = []
+        places: list[npt.NDArray[np.int64]] = []
+        for logits, targets, at in _target_logits(model, examples, summary["examples"]):
+            places.append(at)
+            candidate = _log_softmax(logits[:, : table.shape[1]])
+            expected = np.asarray(table[start : start + len(candidate)])
+            start += len(candidate)
+            kl += float(np.sum(np.exp(expected) * (expected - candidate), dtype=np.float64))
+            same += int((candidate.argmax(axis=1) == expected.argmax(axis=1)).sum())
+            losses.append(_losses(candidate, targets))
+            increases.append(losses[-1] - _losses(expected, targets))
+        loss, increase = np.concatenate(losses), np.concatenate(increases)
+        ratio = math.exp(min(float(increase.mean()), 700.0))
+        pairs = _answers(model, self)
+        answers = compare_answers(pairs)
+        same_prompts = read_json(reference / ANSWERS)
+        scores = _scores(self, pairs)
+        first_token_ms, tokens_per_s = _speed(model, examples, summary["examples"])
+        return Quality(
+            perplexity=math.exp(min(float(loss.mean()), 700.0)),
+            ppl_increase=ratio - 1,
+            ppl_increase_error=ratio * float(increase.std()) / math.sqrt(len(increase)),
+            kl=kl / start,
+            agreement=same / start,
+            exact_match=answers.exact_match,
+            parses=answers.parses,
+            first_token_ms=first_token_ms,
+            tokens_per_s=tokens_per_s,
+            similarity=similarity([one for one, _ in pairs], same_prompts["answers"])
+            if pairs
+            else None,
+            task=compare_scores(scores, same_prompts["scores"]) if scores else None,
+            by_position=_by_position(np.concatenate(places), loss, increase),
+        )
+
+    def read_quality(self, values: dict[str, Any]) -> Quality:
+        """The quality whose `asdict` is `values`."""
+        task = values.get("task")
+        return Quality(**(values | {"task": task and TaskScore(**task)}))
+
+    def data_record(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """The gate's `data` in export.json, taken out of the reference's `summary`."""
+        return {
+            "examples": len(summary.pop("examples")),
+            "positions": summary.pop("positions"),
+            "generated": summary.pop("generated"),
+            "max_new_tokens": self.max_new_tokens,
+        }
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """The summary that `write_reference` wrote: examples, positions, perplexity, answers."""
     return read_json(folder / SUMMARY)
-
-
-def measure(model: LanguageModel, task: GateTask, reference: Path) -> Quality:
-    """Compare `model` with the reference that `write_reference` wrote to the folder `reference`."""
-    examples = task.validation.prepared.examples
-    summary = read_summary(reference)
-    table = np.load(reference / LOG_PROBABILITIES, mmap_mode="r")
-    start, kl, same = 0, 0.0, 0
-    losses: list[npt.NDArray[np.float64]] = []
-    increases: list[npt.NDArray[np.float64]] = []
-    places: list[npt.NDArray[np.int64]] = []
-    for logits, targets, at in _target_logits(model, examples, summary["examples"]):
-        places.append(at)
-        candidate = _log_softmax(logits[:, : table.shape[1]])
-        expected = np.asarray(table[start : start + len(candidate)])
-        start += len(candidate)
-        kl += float(np.sum(np.exp(expected) * (expected - candidate), dtype=np.float64))
-        same += int((candidate.argmax(axis=1) == expected.argmax(axis=1)).sum())
-        losses.append(_losses(candidate, targets))
-        increases.append(losses[-1] - _losses(expected, targets))
-    loss, increase = np.concatenate(losses), np.concatenate(increases)
-    ratio = math.exp(min(float(increase.mean()), 700.0))
-    pairs = _answers(model, task)
-    answers = compare_answers(pairs)
-    same_prompts = read_json(reference / ANSWERS)
-    scores = _scores(task, pairs)
-    first_token_ms, tokens_per_s = _speed(model, examples, summary["examples"])
-    return Quality(
-        perplexity=math.exp(min(float(loss.mean()), 700.0)),
-        ppl_increase=ratio - 1,
-        ppl_increase_error=ratio * float(increase.std()) / math.sqrt(len(increase)),
-        kl=kl / start,
-        agreement=same / start,
-        exact_match=answers.exact_match,
-        parses=answers.parses,
-        first_token_ms=first_token_ms,
-        tokens_per_s=tokens_per_s,
-        similarity=similarity([one for one, _ in pairs], same_prompts["answers"])
-        if pairs
-        else None,
-        task=compare_scores(scores, same_prompts["scores"]) if scores else None,
-        by_position=_by_position(np.concatenate(places), loss, increase),
-    )
 
 
 def _answers(model: LanguageModel, task: GateTask) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.artifacts.resolve import is_reward_model
 from intel_ft.errors import UserError
 from intel_ft.quantization import Settings
 
@@ -39,9 +40,15 @@ def quantize(
     Raises UserError for options that Optimum-Intel or NNCF reject.
     """
     import nncf
-    from optimum.intel import OVConfig, OVModelForCausalLM, OVQuantizer
+    from optimum.intel import (
+        OVConfig,
+        OVModelForCausalLM,
+        OVModelForSequenceClassification,
+        OVQuantizer,
+    )
 
-    model = OVModelForCausalLM.from_pretrained(
+    scores = is_reward_model(folder)
+    model = (OVModelForSequenceClassification if scores else OVModelForCausalLM).from_pretrained(
         folder, compile=False, trust_remote_code=trust_remote_code
     )
     if options:
@@ -101,4 +108,6 @@ def _dataset(model: Any, calibration: Calibration) -> Any:
         }
         for row in calibration.rows
     ]
+    if not model.can_generate():  # a classifier, whose inputs are these
+        return nncf.Dataset([{key: value.numpy() for key, value in row.items()} for row in rows])
     return nncf.Dataset(rows, lambda row: model.prepare_inputs(**row))

@@ -19,6 +19,7 @@ from intel_ft.data.training_set import compared, training_and_validation
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
 from intel_ft.quantization import Settings
+from intel_ft.templates.answers import Pairs
 from intel_ft.templates.examples import ExampleSet, concatenate
 from intel_ft.training.run_record import config_of_run, read_training
 
@@ -59,7 +60,7 @@ def validation_of_run(config: Config, tokenizer: Any) -> ValidationSet | None:
     data = config.data
     if data.eval is not None:
         own = data.of(Source(path=data.eval, split=data.eval_split or data.split))
-        prepared = _prepare(own, data.eval, tokenizer)
+        prepared = _prepare(own, data.eval, tokenizer, scores=config.method.name == "reward")
         return ValidationSet(Path(data.eval).name, prepared)
     return _split_off(config, tokenizer) if data.eval_fraction else None
 
@@ -106,11 +107,15 @@ def training_record(artifact: Artifact) -> dict[str, Any] | None:
 
 
 def _of_run(config: Config, tokenizer: Any) -> tuple[Tokenized, Tokenized | None]:
-    """The run's training examples, and those that `data.eval_fraction` split off."""
+    """The run's training examples, and those that `data.eval_fraction` split off.
+
+    Of data that compares answers, the chosen or good ones; a reward model reads pairs.
+    """
     if config.method.compares is None:
         return training_and_validation(config.data, tokenizer, config.train.seed)
     training, _ = compared(config.data, config.method.compares, tokenizer, config.train.seed)
-    return of_prepared(training.good_answers()), None
+    scores = config.method.name == "reward"
+    return of_prepared(training if scores else training.good_answers()), None
 
 
 def _split_off(config: Config, tokenizer: Any) -> ValidationSet:
@@ -119,6 +124,11 @@ def _split_off(config: Config, tokenizer: Any) -> ValidationSet:
     The conversations, which answers are generated for, are those with the run's template.
     """
     data = config.data
+    name = f"{Path(data.train_name).name}, validation share {data.eval_fraction:g}"
+    if config.method.name == "reward":
+        held_out = compared(data, "pairs", tokenizer, config.train.seed)[1]
+        assert held_out is not None  # data.eval_fraction is set
+        return ValidationSet(name, held_out)
     parts = []
     for source in data.sources:
         prepared = prepare(data.of(source), assets.resolve(source.path), tokenizer, answers="auto")
@@ -126,7 +136,6 @@ def _split_off(config: Config, tokenizer: Any) -> ValidationSet:
             prepared = prepared.select(np.arange(min(source.max_examples, len(prepared.examples))))
         held_out = split_fraction(prepared, data.eval_fraction, config.train.seed)[1]
         parts.append(held_out.good_answers())
-    name = f"{Path(data.train_name).name}, validation share {data.eval_fraction:g}"
     joined = join([of_prepared(part) for part in parts])
     conversations = [
         one for part in parts if part.template == joined.template for one in part.conversations
@@ -152,20 +161,30 @@ def _prepare_named(
         )
     )
     update = {"train": data, "on_long": "drop", "split": split or "train"}
-    prepared = _prepare(run_data.model_copy(update=update), data, tokenizer)
+    named = run_data.model_copy(update=update)
+    prepared = _prepare(named, data, tokenizer, scores=artifact.is_reward_model)
     for line in prepared.report.left_out():
         logger.info("%s: %s", Path(data).name, line)
     return prepared
 
 
-def _prepare(data: DataConfig, source: str, tokenizer: Any) -> Prepared:
-    """The examples of `source`; of data that compares answers, the chosen or good ones."""
+def _prepare(data: DataConfig, source: str, tokenizer: Any, *, scores: bool = False) -> Prepared:
+    """The examples of `source`; of data that compares answers, the chosen or good ones.
+
+    scores: all answers, which a reward model reads.
+    """
     data = data.model_copy(update={"weight_column": None})  # which is of training alone
-    return prepare(data, assets.resolve(source), tokenizer, answers="auto").good_answers()
+    prepared = prepare(data, assets.resolve(source), tokenizer, answers="auto")
+    return prepared if scores else prepared.good_answers()
 
 
 def sample_calibration(source: str, examples: ExampleSet, settings: Settings) -> Calibration:
-    """A random sample of at most `settings.samples` examples, in the order of the data."""
+    """A random sample of at most `settings.samples` examples, in the order of the data.
+
+    Of pairs, both answers are examples.
+    """
+    if isinstance(examples, Pairs):
+        examples = examples.answers
     order = np.random.default_rng(SEED).permutation(len(examples))[: settings.samples]
     rows = [examples[int(index)][0][: settings.sample_tokens] for index in np.sort(order)]
     return Calibration(source, rows)

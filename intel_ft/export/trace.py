@@ -3,7 +3,15 @@
 import sys
 from pathlib import Path
 
+from intel_ft.artifacts.resolve import is_reward_model
+
 TASK = "text-generation-with-past"
+CLASSIFICATION = "text-classification"
+
+
+def task_of(folder: Path) -> str:
+    """Optimum-Intel's name for what the model in `folder` does."""
+    return CLASSIFICATION if is_reward_model(folder) else TASK
 
 
 def trace(source: Path, output: Path, *, trust_remote_code: bool) -> None:
@@ -11,17 +19,20 @@ def trace(source: Path, output: Path, *, trust_remote_code: bool) -> None:
 
     `OVConfig(dtype="fp16")` converts bf16 weights while they are loaded, and large models are
     converted on disk before (export.half); without it Optimum-Intel (2.2) writes bf16 constants.
+    It has no effect on classifiers, which are loaded in fp16 instead.
     """
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
 
+    task = task_of(source)
     main_export(
         str(source),
         output,
-        task=TASK,
+        task=task,
         ov_config=OVConfig(dtype="fp16"),
         library_name="transformers",
         trust_remote_code=trust_remote_code,
+        model_loading_kwargs={"torch_dtype": "float16"} if task == CLASSIFICATION else None,
     )
 
 

@@ -14,7 +14,6 @@ from intel_ft.artifacts.resolve import read_json
 from intel_ft.export.context import ExportContext
 from intel_ft.export.gate import GateRow
 from intel_ft.export.ladder import Candidate
-from intel_ft.export.measure import Quality, measure
 from intel_ft.export.quantize import Calibration, quantize
 from intel_ft.export.recipe import QuantizationRecipe, find_recipe, options_for, uses_data
 from intel_ft.export.verify import verify
@@ -34,7 +33,7 @@ class CandidateResult:
     calibrated: bool
     weights: IRWeights
     tokenizer_agrees: bool
-    runtime: dict[str, str]
+    runtime: dict[str, str | None]
     recovery: dict[str, Any] | None = None
 
 
@@ -50,7 +49,7 @@ def try_candidate(context: ExportContext, candidate: Candidate) -> CandidateResu
         values = _build_and_measure(context, candidate, options, calibration)
         values["settings"] = settings
         write_json(path, values)
-    quality = Quality.read(values["quality"]) if values["quality"] else None
+    quality = context.task.read_quality(values["quality"]) if context.task else None
     return CandidateResult(
         row=GateRow(
             name=candidate.name,
@@ -110,7 +109,7 @@ def _build_and_measure(
     folder = _build(context, candidate, options, calibration)
     gc.collect()
     weights, agrees, model = verify(folder, candidate.format)
-    quality = measure(model, context.task, context.reference) if context.task else None
+    quality = context.task.measure(model, context.reference) if context.task else None
     return {
         "megabytes": ir_megabytes(folder),
         "quality": asdict(quality) if quality else None,

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.ir import IRWeights, read_weights
-from intel_ft.artifacts.resolve import resolve
+from intel_ft.artifacts.resolve import is_reward_model, resolve
 from intel_ft.errors import IntelFTError
 from intel_ft.export.logit_agreement import PROBE_TEXTS, probe_logits, probe_sequences
 from intel_ft.quantization import Format
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.openvino_lm import OpenVINOLM, load_openvino
+from intel_ft.runtimes.openvino_reward import OpenVINOReward, load_openvino_reward
 
 logger = logging.getLogger(__name__)
 
@@ -23,27 +24,20 @@ _TYPES: dict[Format, tuple[str, ...]] = {
 }
 
 
-def verify(folder: Path, weight_format: Format) -> tuple[IRWeights, bool, OpenVINOLM]:
+def verify(folder: Path, weight_format: Format) -> tuple[IRWeights, bool, Any]:
     """The weights of the IR in `folder`, whether its tokenizer IR agrees, and the loaded model.
 
-    The IR is compiled and run for logits and a few tokens. Raises IntelFTError where it has no
-    weights in `weight_format`, or where a logit is not finite.
+    That is an OpenVINOLM, or an OpenVINOReward. The IR is compiled and run for logits and a few
+    tokens, or for scores. Raises IntelFTError where it has no weights in `weight_format`, or where
+    a logit or a score is not finite.
     """
-    import numpy as np
-
     weights = read_weights(folder)
     if weights.share(*_TYPES[weight_format]) == 0:
         raise IntelFTError(
             f"the exported IR has no weights in {weight_format}; elements by type: "
             f"{weights.elements}"
         )
-    model = load_openvino(resolve(str(folder)))
-    if not np.isfinite(probe_logits(model, probe_sequences(model.tokenizer))).all():
-        raise IntelFTError(
-            "the exported IR computes NaN or infinity: an activation of this model is beyond the "
-            "fp16 range (65504)"
-        )
-    model.generate(model.tokenizer(PROBE_TEXTS[0])["input_ids"], Sampling(max_new_tokens=4))
+    model: Any = _run_reward(folder) if is_reward_model(folder) else _run_language_model(folder)
     agrees = _tokenizer_agrees(folder, model.tokenizer)
     if not agrees:
         logger.warning(
@@ -51,6 +45,29 @@ def verify(folder: Path, weight_format: Format) -> tuple[IRWeights, bool, OpenVI
             "prompts to OpenVINO GenAI are affected, intel-ft is not"
         )
     return weights, agrees, model
+
+
+def _run_language_model(folder: Path) -> OpenVINOLM:
+    model = load_openvino(resolve(str(folder)))
+    _require_finite(probe_logits(model, probe_sequences(model.tokenizer)))
+    model.generate(model.tokenizer(PROBE_TEXTS[0])["input_ids"], Sampling(max_new_tokens=4))
+    return model
+
+
+def _run_reward(folder: Path) -> OpenVINOReward:
+    model = load_openvino_reward(resolve(str(folder)))
+    _require_finite([model.score(tokens) for tokens in probe_sequences(model.tokenizer)])
+    return model
+
+
+def _require_finite(values: Any) -> None:
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        raise IntelFTError(
+            "the exported IR computes NaN or infinity: an activation of this model is beyond the "
+            "fp16 range (65504)"
+        )
 
 
 def _tokenizer_agrees(folder: Path, tokenizer: Any) -> bool:

@@ -4,12 +4,14 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import prepare
 from intel_ft.errors import IntelFTError
-from intel_ft.runtimes.torch_reward import TorchReward, load_reward
+from intel_ft.runtimes.language_model import RewardModel
+from intel_ft.runtimes.open_model import open_reward
 from intel_ft.templates.answers import Pairs
 
 logger = logging.getLogger(__name__)
@@ -35,27 +37,35 @@ def score_data(
     artifact: Artifact, settings: DataConfig, data: str, *, trust_remote_code: bool = False
 ) -> RewardResult:
     """Load a reward model and score the pairs of `data`. Raises as `prepare` does."""
-    model = load_reward(artifact, trust_remote_code=trust_remote_code)
+    model = open_reward(artifact, trust_remote_code=trust_remote_code)
     prepared = prepare(settings, data, model.tokenizer, answers="pairs")
     for line in prepared.report.left_out():
         logger.info("%s", line)
     assert isinstance(prepared.examples, Pairs)
-    return score_pairs(model, prepared.examples)
+    return result_of(pair_scores(model, prepared.examples))
 
 
-def score_pairs(model: TorchReward, pairs: Pairs) -> RewardResult:
-    """Score every answer. Raises IntelFTError for a score that is not finite."""
+def pair_scores(model: RewardModel, pairs: Pairs) -> npt.NDArray[np.float64]:
+    """The score of every answer, [pairs, 2]: of the chosen one, then of the rejected one.
+
+    Raises IntelFTError for a score that is not finite.
+    """
     answers = pairs.answers
     scores = np.array([model.score(answers[index][0]) for index in range(len(answers))])
     if not np.isfinite(scores).all():
         place = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise IntelFTError(f"the score of pair {place // 2 + 1} is not finite: the model is broken")
-    chosen, rejected = scores[::2], scores[1::2]
+    return scores.reshape(-1, 2)
+
+
+def result_of(scores: npt.NDArray[np.float64]) -> RewardResult:
+    """What the scores of pairs amount to, float64 [pairs, 2]."""
+    chosen, rejected = scores[:, 0], scores[:, 1]
     margins = chosen - rejected
     return RewardResult(
         loss=float(np.logaddexp(0.0, -margins).mean()),
         pair_accuracy=float((margins > 0).mean()),
-        pairs=len(pairs),
+        pairs=len(scores),
         reward_chosen=float(chosen.mean()),
         reward_rejected=float(rejected.mean()),
         reward_margin=float(margins.mean()),

@@ -44,11 +44,21 @@ def table_version() -> str:
     return str(json.loads(TABLE.read_text(encoding="utf-8"))["optimum-intel"])
 
 
-def why_not_exportable(model_type: str) -> str | None:
-    """Why a model of this type cannot be exported with the installed Transformers, or None."""
+@cache
+def classifiers() -> frozenset[str]:
+    """Types that Optimum-Intel exports as sequence classifiers, too."""
+    return frozenset(json.loads(TABLE.read_text(encoding="utf-8"))["text-classification"])
+
+
+def why_not_exportable(model_type: str, *, scores: bool = False) -> str | None:
+    """Why a model of this type cannot be exported with the installed Transformers, or None.
+
+    scores: it is a reward model.
+    """
     exporter = f"Optimum-Intel {table_version()}"
-    if model_type not in limits():
-        return f"{exporter} has no export of model_type {model_type}"
+    if model_type not in (classifiers() if scores else limits()):
+        what = "a sequence classifier of model_type" if scores else "model_type"
+        return f"{exporter} has no export of {what} {model_type}"
     low, high = limits()[model_type]
     if is_lifted(model_type):
         return None
@@ -102,16 +112,17 @@ def _how_to_get(model_type: str) -> str:
 
 def export_decision(model_type: str, *, scores: bool = False) -> Decision:
     """Whether `intel-ft export` will accept the trained model; scores: it is a reward model."""
+    reason = why_not_exportable(model_type, scores=scores)
+    if reason is not None:
+        others = "merge and eval" if scores else "merge, eval and generate"
+        return Decision("export to OpenVINO", "no", f"{reason}; {others} work")
     if scores:
-        why_not = "a reward model, which the gate cannot measure; merge and eval work"
-        return Decision("export to OpenVINO", "no", why_not)
-    reason = why_not_exportable(model_type)
-    if reason is None:
-        by = f" with the Transformers in {older}" if (older := older_packages(model_type)) else ""
-        checked = ", which checks its logits against torch's" if is_compared(model_type) else ""
-        reason = f"Optimum-Intel exports {model_type}{by}{checked}"
+        reason = f"Optimum-Intel exports {model_type} as a sequence classifier"
         return Decision("export to OpenVINO", "yes", reason)
-    return Decision("export to OpenVINO", "no", f"{reason}; merge, eval and generate work")
+    by = f" with the Transformers in {older}" if (older := older_packages(model_type)) else ""
+    checked = ", which checks its logits against torch's" if is_compared(model_type) else ""
+    reason = f"Optimum-Intel exports {model_type}{by}{checked}"
+    return Decision("export to OpenVINO", "yes", reason)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

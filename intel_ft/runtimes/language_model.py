@@ -1,4 +1,4 @@
-"""The interface of a model in memory, which eval, generate, chat and export use."""
+"""The interfaces of a model in memory, which eval, generate, chat and export use."""
 
 import json
 from collections.abc import Callable
@@ -90,6 +90,15 @@ class LanguageModel(Protocol):
 
         `tokens` is one sequence, [length].
         """
+
+
+class RewardModel(Protocol):
+    """A loaded reward model with its tokenizer."""
+
+    tokenizer: Any
+
+    def score(self, tokens: npt.NDArray[np.int32]) -> float:
+        """The reward of a text, int32 [tokens], at its last token."""
 
 
 def base_config(

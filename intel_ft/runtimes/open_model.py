@@ -2,7 +2,7 @@
 
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.errors import UserError
-from intel_ft.runtimes.language_model import LanguageModel
+from intel_ft.runtimes.language_model import LanguageModel, RewardModel
 
 
 def require_language_model(artifact: Artifact) -> None:
@@ -36,3 +36,14 @@ def open_model(
     return load_torch(
         artifact, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
+
+
+def open_reward(artifact: Artifact, *, trust_remote_code: bool = False) -> RewardModel:
+    """Load a reward model with the engine for its kind: OpenVINO for an IR, otherwise torch."""
+    if artifact.kind == "openvino":
+        from intel_ft.runtimes.openvino_reward import load_openvino_reward
+
+        return load_openvino_reward(artifact)
+    from intel_ft.runtimes.torch_reward import load_reward
+
+    return load_reward(artifact, trust_remote_code=trust_remote_code)

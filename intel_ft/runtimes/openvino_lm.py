@@ -6,9 +6,10 @@ Optimum, NNCF and the Python part of openvino-tokenizers are needed only for exp
 import queue
 import threading
 import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ from intel_ft.runtimes.language_model import (
     tokenizer_config,
 )
 from intel_ft.runtimes.text_stream import TextStream
+
+T = TypeVar("T")
 
 
 def load_openvino(artifact: Artifact) -> "OpenVINOLM":
@@ -59,17 +62,14 @@ class OpenVINOLM:
     def _pipeline(self) -> Any:
         import openvino_genai
 
-        try:
-            return openvino_genai.LLMPipeline(str(self._folder), "CPU", **self._properties)
-        except RuntimeError as error:
-            raise UserError(f"{self._folder}: {_load_error(error)}") from error
+        return opened(
+            self._folder,
+            lambda: openvino_genai.LLMPipeline(str(self._folder), "CPU", **self._properties),
+        )
 
     @cached_property
     def _ir(self) -> IRLogits:
-        try:
-            return IRLogits(self._folder, self._properties)
-        except RuntimeError as error:
-            raise UserError(f"{self._folder / IR_FILE}: {_load_error(error)}") from error
+        return opened(self._folder / IR_FILE, lambda: IRLogits(self._folder, self._properties))
 
     @cached_property
     def _stops(self) -> frozenset[int]:
@@ -79,11 +79,11 @@ class OpenVINOLM:
         config = openvino_genai.GenerationConfig(str(path)) if path.is_file() else None
         return stop_tokens(self.tokenizer, sorted(config.stop_token_ids) if config else [])
 
-    def precisions(self) -> dict[str, str]:
+    def precisions(self) -> dict[str, str | None]:
         """The precisions of inference and KV cache, as the plugin reports them."""
         return {
-            "inference_precision": _type_name(self._ir.compiled, "INFERENCE_PRECISION_HINT"),
-            "kv_cache_precision": _type_name(self._ir.compiled, "KV_CACHE_PRECISION"),
+            "inference_precision": type_name(self._ir.compiled, "INFERENCE_PRECISION_HINT"),
+            "kv_cache_precision": type_name(self._ir.compiled, "KV_CACHE_PRECISION"),
         }
 
     def generate(
@@ -130,12 +130,12 @@ class OpenVINOLM:
         import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
-        try:
-            return openvino_genai.ContinuousBatchingPipeline(
+        return opened(
+            self._folder,
+            lambda: openvino_genai.ContinuousBatchingPipeline(
                 str(self._folder), scheduler, "CPU", self._properties
-            )
-        except RuntimeError as error:
-            raise UserError(f"{self._folder}: {_load_error(error)}") from error
+            ),
+        )
 
     def _completion(self, new_tokens: list[int], seconds: float, sampling: Sampling) -> Completion:
         return make_completion(
@@ -221,11 +221,19 @@ def _generate_in_thread(
     return result
 
 
-def _type_name(compiled: Any, name: str) -> str:
+def type_name(compiled: Any, name: str) -> str:
+    """The value of a property of a compiled model that is an element type."""
     return str(compiled.get_property(name).get_type_name())
 
 
-def _load_error(error: Exception) -> str:
-    """The message of an OpenVINO error: it follows lines of C++ source positions."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"OpenVINO cannot load this model: {lines[-1] if lines else error!r}"
+def opened(path: Path, load: Callable[[], T]) -> T:
+    """What `load` returns. Raises UserError that names `path` where OpenVINO cannot load it.
+
+    The message of an OpenVINO error follows lines of C++ source positions.
+    """
+    try:
+        return load()
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[-1] if lines else repr(error)
+        raise UserError(f"{path}: OpenVINO cannot load this model: {why}") from error

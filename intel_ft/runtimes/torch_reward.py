@@ -33,7 +33,7 @@ def load_reward(
 
 
 class TorchReward:
-    """A reward model, one text at a time."""
+    """A `RewardModel`, one text at a time."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model.eval()

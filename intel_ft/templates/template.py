@@ -41,6 +41,8 @@ _WITHOUT_CHAT_TEMPLATE: dict[Format, tuple[Template, str]] = {
     "prompt_completion": ("none", "the prompts are used as they are"),
     "question_answer": ("alpaca", "a question is used as an instruction"),
     "messages": ("chatml", "the data consists of messages"),
+    "pairs": ("chatml", "answers are compared in conversations"),
+    "judged": ("chatml", "answers are judged in conversations"),
 }
 _READY: dict[str, str] = {
     "text": "ready-made text already contains its template",

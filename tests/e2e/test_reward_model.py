@@ -81,7 +81,7 @@ def test_the_merged_folder_is_a_classifier(trained) -> None:
     ("arguments", "words"),
     [
         (("chat",), "scores answers and writes none"),
-        (("export", "--output", "ir"), "no answers that the gate could measure"),
+        (("export", "--output", "ir", "--generate", "2"), "--generate is for language models"),
         (("export", "--adapter", "--output", "ir"), "adapter cannot be exported"),
         (("push", "org/model", "--dry-run"), "the card that push writes"),
         (("eval", "--data", "eval.jsonl", "--generate", "2"), "writes no answers"),

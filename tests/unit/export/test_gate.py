@@ -15,10 +15,8 @@ from intel_ft.export.gate import COLUMNS, Limits, gate_table, size_quality_plot,
 from intel_ft.export.measure import (
     GateTask,
     Quality,
-    measure,
     read_summary,
     select_examples,
-    write_reference,
 )
 from intel_ft.export.run_data import ValidationSet
 from intel_ft.inference.evaluate import evaluate
@@ -39,13 +37,13 @@ def made(page_base, tmp_path_factory):
     prepared = Prepared(make_examples(model.tokenizer), [], "none", None)
     task = GateTask(ValidationSet("page", prepared), None, 0, 8)
     (root / "reference").mkdir()
-    write_reference(model, task, root / "reference")
+    task.write_reference(model, root / "reference")
     return model, other, task, root / "reference"
 
 
 def test_a_model_agrees_with_itself(made) -> None:
     model, _, task, reference = made
-    quality = measure(model, task, reference)
+    quality = task.measure(model, reference)
     assert quality.ppl_increase == pytest.approx(0, abs=1e-6)
     assert quality.kl == pytest.approx(0, abs=1e-6)
     assert quality.agreement == 1.0
@@ -57,7 +55,7 @@ def test_a_model_agrees_with_itself(made) -> None:
 
 def test_figures_are_what_torch_computes(made) -> None:
     model, other, task, reference = made
-    quality = measure(other, task, reference)
+    quality = task.measure(other, reference)
     first, second, targets = [], [], []
     examples = task.validation.prepared.examples
     for index in range(len(examples)):

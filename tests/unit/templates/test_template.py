@@ -117,6 +117,8 @@ def test_choice_of_a_template():
     assert choose_template("auto", "messages", False)[0] == "chatml"
     assert choose_template("auto", "prompt_completion", False)[0] == "none"
     assert choose_template("auto", "question_answer", False)[0] == "alpaca"
+    assert choose_template("auto", "pairs", False)[0] == "chatml"
+    assert choose_template("auto", "judged", False)[0] == "chatml"
     assert choose_template("auto", "text", True)[0] == "none"
     assert choose_template("llama2", "alpaca", True) == ("llama2", "set in data.template")
     with pytest.raises(UserError, match="already contains its template"):
