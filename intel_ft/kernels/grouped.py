@@ -4,13 +4,15 @@ bf16 tensors on a CPU go to the compiled kernels (experts.cpp), where those are 
 computed expert by expert with torch operations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from intel_ft.kernels.gemm import experts
+from intel_ft.kernels.gemm.library import why_no_tiles
 from intel_ft.kernels.ops import call, compiled, quantize
 
 ROW_MULTIPLE = 16
@@ -70,11 +72,7 @@ class Int8Matrices:
     @classmethod
     def of(cls, weight: Tensor) -> "Int8Matrices":
         """weight bf16 [experts, out, in], rounded expert by expert, one scale per output."""
-        values = torch.empty(weight.shape, dtype=torch.int8)
-        scales = torch.empty(weight.shape[:2])
-        for expert, matrix in enumerate(weight):
-            rounded, scales[expert] = quantize(matrix.contiguous())
-            values[expert] = rounded.bitwise_xor_(128).view(torch.int8)  # minus 128
+        values, scales = _rounded(weight, lambda matrix: matrix)
         over = (128 * values.sum(dim, dtype=torch.int32) for dim in (2, 1))
         return cls(values, scales, (next(over), next(over)))
 
@@ -107,11 +105,53 @@ class Int8Matrices:
         return out
 
 
-def int8_matrices(weight: Tensor) -> Int8Matrices | None:
+@dataclass(frozen=True, eq=False)
+class Int8Tiles:
+    """The same on AMX tiles, which multiply them where they lie.
+
+    values int8 [experts, out, in], each matrix in the order of kernels.gemm.experts; scales float32
+    [experts, out].
+    """
+
+    values: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "Int8Tiles":
+        """weight bf16 [experts, out, in], rounded as by Int8Matrices."""
+        return cls(*_rounded(weight, experts.in_tiles))
+
+    def linear(self, x: Tensor, bounds: Tensor, more: Sequence[Term]) -> Tensor:
+        """See Int8Matrices; one further term at most, whose rank is a multiple of 32."""
+        rows, low_rank = experts.quantize_rows(x, bounds), next(iter(more), None)
+        return experts.multiply(rows, self.values, bounds, scales=self.scales, low_rank=low_rank)
+
+    def input_gradient(self, grad: Tensor, bounds: Tensor, more: Sequence[Term]) -> Tensor:
+        """See Int8Matrices; one further term at most, whose rank is a multiple of 32."""
+        rows, low_rank = experts.quantize_rows(grad, bounds, self.scales), next(iter(more), None)
+        return experts.multiply(rows, self.values, bounds, backward=True, low_rank=low_rank)
+
+
+Int8Experts = Int8Matrices | Int8Tiles
+
+
+def int8_matrices(weight: Tensor) -> Int8Experts | None:
     """weight [experts, out, in] in int8, or None where the compiled kernels cannot take it."""
     if not compiled(weight) or any(size % 4 for size in weight.shape[1:]):
         return None
+    if why_no_tiles() is None and not any(n % experts.SIZE_MULTIPLE for n in weight.shape[1:]):
+        return Int8Tiles.of(weight)
     return Int8Matrices.of(weight)
+
+
+def _rounded(weight: Tensor, place: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """weight bf16 [experts, out, in] in int8, each matrix as `place` orders it, and its scales."""
+    values = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(weight.shape[:2])
+    for expert, matrix in enumerate(weight):
+        rounded, scales[expert] = quantize(matrix.contiguous())
+        values[expert] = place(rounded.bitwise_xor_(128).view(torch.int8))  # minus 128
+    return values, scales
 
 
 def grouped_outer(p: Tensor, q: Tensor, bounds: Tensor, scale: float) -> Tensor:
@@ -119,13 +159,13 @@ def grouped_outer(p: Tensor, q: Tensor, bounds: Tensor, scale: float) -> Tensor:
 
     p [rows, r], q [rows, size].
     """
-    experts, shape = len(bounds) - 1, (p.shape[1], q.shape[1])
+    count, shape = len(bounds) - 1, (p.shape[1], q.shape[1])
     if not compiled(p) or not compiled(q):
         ends = bounds.tolist()
         parts = [p[a:b].float().T @ q[a:b].float() * scale for a, b in pairwise(ends)]
         return torch.stack(parts)
-    out = torch.empty(experts, *shape)
-    call("grouped_outer", p, q, bounds, experts, *shape, scale, out)
+    out = torch.empty(count, *shape)
+    call("grouped_outer", p, q, bounds, count, *shape, scale, out)
     return out
 
 

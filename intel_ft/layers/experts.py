@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intel_ft.kernels import ops
-from intel_ft.kernels.grouped import Int8Matrices
+from intel_ft.kernels import expert_rows
+from intel_ft.kernels.grouped import Int8Experts
 from intel_ft.layers.lora_linear import Dense, FrozenWeight, Gradients, LoraStep
 
 
@@ -42,8 +42,12 @@ class Activation(Protocol):
         """[rows, i] for hidden [rows, 2 i] (or [rows, i] without a gate)."""
         ...
 
-    def backward(self, hidden: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of hidden for the output's gradient, and the output once more."""
+    def backward(self, hidden: Tensor, d: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For d [rows, i], the gradient of the output before the router's weight float32 [rows, 1].
+
+        Returns the gradient of hidden for weight * d, the output once more, and the sums of d times
+        the output, float32 [rows].
+        """
         ...
 
 
@@ -52,16 +56,11 @@ class SwiGLU:
 
     def forward(self, hidden: Tensor) -> Tensor:
         """See Activation."""
-        gate, up = hidden.chunk(2, dim=-1)
-        return ops.swiglu(gate.contiguous(), up.contiguous())
+        return expert_rows.swiglu(hidden)
 
-    def backward(self, hidden: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, hidden: Tensor, d: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See Activation."""
-        gate, up = hidden.chunk(2, dim=-1)
-        grad_gate, grad_up, out = ops.swiglu_backward(
-            gate.contiguous(), up.contiguous(), grad.contiguous()
-        )
-        return torch.cat((grad_gate, grad_up), dim=-1), out
+        return expert_rows.swiglu_backward(hidden, d, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +73,14 @@ class ModelActivation:
         """See Activation."""
         return self.function(hidden)
 
-    def backward(self, hidden: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, hidden: Tensor, d: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See Activation."""
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_(True)
             out = self.function(hidden)
-        return torch.autograd.grad(out, hidden, grad)[0], out.detach()
+        grad = torch.autograd.grad(out, hidden, (d * weight).to(d.dtype))[0]
+        out = out.detach()
+        return grad, out, (d * out).sum(-1, dtype=torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ class ExpertLinear:
     """
 
     bases: Sequence[FrozenWeight]
-    weight: Tensor | Int8Matrices | None = None
+    weight: Tensor | Int8Experts | None = None
     bias: Tensor | None = None
     a: Tensor | None = None
     b: Tensor | None = None
@@ -112,7 +113,7 @@ class ExpertLinear:
     @property
     def count(self) -> int:
         """The number of experts."""
-        return len(self.weight.values if isinstance(self.weight, Int8Matrices) else self.bases)
+        return len(self.weight.values if isinstance(self.weight, Int8Experts) else self.bases)
 
     @property
     def pads(self) -> bool:
@@ -227,13 +228,13 @@ class Order:
         places[pairs] = rows
         return cls(by_row // index.shape[-1], by_row, places.view_as(index), bounds)
 
+    def gather(self, x: Tensor) -> Tensor:
+        """[rows, size]: the rows of each token of x [T, size], contiguous; zeros where one pads."""
+        return expert_rows.gather(x, self.tokens)
+
     def sum_per_token(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        """[T, size] float32: the sum of each token's rows [rows, size], weighted [T, k]."""
-        total = torch.zeros(len(self.places), rows.shape[1], device=rows.device)
-        for which, places in enumerate(self.places.unbind(1)):
-            part = rows.index_select(0, places).float()
-            total += part if weights is None else part.mul_(weights[:, which, None])
-        return total
+        """[T, size]: the sum of each token's rows [rows, size], weighted by float32 [T, k]."""
+        return expert_rows.sum_rows(rows, self.places, weights)
 
 
 FEWEST_ROWS = 32
@@ -284,7 +285,7 @@ class ExpertsFunction(torch.autograd.Function):
             saved += [hidden, first_a_out, second_a_out]
         ctx.steps, ctx.activation, ctx.order = (first, second), experts.activation, order
         ctx.save_for_backward(x, weights, *saved)
-        return order.sum_per_token(outs, weights.float()).to(x.dtype)
+        return order.sum_per_token(outs, weights.float())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -304,8 +305,8 @@ class ExpertsFunction(torch.autograd.Function):
             step = second.experts[expert]
             g_a_out = step.lora_a_out_gradient(g)
             d = step.input_gradient(g, g_a_out)
-            grad_hidden, activated = activation.backward(hidden, (d * weight).to(d.dtype))
-            grad_by_row[rows] = (d.float() * activated.float()).sum(-1, keepdim=True)
+            grad_hidden, activated, dots = activation.backward(hidden, d, weight)
+            grad_by_row[rows] = dots[:, None]
             if second.linear.bias is not None:
                 grad_by_row[rows] += g.float() @ second.linear.bias[expert].float()[:, None]
             if g_a_out is not None:
@@ -321,7 +322,7 @@ class ExpertsFunction(torch.autograd.Function):
                 first_grads.put(
                     expert, step.lora_gradients(grad_hidden, grad_a_out, part, first_a_out)
                 )
-        grad_x = None if grad_rows is None else order.sum_per_token(grad_rows).to(x.dtype)
+        grad_x = None if grad_rows is None else order.sum_per_token(grad_rows)
         grad_weights = grad_by_row.view(-1)[order.places].to(weights.dtype)
         lora = (*first_grads.as_peft(), *second_grads.as_peft())
         return grad_x, None, grad_weights.view_as(weights), None, *lora

@@ -18,7 +18,7 @@ from peft.tuners.lora import ParamWrapper
 from torch import Tensor
 
 from intel_ft.decisions import Decision
-from intel_ft.kernels.grouped import Int8Matrices
+from intel_ft.kernels.grouped import Int8Experts
 from intel_ft.layers.experts import (
     Activation,
     ExpertLinear,
@@ -36,7 +36,7 @@ from intel_ft.layers.mixture import expert_matrices
 Factory = Callable[[Tensor, Tensor | None], FrozenWeight]
 """Makes a layout of a frozen weight [out, in] without its bias, which is given as None."""
 
-Stacked = Callable[[Tensor], Int8Matrices | None]
+Stacked = Callable[[Tensor], Int8Experts | None]
 """Makes one of the matrices [experts, out, in] of all experts, or None where it cannot."""
 
 _BASES = "frozen_experts"
@@ -74,10 +74,10 @@ class ExpertModule:
         """One of its matrices as data."""
         bias = getattr(self.module, f"{parameter}_bias", None)
         wrapper = self.wrappers.get(parameter)
-        weight: Tensor | Int8Matrices | None = None
+        weight: Tensor | Int8Experts | None = None
         bases: Sequence[FrozenWeight] = ()
         converted = getattr(self.module, _BASES, {}).get(parameter)
-        if isinstance(converted, Int8Matrices):
+        if isinstance(converted, Int8Experts):
             weight = converted
         elif converted is not None:
             bases = converted
@@ -177,7 +177,7 @@ def convert_module(
     """Convert one layer's experts as `convert_experts` does."""
     if hasattr(part.module, _BASES) or why_not_equal(part) is not None:
         return
-    bases: dict[str, Sequence[FrozenWeight] | Int8Matrices] = {}
+    bases: dict[str, Sequence[FrozenWeight] | Int8Experts] = {}
     for parameter in part.parameters:
         weight, matrices = getattr(part.module, parameter), _stacked(part.module, parameter)
         make = partial(_converted, matrices, factory, stacked if part.routes else None)
@@ -188,7 +188,7 @@ def convert_module(
 
 def _converted(
     matrices: Tensor, factory: Factory, stacked: Stacked | None
-) -> Sequence[FrozenWeight] | Int8Matrices:
+) -> Sequence[FrozenWeight] | Int8Experts:
     whole = None if stacked is None else stacked(matrices)
     return whole or [factory(matrix.contiguous(), None) for matrix in matrices.unbind()]
 

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from intel_ft.kernels import expert_rows
 from intel_ft.kernels.grouped import (
     ROW_MULTIPLE,
-    Int8Matrices,
+    Int8Experts,
     can_group,
     grouped_linear,
     grouped_outer,
@@ -47,7 +47,7 @@ def can_compute(experts: Experts) -> bool:
     """Whether `GroupedExperts` computes these experts on this machine."""
     weights = (experts.first.weight, experts.second.weight)
     return all(
-        isinstance(weight, Int8Matrices) or (weight is not None and can_group(weight))
+        isinstance(weight, Int8Experts) or (weight is not None and can_group(weight))
         for weight in weights
     )
 
@@ -61,7 +61,7 @@ class GroupedLinear:
     """
 
     linear: ExpertLinear
-    w: Tensor | Int8Matrices
+    w: Tensor | Int8Experts
     a: Tensor | None
     b: Tensor | None
 
@@ -71,13 +71,8 @@ class GroupedLinear:
         assert linear.weight is not None  # can_compute
         if linear.a is None or linear.b is None:
             return cls(linear, linear.weight, None, None)
-        count, dtype = linear.count, linear.dtype
-        a = linear.a.to(dtype).view(count, -1, linear.a.shape[1])
-        b = (linear.b * linear.scale).to(dtype).view(len(linear.b), -1, count).permute(2, 0, 1)
-        more = -a.shape[1] % _RANKS
-        return cls(
-            linear, linear.weight, F.pad(a, (0, 0, 0, more)), F.pad(b, (0, more)).contiguous()
-        )
+        a, b = expert_rows.lora_matrices(linear.a, linear.b, linear.scale, linear.count, _RANKS)
+        return cls(linear, linear.weight, a, b)
 
     def forward(self, rows: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output and `lora_a_out`, without the bias."""
@@ -85,7 +80,7 @@ class GroupedLinear:
         if self.a is not None and self.b is not None:
             a_out = grouped_linear([(rows, self.a)], bounds)
             more = [(a_out, self.b)]
-        if isinstance(self.w, Int8Matrices):
+        if isinstance(self.w, Int8Experts):
             return self.w.linear(rows, bounds, more), a_out
         return grouped_linear([(rows, self.w), *more], bounds), a_out
 
@@ -98,7 +93,7 @@ class GroupedLinear:
         more = []
         if grad_a_out is not None and self.a is not None:
             more = [(grad_a_out, self.a.mT)]
-        if isinstance(self.w, Int8Matrices):
+        if isinstance(self.w, Int8Experts):
             return self.w.input_gradient(grad, bounds, more)
         return grouped_linear([(grad, self.w.mT), *more], bounds)
 
@@ -116,8 +111,8 @@ class GroupedLinear:
             return ()
         rank = len(a) // self.linear.count
         grad_a = grouped_outer(grad_a_out, rows, bounds, 1.0)[:, :rank]
-        grad_b = grouped_outer(a_out, grad, bounds, self.linear.scale)[:, :rank]
-        return grad_a.reshape(a.shape), grad_b.permute(2, 1, 0).reshape(b.shape)
+        grad_b = grouped_outer(a_out, grad, bounds, self.linear.scale)
+        return grad_a.reshape(a.shape), expert_rows.lora_b_gradient(grad_b, rank)
 
 
 class GroupedExperts(torch.autograd.Function):
@@ -133,26 +128,25 @@ class GroupedExperts(torch.autograd.Function):
             index, experts.first.count, lambda count: -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
         )
         bounds = torch.tensor(order.bounds)
-        rows = with_zero(x).index_select(0, order.tokens)
+        rows = order.gather(x)
         hidden, first_a_out = first.forward(rows, bounds)
         _add_bias(hidden, experts.first.bias, bounds)
         outs, second_a_out = second.forward(experts.activation.forward(hidden), bounds)
         _add_bias(outs, experts.second.bias, bounds)
         ctx.steps, ctx.activation, ctx.order = (first, second), experts.activation, order
         ctx.save_for_backward(x, weights, bounds, hidden, first_a_out, second_a_out)
-        return order.sum_per_token(outs, weights.float()).to(x.dtype)
+        return order.sum_per_token(outs, weights.float())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, of the router's weights, and of each LoRA weight."""
         (first, second), order, activation = ctx.steps, ctx.order, ctx.activation
         x, weights, bounds, hidden, first_a_out, second_a_out = ctx.saved_tensors
-        grad = with_zero(gradients[0]).index_select(0, order.tokens)
+        grad = order.gather(gradients[0].contiguous())
         weight = with_zero(weights.reshape(-1, 1).float()).index_select(0, order.pairs)
         grad_a_out = second.a_out_gradient(grad, bounds)
         d = second.input_gradient(grad, grad_a_out, bounds)
-        grad_hidden, activated = activation.backward(hidden, (d * weight).to(d.dtype))
-        by_row = (d * activated).sum(-1, dtype=torch.float32)
+        grad_hidden, activated, by_row = activation.backward(hidden, d, weight)
         if (bias := second.linear.bias) is not None:
             by_row += (grad * bias.repeat_interleave(bounds.diff(), 0)).sum(-1, dtype=torch.float32)
         second_grads = second.lora_gradients(
@@ -160,13 +154,13 @@ class GroupedExperts(torch.autograd.Function):
         )
         del d, activated, grad
         grad_a_out = first.a_out_gradient(grad_hidden, bounds)
-        rows = with_zero(x).index_select(0, order.tokens)
+        rows = order.gather(x)
         first_grads = first.lora_gradients(grad_hidden, grad_a_out, rows, first_a_out, bounds)
         del rows
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_rows = first.input_gradient(grad_hidden, grad_a_out, bounds)
-            grad_x = order.sum_per_token(grad_rows).to(x.dtype)
+            grad_x = order.sum_per_token(grad_rows)
         grad_weights = by_row[order.places].to(weights.dtype).view_as(weights)
         return grad_x, None, grad_weights, None, *first_grads, *second_grads
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.kernels.gemm import tiles, vnni
-from intel_ft.kernels.grouped import Int8Matrices
+from intel_ft.kernels.grouped import Int8Matrices, Int8Tiles
 from intel_ft.layers.int8 import Int8Matrix, Int8Weight
 from intel_ft.layers.nf4 import NF4Weight
 from intel_ft.layers.own_products import TileWeight, VnniWeight
@@ -41,7 +41,8 @@ _KINDS: dict[str, Any] = {
     f"{kind.__module__}.{kind.__name__}": kind
     for kind in (
         *(TileWeight, tiles.Matrix, VnniWeight, vnni.Matrix),
-        *(PrepackedWeight, PrepackedMatrix, Int8Weight, Int8Matrix, NF4Weight, Int8Matrices),
+        *(PrepackedWeight, PrepackedMatrix, Int8Weight, Int8Matrix, NF4Weight),
+        *(Int8Matrices, Int8Tiles),
     )
 }
 """The only classes that a file can contain."""

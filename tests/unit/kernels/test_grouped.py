@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from intel_ft.kernels import grouped, ops
+from intel_ft.kernels.gemm import library
 
 needs_kernels = pytest.mark.skipif(
     not ops.compiled(torch.zeros(1, dtype=torch.bfloat16)), reason="no compiled kernels here"
@@ -55,22 +56,54 @@ def test_grouped_outer(r, size) -> None:
         close(found[expert], 0.5 * p[start:stop].double().T @ q[start:stop].double())
 
 
-@needs_kernels
-@pytest.mark.parametrize(("k", "n"), [(64, 96), (2048, 80), (20, 12), (36, 700)])
-def test_int8_in_both_directions_with_a_further_term(k, n) -> None:
-    weight, x, grad = random(4, n, k), random(112, k), random(112, n)
-    matrices = grouped.int8_matrices(weight)
-    assert matrices.values.dtype == torch.int8
-    rounded = matrices.values * matrices.scales[..., None]
-    assert (rounded - weight).abs().max() <= 0.51 * matrices.scales.max()
+@pytest.fixture
+def on_tiles(monkeypatch) -> None:
+    """As on a CPU with AMX, whose tile registers are emulated elsewhere (kernels/gemm/tiles.h)."""
+    found = library.library()
+    if found.library is None or not hasattr(found.library, "expert_multiply"):
+        pytest.skip(f"no products with AVX-512 here: {found.reason}")
+    monkeypatch.setattr(grouped, "why_no_tiles", lambda: None)
+
+
+def check_int8(matrices: grouped.Int8Experts, weight: torch.Tensor) -> None:
+    """Products in both directions, each with a further term, against the rounded weight's."""
+    _, n, k = weight.shape
+    plain = grouped.Int8Matrices.of(weight)
+    rounded = plain.values * plain.scales[..., None]
+    assert (rounded - weight).abs().max() <= 0.51 * plain.scales.max()
+    x, grad = random(112, k), random(112, n)
     more, other = random(112, 32), random(4, n, 32)
     found = matrices.linear(x, BOUNDS, [(more, other)])
     expected = exact([(x, rounded), (more, other)])
     assert (found.double() - expected).norm() <= 0.015 * expected.norm()
-    more, other = random(112, 32), random(4, 32, k).mT
+    more, other = random(112, 64), random(4, 64, k).mT
     found = matrices.input_gradient(grad, BOUNDS, [(more, other)])
     expected = exact([(grad, rounded.mT), (more, other)])
     assert (found.double() - expected).norm() <= 0.015 * expected.norm()
+    expected = exact([(x, rounded)])
+    assert (matrices.linear(x, BOUNDS, []) - expected).norm() <= 0.015 * expected.norm()
+
+
+@needs_kernels
+@pytest.mark.parametrize(("k", "n"), [(64, 96), (2048, 80), (20, 12), (36, 700)])
+def test_int8_in_both_directions_with_a_further_term(k, n) -> None:
+    weight = random(4, n, k)
+    matrices = grouped.int8_matrices(weight)
+    assert isinstance(matrices, grouped.Int8Matrices) and matrices.values.dtype == torch.int8
+    check_int8(matrices, weight)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("k", "n"), [(64, 128), (192, 64), (64, 320)])
+def test_int8_on_tiles_in_both_directions(on_tiles, k, n) -> None:
+    weight = random(4, n, k)
+    matrices = grouped.int8_matrices(weight)
+    assert isinstance(matrices, grouped.Int8Tiles)
+    assert matrices.values.shape == weight.shape  # one byte each, once
+    check_int8(matrices, weight)
+    for other in (random(112, 32), random(112, k + 64)):
+        with pytest.raises(ValueError, match="do not fit"):
+            matrices.linear(other, BOUNDS, [])
 
 
 @needs_kernels

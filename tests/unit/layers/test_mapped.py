@@ -10,7 +10,7 @@ import torch
 
 from intel_ft.host import cpu
 from intel_ft.kernels.gemm.library import why_no_vnni
-from intel_ft.kernels.grouped import Int8Matrices
+from intel_ft.kernels.grouped import Int8Matrices, Int8Tiles
 from intel_ft.layers import mapped
 from intel_ft.layers.int8 import int8_base
 from intel_ft.layers.mapped import Reader, Writer
@@ -75,7 +75,8 @@ def test_a_mapped_weight_multiplies_bit_for_bit_as_the_one_it_was_made_of(
 def test_lists_matrices_of_experts_and_plain_values_come_back(path) -> None:
     experts = Int8Matrices.of(torch.randn(3, 8, 4).bfloat16())
     values = {"many": [tile_base(torch.randn(40, 8).bfloat16(), None)] * 2} if HAS_AVX512 else {}
-    values |= {"experts": experts, "choice": [True, "ours", None, 1.5], "none": torch.empty(0, 4)}
+    on_tiles = Int8Tiles.of(torch.randn(3, 64, 128).bfloat16())
+    values |= {"tiles": on_tiles, "experts": experts, "choice": [True, "ours", None, 1.5], "none": torch.empty(0, 4)}
     written(path, **values)
     reader = Reader.open(path, FACTS)
     assert reader("choice", unmade) == [True, "ours", None, 1.5]
@@ -83,6 +84,9 @@ def test_lists_matrices_of_experts_and_plain_values_come_back(path) -> None:
     found = reader("experts", unmade)
     assert torch.equal(found.values, experts.values)
     assert all(map(torch.equal, found.sums, experts.sums))
+    found = reader("tiles", unmade)
+    assert torch.equal(found.values, on_tiles.values)
+    assert torch.equal(found.scales, on_tiles.scales)
     assert len(reader("many", unmade)) == 2 or not HAS_AVX512
 
 

@@ -17,7 +17,7 @@ from intel_ft.config import build
 from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
 from intel_ft.export.merge import merge
-from intel_ft.kernels.grouped import Int8Matrices
+from intel_ft.kernels.grouped import Int8Matrices, Int8Tiles
 from intel_ft.layers import fused_experts, packed_attention
 from intel_ft.models.frozen_base import FrozenLinear, convert_frozen_weights
 from intel_ft.models.load import load_base
@@ -177,7 +177,7 @@ def test_a_streamed_base_is_the_one_that_is_converted_later(
         assert bases.keys() == getattr(other, "frozen_experts", {}).keys()
         for parameter, base in bases.items():
             converted = other.frozen_experts[parameter]
-            if isinstance(base, Int8Matrices):
+            if isinstance(base, Int8Matrices | Int8Tiles):
                 assert torch.equal(base.values, converted.values)
                 assert torch.equal(base.scales, converted.scales)
             else:
