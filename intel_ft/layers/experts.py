@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -216,17 +217,19 @@ class Order:
     @classmethod
     def of(cls, index: Tensor, experts: int, size: Callable[[int], int]) -> "Order":
         """For index int64 [T, k], the experts of each token; size: of an expert's padded rows."""
-        flat = index.reshape(-1)
-        pairs = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=experts)
+        flat = index.reshape(-1).cpu().numpy()
+        pairs = flat.astype(np.int16).argsort(kind="stable")  # of 16 bits, a radix sort
+        counts = np.bincount(flat, minlength=experts)
         bounds = [0, *accumulate(map(size, counts.tolist()))]
-        shift = torch.tensor(bounds[:-1], device=flat.device) - (counts.cumsum(0) - counts)
-        rows = torch.arange(len(flat), device=flat.device) + shift[flat[pairs]]
-        by_row = torch.full((bounds[-1],), len(flat), device=flat.device)
+        shift = np.array(bounds[:-1]) - (counts.cumsum() - counts)
+        rows = np.arange(len(flat)) + shift.repeat(counts)
+        by_row = np.full(bounds[-1], len(flat))
         by_row[rows] = pairs
-        places = torch.empty_like(flat)
+        places = np.empty_like(flat)
         places[pairs] = rows
-        return cls(by_row // index.shape[-1], by_row, places.view_as(index), bounds)
+        tokens = by_row // index.shape[-1]
+        parts = (torch.from_numpy(part).to(index.device) for part in (tokens, by_row, places))
+        return cls(next(parts), next(parts), next(parts).view_as(index), bounds)
 
     def gather(self, x: Tensor) -> Tensor:
         """[rows, size]: the rows of each token of x [T, size], contiguous; zeros where one pads."""

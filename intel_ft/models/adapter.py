@@ -16,6 +16,7 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.layers.fused_decoder import fuse_layers
 from intel_ft.layers.lora_linear import fuse_linears
+from intel_ft.layers.norms import fuse_norms
 from intel_ft.models.new_tokens import require_tied, trained_layers, use_rows
 from intel_ft.models.targets import choose_targets, linear_layers, refuse_tied
 from intel_ft.optional_packages import without_bitsandbytes
@@ -113,8 +114,8 @@ def fuse(model: Any) -> Decision:
     why_not = fuse_layers(model)
     if why_not is None:
         return Decision("decoder layers", "fused", "checked: each layer's output stays the same")
-    count = fuse_linears(model)
-    return Decision("decoder layers", f"not fused, but {count} linear layers are", why_not)
+    parts = f"{fuse_linears(model)} linear layers and {fuse_norms(model)} norms are"
+    return Decision("decoder layers", f"not fused, but {parts}", why_not)
 
 
 def adapter_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -76,7 +76,12 @@ def test_lists_matrices_of_experts_and_plain_values_come_back(path) -> None:
     experts = Int8Matrices.of(torch.randn(3, 8, 4).bfloat16())
     values = {"many": [tile_base(torch.randn(40, 8).bfloat16(), None)] * 2} if HAS_AVX512 else {}
     on_tiles = Int8Tiles.of(torch.randn(3, 64, 128).bfloat16())
-    values |= {"tiles": on_tiles, "experts": experts, "choice": [True, "ours", None, 1.5], "none": torch.empty(0, 4)}
+    values |= {
+        "tiles": on_tiles,
+        "experts": experts,
+        "choice": [True, "ours", None, 1.5],
+        "none": torch.empty(0, 4),
+    }
     written(path, **values)
     reader = Reader.open(path, FACTS)
     assert reader("choice", unmade) == [True, "ours", None, 1.5]
