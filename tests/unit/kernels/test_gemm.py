@@ -18,6 +18,7 @@ SHAPES = [(1, 7, 5), (33, 70, 200), (130, 300, 96)]  # rows, columns, inner
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
+    library.why_no_tiles()  # asks Linux for the tiles, without which a product is killed
     found = library.library()
     if found.library is None or not hasattr(found.library, "tile_multiply"):
         pytest.skip(f"no products with AVX-512 here: {found.reason}")

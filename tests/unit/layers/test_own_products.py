@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize
 from intel_ft.config import build
 from intel_ft.decisions import Decision
-from intel_ft.kernels.gemm.library import library, why_no_vnni
+from intel_ft.kernels.gemm.library import library, why_no_tiles, why_no_vnni
 from intel_ft.layers import own_products, packed_attention
 from intel_ft.layers.compressed import CompressedWeight
 from intel_ft.layers.lora_linear import Dense, LoraLinear, LoraStep, TileStep
@@ -43,6 +43,7 @@ from intel_ft.models.model_inputs import model_inputs
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
+    why_no_tiles()  # asks Linux for the tiles, without which a product is killed
     if not hasattr(library().library, "tile_multiply"):
         pytest.skip(f"no products with AVX-512 here: {library().reason}")
     torch.manual_seed(0)
