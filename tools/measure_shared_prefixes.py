@@ -4,11 +4,11 @@ Usage: python tools/measure_shared_prefixes.py WORKLOAD [--layers N] [--steps N]
            [--only NAME]
 
 WORKLOAD is one of `intel-ft bench train`, with N layers if that is given: head and last layer run
-for supervised tokens only, so a model of few layers saves less time than tokens. The model and the tokens are random; each set of examples
-has the beginnings of a kind of data. Every step runs with and without sharing, in turns, and the
-median over steps is of the ratio of each pair. Prints one JSON line for each set: the share of
-tokens that is not computed (saved), the share of the time (faster), their ratio, and token/s of
-the examples' tokens.
+for supervised tokens only, so a model of few layers saves less of its time than of its tokens. The
+model and the tokens are random; each set of examples has the beginnings of a kind of data. Every
+step runs with and without sharing, in turns, and the median over steps is of the ratio of each
+pair. Prints one JSON line for each set: the share of tokens that is not computed (saved), the share
+of the time (faster), their ratio, and token/s of the examples' tokens.
 """
 
 import argparse
