@@ -1,5 +1,6 @@
 """Optional packages: import those that OpenVINO needs, and keep away those that nothing needs."""
 
+import gc
 import importlib
 import sys
 from collections.abc import Iterator
@@ -38,10 +39,17 @@ def import_peft() -> None:
     peft 0.21 imports bitsandbytes, which imports Inductor, for models that it quantized;
     Transformers 5.5 imports scikit-learn for assisted generation and SciPy for the loss of object
     detection. Nothing here uses them so; NF4 calls bitsandbytes itself. Each can be imported as
-    usual afterwards.
+    usual afterwards. What was imported is not searched for garbage any more: it stays until the
+    process ends, and a search of it takes a third of a second.
     """
-    with gc_paused(), _hidden("bitsandbytes", "sklearn", "scipy"):
+    with gc_paused(), hidden("bitsandbytes", "sklearn", "scipy"):
+        if "transformers" in sys.modules:  # it may have asked before, and remembers the answer
+            from transformers.utils import import_utils
+
+            import_utils.is_sklearn_available.cache_clear()
+            import_utils.is_scipy_available.cache_clear()
         import peft  # noqa: F401
+    gc.freeze()
 
 
 @contextmanager
@@ -54,7 +62,7 @@ def without_bitsandbytes() -> Iterator[None]:
     from peft import import_utils
 
     questions = (import_utils.is_bnb_available, import_utils.is_bnb_4bit_available)
-    with _hidden("bitsandbytes"):
+    with hidden("bitsandbytes"):
         for question in questions:
             question.cache_clear()
         try:
@@ -65,14 +73,14 @@ def without_bitsandbytes() -> Iterator[None]:
 
 
 @contextmanager
-def _hidden(*modules: str) -> Iterator[None]:
+def hidden(*modules: str) -> Iterator[None]:
     """Let modules that are not loaded yet look as if they were not installed."""
-    hidden = [module for module in modules if module not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    absent = [module for module in modules if module not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        for module in hidden:
+        for module in absent:
             del sys.modules[module]
 
 

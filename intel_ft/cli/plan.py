@@ -68,8 +68,9 @@ def run(
         bool,
         typer.Option(
             "--measure",
-            help="Also train some of the model's layers on this machine for a few steps (a minute "
-            "or less) to correct the predictions. Default: measure GEMM and memory rates only.",
+            help="Read all the data, and train some of the model's layers on this machine for a "
+            "few steps (a minute or less) to correct the predictions. Default: read the rows of "
+            "some steps, and measure GEMM and memory rates only.",
         ),
     ] = False,
     shard: Annotated[
@@ -105,14 +106,16 @@ def run(
     if sweep is None and (values or plot):
         raise UserError("--values and --plot need --sweep")
     require_writable(plot)
+    from intel_ft.gc_pause import gc_paused
     from intel_ft.optional_packages import import_peft
 
     import_peft()
-    from intel_ft.planner.inputs import Cluster, inputs_of
-    from intel_ft.planner.plan import plan
-    from intel_ft.planner.workload import AssumedData
+    with gc_paused():
+        from intel_ft.planner import inputs as planned
+        from intel_ft.planner import plan as planner
+        from intel_ft.planner.lengths import AssumedData
 
-    cluster = Cluster(
+    cluster = planned.Cluster(
         nodes=nodes,
         ranks=ranks,
         sockets=sockets,
@@ -125,12 +128,24 @@ def run(
         gemm_rate=None if gemm_tflops is None else gemm_tflops * 1e12,
     )
     assumed = None if examples is None and tokens is None else AssumedData(examples, tokens)
-    inputs = inputs_of(settings, cluster, assumed, time_layers=measure)
-    if sweep is None:
-        from intel_ft.planner.text import lines
+    if sweep is None and not json:
+        from intel_ft.planner import text
 
-        report = plan(inputs)
-        typer.echo(json_text.dumps(report) if json else "\n".join(lines(report)))
+        # What is known is printed at once: reading the data and measuring take seconds.
+        found = planned.counted(settings, cluster, time_layers=measure)
+        facts = planner.model_facts(found)
+        typer.echo("\n".join(text.model_lines(facts)))
+        inputs = planned.with_data(found, assumed, measure)
+        if not measure:  # which corrects the memory
+            typer.echo("\n".join(text.size_lines({**facts, **planner.sizes(inputs)})))
+        report = planner.plan(planned.with_rates(inputs, time_layers=measure))
+        if measure:
+            typer.echo("\n".join(text.size_lines(report)))
+        typer.echo("\n".join(text.time_lines(report)))
+        return
+    inputs = planned.inputs_of(settings, cluster, assumed, time_layers=measure)
+    if sweep is None:
+        typer.echo(json_text.dumps(planner.plan(inputs)))
         return
     from intel_ft.files import write_text
     from intel_ft.planner.sweep import plotted, swept, values_of

@@ -102,6 +102,37 @@ def cached(
 
     max_examples: only the first ones. Raises as data.prepare.prepare does.
     """
+    found = _entry(data, source, tokenizer, max_examples)
+    if found is None:
+        return None
+    entry, origin = found
+    root = entry.parent
+    with explain_full_disk(root, "run the command again, which continues"):
+        complete_entry(entry, lambda: _make(entry, data, origin, tokenizer, max_examples))
+        delete_oldest(root, data.cache_gib * 2**30)
+    done = json.loads((entry / DONE).read_text(encoding="utf-8"))
+    report = _report(done["report"])
+    return Tokenized(open_examples(entry, done["highest"]), report.template, (report,))
+
+
+def is_cached(
+    data: DataConfig,
+    source: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    max_examples: int | None = None,
+) -> bool:
+    """Whether `cached` would find the examples of `source` complete. Raises as it does."""
+    found = _entry(data, source, tokenizer, max_examples)
+    return found is not None and (found[0] / DONE).exists()
+
+
+def _entry(
+    data: DataConfig,
+    source: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    max_examples: int | None,
+) -> tuple[Path, _Origin] | None:
+    """The entry for `source`, and what it is made from; None if data.cache keeps it out."""
     if data.cache == "off":
         return None
     files = local_files(source, data.split)
@@ -110,13 +141,7 @@ def cached(
     if data.cache == "auto" and origin.size < LARGE:
         return None
     root = user_folder() if data.cache == "auto" else Path(data.cache)
-    entry = root.absolute() / _name(data, origin, tokenizer, max_examples)
-    with explain_full_disk(root, "run the command again, which continues"):
-        complete_entry(entry, lambda: _make(entry, data, origin, tokenizer, max_examples))
-        delete_oldest(root, data.cache_gib * 2**30)
-    done = json.loads((entry / DONE).read_text(encoding="utf-8"))
-    report = _report(done["report"])
-    return Tokenized(open_examples(entry, done["highest"]), report.template, (report,))
+    return root.absolute() / _name(data, origin, tokenizer, max_examples), origin
 
 
 def _name(

@@ -1,7 +1,7 @@
 """Compute and memory rates of a node: measured here, or from the data sheet of a CPU or GPU."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -193,15 +193,24 @@ _INT8 = ("int8", "int8_own", "int8_gradient_own")
 """The int8 GEMMs that count, in one direction or in the other."""
 
 
-def measured_machine(
-    gemms: list[gemm_rate.Gemm],
-    dtype: torch.dtype,
-    cores: int | None,
-    *,
-    prepacked: bool,
-    thorough: bool = False,
+def this_machine(dtype: torch.dtype, cores: int | None) -> Machine:
+    """This machine, or one with `cores` such cores, whose rates are not a number yet."""
+    used = topology.read().usable
+    return Machine(
+        name=cpu.cpu_name() if cores in (None, used) else f"{cores} cores like the {used} here",
+        cores=cores or used,
+        dtype=dtype,
+        gemm_rate=math.nan,
+        int8_rate=math.nan,
+        bandwidth=math.nan,
+        source="not measured",
+    )
+
+
+def measured(
+    machine: Machine, gemms: list[gemm_rate.Gemm], *, prepacked: bool, thorough: bool = False
 ) -> Machine:
-    """This machine, or one with `cores` such cores: its rates for a model's GEMMs.
+    """`this_machine` with its rates for a model's GEMMs.
 
     Each GEMM counts with its shortest time. Of large ones a part is measured, for a few seconds in
     all (a 7B model); thorough: larger parts, which may take a minute.
@@ -215,14 +224,12 @@ def measured_machine(
     timings = []
     for gemm in gemms:
         part = gemm_rate.part_of(gemm, most_flops, columns)
-        timing = gemm_rate.measure(part, dtype, (*floats, *_INT8), seconds)
+        timing = gemm_rate.measure(part, machine.dtype, (*floats, *_INT8), seconds)
         scaled = {kind: s * gemm.flops / part.flops for kind, s in timing.seconds.items()}
         timings.append(gemm_rate.GemmTiming(gemm, scaled))
-    scale = (cores or used) / used
-    return Machine(
-        name=cpu.cpu_name() if cores in (None, used) else f"{cores} cores like the {used} here",
-        cores=cores or used,
-        dtype=dtype,
+    scale = machine.cores / used
+    return replace(
+        machine,
         gemm_rate=scale * gemm_rate.total_rate(timings),
         int8_rate=scale * gemm_rate.total_rate(timings, _INT8[:2], _INT8[::2]),
         bandwidth=scale * gemm_rate.memory_bandwidth(0.3),

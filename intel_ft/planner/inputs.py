@@ -1,5 +1,6 @@
 """What a plan is computed from: cluster, model, data, and the time of a few layers here."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -13,15 +14,8 @@ from intel_ft.host import cpu, devices, topology
 from intel_ft.layers.prepacked import can_prepack
 from intel_ft.planner import hardware, roofline
 from intel_ft.planner.hardware import Machine
-from intel_ft.planner.workload import (
-    AssumedData,
-    ExampleLengths,
-    PlannedRun,
-    Rows,
-    example_lengths,
-    planned_run,
-    sampled_rows,
-)
+from intel_ft.planner.lengths import AssumedData, ExampleLengths, example_lengths
+from intel_ft.planner.workload import PlannedRun, Rows, planned_run, sampled_rows
 from intel_ft.training.memory import MemorySetting
 from intel_ft.training.memory_setting import memory_setting
 from intel_ft.training.model_sizes import CountedModel, count_model
@@ -53,53 +47,87 @@ class Cluster:
 
 
 @dataclass(frozen=True, eq=False)
-class PlanInputs:
-    """What a plan is computed from, once for all points of a sweep."""
+class Counted:
+    """A model on machines: what is known of a plan before data is read and this machine measured.
+
+    config: with the adapter that a run starts from; machine: this one's rates are not known yet.
+    """
 
     config: Config
     cluster: Cluster
     model: CountedModel
     machine: Machine
+
+
+@dataclass(frozen=True, eq=False)
+class PlanInputs(Counted):
+    """What a plan is computed from, once for all points of a sweep."""
+
     examples: ExampleLengths
 
 
 def inputs_of(
     config: Config, cluster: Cluster, assumed: AssumedData | None, *, time_layers: bool = False
 ) -> PlanInputs:
-    """Count the model, measure or look up the machine's rates, and read the data.
+    """Count the model, read the data, and measure or look up the machine's rates.
 
     time_layers: also train some layers on this machine for a few steps, which corrects time and
     memory. Raises UserError, EnvironmentProblem.
     """
+    inputs = with_data(counted(config, cluster, time_layers=time_layers), assumed, time_layers)
+    return with_rates(inputs, time_layers=time_layers)
+
+
+def counted(config: Config, cluster: Cluster, *, time_layers: bool = False) -> Counted:
+    """The model, counted, and the machines. Raises as `inputs_of` does."""
     config = with_adapter(config)
-    gpu, chosen = _gpu(config, cluster), config.model.dtype
+    gpu = _gpu(config, cluster)
     if time_layers and (why := _why_not_timed(config, cluster, gpu)):
         raise UserError(f"--measure: {why}")
-    model = count_model(config)
-    if time_layers and not model.sizes.packs:
+    machine = _machine(config, cluster, gpu)
+    found = Counted(config, cluster, count_model(config), machine)
+    if time_layers and not found.model.sizes.packs:
         raise UserError("--measure times packed layers only, and this model's cannot be packed")
+    threads_of(found)  # refuses too many
+    _available(found)  # refuses a cluster of unknown memory
+    return found
+
+
+def _machine(config: Config, cluster: Cluster, gpu: str | None) -> Machine:
+    """A node of the cluster; this machine's rates are not known yet."""
+    chosen = config.model.dtype
     if gpu is not None:
         machine = hardware.named_gpus(gpu, cluster.ranks, chosen)
         if cluster.gpu is None:
             machine = replace(machine, gpu_memory=devices.memory_bytes(torch.device("cuda", 0)))
-    elif cluster.cpu is not None:
-        machine = hardware.named_cpus(cluster.cpu, cluster.sockets, cluster.cores, chosen)
-    else:
-        dtype = select(config.backend, config.model).dtype
-        prepacked = config.backend.prepack is not False and can_prepack(dtype)
-        cores = cluster.cores
-        machine = hardware.measured_machine(
-            model.products, dtype, cores, prepacked=prepacked, thorough=time_layers
+        return machine
+    if cluster.cpu is not None:
+        return hardware.named_cpus(cluster.cpu, cluster.sockets, cluster.cores, chosen)
+    return hardware.this_machine(select(config.backend, config.model).dtype, cluster.cores)
+
+
+def with_data(found: Counted, assumed: AssumedData | None, whole: bool = False) -> PlanInputs:
+    """The inputs with the lengths of the examples; whole: see example_lengths."""
+    examples = example_lengths(found.config, assumed, whole=whole)
+    return PlanInputs(found.config, found.cluster, found.model, found.machine, examples)
+
+
+def with_rates(inputs: PlanInputs, *, time_layers: bool = False) -> PlanInputs:
+    """The inputs with the rates of this machine, and with those that the cluster gives."""
+    config, machine, given = inputs.config, inputs.machine, inputs.cluster.gemm_rate
+    if math.isnan(machine.gemm_rate):
+        prepacked = config.backend.prepack is not False and can_prepack(machine.dtype)
+        machine = hardware.measured(
+            machine, inputs.model.products, prepacked=prepacked, thorough=time_layers
         )
-    if cluster.gemm_rate is not None:
-        faster = cluster.gemm_rate / machine.gemm_rate
+    if given is not None:
         machine = replace(
             machine,
-            gemm_rate=cluster.gemm_rate,
-            int8_rate=machine.int8_rate * faster,
+            gemm_rate=given,
+            int8_rate=machine.int8_rate * given / machine.gemm_rate,
             source=f"{machine.source}; GEMM rate as given",
         )
-    inputs = PlanInputs(config, cluster, model, machine, example_lengths(config, assumed))
+    inputs = replace(inputs, machine=machine)
     return _probed(inputs) if time_layers else inputs
 
 
@@ -193,7 +221,7 @@ def run_of(inputs: PlanInputs) -> Run:
     return Run(work.plan.max_tokens_per_row, work, steps, available, setting)
 
 
-def _available(inputs: PlanInputs) -> float:
+def _available(inputs: Counted) -> float:
     """Bytes for one rank; on this machine, what is free and what this process uses itself."""
     cluster, of_gpu = inputs.cluster, inputs.machine.gpu_memory
     if of_gpu is not None:
@@ -205,7 +233,7 @@ def _available(inputs: PlanInputs) -> float:
     return (cpu.available_bytes() + cpu.rss_gib() * cpu.GIB) / cluster.ranks
 
 
-def threads_of(inputs: PlanInputs) -> int:
+def threads_of(inputs: Counted) -> int:
     """Threads of a rank; a GPU counts as one. Raises UserError if a node has too few cores."""
     if inputs.machine.gpu_memory is not None:
         return 1

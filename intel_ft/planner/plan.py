@@ -15,49 +15,55 @@ from intel_ft.host.launcher_env import INTEL_MPI
 from intel_ft.models.flops import with_teacher
 from intel_ft.planner import roofline
 from intel_ft.planner.fit import by_row, changes
-from intel_ft.planner.inputs import PlanInputs, Run, rates_of, run_of, threads_of
+from intel_ft.planner.inputs import Counted, PlanInputs, Run, rates_of, run_of, threads_of
 from intel_ft.training.memory import estimate_memory, largest_row
 from intel_ft.training.preference_loss import WITH_REFERENCE
 
 
 def plan(inputs: PlanInputs) -> dict[str, Any]:
-    """{model, cluster, data, memory, step, run, checkpoint, change}.
+    """{model, data, memory, checkpoint, change, cluster, step, run}.
 
     Sizes are GiB, times seconds, rates GFLOP/s or token/s; `change` lists what would make the run
     fit, if it does not.
     """
-    config, cluster, model = inputs.config, inputs.cluster, inputs.model
     run = run_of(inputs)
+    return {
+        **model_facts(inputs),
+        **_sizes(inputs, run),
+        "cluster": _cluster(inputs, run),
+        **_times(inputs, run),
+    }
+
+
+def sizes(inputs: PlanInputs) -> dict[str, Any]:
+    """{data, memory, checkpoint, change} of `plan`, which depend on no rate."""
+    return _sizes(inputs, run_of(inputs))
+
+
+def model_facts(found: Counted) -> dict[str, Any]:
+    """{model} of `plan`."""
+    sizes = found.model.sizes
+    return {
+        "model": {
+            "name": found.config.model.name_or_path,
+            "parameters": sizes.parameters,
+            "active": sizes.parameters - sizes.expert_weights + sizes.experts,
+            "trainable": sizes.trained,
+            "layers": sizes.why_not_fused or "fused",
+            "decisions": [vars(decision) for decision in found.model.decisions],
+        }
+    }
+
+
+def _sizes(inputs: PlanInputs, run: Run) -> dict[str, Any]:
+    config, cluster, model = inputs.config, inputs.cluster, inputs.model
     work, setting, available = run.work, run.setting, run.available
     memory = estimate_memory(model.sizes, setting)
-    time = _times(inputs, run)
     weights = 4 * model.sizes.trained
     saved = weights + (4 * 2 * model.sizes.trained if "adam" in config.train.optimizer else 0)
     saved += weights if setting.keeps_best else 0
     kept = min(config.train.keep_checkpoints, max(1, work.steps // config.train.save_steps))
     return {
-        "model": {
-            "name": config.model.name_or_path,
-            "parameters": model.sizes.parameters,
-            "active": model.sizes.parameters - model.sizes.expert_weights + model.sizes.experts,
-            "trainable": model.sizes.trained,
-            "layers": model.sizes.why_not_fused or "fused",
-            "decisions": [vars(decision) for decision in model.decisions],
-        },
-        "cluster": {
-            "nodes": cluster.nodes,
-            "ranks": cluster.nodes * cluster.ranks,
-            "threads": threads_of(inputs),
-            "node": inputs.machine.name,
-            "gpu": setting.gpu,
-            "dtype": str(inputs.machine.dtype).removeprefix("torch."),
-            "gemm_gflops": inputs.machine.gemm_rate / 1e9,
-            "int8_gops": inputs.machine.int8_rate / 1e9,
-            "memory_gb_per_s": inputs.machine.bandwidth / 1e9,
-            "slowdown": inputs.machine.slowdown,
-            "source": inputs.machine.source,
-            "measured_here": cluster.cpu is None and not setting.gpu,
-        },
         "data": {
             "source": inputs.examples.source,
             "steps": work.steps,
@@ -74,7 +80,6 @@ def plan(inputs: PlanInputs) -> dict[str, Any]:
             "largest_row": largest_row(model.sizes, setting, available),
             "rows": by_row(model, setting),
         },
-        **time,
         "checkpoint": {
             "weights": weights / cpu.GIB,
             "each": saved / cpu.GIB,
@@ -83,6 +88,24 @@ def plan(inputs: PlanInputs) -> dict[str, Any]:
         "change": []
         if memory.needed <= available
         else changes(config, model, setting, available, cluster.nodes, cluster.ranks),
+    }
+
+
+def _cluster(inputs: PlanInputs, run: Run) -> dict[str, Any]:
+    cluster, machine = inputs.cluster, inputs.machine
+    return {
+        "nodes": cluster.nodes,
+        "ranks": cluster.nodes * cluster.ranks,
+        "threads": threads_of(inputs),
+        "node": machine.name,
+        "gpu": run.setting.gpu,
+        "dtype": str(machine.dtype).removeprefix("torch."),
+        "gemm_gflops": machine.gemm_rate / 1e9,
+        "int8_gops": machine.int8_rate / 1e9,
+        "memory_gb_per_s": machine.bandwidth / 1e9,
+        "slowdown": machine.slowdown,
+        "source": machine.source,
+        "measured_here": cluster.cpu is None and not run.setting.gpu,
     }
 
 

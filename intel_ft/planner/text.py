@@ -7,62 +7,96 @@ from intel_ft.tables import Table
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report of planner.plan, one fact per line."""
-    model, cluster, memory = report["model"], report["cluster"], report["memory"]
-    step, run, saved = report["step"], report["run"], report["checkpoint"]
+    return [*model_lines(report), *size_lines(report), *time_lines(report)]
+
+
+def model_lines(report: dict[str, Any]) -> list[str]:
+    """The lines about the model, which need neither data nor a machine."""
+    model = report["model"]
     share = 100 * model["trainable"] / model["parameters"]
-    facts = [
-        ("model", f"{model['name']}: {model['parameters']:,} parameters{_active(model)}"),
-        ("trained", f"{model['trainable']:,} ({share:.2f} %); decoder layers: {model['layers']}"),
-        *((one["name"], f"{one['value']} ({one['reason']})") for one in model["decisions"]),
-        (
-            "cluster",
-            f"{_count(cluster['nodes'], 'node')} of {cluster['node']}, {_ranks(cluster)}, "
-            f"{cluster['dtype']}",
-        ),
-        (
-            "per node",
-            f"{_gemm_rates(cluster)}, memory {cluster['memory_gb_per_s']:,.0f} GB/s "
-            f"({cluster['source']})",
-        ),
-        *_layers(cluster),
-        ("data", report["data"]["source"]),
-        ("", ""),
-        ("memory", _verdict(memory)),
-        *((f"  {_words(name)}", f"{g:8.2f} GiB") for name, g in memory["parts"].items() if g),
-        (
-            "  total",
-            f"{memory['total']:8.2f} GiB per rank, longest row {memory['row_tokens']:,} tokens",
-        ),
-        ("row limit", f"rows of up to {memory['largest_row']:,} tokens fit"),
-        ("rows", _rows(memory["rows"])),
-        *(("change", text) for text in report["change"]),
-        ("", ""),
-        (
-            "per step",
-            f"{step['tokens']:,.0f} tokens, {step['flops'] / 1e12:,.3g} TFLOP: "
-            f"{_duration(step['seconds'])}, {step['tokens_per_s']:,.0f} token/s, "
-            f"MFU {step['mfu']:.2f}",
-        ),
-        ("  of which", _parts(step)),
-        (
-            "ranks",
-            f"{100 * step['communication_share']:.1f} % of a step in collectives "
-            f"({step['collective']}), {100 * step['waiting_share']:.1f} % waiting for the slowest "
-            "rank",
-        ),
-        (
-            "the run",
-            f"{_count(run['steps'], 'step')}: {_duration(run['seconds'])}, of which evaluation "
-            f"{_duration(run['evaluation_seconds'])}{_reference(run)}",
-        ),
-        *([] if run["kwh"] is None else [("energy", f"{run['kwh']:,.2f} kWh")]),
-        (
-            "checkpoints",
-            f"{_size(saved['each'])} each, of which weights {_size(saved['weights'])}; "
-            f"{_size(saved['kept'])} for all that are kept",
-        ),
-    ]
-    width = max(len(name) for name, _ in facts) + 2
+    return _aligned(
+        report,
+        [
+            ("model", f"{model['name']}: {model['parameters']:,} parameters{_active(model)}"),
+            (
+                "trained",
+                f"{model['trainable']:,} ({share:.2f} %); decoder layers: {model['layers']}",
+            ),
+            *((one["name"], f"{one['value']} ({one['reason']})") for one in model["decisions"]),
+        ],
+    )
+
+
+def size_lines(report: dict[str, Any]) -> list[str]:
+    """The lines about data, memory and checkpoints, which need no rate of a machine."""
+    memory, saved = report["memory"], report["checkpoint"]
+    return _aligned(
+        report,
+        [
+            ("data", report["data"]["source"]),
+            ("", ""),
+            ("memory", _verdict(memory)),
+            *((f"  {_words(name)}", f"{g:8.2f} GiB") for name, g in memory["parts"].items() if g),
+            (
+                "  total",
+                f"{memory['total']:8.2f} GiB per rank, longest row {memory['row_tokens']:,} tokens",
+            ),
+            ("row limit", f"rows of up to {memory['largest_row']:,} tokens fit"),
+            ("rows", _rows(memory["rows"])),
+            *(("change", text) for text in report["change"]),
+            (
+                "checkpoints",
+                f"{_size(saved['each'])} each, of which weights {_size(saved['weights'])}; "
+                f"{_size(saved['kept'])} for all that are kept",
+            ),
+            ("", ""),
+        ],
+    )
+
+
+def time_lines(report: dict[str, Any]) -> list[str]:
+    """The lines about the cluster and the time that it takes."""
+    cluster, step, run = report["cluster"], report["step"], report["run"]
+    return _aligned(
+        report,
+        [
+            (
+                "cluster",
+                f"{_count(cluster['nodes'], 'node')} of {cluster['node']}, {_ranks(cluster)}, "
+                f"{cluster['dtype']}",
+            ),
+            (
+                "per node",
+                f"{_gemm_rates(cluster)}, memory {cluster['memory_gb_per_s']:,.0f} GB/s "
+                f"({cluster['source']})",
+            ),
+            *_layers(cluster),
+            (
+                "per step",
+                f"{step['tokens']:,.0f} tokens, {step['flops'] / 1e12:,.3g} TFLOP: "
+                f"{_duration(step['seconds'])}, {step['tokens_per_s']:,.0f} token/s, "
+                f"MFU {step['mfu']:.2f}",
+            ),
+            ("  of which", _parts(step)),
+            (
+                "ranks",
+                f"{100 * step['communication_share']:.1f} % of a step in collectives "
+                f"({step['collective']}), {100 * step['waiting_share']:.1f} % waiting for the "
+                "slowest rank",
+            ),
+            (
+                "the run",
+                f"{_count(run['steps'], 'step')}: {_duration(run['seconds'])}, of which evaluation "
+                f"{_duration(run['evaluation_seconds'])}{_reference(run)}",
+            ),
+            *([] if run["kwh"] is None else [("energy", f"{run['kwh']:,.2f} kWh")]),
+        ],
+    )
+
+
+def _aligned(report: dict[str, Any], facts: list[tuple[str, str]]) -> list[str]:
+    """The facts under each other; no name but those of decisions has more than 15 letters."""
+    width = max(15, *(len(one["name"]) for one in report["model"]["decisions"]), 0) + 2
     return [f"{name:<{width}}{text}".rstrip() for name, text in facts]
 
 

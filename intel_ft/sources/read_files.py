@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intel_ft.errors import UserError
+from intel_ft.optional_packages import hidden
 from intel_ft.sources.compressed import unpack
 from intel_ft.sources.csv_header import read_header
 from intel_ft.sources.files import BUILDERS, inner_type
@@ -128,7 +129,10 @@ def innermost(error: BaseException) -> BaseException:
 
 @contextmanager
 def quiet_datasets() -> Iterator[Any]:
-    """Yield the `datasets` module with progress bars, warnings and log output disabled."""
+    """Yield the `datasets` module with progress bars, warnings and log output disabled.
+
+    SciPy is hidden: datasets 5.0 imports it to patch its reader of Matlab files, which takes 0.3 s.
+    """
     import datasets
 
     had_bars = not datasets.are_progress_bars_disabled()
@@ -138,7 +142,7 @@ def quiet_datasets() -> Iterator[Any]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), hidden("scipy"):
             warnings.simplefilter("ignore")
             # pandas truncates or shifts a row with more cells than the header, and warns.
             warnings.filterwarnings("error", message="Length of header or names")

@@ -32,6 +32,8 @@ from intel_ft.sources.read_files import (
 from intel_ft.sources.remote import fetch, is_url
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from datasets import Dataset
 
 _HUB_ID = re.compile(
@@ -48,7 +50,8 @@ class Rows:
     that a JSON row does not have is None. files: those that were read, empty if the rows come from
     the Hub. notes: what was chosen and what was not, for the user; other_splits: splits that the
     source has and that were not read; first: the number of the table's first row in the source,
-    from 0; is_part: whether the source has more rows than these.
+    from 0; is_part: whether the source has more rows than these; numbers: that of each row, where
+    they are not consecutive.
     """
 
     source: str
@@ -61,6 +64,7 @@ class Rows:
     other_splits: tuple[str, ...] = ()
     first: int = 0
     is_part: bool = False
+    numbers: "npt.NDArray[np.int64] | None" = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -70,11 +74,17 @@ class Rows:
         table = self.table.select(range(start, min(end, len(self))))
         return replace(self, table=table, first=self.first + start, is_part=True)
 
+    def sample(self, numbers: "npt.NDArray[np.int64]") -> "Rows":
+        """The rows of these numbers, from 0, of a whole source."""
+        return replace(self, table=self.table.select(numbers), is_part=True, numbers=numbers)
+
     @property
     def name(self) -> str:
         """The source, with the numbers of the rows if they are a part of it."""
         if not self.is_part:
             return self.source
+        if self.numbers is not None:
+            return f"{self.source}, {len(self):,} of its rows"
         return f"{self.source}, rows {self.first + 1:,} to {self.first + len(self):,}"
 
     def cells(self, columns: Sequence[str | None]) -> Iterator[tuple[Any, ...]]:
@@ -87,7 +97,7 @@ class Rows:
 
     def where(self, index: int) -> str:
         """File and row number (from 1) of row `index` (from 0), for error messages."""
-        number = self.first + index + 1
+        number = (self.first + index if self.numbers is None else int(self.numbers[index])) + 1
         if not self.files or not re.fullmatch(r"[\w.]+", self.split):  # the Hub, or a slice
             split = "" if self.split == "train" else f" of split {self.split}"
             return f"{self.source} row {number}{split}"

@@ -12,6 +12,7 @@ def test_peft_comes_without_what_nothing_uses():
     pytest.importorskip("sklearn")
     program = (
         "import sys\n"
+        "import transformers\n"  # a user's own program may have imported it before
         "from intel_ft.optional_packages import import_peft\n"
         "import_peft()\n"
         "import peft, intel_ft.training.run\n"

@@ -15,13 +15,14 @@ from intel_ft.host import topology
 from intel_ft.host.topology import Core, Topology
 from intel_ft.models import gemm_rate
 from intel_ft.models.flops import expert_weights, step_cost
-from intel_ft.planner.hardware import CPUS, Machine, measured_machine, named_cpus, named_gpus
+from intel_ft.planner.hardware import CPUS, Machine, measured, named_cpus, named_gpus, this_machine
 from intel_ft.planner.inputs import Cluster, PlanInputs, inputs_of
+from intel_ft.planner.lengths import AssumedData, example_lengths
 from intel_ft.planner.plan import plan
 from intel_ft.planner.roofline import exchange_seconds, rank_seconds
 from intel_ft.planner.sweep import plotted, swept, values_of
 from intel_ft.planner.text import lines, sweep_table
-from intel_ft.planner.workload import AssumedData, PlannedRow, example_lengths
+from intel_ft.planner.workload import PlannedRow
 from intel_ft.training.memory import MemorySetting, estimate_memory
 from intel_ft.training.model_sizes import CountedModel, count_model, model_sizes
 
@@ -228,7 +229,7 @@ def test_only_cores_that_compute_at_the_same_time_are_measured(monkeypatch) -> N
     try:
         for quota, usable in ((None, 2), (1.0, 1)):
             monkeypatch.setattr(topology, "read", lambda q=quota: Topology(cores, {0: 8}, q))
-            found = measured_machine(products, torch.float32, None, prepacked=False)
+            found = measured(this_machine(torch.float32, None), products, prepacked=False)
             assert (found.cores, torch.get_num_threads()) == (usable, usable)
     finally:
         torch.set_num_threads(before)

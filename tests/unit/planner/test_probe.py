@@ -14,10 +14,10 @@ from intel_ft.models import gemm_rate
 from intel_ft.planner import hardware, probe
 from intel_ft.planner.hardware import Machine
 from intel_ft.planner.inputs import Cluster, inputs_of
+from intel_ft.planner.lengths import AssumedData
 from intel_ft.planner.plan import plan
 from intel_ft.planner.probe import shortened
 from intel_ft.planner.text import lines
-from intel_ft.planner.workload import AssumedData
 from intel_ft.training.memory import RUNTIME
 
 GIB = 2**30
@@ -36,7 +36,7 @@ def config(**sections: dict[str, object]) -> Config:
 @pytest.fixture
 def made_up_rates(monkeypatch) -> None:
     """GEMMs are not measured, which has tests of its own."""
-    monkeypatch.setattr(hardware, "measured_machine", lambda *_, **__: MACHINE)
+    monkeypatch.setattr(hardware, "measured", lambda *_, **__: MACHINE)
 
 
 @pytest.mark.usefixtures("made_up_rates")

@@ -1,0 +1,204 @@
+"""Tokens of a run's examples for a plan: of all of them, of those of some steps, or assumed.
+
+A plan computes time and memory from a few of the run's steps, so it tokenizes the rows of these
+steps only. Of data that is tokenized already, or has few rows, all are read.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from intel_ft import assets
+from intel_ft.batching.plan import IntArray, Plan
+from intel_ft.config import Config
+from intel_ft.config_sections import DataConfig, TrainConfig
+from intel_ft.config_sources import Source
+from intel_ft.data.mixture import Part
+from intel_ft.data.prepare import prepare_rows
+from intel_ft.data.selection import Selection
+from intel_ft.data.stream import Stream
+from intel_ft.data.token_cache import is_cached
+from intel_ft.data.tokenized import Tokenized
+from intel_ft.data.training_set import tokenize
+from intel_ft.errors import IntelFTError
+from intel_ft.gc_pause import gc_paused
+from intel_ft.models.load import load_tokenizer
+from intel_ft.sources.rows import Rows, load_rows
+from intel_ft.templates.examples import Examples, ExampleSet
+from intel_ft.training.decide import sampled_steps, total_steps
+from intel_ft.training.setup import read_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_FEW = 1024
+"""Rows that are tokenized at least; where a source has no more than twice as many, all are."""
+
+
+@dataclass(frozen=True)
+class AssumedData:
+    """Data assumed in place of the config's: examples, and tokens of each; half are supervised."""
+
+    examples: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleLengths:
+    """Tokens of each training example, and of the whole validation set.
+
+    source: where the numbers come from. named: the highest token id that was read plus one. parts:
+    what an epoch takes from each source, where they have weights. examples: the data. `named` and
+    `examples` are None if the data was not read.
+    """
+
+    lengths: npt.NDArray[np.int64]
+    supervised: npt.NDArray[np.int64]
+    validation_tokens: int
+    source: str
+    named: int | None = None
+    parts: tuple[Part, ...] = ()
+    examples: ExampleSet | None = None
+
+
+def example_lengths(
+    config: Config, assumed: AssumedData | None, *, whole: bool = False
+) -> ExampleLengths:
+    """Read and tokenize the config's data, or use the `assumed` data.
+
+    whole: all of it, not only the rows of the steps that a plan looks at. If the data cannot be
+    read, examples of half of data.max_length are assumed, and `source` has the reason.
+    """
+    reason = ""
+    if assumed is None:
+        try:
+            tokenizer = load_tokenizer(config.model)
+            return (None if whole else _sampled(config, tokenizer)) or _all(config, tokenizer)
+        except IntelFTError as error:
+            assumed, reason = AssumedData(), f" ({error})"
+    count = assumed.examples or config.train.global_batch_size
+    tokens = assumed.tokens or max(8, config.data.max_length // 2)
+    lengths = np.full(count, tokens, dtype=np.int64)
+    source = f"assumed: {count:,} examples of {tokens} tokens, half supervised{reason}"
+    return ExampleLengths(lengths, lengths // 2, 0, source)
+
+
+def _all(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLengths:
+    training, validation = read_data(config, tokenizer)
+    examples = training.examples
+    return ExampleLengths(
+        examples.lengths,
+        examples.supervised_counts,
+        0 if validation is None else validation.report.tokens,
+        f"{config.data.train_name}: {len(examples):,} examples{_mixed(training)}",
+        examples.highest_id + 1,
+        training.parts,
+        examples,
+    )
+
+
+def _mixed(training: Tokenized) -> str:
+    """Where the examples are not all of one source: what an epoch takes from each."""
+    if isinstance(training.examples, Stream):
+        return ", the first buffer of a stream"
+    if len(training.reports) == 1:
+        return ""
+    shares = (f"{100 * one['share']:.1f} % {one['source']}" for one in training.shares())
+    return f" ({', '.join(shares)})"
+
+
+def _sampled(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLengths | None:
+    """The lengths in the steps that a plan looks at; None where all rows are to be read.
+
+    An example that is in none of these steps gets the length of one that is.
+    """
+    data = config.data
+    if data.streaming or len(data.sources) > 1 or config.method.compares is not None:
+        return None
+    (source,) = data.sources
+    with tempfile.TemporaryDirectory(prefix="intel-ft-") as folder:
+        rows = _rows(data.of(source), tokenizer, Path(folder, "train"))
+        if rows is None:
+            return None
+        total = min(len(rows), source.max_examples or len(rows))
+        numbers = np.union1d(_in_steps(config.train, total), _spread(total))
+        if 2 * len(numbers) > total:
+            return None
+        read = _tokenized(rows, numbers, data.of(source), tokenizer)
+        held_out, validation = _validation(config, tokenizer, read, total, Path(folder, "eval"))
+    one_each = len(read) == len(numbers)
+    count = round(total * len(read) / len(numbers)) - held_out
+    places = np.arange(count, dtype=np.int64) % len(read)
+    if one_each and not held_out:  # example i is row i, so these are the run's own steps
+        places[numbers] = np.arange(len(read))
+    else:
+        steps = _in_steps(config.train, count)
+        places[steps] = np.arange(len(steps)) % len(read)
+    examples = Selection((read,), places)
+    return ExampleLengths(
+        examples.lengths,
+        examples.supervised_counts,
+        validation,
+        f"{data.train_name}: {'' if one_each else 'about '}{count:,} examples, of which "
+        f"{len(read):,} were read (--measure reads all)",
+        read.highest_id + 1,
+        examples=examples,
+    )
+
+
+def _validation(
+    config: Config,
+    tokenizer: "PreTrainedTokenizerFast",
+    read: Examples,
+    total: int,
+    folder: Path,
+) -> tuple[int, int]:
+    """How many of `total` examples are held out of training; tokens of the validation set."""
+    data = config.data
+    if data.eval is not None:
+        own = data.model_copy(update={"weight_column": None})
+        own = own.of(Source(path=data.eval, split=data.eval_split or data.split))
+        rows = _rows(own, tokenizer, folder)
+        if rows is None:
+            return 0, tokenize(own, tokenizer).report.tokens
+        some = _tokenized(rows, _spread(len(rows)), own, tokenizer)
+        return 0, round(len(some.tokens) * len(rows) / min(len(rows), _FEW))
+    if not data.eval_fraction:
+        return 0, 0
+    held_out = min(max(round(total * data.eval_fraction), 1), total - 1)
+    return held_out, round(held_out * float(read.lengths.mean()))
+
+
+def _in_steps(train: TrainConfig, count: int) -> IntArray:
+    """Which of so many examples are in the steps that a plan looks at, sorted."""
+    ones = np.ones(count, np.int64)
+    plan = Plan(ones, ones, train.global_batch_size, max_tokens_per_row=1, seed=train.seed)
+    steps = sampled_steps(plan, total_steps(train, plan))
+    return np.unique(np.concatenate([step.examples for step in steps]))
+
+
+def _spread(total: int) -> IntArray:
+    """The numbers of _FEW of so many rows, evenly spread; all if there are not more."""
+    return np.linspace(0, total - 1, min(_FEW, total)).astype(np.int64)
+
+
+def _rows(data: DataConfig, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> Rows | None:
+    """The rows of the one source of `data`, which lie in `folder`; None if tokens are cached."""
+    (source,) = data.sources
+    path = assets.resolve(source.path)
+    if is_cached(data, path, tokenizer, source.max_examples):
+        return None
+    return load_rows(path, data.split, folder=folder)
+
+
+def _tokenized(
+    rows: Rows, numbers: IntArray, data: DataConfig, tokenizer: "PreTrainedTokenizerFast"
+) -> Examples:
+    """The examples of the rows of these numbers."""
+    with gc_paused():
+        part = rows.sample(numbers.tolist())
+        return prepare_rows(part, data, tokenizer, data.max_length).examples
