@@ -229,7 +229,7 @@ def prepare_rows(
             f" {data_format}: set data.on_long to truncate or drop"
         )
     if len(long) and data.on_long == "error":
-        raise _too_long(rows.where(fitted.rows[long[0]]), examples, long, longest)
+        raise _too_long(rows.where(fitted.rows[long[0]]), examples, long, longest, answers)
     if len(long) and data.on_long != "split":
         examples, usable, truncated = _shortened(data, examples, long, longest, tokenizer, answers)
         dropped = len(kept) - len(usable)
@@ -388,12 +388,17 @@ def split_places(
 
 
 def _too_long(
-    where: str, examples: Examples, long: npt.NDArray[np.int64], max_length: int
+    where: str,
+    examples: Examples,
+    long: npt.NDArray[np.int64],
+    max_length: int,
+    answers: Kind | None,
 ) -> UserError:
     lengths = examples.lengths
+    # A shortened answer is not the one that was judged.
+    what, others = ("examples", "truncate or drop") if answers is None else ("answers", "drop")
     return UserError(
         f"{where} has {lengths[long[0]]} tokens, more than data.max_length"
-        f" ({max_length}); {len(long)} of {len(lengths)} examples are too long, and the longest has"
-        f" {lengths.max()} tokens: increase data.max_length, or set data.on_long to truncate or"
-        " drop"
+        f" ({max_length}); {len(long)} of {len(lengths)} {what} are too long, and the longest has"
+        f" {lengths.max()} tokens: increase data.max_length, or set data.on_long to {others}"
     )
