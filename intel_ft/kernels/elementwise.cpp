@@ -25,13 +25,9 @@
 
 #include <vector>
 
-#include "bf16.h"
+#include "rows.h"
 
 namespace {
-
-inline float sigmoid(float x) {
-  return 1.0f / (1.0f + fast_exp(-std::min(std::max(x, -87.0f), 87.0f)));
-}
 
 // Pseudo-random bits from a counter (lowbias32, Wellons 2018).
 inline uint32_t hash32(uint32_t x) {
@@ -48,17 +44,8 @@ extern "C" {
 void rms_norm(const bf16* x, const bf16* weight, float eps, bf16* out, int64_t rows, int64_t size,
               int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < rows; ++i) {
-    const bf16* in = x + i * size;
-    float squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < size; ++j) squares += to_float(in[j]) * to_float(in[j]);
-    float scale = 1.0f / std::sqrt(squares / size + eps);
-#pragma omp simd
-    for (int64_t j = 0; j < size; ++j)
-      out[i * size + j] =
-          round_to_bf16(to_float(weight[j]) * to_float(round_to_bf16(to_float(in[j]) * scale)));
-  }
+  for (int64_t i = 0; i < rows; ++i)
+    norm_row(x + i * size, weight, eps, size, out + i * size);
 }
 
 // grad_x = the gradient of rms_norm at x, plus `residual` unless that is null.
@@ -94,10 +81,7 @@ void rms_norm_backward(const bf16* x, const bf16* weight, const bf16* grad, cons
 // out = silu(gate) * up.
 void swiglu(const bf16* gate, const bf16* up, bf16* out, int64_t count, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < count; ++i) {
-    float g = to_float(gate[i]);
-    out[i] = round_to_bf16(g * sigmoid(g) * to_float(up[i]));
-  }
+  for (int64_t i = 0; i < count; ++i) out[i] = swiglu_of(gate[i], up[i]);
 }
 
 // out = x / (1 - rate) where an element is kept and 0 elsewhere, plus `residual` unless that is

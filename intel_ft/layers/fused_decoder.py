@@ -39,11 +39,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from intel_ft.kernels import ops
+from intel_ft.kernels.gemm.tiles import Source
 from intel_ft.layers.llama_like import ATTENTION, MLP, why_not_llama_like
 from intel_ft.layers.lora_linear import (
     LoraLinear,
     LoraStep,
     backward_of_shared,
+    forward_of_shared,
     is_active,
     linear_of,
 )
@@ -116,26 +118,25 @@ class DecoderLayer(torch.autograd.Function):
     ) -> Tensor:
         """The layer's output."""
         steps = Linears(*(linear.start_step() for linear in layer.linears))
-        x1 = ops.rms_norm(hidden, layer.norm, layer.eps)
-        q, q_a_out = steps.q.forward(x1)
-        k, k_a_out = steps.k.forward(x1)
-        v, v_a_out = steps.v.forward(x1)
-        del x1
+        (q, k, v), qkv_a_outs = forward_of_shared(
+            (steps.q, steps.k, steps.v), Source(hidden, norm=layer.norm, eps=layer.eps)
+        )
         attended, logsumexp = ops.attention(
             *layer.split_heads(q, k, v), cos, sin, bounds, parents, layer.scale
         )
         flat = attended.view(len(hidden), -1)
-        if keep is None:
-            middle, o_a_out = steps.o.forward(flat, residual=hidden)
-        else:
-            middle, o_a_out = steps.o.forward(flat[keep], residual=hidden[keep])
-        x2 = ops.rms_norm(middle, layer.middle_norm, layer.eps)
-        gate, gate_a_out = steps.gate.forward(x2)
-        up, up_a_out = steps.up.forward(x2)
-        out, down_a_out = steps.down.forward(ops.swiglu(gate, up), residual=middle)
+        if keep is not None:
+            flat = flat[keep]
+        [middle], [o_a_out] = forward_of_shared(
+            [steps.o], Source(flat), residual=hidden if keep is None else hidden[keep]
+        )
+        (gate, up), gate_up_a_outs = forward_of_shared(
+            (steps.gate, steps.up), Source(middle, norm=layer.middle_norm, eps=layer.eps)
+        )
+        [out], [down_a_out] = forward_of_shared([steps.down], Source(gate, up=up), residual=middle)
         ctx.layer, ctx.steps = layer, steps
         inputs = hidden, cos, sin, bounds, parents, keep
-        lora_a_outs = q_a_out, k_a_out, v_a_out, o_a_out, gate_a_out, up_a_out, down_a_out
+        lora_a_outs = *qkv_a_outs, o_a_out, *gate_up_a_outs, down_a_out
         ctx.save_for_backward(*inputs, q, k, v, attended, logsumexp, middle, gate, up, *lora_a_outs)
         return out
 
@@ -150,10 +151,9 @@ class DecoderLayer(torch.autograd.Function):
         lora_a_outs = Linears(*rest)
 
         grad = gradients[0].contiguous()
-        grad_a_out = steps.down.lora_a_out_gradient(grad)
-        grad_gate, grad_up, activated = ops.swiglu_backward(
-            gate, up, steps.down.input_gradient(grad, grad_a_out)
-        )
+        grad_activated, grad_a_out = steps.down.input_gradients(grad)
+        grad_gate, grad_up, activated = ops.swiglu_backward(gate, up, grad_activated)
+        del grad_activated
         down_grads = steps.down.lora_gradients(grad, grad_a_out, activated, lora_a_outs.down)
         x2 = ops.rms_norm(middle, layer.middle_norm, layer.eps)
         grad_x2, (gate_grads, up_grads) = backward_of_shared(

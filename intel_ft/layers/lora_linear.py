@@ -18,6 +18,7 @@ from torch import Tensor
 from intel_ft.kernels import ops
 from intel_ft.kernels.gemm import narrow
 from intel_ft.kernels.gemm.narrow import LoraPanels
+from intel_ft.kernels.gemm.tiles import Source
 from intel_ft.layers.own_products import TileWeight
 
 Gradients = tuple[Tensor, ...]
@@ -154,6 +155,13 @@ class LoraStep:
             return ops.dropout(grad_a_out @ self.a, self.rate, self.seed, accumulate_into=grad_x)
         return grad_x.addmm_(grad_a_out, self.a)
 
+    def input_gradients(
+        self, grad: Tensor, accumulate_into: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`input_gradient` and `lora_a_out_gradient` of the same grad."""
+        grad_a_out = self.lora_a_out_gradient(grad)
+        return self.input_gradient(grad, grad_a_out, accumulate_into), grad_a_out
+
     def lora_gradients(
         self, grad: Tensor, grad_a_out: Tensor | None, x: Tensor, lora_a_out: Tensor | None
     ) -> Gradients:
@@ -171,8 +179,7 @@ class LoraStep:
         accumulate_into: Tensor | None = None,
     ) -> tuple[Tensor, Gradients]:
         """The gradient of x (+ accumulate_into, which it may overwrite), and those of A and B."""
-        grad_a_out = self.lora_a_out_gradient(grad)
-        grad_x = self.input_gradient(grad, grad_a_out, accumulate_into)
+        grad_x, grad_a_out = self.input_gradients(grad, accumulate_into)
         return grad_x, self.lora_gradients(grad, grad_a_out, x, lora_a_out)
 
     def _dropout(self, x: Tensor) -> Tensor:
@@ -187,26 +194,35 @@ class TileStep(LoraStep):
     packed: LoraPanels | None = None
 
     @property
-    def _panels(self) -> LoraPanels:
-        assert self.packed is not None  # start_step set it
+    def panels(self) -> LoraPanels:
+        """`packed`, which start_step set."""
+        assert self.packed is not None
         return self.packed
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """See LoraStep."""
-        lora_a_out = narrow.multiply(x, self._panels.a)
-        return self.base.linear(x, residual, (lora_a_out, self._panels.b)), lora_a_out
+        lora_a_out = narrow.multiply(x, self.panels.a)
+        return self.base.linear(x, residual, (lora_a_out, self.panels.b)), lora_a_out
 
     def lora_a_out_gradient(self, grad: Tensor) -> Tensor | None:
         """See LoraStep."""
-        return narrow.multiply(grad, self._panels.b_transposed)
+        return narrow.multiply(grad, self.panels.b_transposed)
 
     def input_gradient(
         self, grad: Tensor, grad_a_out: Tensor | None, accumulate_into: Tensor | None = None
     ) -> Tensor:
         """See LoraStep."""
         assert grad_a_out is not None
-        low_rank = grad_a_out, self._panels.a_transposed
+        low_rank = grad_a_out, self.panels.a_transposed
         return self.base.input_gradient(grad, accumulate_into, low_rank)
+
+    def input_gradients(
+        self, grad: Tensor, accumulate_into: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See LoraStep; one pass over grad."""
+        rows, [grad_a_out] = self.base.gradient_rows(grad, [self.panels.b_transposed])
+        low_rank = grad_a_out, self.panels.a_transposed
+        return self.base.multiply_gradient(rows, accumulate_into, low_rank), grad_a_out
 
     def lora_gradients(
         self, grad: Tensor, grad_a_out: Tensor | None, x: Tensor, lora_a_out: Tensor | None
@@ -216,6 +232,30 @@ class TileStep(LoraStep):
         assert lora_a_out is not None
         grad_a = narrow.gradient(grad_a_out, x)
         return grad_a, narrow.gradient(lora_a_out, grad, self.scale, transposed=True)
+
+
+def forward_of_shared(
+    steps: Sequence[LoraStep], source: Source, residual: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """`LoraStep.forward` of layers that have the same input; the outputs and the `lora_a_outs`.
+
+    On AMX tiles the input is prepared for all of them in one pass.
+    """
+    if not all(isinstance(step, TileStep) for step in steps):
+        x = source.x
+        if source.norm is not None:
+            x = ops.rms_norm(x, source.norm, source.eps)
+        elif source.up is not None:
+            x = ops.swiglu(x, source.up)
+        found = [step.forward(x, residual) for step in steps]
+        return [out for out, _ in found], [lora_a_out for _, lora_a_out in found]
+    own = [step for step in steps if isinstance(step, TileStep)]
+    rows, lora_a_outs = own[0].base.rows(source, [step.panels.a for step in own])
+    outs = [
+        step.base.multiply(rows, residual, (lora_a_out, step.panels.b))
+        for step, lora_a_out in zip(own, lora_a_outs, strict=True)
+    ]
+    return outs, list(lora_a_outs)
 
 
 def backward_of_shared(
@@ -231,13 +271,14 @@ def backward_of_shared(
     On AMX tiles the gradients of their A are one GEMM, which reads x once. Returns None for the
     gradient of x where that is not needed.
     """
-    grad_x, grad_a_outs = (
-        None,
-        [s.lora_a_out_gradient(g) for s, g in zip(steps, grads, strict=True)],
-    )
-    if needs_input_gradient:
-        for step, grad, grad_a_out in zip(steps, grads, grad_a_outs, strict=True):
-            grad_x = step.input_gradient(grad, grad_a_out, accumulate_into=grad_x)
+    grad_x: Tensor | None = None
+    grad_a_outs: list[Tensor | None] = []
+    for step, grad in zip(steps, grads, strict=True):
+        if needs_input_gradient:
+            grad_x, grad_a_out = step.input_gradients(grad, accumulate_into=grad_x)
+        else:
+            grad_a_out = step.lora_a_out_gradient(grad)
+        grad_a_outs.append(grad_a_out)
     parts = list(zip(steps, grads, grad_a_outs, lora_a_outs, strict=True))
     if not all(isinstance(step, TileStep) for step in steps):
         return grad_x, [s.lora_gradients(g, g_a_out, x, a_out) for s, g, g_a_out, a_out in parts]

@@ -4,7 +4,7 @@ The copies take as much memory as those of layers.prepacked (bf16) and layers.in
 they compute with fewer roundings. Those of layers.compressed are packed for each product instead.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import ref
@@ -38,25 +38,50 @@ class TileWeight:
     scales: Tensor | None = None
     dtype: torch.dtype = torch.bfloat16
 
-    def linear(self, x: Tensor, residual: Tensor | None, low_rank: LowRank | None = None) -> Tensor:
-        """See lora_linear.FrozenWeight."""
-        rows = _packed_once(x, tiles.pack_rows if self.scales is None else tiles.quantize_rows)
+    def rows(
+        self, source: tiles.Source, rights: Sequence[tiles.Matrix] = ()
+    ) -> tuple[tiles.Rows, list[Tensor]]:
+        """A layer's input as `multiply` takes it, and its narrow products with `rights`."""
+        prepare = tiles.bf16_rows if self.scales is None else tiles.int8_rows
+        return prepare(source, rights)
+
+    def multiply(
+        self, rows: tiles.Rows, residual: Tensor | None, low_rank: LowRank | None = None
+    ) -> Tensor:
+        """`linear` of an input that `rows` prepared."""
         residual = None if residual is None else residual.contiguous()
         return tiles.multiply(
             rows, self.forward, bias=self.bias, residual=residual, low_rank=low_rank
         )
 
-    def input_gradient(
-        self, grad: Tensor, accumulate_into: Tensor | None, low_rank: LowRank | None = None
+    def gradient_rows(
+        self, grad: Tensor, rights: Sequence[tiles.Matrix] = ()
+    ) -> tuple[tiles.Rows, list[Tensor]]:
+        """The gradient of an output as `multiply_gradient` takes it, and its narrow products."""
+        source = tiles.Source(grad)
+        if self.scales is None:
+            return tiles.bf16_rows(source, rights)
+        return tiles.int8_rows(source, rights, columns=self.scales)
+
+    def multiply_gradient(
+        self, rows: tiles.Rows, accumulate_into: Tensor | None, low_rank: LowRank | None = None
     ) -> Tensor:
-        """See lora_linear.FrozenWeight."""
-        rows = (
-            tiles.pack_rows(grad) if self.scales is None else tiles.quantize_rows(grad, self.scales)
-        )
+        """`input_gradient` of a gradient that `gradient_rows` prepared."""
         residual = None if accumulate_into is None else accumulate_into.contiguous()
         return tiles.multiply(
             rows, self.backward, residual=residual, low_rank=low_rank, out=residual
         )
+
+    def linear(self, x: Tensor, residual: Tensor | None, low_rank: LowRank | None = None) -> Tensor:
+        """See lora_linear.FrozenWeight."""
+        rows = _packed_once(x, tiles.pack_rows if self.scales is None else tiles.quantize_rows)
+        return self.multiply(rows, residual, low_rank)
+
+    def input_gradient(
+        self, grad: Tensor, accumulate_into: Tensor | None, low_rank: LowRank | None = None
+    ) -> Tensor:
+        """See lora_linear.FrozenWeight."""
+        return self.multiply_gradient(self.gradient_rows(grad)[0], accumulate_into, low_rank)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""LoRA's narrow products on AMX, in bf16; narrow_product.cpp describes them.
+"""LoRA's narrow products on AMX, in bf16; rows_pass.cpp and narrow_gradient.cpp describe them.
 
 All functions need `why_no_tiles() is None`.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.kernels.gemm.library import call
-from intel_ft.kernels.gemm.tiles import Matrix, empty_panels
+from intel_ft.kernels.gemm.tiles import Matrix, Source, empty_panels, rows_pass
 
 _TILE = 1024  # bytes
 
@@ -43,12 +43,8 @@ def multiply(x: Tensor, right: Matrix) -> Tensor:
 
     Raises ValueError for operands that do not fit each other.
     """
-    rows, inner = x.shape
-    if inner != right.inner:
-        raise ValueError(f"{rows} rows of {inner} times a matrix of {right.inner} inputs")
-    out = torch.empty(rows, right.columns, dtype=torch.bfloat16)
-    call("narrow_multiply", x.contiguous(), right.panels, rows, inner, right.columns, out)
-    return out
+    [product] = rows_pass(Source(x), [right])
+    return product
 
 
 def gradient(left: Tensor, x: Tensor, scale: float = 1.0, *, transposed: bool = False) -> Tensor:

@@ -84,18 +84,22 @@ struct Share {
   }
 };
 
-// Lines of bf16 rows, `inner` long, of one panel and k-steps [step, step + steps) into `to`; zeros
-// beyond the rows' ends. Fetches the same lines some k-steps further on into L1.
-static inline void copy_panel(const bf16* x, int64_t rows, int64_t inner, int64_t panel,
-                              int64_t step, int64_t steps, char* to) {
-  constexpr int64_t FETCHED = 8;
-  for (int64_t k = step; k < step + steps; ++k)
-    for (int64_t r = 0; r < PANEL; ++r, to += LINE) {
-      const int64_t row = panel * PANEL + r, left = row < rows ? inner - k * 32 : 0;
-      const bf16* from = x + row * inner + k * 32;
-      _mm_prefetch(reinterpret_cast<const char*>(from) + FETCHED * LINE, _MM_HINT_T0);
-      _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask32(left), from));
-    }
+// A panel's first `count` bf16 rows, `inner` long, k-steps [step, step + steps), into `to`; zeros
+// beyond the rows' ends. It goes along the rows for some lines at a time and fetches the next ones.
+static inline void copy_panel(const bf16* rows, int64_t count, int64_t inner, int64_t step,
+                              int64_t steps, char* to) {
+  constexpr int64_t LINES = 8;
+  for (int64_t first = step; first < step + steps; first += LINES) {
+    const int64_t last = std::min(first + LINES, step + steps);
+    for (int64_t r = 0; r < PANEL; ++r)
+      for (int64_t k = first; k < last; ++k) {
+        const int64_t left = r < count ? inner - k * 32 : 0;
+        const bf16* from = rows + r * inner + k * 32;
+        _mm_prefetch(reinterpret_cast<const char*>(from) + LINES * LINE, _MM_HINT_T0);
+        _mm512_store_si512(to + ((k - step) * PANEL + r) * LINE,
+                           _mm512_maskz_loadu_epi16(mask32(left), from));
+      }
+  }
 }
 
 // Sixty-four elements of a row as int8, zeros beyond the row's end.

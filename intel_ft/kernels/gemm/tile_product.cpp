@@ -156,7 +156,8 @@ void scale_block(const TileProduct& p, const Chunk& block, Sums sums) {
 void add_low_rank(const TileProduct& p, const Chunk& block, Sums sums, char* scratch) {
   const int64_t steps = (p.rank + 31) / 32;
   for (int64_t row = 0; row < block.rows; ++row) {
-    copy_panel(p.low_x, p.rows, p.rank, block.row + row, 0, steps, scratch);
+    const int64_t at = (block.row + row) * PANEL;
+    copy_panel(p.low_x + at * p.rank, std::min(PANEL, p.rows - at), p.rank, 0, steps, scratch);
     for (int64_t column = 0; column < block.columns; ++column) {
       const char* w = panel_at(p.low_w, block.column + column, steps, 0);
       multiply_panels<false, 0>(scratch, w, sums.panel(row, column), sums.stride, steps, false, w);
@@ -299,43 +300,6 @@ void pack_lora(const float* a, const float* b, float scale, int64_t rank, int64_
     pack<bf16>(a, inner, rank, 1, inner, 1, to_a_transposed);
     pack<bf16>(b, outputs, rank, rank, 1, scale, to_b);
     pack<bf16>(b, rank, outputs, 1, rank, scale, to_b_transposed);
-  }
-}
-
-// x [rows, inner], bf16, into panels.
-void pack_x(const bf16* x, int64_t rows, int64_t inner, char* out, int threads) {
-  const int64_t steps = (inner + 31) / 32;
-#pragma omp parallel num_threads(threads)
-  {
-    const Share share(rows);
-    for (int64_t panel = share.first; panel < share.last; ++panel)
-      copy_panel(x, rows, inner, panel, 0, steps, out + panel * steps * STEP);
-  }
-}
-
-// x [rows, inner], bf16, times columns [inner] (or null), rounded to int8 with one scale for each
-// row, into panels: x[i][k] * columns[k] is about value * scales[i].
-void quantize_x(const bf16* x, const float* columns, int64_t rows, int64_t inner, char* out,
-                float* scales, int threads) {
-  const int64_t steps = (inner + 63) / 64;
-#pragma omp parallel num_threads(threads)
-  {
-    const Share share(rows);
-    for (int64_t tile = 2 * share.first; tile < 2 * share.last; ++tile) {
-      float inverse[16] = {};
-      for (int64_t r = 0; r < std::min<int64_t>(16, rows - tile * 16); ++r) {
-        const float largest = largest_of(x + (tile * 16 + r) * inner, columns, inner);
-        scales[tile * 16 + r] = largest / 127;
-        inverse[r] = largest > 0 ? 127 / largest : 0;
-      }
-      for (int64_t k = 0; k < steps; ++k) {
-        char* to = out + ((tile / 2 * steps + k) * 2 + tile % 2) * TILE;
-        for (int64_t r = 0; r < 16; ++r) {
-          const int64_t row = tile * 16 + r, left = row < rows ? inner - k * 64 : 0;
-          quantize_line(x + row * inner, columns, k * 64, left, inverse[r], to + r * 64);
-        }
-      }
-    }
   }
 }
 

@@ -1,7 +1,8 @@
 """Products on AMX tiles, in bf16, or in int8 with one scale for each row and each column.
 
 `Matrix` is a frozen matrix in panels and `Rows` the activations in panels; tile_product.cpp
-describes panels and the product. All functions need `why_no_tiles() is None`.
+describes panels and the product, rows_pass.cpp how activations become panels. All functions need
+`why_no_tiles() is None`.
 
 An example: y = x W^T + bias + u B^T for x [tokens, in], W [out, in], u [tokens, rank] and B [out,
 rank], all in bf16:
@@ -11,6 +12,7 @@ rank], all in bf16:
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -104,20 +106,97 @@ def dequantize(matrix: CompressedMatrix) -> Matrix:
     return Matrix(panels, matrix.columns, matrix.inner)
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """bf16 activations [rows, inner]: x, or rmsnorm(x) with the weight `norm`, or silu(x) * up."""
+
+    x: Tensor
+    norm: Tensor | None = None
+    eps: float = 0.0
+    up: Tensor | None = None
+
+
+def bf16_rows(source: Source, rights: Sequence[Matrix] = ()) -> tuple[Rows, list[Tensor]]:
+    """Activations as panels, and their narrow products with bf16 matrices [rank, inner].
+
+    Each product is activations times the transposed matrix, bf16 [rows, rank]. All of it is one
+    pass over the memory of x.
+    """
+    rows, inner = source.x.shape
+    panels = empty_panels(rows, inner, 2)
+    return Rows(panels, rows, inner), rows_pass(source, rights, panels=panels)
+
+
+def int8_rows(
+    source: Source, rights: Sequence[Matrix] = (), columns: Tensor | None = None
+) -> tuple[Rows, list[Tensor]]:
+    """The same with panels of int8, one scale for each row of activations * columns [inner].
+
+    The narrow products are those of the activations as they are, without `columns`.
+    """
+    rows, inner = source.x.shape
+    panels, scales = empty_panels(rows, inner, 1), torch.empty(rows)
+    narrow = rows_pass(source, rights, columns=columns, panels=panels, scales=scales)
+    return Rows(panels, rows, inner, scales), narrow
+
+
 def pack_rows(x: Tensor) -> Rows:
     """bf16 x [rows, inner] as it is."""
-    rows, inner = x.shape
-    panels = empty_panels(rows, inner, 2)
-    call("pack_x", x.contiguous(), rows, inner, panels)
-    return Rows(panels, rows, inner)
+    return bf16_rows(Source(x))[0]
 
 
 def quantize_rows(x: Tensor, columns: Tensor | None = None) -> Rows:
     """bf16 x [rows, inner] times `columns` float32 [inner], as int8 with one scale for each row."""
-    rows, inner = x.shape
-    panels, scales = empty_panels(rows, inner, 1), torch.empty(rows)
-    call("quantize_x", x.contiguous(), columns, rows, inner, panels, scales)
-    return Rows(panels, rows, inner, scales)
+    return int8_rows(Source(x), columns=columns)[0]
+
+
+class _RowsPass(ctypes.Structure):
+    """RowsPass of rows_pass.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "inner", "narrow")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("x", "norm", "up", "columns", "panels", "scales"),
+                *("rights", "ranks", "lows"),
+            )
+        ),
+        ("eps", ctypes.c_float),
+    ]
+
+
+def rows_pass(source: Source, rights: Sequence[Matrix], **tensors: Tensor | None) -> list[Tensor]:
+    """Narrow products of a source; `tensors` are further fields of `_RowsPass`, also written.
+
+    Raises ValueError for operands that do not fit each other.
+    """
+    rows, inner = source.x.shape
+    for right in rights:
+        if inner != right.inner:
+            raise ValueError(f"{rows} rows of {inner} times a matrix of {right.inner} inputs")
+    if source.up is not None and source.up.shape != source.x.shape:
+        raise ValueError(f"{rows} rows of {inner} times a tensor of {tuple(source.up.shape)}")
+    count = len(rights)
+    lows = [torch.empty(rows, right.columns, dtype=torch.bfloat16) for right in rights]
+    lists = {
+        "rights": (ctypes.c_void_p * count)(*(right.panels.data_ptr() for right in rights)),
+        "ranks": (ctypes.c_int64 * count)(*(right.columns for right in rights)),
+        "lows": (ctypes.c_void_p * count)(*(low.data_ptr() for low in lows)),
+    }
+    work = _RowsPass(rows=rows, inner=inner, narrow=count, eps=source.eps)
+    inputs = {"x": source.x, "norm": source.norm, "up": source.up}
+    kept = {
+        name: tensor.contiguous()
+        for name, tensor in (inputs | tensors).items()
+        if tensor is not None
+    }
+    for name, tensor in kept.items():
+        setattr(work, name, tensor.data_ptr())
+    for name, values in lists.items():
+        setattr(work, name, ctypes.addressof(values))
+    call("rows_pass", ctypes.byref(work))
+    return lows
 
 
 class _Product(ctypes.Structure):

@@ -145,6 +145,29 @@ def test_rows_are_quantized_with_their_columns_scales(quantize_rows) -> None:
     assert not found[3].any()
 
 
+@pytest.mark.parametrize("kind", ["norm", "up"])
+@pytest.mark.parametrize("shape", [(1, 5), (70, 300), (33, 1100)])
+def test_one_pass_computes_packs_and_multiplies(kind, shape) -> None:
+    (rows, inner), x, other = shape, half(*shape), half(*shape)
+    source = tiles.Source(x, norm=other[0], eps=1e-3)
+    plain = ops.rms_norm(x, other[0], 1e-3)
+    if kind == "up":
+        source, plain = tiles.Source(x, up=other), ops.swiglu(x, other)
+    rights = [tiles.pack(half(rank, inner)) for rank in (4, 40)]
+    columns = torch.rand(inner) + 0.5
+    for found, wanted in (
+        (tiles.bf16_rows(source, rights), tiles.pack_rows(plain)),
+        (tiles.int8_rows(source, rights, columns), tiles.quantize_rows(plain, columns)),
+    ):
+        packed, products = found
+        assert torch.equal(packed.panels, wanted.panels)
+        assert packed.scales is None or torch.equal(packed.scales, wanted.scales)
+        for product, right in zip(products, rights, strict=True):
+            assert torch.equal(product, narrow.multiply(plain, right))
+    with pytest.raises(ValueError, match="times a tensor of"):
+        tiles.bf16_rows(tiles.Source(x, up=half(rows, inner + 1)))
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 7), (33, 200, 16), (300, 1100, 40)])
 def test_loras_products_are_rounded_once(shape) -> None:
     rows, inner, rank = shape

@@ -1,11 +1,9 @@
-// LoRA's narrow products on AMX, in bf16: x [rows, inner] times a matrix of `rank` columns, and the
-// gradient of such a matrix, left [rows, rank] transposed times x. Both are bound by reading x,
-// once.
+// The gradient of LoRA's matrices on AMX, in bf16: left [rows, rank] transposed times x [rows,
+// columns]. It is bound by reading x, once.
 //
-// A thread multiplies its own rows of x, which it first copies into panels, a chunk of k at a time.
-// The gradient sums up over rows, so there a thread takes a strip of x's columns, and lays pairs of
-// rows side by side, a chunk of rows at a time. Its left operand, transposed, lies in tiles of 16
-// ranks by 32 rows, all of one group of ranks after each other.
+// It sums up over rows, so a thread takes a strip of x's columns, and lays pairs of rows side by
+// side, a chunk of rows at a time. The left operand, transposed, lies in tiles of 16 ranks by 32
+// rows, all of one group of ranks after each other.
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
@@ -13,18 +11,8 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 32;                     // k-steps, or 64 KiB, of a panel of x
 constexpr int64_t STRIP = 128, HALF = STRIP / 2;  // columns of x, and those of four tiles
 constexpr int64_t DEPTH = 8;                      // k-steps of 32 rows of a chunk
-
-// Rounds up to 32 rows of sums [PANEL, stride bytes] into out [rows, rank].
-void store_rows(const char* sums, int64_t stride, int64_t rows, int64_t rank, bf16* out) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < rank; j += 16) {
-      const __m512 value = _mm512_loadu_ps(sums + i * stride + j * 4);
-      store_rounded(out + i * rank + j, mask16(rank - j), value);
-    }
-}
 
 // Rows `row` to `row` + 31 of x from column `column` on, in four tiles of 16 columns (the first
 // pair in order 0-3, 8-11, 16-19, 24-27 and 4-7, 12-15, ...; so is the second), zeros beyond x.
@@ -98,31 +86,6 @@ void store_gradient(const char* sums, int64_t ranks, int64_t columns, float scal
 }  // namespace
 
 extern "C" {
-
-// out [rows, rank] = x [rows, inner] times right [rank, inner] transposed, which is in panels.
-void narrow_multiply(const bf16* x, const char* right, int64_t rows, int64_t inner, int64_t rank,
-                     bf16* out, int threads) {
-  const int64_t steps = (inner + 31) / 32, stride = panels_of(rank) * PANEL * 4;
-#pragma omp parallel num_threads(threads)
-  {
-    char* chunk = thread_scratch(CHUNK * STEP + PANEL * stride);
-    char* sums = chunk + CHUNK * STEP;
-    tile_configure();
-    const Share share(rows);
-    for (int64_t panel = share.first; panel < share.last; ++panel) {
-      for (int64_t step = 0; step < steps; step += CHUNK) {
-        const int64_t count = std::min(CHUNK, steps - step);
-        copy_panel(x, rows, inner, panel, step, count, chunk);
-        for (int64_t i = 0; i < panels_of(rank); ++i)
-          multiply_panels<false, 0>(chunk, right + (i * steps + step) * STEP, sums + i * PANEL * 4,
-                                    stride, count, step == 0, chunk);
-      }
-      const int64_t row = panel * PANEL;
-      store_rows(sums, stride, std::min(PANEL, rows - row), rank, out + row * rank);
-    }
-    TILE_RELEASE();
-  }
-}
 
 // out, float32 with these strides in elements, = scale * left [rows, rank] transposed times x
 // [rows, columns]. `tiles` has room for left in tiles.
