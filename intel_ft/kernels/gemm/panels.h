@@ -21,7 +21,17 @@ static inline void fetch_l2(const char* from, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; ++i) _mm_prefetch(from + i * LINE, _MM_HINT_T1);
 }
 
+// Fetches an eighth of a k-step of both operands, AHEAD k-steps on, into L1.
+static inline void fetch_ahead(const char* a, const char* b, int64_t eighth) {
+  fetch_l1(b + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
+  fetch_l1(a + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
+}
+
 // sums [32, 32] (+)= a . b over `steps` k-steps; `next` is fetched into L2, `LINES` lines a step.
+//
+// Eight or more other instructions lie between any two of a k-step that use tiles. On shared hosts,
+// where other work runs on the core's second thread, instructions of tiles right after each other
+// take up to twice as long (docs/log.md).
 template <bool INT8, int64_t LINES>
 static inline void multiply_panels(const char* a, const char* b, char* sums, int64_t stride,
                                    int64_t steps, bool first, const char* next) {
@@ -46,21 +56,23 @@ static inline void multiply_panels(const char* a, const char* b, char* sums, int
     TILE_LOAD(3, lower + LINE, stride);
   }
   for (int64_t step = 0; step < steps; ++step) {
-    const char* ahead = b + AHEAD * STEP;
     TILE_LOAD(6, b, LINE);
+    fetch_ahead(a, b, 0);
     TILE_LOAD(4, a, LINE);
-    fetch_l1(ahead, 0, 8);
+    fetch_ahead(a, b, 1);
     DOT(0, 4, 6);
+    fetch_ahead(a, b, 2);
     TILE_LOAD(7, b + TILE, LINE);
-    fetch_l1(ahead, 8, 16);
+    fetch_ahead(a, b, 3);
     DOT(1, 4, 7);
+    fetch_ahead(a, b, 4);
     TILE_LOAD(5, a + TILE, LINE);
-    fetch_l1(ahead, 16, 24);
-    fetch_l2(next, 0, LINES / 2);
+    fetch_ahead(a, b, 5);
     DOT(2, 5, 6);
-    fetch_l1(ahead, 24, 32);
-    fetch_l2(next, LINES / 2, LINES);
+    fetch_ahead(a, b, 6);
+    fetch_ahead(a, b, 7);
     DOT(3, 5, 7);
+    fetch_l2(next, 0, LINES);
     a += STEP, b += STEP, next += LINES * LINE;
   }
   TILE_STORE(0, sums, stride);

@@ -40,21 +40,6 @@ void store_rows(const char* sums, int64_t stride, int64_t rows, int64_t rank, bf
     }
 }
 
-// Sixty-four elements of a row as int8, zeros beyond the row's end.
-inline void quantize_line(const bf16* row, const float* columns, int64_t k, int64_t left,
-                          float inverse, char* to) {
-  const __m512 scale = _mm512_set1_ps(inverse);
-  __m128i part[4];
-  for (int64_t i = 0; i < 4; ++i) {
-    const __m512 value = load_scaled(row + k + i * 16, columns, k + i * 16, mask16(left - i * 16));
-    part[i] = _mm512_cvtsepi32_epi8(round_to_int(value, scale));
-  }
-  __m512i line = _mm512_castsi128_si512(part[0]);
-  line = _mm512_inserti32x4(line, part[1], 1);
-  line = _mm512_inserti32x4(line, part[2], 2);
-  _mm512_store_si512(to, _mm512_inserti32x4(line, part[3], 3));
-}
-
 // A panel of int8: `count` rows times `columns`, with one scale for each.
 void quantize_panel(const bf16* rows, const float* columns, int64_t count, int64_t inner, char* out,
                     float* scales) {

@@ -11,7 +11,7 @@
 // outputs. A thread takes one block of the output after another and keeps its sums in float32
 // (int32) in L2. It goes through k in chunks, so that the panels' chunks stay in L2, too. While it
 // multiplies one chunk, it fetches the panels of the next one, of this block or the next, into L2,
-// and w two k-steps ahead into L1.
+// and both operands two k-steps ahead into L1.
 //
 // An addition of low rank, low_x [rows, rank] times low_w [columns, rank] transposed (LoRA's), in
 // bf16, is a few more k-steps of each block. Then the block is scaled, bias and residual are

@@ -15,6 +15,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -179,7 +180,7 @@ def rows_pass(source: Source, rights: Sequence[Matrix], **tensors: Tensor | None
         raise ValueError(f"{rows} rows of {inner} times a tensor of {tuple(source.up.shape)}")
     count = len(rights)
     lows = [torch.empty(rows, right.columns, dtype=torch.bfloat16) for right in rights]
-    lists = {
+    lists: dict[str, ctypes.Array[Any]] = {
         "rights": (ctypes.c_void_p * count)(*(right.panels.data_ptr() for right in rights)),
         "ranks": (ctypes.c_int64 * count)(*(right.columns for right in rights)),
         "lows": (ctypes.c_void_p * count)(*(low.data_ptr() for low in lows)),
