@@ -9,6 +9,13 @@ The chosen answer is the data's own function. The rejected one is the same funct
 seed in one of the ways in which a small model fails: a bracket or the colon of its first line is
 lost, or words go on after it. None is cut off: preferring the longer one would teach to go on.
 Every chosen answer parses and no rejected one does. Long functions are left out.
+
+    intel-ft generate FOLDER/sft --input FOLDER/prompts.jsonl --n 4 --temperature 1 \
+        --output FOLDER/answers.jsonl
+    python tools/make_preferences.py FOLDER --answers FOLDER/answers.jsonl
+
+makes train.jsonl of the supervised model's own answers instead: of those to one prompt, the
+shortest that parses is preferred to each that does not.
 """
 
 import argparse
@@ -16,6 +23,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -67,6 +75,20 @@ def pairs(rows: list[dict[str, str]], seed: int) -> Iterator[dict[str, str]]:
             yield {"prompt": row["instruction"], "chosen": code, "rejected": rejected}
 
 
+def pairs_of_answers(rows: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    """A pair for each answer of a model that does not parse, if another to its prompt does."""
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt"], []).append(row)
+    for prompt, answers in by_prompt.items():
+        valid = [
+            one["text"].strip() for one in answers if one["stopped"] and is_python(one["text"])
+        ]
+        broken = {one["text"].strip() for one in answers if not is_python(one["text"])} - {""}
+        for text in sorted(broken) if valid else ():
+            yield {"prompt": prompt, "chosen": min(valid, key=len), "rejected": text}
+
+
 def config(folder: Path, steps: int, learning_rate: float, seed: int) -> str:
     """A DPO run on the pairs, which starts from the adapter of the supervised run."""
     values = {
@@ -113,6 +135,16 @@ def sft_config(folder: Path, steps: int, seed: int) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def main() -> None:
     """Write the files that the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -120,14 +152,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--answers", type=Path, help="of a model to prompts.jsonl")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for name, source in SETS.items():
-        lines = Path(assets.resolve(source)).read_text(encoding="utf-8").splitlines()
-        made = list(pairs([json.loads(line) for line in lines], options.seed))
-        text = "".join(json.dumps(pair) + "\n" for pair in made)
-        (options.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-        print(f"{name}.jsonl: {len(made):,} pairs of {len(lines):,} examples")
+        rows = read_rows(Path(assets.resolve(source)))
+        made = list(pairs(rows, options.seed))
+        print(f"{name}.jsonl: {len(made):,} pairs of {len(rows):,} examples")
+        if name == "train":
+            prompts = [{"prompt": pair["prompt"]} for pair in made]
+            write_rows(options.folder / "prompts.jsonl", prompts)
+            if options.answers is not None:
+                made = list(pairs_of_answers(read_rows(options.answers)))
+                print(f"replaced by {len(made):,} pairs of the answers in {options.answers}")
+        write_rows(options.folder / f"{name}.jsonl", made)
     folder = options.folder.resolve()
     (folder / "sft.yaml").write_text(
         sft_config(folder, options.steps, options.seed), encoding="utf-8"

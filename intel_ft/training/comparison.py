@@ -77,7 +77,8 @@ class Comparison:
             with torch.no_grad():
                 right = (self.loss.rewards(chosen) > self.loss.rewards(rejected)).sum()
                 parts = [self._measures(one, None) for one in (chosen, rejected)]
-        z = losses.new_tensor([divergence * len(indices)])
+        kto = isinstance(self.examples, Judged)
+        z = losses.new_tensor([divergence * len(indices) if kto else torch.nan])
         return torch.cat([losses.sum()[None], *parts, right[None].to(z), z]).float()
 
     def divergence_sum(
@@ -122,8 +123,8 @@ class Comparison:
 def measures(sums: FloatArray, examples: int) -> dict[str, float]:
     """The means that are reported, from the sums [WIDTH] over so many examples, without the loss.
 
-    Means over no answers (a batch of KTO without bad ones) are left out, and what a reward model
-    does not have.
+    Means over no answers (a batch of KTO without bad ones) are left out, and what the loss does not
+    have, which is NaN.
     """
     _, *parts, right, divergence = sums.tolist()
     found: dict[str, float] = {"accuracy": right / max(examples, 1)}
@@ -132,5 +133,5 @@ def measures(sums: FloatArray, examples: int) -> dict[str, float]:
             found |= {f"reward_{name}": rewards / count, f"logp_{name}": log_probs / count}
     if {"reward_chosen", "reward_rejected"} <= found.keys():
         found["reward_margin"] = found["reward_chosen"] - found["reward_rejected"]
-    found = {name: value for name, value in found.items() if not math.isnan(value)}
-    return found | ({"kl": divergence / examples} if divergence else {})
+    found["kl"] = divergence / max(examples, 1)
+    return {name: value for name, value in found.items() if not math.isnan(value)}

@@ -223,7 +223,11 @@ def test_auto_reads_what_the_columns_tell(read) -> None:
             "no answer is trained on",
         ),
         ([{**PLAIN, "images": ["a.png"]}], "pairs", "images: only text"),
-        ([{**PLAIN, "rejected": "n" * 2000}], "pairs", "answers are too long, and the longest has 2003"),
+        (
+            [{**PLAIN, "rejected": "n" * 2000}],
+            "pairs",
+            "answers are too long, and the longest has 2003",
+        ),
         ([PLAIN, {"prompt": "i", "completion": "o"}], "pairs", "row 2: chosen is missing"),
         ([{"prompt": "i", "completion": "o"}], "judged", "a column label (true or false)"),
         ([JUDGED, {**OTHER, "label": "maybe"}], "judged", "row 2: label is 'maybe'"),
