@@ -126,7 +126,7 @@ def _message(
     role_key, content_key = _keys_of(turn)
     role = _role(f"{name}.{role_key}", turn.get(role_key))
     trained = None if plain else _check_keys(turn, name, role, rules)
-    content, problem = _content(f"{name}.{content_key}", turn.get(content_key), role)
+    content, problem = _content(f"{name}.{content_key}", turn.get(content_key), role, rules)
     if role == "system" and problem:
         return None, ""
     if role == "user" and problem:
@@ -161,7 +161,7 @@ def _is_call(turn: Mapping[str, Any]) -> bool:
     return turn.get(_keys_of(turn)[0]) in _CALL_ROLES
 
 
-def _content(name: str, value: object, role: Role) -> tuple[str, str]:
+def _content(name: str, value: object, role: Role, rules: TurnRules) -> tuple[str, str]:
     """The text of a turn, and what is wrong with it if it has none."""
     if role == "tool" and isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False), ""
@@ -172,7 +172,7 @@ def _content(name: str, value: object, role: Role) -> tuple[str, str]:
     if isinstance(value, list) and role == "tool" and not all(map(_is_part, value)):
         return json.dumps(value, ensure_ascii=False), ""
     if isinstance(value, list):
-        value = "\n".join(_part(f"{name}[{n}]", one) for n, one in enumerate(value))
+        value = "\n".join(_part(f"{name}[{n}]", one, rules) for n, one in enumerate(value))
     return text_of(name, value), ""
 
 
@@ -180,12 +180,17 @@ def _is_part(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, dict) and "type" in value)
 
 
-def _part(name: str, part: object) -> str:
+def _part(name: str, part: object, rules: TurnRules) -> str:
     """The text of one part of a message."""
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(part, dict):
+        for key in part.keys() - {"type", "text", "thinking"}:
+            if key in (*_TRAINED, "masked") and part[key] is not None:
+                raise BadRow(f"{name}.{key}: an answer is trained on as a whole or not at all")
+            if holds_something(part[key]) or part[key] is False:
+                rules.unused.add(f"content[].{key}")
         if kind in ("text", "input_text", "output_text", None) and isinstance(
             part.get("text"), str
         ):
@@ -245,9 +250,9 @@ def _check_keys(turn: Mapping[str, Any], name: str, role: Role, rules: TurnRules
     if role == "tool":
         known |= {"name", "tool_call_id"}
     for key in turn.keys() - known:
-        if holds_something(turn[key]):
-            if key in KEYS:
-                raise BadRow(f"{name}.{key}: {KEYS[key]}")
+        if key in KEYS and holds_something(turn[key]):
+            raise BadRow(f"{name}.{key}: {KEYS[key]}")
+        if holds_something(turn[key]) or turn[key] is False:
             rules.unused.add(key)
     said = {key: _flag(f"{name}.{key}", turn[key]) for key in _TRAINED if turn.get(key) is not None}
     if turn.get("masked") is not None:

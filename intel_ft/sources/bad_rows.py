@@ -23,12 +23,20 @@ class BadRows:
         return len(self.problems)
 
     def examples(self) -> str:
-        """Row and problem of the first few rows, with the file if there are several."""
-        shown = [
-            f"{self.rows.where(index).removeprefix(f'{self.rows.source} ')}: {problem}"
-            for index, problem in list(self.problems.items())[:_SHOWN]
-        ]
-        return "; ".join([*shown, *(["..."] if len(self) > _SHOWN else [])])
+        """The first few problems, each with the first few rows that have it.
+
+        Rows are named with the file if there are several.
+        """
+        found: dict[str, list[int]] = {}
+        for index, problem in self.problems.items():
+            found.setdefault(problem, []).append(index)
+        shown = [f"{self._names(rows)}: {text}" for text, rows in list(found.items())[:_SHOWN]]
+        return "; ".join([*shown, *(["..."] if len(found) > _SHOWN else [])])
+
+    def _names(self, indices: list[int]) -> str:
+        names = [self.rows.where(i).removeprefix(f"{self.rows.source} ") for i in indices[:_SHOWN]]
+        more = len(indices) - len(names)
+        return ", ".join(names) + (f" and {more:,} more" if more else "")
 
     def error(self) -> UserError:
         """The refusal: the first few rows, how many there are, and what to do."""

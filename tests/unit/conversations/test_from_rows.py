@@ -250,6 +250,17 @@ def test_keys_and_columns_without_effect_are_named_once(read):
     assert found.unused == ("id", "messages[].name")
     turns = [{**USER, "value": 3}, {"from": "gpt", "value": "o", "content": "x"}]
     assert read({"messages": turns}).unused == ("messages[].content", "messages[].value")
+    # false says something, and so does a key of a part.
+    part = {"type": "text", "text": "x", "cache_control": "y"}
+    talk = [USER, {"role": "assistant", "content": [part], "trainable": False}]
+    assert read({"messages": talk}).unused == (
+        "messages[].content[].cache_control",
+        "messages[].trainable",
+    )
+    talk = [USER, {"role": "assistant", "content": [part | {"train": 0}]}]
+    assert "content[0].train: an answer is trained on as a whole" in refusal(
+        read, {"messages": talk}
+    )
 
 
 def test_the_report_names_what_has_no_effect(tmp_path):

@@ -40,8 +40,8 @@ def test_bad_rows_are_counted_and_the_first_are_named(tmp_path):
     with pytest.raises(UserError) as caught:
         read(file)
     assert str(caught.value) == (
-        f"{file}: 40 of 100 rows cannot be used (row 1: completion is empty;"
-        " row 3: completion is missing; row 6: completion is empty; ...):"
+        f"{file}: 40 of 100 rows cannot be used (row 1, row 6, row 11 and 17 more:"
+        " completion is empty; row 3, row 8, row 13 and 17 more: completion is missing):"
         " correct or remove them, or set data.on_bad to drop"
     )
 
@@ -53,7 +53,7 @@ def test_bad_rows_are_dropped_and_stand_in_the_record(tmp_path):
     assert [c.messages[1].content for c in prepared.conversations] == ["x", "yy"]
     facts = of_prepared(prepared).statistics()
     assert (facts["rows"], facts["examples"], facts["bad"]) == (4, 2, 2)
-    line = "dropped 2 of 4 rows, which cannot be used: row 1: completion is empty; row 4:"
+    line = "dropped 2 of 4 rows, which cannot be used: row 1, row 4: completion is empty"
     assert any(text.startswith(line) for text in prepared.report.lines())
 
 
@@ -75,8 +75,8 @@ def test_bad_rows_of_several_files_are_named_with_their_file(tmp_path):
     write(tmp_path / "b.jsonl", "", "x")
     with pytest.raises(UserError) as caught:
         read(tmp_path)
-    for name, row in (("a.jsonl", 2), ("b.jsonl", 1)):
-        assert f"{tmp_path / name} row {row}: completion is empty" in str(caught.value)
+    named = f"({tmp_path / 'a.jsonl'} row 2, {tmp_path / 'b.jsonl'} row 1: completion is empty)"
+    assert named in str(caught.value)
 
 
 def test_what_of_a_folder_is_trained_is_said(tmp_path, caplog):
