@@ -5,8 +5,10 @@ What needs no torch is in models.tokenizer, and re-exported here.
 
 import hashlib
 import json
+import logging
 import math
 import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +32,18 @@ StreamedLayout = Literal["int8", "nf4"]
 """What models.streamed converts to."""
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+logger = logging.getLogger(__name__)
+
+
+_BOTH_WAYS: dict[str, tuple[object, ...]] = {
+    "is_decoder": (False,),
+    "causal": (False,),
+    "use_bidirectional_attention": (True, "all"),
+    "attn_type": ("bi",),
+}
+"""Keys of config.json with which a model is not causal."""
+_ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese", "trocr")  # whatever is_decoder is
 
 
 def check_folder(folder: Path, model: ModelConfig, *, scores: bool = False) -> None:
@@ -77,6 +91,23 @@ def description_of(config: ModelConfig) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: its config.json cannot be used ({reason})") from None
+
+
+def refuse_both_ways(folder: Path, description: Any) -> None:
+    """Raise UserError for a model whose tokens see those behind them, and so their own labels.
+
+    Transformers has these models among its causal ones, for configs that make them causal.
+    """
+    text = description.get_text_config()
+    if getattr(text, "is_encoder_decoder", False) or text.model_type in _ALWAYS_CAUSAL:
+        return
+    for key, values in _BOTH_WAYS.items():
+        if key in getattr(type(text), "__dataclass_fields__", {}) and getattr(text, key) in values:
+            raise UserError(
+                f"{folder / 'config.json'}: {key} is {json.dumps(getattr(text, key))}, so this"
+                f" {text.model_type} reads a text in both directions and would see the answers that"
+                " it learns: give a model that generates text"
+            )
 
 
 def loaded_model_type(description: Any) -> str:
@@ -158,9 +189,8 @@ def load_base(
     except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if "alloc" in str(error):
             raise
-        raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})") from None
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
+        raise unloadable(folder, error) from None
+    check_complete(folder, info)
     _mark_as_text(loaded)
     _skip_state_mask(loaded)
     return loaded.eval().requires_grad_(False)
@@ -251,6 +281,35 @@ def load_for_packing(
     return base, reason
 
 
+def unloadable(folder: Path, error: Exception) -> UserError:
+    """The refusal of weights that Transformers could not load."""
+    if "ignore_mismatched_sizes" in str(error):
+        return UserError(
+            f"{folder}: its weights have other shapes than its config.json says: copy or download"
+            " the model again"
+        )
+    return UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})")
+
+
+def check_complete(folder: Path, info: Mapping[str, Iterable[str]]) -> None:
+    """Raise UserError where weights are missing, and name those that the model has no place for.
+
+    info: the loading_info of from_pretrained.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{folder}: {len(missing)} of the model's weights are not in its files, such as"
+            f" {missing[0]}: copy or download the model again"
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        logger.warning(
+            "%s: %d tensors of its files have no place in the model and are not used, such as %s",
+            folder,
+            len(unused),
+            unused[0],
+        )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
@@ -263,6 +322,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             )
         if (folder / "model" / "config.json").is_file():
             raise UserError(f"{folder}: this is a run's folder: give {folder / 'model'}")
+        if any(folder.glob("*.gguf")):
+            raise UserError(f"{folder}: GGUF weights cannot be used: give the safetensors model")
         raise UserError(f"{folder}: no config.json, so this is not a model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import UserError
 
 _INFERENCE_ONLY = "bitsandbytes"
-_KEYS = ("quantization_config", "compression_config")
+_KEYS = ("quantization_config", "compression_config", "quantization")  # the last one is MLX's
 
 
 @dataclass(frozen=True)

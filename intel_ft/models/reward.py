@@ -15,11 +15,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from intel_ft.batching.row import Row, segments_of
 from intel_ft.config_sections import ModelConfig
 from intel_ft.errors import UserError
-from intel_ft.models.load import check_folder, model_folder
+from intel_ft.models.load import check_complete, check_folder, model_folder, unloadable
 from intel_ft.models.loss import hidden_states
 from intel_ft.models.model_inputs import autocast, model_inputs
 from intel_ft.models.targets import output_layer
-from intel_ft.models.tokenizer import first_line
 
 _SCORE = "score"  # the head's name in all families of decoders
 
@@ -82,9 +81,8 @@ def load_reward_model(model: ModelConfig, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     except (OSError, RuntimeError, KeyError) as error:
-        raise UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})") from None
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
+        raise unloadable(folder, error) from None
+    check_complete(folder, info)
     if not _is_score(getattr(loaded, _SCORE, None)):
         raise UserError(f"{folder}: this classifier has {loaded.config.num_labels} labels, not one")
     return loaded.eval().requires_grad_(False)

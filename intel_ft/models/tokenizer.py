@@ -23,6 +23,7 @@ from intel_ft.models.added_tokens import (
     extend,
     require_single,
 )
+from intel_ft.models.weight_files import refuse_lfs_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,8 @@ def _auto_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
             ) from None
         if missing := missing_package(error):
             raise missing from error
+        for path in folder.glob("tokenizer*"):
+            refuse_lfs_pointer(path)
         reason = first_line(error)
         raise UserError(f"{folder}: no tokenizer could be loaded ({reason})") from None
 

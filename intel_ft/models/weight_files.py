@@ -76,10 +76,20 @@ def open_safetensors(path: Path, framework: str = "np") -> Any:
     try:
         return safe_open(path, framework=framework)
     except (SafetensorError, OSError) as error:
+        refuse_lfs_pointer(path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: damaged or not a safetensors file ({reason}): copy it again"
         ) from None
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise UserError for what a clone without Git LFS leaves in a large file's place."""
+    with path.open("rb") as stream:
+        if stream.read(23) == b"version https://git-lfs":
+            raise UserError(
+                f"{path}: is a pointer of Git LFS, not the file: run `git lfs pull` in its folder"
+            )
 
 
 def check_finite(folder: Path, *, fp16: bool = False) -> None:

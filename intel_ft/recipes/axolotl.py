@@ -257,7 +257,7 @@ def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> 
     t.take_unsupported(
         {
             f"{first}.roles.*": f"rename the roles in the data to {', '.join(values.ROLES)}",
-            f"{first}.*": "columns and templates of a format are fixed",
+            f"{first}.*": "not read for this type: set data.columns and data.template",
         }
     )
     return where[1:]

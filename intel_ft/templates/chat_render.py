@@ -16,6 +16,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jinja2
+
 from intel_ft.errors import UserError, missing_package
 from intel_ft.templates.chat_messages import (
     SLOTS,
@@ -176,6 +178,10 @@ def _rejections(turns: list[dict[str, Any]]) -> Iterator[None]:
         if missing := missing_package(error):
             raise missing from error
         text = " ".join(str(error).split())
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            raise TemplateProblem(
+                f"the tokenizer's chat_template is no template ({text}): {REMEDY}"
+            ) from error
         roles = ", ".join(turn["role"] for turn in turns)
         raise TemplateProblem(
             f"the tokenizer's chat_template rejects the roles {roles} ({text}): {REMEDY}"

@@ -20,7 +20,12 @@ from intel_ft.models.adapter import add_lora
 from intel_ft.models.exportable import export_decision
 from intel_ft.models.fast_path import why_not_fused
 from intel_ft.models.flops import StepCost, active_experts, expert_weights, step_cost
-from intel_ft.models.load import description_of, loaded_model_type, model_folder
+from intel_ft.models.load import (
+    description_of,
+    loaded_model_type,
+    model_folder,
+    refuse_both_ways,
+)
 from intel_ft.models.new_tokens import add_rows, describe_tokens, new_token_ids
 from intel_ft.models.quantized import refuse_quantized
 from intel_ft.models.reward import with_score
@@ -103,8 +108,10 @@ def count_model(config: Config) -> CountedModel:
     Raises UserError for a model or target modules that do not exist, EnvironmentProblem for a Hub
     id whose config.json is not cached here if the Hub cannot be reached.
     """
-    refuse_quantized(model_folder(config.model, weights=False), training=True)
-    return count_description(config, description_of(config.model), _teacher(config))
+    folder, description = model_folder(config.model, weights=False), description_of(config.model)
+    refuse_quantized(folder, training=True)
+    refuse_both_ways(folder, description)
+    return count_description(config, description, _teacher(config))
 
 
 def count_description(

@@ -26,6 +26,7 @@ from intel_ft.models.load import (
     load_tokenizer,
     model_folder,
     parameter_count,
+    refuse_both_ways,
 )
 from intel_ft.models.loss import loss_sum, plain_head
 from intel_ft.templates.examples import Examples
@@ -535,13 +536,55 @@ def test_missing_tensors_are_refused(llama) -> None:
     weights = load_file(path)
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, path, {"format": "pt"})
-    line = refused(llama)
-    assert line.endswith("1 weights are missing, such as model.layers.1.mlp.up_proj.weight")
+    assert "not in its files, such as model.layers.1.mlp.up_proj.weight" in refused(llama)
+
+
+def test_tensors_that_the_model_has_no_place_for_are_named(llama, caplog) -> None:
+    path = Path(llama.name_or_path) / "model.safetensors"
+    bias = "model.layers.1.self_attn.q_proj.bias"
+    save_file(load_file(path) | {bias: torch.ones(32)}, path, {"format": "pt"})
+    load_base(llama, torch.float32)
+    assert (
+        f"1 tensors of its files have no place in the model and are not used, such as {bias}"
+        in (caplog.text)
+    )
+
+
+def test_a_pointer_of_git_lfs_is_named(llama) -> None:
+    path = Path(llama.name_or_path) / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert refused(llama).startswith(f"{path}: is a pointer of Git LFS")
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (transformers.BertConfig(), "is_decoder"),
+        (transformers.XLMConfig(), "causal"),
+        (transformers.Gemma3TextConfig(use_bidirectional_attention=True), "use_bidirectional"),
+        (transformers.XLNetConfig(), "attn_type"),
+    ],
+)
+def test_a_model_that_reads_in_both_directions_is_refused(settings, key) -> None:
+    with pytest.raises(UserError, match=rf"config\.json: {key}.*both directions"):
+        refuse_both_ways(Path("bert"), settings)
+
+
+def test_models_that_generate_are_not_refused() -> None:
+    """A key that a file has and its model does not know says nothing."""
+    for settings in (
+        transformers.BertConfig(is_decoder=True),
+        transformers.LlamaConfig(is_decoder=False),
+        transformers.GPTNeoXConfig(),
+        transformers.BartConfig(),
+        *CONFIGS.values(),
+    ):
+        refuse_both_ways(Path("model"), settings)
 
 
 def test_weights_of_another_shape_are_refused(llama) -> None:
     edit_config(llama, intermediate_size=96)
-    assert "the weights cannot be loaded" in refused(llama)
+    assert "other shapes than its config.json says" in refused(llama)
 
 
 def test_a_shard_that_is_not_there_is_refused(tmp_path) -> None:

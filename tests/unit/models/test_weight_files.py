@@ -125,6 +125,7 @@ def test_an_adapter_given_as_a_model(tmp_path) -> None:
         ("quantization_config", {"quant_method": "fp8"}, "fp8"),
         ("quantization_config", {"quant_method": "bitsandbytes"}, "bitsandbytes"),
         ("quantization_config", {"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        ("quantization", {"group_size": 64, "bits": 4}, "unknown method, 4 bits"),
         ("compression_config", {"format": "pack-quantized"}, "unknown method"),
         (
             "text_config",

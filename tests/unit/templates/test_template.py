@@ -106,6 +106,9 @@ def test_a_template_that_refuses_or_hides_a_message_is_one_line():
         tok.chat_template = "{{ messages[0].nothing.at_all }}"
         with pytest.raises(UserError, match="rejects the roles"):
             written("tokenizer", TURN)
+        tok.chat_template = "{% for message in messages %}"
+        with pytest.raises(UserError, match=r"chat_template is no template .*endfor"):
+            written("tokenizer", TURN)
     finally:
         tok.chat_template = template
 
