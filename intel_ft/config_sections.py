@@ -35,7 +35,8 @@ class ModelConfig(Section):
     """Format of the frozen weights. auto: nf4 if method.name is qlora, otherwise model.dtype.
     int4: the weights that export --adapter --format int4 writes and OpenVINO serves."""
     quantization: dict[str, Any] = {}
-    """Settings of base_dtype int4, such as {group_size: 64}: those of export --set."""
+    """Settings of base_dtype int4, such as {group_size: 64}: those of export --set, and `format`,
+    which is int4 or int8."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read that code first."""
     allow_pickle: bool = False

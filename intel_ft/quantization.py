@@ -23,7 +23,8 @@ class Settings(Section):
     recipe: Literal["auto", "none"] = "auto"  # auto: Optimum-Intel's for the base, if any
     group_size: int | None = Field(None, ge=-1)  # weights per scale; -1: one per channel
     group_size_fallback: Literal["adjust", "error", "ignore"] | None = None
-    ratio: float | None = Field(None, ge=0, le=1)  # share of layers in 4 bits; the others in 8
+    # Share of layers in 4 bits, the others in 8; NNCF takes 0 for 1, without saying so.
+    ratio: float | None = Field(None, gt=0, le=1)
     sym: bool | None = None  # symmetric: no zero point
     all_layers: bool | None = None  # embeddings and last layer in 4 bits, too
     backup_precision: Literal["none", "int8_sym", "int8_asym"] | None = None
@@ -119,12 +120,24 @@ _NOT_FOR_A_BASE = {
 }
 
 
+def base_format(values: dict[str, Any]) -> Format:
+    """The format that `model.quantization` asks for: int4, or all weights in int8."""
+    chosen = values.get("format", "int4")
+    if chosen not in ("int4", "int8"):
+        raise UserError(
+            f"model.quantization: format={chosen}: adapters are trained on an IR in int4 or int8"
+        )
+    return "int8" if chosen == "int8" else "int4"
+
+
 def base_settings(values: dict[str, Any]) -> Settings:
     """The settings that `model.quantization` holds, for the int4 base of a training.
 
     Without a value of the user, AWQ is off. Raises UserError for an unknown key, a wrong value, and
     settings that change more than the weights of each layer.
     """
+    base_format(values)
+    values = {key: value for key, value in values.items() if key != "format"}
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:

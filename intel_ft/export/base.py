@@ -29,14 +29,14 @@ from intel_ft.export.recipe import (
 )
 from intel_ft.export.run_data import run_calibration
 from intel_ft.files import whole_folder, write_json
-from intel_ft.quantization import Settings, base_settings
+from intel_ft.quantization import Format, Settings, base_format, base_settings
 from intel_ft.subprocess_json import result_stream
 
 logger = logging.getLogger(__name__)
 
 
 def make_base(config: Config, output: Path) -> str:
-    """Compress the base that `config` trains on to int4 and write its IR folder to `output`.
+    """Compress the base that `config` trains on and write its IR folder to `output`.
 
     With the base's recipe or the defaults, except AWQ, and `model.quantization`; calibrated on the
     run's training examples. Returns the digest of the weights. Raises UserError for a base or
@@ -44,15 +44,16 @@ def make_base(config: Config, output: Path) -> str:
     """
     from intel_ft.models.load import load_tokenizer
 
-    settings = base_settings(config.model.quantization)
     model = config.model
+    settings, weight_format = base_settings(model.quantization), base_format(model.quantization)
     artifact = Artifact("base", model.name_or_path, model.name_or_path, model.revision)
     with quiet(), whole_folder(output) as partial:
         require_packages()
         folder = safe_folder(artifact, model.trust_remote_code, model.allow_pickle)
-        recipe = find_recipe([public_id(model.name_or_path), _id_in(folder)], "int4", settings)
+        ids = [public_id(model.name_or_path), _id_in(folder)]
+        recipe = find_recipe(ids, weight_format, settings)
         calibration = run_calibration(config, load_tokenizer(model), settings)
-        options, used = base_options(recipe, settings, calibration)
+        options, used = base_options(recipe, weight_format, settings, calibration)
         base_id = public_id(model.name_or_path)
         with tempfile.TemporaryDirectory(dir=partial) as aside:
             fp16 = Path(aside) / "fp16"
@@ -66,6 +67,7 @@ def make_base(config: Config, output: Path) -> str:
         digest = digest_of(read_compressed(partial))
         record = {
             "sha256": digest,
+            "format": weight_format,
             "base_model": base_id,
             "settings": options,
             "recipe": {"id": recipe.id, "used": recipe.used, "why": recipe.why},
@@ -77,7 +79,10 @@ def make_base(config: Config, output: Path) -> str:
 
 
 def base_options(
-    recipe: QuantizationRecipe, settings: Settings, calibration: Calibration | None
+    recipe: QuantizationRecipe,
+    weight_format: Format,
+    settings: Settings,
+    calibration: Calibration | None,
 ) -> tuple[dict[str, Any], Calibration | None]:
     """NNCF's options for a base that adapters are applied to, and the data that they use.
 
@@ -89,7 +94,7 @@ def base_options(
             f"the recipe for {recipe.id} has several stages, which an int4 base for adapters "
             "cannot be made with: set recipe=none (in model.quantization or with --set)"
         )
-    options = options_for("int4", settings, recipe, calibration is not None)
+    options = options_for(weight_format, settings, recipe, calibration is not None)
     return options, calibration if uses_data(options, settings) else None
 
 

@@ -18,12 +18,10 @@ from intel_ft.export.run_data import run_config
 from intel_ft.export.try_candidate import CandidateResult
 from intel_ft.export.verify import verify
 from intel_ft.export.workspace import stage
-from intel_ft.quantization import Format, Settings
+from intel_ft.quantization import Format, Settings, base_format
 from intel_ft.versions import installed
 
 logger = logging.getLogger(__name__)
-
-NAME = "int4"
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,24 @@ def common_int4(
             )
     if digest is None:
         return None
+    trained = _format_of(artifacts[0], digest)
     chosen = [*settings.model_dump(exclude_unset=True), *(["calibration"] if calibration else [])]
-    if weight_format != "int4" or chosen:
-        what = f"--format {weight_format}" if weight_format != "int4" else chosen[0]
+    if weight_format != trained or chosen:
+        what = f"--format {weight_format}" if weight_format != trained else chosen[0]
         raise UserError(
-            f"{first}: it was trained on int4 weights, which are exported as they are: use "
-            f"--format int4 without settings, not {what}"
+            f"{first}: it was trained on {trained} weights, which are exported as they are: use "
+            f"--format {trained} without settings, not {what}"
         )
     return digest
+
+
+def _format_of(artifact: Artifact, digest: str) -> Format:
+    """The format of the weights with this digest, which the adapter was trained on."""
+    cached = find_int4_base(digest)
+    if cached is not None:
+        return base_format(read_record(cached))
+    config = run_config(artifact)
+    return "int4" if config is None else base_format(config.model.quantization)
 
 
 def take_trained_base(
@@ -71,10 +79,11 @@ def take_trained_base(
     Made again where the cache has lost it. Raises UserError where it cannot be, or where the
     installed versions compress to other weights.
     """
-    folder = stage(work / "candidates" / NAME, lambda partial: _copy(source, digest, partial))
+    name = weight_format = _format_of(source.artifact, digest)
+    folder = stage(work / "candidates" / name, lambda partial: _copy(source, digest, partial))
     record = read_record(folder)
     recipe = record["recipe"]
-    weights, agrees, model = verify(folder, "int4")
+    weights, agrees, model = verify(folder, weight_format)
     context = ExportContext(
         work=work,
         base_ids=source.base_ids(),
@@ -85,7 +94,7 @@ def take_trained_base(
         trust_remote_code=source.trust_remote_code,
     )
     result = CandidateResult(
-        row=GateRow(NAME, "int4", record["settings"], ir_megabytes(folder), None),
+        row=GateRow(name, weight_format, record["settings"], ir_megabytes(folder), None),
         recipe=QuantizationRecipe(recipe["id"], recipe["used"], recipe["why"], {}),
         calibrated=False,
         weights=weights,

@@ -6,7 +6,9 @@ to `dtype` and frees it afterwards: on AMX into the panels that our own products
 as `nf4` does.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +18,19 @@ from intel_ft.kernels import ops
 from intel_ft.kernels.gemm import tiles
 from intel_ft.layers.lora_linear import Dense
 from intel_ft.layers.own_products import TileWeight
+from intel_ft.quantization import base_format
 
-INT4_BYTES = (4 + (16 + 8) / 128) / 8
-"""Bytes per weight of 4 bits in groups of 128: a float16 scale and a zero point of a byte each."""
+
+def bytes_per_weight(quantization: Mapping[str, Any]) -> float:
+    """Of the codes, a float16 scale and a zero point of a byte for each group; see `base_format`.
+
+    quantization: `model.quantization`; layers that a `ratio` keeps in 8 bits count as that share.
+    """
+    if base_format(dict(quantization)) == "int8":
+        return 1.0
+    group, ratio = quantization.get("group_size") or 128, quantization.get("ratio") or 1.0
+    of_4_bits = (4 + (24 / group if group > 0 else 0)) / 8
+    return float(ratio * of_4_bits + (1 - ratio))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from intel_ft.config import Config
 from intel_ft.conflicts import conflicts
-from intel_ft.layers.compressed import INT4_BYTES
 from intel_ft.layers.nf4 import NF4_BYTES
 from intel_ft.layers.packed_attention import ROW_MULTIPLE, padded_length
 from intel_ft.models.frozen_base import Layout
@@ -60,7 +59,7 @@ class MemorySetting:
     sharded: the ranks share all weights, gradients and optimizer state; shared_by: the ranks of a
     host that share one copy of the converted linear layers. Experts are stacked while they are
     loaded, by each rank, so that the peak is as without sharing; streamed: the frozen weights are
-    converted while they are loaded.
+    converted while they are loaded; code_bytes: of a weight of layout int4.
     """
 
     layout: Layout
@@ -81,6 +80,7 @@ class MemorySetting:
     sharded: bool = False
     shared_by: int = 1
     streamed: bool = False
+    code_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _linear_bytes(setting: MemorySetting) -> float:
     if setting.layout == "nf4":
         return NF4_BYTES
     if setting.layout == "int4":
-        return INT4_BYTES
+        return setting.code_bytes
     return 2.0 * setting.itemsize if setting.layout == "prepacked" else float(setting.itemsize)
 
 

@@ -14,7 +14,7 @@ from support.small_runs import config_in, fill, make_bases
 if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
     pytest.skip("needs the openvino extra", allow_module_level=True)
 
-from intel_ft.artifacts.int4_base import find_int4_base, open_int4_base, read_record
+from intel_ft.artifacts.int4_base import cache_folder, find_int4_base, open_int4_base, read_record
 from intel_ft.artifacts.ir_weights import (
     dequantize,
     digest_of,
@@ -197,6 +197,22 @@ def test_what_the_export_refuses(trained, tmp_path) -> None:
     with pytest.raises(UserError, match="trained on different weights"):
         export_adapters([run, str(tmp_path / "plain")], tmp_path / "ir", "int4")
     assert not (tmp_path / "ir").exists()
+
+
+def test_a_base_in_8_bits(trained, tmp_path) -> None:
+    config = int4_config(trained)
+    model = config.model.model_copy(update={"quantization": {"format": "int8"}})
+    folder = cache_folder() / "int8"
+    digest = make_base(config.model_copy(update={"model": model}), folder)
+    base = open_int4_base(folder)
+    assert {tensor.bits for tensor in base.weights.values()} == {8}
+    shutil.copytree(trained / "run" / "adapter", tmp_path / "adapter")
+    record = json.loads((tmp_path / "adapter" / "intel_ft.json").read_text())
+    (tmp_path / "adapter" / "intel_ft.json").write_text(json.dumps(record | {"base_int4": digest}))
+    artifacts = [resolve(str(tmp_path / "adapter"))]
+    assert trained_base.common_int4(artifacts, "int8", Settings(), None) == digest
+    with pytest.raises(UserError, match=r"trained on int8 weights.*use --format int8 without"):
+        trained_base.common_int4(artifacts, "int4", Settings(), None)
 
 
 def test_a_lost_base_is_made_again_and_a_damaged_one_refused(

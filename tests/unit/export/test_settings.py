@@ -16,6 +16,7 @@ from intel_ft.export.ladder import candidates
 from intel_ft.export.measure import Quality
 from intel_ft.export.quantize import _config
 from intel_ft.export.recipe import find_recipe, options_for, public_id
+from intel_ft.layers.compressed import bytes_per_weight
 from intel_ft.quantization import FOUR_BIT, Settings, base_settings, for_device, read_settings
 
 
@@ -207,9 +208,18 @@ def test_settings_of_an_int4_base() -> None:
         ({"activations": "int8"}, "activations cannot be used"),
         ({"recover_steps": 3}, "recover_steps cannot be used"),
         ({"ratio": 2}, "ratio=2"),
+        ({"ratio": 0}, "ratio=0: input should be greater than 0"),
+        ({"format": "nf4"}, "format=nf4: adapters are trained on an IR in int4 or int8"),
     ):
         with pytest.raises(UserError, match=part):
             base_settings(values)
+
+
+def test_bytes_of_an_ir_s_weights() -> None:
+    assert bytes_per_weight({}) == (4 + 24 / 128) / 8
+    assert bytes_per_weight({"group_size": 32}) == (4 + 24 / 32) / 8
+    assert bytes_per_weight({"group_size": -1, "ratio": 0.5}) == 0.75
+    assert bytes_per_weight({"format": "int8"}) == 1
 
 
 def test_shares_and_limits() -> None:
