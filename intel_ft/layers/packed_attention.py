@@ -6,6 +6,7 @@ follows as `segment_parents`; Transformers passes both to every attention layer.
 and `why_not_shareable` test whether a model really works this way.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AttentionInterface
 
 from intel_ft.kernels import ops, varlen
 from intel_ft.kernels.chains import ancestors, lower_right
+from intel_ft.layers.alike import first_layer_only, layers_alike
 
 NAME = "intel_ft_packed"
 
@@ -269,7 +271,6 @@ def _add_bounds(bounds: dict[str, Any], _: Any, inputs: Any, options: dict[str, 
 _BOUNDS = "cu_seq_lens_q"
 
 
-@torch.no_grad()
 def why_not_packable(model: Any) -> str | None:
     """Why `model`, loaded with attention NAME, mixes packed segments; None if it does not.
 
@@ -277,6 +278,35 @@ def why_not_packable(model: Any) -> str | None:
     It runs two short segments packed, then with another first segment, then the second one alone:
     nothing may leak, and packing may change the result by no more than rounding.
     """
+    return _tried(model, _why_not_packable)
+
+
+def why_not_shareable(model: Any) -> str | None:
+    """Why `model`, which takes packed rows, cannot compute a common beginning once; or None.
+
+    It runs two sequences that begin alike as a row that has the beginning once, and packed.
+    """
+    return _tried(model, _why_not_shareable)
+
+
+@torch.no_grad()
+def _tried(model: Any, why_not: Callable[[Any, Any], str | None]) -> str | None:
+    """The trial's result: by the first layer, if all are alike; a failure always by all layers."""
+    if layers_alike(model):
+
+        def call(**inputs: Any) -> Any:
+            with first_layer_only(model):
+                try:
+                    return model(**inputs)
+                except (AttributeError, LookupError, RuntimeError) as error:
+                    raise ValueError(f"{type(error).__name__}: {error}") from error
+
+        if why_not(model, call) is None:
+            return None
+    return why_not(model, model)
+
+
+def _why_not_packable(model: Any, call: Any) -> str | None:
     vocabulary = model.config.get_text_config().vocab_size
     first, other, second = ((torch.arange(n) * 7 + n) % vocabulary for n in (5, 5, 7))
     other = (other + 11) % vocabulary
@@ -288,7 +318,7 @@ def why_not_packable(model: Any) -> str | None:
             torch.cat([torch.arange(len(segment)) for segment in segments]),
             F.pad(lengths.cumsum(0), (1, 0)),
         )
-        result: Tensor = model(**inputs).logits[0, -len(second) :].float()
+        result: Tensor = call(**inputs).logits[0, -len(second) :].float()
         return result
 
     if getattr(model.config.get_text_config(), "attention_chunk_size", None):
@@ -313,12 +343,7 @@ def why_not_packable(model: Any) -> str | None:
     return None
 
 
-@torch.no_grad()
-def why_not_shareable(model: Any) -> str | None:
-    """Why `model`, which takes packed rows, cannot compute a common beginning once; or None.
-
-    It runs two sequences that begin alike as a row that has the beginning once, and packed.
-    """
+def _why_not_shareable(model: Any, call: Any) -> str | None:
     vocabulary = model.config.get_text_config().vocab_size
     begin, one, other = ((torch.arange(n) * 5 + n) % vocabulary for n in (6, 4, 7))
     lengths = [len(begin) + len(one), len(begin) + len(other)]
@@ -335,7 +360,7 @@ def why_not_shareable(model: Any) -> str | None:
         torch.tensor([-1, 0, 0]),
     )
     try:
-        expected, found = (model(**inputs).logits[0].float() for inputs in (packed, shared))
+        expected, found = (call(**inputs).logits[0].float() for inputs in (packed, shared))
     except (ValueError, TypeError, RuntimeError) as error:
         return str(error).splitlines()[0]
     expected = torch.cat((expected[: lengths[0]], expected[lengths[0] + len(begin) :]))

@@ -20,7 +20,6 @@ from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import cpu, devices, openmp
-from intel_ft.host.allocator import release_freed_memory
 from intel_ft.host.launcher_env import LauncherEnv
 from intel_ft.kernels.build import gpu_kernels, kernels
 from intel_ft.kernels.gemm.register_rate import RegisterRate, register_rate
@@ -208,7 +207,6 @@ def build(
     training.meter.gemm_rate = _gemm_rate(training)
     limit = _register_rate(training)
     training.meter.register_rate = None if limit is None else limit.rate
-    release_freed_memory()  # the matrices that were measured: each rank of a host has them
     decisions = [
         compute,
         *backend.decisions,

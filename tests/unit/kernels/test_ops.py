@@ -246,6 +246,18 @@ def test_a_branch_does_not_see_another(compiled) -> None:
     assert torch.equal(grad_q[same], other_grad[same])
 
 
+def test_attention_of_a_branch_is_bit_for_bit_that_of_its_sequence_alone(compiled) -> None:
+    case, _ = attention_case(4, 2, 64, FOREST[0], parents=FOREST[1])
+    bounds = case[5].tolist()
+    out, logsumexp = ops.attention(*case)
+    for segments in ((0, 1, 2), (0, 1, 3), (0, 4), (5,)):
+        places = torch.cat([torch.arange(bounds[one], bounds[one + 1]) for one in segments])
+        sequence = [x[places].contiguous() for x in case[:5]]
+        alone, sums = ops.attention(*sequence, torch.tensor([0, len(places)]), None, case[-1])
+        assert torch.equal(out[places], alone)
+        assert torch.equal(logsumexp[:, places], sums)
+
+
 def test_segments_do_not_see_each_other(compiled) -> None:
     case, grad = attention_case(4, 2, 64, (33, 64, 5))
     out, logsumexp = ops.attention(*case)

@@ -77,6 +77,32 @@ def assert_shared_beginnings_change_nothing(model) -> None:
     torch.testing.assert_close(found[3], logits(model, alone), **close)
 
 
+def test_a_trial_of_layers_that_are_alike_runs_the_first_of_them() -> None:
+    model_type, values = architectures.FAMILIES["Llama 2, 3"]
+    config = AutoConfig.for_model(model_type, **values | {"num_hidden_layers": 3})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=packed_attention.NAME)
+    layers, runs, forward = model.model.layers, set(), model.forward
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, index=index: runs.add(index))
+    assert why_not_packable(model) is None
+    assert why_not_shareable(model) is None
+    assert runs == {0}
+    assert model.model.layers is layers
+
+    def with_three(**inputs):
+        if len(model.model.layers) < 3:
+            raise IndexError
+        return forward(**inputs)
+
+    model.forward = with_three  # where the first layer alone fails, all are tried
+    assert why_not_packable(model) is None
+    assert runs == {0, 1, 2}
+    runs.clear()
+    model.forward, layers[2].self_attn.sliding_window = forward, 2  # now they are not alike
+    assert why_not_packable(model) is None
+    assert runs == {0, 1, 2}
+
+
 def test_attention_gets_the_bounds_that_its_layer_keeps(monkeypatch) -> None:
     """As Nemotron of Transformers 5.17, also where a layer runs again for its gradient."""
 
