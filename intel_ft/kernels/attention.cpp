@@ -90,23 +90,30 @@ void load_rows(const bf16* source, int64_t stride, int64_t count, const bf16* co
   }
 }
 
-// Reads a segment's own tokens of its block b into a [BLOCK, dim] matrix, zeros in other rows.
-// source: the head's first token.
-void load_block(const bf16* source, int64_t stride, const Segment& segment, int64_t b,
+// Reads tokens from `token` on into rows first to last - 1 of a [BLOCK, dim] matrix, zeros into the
+// other rows. source: the head's first token.
+void load_block(const bf16* source, int64_t stride, int64_t token, int64_t first, int64_t last,
                 const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
-  const int64_t first = segment.first_row(b), last = segment.last_row(b);
-  const int64_t token = segment.first_token(b);
   std::memset(out, 0, first * dim * sizeof(bf16));
   load_rows(source + token * stride, stride, last - first, factors_at(cos, token * dim),
             factors_at(sin, token * dim), dim, out + first * dim);
   std::memset(out + last * dim, 0, (BLOCK - last) * dim * sizeof(bf16));
 }
 
-// As load_block, with the copied tokens that keys and values begin with.
+// Reads the queries of a segment's block i, or what has their form.
+void load_queries(const bf16* source, int64_t stride, const Segment& segment, int64_t i,
+                  const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
+  load_block(source, stride, segment.query_token(i), segment.first_query(i), segment.last_query(i),
+             cos, sin, dim, out);
+}
+
+// Reads the keys or values of a segment's block b, the copied ones included.
 void load_keys(const bf16* source, int64_t stride, const Segment& segment, int64_t b,
                const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
-  load_block(source, stride, segment, b, cos, sin, dim, out);
-  for (int64_t row = 0; row < segment.first_row(b); ++row) {
+  const int64_t first = segment.first_key(b);
+  load_block(source, stride, segment.key_token(b, first), first, segment.last_key(b), cos, sin, dim,
+             out);
+  for (int64_t row = 0; row < first; ++row) {
     const int64_t token = segment.copied[row];
     load_rows(source + token * stride, stride, 1, factors_at(cos, token * dim),
               factors_at(sin, token * dim), dim, out + row * dim);
@@ -207,24 +214,24 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
           pack_b(block.data(), dim, BLOCK, dim, values + place);
         }
       for (const Segment& segment : tree.segments)
-        for (int64_t i = 0; i < segment.blocks(); ++i) {
-          const int64_t first_row = segment.first_row(i), first = segment.first_token(i);
-          const int64_t count = segment.count(i), blocks = segment.key_blocks(i);
-          load_block(q + head * dim, stride_q, segment, i, cos, sin, dim, queries.data());
+        for (int64_t i = 0; i < segment.query_blocks(); ++i) {
+          const int64_t first_row = segment.first_query(i), last_row = segment.last_query(i);
+          const int64_t first = segment.query_token(i), blocks = segment.key_blocks(i);
+          load_queries(q + head * dim, stride_q, segment, i, cos, sin, dim, queries.data());
           for (int64_t b = 0; b < blocks; ++b)
             matmul(BLOCK, dim, false, queries.data(), keys + segment.key_block(b) * tile,
                    s + b * square);
-          for (int64_t row = first_row; row < BLOCK; ++row) {
+          for (int64_t row = first_row; row < last_row; ++row) {
             float largest = -INFINITY, sum = 0;
             for (int64_t b = 0; b < blocks; ++b) {
               float* line = s + b * square + row * BLOCK;
-              const int64_t visible = b + 1 < blocks ? BLOCK : row + 1;
+              const int64_t visible = segment.visible(b, i, row);
 #pragma omp simd reduction(max : largest)
               for (int64_t j = 0; j < visible; ++j) largest = std::max(largest, line[j]);
             }
             for (int64_t b = 0; b < blocks; ++b) {
               float* line = s + b * square + row * BLOCK;
-              const int64_t visible = b + 1 < blocks ? BLOCK : row + 1;
+              const int64_t visible = segment.visible(b, i, row);
 #pragma omp simd reduction(+ : sum)
               for (int64_t j = 0; j < visible; ++j)
                 sum += line[j] = fast_exp(scale * (line[j] - largest));
@@ -233,19 +240,18 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
             for (int64_t b = 0; b < blocks; ++b) {
               const float* line = s + b * square + row * BLOCK;
               bf16* target = p + b * square + row * BLOCK;
-              const int64_t visible = b + 1 < blocks ? BLOCK : row + 1;
+              const int64_t visible = segment.visible(b, i, row);
 #pragma omp simd
               for (int64_t j = 0; j < visible; ++j) target[j] = round_to_bf16(line[j] * inverse);
               std::memset(target + visible, 0, (BLOCK - visible) * sizeof(bf16));
             }
-            if (row < first_row + count)
-              logsumexp[head * tokens + first + row - first_row] = scale * largest + std::log(sum);
+            logsumexp[head * tokens + first + row - first_row] = scale * largest + std::log(sum);
           }
           for (int64_t b = 0; b < blocks; ++b)
             matmul(dim, BLOCK, b > 0, p + b * square, values + segment.key_block(b) * tile,
                    result.data());
-          store_block(result.data() + first_row * dim, stride_q, count, nullptr, nullptr, dim,
-                      out + first * stride_q + head * dim);
+          store_block(result.data() + first_row * dim, stride_q, last_row - first_row, nullptr,
+                      nullptr, dim, out + first * stride_q + head * dim);
         }
     }
   }
@@ -292,13 +298,14 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           pack_b_transposed(rows.data(), BLOCK, dim, values + place);
         }
       for (const Segment& segment : tree.segments)
-        for (int64_t i = 0; i < segment.blocks(); ++i) {
-          const int64_t first_row = segment.first_row(i), last_row = segment.last_row(i);
-          const int64_t first = segment.first_token(i), blocks = segment.key_blocks(i);
+        for (int64_t i = 0; i < segment.query_blocks(); ++i) {
+          const int64_t first_row = segment.first_query(i), last_row = segment.last_query(i);
+          const int64_t first = segment.query_token(i), blocks = segment.key_blocks(i);
           const int64_t offset = first * stride_q + head * dim;
-          load_block(q + head * dim, stride_q, segment, i, cos, sin, dim, queries.data());
+          load_queries(q + head * dim, stride_q, segment, i, cos, sin, dim, queries.data());
           pack_b(queries.data(), dim, BLOCK, dim, packed_queries.data());
-          load_block(grad + head * dim, stride_q, segment, i, nullptr, nullptr, dim, grads.data());
+          load_queries(grad + head * dim, stride_q, segment, i, nullptr, nullptr, dim,
+                       grads.data());
           pack_b(grads.data(), dim, BLOCK, dim, packed_grads.data());
           for (int64_t row = first_row; row < last_row; ++row) {
             float sum = 0;
@@ -316,7 +323,7 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
             for (int64_t row = 0; row < BLOCK; ++row) {
               const int64_t from = row * BLOCK;
               const bool own = first_row <= row && row < last_row;
-              const int64_t visible = !own ? 0 : b + 1 < blocks ? BLOCK : row + 1;
+              const int64_t visible = own ? segment.visible(b, i, row) : 0;
 #pragma omp simd
               for (int64_t j = 0; j < visible; ++j) {
                 float weight = fast_exp(scale * s[from + j] - row_logsumexp[row]);
@@ -349,12 +356,14 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           continue;
         }
         for (int64_t b = 0; b < segment.blocks(); ++b) {
-          const int64_t first = segment.first_token(b), offset = first * stride_kv + kv * dim;
-          const int64_t own = place + b * tile + segment.first_row(b) * dim;
-          store_block(dk + own, stride_kv, segment.count(b),
+          const int64_t first_row = segment.first_key(b), count = segment.last_key(b) - first_row;
+          const int64_t first = segment.key_token(b, first_row);
+          const int64_t offset = first * stride_kv + kv * dim;
+          const int64_t own = place + b * tile + first_row * dim;
+          store_block(dk + own, stride_kv, count,
                       factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
                       grad_k + offset);
-          store_block(dv + own, stride_kv, segment.count(b), nullptr, nullptr, dim,
+          store_block(dv + own, stride_kv, count, nullptr, nullptr, dim,
                       grad_v + offset);
         }
       }
