@@ -37,18 +37,18 @@ def read_hostfile(path: Path) -> tuple[tuple[str, ...], int | None]:
     lines: dict[str, _Line] = {}
     slots: dict[str, int] = {}
     for line in _lines(path, texts):
-        first = lines.setdefault(line.name, line)
+        first = lines.setdefault(line.name.lower(), line)  # names of hosts have no case
         if first is not line and (first.slots or line.slots):
             raise UserError(
                 f"{path}: {line.name} is on lines {first.number} and {line.number} with a "
                 "number of ranks: give each host one line"
             )
-        slots[line.name] = slots.get(line.name, 0) + (line.slots or 1)
+        slots[first.name] = slots.get(first.name, 0) + (line.slots or 1)
     if not slots:
         raise UserError(f"{path}: the host file names no host")
     if len(slots) > 1 and (loopback := next(filter(_is_loopback, slots), None)):
         raise UserError(
-            f"{path}, line {lines[loopback].number}: every host calls itself {loopback}: with "
+            f"{path}, line {lines[loopback.lower()].number}: every host calls itself {loopback}: with "
             "several hosts, write the name by which the others reach it"
         )
     if len(set(slots.values())) > 1:
@@ -105,7 +105,9 @@ def _host(first: str, *words: str) -> tuple[str, int | None]:
 
 
 def _count(word: str, digits: str) -> int:
-    if not digits.isdecimal() or int(digits) == 0:
+    if not digits.removeprefix("-").isdecimal():
+        raise ValueError(f"{word!r}: {digits!r} is not a number of ranks: write a whole number")
+    if digits.startswith("-") or int(digits) == 0:
         raise ValueError(
             f"{word!r}: the number of ranks must be at least 1: leave out a host that gets none"
         )
@@ -117,4 +119,4 @@ def _not_a_host(text: str) -> ValueError:
 
 
 def _is_loopback(name: str) -> bool:
-    return name.startswith("127.") or name.partition(".")[0] == "localhost"
+    return name.startswith("127.") or name.lower().partition(".")[0] == "localhost"
