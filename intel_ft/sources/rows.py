@@ -208,7 +208,7 @@ def read_local(chosen: LocalFiles, folder: Path | None) -> Rows:
                 raise UserError(f"{file}: {problem}") from error
         if "corresponds to no data" in str(error):
             raise UserError(f"{source}: has no rows: add at least one example") from error
-        raise UserError(f"{source}: cannot be read as a table ({cause_of(error)})") from error
+        raise UserError(f"{source}: {_no_table(cause_of(error))}") from error
     read = list(chosen.splits.values())
     notes = []
     if left_out := found.describe_all_but(read):
@@ -217,6 +217,15 @@ def read_local(chosen: LocalFiles, folder: Path | None) -> Rows:
         notes.append(f"the cells of {files[0].name} are separated by {separator!r}")
     others = tuple(name for name in found.splits if name not in read)
     return rows_of(source, split, table, files, notes, others)
+
+
+def _no_table(cause: str) -> str:
+    """Why files are no table, from what `datasets` or Arrow raised."""
+    if twice := re.search(r"Column\(/?(.+?)\) was specified twice in row (\d+)", cause):
+        return f"a row has the key {twice[1]} twice: keep one of them"
+    if "column names don't match" in cause:
+        return "its files have different columns: name one file, or give them the same columns"
+    return f"cannot be read as a table ({cause})"
 
 
 def _present(source: str, path: Path, found: DataFiles, name: str) -> str:

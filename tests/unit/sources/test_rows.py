@@ -286,3 +286,16 @@ def test_a_package_that_a_reader_lacks_is_not_blamed_on_the_data(tmp_path, monke
     for source in (str(tmp_path / "rows.jsonl"), "org/name"):
         with pytest.raises(MissingPackage, match="package polars is not installed"):
             load_rows(source)
+
+
+def test_a_key_that_stands_twice_and_files_of_other_columns_are_named(tmp_path):
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text('{"instruction": "q", "output": "a", "output": "b"}\n')
+    with pytest.raises(UserError, match=r"twice\.jsonl: a row has the key output twice"):
+        load_rows(str(twice))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, column in (("a", "text"), ("b", "prompt")):
+        (folder / f"{name}.jsonl").write_text(f'{{"{column}": "x"}}\n')
+    with pytest.raises(UserError, match="its files have different columns"):
+        load_rows(str(folder))
