@@ -75,7 +75,8 @@ def parse_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except _Refused as error:
-        raise UserError(f"{origin}: {error}") from None
+        fact = str(error) if "\n" in text else str(error).removeprefix("line 1: ")
+        raise UserError(f"{origin}: {fact}") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
 

@@ -48,8 +48,8 @@ def read_hostfile(path: Path) -> tuple[tuple[str, ...], int | None]:
         raise UserError(f"{path}: the host file names no host")
     if len(slots) > 1 and (loopback := next(filter(_is_loopback, slots), None)):
         raise UserError(
-            f"{path}, line {lines[loopback.lower()].number}: every host calls itself {loopback}: with "
-            "several hosts, write the name by which the others reach it"
+            f"{path}, line {lines[loopback.lower()].number}: every host calls itself {loopback}: "
+            "with several hosts, write the name by which the others reach it"
         )
     if len(set(slots.values())) > 1:
         uneven = ", ".join(f"{host} {count}" for host, count in slots.items())
