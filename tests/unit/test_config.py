@@ -314,7 +314,7 @@ def test_an_override_of_a_text_field_is_the_text_as_given(read, text) -> None:
 @pytest.mark.parametrize("text", ["010", "1:30"])
 def test_a_number_with_two_meanings_is_refused(read, text) -> None:
     line = refused(read, MINIMAL, f"train.max_steps={text}")
-    assert f"override 'train.max_steps={text}': line 1: {text} is read as" in line
+    assert f"override 'train.max_steps={text}': {text} is read as" in line
     assert "line 4: " in refused(read, MINIMAL + f"train: {{max_steps: {text}}}\n")
     assert read(MINIMAL, "train.max_steps=10", "train.seed=0").train.max_steps == 10
 
