@@ -44,7 +44,10 @@ def shown_examples(
         tokens, trained = examples[index]
         edges = np.flatnonzero(np.diff(trained)) + 1
         bounds = [0, *edges.tolist(), len(tokens)]
-        texts = [tokenizer.decode(tokens[:end], skip_special_tokens=False) for end in bounds]
+        texts = [
+            str(tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False))
+            for end in bounds
+        ]
         parts = [
             (after[len(before) :], bool(trained[start]))
             for before, after, start in zip(texts, texts[1:], bounds, strict=False)

@@ -132,8 +132,8 @@ def _without_words(whole: str, prompt: str) -> int:
     for thought in (_OPENED, _WITH_EMPTY):  # the prompt has one, and the whole has none
         if (found := thought.search(prompt)) and whole.startswith(prompt[: found.start()]):
             return found.start()
-    tail = prompt[_after_last_slot(prompt) :]
-    if tail.strip() and tail in whole:
+    tail, words = prompt[_after_last_slot(prompt) :], _after_last_slot(whole)
+    if tail.strip() and tail in whole[words:]:  # before: the prompt of an earlier answer
         return whole.rindex(tail) + len(tail)
     raise TemplateProblem(
         "the tokenizer's chat_template writes an answer without words, and not behind the prompt"

@@ -111,7 +111,8 @@ class ChatTemplate:
         messages = conversation.messages
         spans: list[Span] = []
         follows = False  # a trained turn that is no answer: its end is trained on, too
-        for part in self._of(conversation).parts:
+        written = self._of(conversation)
+        for part in written.parts:
             if part.slot is None:
                 text = part.text
                 if follows and (token := self._token_at(text)):
@@ -119,13 +120,15 @@ class ChatTemplate:
                     text = text.removeprefix(token)
                 follows = False
                 if text:
-                    trained = part.answer is None or messages[part.answer].in_loss
+                    trained = part.answer is None or (
+                        part.answer in written.learnt and messages[part.answer].in_loss
+                    )
                     spans.append(Span(text, part.kind, trained))
                 continue
             message = messages[part.slot.message]
             text = _words(message, part.slot)
             if message.role == "assistant":
-                trained = part.answer is not None and message.in_loss
+                trained = part.answer in written.learnt and message.in_loss
                 spans.append(Span(text, "completion", trained))
             elif message.in_loss:
                 spans.append(Span(text, "completion"))
@@ -262,14 +265,15 @@ class ChatTemplate:
                     "the tokenizer's chat_template marks no part of the last answer as generated:"
                     f" {REMEDY}"
                 )
-            kinds = {part.slot.kind for part in parts if part.slot and part.answer == answers[-1]}
-            if signature.shapes[-1].thought and not kinds & {"t", "v"}:
+            if answers[-1] in _without_thoughts(signature, parts):
                 raise TemplateProblem(_NO_THOUGHT)
             end = parts[-1].text.rstrip() if parts[-1].slot is None else ""
             adds_eos = not any(end.endswith(token) for token in self._special.added)
             if adds_eos:
                 parts.append(_Part(self._special.eos, None, "end", answers[-1]))
-        return _Written(form, tuple(parts), frozenset(learnt), "", adds_eos)
+        # `separate` makes examples of answers whose thoughts are dropped here.
+        shown = frozenset(learnt) - _without_thoughts(signature, parts)
+        return _Written(form, tuple(parts), shown, "", adds_eos)
 
     def _answer(self, signature: Signature, form: Form, index: int) -> _Answer | None:
         """The answer that ends this conversation; None if the template leaves out its thought."""
@@ -339,6 +343,16 @@ class ChatTemplate:
 
     def _token_at(self, text: str) -> str | None:
         return next((token for token in self._special.added if text.startswith(token)), None)
+
+
+def _without_thoughts(signature: Signature, parts: list[_Part]) -> frozenset[int]:
+    """The answers that begin with a thought, and of which no part has it."""
+    shown = {part.answer for part in parts if part.slot and part.slot.kind in ("t", "v")}
+    return frozenset(
+        index
+        for index, shape in enumerate(signature.shapes)
+        if shape.thought and index not in shown
+    )
 
 
 def _words(message: Message, slot: _Slot) -> str:

@@ -111,7 +111,7 @@ def difference(
         if len(conversation.messages) > 1 and prompt and not template.has_marks(conversation):
             asked = template.prompt_text(conversation)
             sent = prompt if asked is None else _ids(tokenizer, asked)
-            if prompt != sent and tokenizer.decode(prompt) != tokenizer.decode(sent):
+            if prompt != sent and _text(tokenizer, prompt) != _text(tokenizer, sent):
                 found = _first_difference(tokenizer, prompt, sent)
                 return f"the prompt is not what a server sends: {found}"
         if template.adds_eos(conversation):
@@ -121,7 +121,7 @@ def difference(
     opened = template.opened(conversation)
     if whole[: len(ours)] == ours or (opened and opened not in text):  # a note of its own
         return None
-    if tokenizer.decode(whole).startswith(tokenizer.decode(ours)):
+    if _text(tokenizer, whole).startswith(_text(tokenizer, ours)):
         return None
     found = _first_difference(tokenizer, ours, whole)
     return f"the conversation is not what its chat_template gives: {found}"
@@ -136,7 +136,7 @@ def _first_difference(
         (i for i, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs))
     )
     start = max(common - 3, 0)
-    here, there = (tokenizer.decode(part[start:]) for part in (ours, theirs))
+    here, there = (_text(tokenizer, part[start:]) for part in (ours, theirs))
     if here == there:
         here, there = (tokenizer.convert_ids_to_tokens(part[start:]) for part in (ours, theirs))
         here, there = " ".join(here), " ".join(there)
@@ -146,3 +146,8 @@ def _first_difference(
 
 def _ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _text(tokenizer: "PreTrainedTokenizerFast", ids: list[int]) -> str:
+    """The text of ids, with the spaces that some tokenizers (Llama 3's) else take out: `a .`."""
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

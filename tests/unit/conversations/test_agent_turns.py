@@ -315,3 +315,63 @@ def test_nothing_is_to_be_said_of_a_template_that_is_followed():
         encoder = SpanEncoder(tok, special_tokens_of(tok))
         ids, mask = encoder.encode([template.spans(talk)])[0]
         assert difference(template, tok, talk, ids, mask) is None
+
+
+DROPS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% generation %}{{ '<think>' + m.reasoning_content + '</think>' if loop.last and"
+    " m.reasoning_content else '' }}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_marks_around_an_answer_whose_thought_is_dropped_give_another_example():
+    """TRL's template for gpt-oss marks earlier answers, but leaves out their thoughts."""
+    tok = copy.deepcopy(family("marked"))
+    tok.chat_template = DROPS
+    special = special_tokens_of(tok)
+    template = ChatTemplate(tok, special)
+    whole = conversation_of(SHAPES["thoughts"], with_tools=False)
+    examples = SpanEncoder(tok, special).encode(map(template.spans, template.separate(whole)))
+    texts = [tok.decode(examples[number][0][examples[number][1]]) for number in range(2)]
+    assert texts == [
+        "<think>add</think>Better.<|im_end|>",
+        "<think>easy</think>It is well.<|im_end|>",
+    ]
+    assert len(examples) == 2
+
+
+SECOND_CALL = (  # DeepSeek-V3's: only the first call of a conversation stands behind the prompt
+    "{% set ns = namespace(first=true) %}{% for m in messages %}{% if m.tool_calls %}"
+    "{{ '<|Assistant|>' if ns.first else '\n' }}{{ '<|call|>' + m.tool_calls[0].function.name +"
+    " '</s>' }}{% set ns.first = false %}{% elif m.role == 'assistant' %}{{ m.content + '</s>' }}"
+    "{% else %}{{ '<|User|>' + m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1].role == 'user' %}{{ '<|Assistant|>' }}{% endif %}"
+)
+
+
+def test_a_call_that_does_not_follow_its_prompt_is_refused():
+    """All turns from the first call on, a user's too, would be trained on."""
+    tok = copy.deepcopy(family("deepseek r1"))
+    tok.chat_template = SECOND_CALL
+    template = ChatTemplate(tok, special_tokens_of(tok))
+    once = [user(), calls(ONE), result(), says()]
+    assert template.spans(conversation_of(once, with_tools=True))
+    with pytest.raises(TemplateProblem, match="not behind the prompt"):
+        template.spans(conversation_of([*once, user(), calls(ONE)], with_tools=True))
+
+
+def test_spaces_that_a_tokenizer_takes_out_of_decoded_text_count():
+    """Llama 3's `clean_up_tokenization_spaces`: `a .` and `a.` are different tokens."""
+    tok = copy.deepcopy(family("qwen 2.5"))
+    tok.clean_up_tokenization_spaces = True
+    template = ChatTemplate(tok, special_tokens_of(tok))
+    encode = SpanEncoder(tok, special_tokens_of(tok)).encode
+    spaced, plain = (
+        conversation_of([user(), says(text)], with_tools=False) for text in ("a .", "a.")
+    )
+    ids, mask = encode([template.spans(spaced)])[0]
+    assert difference(template, tok, spaced, ids, mask) is None
+    found = difference(template, tok, plain, ids, mask)
+    assert found and "a . here" in found.replace("'", "").replace("<|im_end|>", "")
