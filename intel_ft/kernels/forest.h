@@ -1,12 +1,13 @@
 // The segments of a packed row as trees, whose keys attention.cpp holds in blocks.
 //
 // Blocks of keys are aligned to positions: block j of a sequence has its tokens 32 j to 32 j + 31,
-// whether it shares some of them or not. Segments of 70 and 45 tokens, of which the second follows the first
-// (parents [-1, 0]), are one tree. The first segment has blocks 0 to 2, of 32, 32 and 6 tokens. The
-// second begins at position 70, so its blocks 3 and 4 are its sequence's third and fourth: block 3
-// has copies of the 6 tokens of block 2, then 26 of its own, and block 4 has 19. Its queries see
-// blocks 0 and 1 and then its own, as if the sequence were alone. Its blocks of queries are aligned
-// in the same way if that takes no more of them, as here; else the first begins with its first token.
+// whether it shares some of them or not. Segments of 70 and 45 tokens, of which the second follows
+// the first (parents [-1, 0]), are one tree. The first segment has blocks 0 to 2, of 32, 32 and 6
+// tokens. The second begins at position 70, so its blocks 3 and 4 are its sequence's third and
+// fourth: block 3 has copies of the 6 tokens of block 2, then 26 of its own, and block 4 has 19.
+// Its queries see blocks 0 and 1 and then its own, as if the sequence were alone. Its blocks of
+// queries are aligned in the same way if that takes no more of them, as here; else the first one
+// begins with its first token.
 
 #pragma once
 
@@ -23,7 +24,7 @@ struct Segment {
   int64_t start, length;        // its tokens in the row
   int64_t parent;               // in the tree, -1 for none
   int64_t block;                // its first block in the buffers of the tree
-  std::vector<int64_t> before;  // the whole blocks of the segments that it follows, from the root on
+  std::vector<int64_t> before;  // whole blocks of the segments that it follows, from the root on
   std::vector<int64_t> copied;  // the tokens of those segments that its first block begins with
   int64_t offset() const { return int64_t(copied.size()); }
   int64_t blocks() const { return blocks_of(offset() + length); }

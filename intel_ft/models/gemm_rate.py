@@ -167,7 +167,7 @@ def triad_bytes() -> int:
     return 3 * max(256 * 2**20, 2 * _last_level_cache())
 
 
-def part_of(gemm: Gemm, most_flops: float, most_columns: int = 16384) -> Gemm:
+def part_of(gemm: Gemm, most_flops: float, most_columns: int = 8192) -> Gemm:
     """A smaller GEMM that should run at the same rate: with fewer columns first, then rows."""
     part = replace(gemm, columns=min(gemm.columns, most_columns))
     rows = most_flops / (2.0 * part.inner * part.columns)
