@@ -9,7 +9,6 @@
 //   rows_swiglu_backward   for d, the gradient of out before the router's weight: the gradient of
 //                      hidden for weight[i] * d[i], out once more, and dot[i] = d[i] . out[i]
 //   experts_lora       peft's float32 A and B as the products take them
-//   experts_lora_b     a gradient [experts, rank, size] as peft has B, [size, rank * experts]
 
 #include <vector>
 
@@ -119,30 +118,6 @@ void experts_lora(const float* a, const float* b, float scale, int64_t experts, 
         std::memset(to + rank, 0, (padded - rank) * sizeof(bf16));
       }
     }
-  }
-}
-
-// gradient float32 [experts, padded, size], of which the first `rank` rows become out float32
-// [size, rank, experts].
-void experts_lora_b(const float* gradient, int64_t experts, int64_t rank, int64_t padded,
-                    int64_t size, float* out, int threads) {
-  constexpr int64_t BLOCK = 16;  // a cache line of floats, in both directions
-  const int64_t blocks = (size + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = block * BLOCK, count = std::min(BLOCK, size - first);
-    float square[BLOCK][BLOCK];
-    for (int64_t r = 0; r < rank; ++r)
-      for (int64_t e = 0; e < experts; e += BLOCK) {
-        const int64_t some = std::min(BLOCK, experts - e);
-        for (int64_t i = 0; i < some; ++i)
-          std::memcpy(square[i], gradient + ((e + i) * padded + r) * size + first,
-                      count * sizeof(float));
-        for (int64_t j = 0; j < count; ++j) {
-          float* to = out + ((first + j) * rank + r) * experts + e;
-          for (int64_t i = 0; i < some; ++i) to[i] = square[i][j];
-        }
-      }
   }
 }
 

@@ -2,8 +2,8 @@
 
 A row is a pair of token and expert; rows are sorted by expert (layers.experts). bf16 tensors on a
 CPU go to the compiled kernels (expert_rows.cpp), where those are loaded; others go through the same
-formula in torch operations. `lora_matrices` and `lora_b_gradient` need the compiled kernels, as
-layers.grouped_experts does.
+formula in torch operations. `lora_matrices` needs the compiled kernels, as layers.grouped_experts
+does.
 """
 
 import torch
@@ -74,11 +74,3 @@ def lora_matrices(
     sizes = experts, rank, padded, inner, len(b)
     call("experts_lora", a.detach(), b.detach(), float(scale), *sizes, out_a, out_b)
     return out_a, out_b
-
-
-def lora_b_gradient(gradient: Tensor, rank: int) -> Tensor:
-    """float32 [experts, at least rank, out] in the shape of peft's B, [out, rank * experts]."""
-    experts, padded, size = gradient.shape
-    out = torch.empty(size, rank * experts)
-    call("experts_lora_b", gradient, experts, rank, padded, size, out)
-    return out

@@ -6,7 +6,7 @@
 //
 //   grouped_linear   out[i] = x[i] w[e]^T for the expert e of row i
 //   grouped_int8     the same for w in int8 and x in 8 bits, and further terms in bf16
-//   grouped_outer    out[e] = p_e^T q_e over its rows, float32 [experts, r, size]
+//   grouped_outer    out[e] = p_e^T q_e over its rows, float32 [experts, rank, size]
 //
 // In 8 bits, x is stored with zero at 128: sum (x - 128) w = sum x w - 128 sum w, and the second
 // sum is known for each column before.
@@ -227,6 +227,89 @@ void grouped(const Int8Term* first, const std::vector<Term>& terms, const int64_
   }
 }
 
+// The rows [first, last) of p [.., r] as parts [r, ROWS], the last one filled up with zeros.
+void turn_rows(const bf16* p, int64_t first, int64_t last, int64_t r, bf16* out) {
+  for (int64_t row = first; row < last; row += ROWS, out += r * ROWS)
+    for (int64_t j = 0; j < ROWS; ++j)
+      for (int64_t i = 0; i < r; ++i)
+        out[i * ROWS + j] = row + j < last ? p[(row + j) * r + i] : bf16{0};
+}
+
+// Products of the rows of p, transposed by turn_rows, and of q.
+struct Outer {
+  bf16* turned;
+  const bf16* q;
+  const int64_t* bounds;
+  int64_t r, size;
+
+  bf16* part(int64_t e) const { return turned + r * (bounds[e] + ROWS * e); }
+
+  // sums [r, width] = p_e^T q_e in the columns from `first`; packed: ROWS x width.
+  void multiply(int64_t e, int64_t first, int64_t width, bf16* packed, float* sums) const {
+    if (bounds[e] == bounds[e + 1]) std::fill(sums, sums + r * width, 0.0f);
+    const bf16* a = part(e);
+    for (int64_t row = bounds[e]; row < bounds[e + 1]; row += ROWS, a += r * ROWS) {
+      const int64_t rows = std::min(ROWS, bounds[e + 1] - row);
+      if (rows < ROWS) std::fill(packed, packed + ROWS * width, bf16{0});
+      pack_b(q + row * size + first, size, rows, width, packed);
+      at::native::cpublas::brgemm(r, width, ROWS, ROWS, width, width, row > bounds[e], a, packed,
+                                  sums, true);
+    }
+  }
+};
+
+// Within a parallel region: out [experts, rank, size].
+void outer_by_expert(const Outer& outer, int64_t experts, int64_t rank, float scale, float* out) {
+  const int64_t size = outer.size, columns = std::min(COLUMNS, size);
+  const int64_t blocks = (size + columns - 1) / columns;
+  std::vector<bf16> packed(ROWS * columns);
+  std::vector<float> sums(outer.r * columns);
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t task = 0; task < experts * blocks; ++task) {
+    const int64_t e = task / blocks, first = task % blocks * columns;
+    const int64_t width = std::min(columns, size - first);
+    outer.multiply(e, first, width, packed.data(), sums.data());
+    float* target = out + e * rank * size + first;
+    for (int64_t i = 0; i < rank; ++i)
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j) target[i * size + j] = scale * sums[i * width + j];
+  }
+}
+
+// Within a parallel region: out [size, rank, experts], sixteen experts, a cache line, at a time.
+void outer_by_column(const Outer& outer, int64_t experts, int64_t rank, float scale, float* out) {
+  constexpr int64_t WIDE = 32, EACH = 16;
+  const int64_t size = outer.size, r = outer.r, blocks = (size + WIDE - 1) / WIDE;
+  const int64_t between = r * WIDE + EACH;  // no power of two, so that lines differ in their set
+  std::vector<bf16> packed(ROWS * WIDE);
+  std::vector<float> sums(EACH * between);
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = block * WIDE, width = std::min(WIDE, size - first);
+    for (int64_t e = 0; e < experts; e += EACH) {
+      const int64_t some = std::min(EACH, experts - e);
+      for (int64_t i = 0; i < some; ++i) {
+        float* own = sums.data() + i * between;
+        outer.multiply(e + i, first, width, packed.data(), own);
+#pragma omp simd
+        for (int64_t j = 0; j < rank * width; ++j) own[j] *= scale;
+      }
+      for (int64_t i = 0; i < rank; ++i)
+        for (int64_t j = 0; j < width; j += EACH) {
+          const float* from = sums.data() + i * width + j;
+          float* to = out + ((first + j) * rank + i) * experts + e;
+          if (some == EACH && width - j >= EACH) {
+            transpose16(reinterpret_cast<const uint32_t*>(from), between,
+                        reinterpret_cast<uint32_t*>(to), rank * experts);
+            continue;
+          }
+          for (int64_t k = 0; k < std::min(EACH, width - j); ++k)
+            for (int64_t m = 0; m < some; ++m) to[k * rank * experts + m] = from[m * between + k];
+        }
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -274,39 +357,23 @@ void grouped_quantize(const bf16* x, const float* columns, const int64_t* bounds
   }
 }
 
-// out [experts, r, size] float32 = scale * p_e^T q_e; p [rows, r], q [rows, size]; bounds as above.
+// scale * p_e^T q_e over the rows of each expert, its first `rank` rows, float32: out [experts,
+// rank, size], or if `by_column` [size, rank, experts], which is how peft has B. p [rows, r], q
+// [rows, size]; bounds as above.
 void grouped_outer(const bf16* p, const bf16* q, const int64_t* bounds, int64_t experts, int64_t r,
-                   int64_t size, float scale, float* out, int threads) {
-  const int64_t columns = std::min(COLUMNS, size), blocks = (size + columns - 1) / columns;
+                   int64_t rank, int64_t size, int64_t by_column, float scale, float* out,
+                   int threads) {
+  // p^T in parts of ROWS rows, filled up with zeros: those of expert e start at its bound + ROWS e.
+  std::vector<bf16> turned(r * (bounds[experts] + ROWS * experts));
+  const Outer outer{turned.data(), q, bounds, r, size};
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<bf16> a(r * ROWS), b(ROWS * columns);
-    std::vector<float> sums(r * columns);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < experts * blocks; ++task) {
-      const int64_t e = task / blocks, first = task % blocks * columns;
-      const int64_t width = std::min(columns, size - first);
-      float* target = out + e * r * size + first;
-      if (bounds[e] == bounds[e + 1]) {
-        for (int64_t i = 0; i < r; ++i) std::memset(target + i * size, 0, width * sizeof(float));
-        continue;
-      }
-      for (int64_t row = bounds[e]; row < bounds[e + 1]; row += ROWS) {
-        const int64_t rows = std::min(ROWS, bounds[e + 1] - row);
-        if (rows < ROWS) {
-          std::fill(a.begin(), a.end(), bf16{0});
-          std::fill(b.begin(), b.end(), bf16{0});
-        }
-        for (int64_t i = 0; i < r; ++i)
-          for (int64_t j = 0; j < rows; ++j) a[i * ROWS + j] = p[(row + j) * r + i];
-        pack_b(q + row * size + first, size, rows, width, b.data());
-        at::native::cpublas::brgemm(r, width, ROWS, ROWS, width, width, row > bounds[e], a.data(),
-                                    b.data(), sums.data(), true);
-      }
-      for (int64_t i = 0; i < r; ++i)
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) target[i * size + j] = scale * sums[i * width + j];
-    }
+    for (int64_t e = 0; e < experts; ++e) turn_rows(p, bounds[e], bounds[e + 1], r, outer.part(e));
+    if (by_column)
+      outer_by_column(outer, experts, rank, scale, out);
+    else
+      outer_by_expert(outer, experts, rank, scale, out);
     at::native::cpublas::brgemm_release(true);
   }
 }

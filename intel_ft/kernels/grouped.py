@@ -154,18 +154,22 @@ def _rounded(weight: Tensor, place: Callable[[Tensor], Tensor]) -> tuple[Tensor,
     return values, scales
 
 
-def grouped_outer(p: Tensor, q: Tensor, bounds: Tensor, scale: float) -> Tensor:
-    """scale * p_e^T q_e over each expert's rows, float32 [experts, r, size].
+def grouped_outer(
+    p: Tensor, q: Tensor, bounds: Tensor, scale: float, rank: int, *, by_column: bool = False
+) -> Tensor:
+    """scale * p_e^T q_e over each expert's rows, its first `rank` rows.
 
-    p [rows, r], q [rows, size].
+    p [rows, at least rank], q [rows, size]. Returns float32 [experts, rank, size], or with
+    `by_column` [size, rank, experts].
     """
-    count, shape = len(bounds) - 1, (p.shape[1], q.shape[1])
+    count, size = len(bounds) - 1, q.shape[1]
     if not compiled(p) or not compiled(q):
         ends = bounds.tolist()
-        parts = [p[a:b].float().T @ q[a:b].float() * scale for a, b in pairwise(ends)]
-        return torch.stack(parts)
-    out = torch.empty(count, *shape)
-    call("grouped_outer", p, q, bounds, count, *shape, scale, out)
+        parts = [p[a:b, :rank].float().T @ q[a:b].float() * scale for a, b in pairwise(ends)]
+        return torch.stack(parts, -1).transpose(0, 1) if by_column else torch.stack(parts)
+    out = torch.empty(size, rank, count) if by_column else torch.empty(count, rank, size)
+    sizes = count, p.shape[1], rank, size
+    call("grouped_outer", p, q, bounds, *sizes, int(by_column), float(scale), out)
     return out
 
 

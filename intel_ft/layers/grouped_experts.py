@@ -110,9 +110,9 @@ class GroupedLinear:
         if a is None or b is None or grad_a_out is None or a_out is None:
             return ()
         rank = len(a) // self.linear.count
-        grad_a = grouped_outer(grad_a_out, rows, bounds, 1.0)[:, :rank]
-        grad_b = grouped_outer(a_out, grad, bounds, self.linear.scale)
-        return grad_a.reshape(a.shape), expert_rows.lora_b_gradient(grad_b, rank)
+        grad_a = grouped_outer(grad_a_out, rows, bounds, 1.0, rank)
+        grad_b = grouped_outer(a_out, grad, bounds, self.linear.scale, rank, by_column=True)
+        return grad_a.view(a.shape), grad_b.view(b.shape)
 
 
 class GroupedExperts(torch.autograd.Function):

@@ -48,12 +48,19 @@ def test_terms_are_summed_and_a_part_of_the_columns_will_do() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize(("r", "size"), [(32, 64), (64, 700), (32, 18)])
-def test_grouped_outer(r, size) -> None:
-    p, q = random(112, r), random(112, size)
-    found = grouped.grouped_outer(p, q, BOUNDS, 0.5)
-    assert found.dtype == torch.float32 and not found[1].any()
-    for expert, (start, stop) in enumerate(pairwise(BOUNDS)):
-        close(found[expert], 0.5 * p[start:stop].double().T @ q[start:stop].double())
+@pytest.mark.parametrize("copies", [1, 5])  # of four experts: fewer than sixteen, and more
+def test_grouped_outer(r, size, copies) -> None:
+    p, q = random(112 * copies, r), random(112 * copies, size)
+    bounds = torch.cat([BOUNDS[:1], *(BOUNDS[1:] + 112 * i for i in range(copies))])
+    for rank in (r, r - 3):
+        found = grouped.grouped_outer(p, q, bounds, 0.5, rank)
+        assert found.dtype == torch.float32 and found.shape == (4 * copies, rank, size)
+        assert not found[1].any()
+        for expert, (start, stop) in enumerate(pairwise(bounds)):
+            right = 0.5 * p[start:stop, :rank].double().T @ q[start:stop].double()
+            close(found[expert], right)
+        columns = grouped.grouped_outer(p, q, bounds, 0.5, rank, by_column=True)
+        torch.testing.assert_close(columns, found.permute(2, 1, 0), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
@@ -116,8 +123,10 @@ def test_other_dtypes_take_torch_operations() -> None:
     torch.testing.assert_close(
         grouped.grouped_linear([(x, w)], BOUNDS).double(), exact([(x, w)]), rtol=1e-5, atol=1e-5
     )
-    found = grouped.grouped_outer(x, x, BOUNDS, 2.0)
-    torch.testing.assert_close(found[2], 2 * x[16:64].T @ x[16:64])
+    found = grouped.grouped_outer(x, x, BOUNDS, 2.0, 5)
+    torch.testing.assert_close(found[2], 2 * x[16:64, :5].T @ x[16:64])
+    columns = grouped.grouped_outer(x, x, BOUNDS, 2.0, 5, by_column=True)
+    torch.testing.assert_close(columns, found.permute(2, 1, 0))
 
 
 @needs_kernels
@@ -130,5 +139,5 @@ def test_an_odd_number_of_rows_reads_none_behind_them() -> None:
     p = torch.ones(3, 16, dtype=torch.bfloat16)
     q = torch.full((5, 32), float("nan"), dtype=torch.bfloat16)
     q[:3] = 2.0
-    out = grouped.grouped_outer(p, q[:3], torch.tensor([0, 3]), 1.0)
+    out = grouped.grouped_outer(p, q[:3], torch.tensor([0, 3]), 1.0, 16)
     assert torch.equal(out, torch.full((1, 16, 32), 6.0))
