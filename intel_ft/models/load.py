@@ -203,6 +203,15 @@ def _reads_lazily(folder: Path, layout: str | None) -> bool:
     return layout is not None or published(folder) is not None
 
 
+def is_pickled(model: ModelConfig) -> bool:
+    """Whether there are only pickled weights, none of which is converted as it is read."""
+    if not model.allow_pickle:
+        return False
+    folder = model_folder(model, weights=False)
+    pickles = [path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES]
+    return bool(pickles) and not any(folder.glob("*.safetensors"))
+
+
 def _load_lazily(
     folder: Path, layout: StreamedLayout | None, settings: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:

@@ -16,7 +16,7 @@ from intel_ft.planner import hardware, roofline
 from intel_ft.planner.hardware import Machine
 from intel_ft.planner.lengths import AssumedData, ExampleLengths, example_lengths
 from intel_ft.planner.workload import PlannedRun, Rows, planned_run, sampled_rows
-from intel_ft.training.memory import MemorySetting
+from intel_ft.training.memory import MemorySetting, data_bytes
 from intel_ft.training.memory_setting import memory_setting
 from intel_ft.training.model_sizes import CountedModel, count_model
 from intel_ft.training.start import with_adapter
@@ -214,7 +214,7 @@ def run_of(inputs: PlanInputs) -> Run:
         keeps_best=work.evaluations > 0,
         prepackable=machine.dtype == torch.bfloat16,
         gpu=machine.gpu_memory is not None,
-        runtime=machine.runtime,
+        runtime=machine.runtime + data_bytes(int(inputs.examples.lengths.sum())),
         token_ids=inputs.examples.named,
         local_ranks=inputs.cluster.ranks,
     )

@@ -14,8 +14,17 @@ from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
 from intel_ft.training.model_sizes import ModelSizes
 
-RUNTIME = 0.75 * 2**30
-"""Bytes of Python, torch, Transformers, peft, datasets, the tokenized data and oneDNN's kernels."""
+RUNTIME = 0.645 * 2**30
+"""Bytes of Python with what a run imports (567 MiB), the tokenizer (22), trainer and kernels (50),
+and code and kernels that the first steps need (20), on x86-64 with torch 2.13. Threads add little:
+a stack is some 0.1 MiB (docs/log.md)."""
+
+_DATA = ((200_000, 225.0), (1_000_000, 40.0), (5_000_000, 17.5), (float("inf"), 2.5))
+"""Bytes of memory per token of the data, up to so many tokens: buffers of the tokenizer's threads,
+one block of rows with its texts, and what is kept of the rest (docs/log.md)."""
+
+_MORE_KERNELS = 32 * 2**20
+"""Bytes of oneDNN's kernels for rows of further lengths; see host.allocator.KERNELS."""
 
 CONTEXT = 0.5 * 2**30
 """Bytes of GPU memory that the CUDA context takes."""
@@ -47,6 +56,15 @@ _OPTIMIZER = {
 """Bytes per trained parameter: two float32 moments, and a temporary if the update is not fused."""
 
 
+def data_bytes(tokens: int) -> float:
+    """Bytes that reading and keeping the data of a run takes."""
+    total, start = 0.0, 0.0
+    for end, each in _DATA:
+        total += each * max(0.0, min(tokens, end) - start)
+        start = end
+    return total
+
+
 @dataclass(frozen=True)
 class MemorySetting:
     """What memory depends on besides the sizes of the model.
@@ -54,12 +72,13 @@ class MemorySetting:
     row_tokens, supervised: of the largest row; uneven: rows differ in length; itemsize: bytes of
     the base's dtype; keeps_best: a copy of the best trained weights is kept; teacher: bytes of a
     distillation's teacher, or None; gpu: estimate a GPU's memory; runtime: bytes of a process that
-    are not the model's; token_ids: the data uses only token ids below this, so that the file's
-    other embeddings are never read, or None; packs_head: the head is packed for our own products;
-    sharded: the ranks share all weights, gradients and optimizer state; shared_by: the ranks of a
-    host that share one copy of the converted linear layers. Experts are stacked while they are
-    loaded, by each rank, so that the peak is as without sharing; streamed: the frozen weights are
-    converted while they are loaded; code_bytes: of a weight of layout int4.
+    are not the model's, without kernels for rows of several lengths; token_ids: the data uses only
+    token ids below this, so that the file's other embeddings are never read, or None; packs_head:
+    the head is packed for our own products; sharded: the ranks share all weights, gradients and
+    optimizer state; shared_by: the ranks of a host that share one copy of the converted linear
+    layers. Experts are stacked while they are loaded, by each rank, so that the peak is as without
+    sharing; streamed: the frozen weights are converted while they are loaded;
+    code_bytes: of a weight of layout int4.
     """
 
     layout: Layout
@@ -145,8 +164,9 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
     file_stays = setting.layout != "as loaded" and not setting.gpu and not setting.streamed
     # Experts are stacked while they are loaded, from pages that stay mapped with the file.
     stacked = 0 if setting.streamed or setting.gpu else sizes.expert_weights * item
+    kernels = _MORE_KERNELS if setting.uneven else 0
     estimate = MemoryEstimate(
-        runtime=int(CONTEXT if setting.gpu else setting.runtime),
+        runtime=int(CONTEXT if setting.gpu else setting.runtime + kernels),
         base=read * item,
         linear_layers=int((sizes.linear * _linear_bytes(setting) + head) / setting.shared_by),
         experts=int(sizes.expert_weights * _expert_bytes(setting)),
@@ -302,14 +322,16 @@ def _unfused(sizes: ModelSizes, item: int) -> tuple[int, int]:
 def _mixture(sizes: ModelSizes, item: int) -> tuple[int, int]:
     """Bytes per token and layer with experts, of attention and of the rest, that autograd saves.
 
-    Norms save their input in float32 (those of q and k, too, where there are any), linear layers
-    theirs, attention q, k, v and its output with the logsumexp. layers.experts saves its input, and
-    for each expert that a token meets gate and up and x A of LoRA, whose rank it fills up to 32;
-    the shared expert, of the width of one, is as in other layers.
+    Norms save their input (those of q and k, too, where there are any), in bf16 as it is
+    (layers.norms), else in float32; linear layers theirs, attention q, k, v and its output with the
+    logsumexp. layers.experts saves its input, and for each expert that a token meets gate and up
+    and x A of LoRA, whose rank it fills up to 32; the shared expert, of the width of one, is as in
+    other layers.
     """
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    norm = (4 + item) * sizes.hidden
-    attention = norm + (4 + 2 * item) * (queries + keys) + 4 * sizes.heads
+    of_norm = 2 if item == 2 else 4
+    norm = (of_norm + item) * sizes.hidden
+    attention = norm + (of_norm + 2 * item) * (queries + keys) + 4 * sizes.heads
     after = norm + item * (sizes.active_experts + 1) * 2 * (sizes.expert_intermediate + 32)
     return attention, after
 

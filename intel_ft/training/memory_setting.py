@@ -8,6 +8,7 @@ import torch
 from intel_ft.config import Config
 from intel_ft.layers.compressed import bytes_per_weight
 from intel_ft.models.fast_path import choose_layout, packs_heads, shared_by
+from intel_ft.models.load import is_pickled
 from intel_ft.models.streamed import streamed_layout
 from intel_ft.training.decide import row_capacity
 from intel_ft.training.memory import RUNTIME, MemorySetting, estimate_memory
@@ -72,7 +73,8 @@ def memory_setting(
         layout=layout,
         packs_head=packs_head,
         shared_by=sharing if mapped else 1,
-        streamed=streamed_layout(config, local_ranks, on_gpu=gpu) is not None,
+        streamed=streamed_layout(config, local_ranks, on_gpu=gpu) is not None
+        and not is_pickled(config.model),
         code_bytes=bytes_per_weight(config.model.quantization) if layout == "int4" else 0.0,
     )
 

@@ -45,6 +45,7 @@ from intel_ft.training.memory import (
     OVERESTIMATE,
     RUNTIME,
     can_shard,
+    data_bytes,
     estimate_memory,
 )
 from intel_ft.training.memory_setting import memory_setting
@@ -295,7 +296,7 @@ def require_memory(config: Config, inputs: Inputs, backend: Backend, world: Worl
         keeps_best=inputs.validation is not None,
         prepackable=can_prepack(backend.dtype),
         gpu=gpu,
-        runtime=max(RUNTIME, resident),
+        runtime=max(RUNTIME + data_bytes(int(lengths.sum())), resident),
         token_ids=examples.highest_id + 1,
         local_ranks=world.local_size,
     )

@@ -22,6 +22,7 @@ from intel_ft.host import devices
 from intel_ft.models.adapter import adapter_weights
 from intel_ft.training import checkpoint
 from intel_ft.training.callbacks import trackers
+from intel_ft.training.clipping import clip_gradients
 from intel_ft.training.decide import total_steps
 from intel_ft.training.expert_load import ExpertLoad
 from intel_ft.training.lora_plus import scale_learning_rate_of_b
@@ -88,7 +89,12 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """End the run at a norm that is not finite, because the update would ruin the weights."""
-        norm = super()._clip_grad_norm(model)
+        gradients = [w.grad for w in model.parameters() if w.grad is not None]
+        plain = not any(isinstance(gradient, DTensor) for gradient in gradients)
+        if plain and self.training.model.device.type == "cpu":
+            norm = clip_gradients(gradients, self.args.max_grad_norm)
+        else:
+            norm = super()._clip_grad_norm(model)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if not math.isfinite(norm):

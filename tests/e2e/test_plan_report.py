@@ -29,9 +29,8 @@ def test_plan_foretells_the_run_and_report_shows_it(tmp_path) -> None:
         "prepacked" if "prepack = on" in trained.err else "as loaded"
     )
     real = max(line["rss_gib"] for line in lines)
-    # Of so small a run the runtime is most, which is less where there is little data. docs/plan.md
-    # has runs in which the other parts count.
-    assert plan["memory"]["total"] == pytest.approx(real, abs=0.3)
+    # Four steps do not fragment memory as the plan's rows of differing lengths do in a longer run.
+    assert plan["memory"]["total"] == pytest.approx(real, rel=0.3)
     saved = sum(f.stat().st_size for f in (tmp_path / "out" / "checkpoint-4").iterdir())
     assert plan["checkpoint"]["each"] * 2**30 == pytest.approx(saved, rel=0.1)
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from intel_ft.batching.plan import Plan
+from intel_ft.training.clipping import clip_gradients
 from intel_ft.training.step import dropout_seed, rank_imbalance
 
 
@@ -32,3 +34,17 @@ def test_imbalance_is_measured_in_the_cost_that_the_plan_balances() -> None:
 
 def test_ranks_without_examples_count_as_idle() -> None:
     assert rank_imbalance(make_plan([100, 100], 0.0).step(0), 4) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_gradients_are_clipped_as_by_torch(max_norm) -> None:
+    shapes = ((3, 5), (7,), (), (2, 3, 4), (0, 4))
+    weights = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape)
+    own = [weight.grad.clone() for weight in weights]
+    expected = torch.nn.utils.clip_grad_norm_(weights, max_norm)
+    torch.testing.assert_close(clip_gradients(own, max_norm), expected)
+    for gradient, weight in zip(own, weights, strict=True):
+        torch.testing.assert_close(gradient, weight.grad)
+    assert clip_gradients([], max_norm) == 0
