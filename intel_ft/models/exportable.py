@@ -28,6 +28,9 @@ OLDER = {
 Only the conversion needs it. The IR's logits are then compared with those of the installed version.
 """
 
+_WRONG_SCORES = ("gemma", "gemma2", "gemma3_text")
+"""Types whose exported classifiers do not give torch's scores (Optimum-Intel 2.2)."""
+
 TABLE = Path(assets.__file__).parent / "optimum_exports.json"
 
 
@@ -46,8 +49,9 @@ def table_version() -> str:
 
 @cache
 def classifiers() -> frozenset[str]:
-    """Types that Optimum-Intel exports as sequence classifiers, too."""
-    return frozenset(json.loads(TABLE.read_text(encoding="utf-8"))["text-classification"])
+    """Types that Optimum-Intel exports as sequence classifiers, too, with torch's scores."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))["text-classification"]
+    return frozenset(table).difference(_WRONG_SCORES)
 
 
 def why_not_exportable(model_type: str, *, scores: bool = False) -> str | None:

@@ -69,6 +69,14 @@ def test_a_limit_is_lifted_for_the_locked_optimum_intel_alone(monkeypatch) -> No
     assert "up to 5.0" in why_not_exportable("gemma2")
 
 
+def test_reward_models_have_families_of_their_own() -> None:
+    assert why_not_exportable("llama", scores=True) is None
+    for model_type in ("mixtral", "gemma2"):
+        assert why_not_exportable(model_type) is None
+        assert "no export of a sequence classifier" in why_not_exportable(model_type, scores=True)
+    assert export_decision("mixtral", scores=True).reason.endswith("merge and eval work")
+
+
 def test_a_multimodal_model_counts_as_what_it_is_loaded_as() -> None:
     assert loaded_model_type(AutoConfig.for_model("qwen3_5")) == "qwen3_5_text"
     assert loaded_model_type(AutoConfig.for_model("gemma3")) == "gemma3"
