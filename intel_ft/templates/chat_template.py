@@ -11,6 +11,7 @@ Both texts have placeholders for the words (data.chat_render), and are rendered 
 sequence of roles and tools.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ _NO_THOUGHT = (
     "the tokenizer's chat_template leaves out the reasoning of the last answer"
     f" (<think>...</think>): {REMEDY}"
 )
+_MAY_ADD = re.compile(r"[<\[]")
 _CALL_ENDS = ("<|call|>", "<|eom_id|>")  # where servers stop, to run the tool
 
 
@@ -127,10 +129,12 @@ class ChatTemplate:
                 continue
             message = messages[part.slot.message]
             text = _words(message, part.slot)
-            if message.role == "assistant":
+            # An answer that is context is encoded with the text around it, as a server's prompt is,
+            # unless it may hold an added token, which an answer's words may become.
+            if message.role == "assistant" and (part.answer is not None or _MAY_ADD.search(text)):
                 trained = part.answer in written.learnt and message.in_loss
                 spans.append(Span(text, "completion", trained))
-            elif message.in_loss:
+            elif message.in_loss and message.role != "assistant":
                 spans.append(Span(text, "completion"))
                 follows = True
             else:

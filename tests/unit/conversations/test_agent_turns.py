@@ -11,6 +11,7 @@ from support.agent_templates import FAMILIES, family
 
 from intel_ft.conversations.tools import tools_text
 from intel_ft.conversations.turns import TurnRules, read_turns
+from intel_ft.data.shown import shown_examples
 from intel_ft.templates.chat_render import DATE, TemplateProblem
 from intel_ft.templates.chat_template import ChatTemplate
 from intel_ft.templates.encode import SpanEncoder
@@ -373,5 +374,18 @@ def test_spaces_that_a_tokenizer_takes_out_of_decoded_text_count():
     )
     ids, mask = encode([template.spans(spaced)])[0]
     assert difference(template, tok, spaced, ids, mask) is None
+    (shown,) = shown_examples(encode([template.spans(spaced)]), tok, 1)
+    assert [text for text, trained in shown.parts if trained] == ["a .<|im_end|>"]
     found = difference(template, tok, plain, ids, mask)
     assert found and "a . here" in found.replace("'", "").replace("<|im_end|>", "")
+
+
+@pytest.mark.parametrize(("words", "kind"), [("It is well.\n", "content"), ("[x]", "completion")])
+def test_an_answer_in_the_context_is_encoded_with_the_text_around_it(words, kind):
+    """As in a server's prompt, where `.` and a line break may be one token (Qwen's are)."""
+    template = ChatTemplate(family("qwen 3"), special_tokens_of(family("qwen 3")))
+    turns = [user(), says(words, thought="easy"), user(), says("Better.", thought="add")]
+    spans = template.spans(conversation_of(turns, with_tools=False))
+    found = [span.kind for span in spans if span.text == words.rstrip()]
+    assert found == [kind]
+    assert [span.text for span in spans if span.trained and span.kind == "end"] == ["<|im_end|>"]
