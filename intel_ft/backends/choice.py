@@ -60,6 +60,20 @@ def select(
     return host if name == "cpu" else cuda.select(model, host, local_rank)
 
 
+def dtype_of(config: Config, local_rank: int = 0) -> torch.dtype:
+    """The dtype that this process computes in: model.dtype, or what `auto` selects here.
+
+    Sets nothing. Raises UserError for a dtype that the GPU does not have.
+    """
+    name = choose(config).value
+    if name == "ipex":
+        return torch.bfloat16
+    if name == "cuda":
+        device = torch.device("cuda", local_rank)
+        return cuda.dtype_for(config.model, torch.cuda.get_device_capability(device))[0]
+    return cpu.dtype_for(config.model)[0]
+
+
 def cpu_only_setting(config: Config) -> str | None:
     """The setting, with the reason, that rules out a GPU where backend.name is auto; else None.
 

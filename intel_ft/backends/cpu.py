@@ -48,7 +48,7 @@ def select(
         raise UserError(
             "model.dtype=float16 works only on GPUs: set model.dtype=bfloat16 or float32"
         )
-    dtype, dtype_reason = _dtype(model)
+    dtype, dtype_reason = dtype_for(model)
     threads, threads_reason = _threads(backend, sharing)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate, under a launcher, changes it
@@ -61,7 +61,8 @@ def select(
     return Backend(dtype, threads, decisions)
 
 
-def _dtype(model: ModelConfig) -> tuple[torch.dtype, str]:
+def dtype_for(model: ModelConfig) -> tuple[torch.dtype, str]:
+    """The dtype for this CPU, and why."""
     if model.dtype != "auto":
         return getattr(torch, model.dtype), "set in the config"
     return fastest_dtype()

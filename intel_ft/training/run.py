@@ -132,7 +132,7 @@ def _train(
             inputs = read_inputs(config)
             int4 = _int4_base(config, inputs)
         with world.raise_on_all_ranks():
-            contents = content_facts(config, inputs)
+            contents = content_facts(config, inputs, world.local_rank)
             if int4 is not None:
                 contents[INT4_WEIGHTS] = int4.digest
         with world.raise_on_all_ranks():

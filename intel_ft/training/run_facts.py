@@ -16,6 +16,7 @@ from intel_ft.artifacts.fingerprints import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
+from intel_ft.backends import choice
 from intel_ft.config import Config
 from intel_ft.errors import UserError
 from intel_ft.models.load import model_folder
@@ -49,11 +50,16 @@ _UNSAID = (
     *("train.max_tokens_per_row", "train.activation_checkpointing"),
     *("model.allow_pickle", "data.cache", "data.cache_gib"),
 )
+_FINGERPRINTS = (
+    *(BASE_WEIGHTS, INT4_WEIGHTS, "base config.json", "teacher weights", "adapter weights"),
+    *("training data", "evaluation data", "tokenizer"),
+)
 REMEDIES = {
     BASE_WEIGHTS: "model.name_or_path",
     INT4_WEIGHTS: "model.quantization, the calibration data and the version of nncf",
     "base config.json": "model.name_or_path",
     "base format": "model.base_dtype",
+    "dtype": "model.dtype",
     "teacher weights": "method.teacher",
     "adapter weights": "model.adapter",
     "training data": DATA,
@@ -84,13 +90,14 @@ def settings_facts(config: Config, packages: dict[str, str | None], start: Path 
     }
 
 
-def content_facts(config: Config, inputs: Inputs) -> Facts:
-    """What the run reads: fingerprints of base, teacher, examples and tokenizer."""
+def content_facts(config: Config, inputs: Inputs, local_rank: int = 0) -> Facts:
+    """What the run reads: fingerprints of base, teacher, examples and tokenizer; and its dtype."""
     evaluation = inputs.validation
     return {
         BASE_WEIGHTS: _weights(inputs.folder),
         "base config.json": config_fingerprint(inputs.folder),
         "base format": config.base_dtype,
+        "dtype": str(choice.dtype_of(config, local_rank)).removeprefix("torch."),
         "teacher weights": _teacher(config),
         "adapter weights": adapter_fingerprint(config.model) or _NONE,
         "training data": _examples(inputs.training.examples),
@@ -133,7 +140,7 @@ def check_facts(checkpoint: Path, before: Facts, now: Facts) -> None:
 
 
 def _difference(name: str, before: str, now: str) -> str:
-    if name in REMEDIES or name == "tokenizer":
+    if name in _FINGERPRINTS:
         return f"the {name} differs from that of the start (fingerprint {before}, now {now})"
     return f"{name} was {before} when this run started, and is now {now}"
 

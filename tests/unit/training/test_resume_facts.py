@@ -16,6 +16,7 @@ from intel_ft.artifacts.fingerprints import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
+from intel_ft.backends import choice
 from intel_ft.errors import UserError
 from intel_ft.training import checkpoint
 from intel_ft.training.run import train
@@ -116,6 +117,20 @@ def test_what_takes_effect_from_here_on_is_said(killed, configure, caplog):
     assert "train.max_grad_norm was 1.0" in caplog.text
     assert "train.save_steps was" not in caplog.text
     assert (killed / "run" / "checkpoint-3").is_dir()
+
+
+def test_another_dtype_that_auto_selects_is_said(reference, configure, monkeypatch, caplog):
+    before = checkpoint.facts_of(reference / "run" / "checkpoint-2")
+    assert before["dtype"] == "float32"
+    config = configure()
+    automatic = config.model_copy(
+        update={"model": config.model.model_copy(update={"dtype": "auto"})}
+    )
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert choice.dtype_of(automatic) == torch.float32
+    with caplog.at_level("INFO"):
+        check_facts(Path("checkpoint-2"), before | {"dtype": "bfloat16"}, before)
+    assert "dtype was bfloat16 when this run started, and is now float32" in caplog.text
 
 
 def _rates(run):
