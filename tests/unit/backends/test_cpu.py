@@ -25,10 +25,10 @@ def test_bf16_is_for_cpus_that_may_multiply_in_it(monkeypatch, flags, limit, dty
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit is not None:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    value, why = cpu._dtype(ModelConfig(name_or_path="any"))
+    value, why = cpu.dtype_for(ModelConfig(name_or_path="any"))
     assert value == dtype
     assert reason in why
-    assert cpu._dtype(ModelConfig(name_or_path="any", dtype="bfloat16"))[0] == torch.bfloat16
+    assert cpu.dtype_for(ModelConfig(name_or_path="any", dtype="bfloat16"))[0] == torch.bfloat16
 
 
 @pytest.mark.parametrize(
