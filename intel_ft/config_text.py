@@ -153,12 +153,21 @@ def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
         return f"unknown key {where}{_nearest(place, sections)}"
     if problem["type"] == "missing":
         return f"{where} is required"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = message_of(problem)
     if not where:
-        return str(message)
+        return message
+    if problem["type"].endswith("_type") and isinstance(problem["input"], dict | list):
+        kind = "a list" if isinstance(problem["input"], list) else "a section"
+        return f"{where}: {message}, not {kind}"
     if isinstance(problem["input"], dict | list):
         return f"{where}: {message}"
     return f"{where}={problem['input']}: {message[0].lower()}{message[1:]}"
+
+
+def message_of(problem: Any) -> str:
+    """What is wrong, of one of pydantic's errors, without the key and value."""
+    text = str(problem["msg"])
+    return text.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def _nearest(location: tuple[str | int, ...], sections: Mapping[str, list[str]]) -> str:

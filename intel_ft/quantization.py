@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from intel_ft.config_sources import Section
-from intel_ft.config_text import parse_value, parse_yaml, read_text
+from intel_ft.config_text import message_of, parse_value, parse_yaml, read_text
 from intel_ft.errors import UserError
 
 Format = Literal["fp16", "int8", "int4", "nf4", "mxfp4"]
@@ -92,7 +92,7 @@ def _describe(problem: Any) -> str:
         close = difflib.get_close_matches(key, names, n=1)
         hint = f"did you mean {close[0]}?" if close else f"settings are: {', '.join(names)}"
         return f"unknown setting {key} ({hint})"
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message_of(problem)
     return f"{key}={problem['input']}: {message[0].lower()}{message[1:]}" if key else message
 
 

@@ -108,7 +108,7 @@ def test_methods_that_make_no_sense_are_one_line(read, overrides, part) -> None:
         (["name=preference", "loss=kto", "label_smoothing=0.1"], "label_smoothing is for loss="),
         (["name=preference", "desirable_weight=2"], "desirable_weight is for loss=kto"),
         (["name=preference", "beta=0"], "method.beta=0"),
-        (["name=preference", "loss=grpo"], "method.loss=grpo: input should be"),
+        (["name=preference", "loss=grpo"], "method.loss=grpo: must be"),
         (["name=preference", "data.on_long=truncate"], "not the one that was judged"),
         (["name=preference", "data.loss_on=all"], "answers are compared"),
         (["name=preference", "data.format=alpaca"], "data.format=alpaca cannot be used"),
@@ -180,17 +180,18 @@ def test_an_unknown_key_names_the_nearest_known_one(read, override, hint) -> Non
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("train.learning_rate=-1", "train.learning_rate=-1: input should be greater than 0"),
+        ("train.learning_rate=-1", "train.learning_rate=-1: must be greater than 0"),
         (
             "train.learning_rate=11",
-            "train.learning_rate=11: input should be less than or equal",
+            "train.learning_rate=11: must be less than or equal",
         ),
-        ("train.global_batch_size=0", "train.global_batch_size=0: input should be greater than"),
+        ("train.global_batch_size=0", "train.global_batch_size=0: must be greater than"),
         ("train.max_steps=0", "train.max_steps=0: "),
+        ("train.max_steps=[1]", "train.max_steps: must be a valid integer, not a list"),
         ("train.seed=-1", "train.seed=-1: "),
         ("train.seed=4294967296", "train.seed=4294967296: "),
         ("train.warmup_ratio=1.5", "train.warmup_ratio=1.5: "),
-        ("train.scheduler=cosin", "train.scheduler=cosin: input should be 'linear', 'cosine'"),
+        ("train.scheduler=cosin", "train.scheduler=cosin: must be 'linear', 'cosine'"),
         ("train.optimizer=adam", "train.optimizer=adam: "),
         ("train.max_tokens_per_row=7", "train: max_tokens_per_row must be at least 8"),
         ("train.max_tokens_per_row=many", "train.max_tokens_per_row=many: "),
@@ -381,9 +382,7 @@ def test_a_switch_is_no_number(read, key) -> None:
 @pytest.mark.parametrize("key", ["method.alpha", "train.epochs", "train.weight_decay"])
 def test_a_number_is_finite(read, key) -> None:
     for value in (".inf", ".nan"):
-        assert f"{key}={value[1:]}: input should be a finite" in refused(
-            read, MINIMAL, f"{key}={value}"
-        )
+        assert f"{key}={value[1:]}: must be a finite" in refused(read, MINIMAL, f"{key}={value}")
 
 
 def test_no_clipping_can_be_said(read) -> None:

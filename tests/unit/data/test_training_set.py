@@ -143,7 +143,7 @@ def test_a_mask_is_part_of_an_example(sources):
     [
         ([], "data.train: list should have at least 1 item"),
         ([{"path": "a", "weight": 1}, {"path": "b"}], "give every source one, or none"),
-        ([{"path": "a", "weight": 0}], r"data.train\[0\].weight=0: input should be greater"),
+        ([{"path": "a", "weight": 0}], r"data.train\[0\].weight=0: must be greater"),
         ([{"path": "a", "wieght": 1}], r"unknown key data.train\[0\].wieght \(did you mean weight"),
         ([{"path": "a", "format": "cvs"}], r"data.train\[0\].format=cvs"),
         ([{"split": "train"}], r"data.train\[0\].path is required"),

@@ -208,7 +208,7 @@ def test_settings_of_an_int4_base() -> None:
         ({"activations": "int8"}, "activations cannot be used"),
         ({"recover_steps": 3}, "recover_steps cannot be used"),
         ({"ratio": 2}, "ratio=2"),
-        ({"ratio": 0}, "ratio=0: input should be greater than 0"),
+        ({"ratio": 0}, "ratio=0: must be greater than 0"),
         ({"format": "nf4"}, "format=nf4: adapters are trained on an IR in int4 or int8"),
     ):
         with pytest.raises(UserError, match=part):
