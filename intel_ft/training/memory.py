@@ -16,8 +16,8 @@ from intel_ft.training.model_sizes import ModelSizes
 
 RUNTIME = 0.645 * 2**30
 """Bytes of Python with what a run imports (567 MiB), the tokenizer (22), trainer and kernels (50),
-and code and kernels that the first steps need (20), on x86-64 with torch 2.13. Threads add little:
-a stack is some 0.1 MiB (docs/log.md)."""
+and code and kernels that the first steps need (20), on x86-64 with torch 2.13 and one thread
+(docs/log.md)."""
 
 _DATA = ((200_000, 225.0), (1_000_000, 40.0), (5_000_000, 17.5), (float("inf"), 2.5))
 """Bytes of memory per token of the data, up to so many tokens: buffers of the tokenizer's threads,
