@@ -112,10 +112,13 @@ def _compute(
 ) -> None:
     """Fill in the missing values, each computed by one rank."""
     data, model, world = training.data, training.model, training.world
-    # Without sharing a value does not depend on the other answers of its row, to the last bit, so
-    # that a pass which was interrupted gives the same values.
+    # Blocks end at the same answers after an interruption, so their rows and values are the same.
+    shares = data.plan.shared is not None
     plan = replace(
-        data.plan, lengths=examples.lengths, supervised=examples.supervised_counts, shared=None
+        data.plan,
+        lengths=examples.lengths,
+        supervised=examples.supervised_counts,
+        shared=examples if shares else None,
     )
     was_training = model.network.training
     model.network.eval()
@@ -124,7 +127,7 @@ def _compute(
         block = missing[start : start + _BLOCK]
         found = torch.zeros(len(examples), dtype=torch.float64)
         for indices in Step(plan, 0, block, 0).rows(world.rank, world.size):
-            row = build_row(examples, indices)
+            row = build_row(examples, indices, share=shares)
             log_probs = answer_log_probs(model.network, row, packed=data.packed, dtype=model.dtype)
             found[torch.from_numpy(indices)] = log_probs.cpu()
         part = world.all_reduce(found[torch.from_numpy(block)])

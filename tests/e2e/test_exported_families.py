@@ -49,7 +49,7 @@ def _other_weights(name: str, folder) -> None:
 
 def test_the_limit_is_as_stated_again_after_an_export(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
-    config = lifted._export_config("gemma2")
+    config = lifted._export_config("gemma2", lifted.task_of(tmp_path))
     stated = config.MAX_TRANSFORMERS_VERSION
     with lifted.lifted_limit(tmp_path):
         assert config.MAX_TRANSFORMERS_VERSION is None

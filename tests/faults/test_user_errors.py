@@ -270,7 +270,7 @@ def test_missing_tensors(model, folder):
     lost = "model.layers.3.mlp.up_proj.weight"
     del weights[lost]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    _refused(folder, 2, "model", "missing", lost)
+    _refused(folder, 2, "model", "not in its files", lost)
 
 
 def test_tensors_of_another_shape(model, folder):

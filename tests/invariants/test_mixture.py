@@ -48,7 +48,7 @@ def test_a_mixture_is_the_same_run_on_any_number_of_ranks_and_after_a_kill(tmp_p
     text = config.read_text()
     config.write_text(text.replace("weight: 3", "weight: 2"))
     result = run("train", "config.yaml", FLOAT32, "--resume", cwd=killed)
-    assert result.code == 2 and "the mixture differs from that of the start" in result.last_line
+    assert result.code == 2 and "belongs to another run: mixture was" in result.last_line
     config.write_text(text)
     resumed = start_ranks(2, "train", "config.yaml", FLOAT32, "--resume", cwd=killed)
     results = [rank.wait(400) for rank in resumed]

@@ -99,6 +99,16 @@ def test_resumed_it_has_the_same_bytes(dpo, tmp_path) -> None:
     assert losses(folder / "out") == losses(dpo / "out")
 
 
+def test_the_reference_is_the_same_with_each_prompt_computed_once(dpo, base, tmp_path) -> None:
+    folder = fresh(tmp_path / "each", base)
+    one_rank(folder, "train.share_prefixes=false", "train.max_steps=1")
+    found, shared = (load_file(f / "out/reference.safetensors") for f in (folder, dpo))
+    for name in ("train", "eval"):
+        reached = ~np.isnan(found[name])
+        assert reached.sum() >= 10
+        assert found[name][reached] == pytest.approx(shared[name][reached], rel=1e-6)
+
+
 def test_it_learns_to_tell_answers_apart(dpo) -> None:
     lines = metrics(dpo / "out")
     assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
