@@ -61,18 +61,21 @@ def translate(t: Translation, devices: int) -> None:
     ):
         t.convert(old, new, change, default)
     _total_batch(t)
-    schedule.batch(t, "micro_batch_size", 1, devices, ("sample_packing",))
+    packing = ("sample_packing", "pretraining_sample_concatenation")
+    schedule.batch(t, "micro_batch_size", 1, devices, packing)
     values.optimizer(t, "optimizer", "adamw_torch_fused")
     values.adam(t, {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8})
     schedule.warmup(t, 0.03)
     schedule.checkpoints(t, None)
     t.convert("gradient_checkpointing", "train.activation_checkpointing", bool)
+    t.convert("model_config.output_router_logits", "train.router_aux_loss", bool)
     if t.value_of("data.eval_fraction") or t.value_of("data.eval"):
         t.convert("early_stopping_patience", "train.early_stopping", values.positive_int)
     _trackers(t)
     _plugins(t)
     t.move("output_dir", "output.directory", "model-out")
     corpus.streaming(t, "streaming", "streaming_multipack_buffer_size")
+    values.four_bit_type(t, "bnb_config_kwargs.bnb_4bit_quant_type")
     t.take_not_needed(NOT_NEEDED)
     t.take_not_needed(values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
@@ -247,15 +250,19 @@ def _dataset(t: Translation, first: str, new: str, split: str, default: Any) -> 
             )
     trained = ("training", "train", "loss", "weight")
     values.name_in_turns(t, f"{first}.message_field_training", trained, "training")
+    thoughts = ("reasoning_content", "reasoning", "thinking")
+    values.name_in_turns(t, f"{first}.field_thinking", thoughts, thoughts[0])
     _supervised_turns(t, first)
     t.take_not_needed(
         {
+            f"{first}.template_thinking_key": "the template gets it under the name that it reads",
             f"{first}.ds_type": "the file's extension determines it",
             f"{first}.trust_remote_code": "dataset scripts are never run",
         }
     )
     t.take_unsupported(
         {
+            f"{first}.drop_system_message": "remove the system messages from the data",
             f"{first}.roles.*": f"rename the roles in the data to {', '.join(values.ROLES)}",
             f"{first}.*": "not read for this type: set data.columns and data.template",
         }

@@ -29,7 +29,6 @@ NOT_NEEDED = {
     "upcast_layernorm": "norms are always computed in float32",
     "upcast_lmhead_output": "the loss is always computed in float32",
     "quantization_method": "the base is quantized to 4 bits when it is loaded",
-    "quantization_type": "the 4-bit type is always NF4",
     "double_quantization": "it only concerns the scales of the 4-bit base",
     "quantization_device_map": "each rank has the whole model",
     "ray_*": "the launcher determines the ranks",
@@ -105,7 +104,7 @@ UNSUPPORTED = {
     "moe_aux_loss_coef": "train.router_aux_loss=true takes the coefficient of the model's config",
     "fp8": "fp8 is not supported: see model.base_dtype",
     "use_mca": "Megatron is not supported",
-    "use_kt": "KTransformers is not supported",
+    **dict.fromkeys(("use_kt", "cpu_infer", "chunk_size"), "KTransformers is not supported"),
     "kt_*": "KTransformers is not supported",
     "init_special_tokens": "embeddings of new tokens start as the mean of the others",
     "loraplus_lr_embedding": "embeddings do not get an adapter",
@@ -125,6 +124,10 @@ _OF_A_NEW_ADAPTER = (
 )
 """Keys that LLaMA-Factory does not read where it trains an adapter further."""
 
+_OWN_TEMPLATE = (
+    f"{values.TOKENIZER_TEMPLATE}; LLaMA-Factory's own of this name may have another default system"
+    " prompt, or other marks where an answer has no thinking"
+)
 _TEMPLATES = {"llama2": "llama2", "alpaca": "alpaca", "chatml": "chatml", "empty": "none"}
 
 
@@ -172,6 +175,7 @@ def translate(t: Translation, devices: int) -> None:
     values.report_to(t)
     t.move("output_dir", "output.directory")
     corpus.streaming(t, "streaming", "buffer_size", 16384)
+    values.four_bit_type(t, "quantization_type")
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
     preferences.finish(t)
@@ -270,6 +274,9 @@ def _data(t: Translation, *, pretraining: bool) -> None:
     t.convert("cutoff_len", "data.max_length", values.positive_int, 2048)
     if pretraining:
         llama_factory_data.sources(t, pretraining=True)
+        if t.left.get("packing") is None:
+            t.left["packing"] = True
+            t.mapped.append("stage: pt: as packing: true, its default")
         reason = "documents have no turns"
         names = ("template", "default_system", "train_on_prompt", "mask_history")
         t.take_not_needed(dict.fromkeys(names, reason))
@@ -291,7 +298,7 @@ def _data(t: Translation, *, pretraining: bool) -> None:
             "template", template, "set data.template to llama2, alpaca, dolly, chatml or none"
         )
     elif template is not None:
-        t.put("data.template", "auto", f"template: {template}", values.TOKENIZER_TEMPLATE)
+        t.put("data.template", "auto", f"template: {template}", _OWN_TEMPLATE)
     if (system := t.take("default_system")) is not None:
         t.put("data.system_prompt", str(system), "default_system")
     if t.flag("train_on_prompt"):

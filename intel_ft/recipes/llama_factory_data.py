@@ -147,7 +147,9 @@ def _source(t: Translation, old: str, folder: str, name: str, new: str, pretrain
         else:
             _columns(t, dataset)
     else:
-        t.put(new, str(Path(folder) / f"{name}.json"), f"{old}: {name}")
+        repo = folder.removeprefix("REMOTE:")
+        place = Path(folder) if repo == folder else f"hf://datasets/{repo}"
+        t.put(new, f"{place}/{name}.json", f"{old}: {name}")
         t.cannot_carry(
             old, name, f"{folder}/dataset_info.json does not say where the data is: check {new}"
         )

@@ -120,6 +120,7 @@ def checkpoints(t: Translation, save_every: int | None) -> None:
     saves = _saving(t, save_every)
     _evaluating(t)
     _per_epoch(t)
+    _result(t)
     if t.left.get("save_total_limit") == 0:  # Transformers then keeps the last one or two
         del t.left["save_total_limit"]
     default = {"Axolotl": 4}.get(t.dialect)
@@ -207,6 +208,19 @@ def _per_epoch(t: Translation) -> None:
     else:
         _share(t, "evals_per_epoch", evals, "train.eval_steps", total, epochs)
     _share(t, "saves_per_epoch", saves, "train.save_steps", total, epochs)
+
+
+def _result(t: Translation) -> None:
+    """List that the result has the best weights, where the other trainer saves the last ones."""
+    chosen = t.left.get("load_best_model_at_end")
+    best = t.dialect == "Axolotl" if chosen is None else not is_off(chosen)
+    if best or not (t.value_of("data.eval") or t.value_of("data.eval_fraction")):
+        return
+    t.take("load_best_model_at_end")
+    t.not_carried_over.append(
+        f"load_best_model_at_end is not on: {t.dialect} saves the last weights, intel-ft those of"
+        " the best evaluation; the last ones are in the newest checkpoint"
+    )
 
 
 def _share(

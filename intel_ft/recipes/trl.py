@@ -33,6 +33,8 @@ def translate(t: Translation, devices: int) -> None:
     sft = sft or any(key in t.left for key in SFT)
     compares = preferences.trl(t)
     _refuse_other_training(t)
+    if not compares:
+        _refuse_other_adapters(t)
     for key in ("model_name_or_path", "model", "model_name"):
         t.move(key, "model.name_or_path")
     t.move("model_revision", "model.revision")
@@ -62,6 +64,7 @@ def translate(t: Translation, devices: int) -> None:
     t.move("output_dir", "output.directory")
     for key in ("streaming", "dataset_streaming"):
         corpus.streaming(t, key)
+    _values_with_one_meaning(t)
     t.take_not_needed(NOT_NEEDED | values.SHARED_NOT_NEEDED)
     t.take_unsupported(UNSUPPORTED | values.SHARED_UNSUPPORTED)
     preferences.finish(t)
@@ -89,6 +92,26 @@ def _refuse_other_training(t: Translation) -> None:
                 f"{key}: {t.left[key]}: the name says {found[0]}: check that the file is for"
                 " `trl sft`; it becomes supervised fine-tuning here"
             )
+
+
+def _refuse_other_adapters(t: Translation) -> None:
+    """UserError for an adapter that is not LoRA, or not of a language model."""
+    kinds = {"peft.peft_type": "LORA", "peft.task_type": "CAUSAL_LM", "lora_task_type": "CAUSAL_LM"}
+    for key, only in kinds.items():
+        value = t.left.get(key)
+        if not is_off(value) and str(value).rpartition(".")[2].upper() != only:
+            raise UserError(f"{t.origin}: {key}: {value}: only {only} is supported")
+
+
+def _values_with_one_meaning(t: Translation) -> None:
+    """Keys of which one value is what training here does."""
+    values.only(t, "peft.bias", (), "biases are never trained")
+    for key in ("bnb.bnb_4bit_quant_type", "bnb_4bit_quant_type"):
+        values.four_bit_type(t, key)
+    row = "each example is whole in one row, cut at data.max_length, and sees no other one"
+    values.only(t, "packing_strategy", ("bfd",), row)
+    shuffled = ("random", "group_by_length")
+    values.only(t, "train_sampling_strategy", shuffled, "each epoch is shuffled with train.seed")
 
 
 def _precision(t: Translation, sft: bool) -> None:

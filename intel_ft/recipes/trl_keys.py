@@ -23,7 +23,6 @@ GROUPS = {
 """Names of the objects in a set, and the prefix that their keys get here."""
 
 NOT_NEEDED = {
-    "peft.bias": "biases are never trained",
     "peft.task_type": "the task is always causal language modelling",
     "peft.peft_type": "the adapter is always LoRA",
     "peft.inference_mode": "the adapter is always trained",
@@ -32,13 +31,11 @@ NOT_NEEDED = {
     "peft.auto_mapping": "peft only keeps it for its own records",
     "peft.peft_version": "peft only keeps it for its own records",
     "lora_task_type": "the task is always causal language modelling",
-    "bnb.bnb_4bit_quant_type": "the 4-bit type is always NF4",
     "bnb.bnb_4bit_use_double_quant": "it only concerns the scales of the 4-bit base",
     "bnb.bnb_4bit_compute_dtype": "model.dtype sets the precision of matmuls",
     "bnb.*": "it is an implementation detail of bitsandbytes",
     "bnb_4bit_*": "the 4-bit base is always NF4, with matmuls in model.dtype",
     "use_bnb_nested_quant": "it only concerns the scales of the 4-bit base",
-    "packing_strategy": "examples are always packed and never attend to each other",
     "env.*": "set the environment's variables yourself",
     "gradient_checkpointing_use_reentrant": "train.activation_checkpointing is non-reentrant",
     "eval_packing": "examples are always packed and never attend to each other",
@@ -62,7 +59,6 @@ NOT_NEEDED = {
     "full_determinism": "the same seed always gives the same steps",
     "save_on_each_node": "the first rank writes the run's folder",
     "eval_do_concat_batches": "evaluation keeps only a sum, no logits",
-    "train_sampling_strategy": "examples are packed, so there is no padding",
     "gradient_checkpointing_kwargs*": "train.activation_checkpointing recomputes whole decoder"
     " layers and is non-reentrant",
     "accelerator_config*": "the launcher determines the ranks",

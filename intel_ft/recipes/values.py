@@ -186,6 +186,22 @@ def adam(t: Translation, names: dict[str, float]) -> None:
             t.cannot_carry(name, value, f"AdamW always uses {usual}")
 
 
+def only(t: Translation, key: str, usual: tuple[str, ...], why: str) -> None:
+    """Take a key that can only have `usual` values here: any other value is not carried over."""
+    value = t.take(key)
+    if value in usual:
+        t.not_needed.append(f"{key}: {value}: {why}")
+    elif value is not None:
+        t.cannot_carry(key, value, why)
+
+
+def four_bit_type(t: Translation, key: str) -> None:
+    """Take the type of a 4-bit base, after the method; a file may name one and use none."""
+    quantized = t.value_of("method.name") == "qlora" or t.value_of("model.base_dtype") == "nf4"
+    usual = ("nf4",) if quantized else ("nf4", "fp4")
+    only(t, key, usual, "the 4-bit type is always NF4")
+
+
 def report_to(t: Translation) -> None:
     """Translate TrainingArguments.report_to: one tracker, a list, all or none."""
     present, value = "report_to" in t.left, t.take("report_to")

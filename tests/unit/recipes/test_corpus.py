@@ -160,6 +160,8 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"seq_kd": True}, ONLY_SFT),
         ({"uld_crossentropy_weight": 0.1}, ONLY_SFT),
         ({"temperature": 0.9}, ONLY_SFT),
+        ({"lora_task_type": "SEQ_CLS"}, "only CAUSAL_LM"),
+        ({"peft": {"peft_type": "IA3"}}, "only LORA"),
         ({"loss_type": "hinge"}, "loss_type"),
         ({"loss_type": ["sigmoid", "bco_pair"]}, "loss_type"),
         ({"grpo_config": {"num_iterations": 1}}, ONLY_SFT),
@@ -354,6 +356,7 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             {"data.format": "segments"},
         ),
         ({"batch_size": 16, "gradient_accumulation_steps": None}, {"train.global_batch_size": 16}),
+        ({"model_config": {"output_router_logits": True}}, {"train.router_aux_loss": True}),
         (
             {
                 "datasets": [
@@ -382,6 +385,10 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ],
     "llama_factory": [
         ({}, {"method.r": 8, "method.alpha": 16, "train.global_batch_size": 8}),
+        (
+            {"dataset_dir": "REMOTE:org/demo"},
+            {"data.train": "hf://datasets/org/demo/identity.json"},
+        ),
         (
             {"stage": "dpo", "pref_beta": 0.2, "pref_loss": "sigmoid", "pref_ftx": 0.1},
             PREFERENCE
@@ -546,7 +553,7 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"special_tokens": {"eos_token": "</s>"}}, "special_tokens.eos_token"),
         ({"added_tokens_overrides": {128041: "<a>"}}, "added_tokens_overrides"),
         ({"tokens": {"bos_token": "<s>"}}, "special_tokens.bos_token"),
-        ({"model_config": {"output_router_logits": True}}, "model_config.output_router_logits"),
+        ({"model_config": {"rope_theta": 1e6}}, "model_config.rope_theta"),
         ({"neftune_noise_alpha": 5}, "neftune_noise_alpha"),
         ({"curriculum_sampling": True}, "curriculum_sampling"),
         ({"plugins": ["axolotl.integrations.spectrum.SpectrumPlugin"]}, "SpectrumPlugin"),
@@ -556,6 +563,28 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"random_init_weights": True}, "random_init_weights"),
         ({"adam_beta2": 0.95}, "adam_beta2"),
         ({"qat": {"weight_dtype": "int8"}}, "qat.weight_dtype"),
+        ({"load_best_model_at_end": False}, "Axolotl saves the last weights"),
+        ({"lisa_n_layers": 4}, "lisa_n_layers"),
+        ({"pretraining_sample_concatenation": True}, "Axolotl counts packed rows"),
+        ({"use_eaft": True, "eaft_k": 20}, "eaft_k"),
+        ({"use_dynamic_finetuning": True}, "use_dynamic_finetuning"),
+        ({"reinit_weights": True}, "reinit_weights"),
+        ({"fp8": True}, "fp8"),
+        ({"exact_deduplication": True}, "exact_deduplication"),
+        ({"tokenizer_use_mistral_common": True}, "tokenizer_use_mistral_common"),
+        ({"use_swanlab": True, "swanlab_mode": "cloud"}, "swanlab_mode"),
+        (
+            {"adapter": "qlora", "bnb_config_kwargs": {"bnb_4bit_quant_type": "fp4"}},
+            "bnb_4bit_quant_type: fp4",
+        ),
+        (
+            {"datasets": [{"path": "a", "type": "chat_template", "drop_system_message": True}]},
+            "drop_system_message",
+        ),
+        (
+            {"datasets": [{"path": "a", "type": "chat_template", "field_thinking": "why"}]},
+            "field_thinking: why",
+        ),
         (
             {"datasets": [{"path": "a", "type": "chat_template", "roles_to_train": ["all"]}]},
             "roles",
@@ -595,9 +624,19 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"disable_shuffling": True}, "disable_shuffling"),
         ({"moe_aux_loss_coef": 0.01}, "moe_aux_loss_coef"),
         ({}, "save_total_limit is not set"),
+        ({"stage": "pt"}, "LLaMA-Factory counts packed rows of 2048 tokens"),
+        ({"val_size": 0.1}, "LLaMA-Factory saves the last weights"),
+        ({"quantization_bit": 4, "quantization_type": "fp4"}, "quantization_type: fp4"),
+        ({"use_kt": True, "cpu_infer": 32, "chunk_size": 8192}, "cpu_infer"),
     ],
     "trl": [
         ({"packing": True}, "train_tokens / train_examples"),
+        ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy: wrapped"),
+        ({"packing": True, "packing_strategy": "bfd_split"}, "packing_strategy: bfd_split"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy: sequential"),
+        ({"eval_strategy": "steps"}, "TRL / Transformers saves the last weights"),
+        ({"peft_config": {"bias": "all"}}, "peft.bias: all"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type: fp4"),
         ({"beta": 0.1, "label_smoothing": 0.1}, "does not use it with sigmoid"),
         ({"beta": 0.1}, "dpo is assumed: check method.loss"),
         ({"beta": 0.1, "desirable_weight": 1.0, "max_prompt_length": 512}, "max_prompt_length"),
@@ -633,7 +672,8 @@ NOT_NEEDED: dict[str, tuple[str, ...]] = {
         *("loss_watchdog_threshold", "gpu_memory_limit", "hub_model_id", "deepspeed", "strict"),
         *("save_first_step", "eval_batch_size", "group_by_length", "torch_compile"),
         *("include_tokens_per_second", "embeddings_skip_upcast", "total_num_tokens"),
-        *("tiled_mlp", "sample_pack_sequentially", "push_dataset_to_hub"),
+        *("tiled_mlp", "sample_pack_sequentially", "push_dataset_to_hub", "attention"),
+        *("chunked_cross_entropy", "use_kernels", "dp_shard_size", "tensor_parallel_size"),
     ),
     "llama_factory": (
         *("overwrite_cache", "flash_attn", "enable_liger_kernel", "use_unsloth", "use_unsloth_gc"),
@@ -719,6 +759,21 @@ def test_plugins_that_only_make_training_faster_are_not_gaps(read) -> None:
     found = read(config_of("axolotl", {"plugins": plugins}))
     assert sum("plugins: " in text for text in found.not_needed) == 2
     assert not any("plugins" in text for text in found.not_carried_over)
+
+
+def test_one_meaning_of_a_key_is_not_a_gap(read) -> None:
+    """What training here does anyway, and what a file names and does not use."""
+    changes = {"packing_strategy": "bfd", "bnb_4bit_quant_type": "fp4", "eval_strategy": "steps"}
+    peft = {"bias": "none", "task_type": "CAUSAL_LM", "peft_type": "PeftType.LORA"}
+    found = read(config_of("trl", changes | {"load_best_model_at_end": True, "peft_config": peft}))
+    names = (*changes, "peft.", "load_best_model_at_end")
+    gaps = [text for text in found.not_carried_over if text.startswith(names)]
+    assert gaps == [
+        "peft.target_modules is not set: peft chooses modules by model, intel-ft uses all-linear"
+    ]
+    axolotl = read(BASES["axolotl"])
+    assert axolotl.value_of("data.eval_fraction") == 0.05
+    assert not any("saves the last weights" in text for text in axolotl.not_carried_over)
 
 
 def test_no_clipping_is_mapped_and_not_also_a_gap(read) -> None:

@@ -454,7 +454,7 @@ def test_all_of_transformers_and_peft_is_known(tmp_path) -> None:
         for field in dataclasses.fields(transformers.TrainingArguments)
     }
     lora = {field.name: 3 for field in dataclasses.fields(peft.LoraConfig)}
-    lora["target_modules"] = ["q_proj"]
+    lora |= {"target_modules": ["q_proj"], "peft_type": "LORA", "task_type": "CAUSAL_LM"}
     values = {"args": arguments, "peft_config": lora}
     found = translate(written(tmp_path, values, "config.json"))
     assert [text for text in found.not_carried_over if "unknown key" in text] == []
