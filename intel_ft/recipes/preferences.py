@@ -183,6 +183,8 @@ def _is_trl_reward(t: Translation) -> bool:
     if any(key.startswith(group) for key in t.left):
         t.left = {key.removeprefix(group): value for key, value in t.left.items()}
         return True
+    if t.left.get("lora_task_type") == "SEQ_CLS":  # ModelConfig's, for `trl reward` alone
+        return True
     return not is_off(t.left.get("center_rewards_coefficient"))
 
 

@@ -23,14 +23,14 @@ GROUPS = {
 """Names of the objects in a set, and the prefix that their keys get here."""
 
 NOT_NEEDED = {
-    "peft.task_type": "the task is always causal language modelling",
+    "peft.task_type": "method.name determines the task",
     "peft.peft_type": "the adapter is always LoRA",
     "peft.inference_mode": "the adapter is always trained",
     "peft.fan_in_fan_out": "the layer's class determines it",
     "peft.base_model_name_or_path": "model.name_or_path sets the base",
     "peft.auto_mapping": "peft only keeps it for its own records",
     "peft.peft_version": "peft only keeps it for its own records",
-    "lora_task_type": "the task is always causal language modelling",
+    "lora_task_type": "method.name determines the task",
     "bnb.bnb_4bit_use_double_quant": "it only concerns the scales of the 4-bit base",
     "bnb.bnb_4bit_compute_dtype": "model.dtype sets the precision of matmuls",
     "bnb.*": "it is an implementation detail of bitsandbytes",

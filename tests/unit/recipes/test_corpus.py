@@ -160,7 +160,8 @@ REFUSED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"seq_kd": True}, ONLY_SFT),
         ({"uld_crossentropy_weight": 0.1}, ONLY_SFT),
         ({"temperature": 0.9}, ONLY_SFT),
-        ({"lora_task_type": "SEQ_CLS"}, "only CAUSAL_LM"),
+        ({"lora_task_type": "TOKEN_CLS"}, "only CAUSAL_LM"),
+        ({"peft": {"task_type": "SEQ_CLS"}}, "only CAUSAL_LM"),
         ({"peft": {"peft_type": "IA3"}}, "only LORA"),
         ({"loss_type": "hinge"}, "loss_type"),
         ({"loss_type": ["sigmoid", "bco_pair"]}, "loss_type"),
@@ -483,6 +484,7 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             REWARD,
         ),
         ({"center_rewards_coefficient": 0.01}, REWARD),
+        ({"lora_task_type": "SEQ_CLS"}, REWARD | {"method.r": 32}),
         (
             {"beta": 0.2, "output_dir": "llama-orpo"},
             PREFERENCE | {"method.loss": "orpo", "method.beta": 0.2},
