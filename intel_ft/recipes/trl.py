@@ -45,7 +45,7 @@ def translate(t: Translation, devices: int) -> None:
     values.no_clipping(t)
     for old, new, change, default in (
         ("num_train_epochs", "train.epochs", values.number, 3.0),
-        ("learning_rate", "train.learning_rate", values.number, _rate(compares=compares, sft=sft)),
+        ("learning_rate", "train.learning_rate", values.number, _rate(t, compares, sft)),
         ("weight_decay", "train.weight_decay", values.number, 0.0),
         ("max_grad_norm", "train.max_grad_norm", values.number, 1.0),
         ("lr_scheduler_type", "train.scheduler", values.scheduler, "linear"),
@@ -70,8 +70,10 @@ def translate(t: Translation, devices: int) -> None:
     preferences.finish(t)
 
 
-def _rate(*, compares: bool, sft: bool) -> float:
-    """The learning rate of TRL's preference trainers, of its SFTTrainer, or of Transformers."""
+def _rate(t: Translation, compares: bool, sft: bool) -> float:
+    """The default of RewardTrainer, TRL's others on pairs, SFTTrainer, or Transformers."""
+    if t.value_of("method.name") == "reward":
+        return 1e-4
     if compares:
         return 1e-6
     return 2e-5 if sft else 5e-5

@@ -483,7 +483,10 @@ BECOMES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
             {"reward_config": {"center_rewards_coefficient": 0.01, "disable_dropout": True}},
             REWARD,
         ),
-        ({"center_rewards_coefficient": 0.01}, REWARD),
+        (
+            {"center_rewards_coefficient": 0.01, "learning_rate": None},
+            REWARD | {"train.learning_rate": 1e-4},
+        ),
         ({"lora_task_type": "SEQ_CLS"}, REWARD | {"method.r": 32}),
         (
             {"beta": 0.2, "output_dir": "llama-orpo"},
