@@ -269,7 +269,8 @@ def export(
     data of the run. device: the one that the model will run on. base: as for `merge`.
 
     task scores the answers, such as "metrics.py:score", and `max_task_drop` limits what is lost.
-    Of a reward model, `min_agreement` is of the order of pairs, and the task is to tell them apart.
+    For a reward model, `min_agreement` limits the share of pairs in the same order, and
+    `max_task_drop` the pair accuracy.
     reference: another model to compare with. recover: tune int4 after compression.
 
     Returns an ExportReport; its `gate` is the table of candidates with their qualities.

@@ -165,7 +165,7 @@ def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
 
 
 def message_of(problem: Any) -> str:
-    """What is wrong, of one of pydantic's errors, without the key and value."""
+    """The message of one of pydantic's errors, without the key and the value."""
     text = str(problem["msg"])
     return text.removeprefix("Value error, ").replace("Input should be", "must be")
 

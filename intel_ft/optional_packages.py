@@ -39,11 +39,11 @@ def import_peft() -> None:
     peft 0.21 imports bitsandbytes, which imports Inductor, for models that it quantized;
     Transformers 5.5 imports scikit-learn for assisted generation and SciPy for the loss of object
     detection. Nothing here uses them so; NF4 calls bitsandbytes itself. Each can be imported as
-    usual afterwards. What was imported is not searched for garbage any more: it stays until the
-    process ends, and a search of it takes a third of a second.
+    usual afterwards. The imported objects are excluded from garbage collection: they stay until the
+    process ends, and to search them takes a third of a second.
     """
     with gc_paused(), hidden("bitsandbytes", "sklearn", "scipy"):
-        if "transformers" in sys.modules:  # it may have asked before, and remembers the answer
+        if "transformers" in sys.modules:  # it caches whether they are installed
             from transformers.utils import import_utils
 
             import_utils.is_sklearn_available.cache_clear()

@@ -23,7 +23,7 @@ class Settings(Section):
     recipe: Literal["auto", "none"] = "auto"  # auto: Optimum-Intel's for the base, if any
     group_size: int | None = Field(None, ge=-1)  # weights per scale; -1: one per channel
     group_size_fallback: Literal["adjust", "error", "ignore"] | None = None
-    # Share of layers in 4 bits, the others in 8; NNCF takes 0 for 1, without saying so.
+    # Share of layers in 4 bits, the others in 8; NNCF silently treats 0 as 1.
     ratio: float | None = Field(None, gt=0, le=1)
     sym: bool | None = None  # symmetric: no zero point
     all_layers: bool | None = None  # embeddings and last layer in 4 bits, too
@@ -125,7 +125,7 @@ def base_format(values: dict[str, Any]) -> Format:
     chosen = values.get("format", "int4")
     if chosen not in ("int4", "int8"):
         raise UserError(
-            f"model.quantization: format={chosen}: adapters are trained on an IR in int4 or int8"
+            f"model.quantization: format={chosen}: must be int4 or int8, for training adapters"
         )
     return "int8" if chosen == "int8" else "int4"
 

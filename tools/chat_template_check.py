@@ -134,10 +134,10 @@ def rows(draw: st.DrawFn) -> Row:
 class Outcome(NamedTuple):
     """What became of a row.
 
-    refused: why; examples: how many it gives. unlike: what differs from the template. served: of so
-    many examples the prompt is the server's while the template writes the whole conversation
-    otherwise. spanned: so many have equal texts, but a token of the template's text spans the end
-    of a prompt.
+    refused: why; examples: how many the row gives; unlike: what differs from the template; served:
+    how many examples have the server's prompt, while the template writes the whole conversation in
+    another way; spanned: how many have equal texts, but a token of the template's text spans the
+    end of a prompt.
     """
 
     refused: str = ""

@@ -42,7 +42,7 @@ _REASONS = {
     "leaves out the reasoning": "no reasoning",
     "leaves out tool calls": "no calls",
     "leaves out the words": "no words with a call",
-    "not behind the prompt": "no prompt for a call",
+    "behind the prompt that a server sends": "no prompt for a call",
     r"rejects the roles [^(]*\((.{,60}).*\): set": r"\1",
 }
 
@@ -51,8 +51,8 @@ def main() -> None:
     """Print the table for the sources on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="+", help=".jinja files, folders of them, or models")
-    parser.add_argument("--random", type=int, help="random conversations for each")
-    parser.add_argument("--seed", type=int, default=0, help="of the random conversations")
+    parser.add_argument("--random", type=int, help="number of random conversations for each")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random conversations")
     arguments = parser.parse_args()
     if arguments.random:
         print("| template | conversations | refused | examples | prompt alone | token across |")

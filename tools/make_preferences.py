@@ -14,8 +14,8 @@ Every chosen answer parses and no rejected one does. Long functions are left out
         --output FOLDER/answers.jsonl
     python tools/make_preferences.py FOLDER --answers FOLDER/answers.jsonl
 
-makes train.jsonl of the supervised model's own answers instead: of those to one prompt, the
-shortest that parses is preferred to each that does not.
+makes train.jsonl from the supervised model's own answers instead: of those to one prompt, the
+shortest that parses is preferred to each one that does not.
 """
 
 import argparse
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--answers", type=Path, help="of a model to prompts.jsonl")
+    parser.add_argument("--answers", type=Path, help="a model's answers to prompts.jsonl")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for name, source in SETS.items():

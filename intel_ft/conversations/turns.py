@@ -188,7 +188,10 @@ def _part(name: str, part: object, rules: TurnRules) -> str:
     if isinstance(part, dict):
         for key in part.keys() - {"type", "text", "thinking"}:
             if key in (*_TRAINED, "masked") and part[key] is not None:
-                raise BadRow(f"{name}.{key}: an answer is trained on as a whole or not at all")
+                raise BadRow(
+                    f"{name}.{key}: an answer is trained on as a whole or not at all: move {key} to"
+                    " the message"
+                )
             if holds_something(part[key]) or part[key] is False:
                 rules.unused.add(f"content[].{key}")
         if kind in ("text", "input_text", "output_text", None) and isinstance(

@@ -11,10 +11,11 @@ from intel_ft import assets
 from intel_ft.config_sections import DataConfig
 from intel_ft.config_sources import Source
 from intel_ft.conversations.preferences import Kind
-from intel_ft.data.prepare import Prepared, prepare, split_fraction, split_places
+from intel_ft.data.prepare import Prepared, prepare
 from intel_ft.data.stream import Stream
 from intel_ft.data.token_cache import cached
 from intel_ft.data.tokenized import Tokenized, join, of_prepared
+from intel_ft.data.validation_split import split_fraction, split_places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""What differs where a reward model, a sequence classifier, is traced to an IR.
+"""Trace a reward model, which is a sequence classifier, to an IR, and correct the IR.
 
 Transformers reads the score at the last token that is not `config.pad_token_id`, and refuses a
 batch where there is none, as in most published bases. The IR reads it at the last token that the
@@ -24,17 +24,16 @@ from intel_ft.files import write_json
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.1}
-"""How far a score may be from torch's, which computes in this dtype: a share of what the scores of
-unrelated texts differ by."""
+"""Largest error of a score, relative to the typical size of a score, by torch's dtype."""
 _CONFIG = "config.json"
 
 
 @contextmanager
 def ends_by_mask(folder: Path, ir: Path) -> Iterator[Path]:
-    """Yield the folder to trace to `ir` in place of `folder`, and correct what was traced.
+    """Yield the folder to trace to `ir` in place of `folder`, and correct the traced IR.
 
-    Of a language model, it is `folder` itself. Raises IntelFTError where the traced classifier does
-    not look for the end of a text.
+    For a language model, yields `folder` itself. Raises IntelFTError for a traced classifier that
+    does not find the end of a text as Transformers' classifiers do.
     """
     if not is_reward_model(folder):
         yield folder
@@ -69,22 +68,23 @@ def _correct(ir: Path, aside: Path) -> None:
 
 
 def _compare_the_mask(model: Any) -> None:
-    """Let the IR compare its attention mask with 0 where it compares its token ids with it."""
+    """Let the IR compare its attention mask with 0 instead of its token ids."""
     uses = model.input("input_ids").get_target_inputs()
     compared = [one for one in uses if one.get_node().get_type_name() == "NotEqual"]
     if len(compared) != 1:
         raise IntelFTError(
-            "the traced classifier does not look for the last token of a text as Transformers' "
-            f"classifiers do: {len(compared)} comparisons of its token ids"
+            "the traced classifier does not find the end of a text as Transformers' classifiers "
+            f"do: it compares its token ids {len(compared)} times, not once: this model cannot be "
+            "exported as a reward model"
         )
     compared[0].replace_source_output(model.input("attention_mask"))
 
 
 def _sum_the_score(model: Any) -> None:
-    """Multiply and add up instead of the head's MatMul, whose result the CPU plugin rounds to bf16.
+    """Replace the head's MatMul, whose result is rounded to bf16, by a product and a sum.
 
-    Among scores around 8, those less than 1/32 apart would be equal. What follows the last MatMul
-    is computed in float32, and quantization leaves the head's weight as it is.
+    In bf16, scores around 8 have steps of 1/32. The CPU plugin computes in float32 what follows the
+    last MatMul, and quantization leaves the head's weight as it is.
     """
     from openvino import opset13 as operations
 
@@ -104,14 +104,15 @@ def require_one_score(folder: Path) -> None:
     labels = PretrainedConfig.from_dict(read_json(folder / _CONFIG)).num_labels
     if labels != 1:
         raise UserError(
-            f"{folder}: this classifier has {labels} labels, and a reward model has one"
+            f"{folder}: this classifier has {labels} labels, and a reward model has one: give a "
+            "classifier with one label"
         )
 
 
 def check_scores(folder: Path, ir: Path, dtype: str, *, trust_remote_code: bool) -> None:
     """Compare the scores of the fp16 `ir` with those of `folder` in torch, on the probe texts.
 
-    dtype: in which torch computes. Raises IntelFTError where they differ.
+    dtype: the one that torch computes in. Raises IntelFTError where they differ.
     """
     from intel_ft.models.targets import output_layer
     from intel_ft.runtimes.openvino_reward import OpenVINOReward
@@ -121,8 +122,8 @@ def check_scores(folder: Path, ir: Path, dtype: str, *, trust_remote_code: bool)
     texts = probe_sequences(model.tokenizer)
     ends = np.array([model.hidden_states(tokens)[-1] for tokens in texts])
     head = output_layer(model.model).weight.detach().float().numpy()[0]
-    # A score is a product of two vectors, which may cancel out: its error is compared with what the
-    # product of such vectors in any direction is.
+    # A score is a dot product, which may be close to zero by chance. Its error is compared with the
+    # size that the dot product of two such vectors has in random directions.
     usual = float(np.linalg.norm(ends, axis=1).mean() * np.linalg.norm(head) / len(head) ** 0.5)
     tokenizer = model.tokenizer
     del model
@@ -132,8 +133,8 @@ def check_scores(folder: Path, ir: Path, dtype: str, *, trust_remote_code: bool)
     error = float(np.abs(found - ends @ head).max()) / usual
     if not error <= TOLERANCE[dtype]:
         raise IntelFTError(
-            f"{folder}: the exported IR's scores are off by {error:.3f} of their size "
-            f"({TOLERANCE[dtype]} allowed): Optimum-Intel does not support this model with the "
-            "installed Transformers"
+            f"{folder}: the exported IR's scores differ from torch's by {error:.3f} of their "
+            f"typical size ({TOLERANCE[dtype]} allowed): Optimum-Intel does not support this model "
+            "with the installed Transformers"
         )
     logger.info("the IR's scores equal torch's: relative error %.5f", error)

@@ -216,7 +216,7 @@ def pair_task(artifact: Artifact, tokenizer: Any, gate: Gate) -> PairTask | None
 
 
 def refuse_for_scores(artifact: Artifact, gate: Gate, settings: Settings, *, recover: bool) -> None:
-    """Raise UserError for what a model that writes no answers does not have."""
+    """Raise UserError for options that a reward model does not support: it generates no text."""
     refused = {
         "--max-ppl-increase": gate.limits.max_ppl_increase is not None,
         "--generate": gate.generate > 0,
@@ -228,8 +228,8 @@ def refuse_for_scores(artifact: Artifact, gate: Gate, settings: Settings, *, rec
         if given:
             raise UserError(
                 f"{artifact.location}: {option} is for language models, and this is a reward "
-                "model, which scores answers and writes none: its limits are --min-agreement (of "
-                "the order of pairs) and --max-task-drop (of the pair accuracy)"
+                "model, which generates no text: remove it. Limits for reward models are "
+                "--min-agreement (order of pairs) and --max-task-drop (pair accuracy)"
             )
 
 
@@ -272,7 +272,8 @@ def _describe_calibration(calibration: Calibration | None) -> str:
 def _trace(source: Source, work: Path, partial: Path) -> None:
     """Write the fp16 IR.
 
-    A reward model's is checked, and one for which Optimum-Intel's stated limit was lifted.
+    Its output is compared with torch's for a reward model, and where Optimum-Intel's stated limit
+    was lifted.
     """
     folder, trust = source.model_folder(work), source.trust_remote_code
     convert(folder, partial, public_id(source.artifact.base_model), trust)
@@ -290,8 +291,10 @@ def _write_reference(
     if gate.reference is not None:
         folder = _other(gate.reference, source).model_folder(work / _REFERENCE_MODEL)
         if is_reward_model(folder) != isinstance(task, PairTask):
-            kinds = "one of the two is a reward model, and the other a language model"
-            raise UserError(f"--reference {gate.reference}: cannot be compared: {kinds}")
+            raise UserError(
+                f"--reference {gate.reference} cannot be compared: one of the two is a reward model"
+                " and the other a language model: give a model of the same kind"
+            )
     dtype, reason = reference_dtype(folder)
     logger.info("reference: the model in torch, %s: %s", dtype, reason)
     task.write_reference(_load(folder, dtype, source), partial)

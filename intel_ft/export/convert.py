@@ -81,9 +81,8 @@ def _add_tokenizer(folder: Path, output: Path, trust_remote_code: bool) -> None:
         ModelConfig(name_or_path=str(folder), trust_remote_code=trust_remote_code)
     )
     copy_tokenizer(tokenizer, output)
-    export_tokenizer(
-        tokenizer, output, task=task_of(folder)
-    )  # changes its padding side; swallows failures
+    # It changes the tokenizer's padding side, and reports no failures.
+    export_tokenizer(tokenizer, output, task=task_of(folder))
     for name in ("openvino_tokenizer.xml", "openvino_detokenizer.xml"):
         if not (output / name).is_file():
             raise UserError(

@@ -195,16 +195,17 @@ def log_line(row: GateRow, why_rejected: str | None) -> str:
 
 
 def size_quality_plot(table: list[dict[str, Any]], limits: Limits) -> str:
-    """SVG: size in MB against what is lost in percent, one point per candidate.
+    """SVG: size in MB against the loss of quality in percent, one point per candidate.
 
-    Lost is what perplexity increases, or the share of pairs that a reward model orders otherwise.
+    The loss is the increase of perplexity, or for a reward model the share of pairs in another
+    order.
     """
     if "ppl_increase" in table[0]:
         what, limit = "increase of perplexity, %", limits.max_ppl_increase
         lost = [row["ppl_increase"] for row in table]
     else:
-        what, limit = "pairs in another order, %", None
-        limit = None if limits.min_agreement is None else 1 - limits.min_agreement
+        what, minimum = "pairs in another order, %", limits.min_agreement
+        limit = None if minimum is None else 1 - minimum
         lost = [1 - row["agreement"] for row in table]
     points = [
         (row["megabytes"], 100 * value, row["name"]) for row, value in zip(table, lost, strict=True)

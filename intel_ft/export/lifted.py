@@ -54,7 +54,7 @@ def _export_config(model_type: str, task: str) -> Any:
 def check_lifted(folder: Path, ir: Path, dtype: str, *, trust_remote_code: bool) -> None:
     """Compare the logits of the fp16 `ir` with those of `folder` in torch, if that is needed.
 
-    dtype: in which torch computes. Raises IntelFTError where they differ.
+    dtype: the one that torch computes in. Raises IntelFTError where they differ.
     """
     if not is_compared(model_type_of(folder)):
         return

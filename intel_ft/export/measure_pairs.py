@@ -24,8 +24,8 @@ _SCORES = "scores.npy"
 class PairQuality:
     """Figures of one candidate against the reference, as docs/export.md defines them.
 
-    agreement: share of the pairs that both order alike; correlation: Pearson's, of all scores, None
-    where those of one model are all equal; max_difference: of a score.
+    agreement: share of the pairs that both models order alike; correlation: Pearson's, of all
+    scores, None if one model gives all texts the same score; max_difference: of a score.
     """
 
     pair_accuracy: TaskScore
@@ -40,7 +40,7 @@ class PairQuality:
 
     @property
     def task(self) -> TaskScore:
-        """What a limit on the task is a limit on."""
+        """The figure that `Limits.max_task_drop` limits."""
         return self.pair_accuracy
 
     def summary(self) -> str:

@@ -13,9 +13,10 @@ from intel_ft.artifacts.resolve import Artifact
 from intel_ft.config import Config, check_data
 from intel_ft.config_sections import DataConfig
 from intel_ft.config_sources import Source
-from intel_ft.data.prepare import Prepared, prepare, split_fraction
+from intel_ft.data.prepare import Prepared, prepare
 from intel_ft.data.tokenized import Tokenized, join, of_prepared
 from intel_ft.data.training_set import compared, training_and_validation
+from intel_ft.data.validation_split import split_fraction
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
 from intel_ft.quantization import Settings
@@ -171,7 +172,7 @@ def _prepare_named(
 def _prepare(data: DataConfig, source: str, tokenizer: Any, *, scores: bool = False) -> Prepared:
     """The examples of `source`; of data that compares answers, the chosen or good ones.
 
-    scores: all answers, which a reward model reads.
+    scores: for a reward model, which reads all answers.
     """
     data = data.model_copy(update={"weight_column": None})  # which is of training alone
     prepared = prepare(data, assets.resolve(source), tokenizer, answers="auto")

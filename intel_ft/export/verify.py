@@ -27,9 +27,9 @@ _TYPES: dict[Format, tuple[str, ...]] = {
 def verify(folder: Path, weight_format: Format) -> tuple[IRWeights, bool, Any]:
     """The weights of the IR in `folder`, whether its tokenizer IR agrees, and the loaded model.
 
-    That is an OpenVINOLM, or an OpenVINOReward. The IR is compiled and run for logits and a few
-    tokens, or for scores. Raises IntelFTError where it has no weights in `weight_format`, or where
-    a logit or a score is not finite.
+    The model is an OpenVINOLM or an OpenVINOReward. It is compiled and run for logits and a few
+    tokens, or for scores. Raises IntelFTError if the IR has no weights in `weight_format`, or if a
+    logit or a score is not finite.
     """
     weights = read_weights(folder)
     if weights.share(*_TYPES[weight_format]) == 0:

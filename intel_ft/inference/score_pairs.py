@@ -59,7 +59,7 @@ def pair_scores(model: RewardModel, pairs: Pairs) -> npt.NDArray[np.float64]:
 
 
 def result_of(scores: npt.NDArray[np.float64]) -> RewardResult:
-    """What the scores of pairs amount to, float64 [pairs, 2]."""
+    """The measures of pairs, from their scores, float64 [pairs, 2]."""
     chosen, rejected = scores[:, 0], scores[:, 1]
     margins = chosen - rejected
     return RewardResult(

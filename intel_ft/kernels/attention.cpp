@@ -100,7 +100,7 @@ void load_block(const bf16* source, int64_t stride, int64_t token, int64_t first
   std::memset(out + last * dim, 0, (BLOCK - last) * dim * sizeof(bf16));
 }
 
-// Reads the queries of a segment's block i, or what has their form.
+// Reads the queries of a segment's block i, or another tensor of their shape.
 void load_queries(const bf16* source, int64_t stride, const Segment& segment, int64_t i,
                   const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
   load_block(source, stride, segment.query_token(i), segment.first_query(i), segment.last_query(i),

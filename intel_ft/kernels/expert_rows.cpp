@@ -1,9 +1,9 @@
-// What a layer of experts does to its rows between products, one pass over memory each.
+// The operations on rows between the GEMMs of a layer of experts, each one pass over memory.
 //
-// A row is a pair of token and expert; rows are sorted by expert, and some only pad. Tensors are
-// bfloat16 unless a name says otherwise; grouped.py calls these and checks the arguments.
+// A row is a pair of token and expert; rows are sorted by expert, and some are padding. Tensors are
+// bfloat16 unless a comment names another type; expert_rows.py calls these.
 //
-//   rows_gather        out[i] = x[tokens[i]], or zeros for rows that pad
+//   rows_gather        out[i] = x[tokens[i]], or zeros in padding rows
 //   rows_sum           out[t] = sum over j of weights[t][j] * rows[places[t][j]], rounded once
 //   rows_swiglu        out[i] = silu(gate[i]) * up[i], where hidden [rows, 2 size] = gate | up
 //   rows_swiglu_backward   for d, the gradient of out before the router's weight: the gradient of
@@ -12,15 +12,7 @@
 
 #include <vector>
 
-#include "bf16.h"
-
-namespace {
-
-inline float sigmoid(float x) {
-  return 1.0f / (1.0f + fast_exp(-std::min(std::max(x, -87.0f), 87.0f)));
-}
-
-}  // namespace
+#include "rows.h"
 
 extern "C" {
 
@@ -62,10 +54,7 @@ void rows_swiglu(const bf16* hidden, int64_t rows, int64_t size, bf16* out, int 
   for (int64_t i = 0; i < rows; ++i) {
     const bf16 *gate = hidden + 2 * i * size, *up = gate + size;
 #pragma omp simd
-    for (int64_t j = 0; j < size; ++j) {
-      const float g = to_float(gate[j]);
-      out[i * size + j] = round_to_bf16(g * sigmoid(g) * to_float(up[j]));
-    }
+    for (int64_t j = 0; j < size; ++j) out[i * size + j] = swiglu_of(gate[j], up[j]);
   }
 }
 

@@ -1,8 +1,8 @@
-"""What a layer of experts does to its rows between products: gather, activate, sum per token.
+"""Operations on rows between the GEMMs of a layer of experts: gather, activate, sum per token.
 
 A row is a pair of token and expert; rows are sorted by expert (layers.experts). bf16 tensors on a
-CPU go to the compiled kernels (expert_rows.cpp), where those are loaded; others go through the same
-formula in torch operations. `lora_matrices` needs the compiled kernels, as layers.grouped_experts
+CPU go to the compiled kernels (expert_rows.cpp) if these are loaded; for others torch operations
+compute the same formula. `lora_matrices` needs the compiled kernels, as layers.grouped_experts
 does.
 """
 

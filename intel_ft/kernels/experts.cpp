@@ -228,21 +228,21 @@ void grouped(const Int8Term* first, const std::vector<Term>& terms, const int64_
 }
 
 // The rows [first, last) of p [.., r] as parts [r, ROWS], the last one filled up with zeros.
-void turn_rows(const bf16* p, int64_t first, int64_t last, int64_t r, bf16* out) {
+void transpose_rows(const bf16* p, int64_t first, int64_t last, int64_t r, bf16* out) {
   for (int64_t row = first; row < last; row += ROWS, out += r * ROWS)
     for (int64_t j = 0; j < ROWS; ++j)
       for (int64_t i = 0; i < r; ++i)
         out[i * ROWS + j] = row + j < last ? p[(row + j) * r + i] : bf16{0};
 }
 
-// Products of the rows of p, transposed by turn_rows, and of q.
+// Products of the rows of p, transposed by transpose_rows, and of q.
 struct Outer {
-  bf16* turned;
+  bf16* transposed;
   const bf16* q;
   const int64_t* bounds;
   int64_t r, size;
 
-  bf16* part(int64_t e) const { return turned + r * (bounds[e] + ROWS * e); }
+  bf16* part(int64_t e) const { return transposed + r * (bounds[e] + ROWS * e); }
 
   // sums [r, width] = p_e^T q_e in the columns from `first`; packed: ROWS x width.
   void multiply(int64_t e, int64_t first, int64_t width, bf16* packed, float* sums) const {
@@ -364,12 +364,13 @@ void grouped_outer(const bf16* p, const bf16* q, const int64_t* bounds, int64_t 
                    int64_t rank, int64_t size, int64_t by_column, float scale, float* out,
                    int threads) {
   // p^T in parts of ROWS rows, filled up with zeros: those of expert e start at its bound + ROWS e.
-  std::vector<bf16> turned(r * (bounds[experts] + ROWS * experts));
-  const Outer outer{turned.data(), q, bounds, r, size};
+  std::vector<bf16> transposed(r * (bounds[experts] + ROWS * experts));
+  const Outer outer{transposed.data(), q, bounds, r, size};
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t e = 0; e < experts; ++e) turn_rows(p, bounds[e], bounds[e + 1], r, outer.part(e));
+    for (int64_t e = 0; e < experts; ++e)
+      transpose_rows(p, bounds[e], bounds[e + 1], r, outer.part(e));
     if (by_column)
       outer_by_column(outer, experts, rank, scale, out);
     else

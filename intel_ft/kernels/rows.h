@@ -1,4 +1,4 @@
-// RMSNorm and SwiGLU of one row, for the passes of elementwise.cpp and gemm/rows_pass.cpp.
+// RMSNorm and SwiGLU of one row, for elementwise.cpp, expert_rows.cpp and gemm/rows_pass.cpp.
 
 #ifndef INTEL_FT_KERNELS_ROWS_H_
 #define INTEL_FT_KERNELS_ROWS_H_

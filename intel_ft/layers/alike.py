@@ -1,7 +1,6 @@
-"""Trials of a model whose decoder layers are all of one kind, with the first of them alone.
+"""Trials of a model with its first decoder layer alone, where all its decoder layers are alike.
 
-A trial then reads one layer of the weights' file instead of all. Called from
-layers.packed_attention.
+Such a trial reads the weights of one layer instead of all. Called from layers.packed_attention.
 """
 
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ import torch
 
 
 def layers_alike(model: Any) -> bool:
-    """Whether decoder layers differ in nothing but the numbers in their weights, and their index.
+    """Whether the decoder layers differ only in the values of their weights and in their index.
 
-    Compared are classes, settings, and the shapes and dtypes of weights, of all their modules.
+    It compares the classes and settings of all their modules, and the shapes and dtypes of weights.
     """
     layers = getattr(model.get_decoder(), "layers", None)
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
@@ -26,7 +25,7 @@ def layers_alike(model: Any) -> bool:
 
 @contextmanager
 def first_layer_only(model: Any) -> Iterator[None]:
-    """Inside the block the decoder of `model` has its first layer alone."""
+    """Inside the block, the decoder of `model` has only its first layer."""
     decoder = model.get_decoder()
     layers = decoder.layers
     decoder.layers = layers[:1]
@@ -37,7 +36,7 @@ def first_layer_only(model: Any) -> Iterator[None]:
 
 
 def _kind(layer: torch.nn.Module) -> list[Any]:
-    """What the layer is but for its weights' numbers."""
+    """The layer's modules with their classes and settings, and shapes and dtypes of weights."""
     return [
         (
             name,

@@ -2,8 +2,8 @@
 
 4 bits per weight (8 where the IR has them), a scale and a zero point for each group of a row. Codes
 are mapped from the IR's file, so the ranks of a host share them. Each GEMM dequantizes its weight
-to `dtype` and frees it afterwards: on AMX into the panels that our own products multiply, elsewhere
-as `nf4` does.
+to `dtype` and frees it afterwards: on AMX into the panels of intel_ft's own GEMMs, elsewhere into a
+matrix, as `nf4` does.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from intel_ft.quantization import base_format
 
 
 def bytes_per_weight(quantization: Mapping[str, Any]) -> float:
-    """Of the codes, a float16 scale and a zero point of a byte for each group; see `base_format`.
+    """Bytes per weight: its code, and for each group a float16 scale and a zero point of one byte.
 
-    quantization: `model.quantization`; layers that a `ratio` keeps in 8 bits count as that share.
+    quantization: `model.quantization`, whose `ratio` is the share of weights in 4 bits.
     """
     if base_format(dict(quantization)) == "int8":
         return 1.0
@@ -62,7 +62,7 @@ class CompressedWeight:
         )
 
     def on_tiles(self) -> TileWeight:
-        """The same codes for our own products in bf16."""
+        """The same codes as a weight for intel_ft's own GEMMs in bf16."""
         forward, backward = (
             tiles.CompressedMatrix(
                 self.codes,

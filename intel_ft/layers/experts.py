@@ -218,7 +218,7 @@ class Order:
     def of(cls, index: Tensor, experts: int, size: Callable[[int], int]) -> "Order":
         """For index int64 [T, k], the experts of each token; size: of an expert's padded rows."""
         flat = index.reshape(-1).cpu().numpy()
-        pairs = flat.astype(np.int16).argsort(kind="stable")  # of 16 bits, a radix sort
+        pairs = flat.astype(np.int16).argsort(kind="stable")  # numpy sorts 16-bit integers by radix
         counts = np.bincount(flat, minlength=experts)
         bounds = [0, *accumulate(map(size, counts.tolist()))]
         shift = np.array(bounds[:-1]) - (counts.cumsum() - counts)
@@ -232,7 +232,7 @@ class Order:
         return cls(next(parts), next(parts), next(parts).view_as(index), bounds)
 
     def gather(self, x: Tensor) -> Tensor:
-        """[rows, size]: the rows of each token of x [T, size], contiguous; zeros where one pads."""
+        """[rows, size]: the rows of x [T, size] by token, contiguous; zeros in padding rows."""
         return expert_rows.gather(x, self.tokens)
 
     def sum_per_token(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""RMSNorm as one kernel each way, in models whose decoder layers are not fused.
+"""RMSNorm as one forward and one backward kernel, in models whose decoder layers are not fused.
 
-Transformers computes it by seven operations, which keep a float32 copy of the input for backward.
+Transformers computes it in seven operations, which keep a float32 copy of the input for backward.
 """
 
 from types import MethodType
@@ -36,9 +36,9 @@ class RmsNorm(torch.autograd.Function):
 
 
 def fuse_norms(model: Any) -> int:
-    """Give every frozen RMSNorm the fused forward, after a trial of each; returns their number.
+    """Fuse every frozen RMSNorm whose output stays the same in a trial; returns their number.
 
-    Only those whose weight the compiled kernels take, as in bf16 on a CPU.
+    The compiled kernels take weights in bf16 on a CPU; other norms stay as they are.
     """
     fused = 0
     for module in model.modules():
@@ -62,13 +62,13 @@ def _is_norm(module: Any) -> bool:
 
 @torch.no_grad()
 def _is_equal(module: Any) -> bool:
-    """Whether the kernel gives what the module gives, to rounding, for rows of two sizes."""
+    """Whether kernel and module give the same output, to rounding, for rows of three magnitudes."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, len(module.weight), generator=generator)
     x = (x * torch.tensor([1e-3, 1.0, 1.0, 30.0])[:, None]).to(module.weight.dtype)
     try:
         expected = type(module).forward(module, x)
-    except (TypeError, AttributeError, RuntimeError):  # such as one with a gate
+    except (TypeError, AttributeError, RuntimeError):  # such as a norm that takes a gate, too
         return False
     found = ops.rms_norm(x, module.weight, module.variance_epsilon)
     return expected.shape == found.shape and torch.allclose(found, expected, rtol=0.02, atol=1e-6)

@@ -282,16 +282,16 @@ def why_not_packable(model: Any) -> str | None:
 
 
 def why_not_shareable(model: Any) -> str | None:
-    """Why `model`, which takes packed rows, cannot compute a common beginning once; or None.
+    """Why `model`, which takes packed rows, cannot compute a common beginning once; None if it can.
 
-    It runs two sequences that begin alike as a row that has the beginning once, and packed.
+    It runs two sequences with a common beginning packed, and as a row that has the beginning once.
     """
     return _tried(model, _why_not_shareable)
 
 
 @torch.no_grad()
 def _tried(model: Any, why_not: Callable[[Any, Any], str | None]) -> str | None:
-    """The trial's result: by the first layer, if all are alike; a failure always by all layers."""
+    """The trial's result with the first layer if all are alike; a failure is checked with all."""
     if layers_alike(model):
 
         def call(**inputs: Any) -> Any:

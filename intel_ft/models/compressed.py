@@ -1,4 +1,4 @@
-"""Gives a model the weights of an OpenVINO IR of its base: training computes with those served."""
+"""Give a model the weights of an OpenVINO IR of its base, so that it trains on the served ones."""
 
 from collections.abc import Mapping
 from typing import Any

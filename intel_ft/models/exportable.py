@@ -49,7 +49,7 @@ def table_version() -> str:
 
 @cache
 def classifiers() -> frozenset[str]:
-    """Types that Optimum-Intel exports as sequence classifiers, too, with torch's scores."""
+    """Types that Optimum-Intel exports as sequence classifiers whose scores are those of torch."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))["text-classification"]
     return frozenset(table).difference(_WRONG_SCORES)
 

@@ -129,10 +129,10 @@ def frozen_dtype(model: Any) -> torch.dtype:
 
 
 def _choose_for_compressed(model: Any, keep: Keep) -> GemmChoice:
-    """Whose GEMMs multiply the codes of an IR, which the model's layers are given.
+    """Choose the GEMMs of an int4 base, and give its layers the codes in the layout for these.
 
-    Measured on bf16 weights, to which these are dequantized. Raises UserError for a model without
-    such codes.
+    They are measured on bf16 weights, to which the codes are dequantized. Raises UserError for a
+    model without such codes.
     """
     layers = [
         (module, module.frozen_base)
@@ -141,8 +141,8 @@ def _choose_for_compressed(model: Any, keep: Keep) -> GemmChoice:
     ]
     if not layers:
         raise UserError(
-            "model.base_dtype=int4 needs the weights of an exported base, which `intel-ft train` "
-            "makes: nothing else takes it"
+            "model.base_dtype=int4 needs the weights of an exported base, which only `intel-ft "
+            "train` makes: use that command, or set another base_dtype"
         )
     shapes: Counter[tuple[int, ...]] = Counter(codes.shape for _, codes in layers)
     choice = choose_gemms(shapes, model.dtype, int8=False, keep=keep)

@@ -118,7 +118,7 @@ def model_rate(
         larger = gemm.flops / part.flops
         scaled = {kind: value * larger for kind, value in timing.seconds.items()}
         timings.append(GemmTiming(gemm, scaled))
-        if device == CPU:  # the ranks of a host measure at the same time, all with such matrices
+        if device == CPU:  # all ranks of a host measure at once, each with its own matrices
             release_freed_memory()
     return total_rate(timings)
 

@@ -42,7 +42,7 @@ _BOTH_WAYS: dict[str, tuple[object, ...]] = {
     "use_bidirectional_attention": (True, "all"),
     "attn_type": ("bi",),
 }
-"""Keys of config.json with which a model is not causal."""
+"""Keys of config.json, and the values with which a model is bidirectional."""
 _ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese", "trocr")  # whatever is_decoder is
 
 
@@ -94,9 +94,9 @@ def description_of(config: ModelConfig) -> Any:
 
 
 def refuse_both_ways(folder: Path, description: Any) -> None:
-    """Raise UserError for a model whose tokens see those behind them, and so their own labels.
+    """Raise UserError for a bidirectional model: its tokens see later ones, so their own labels.
 
-    Transformers has these models among its causal ones, for configs that make them causal.
+    Transformers lists such models as causal because other values in their config make them causal.
     """
     text = description.get_text_config()
     if getattr(text, "is_encoder_decoder", False) or text.model_type in _ALWAYS_CAUSAL:
@@ -204,7 +204,7 @@ def _reads_lazily(folder: Path, layout: str | None) -> bool:
 
 
 def is_pickled(model: ModelConfig) -> bool:
-    """Whether there are only pickled weights, none of which is converted as it is read."""
+    """Whether the model has only pickled weights, which are not converted while they are loaded."""
     if not model.allow_pickle:
         return False
     folder = model_folder(model, weights=False)
@@ -294,14 +294,14 @@ def unloadable(folder: Path, error: Exception) -> UserError:
     """The refusal of weights that Transformers could not load."""
     if "ignore_mismatched_sizes" in str(error):
         return UserError(
-            f"{folder}: its weights have other shapes than its config.json says: copy or download"
+            f"{folder}: the shapes of its weights do not match its config.json: copy or download"
             " the model again"
         )
     return UserError(f"{folder}: the weights cannot be loaded ({first_line(error)})")
 
 
 def check_complete(folder: Path, info: Mapping[str, Iterable[str]]) -> None:
-    """Raise UserError where weights are missing, and name those that the model has no place for.
+    """Raise UserError where weights are missing, and warn of tensors that the model does not have.
 
     info: the loading_info of from_pretrained.
     """
@@ -312,7 +312,7 @@ def check_complete(folder: Path, info: Mapping[str, Iterable[str]]) -> None:
         )
     if unused := sorted(info["unexpected_keys"]):
         logger.warning(
-            "%s: %d tensors of its files have no place in the model and are not used, such as %s",
+            "%s: %d tensors in its files do not belong to the model and are not used, such as %s",
             folder,
             len(unused),
             unused[0],

@@ -84,11 +84,11 @@ def open_safetensors(path: Path, framework: str = "np") -> Any:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raise UserError for what a clone without Git LFS leaves in a large file's place."""
+    """Raise UserError for a Git LFS pointer, which a clone without Git LFS has for a large file."""
     with path.open("rb") as stream:
         if stream.read(23) == b"version https://git-lfs":
             raise UserError(
-                f"{path}: is a pointer of Git LFS, not the file: run `git lfs pull` in its folder"
+                f"{path}: this is a Git LFS pointer, not the file: run `git lfs pull` in its folder"
             )
 
 

@@ -194,7 +194,7 @@ _INT8 = ("int8", "int8_own", "int8_gradient_own")
 
 
 def this_machine(dtype: torch.dtype, cores: int | None) -> Machine:
-    """This machine, or one with `cores` such cores, whose rates are not a number yet."""
+    """This machine, or one with `cores` such cores; its rates are NaN until `measured`."""
     used = topology.read().usable
     return Machine(
         name=cpu.cpu_name() if cores in (None, used) else f"{cores} cores like the {used} here",

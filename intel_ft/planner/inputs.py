@@ -48,9 +48,9 @@ class Cluster:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """A model on machines: what is known of a plan before data is read and this machine measured.
+    """Model and cluster: what a plan knows before it reads the data and measures this machine.
 
-    config: with the adapter that a run starts from; machine: this one's rates are not known yet.
+    config: with the adapter that a run starts from; machine: the rates of this one are still NaN.
     """
 
     config: Config
@@ -79,7 +79,7 @@ def inputs_of(
 
 
 def counted(config: Config, cluster: Cluster, *, time_layers: bool = False) -> Counted:
-    """The model, counted, and the machines. Raises as `inputs_of` does."""
+    """Count the model, and look up the machine. Raises as `inputs_of` does."""
     config = with_adapter(config)
     gpu = _gpu(config, cluster)
     if time_layers and (why := _why_not_timed(config, cluster, gpu)):
@@ -94,7 +94,7 @@ def counted(config: Config, cluster: Cluster, *, time_layers: bool = False) -> C
 
 
 def _machine(config: Config, cluster: Cluster, gpu: str | None) -> Machine:
-    """A node of the cluster; this machine's rates are not known yet."""
+    """A node of the cluster; if it is this machine, its rates are still NaN."""
     chosen = config.model.dtype
     if gpu is not None:
         machine = hardware.named_gpus(gpu, cluster.ranks, chosen)
@@ -107,13 +107,13 @@ def _machine(config: Config, cluster: Cluster, gpu: str | None) -> Machine:
 
 
 def with_data(found: Counted, assumed: AssumedData | None, whole: bool = False) -> PlanInputs:
-    """The inputs with the lengths of the examples; whole: see example_lengths."""
+    """Add the lengths of the examples; whole: see example_lengths."""
     examples = example_lengths(found.config, assumed, whole=whole)
     return PlanInputs(found.config, found.cluster, found.model, found.machine, examples)
 
 
 def with_rates(inputs: PlanInputs, *, time_layers: bool = False) -> PlanInputs:
-    """The inputs with the rates of this machine, and with those that the cluster gives."""
+    """Add the measured rates of this machine, or those that are given for the cluster."""
     config, machine, given = inputs.config, inputs.machine, inputs.cluster.gemm_rate
     if math.isnan(machine.gemm_rate):
         prepacked = config.backend.prepack is not False and can_prepack(machine.dtype)

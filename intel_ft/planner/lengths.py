@@ -1,7 +1,7 @@
-"""Tokens of a run's examples for a plan: of all of them, of those of some steps, or assumed.
+"""Lengths of a run's examples for a plan: read from all rows or from a sample, or assumed.
 
 A plan computes time and memory from a few of the run's steps, so it tokenizes the rows of these
-steps only. Of data that is tokenized already, or has few rows, all are read.
+steps only. All rows are read where there are few, or where their tokens are in the cache.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _FEW = 1024
-"""Rows that are tokenized at least; where a source has no more than twice as many, all are."""
+"""Fewest rows that a sample has; a sample of more than half of the rows is not taken."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def example_lengths(
 ) -> ExampleLengths:
     """Read and tokenize the config's data, or use the `assumed` data.
 
-    whole: all of it, not only the rows of the steps that a plan looks at. If the data cannot be
+    whole: all of it, not only the rows of the steps that a plan samples. If the data cannot be
     read, examples of half of data.max_length are assumed, and `source` has the reason.
     """
     reason = ""
@@ -112,7 +112,7 @@ def _mixed(training: Tokenized) -> str:
 
 
 def _sampled(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLengths | None:
-    """The lengths in the steps that a plan looks at; None where all rows are to be read.
+    """The lengths of the examples in the steps that a plan samples; None to read all rows.
 
     An example that is in none of these steps gets the length of one that is.
     """
@@ -157,7 +157,7 @@ def _validation(
     total: int,
     folder: Path,
 ) -> tuple[int, int]:
-    """How many of `total` examples are held out of training; tokens of the validation set."""
+    """Examples of `total` that are held out for validation; tokens of the validation set."""
     data = config.data
     if data.eval is not None:
         own = data.model_copy(update={"weight_column": None})
@@ -174,7 +174,7 @@ def _validation(
 
 
 def _in_steps(train: TrainConfig, count: int) -> IntArray:
-    """Which of so many examples are in the steps that a plan looks at, sorted."""
+    """Which of `count` examples are in the steps that a plan samples, sorted."""
     ones = np.ones(count, np.int64)
     plan = Plan(ones, ones, train.global_batch_size, max_tokens_per_row=1, seed=train.seed)
     steps = sampled_steps(plan, total_steps(train, plan))
@@ -182,12 +182,12 @@ def _in_steps(train: TrainConfig, count: int) -> IntArray:
 
 
 def _spread(total: int) -> IntArray:
-    """The numbers of _FEW of so many rows, evenly spread; all if there are not more."""
+    """The numbers of _FEW of `total` rows, evenly spread; of all if there are no more."""
     return np.linspace(0, total - 1, min(_FEW, total)).astype(np.int64)
 
 
 def _rows(data: DataConfig, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> Rows | None:
-    """The rows of the one source of `data`, which lie in `folder`; None if tokens are cached."""
+    """The rows of the only source of `data`, stored in `folder`; None if tokens are cached."""
     (source,) = data.sources
     path = assets.resolve(source.path)
     if is_cached(data, path, tokenizer, source.max_examples):
@@ -200,5 +200,5 @@ def _tokenized(
 ) -> Examples:
     """The examples of the rows of these numbers."""
     with gc_paused():
-        part = rows.sample(numbers.tolist())
+        part = rows.sample(numbers)
         return prepare_rows(part, data, tokenizer, data.max_length).examples

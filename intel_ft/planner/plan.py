@@ -36,7 +36,7 @@ def plan(inputs: PlanInputs) -> dict[str, Any]:
 
 
 def sizes(inputs: PlanInputs) -> dict[str, Any]:
-    """{data, memory, checkpoint, change} of `plan`, which depend on no rate."""
+    """{data, memory, checkpoint, change} of `plan`, which need no measured rate."""
     return _sizes(inputs, run_of(inputs))
 
 

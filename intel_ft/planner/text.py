@@ -95,7 +95,7 @@ def time_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _aligned(report: dict[str, Any], facts: list[tuple[str, str]]) -> list[str]:
-    """The facts under each other; no name but those of decisions has more than 15 letters."""
+    """The facts in two columns; only names of decisions may have more than 15 letters."""
     width = max(15, *(len(one["name"]) for one in report["model"]["decisions"]), 0) + 2
     return [f"{name:<{width}}{text}".rstrip() for name, text in facts]
 

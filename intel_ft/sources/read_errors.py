@@ -60,7 +60,7 @@ def problem_at_start(file: Path) -> str | None:
     except Exception:  # the reader fails on it, too, and then `problem_with` says why
         return None
     if head.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the data: run `git lfs pull`"
+        return "is a Git LFS pointer, not the data: run `git lfs pull`"
     if head.startswith(b"PK\x03\x04"):
         return "is a ZIP archive or an Excel file: unpack it, or save it as CSV"
     kind = inner_type(file)

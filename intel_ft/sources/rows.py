@@ -50,8 +50,8 @@ class Rows:
     that a JSON row does not have is None. files: those that were read, empty if the rows come from
     the Hub. notes: what was chosen and what was not, for the user; other_splits: splits that the
     source has and that were not read; first: the number of the table's first row in the source,
-    from 0; is_part: whether the source has more rows than these; numbers: that of each row, where
-    they are not consecutive.
+    from 0; is_part: whether the source has more rows than these; numbers: the number of each row in
+    the source, from 0, if they are not consecutive.
     """
 
     source: str
@@ -75,8 +75,9 @@ class Rows:
         return replace(self, table=table, first=self.first + start, is_part=True)
 
     def sample(self, numbers: "npt.NDArray[np.int64]") -> "Rows":
-        """The rows of these numbers, from 0, of a whole source."""
-        return replace(self, table=self.table.select(numbers), is_part=True, numbers=numbers)
+        """The rows with these numbers (from 0) of a whole source."""
+        table = self.table.select(numbers.tolist())
+        return replace(self, table=table, is_part=True, numbers=numbers)
 
     @property
     def name(self) -> str:
@@ -220,7 +221,7 @@ def read_local(chosen: LocalFiles, folder: Path | None) -> Rows:
 
 
 def _no_table(cause: str) -> str:
-    """Why files are no table, from what `datasets` or Arrow raised."""
+    """Why files cannot be read as a table, from what `datasets` or Arrow raised."""
     if twice := re.search(r"Column\(/?(.+?)\) was specified twice in row (\d+)", cause):
         return f"a row has the key {twice[1]} twice: keep one of them"
     if "column names don't match" in cause:

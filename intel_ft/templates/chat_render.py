@@ -77,6 +77,7 @@ class TemplateRenderer:
         """How the template wants this conversation. Raises TemplateProblem if it drops parts."""
         thoughts = [index for index, shape in enumerate(signature.shapes) if shape.thought]
         problem: TemplateProblem | None = None
+        without_thought = False
         for form in forms_of(signature):
             try:
                 written = self._write(signature, form)
@@ -86,6 +87,13 @@ class TemplateRenderer:
                 continue
             if form.thought == "tags" or self._shows_thought(signature, form, thoughts[-1]):
                 return form  # tags are the last way to ask
+            without_thought = True
+        if without_thought and any(shape.thought and shape.calls for shape in signature.shapes):
+            raise TemplateProblem(
+                "the tokenizer's chat_template leaves out the reasoning (<think>...</think>) of an"
+                " answer that calls tools: remove the reasoning, or use a model whose chat_template"
+                " writes it"
+            )
         assert problem is not None
         raise problem
 
@@ -180,7 +188,7 @@ def _rejections(turns: list[dict[str, Any]]) -> Iterator[None]:
         text = " ".join(str(error).split())
         if isinstance(error, jinja2.TemplateSyntaxError):
             raise TemplateProblem(
-                f"the tokenizer's chat_template is no template ({text}): {REMEDY}"
+                f"the tokenizer's chat_template is not a valid template ({text}): {REMEDY}"
             ) from error
         roles = ", ".join(turn["role"] for turn in turns)
         raise TemplateProblem(

@@ -350,7 +350,7 @@ class ChatTemplate:
 
 
 def _without_thoughts(signature: Signature, parts: list[_Part]) -> frozenset[int]:
-    """The answers that begin with a thought, and of which no part has it."""
+    """The answers that begin with a thought that no part has."""
     shown = {part.answer for part in parts if part.slot and part.slot.kind in ("t", "v")}
     return frozenset(
         index

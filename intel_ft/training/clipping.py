@@ -1,4 +1,4 @@
-"""Gradient clipping on CPUs: torch's own reads all gradients on one thread, and writes them too."""
+"""Gradient clipping on CPUs. torch's own takes the norm of a tensor on one thread."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
     """As torch.nn.utils.clip_grad_norm_; returns the norm before clipping.
 
-    The norm of each matrix is taken row by row, which torch shares among threads. Gradients below
-    `max_norm` are not written.
+    The norm of each matrix is taken row by row, which torch shares among threads. Gradients are
+    only written if their norm is above `max_norm`.
     """
     parts = [
         torch.linalg.vector_norm(gradient, dim=-1 if gradient.dim() > 1 else None).flatten()

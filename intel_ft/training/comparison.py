@@ -123,8 +123,8 @@ class Comparison:
 def measures(sums: FloatArray, examples: int) -> dict[str, float]:
     """The means that are reported, from the sums [WIDTH] over so many examples, without the loss.
 
-    Means over no answers (a batch of KTO without bad ones) are left out, and what the loss does not
-    have, which is NaN.
+    Means over no answers (a batch of KTO without bad ones) are left out, and so are measures that
+    the loss does not have, which are NaN.
     """
     _, *parts, right, divergence = sums.tolist()
     found: dict[str, float] = {"accuracy": right / max(examples, 1)}

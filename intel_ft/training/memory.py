@@ -57,7 +57,7 @@ _OPTIMIZER = {
 
 
 def data_bytes(tokens: int) -> float:
-    """Bytes that reading and keeping the data of a run takes."""
+    """Bytes to read a run's data of so many tokens, and to keep them."""
     total, start = 0.0, 0.0
     for end, each in _DATA:
         total += each * max(0.0, min(tokens, end) - start)
@@ -77,8 +77,8 @@ class MemorySetting:
     the head is packed for our own products; sharded: the ranks share all weights, gradients and
     optimizer state; shared_by: the ranks of a host that share one copy of the converted linear
     layers. Experts are stacked while they are loaded, by each rank, so that the peak is as without
-    sharing; streamed: the frozen weights are converted while they are loaded;
-    code_bytes: of a weight of layout int4.
+    sharing; streamed: the frozen weights are converted while they are loaded; code_bytes: bytes per
+    weight in layout int4.
     """
 
     layout: Layout

@@ -37,7 +37,7 @@ def read_hostfile(path: Path) -> tuple[tuple[str, ...], int | None]:
     lines: dict[str, _Line] = {}
     slots: dict[str, int] = {}
     for line in _lines(path, texts):
-        first = lines.setdefault(line.name.lower(), line)  # names of hosts have no case
+        first = lines.setdefault(line.name.lower(), line)  # host names are case-insensitive
         if first is not line and (first.slots or line.slots):
             raise UserError(
                 f"{path}: {line.name} is on lines {first.number} and {line.number} with a "

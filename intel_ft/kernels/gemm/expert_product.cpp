@@ -1,5 +1,4 @@
-// Products on AMX in int8 over rows that are sorted by expert, each expert with a matrix of its
-// own.
+// Products on AMX in int8 over rows that are sorted by expert, each expert with its own matrix.
 //
 //   forward    out [rows, outputs] = x [rows, inputs] w[e]^T for the expert e of each row
 //   backward   out [rows, inputs] = x [rows, outputs] w[e]
@@ -7,11 +6,11 @@
 // x lies in tiles of 16 rows, a row of tiles after another, each with its k-steps of 64. w[e]
 // [outputs, inputs] lies in the panels of tile_product.cpp, whose columns are the outputs, so that
 // forward multiplies it where it lies. Backward needs the same numbers with four outputs together,
-// not four inputs: it turns blocks of 64 x 64 around, for 64 columns at a time, in a buffer that
-// stays in L2. Both sizes of w are multiples of 64, so that there is one copy of it.
+// not four inputs: it transposes blocks of 64 x 64, for 64 columns at a time, into a buffer that
+// stays in L2. Both sizes of w are multiples of 64, so that one copy serves both directions.
 //
 // A task is one expert and a block of columns. While it multiplies one panel by the rows, it
-// fetches what it needs of w next into L2.
+// fetches the part of w that it needs next into L2.
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
@@ -114,7 +113,7 @@ void multiply_low(const bf16* left, int64_t rank, bool two, const char* packed, 
 
 // A block of 64 outputs and 64 inputs: four tiles of two panels, `between` bytes apart, become the
 // four tiles of one k-step of two panels of inputs, which are `apart` bytes apart.
-void turn_block(const char* from, int64_t between, char* to, int64_t apart) {
+void transpose_block(const char* from, int64_t between, char* to, int64_t apart) {
   const __m512i square =
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   for (int64_t panel = 0; panel < 2; ++panel)
@@ -152,7 +151,7 @@ void pack_low(const ExpertProduct& p, int64_t e, int64_t column, char* to) {
 }
 
 struct Buffers {
-  char *turned, *low;
+  char *transposed, *low;
   int32_t* sums;
   float* added;
 };
@@ -182,8 +181,8 @@ void store_rows(const ExpertProduct& p, int64_t e, int64_t row, int64_t rows, in
   }
 }
 
-// Multiplies the rows of expert e by one panel. fetched: what is needed of w next, 2 KiB for each
-// k-step and part.
+// Multiplies the rows of expert e by one panel. fetched: the part of w that is needed next, 2 KiB
+// for each k-step and half of the panel.
 void multiply_panel(const ExpertProduct& p, int64_t e, int64_t column, const char* panel,
                     const char* fetched, int64_t stride, const Buffers& at) {
   const int64_t steps = p.inner / 64;
@@ -211,14 +210,14 @@ void forward_task(const ExpertProduct& p, int64_t e, int64_t first, int64_t last
 void backward_task(const ExpertProduct& p, int64_t e, int64_t first, int64_t last,
                    const Buffers& at) {
   const int64_t between = p.columns / 64 * STEP;  // bytes of a panel of w, whose k are our columns
-  const int64_t apart = p.inner / 64 * STEP;      // and of a turned one
+  const int64_t apart = p.inner / 64 * STEP;      // and of a transposed one
   for (int64_t column = first; column < last; column += GROUP) {
     const char* from = p.w + e * p.columns * p.inner + column / 64 * STEP;
     for (int64_t k = 0; k < p.inner / 64; ++k)
-      turn_block(from + 2 * k * between, between, at.turned + k * STEP, apart);
+      transpose_block(from + 2 * k * between, between, at.transposed + k * STEP, apart);
     const char* next = column + GROUP < last ? from + STEP : nullptr;
     for (int64_t half = 0; half < 2; ++half)
-      multiply_panel(p, e, column + half * PANEL, at.turned + half * apart,
+      multiply_panel(p, e, column + half * PANEL, at.transposed + half * apart,
                      next ? next + half * between : nullptr, 2 * between, at);
   }
 }
@@ -230,12 +229,12 @@ extern "C" {
 void expert_multiply(const ExpertProduct* product, int threads) {
   const ExpertProduct& p = *product;
   const int64_t blocks = (p.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
-  const int64_t turned = p.backward ? GROUP * p.inner : 0, low = p.rank / 32 * STEP;
+  const int64_t transposed = p.backward ? GROUP * p.inner : 0, low = p.rank / 32 * STEP;
 #pragma omp parallel num_threads(threads)
   {
     // The prefetches of b go two k-steps beyond a panel's end.
-    char* data = thread_scratch(turned + AHEAD * STEP + low + 2 * 4 * PANEL * PANEL);
-    char* sums = data + turned + AHEAD * STEP + low;
+    char* data = thread_scratch(transposed + AHEAD * STEP + low + 2 * 4 * PANEL * PANEL);
+    char* sums = data + transposed + AHEAD * STEP + low;
     const Buffers at = {data, sums - low, reinterpret_cast<int32_t*>(sums),
                         reinterpret_cast<float*>(sums + 4 * PANEL * PANEL)};
     tile_configure();

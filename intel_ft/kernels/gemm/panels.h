@@ -29,9 +29,9 @@ static inline void fetch_ahead(const char* a, const char* b, int64_t eighth) {
 
 // sums [32, 32] (+)= a . b over `steps` k-steps; `next` is fetched into L2, `LINES` lines a step.
 //
-// Eight or more other instructions lie between any two of a k-step that use tiles. On shared hosts,
-// where other work runs on the core's second thread, instructions of tiles right after each other
-// take up to twice as long (docs/log.md).
+// In a k-step, eight or more other instructions lie between any two tile instructions. On shared
+// hosts, where other work runs on the core's second thread, back-to-back tile instructions take up
+// to twice as long (docs/log.md).
 template <bool INT8, int64_t LINES>
 static inline void multiply_panels(const char* a, const char* b, char* sums, int64_t stride,
                                    int64_t steps, bool first, const char* next) {
@@ -97,7 +97,7 @@ struct Share {
 };
 
 // A panel's first `count` bf16 rows, `inner` long, k-steps [step, step + steps), into `to`; zeros
-// beyond the rows' ends. It goes along the rows for some lines at a time and fetches the next ones.
+// beyond the rows' ends. It copies some lines of each row at a time and fetches the next ones.
 static inline void copy_panel(const bf16* rows, int64_t count, int64_t inner, int64_t step,
                               int64_t steps, char* to) {
   constexpr int64_t LINES = 8;

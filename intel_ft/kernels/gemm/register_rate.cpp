@@ -99,8 +99,8 @@ double vector_rate(Instruction instruction, double seconds) {
 }
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-// Sixteen other instructions after each product cost nothing on a core of one's own. Where the core's
-// second thread does other work, products right after each other take up to twice as long.
+// Sixteen other instructions after each product cost nothing on a core without other work. Where
+// the core's second thread is busy, back-to-back products take up to twice as long.
 #define APART ".rept 16\n nop\n .endr\n"
 #define FOUR_TILES(name)                                                               \
   name " %%tmm6, %%tmm4, %%tmm0\n" APART name " %%tmm7, %%tmm4, %%tmm1\n" APART name \

@@ -1,7 +1,7 @@
-// One pass over activations on their way to products on AMX: RMSNorm or SwiGLU where they come from
-// one, their panels in bf16 or int8, and LoRA's narrow products x [rows, inner] times a matrix of
-// `rank` columns. A thread takes 32 rows at a time, which stay in its L2 meanwhile, so that memory
-// is read once. For a narrow product, it multiplies each chunk of k as soon as it lies in tiles.
+// One pass over the input of GEMMs on AMX: RMSNorm or SwiGLU if one of them computes it, its panels
+// in bf16 or int8, and LoRA's narrow products x [rows, inner] times a matrix of `rank` columns. A
+// thread takes 32 rows at a time, which stay in its L2, so that memory is read once. For a narrow
+// product, it multiplies each chunk of k as soon as the chunk lies in tiles.
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
@@ -10,9 +10,9 @@
 
 extern "C" {
 
-// What rows_pass reads and writes; kernels/gemm/tiles.py has the same fields. Null: `norm` and `up`
-// where x is taken as it is, `columns` for ones, `panels` where only the narrow products are
-// wanted, `scales` for panels of bf16.
+// What rows_pass reads and writes; kernels/gemm/tiles.py has the same fields. Null are `norm` and
+// `up` if x is used as it is, `columns` if all are 1, `panels` if only the narrow products are
+// needed, and `scales` for panels in bf16.
 struct RowsPass {
   int64_t rows, inner, narrow;  // the last: how many narrow products
   const bf16 *x, *norm, *up;    // [rows, inner], [inner], [rows, inner]
@@ -54,7 +54,7 @@ void quantize_panel(const bf16* rows, const float* columns, int64_t count, int64
       quantize_line(rows + r * inner, columns, k, r < count ? inner - k : 0, inverse[r], out);
 }
 
-// The first row of a panel of what x becomes, with the others after it.
+// The rows of a panel after RMSNorm or SwiGLU.
 const bf16* source_rows(const RowsPass& p, int64_t row, int64_t count, bf16* scratch) {
   const bf16* x = p.x + row * p.inner;
   if (!p.norm && !p.up) return x;

@@ -1,8 +1,8 @@
 // The compressed weights of an OpenVINO IR into the panels of bf16 that tile_product.cpp multiplies.
 //
-// Weights are those of kernels/dequantize.cpp, bit for bit: (code - zero) * scale, where `group`
-// weights of a row share a scale and a zero point, and two codes of 4 bits lie in a byte. The unit
-// here is a line, 32 weights of one row, which is 64 bytes of bf16:
+// Weights equal those of kernels/dequantize.cpp bit for bit: (code - zero) * scale, where `group`
+// weights of a row share a scale and a zero point, and two codes of 4 bits lie in a byte. It works
+// on lines, 32 weights of one row, which are 64 bytes of bf16:
 //
 //   w             a tile of 16 columns and a k-step is 16 lines, one of each row, transposed as 16
 //                 x 16 pairs

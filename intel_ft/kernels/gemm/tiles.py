@@ -41,9 +41,9 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class CompressedMatrix:
-    """A weight [rows, size] in the codes of an OpenVINO IR, or that transposed.
+    """A weight [rows, size] in the codes of an OpenVINO IR, or its transpose.
 
-    Its panels, in bf16, are made for each product; for the fields see kernels.ops.dequantize.
+    Its panels, in bf16, are made for each product. See kernels.ops.dequantize for the fields.
     """
 
     codes: Tensor
@@ -96,7 +96,7 @@ class _Weight(ctypes.Structure):
 
 
 def dequantize(matrix: CompressedMatrix) -> Matrix:
-    """The matrix in bf16: `pack` of what kernels.ops.dequantize returns, or of that transposed."""
+    """The matrix in bf16: `pack` of what kernels.ops.dequantize returns, or of its transpose."""
     panels = empty_panels(matrix.columns, matrix.inner, 2)
     rows, size = matrix.shape
     group = size // matrix.group_scales.shape[1]
@@ -120,8 +120,7 @@ class Source:
 def bf16_rows(source: Source, rights: Sequence[Matrix] = ()) -> tuple[Rows, list[Tensor]]:
     """Activations as panels, and their narrow products with bf16 matrices [rank, inner].
 
-    Each product is activations times the transposed matrix, bf16 [rows, rank]. All of it is one
-    pass over the memory of x.
+    Each product is activations times the transposed matrix, bf16 [rows, rank]. It reads x once.
     """
     rows, inner = source.x.shape
     panels = empty_panels(rows, inner, 2)
@@ -168,7 +167,7 @@ class _RowsPass(ctypes.Structure):
 
 
 def rows_pass(source: Source, rights: Sequence[Matrix], **tensors: Tensor | None) -> list[Tensor]:
-    """Narrow products of a source; `tensors` are further fields of `_RowsPass`, also written.
+    """Narrow products of a source; `tensors`: further fields of `_RowsPass`, read or written.
 
     Raises ValueError for operands that do not fit each other.
     """

@@ -305,6 +305,11 @@ def test_where_calls_would_be_lost_the_row_is_refused():
     template = ChatTemplate(family("phi 4"), special_tokens_of(family("phi 4")))
     with pytest.raises(TemplateProblem, match="leaves out tool calls"):
         template.spans(conversation)
+    # DeepSeek's writes calls only without content, and reasoning only as content.
+    conversation = conversation_of(SHAPES["a thought and a call"], with_tools=True)
+    template = ChatTemplate(family("deepseek r1"), special_tokens_of(family("deepseek r1")))
+    with pytest.raises(TemplateProblem, match="leaves out the reasoning.* that calls tools"):
+        template.spans(conversation)
 
 
 def test_nothing_is_to_be_said_of_a_template_that_is_followed():
@@ -327,7 +332,7 @@ DROPS = (
 )
 
 
-def test_marks_around_an_answer_whose_thought_is_dropped_give_another_example():
+def test_a_marked_answer_whose_thought_is_dropped_gets_another_example():
     """TRL's template for gpt-oss marks earlier answers, but leaves out their thoughts."""
     tok = copy.deepcopy(family("marked"))
     tok.chat_template = DROPS
@@ -359,11 +364,11 @@ def test_a_call_that_does_not_follow_its_prompt_is_refused():
     template = ChatTemplate(tok, special_tokens_of(tok))
     once = [user(), calls(ONE), result(), says()]
     assert template.spans(conversation_of(once, with_tools=True))
-    with pytest.raises(TemplateProblem, match="not behind the prompt"):
+    with pytest.raises(TemplateProblem, match="behind the prompt that a server sends"):
         template.spans(conversation_of([*once, user(), calls(ONE)], with_tools=True))
 
 
-def test_spaces_that_a_tokenizer_takes_out_of_decoded_text_count():
+def test_spaces_that_decoding_removes_are_compared():
     """Llama 3's `clean_up_tokenization_spaces`: `a .` and `a.` are different tokens."""
     tok = copy.deepcopy(family("qwen 2.5"))
     tok.clean_up_tokenization_spaces = True

@@ -250,7 +250,7 @@ def test_keys_and_columns_without_effect_are_named_once(read):
     assert found.unused == ("id", "messages[].name")
     turns = [{**USER, "value": 3}, {"from": "gpt", "value": "o", "content": "x"}]
     assert read({"messages": turns}).unused == ("messages[].content", "messages[].value")
-    # false says something, and so does a key of a part.
+    # A key that is false is named, and so is a key of a part.
     part = {"type": "text", "text": "x", "cache_control": "y"}
     talk = [USER, {"role": "assistant", "content": [part], "trainable": False}]
     assert read({"messages": talk}).unused == (

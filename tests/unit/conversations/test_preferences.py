@@ -7,7 +7,8 @@ import pytest
 from support.data_tokenizers import tokenizer
 
 from intel_ft.config_sections import DataConfig
-from intel_ft.data.prepare import prepare, split_fraction
+from intel_ft.data.prepare import prepare
+from intel_ft.data.validation_split import split_fraction
 from intel_ft.errors import UserError
 from intel_ft.templates.answers import Judged, Pairs
 

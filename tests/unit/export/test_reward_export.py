@@ -113,7 +113,7 @@ def test_the_folder_and_its_record_are_complete(made) -> None:
         (Gate(), Settings(kv_cache="u8"), False, "kv_cache"),
     ],
 )
-def test_what_a_reward_model_does_not_have_is_refused(made, gate, settings, recover, named) -> None:
+def test_options_for_language_models_are_refused(made, gate, settings, recover, named) -> None:
     with pytest.raises(UserError, match=f"{named} is for language models"):
         refuse_for_scores(resolve(str(made.source)), gate, settings, recover=recover)
 
@@ -165,7 +165,7 @@ def test_figures_of_pairs(tmp_path) -> None:
     task = task_of(4)
     reference = np.array([1.0, 0.0, 2.0, 0.5, 0.0, 1.0, 3.0, 2.5])
     task.write_reference(Fixed(reference), tmp_path)
-    found = reference + np.array([0, 0, 0, 0, 0.25, -0.25, -0.5, 0.5])  # the last pair turns
+    found = reference + np.array([0, 0, 0, 0, 0.25, -0.25, -0.5, 0.5])  # the last pair: other order
     quality = task.measure(Fixed(found), tmp_path)
     accuracy = quality.pair_accuracy
     assert (accuracy.reference, accuracy.score, accuracy.difference) == (0.75, 0.5, -0.25)

@@ -209,13 +209,13 @@ def test_settings_of_an_int4_base() -> None:
         ({"recover_steps": 3}, "recover_steps cannot be used"),
         ({"ratio": 2}, "ratio=2"),
         ({"ratio": 0}, "ratio=0: must be greater than 0"),
-        ({"format": "nf4"}, "format=nf4: adapters are trained on an IR in int4 or int8"),
+        ({"format": "nf4"}, "format=nf4: must be int4 or int8"),
     ):
         with pytest.raises(UserError, match=part):
             base_settings(values)
 
 
-def test_bytes_of_an_ir_s_weights() -> None:
+def test_bytes_per_weight_of_an_ir() -> None:
     assert bytes_per_weight({}) == (4 + 24 / 128) / 8
     assert bytes_per_weight({"group_size": 32}) == (4 + 24 / 32) / 8
     assert bytes_per_weight({"group_size": -1, "ratio": 0.5}) == 0.75

@@ -46,7 +46,7 @@ def test_norms_are_as_exact_as_the_models_own_forward_and_backward() -> None:
 
 
 @needs_kernels
-def test_norms_that_train_that_differ_or_in_float32_stay() -> None:
+def test_norms_that_are_trained_or_differ_or_are_in_float32_stay() -> None:
     base = model()
     base.model.norm.weight.requires_grad_(True)
     other = base.model.layers[0].input_layernorm

@@ -69,7 +69,7 @@ def test_a_limit_is_lifted_for_the_locked_optimum_intel_alone(monkeypatch) -> No
     assert "up to 5.0" in why_not_exportable("gemma2")
 
 
-def test_reward_models_have_families_of_their_own() -> None:
+def test_families_that_are_exported_as_reward_models() -> None:
     assert why_not_exportable("llama", scores=True) is None
     for model_type in ("mixtral", "gemma2"):
         assert why_not_exportable(model_type) is None

@@ -539,13 +539,13 @@ def test_missing_tensors_are_refused(llama) -> None:
     assert "not in its files, such as model.layers.1.mlp.up_proj.weight" in refused(llama)
 
 
-def test_tensors_that_the_model_has_no_place_for_are_named(llama, caplog) -> None:
+def test_tensors_that_do_not_belong_to_the_model_are_named(llama, caplog) -> None:
     path = Path(llama.name_or_path) / "model.safetensors"
     bias = "model.layers.1.self_attn.q_proj.bias"
     save_file(load_file(path) | {bias: torch.ones(32)}, path, {"format": "pt"})
     load_base(llama, torch.float32)
     assert (
-        f"1 tensors of its files have no place in the model and are not used, such as {bias}"
+        f"1 tensors in its files do not belong to the model and are not used, such as {bias}"
         in (caplog.text)
     )
 
@@ -553,7 +553,7 @@ def test_tensors_that_the_model_has_no_place_for_are_named(llama, caplog) -> Non
 def test_a_pointer_of_git_lfs_is_named(llama) -> None:
     path = Path(llama.name_or_path) / "model.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    assert refused(llama).startswith(f"{path}: is a pointer of Git LFS")
+    assert refused(llama).startswith(f"{path}: this is a Git LFS pointer")
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def test_a_model_that_reads_in_both_directions_is_refused(settings, key) -> None
 
 
 def test_models_that_generate_are_not_refused() -> None:
-    """A key that a file has and its model does not know says nothing."""
+    """A key of the file that the model does not have is ignored."""
     for settings in (
         transformers.BertConfig(is_decoder=True),
         transformers.LlamaConfig(is_decoder=False),
@@ -584,7 +584,7 @@ def test_models_that_generate_are_not_refused() -> None:
 
 def test_weights_of_another_shape_are_refused(llama) -> None:
     edit_config(llama, intermediate_size=96)
-    assert "other shapes than its config.json says" in refused(llama)
+    assert "shapes of its weights do not match its config.json" in refused(llama)
 
 
 def test_a_shard_that_is_not_there_is_refused(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""A plan reads the rows of the steps it looks at, and its figures are those of all rows."""
+"""A plan reads the rows of the steps that it samples, and its figures are those of all rows."""
 
 import json
 
@@ -37,7 +37,7 @@ def steps(found: ExampleLengths) -> list[list[int]]:
     return [found.lengths[step.examples].tolist() for step in sampled_steps(plan, 6)]
 
 
-def test_the_steps_that_a_plan_looks_at_are_the_runs_own() -> None:
+def test_the_sampled_steps_are_those_of_the_run() -> None:
     settings = config()
     assert settings.train.seed == 42
     some, every = (example_lengths(settings, None, whole=whole) for whole in (False, True))

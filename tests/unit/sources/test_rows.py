@@ -288,7 +288,7 @@ def test_a_package_that_a_reader_lacks_is_not_blamed_on_the_data(tmp_path, monke
             load_rows(source)
 
 
-def test_a_key_that_stands_twice_and_files_of_other_columns_are_named(tmp_path):
+def test_duplicate_keys_and_files_with_different_columns_are_refused(tmp_path):
     twice = tmp_path / "twice.jsonl"
     twice.write_text('{"instruction": "q", "output": "a", "output": "b"}\n')
     with pytest.raises(UserError, match=r"twice\.jsonl: a row has the key output twice"):

@@ -107,7 +107,7 @@ def test_a_template_that_refuses_or_hides_a_message_is_one_line():
         with pytest.raises(UserError, match="rejects the roles"):
             written("tokenizer", TURN)
         tok.chat_template = "{% for message in messages %}"
-        with pytest.raises(UserError, match=r"chat_template is no template .*endfor"):
+        with pytest.raises(UserError, match=r"chat_template is not a valid template .*endfor"):
             written("tokenizer", TURN)
     finally:
         tok.chat_template = template

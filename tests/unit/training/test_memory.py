@@ -232,7 +232,7 @@ def test_experts_take_what_their_layout_takes() -> None:
     assert estimate_memory(more, setting).activations == estimate.activations
 
 
-def test_data_takes_more_per_token_the_less_of_it_there_is() -> None:
+def test_little_data_takes_more_memory_per_token() -> None:
     found = [data_bytes(tokens) / 2**20 for tokens in (0, 4_335, 941_893, 4_709_465, 160_000_000)]
     # What reading 30, 4,867, 24,335 and a million examples took, in MiB (docs/log.md).
     assert found == pytest.approx([0, 0, 72, 135, 510], rel=0.15, abs=2)

@@ -119,7 +119,7 @@ def test_what_takes_effect_from_here_on_is_said(killed, configure, caplog):
     assert (killed / "run" / "checkpoint-3").is_dir()
 
 
-def test_another_dtype_that_auto_selects_is_said(reference, configure, monkeypatch, caplog):
+def test_a_resumed_run_reports_another_dtype_of_auto(reference, configure, monkeypatch, caplog):
     before = checkpoint.facts_of(reference / "run" / "checkpoint-2")
     assert before["dtype"] == "float32"
     config = configure()
