@@ -40,8 +40,11 @@ def import_peft() -> None:
     Transformers 5.5 imports scikit-learn for assisted generation and SciPy for the loss of object
     detection. Nothing here uses them so; NF4 calls bitsandbytes itself. Each can be imported as
     usual afterwards. The imported objects are excluded from garbage collection: they stay until the
-    process ends, and to search them takes a third of a second.
+    process ends, and to search them takes a third of a second. Later calls do nothing: they would
+    also keep what a run has left behind.
     """
+    if "peft" in sys.modules:
+        return
     with gc_paused(), hidden("bitsandbytes", "sklearn", "scipy"):
         if "transformers" in sys.modules:  # it caches whether they are installed
             from transformers.utils import import_utils

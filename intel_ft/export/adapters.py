@@ -201,7 +201,8 @@ def _require_supported(artifact: Artifact) -> None:
         raise UserError(f"{artifact.location}: --adapter takes runs and adapters, not models")
     if artifact.is_reward_model:
         raise UserError(
-            f"{artifact.location}: a reward model's adapter cannot be exported: merge it"
+            f"{artifact.location}: --adapter does not support reward models: export it merged "
+            "(without --adapter)"
         )
     config = read_json(artifact.folder / ADAPTER_CONFIG)
     for key, what in (("use_dora", "DoRA"), ("modules_to_save", "fully trained modules")):

@@ -76,8 +76,8 @@ def take_trained_base(
 ) -> tuple[ExportContext, CandidateResult]:
     """Copy the compressed base with this digest into `work`, and verify it.
 
-    Made again where the cache has lost it. Raises UserError where it cannot be, or where the
-    installed versions compress to other weights.
+    It is made again if it is no longer in the cache. Raises UserError if it cannot be made, or if
+    the installed versions compress to other weights.
     """
     name = weight_format = _format_of(source.artifact, digest)
     folder = stage(work / "candidates" / name, lambda partial: _copy(source, digest, partial))
@@ -129,10 +129,11 @@ def _copy(source: Source, digest: str, partial: Path) -> None:
         config = run_config(source.artifact)
         if config is None:
             raise UserError(
-                f"{source.artifact.location}: the int4 weights that it was trained on are not in "
-                "the cache of this machine, and it is not in a run's folder to make them again"
+                f"{source.artifact.location}: the compressed weights that it was trained on are "
+                "not in the cache of this machine: copy that cache here, or export the run's "
+                "folder, from whose config they can be made again"
             )
-        logger.info("compressing the base again: the cache has lost it")
+        logger.info("compressing the base again: it is no longer in the cache")
         cached = partial / "again"
         made = make_base(config, cached)
         if made != digest:

@@ -107,7 +107,7 @@ class Int8Matrices:
 
 @dataclass(frozen=True, eq=False)
 class Int8Tiles:
-    """The same on AMX tiles, which multiply them where they lie.
+    """The same in the layout of AMX tiles, so that forward multiplies them without repacking.
 
     values int8 [experts, out, in], each matrix in the order of kernels.gemm.experts; scales float32
     [experts, out].

@@ -129,8 +129,8 @@ class ChatTemplate:
                 continue
             message = messages[part.slot.message]
             text = _words(message, part.slot)
-            # An answer that is context is encoded with the text around it, as a server's prompt is,
-            # unless it may hold an added token, which an answer's words may become.
+            # An answer in the context is encoded with the text around it, as in a server's prompt,
+            # unless it may contain an added token, which only a completion's text may become.
             if message.role == "assistant" and (part.answer is not None or _MAY_ADD.search(text)):
                 trained = part.answer in written.learnt and message.in_loss
                 spans.append(Span(text, "completion", trained))

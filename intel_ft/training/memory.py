@@ -146,7 +146,7 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
     item, trained = setting.itemsize, sizes.trained
     tokens = padded_length(setting.row_tokens)
     supervised = min(tokens, padded_length(setting.supervised))
-    saved = _saved(sizes, tokens, supervised, item, setting.checkpointing)
+    saved = _saved(sizes, setting, tokens, supervised)
     activations = saved + tokens * _backward_bytes(sizes, setting)
     if setting.layout in ("nf4", "int4"):  # the largest matrix in `itemsize` while its GEMM runs
         activations += item * sizes.hidden * sizes.intermediate
@@ -282,15 +282,14 @@ def _expert_bytes(setting: MemorySetting) -> float:
     return NF4_BYTES if setting.layout == "nf4" else float(setting.itemsize)
 
 
-def _saved(
-    sizes: ModelSizes, tokens: int, supervised: int, item: int, checkpointing: bool
-) -> float:
+def _saved(sizes: ModelSizes, setting: MemorySetting, tokens: int, supervised: int) -> float:
     """Bytes that forward saves for backward.
 
     layers.fused_decoder saves in each layer its input, q, k, v, the attention's output with its
     float32 logsumexp, the residual stream after attention, gate, up, and x A of LoRA; of the last
     layer, what follows attention at supervised tokens only.
     """
+    item = setting.itemsize
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     attention = item * (sizes.hidden + 2 * queries + 2 * keys) + 4 * sizes.heads
     after = item * (sizes.hidden + 2 * sizes.intermediate)
@@ -298,10 +297,10 @@ def _saved(
         attention, after = _unfused(sizes, item)
     if sizes.mixtures:  # a mean over dense and mixed layers
         share = min(1.0, sizes.mixtures / max(1, sizes.layers))
-        mixed = _mixture(sizes, item)
+        mixed = _mixture(sizes, setting)
         attention = int(share * mixed[0] + (1 - share) * attention)
         after = int(share * mixed[1] + (1 - share) * after)
-    if checkpointing:
+    if setting.checkpointing:
         return tokens * (sizes.layers * item * sizes.hidden + attention + after)
     last = supervised if sizes.why_not_fused is None else tokens
     return sizes.layers * tokens * attention + ((sizes.layers - 1) * tokens + last) * after
@@ -319,17 +318,18 @@ def _unfused(sizes: ModelSizes, item: int) -> tuple[int, int]:
     return int(factor * attention), int(factor * after)
 
 
-def _mixture(sizes: ModelSizes, item: int) -> tuple[int, int]:
+def _mixture(sizes: ModelSizes, setting: MemorySetting) -> tuple[int, int]:
     """Bytes per token and layer with experts, of attention and of the rest, that autograd saves.
 
-    Norms save their input (those of q and k, too, where there are any), in bf16 as it is
+    Norms save their input (those of q and k, too, where there are any), unchanged in bf16 on a CPU
     (layers.norms), else in float32; linear layers theirs, attention q, k, v and its output with the
     logsumexp. layers.experts saves its input, and for each expert that a token meets gate and up
     and x A of LoRA, whose rank it fills up to 32; the shared expert, of the width of one, is as in
     other layers.
     """
+    item = setting.itemsize
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    of_norm = 2 if item == 2 else 4
+    of_norm = 2 if item == 2 and not setting.gpu else 4
     norm = (of_norm + item) * sizes.hidden
     attention = norm + (of_norm + 2 * item) * (queries + keys) + 4 * sizes.heads
     after = norm + item * (sizes.active_experts + 1) * 2 * (sizes.expert_intermediate + 32)

@@ -11,10 +11,13 @@ from intel_ft import optional_packages
 def test_peft_comes_without_what_nothing_uses():
     pytest.importorskip("sklearn")
     program = (
-        "import sys\n"
+        "import gc, sys\n"
         "import transformers\n"  # a user's own program may have imported it before
         "from intel_ft.optional_packages import import_peft\n"
         "import_peft()\n"
+        "frozen = gc.get_freeze_count()\n"
+        "import_peft()\n"  # as a second run of this process
+        "assert 0 < frozen == gc.get_freeze_count()\n"
         "import peft, intel_ft.training.run\n"
         "unwanted = 'sklearn', 'scipy', 'bitsandbytes', 'torch._inductor.compile_fx'\n"
         "print(*(name for name in unwanted if name in sys.modules))\n"

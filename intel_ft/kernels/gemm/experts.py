@@ -90,7 +90,10 @@ def multiply(
         product.rank, product.low_by_column = left.shape[1], int(right.is_contiguous())
         contiguous = right.is_contiguous() or right.mT.is_contiguous()
         if not contiguous or right.shape != (experts, columns, product.rank) or product.rank % 32:
-            raise ValueError(f"{tuple(right.shape)} is no addition of rank {product.rank}")
+            raise ValueError(
+                f"a low-rank factor {tuple(right.shape)} does not fit {experts} matrices of "
+                f"{columns} columns, or its rank is not a multiple of 32"
+            )
         tensors |= {"low_x": left.contiguous(), "low_w": right}
     for name, tensor in tensors.items():
         setattr(product, name, None if tensor is None else tensor.data_ptr())
