@@ -87,7 +87,7 @@ def test_what_forward_keeps_is_what_autograd_saves() -> None:
         loss = loss_sum(model, row, packed=True)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     real = sum(size for place, size in kept.items() if place not in own)
-    predicted = _saved(model_sizes(model), 1024, 512, 2, False)
+    predicted = _saved(model_sizes(model), EQUAL, 1024, 512)
     assert loss.isfinite()
     # Beside the layers: LoRA's narrow products, cos and sin, the head's gradient.
     assert real == pytest.approx(predicted, rel=0.12)
@@ -164,11 +164,12 @@ def test_activations_are_about_what_autograd_saves_with_checkpointing_too() -> N
     tokens = 512
     whole = saved_bytes(description, tokens, False)
     supervised = tokens // 2
-    assert whole / 1.5 < _saved(sizes, tokens, supervised, 2, False) < 1.5 * whole
+    assert whole / 1.5 < _saved(sizes, EQUAL, tokens, supervised) < 1.5 * whole
     # What is kept to the end of forward, and the one layer that backward recomputes at a time.
     part = saved_bytes(description, tokens, True) + whole / 8
     assert part < whole / 3
-    assert part / 1.5 < _saved(sizes, tokens, supervised, 2, True) < 1.5 * part
+    found = _saved(sizes, replace(EQUAL, checkpointing=True), tokens, supervised)
+    assert part / 1.5 < found < 1.5 * part
 
 
 @pytest.mark.parametrize("gib", [1.2, 2.0, 64.0])
@@ -230,6 +231,10 @@ def test_experts_take_what_their_layout_takes() -> None:
     # Activations follow the experts that a token meets, not all of them.
     more = replace(sizes, expert_weights=4 * weights)
     assert estimate_memory(more, setting).activations == estimate.activations
+    # Norms are fused on CPUs only; on a GPU they keep their input in float32.
+    on_gpu, on_cpu = (_saved(sizes, replace(EQUAL, gpu=gpu), 512, 256) for gpu in (True, False))
+    heads = (sizes.heads + sizes.kv_heads) * sizes.head_dim
+    assert on_gpu - on_cpu == 2 * 512 * sizes.layers * (2 * sizes.hidden + heads)
 
 
 def test_little_data_takes_more_memory_per_token() -> None:
