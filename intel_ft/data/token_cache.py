@@ -24,7 +24,7 @@ from intel_ft.config_sections import DataConfig
 from intel_ft.data.blocks import Task, blocks
 from intel_ft.data.prepare import DataReport
 from intel_ft.data.stored_examples import Writer, open_examples
-from intel_ft.data.tokenized import Tokenized, merge_reports
+from intel_ft.data.tokenized import Tokenized, first_bad_examples, merge_reports
 from intel_ft.errors import UserError
 from intel_ft.files import explain_full_disk, write_json
 from intel_ft.sources.cache_folder import (
@@ -232,7 +232,7 @@ def _whole_report(source: str, entries: Sequence[dict[str, Any]]) -> DataReport:
         rows=report.rows + sum(one["rows"] for one in left_out),
         bad=report.bad + sum(one["bad"] for one in left_out),
         dropped=report.dropped + sum(one["dropped"] for one in left_out),
-        bad_examples=next(filter(None, (_bad_examples(entry) for entry in entries)), ""),
+        bad_examples=first_bad_examples([_bad_examples(entry) for entry in entries]),
     )
 
 

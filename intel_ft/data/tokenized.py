@@ -132,10 +132,16 @@ def merge_reports(reports: Sequence[DataReport]) -> DataReport:
         elif isinstance(values[0], tuple):
             merged[field.name] = _distinct(one for value in values for one in value)
         elif field.name == "bad_examples":
-            merged[field.name] = next(filter(None, values), "")
+            merged[field.name] = first_bad_examples(values)
         else:
             merged[field.name] = ", ".join(_distinct(values))
     return DataReport(**merged)
+
+
+def first_bad_examples(parts: Sequence[str]) -> str:
+    """The first part's DataReport.bad_examples that is not empty; `...` if others have some, too."""
+    first, *others = filter(None, parts) if any(parts) else ("",)
+    return f"{first}; ..." if others and not first.endswith("...") else first
 
 
 def _distinct(values: Iterable[str]) -> tuple[str, ...]:

@@ -332,7 +332,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if (folder / "model" / "config.json").is_file():
             raise UserError(f"{folder}: this is a run's folder: give {folder / 'model'}")
         if any(folder.glob("*.gguf")):
-            raise UserError(f"{folder}: GGUF weights cannot be used: give a folder with safetensors")
+            raise UserError(
+                f"{folder}: GGUF weights cannot be used: give a folder with safetensors"
+            )
         raise UserError(f"{folder}: no config.json, so this is not a model folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

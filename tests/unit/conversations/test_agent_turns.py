@@ -308,7 +308,7 @@ def test_where_calls_would_be_lost_the_row_is_refused():
     # DeepSeek's writes calls only without content, and reasoning only as content.
     conversation = conversation_of(SHAPES["a thought and a call"], with_tools=True)
     template = ChatTemplate(family("deepseek r1"), special_tokens_of(family("deepseek r1")))
-    with pytest.raises(TemplateProblem, match="leaves out the reasoning.* that calls tools"):
+    with pytest.raises(TemplateProblem, match=r"leaves out the reasoning.* that calls tools"):
         template.spans(conversation)
 
 
