@@ -139,7 +139,7 @@ def merge_reports(reports: Sequence[DataReport]) -> DataReport:
 
 
 def first_bad_examples(parts: Sequence[str]) -> str:
-    """The first part's DataReport.bad_examples that is not empty; `...` if others have some, too."""
+    """The first `bad_examples` of several reports, with `...` if others have some, too."""
     first, *others = filter(None, parts) if any(parts) else ("",)
     return f"{first}; ..." if others and not first.endswith("...") else first
 
