@@ -82,7 +82,7 @@ def test_the_merged_folder_is_a_classifier(trained) -> None:
     [
         (("chat",), "scores answers and writes none"),
         (("export", "--output", "ir", "--generate", "2"), "--generate is for language models"),
-        (("export", "--adapter", "--output", "ir"), "adapter cannot be exported"),
+        (("export", "--adapter", "--output", "ir"), "does not support reward models"),
         (("push", "org/model", "--dry-run"), "the card that push writes"),
         (("eval", "--data", "eval.jsonl", "--generate", "2"), "writes no answers"),
         (("report", "--samples", "2"), "scores answers and writes none"),
