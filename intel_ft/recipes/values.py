@@ -154,7 +154,9 @@ def validation_share(t: Translation, old: str) -> None:
 
 def scheduler(value: Any) -> str:
     """A supported learning rate schedule."""
-    return _require_supported(str(value), choices(TrainConfig, "scheduler"))
+    if value not in choices(TrainConfig, "scheduler"):
+        raise ValueError(_other_than("scheduler"))
+    return str(value)
 
 
 def optimizer(t: Translation, old: str, default: str) -> None:
@@ -167,7 +169,7 @@ def optimizer(t: Translation, old: str, default: str) -> None:
     elif nearest := _NEAREST.get(str(value)):
         t.put("train.optimizer", nearest[0], f"{old}: {value}", nearest[1])
     else:
-        t.cannot_carry(old, value, f"supported are {_list(choices(TrainConfig, 'optimizer'))}")
+        t.cannot_carry(old, value, _other_than("optimizer"))
 
 
 def no_clipping(t: Translation) -> None:
@@ -372,10 +374,11 @@ def half_precision(t: Translation, old: str) -> None:
     t.put("model.dtype", "auto", old, "float16 on a GPU without bf16, otherwise bfloat16")
 
 
-def _require_supported(value: str, supported: tuple[Any, ...]) -> str:
-    if value not in supported:
-        raise ValueError(f"supported are {_list(supported)}")
-    return value
+def _other_than(name: str) -> str:
+    """Why a value of this key of ours is not carried over, and what the run has in its place."""
+    default = TrainConfig.model_fields[name].default
+    supported = _list(choices(TrainConfig, name))
+    return f"supported are {supported}: train.{name} is {default} unless you set it"
 
 
 def _list(values: tuple[Any, ...]) -> str:

@@ -548,7 +548,7 @@ LISTED: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"warmup_ratio": None, "warmup_steps": 10}, "warmup_steps"),
         ({"optimizer": "lion_8bit"}, "optimizer"),
         ({"optimizer": "muon"}, "optimizer"),
-        ({"lr_scheduler": "rex"}, "lr_scheduler"),
+        ({"lr_scheduler": "rex"}, "train.scheduler is cosine unless you set it"),
         ({"cosine_min_lr_ratio": 0.1}, "cosine_min_lr_ratio"),
         ({"lora_target_linear": None}, "lora_target_modules is not set"),
         ({"lora_model_dir": "earlier", "tokens": ["<a>"]}, "keeps its own tokens"),
