@@ -24,6 +24,7 @@ from intel_ft.templates.chat_template import ChatTemplate
 from intel_ft.templates.encode import SpanEncoder
 from intel_ft.templates.formats import Conversation
 from intel_ft.templates.spans import special_tokens_of
+from intel_ft.templates.template_check import template_notes
 
 Turn = dict[str, Any]
 
@@ -134,8 +135,8 @@ def rows(draw: st.DrawFn) -> Row:
 class Outcome(NamedTuple):
     """What became of a row.
 
-    refused: why; examples: how many the row gives; unlike: what differs from the template; served:
-    how many examples have the server's prompt, while the template writes the whole conversation in
+    refused: why; examples: how many the row gives; unlike: what differs from the template;
+    printed: the note of `validate` about that, empty where it has none; served: how many examples have the server's prompt, while the template writes the whole conversation in
     another way; spanned: how many have equal texts, but a token of the template's text spans the
     end of a prompt.
     """
@@ -145,6 +146,7 @@ class Outcome(NamedTuple):
     unlike: str = ""
     served: int = 0
     spanned: int = 0
+    printed: str = ""
 
 
 def check(tokenizer: Any, row: Row) -> Outcome:
@@ -169,7 +171,8 @@ def check(tokenizer: Any, row: Row) -> Outcome:
         ]
         best = min(tries, key=lambda one: (bool(one.unlike), one.served, one.spanned))
         if best.unlike:
-            return Outcome("", len(parts), best.unlike)
+            notes = template_notes(tokenizer, special, parts)
+            return Outcome("", len(parts), best.unlike, printed="; ".join(notes))
         served += best.served
         spanned += best.spanned
     wanted = [i for i, turn in enumerate(row.messages) if _is_trained(turn)]
@@ -338,7 +341,7 @@ def _marks_unlike(
         follows = bool(joined) and joined[-1][1] == start
         joined.append((joined.pop()[0] if follows else start, end))
     answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
-    theirs = [_squeezed(text[start:end]) for start, end in joined]
+    theirs = list(filter(None, (_squeezed(text[start:end]) for start, end in joined)))
     if len(theirs) == len(answers):
         theirs = [one for one, index in zip(theirs, answers, strict=True) if index in here]
     runs = _runs(example[1])

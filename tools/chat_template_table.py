@@ -119,6 +119,8 @@ def _cell(outcome: Outcome) -> str:
     """What became of a row, in a table's words."""
     if outcome.refused:
         text = f"refused: {_reason(outcome.refused)}"
+    elif outcome.printed:
+        text = f"printed: {outcome.printed[:100]}"
     elif outcome.unlike:
         text = f"DIFFERS: {outcome.unlike}"
     else:

@@ -186,14 +186,14 @@ class ChatTemplate:
         turns = messages_as_given(conversation, self._of(conversation).form)
         return self._renderer.text(turns, conversation.tools, today=today)
 
-    def prompt_text(self, conversation: Conversation) -> str | None:
-        """What `apply_chat_template` gives of all but the last message, as a prompt.
+    def prompt_text(self, conversation: Conversation, answer: int) -> str | None:
+        """What `apply_chat_template` gives of the messages in front of this answer, as a prompt.
 
         None if it rejects them: then no server can ask for this answer.
         """
         turns = messages_as_given(conversation, self._of(conversation).form)
         with suppress(TemplateProblem):
-            return self._renderer.text(turns[:-1], conversation.tools, prompt=True)
+            return self._renderer.text(turns[:answer], conversation.tools, prompt=True)
         return None
 
     def _of(self, conversation: Conversation) -> _Written:
@@ -252,14 +252,17 @@ class ChatTemplate:
         answers = [index for index, one in enumerate(signature.shapes) if one.role == "assistant"]
         parts: list[_Part] = []
         learnt: list[int] = []
+        seen = -1  # the message that the text so far has reached
         for text, generated, message in pieces:
+            seen = max([seen, *(int(slot[3]) for slot in SLOTS.finditer(text))])
             if not generated:
                 parts += self._parts(text, None)
                 continue
-            # An answer without words has no slot: it is the next one.
-            following = next((one for one in answers if one not in learnt), answers[-1])
-            learnt.append(following if message is None else message)
-            parts += self._parts(text, learnt[-1])
+            if message is None and seen not in answers:  # an answer without words begins
+                seen = next((one for one in answers if one > seen), answers[-1])
+            answer = seen if message is None else message
+            learnt.append(answer)
+            parts += self._parts(text, answer)
         adds_eos = signature.shapes[-1].role == "assistant"
         if answers and adds_eos:
             while parts and parts[-1].answer is None:

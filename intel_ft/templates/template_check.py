@@ -4,7 +4,7 @@ The prompt is what a server sends (`add_generation_prompt`). Not reported is wha
 here: text behind the last answer is left out, and EOS follows where the template has none.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,14 +106,12 @@ def difference(
     """
     ours = ids.tolist()
     if conversation.messages[-1].role == "assistant":
-        unlearnt = np.flatnonzero(~learnt)
-        prompt = ours[: int(unlearnt[-1]) + 1 if len(unlearnt) else 0]
-        if len(conversation.messages) > 1 and prompt and not template.has_marks(conversation):
-            asked = template.prompt_text(conversation)
-            sent = prompt if asked is None else _ids(tokenizer, asked)
-            if prompt != sent and _text(tokenizer, prompt) != _text(tokenizer, sent):
-                found = _first_difference(tokenizer, prompt, sent)
-                return f"the prompt is not what a server sends: {found}"
+        if not template.has_marks(conversation):
+            for prompt, asked in _prompts(template, conversation, ours, learnt):
+                sent = _ids(tokenizer, asked)
+                if prompt != sent and _text(tokenizer, prompt) != _text(tokenizer, sent):
+                    found = _first_difference(tokenizer, prompt, sent)
+                    return f"the prompt is not what a server sends: {found}"
         if template.adds_eos(conversation):
             ours = ours[:-1]
     text = template.whole_text(conversation)
@@ -125,6 +123,29 @@ def difference(
         return None
     found = _first_difference(tokenizer, ours, whole)
     return f"the conversation is not what its chat_template gives: {found}"
+
+
+def _prompts(
+    template: ChatTemplate,
+    conversation: Conversation,
+    ids: list[int],
+    learnt: npt.NDArray[np.bool_],
+) -> Iterator[tuple[list[int], str]]:
+    """The ids in front of each trained answer, and the text that a server sends there."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], learnt.astype(np.int8), [0]))))
+    starts = edges[::2].tolist()
+    shown = template.learnt(conversation)
+    answers = [
+        index
+        for index, message in enumerate(conversation.messages)
+        if message.role == "assistant" and message.in_loss and index in shown
+    ]
+    if len(starts) != len(answers):  # nothing stands between two of them: the last one counts
+        starts, answers = starts[-1:], answers[-1:]
+    for start, index in zip(starts, answers, strict=False):
+        asked = template.prompt_text(conversation, index) if index and start else None
+        if asked is not None:
+            yield ids[:start], asked
 
 
 def _first_difference(

@@ -348,6 +348,41 @@ def test_a_marked_answer_whose_thought_is_dropped_gets_another_example():
     assert len(examples) == 2
 
 
+ENDS_APART = DROPS.replace(" + '<|im_end|>' }}{% endgen", " }}{% endgen").replace(
+    "{% endgeneration %}",
+    "{% endgeneration %}{% generation %}{{ '<|im_end|>' }}{% endgeneration %}",
+)
+
+
+@pytest.mark.parametrize("first", ["Hello.", ""])
+def test_the_marked_end_of_an_answer_is_trained_as_the_answer_is(first):
+    """TRL's template for Gemma marks an answer's end apart from its words."""
+    tok = copy.deepcopy(family("marked"))
+    tok.chat_template = ENDS_APART
+    special = special_tokens_of(tok)
+    turns = [user(), says(first) | {"weight": 0}, user(), says()]
+    spans = ChatTemplate(tok, special).spans(conversation_of(turns, with_tools=False))
+    ids, mask = SpanEncoder(tok, special).encode([spans])[0]
+    assert tok.decode(ids[mask]) == f"{says()['content']}<|im_end|>"
+
+
+SPACES_BEFORE_CALLS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '  ' if m.tool_calls else '' }}"
+    "{{ '<|im_start|>assistant\n' }}{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}"
+    "{% endif %}{{ m.content + '<|im_end|>' }}{% else %}{{ m.role + m.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_the_prompt_of_each_answer_is_compared_and_not_the_last_alone():
+    tok = copy.deepcopy(family("qwen 2.5"))
+    tok.chat_template = SPACES_BEFORE_CALLS
+    turns = [user(), calls(ONE), result(), says()]
+    talk = conversation_of(turns, with_tools=True)
+    (note,) = template_notes(tok, special_tokens_of(tok), [talk])
+    assert note.startswith("the prompt is not what a server sends")
+
+
 SECOND_CALL = (  # DeepSeek-V3's: only the first call of a conversation stands behind the prompt
     "{% set ns = namespace(first=true) %}{% for m in messages %}{% if m.tool_calls %}"
     "{{ '<|Assistant|>' if ns.first else '\n' }}{{ '<|call|>' + m.tool_calls[0].function.name +"
