@@ -136,9 +136,10 @@ class Outcome(NamedTuple):
     """What became of a row.
 
     refused: why; examples: how many the row gives; unlike: what differs from the template;
-    printed: the note of `validate` about that, empty where it has none; served: how many examples have the server's prompt, while the template writes the whole conversation in
-    another way; spanned: how many have equal texts, but a token of the template's text spans the
-    end of a prompt.
+    printed: the note of `validate` about that, empty where it has none; served: how many examples
+    have the server's prompt, while the template writes the whole conversation in another way;
+    spanned: how many have equal texts, but a token of the template's text spans the end of a
+    prompt.
     """
 
     refused: str = ""
