@@ -309,8 +309,8 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           pack_b(grads.data(), dim, BLOCK, dim, packed_grads.data());
           for (int64_t row = first_row; row < last_row; ++row) {
             float sum = 0;
-            const bf16 *g = grads.data() + row * dim;
-            const bf16 *o = out + offset + (row - first_row) * stride_q;
+            const bf16* g = grads.data() + row * dim;
+            const bf16* o = out + offset + (row - first_row) * stride_q;
 #pragma omp simd reduction(+ : sum)
             for (int64_t j = 0; j < dim; ++j) sum += to_float(g[j]) * to_float(o[j]);
             delta[row] = sum;
@@ -360,11 +360,9 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           const int64_t first = segment.key_token(b, first_row);
           const int64_t offset = first * stride_kv + kv * dim;
           const int64_t own = place + b * tile + first_row * dim;
-          store_block(dk + own, stride_kv, count,
-                      factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
-                      grad_k + offset);
-          store_block(dv + own, stride_kv, count, nullptr, nullptr, dim,
-                      grad_v + offset);
+          store_block(dk + own, stride_kv, count, factors_at(cos, first * dim),
+                      factors_at(sin, first * dim), dim, grad_k + offset);
+          store_block(dv + own, stride_kv, count, nullptr, nullptr, dim, grad_v + offset);
         }
       }
     }

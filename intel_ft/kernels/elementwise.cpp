@@ -44,8 +44,7 @@ extern "C" {
 void rms_norm(const bf16* x, const bf16* weight, float eps, bf16* out, int64_t rows, int64_t size,
               int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < rows; ++i)
-    norm_row(x + i * size, weight, eps, size, out + i * size);
+  for (int64_t i = 0; i < rows; ++i) norm_row(x + i * size, weight, eps, size, out + i * size);
 }
 
 // grad_x = the gradient of rms_norm at x, plus `residual` unless that is null.

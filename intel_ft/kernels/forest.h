@@ -76,8 +76,9 @@ std::vector<Tree> make_trees(const int64_t* bounds, const int64_t* parents, int6
       first = i;
     }
     Tree& tree = trees.back();
-    Segment segment{bounds[i], bounds[i + 1] - bounds[i], parent < 0 ? -1 : parent - first,
-                    tree.blocks, {}, {}};
+    Segment segment{
+        bounds[i], bounds[i + 1] - bounds[i], parent < 0 ? -1 : parent - first, tree.blocks, {},
+        {}};
     if (parent >= 0) {
       const Segment& above = tree.segments[segment.parent];
       const int64_t last = above.blocks() - 1, rows = above.last_key(last);

@@ -102,7 +102,7 @@ double vector_rate(Instruction instruction, double seconds) {
 // Sixteen other instructions after each product cost nothing on a core without other work. Where
 // the core's second thread is busy, back-to-back products take up to twice as long.
 #define APART ".rept 16\n nop\n .endr\n"
-#define FOUR_TILES(name)                                                               \
+#define FOUR_TILES(name)                                                             \
   name " %%tmm6, %%tmm4, %%tmm0\n" APART name " %%tmm7, %%tmm4, %%tmm1\n" APART name \
        " %%tmm6, %%tmm5, %%tmm2\n" APART name " %%tmm7, %%tmm5, %%tmm3\n" APART
 

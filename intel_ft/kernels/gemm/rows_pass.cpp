@@ -93,8 +93,7 @@ void rows_pass(const RowsPass* pass, int threads) {
                        p.scales + row);
       for (int64_t step = 0; step < steps && (bf16_panels || p.narrow); step += CHUNK) {
         const int64_t now = std::min(CHUNK, steps - step);
-        char* chunk =
-            bf16_panels ? p.panels + (panel * steps + step) * STEP : scratch + computed;
+        char* chunk = bf16_panels ? p.panels + (panel * steps + step) * STEP : scratch + computed;
         copy_panel(rows, count, p.inner, step, now, chunk);
         char* sums = scratch + computed + CHUNK * STEP;
         for (int64_t i = 0; i < p.narrow; ++i) {

@@ -1,4 +1,5 @@
-// The compressed weights of an OpenVINO IR into the panels of bf16 that tile_product.cpp multiplies.
+// The compressed weights of an OpenVINO IR into the panels of bf16 that tile_product.cpp
+// multiplies.
 //
 // Weights equal those of kernels/dequantize.cpp bit for bit: (code - zero) * scale, where `group`
 // weights of a row share a scale and a zero point, and two codes of 4 bits lie in a byte. It works
@@ -41,8 +42,7 @@ class Lines {
     const int64_t group = row * groups_ + first / w_.group;
     const __m512 scale = _mm512_set1_ps(_cvtsh_ss(w_.scales[group]));
     const __m512i zero = _mm512_set1_epi32(w_.zeros ? w_.zeros[group] : 0);
-    const __m512i indices =
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i indices = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const uint8_t* codes = w_.codes + (row * w_.size + first) * w_.bits / 8;
     if (w_.bits == 8)
       return _mm512_inserti64x4(_mm512_castsi256_si512(of_codes(load(codes), zero, scale)),
@@ -91,8 +91,7 @@ inline void transpose(__m512i* rows) {
   for (int bit = 1; bit < 16; bit *= 2) {
     const __m512i distance = _mm512_set1_epi32(bit);
     const __mmask16 set = _mm512_test_epi32_mask(lane, distance);
-    const __m512i upper =
-        _mm512_mask_sub_epi32(lane, set, _mm512_or_si512(lane, second), distance);
+    const __m512i upper = _mm512_mask_sub_epi32(lane, set, _mm512_or_si512(lane, second), distance);
     const __m512i lower = _mm512_mask_or_epi32(_mm512_add_epi32(lane, distance), set, lane, second);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
@@ -108,8 +107,7 @@ inline void transpose(__m512i* rows) {
 inline void step_of(const Lines& lines, int64_t panel, int64_t step, char* to) {
   for (int64_t tile = 0; tile < 2; ++tile, to += TILE) {
     __m512i rows[16];
-    for (int64_t r = 0; r < 16; ++r)
-      rows[r] = lines.at(panel * PANEL + tile * 16 + r, step * 32);
+    for (int64_t r = 0; r < 16; ++r) rows[r] = lines.at(panel * PANEL + tile * 16 + r, step * 32);
     transpose(rows);
     for (int64_t r = 0; r < 16; ++r) _mm512_store_si512(to + r * LINE, rows[r]);
   }
