@@ -63,14 +63,13 @@ def select(
 def dtype_of(config: Config, local_rank: int = 0) -> torch.dtype:
     """The dtype that this process computes in: model.dtype, or what `auto` selects here.
 
-    It changes no setting. Raises UserError for a dtype that the GPU does not support.
+    It changes no setting. Raises as `select` does for a GPU that is missing or lacks the dtype.
     """
     name = choose(config).value
     if name == "ipex":
         return torch.bfloat16
     if name == "cuda":
-        device = torch.device("cuda", local_rank)
-        return cuda.dtype_for(config.model, torch.cuda.get_device_capability(device))[0]
+        return cuda.dtype_of_rank(config.model, local_rank)[0]
     return cpu.dtype_for(config.model)[0]
 
 

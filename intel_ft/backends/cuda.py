@@ -26,15 +26,9 @@ def select(model: ModelConfig, host: Backend, local_rank: int) -> Backend:
     Raises EnvironmentProblem where the host has fewer GPUs than ranks, UserError for bf16 on a GPU
     without it.
     """
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise EnvironmentProblem(
-            f"local rank {local_rank} on {platform.node()} has no GPU: torch sees {count} there: "
-            f"start at most {count} ranks per host"
-        )
+    dtype, reason = dtype_of_rank(model, local_rank)
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
-    dtype, reason = dtype_for(model, torch.cuda.get_device_capability(device))
     decisions = (
         Decision(
             "GPU", torch.cuda.get_device_name(device), f"{memory_bytes(device) / GIB:.0f} GiB"
@@ -43,6 +37,17 @@ def select(model: ModelConfig, host: Backend, local_rank: int) -> Backend:
         *(d for d in host.decisions if d.name == "backend.threads"),
     )
     return Backend(dtype, host.threads, decisions, device)
+
+
+def dtype_of_rank(model: ModelConfig, local_rank: int) -> tuple[torch.dtype, str]:
+    """The dtype for this rank's GPU, and why. Raises as `select` does, and sets nothing."""
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise EnvironmentProblem(
+            f"local rank {local_rank} on {platform.node()} has no GPU: torch sees {count} there: "
+            f"start at most {count} ranks per host"
+        )
+    return dtype_for(model, torch.cuda.get_device_capability(local_rank))
 
 
 def dtype_for(model: ModelConfig, capability: tuple[int, int]) -> tuple[torch.dtype, str]:

@@ -10,6 +10,7 @@ from support.harness import run, shortest_examples, unforked, write_config
 from intel_ft.backends import choice, cpu, cuda
 from intel_ft.config import build
 from intel_ft.config_sections import BackendConfig, ModelConfig
+from intel_ft.decisions import Decision
 from intel_ft.distributed.collective import Installed, choose_collective
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host import devices
@@ -270,3 +271,10 @@ def test_a_run_on_the_gpu_loses_as_much_as_on_the_cpu_and_either_resumes_the_oth
         for last in ("checkpoint-4", "adapter"):  # as if it had been killed after step 2
             (tmp_path / name / last).rename(tmp_path / f"{last}-{name}")
         assert losses(name, other, "--resume") == pytest.approx(expected, rel=0.01)
+
+
+def test_a_rank_without_a_gpu_is_refused_before_its_dtype_is_asked_for(monkeypatch):
+    monkeypatch.setattr(choice, "choose", lambda _: Decision("backend.name", "cuda", "a test"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(EnvironmentProblem, match=r"local rank 3 on .* at most 1 ranks per host"):
+        choice.dtype_of(config(), 3)
