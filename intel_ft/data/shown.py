@@ -15,6 +15,7 @@ from intel_ft.data.prepare import read_rows
 from intel_ft.sources.bad_rows import NothingUsable
 from intel_ft.sources.rows import Rows, load_rows
 from intel_ft.templates.chat_template import ChatTemplate
+from intel_ft.templates.encode import decoded
 from intel_ft.templates.examples import ExampleSet
 from intel_ft.templates.spans import special_tokens_of
 from intel_ft.templates.template import choose_template, with_system_prompt
@@ -44,10 +45,7 @@ def shown_examples(
         tokens, trained = examples[index]
         edges = np.flatnonzero(np.diff(trained)) + 1
         bounds = [0, *edges.tolist(), len(tokens)]
-        texts = [
-            str(tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False))
-            for end in bounds
-        ]
+        texts = [decoded(tokenizer, tokens[:end]) for end in bounds]
         parts = [
             (after[len(before) :], bool(trained[start]))
             for before, after, start in zip(texts, texts[1:], bounds, strict=False)

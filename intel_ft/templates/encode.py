@@ -21,7 +21,7 @@ that run is encoded again span by span, the words with a copy of the tokenizer t
 tokens (data.control_tokens).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
@@ -236,6 +236,13 @@ class SpanEncoder:
         if swallowed and run[0].kind in ("completion", "written") and text.startswith(" "):
             return " " + text
         return text
+
+
+def decoded(
+    tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int] | npt.NDArray[np.int32]
+) -> str:
+    """The text of ids, with the spaces that some tokenizers (Llama 3's) else take out: `a .`."""
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _continue(tokenizer: Tokenizer, lead: str, text: str) -> list[int]:

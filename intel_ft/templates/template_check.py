@@ -14,7 +14,7 @@ import numpy.typing as npt
 from intel_ft.templates.chat_messages import Signature, signature_of, words_of
 from intel_ft.templates.chat_render import DATE
 from intel_ft.templates.chat_template import ChatTemplate
-from intel_ft.templates.encode import SpanEncoder
+from intel_ft.templates.encode import SpanEncoder, decoded
 from intel_ft.templates.formats import Conversation
 from intel_ft.templates.spans import SpecialTokens
 
@@ -109,7 +109,7 @@ def difference(
         if not template.has_marks(conversation):
             for prompt, asked in _prompts(template, conversation, ours, learnt):
                 sent = _ids(tokenizer, asked)
-                if prompt != sent and _text(tokenizer, prompt) != _text(tokenizer, sent):
+                if prompt != sent and decoded(tokenizer, prompt) != decoded(tokenizer, sent):
                     found = _first_difference(tokenizer, prompt, sent)
                     return f"the prompt is not what a server sends: {found}"
         if template.adds_eos(conversation):
@@ -119,7 +119,7 @@ def difference(
     opened = template.opened(conversation)
     if whole[: len(ours)] == ours or (opened and opened not in text):  # a note of its own
         return None
-    if _text(tokenizer, whole).startswith(_text(tokenizer, ours)):
+    if decoded(tokenizer, whole).startswith(decoded(tokenizer, ours)):
         return None
     found = _first_difference(tokenizer, ours, whole)
     return f"the conversation is not what its chat_template gives: {found}"
@@ -157,7 +157,7 @@ def _first_difference(
         (i for i, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs))
     )
     start = max(common - 3, 0)
-    here, there = (_text(tokenizer, part[start:]) for part in (ours, theirs))
+    here, there = (decoded(tokenizer, part[start:]) for part in (ours, theirs))
     if here == there:
         here, there = (tokenizer.convert_ids_to_tokens(part[start:]) for part in (ours, theirs))
         here, there = " ".join(here), " ".join(there)
@@ -167,8 +167,3 @@ def _first_difference(
 
 def _ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _text(tokenizer: "PreTrainedTokenizerFast", ids: list[int]) -> str:
-    """The text of ids, with the spaces that some tokenizers (Llama 3's) else take out: `a .`."""
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -323,6 +323,13 @@ def test_nothing_is_to_be_said_of_a_template_that_is_followed():
         assert difference(template, tok, talk, ids, mask) is None
 
 
+def with_template(name, template):
+    """The tokenizer of a family, with another chat_template."""
+    tok = copy.deepcopy(family(name))
+    tok.chat_template = template
+    return tok
+
+
 DROPS = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
     "{% generation %}{{ '<think>' + m.reasoning_content + '</think>' if loop.last and"
@@ -334,8 +341,7 @@ DROPS = (
 
 def test_a_marked_answer_whose_thought_is_dropped_gets_another_example():
     """TRL's template for gpt-oss marks earlier answers, but leaves out their thoughts."""
-    tok = copy.deepcopy(family("marked"))
-    tok.chat_template = DROPS
+    tok = with_template("marked", DROPS)
     special = special_tokens_of(tok)
     template = ChatTemplate(tok, special)
     whole = conversation_of(SHAPES["thoughts"], with_tools=False)
@@ -357,8 +363,7 @@ ENDS_APART = DROPS.replace(" + '<|im_end|>' }}{% endgen", " }}{% endgen").replac
 @pytest.mark.parametrize("first", ["Hello.", ""])
 def test_the_marked_end_of_an_answer_is_trained_as_the_answer_is(first):
     """TRL's template for Gemma marks an answer's end apart from its words."""
-    tok = copy.deepcopy(family("marked"))
-    tok.chat_template = ENDS_APART
+    tok = with_template("marked", ENDS_APART)
     special = special_tokens_of(tok)
     turns = [user(), says(first) | {"weight": 0}, user(), says()]
     spans = ChatTemplate(tok, special).spans(conversation_of(turns, with_tools=False))
@@ -375,8 +380,7 @@ SPACES_BEFORE_CALLS = (
 
 
 def test_the_prompt_of_each_answer_is_compared_and_not_the_last_alone():
-    tok = copy.deepcopy(family("qwen 2.5"))
-    tok.chat_template = SPACES_BEFORE_CALLS
+    tok = with_template("qwen 2.5", SPACES_BEFORE_CALLS)
     turns = [user(), calls(ONE), result(), says()]
     talk = conversation_of(turns, with_tools=True)
     (note,) = template_notes(tok, special_tokens_of(tok), [talk])
@@ -394,8 +398,7 @@ SECOND_CALL = (  # DeepSeek-V3's: only the first call of a conversation stands b
 
 def test_a_call_that_does_not_follow_its_prompt_is_refused():
     """All turns from the first call on, a user's too, would be trained on."""
-    tok = copy.deepcopy(family("deepseek r1"))
-    tok.chat_template = SECOND_CALL
+    tok = with_template("deepseek r1", SECOND_CALL)
     template = ChatTemplate(tok, special_tokens_of(tok))
     once = [user(), calls(ONE), result(), says()]
     assert template.spans(conversation_of(once, with_tools=True))
