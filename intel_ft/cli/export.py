@@ -66,7 +66,8 @@ def run(
         typer.Option(
             metavar="TASK",
             help="Score the answers by FILE.py:function (answer, reference), regex:PATTERN, "
-            "exact_match or python. See docs/export.md.",
+            "exact_match or python; lm_eval:NAME runs a task of lm-evaluation-harness. See "
+            "docs/export.md.",
         ),
     ] = None,
     reference: Annotated[
@@ -94,7 +95,11 @@ def run(
         typer.Option(help="Calibration data. Default: the training data of the run."),
     ] = None,
     generate: Annotated[
-        int, typer.Option(help="Also generate and check answers to this many validation examples.")
+        int,
+        typer.Option(
+            help="Also generate and check answers to this many validation examples. With --task "
+            "lm_eval:NAME, also the number of its documents."
+        ),
     ] = 0,
     max_new_tokens: MaxNewTokens = 256,
     measure: Annotated[

@@ -25,7 +25,7 @@ from intel_ft.export.run_data import (
     find_training,
     find_validation_set,
 )
-from intel_ft.export.tasks import load_scorer
+from intel_ft.export.tasks import load_task
 from intel_ft.export.workspace import drop_stage, stage
 from intel_ft.files import write_json
 from intel_ft.quantization import Settings
@@ -202,7 +202,7 @@ def gate_task(artifact: Artifact, tokenizer: Any, gate: Gate) -> GateTask | None
         artifact.system_prompt,
         gate.answers,
         gate.max_new_tokens,
-        None if gate.task is None else load_scorer(gate.task),
+        None if gate.task is None else load_task(gate.task, gate.generate or None),
     )
 
 
@@ -236,14 +236,15 @@ def refuse_for_scores(artifact: Artifact, gate: Gate, settings: Settings, *, rec
 def _validation(artifact: Artifact, tokenizer: Any, gate: Gate) -> ValidationSet | None:
     """The validation set, None where `gate` measures nothing or there is none.
 
-    Raises UserError where a limit needs one.
+    Raises UserError where a limit or a task needs one.
     """
+    needed = gate.limits.is_set or gate.task is not None
     if not gate.measure:
-        if gate.limits.is_set:
-            raise UserError("the gate's limits need measurements: remove --no-measure")
+        if needed:
+            raise UserError("limits of the gate and --task need measurements: remove --no-measure")
         return None
     validation = find_validation_set(artifact, tokenizer, gate.data, gate.split)
-    if validation is None and gate.limits.is_set:
+    if validation is None and needed:
         raise UserError(
             f"{artifact.location}: no validation set to measure on (the run has neither data.eval "
             "nor data.eval_fraction): name one with --data"

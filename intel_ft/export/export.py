@@ -26,7 +26,7 @@ from intel_ft.export.made_from import made_from
 from intel_ft.export.output import quiet
 from intel_ft.export.ovms import Device, write_ovms
 from intel_ft.export.recipe import public_id
-from intel_ft.export.tasks import scorer_code
+from intel_ft.export.tasks import task_code
 from intel_ft.export.try_candidate import CandidateResult, ensure_built, try_candidate
 from intel_ft.export.workspace import drop_stage, workspace
 from intel_ft.files import name_folder, write_text
@@ -145,7 +145,7 @@ def _workspace_key(
         **made_from(artifact, base, named),
         "source": model_state(artifact.location),
         "data": [gate.data, gate.split, gate.answers, gate.max_new_tokens, gate.measure],
-        "compared": [model_state(gate.reference), gate.task, gate.task and scorer_code(gate.task)],
+        "compared": [model_state(gate.reference), gate.task, gate.task and task_code(gate.task)],
         "calibration": [calibration, settings.samples, settings.sample_tokens],
     }
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from intel_ft.errors import UserError
+from intel_ft.export.harness import PREFIX
 from intel_ft.export.measure import Quality
 from intel_ft.export.measure_pairs import PairQuality
 from intel_ft.plot import scatter_plot
@@ -65,9 +66,9 @@ class Gate:
     """What is measured, and the limits.
 
     `data`: the validation set, None for the run's; `generate`: number of answers that are checked,
-    too; `measure`: False skips all measurements; `reference`: another model to compare with, such
-    as a run that was trained on bf16 weights, None for the model that is exported; `task`: scores
-    the answers (export.tasks), None for no task.
+    too, and of documents of a task that has its own; `measure`: False skips all measurements;
+    `reference`: another model to compare with, such as a run that was trained on bf16 weights, None
+    for the model that is exported; `task`: what `--task` names (export.tasks), None for no task.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -81,8 +82,9 @@ class Gate:
 
     @property
     def answers(self) -> int:
-        """Number of answers: `generate`, or enough for a task."""
-        return self.generate or (TASK_ANSWERS if self.task else 0)
+        """Number of answers: `generate`, or enough for a task that scores them."""
+        scored = self.task is not None and not self.task.startswith(PREFIX)
+        return self.generate or (TASK_ANSWERS if scored else 0)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,7 @@ import numpy.typing as npt
 from intel_ft.artifacts.resolve import read_json
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.run_data import SEED, ValidationSet
-from intel_ft.export.tasks import (
-    Scorer,
-    TaskScore,
-    compare_scores,
-    score_answers,
-    similarity,
-)
+from intel_ft.export.tasks import Task, TaskScore, compare_scores, similarity
 from intel_ft.files import write_json
 from intel_ft.inference.evaluate import answers_and_references, compare_answers
 from intel_ft.runtimes.language_model import LanguageModel, Sampling
@@ -91,14 +85,14 @@ def select_examples(
 class GateTask:
     """What is measured: the positions of `validation`, and `generate` greedy answers.
 
-    scorer: scores these answers; None where the user gave no task.
+    task: scores these answers, or has prompts of its own; None where the user gave none.
     """
 
     validation: ValidationSet
     system_prompt: str | None
     generate: int
     max_new_tokens: int
-    scorer: Scorer | None = None
+    task: Task | None = None
 
     def write_reference(self, model: LanguageModel, folder: Path) -> None:
         """Write the reference's log-probabilities, float32 [positions, vocabulary], and facts."""
@@ -123,9 +117,7 @@ class GateTask:
                 "the model's own loss on the validation set is not finite: the model is broken"
             )
         pairs = _answers(model, self)
-        if self.scorer is not None and not pairs:
-            raise UserError("--task: the validation set has no conversations to answer")
-        scores = _scores(self, pairs)
+        scores = self.task.scores(model, pairs) if self.task else []
         summary = {"examples": selected, "positions": positions, "perplexity": math.exp(loss)}
         summary |= asdict(compare_answers(pairs))
         summary["task"] = float(np.mean(scores)) if scores else None
@@ -155,7 +147,7 @@ class GateTask:
         pairs = _answers(model, self)
         answers = compare_answers(pairs)
         same_prompts = read_json(reference / ANSWERS)
-        scores = _scores(self, pairs)
+        scores = self.task.scores(model, pairs) if self.task else []
         first_token_ms, tokens_per_s = _speed(model, examples, summary["examples"])
         return Quality(
             perplexity=math.exp(min(float(loss.mean()), 700.0)),
@@ -198,12 +190,6 @@ def _answers(model: LanguageModel, task: GateTask) -> list[tuple[str, str]]:
     return answers_and_references(
         model, task.validation.prepared, task.system_prompt, task.generate, task.max_new_tokens
     )
-
-
-def _scores(task: GateTask, pairs: list[tuple[str, str]]) -> list[float]:
-    if task.scorer is None or not pairs:
-        return []
-    return score_answers(task.scorer, [one for one, _ in pairs], [other for _, other in pairs])
 
 
 def _by_position(

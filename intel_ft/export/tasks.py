@@ -1,7 +1,8 @@
 """Scores of answers on a user's own task, and how sure a difference between two models is.
 
 A scorer takes an answer and the reference and returns a number, 1 for right and 0 for wrong, or
-anything between. Both models answer the same prompts, so differences are taken pair by pair.
+anything between; lm-evaluation-harness has tasks of its own (export.harness). Both models answer
+the same prompts, so differences are taken pair by pair.
 """
 
 import difflib
@@ -11,17 +12,55 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from intel_ft.errors import UserError
+from intel_ft.export.harness import PREFIX, load_harness
 from intel_ft.inference.evaluate import is_exact_match, is_python
+from intel_ft.runtimes.language_model import LanguageModel
 
 Scorer = Callable[[str, str], float]
 
 _RESAMPLES = 2000
 _ONE_SIDED = 5  # per cent
 _RULE_OF_THREE = 3.0  # with 95 % confidence an event that n trials did not show is rarer than 3 / n
+
+
+class Task(Protocol):
+    """What `--task` names."""
+
+    def scores(self, model: LanguageModel, answers: Sequence[tuple[str, str]]) -> list[float]:
+        """The score of each prompt.
+
+        answers: the model's answers to the prompts of the validation set, with the references.
+        Raises UserError where there is nothing to score, or no number comes out.
+        """
+
+
+@dataclass(frozen=True)
+class AnswerTask:
+    """The answers to the validation set, each scored by a function."""
+
+    scorer: Scorer
+
+    def scores(self, model: LanguageModel, answers: Sequence[tuple[str, str]]) -> list[float]:
+        """See `Task.scores`."""
+        if not answers:
+            raise UserError("--task: the validation set has no conversations to answer")
+        return [self._score(answer, reference) for answer, reference in answers]
+
+    def _score(self, answer: str, reference: str) -> float:
+        try:
+            score = float(self.scorer(answer, reference))
+        except Exception as error:
+            raise UserError(
+                f"--task: the scorer failed ({type(error).__name__}: {error})"
+            ) from error
+        if not math.isfinite(score):
+            raise UserError(f"--task: the scorer returned {score}, not a finite number")
+        return score
 
 
 @dataclass(frozen=True)
@@ -37,6 +76,17 @@ class TaskScore:
     difference: float
     worst: float
     p: float | None
+
+
+def load_task(name: str, documents: int | None = None) -> Task:
+    """What `name` stands for: a task of lm-evaluation-harness, or a scorer of answers.
+
+    documents: of the harness's task, None for its default. Raises UserError where there is no such
+    task, EnvironmentProblem where the harness is needed and not installed.
+    """
+    if name.startswith(PREFIX):
+        return load_harness(name, documents)
+    return AnswerTask(load_scorer(name))
 
 
 def load_scorer(name: str) -> Scorer:
@@ -55,31 +105,17 @@ def load_scorer(name: str) -> Scorer:
         return lambda answer, _reference: float(pattern.search(answer) is not None)
     file, colon, function = name.rpartition(":")
     if not colon or not file.endswith(".py"):
-        known = ", ".join([*_KNOWN, "regex:PATTERN", "FILE.py:function"])
+        known = ", ".join([*_KNOWN, "regex:PATTERN", "FILE.py:function", "lm_eval:NAME"])
         raise UserError(f"--task {name}: the tasks are {known}")
     return _from_file(Path(file).expanduser(), function, name)
 
 
-def scorer_code(name: str) -> str | None:
-    """The text of the file that the scorer is in, None for one without a file."""
-    path = Path(name.rpartition(":")[0]).expanduser()
-    return path.read_text(encoding="utf-8") if path.suffix == ".py" and path.is_file() else None
-
-
-def score_answers(scorer: Scorer, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    """The score of each answer. Raises UserError where the scorer returns no number."""
-    scores = []
-    for answer, reference in zip(answers, references, strict=True):
-        try:
-            score = float(scorer(answer, reference))
-        except Exception as error:
-            raise UserError(
-                f"--task: the scorer failed ({type(error).__name__}: {error})"
-            ) from error
-        if not math.isfinite(score):
-            raise UserError(f"--task: the scorer returned {score}, not a finite number")
-        scores.append(score)
-    return scores
+def task_code(name: str) -> str | None:
+    """The text of the file that defines the task, None for one without a file."""
+    file = name.split(":")[1] if name.startswith(PREFIX) else name.rpartition(":")[0]
+    path = Path(file).expanduser()
+    is_code = path.suffix in (".py", ".yaml", ".yml") and path.is_file()
+    return path.read_text(encoding="utf-8") if is_code else None
 
 
 def compare_scores(candidate: Sequence[float], reference: Sequence[float]) -> TaskScore:

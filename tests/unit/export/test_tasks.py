@@ -9,24 +9,28 @@ from intel_ft.errors import UserError
 from intel_ft.export.gate import Limits
 from intel_ft.export.measure import POSITIONS, Quality, _by_position
 from intel_ft.export.tasks import (
+    AnswerTask,
     TaskScore,
     compare_scores,
     load_scorer,
-    score_answers,
-    scorer_code,
     similarity,
+    task_code,
 )
+
+
+def scores(name, *answers):
+    return AnswerTask(load_scorer(name)).scores(None, answers)
 
 
 def test_scorers(tmp_path) -> None:
     file = tmp_path / "metrics.py"
     file.write_text("def longer(answer, reference):\n    return len(answer) > len(reference)\n")
     name = f"{file}:longer"
-    assert score_answers(load_scorer(name), ["abc", "a"], ["ab", "ab"]) == [1.0, 0.0]
-    assert "def longer" in str(scorer_code(name)) and scorer_code("python") is None
-    assert score_answers(load_scorer("exact_match"), [" a\n", "b"], ["a", "a"]) == [1.0, 0.0]
-    assert score_answers(load_scorer("python"), ["x = 1", "x ="], ["", ""]) == [1.0, 0.0]
-    assert score_answers(load_scorer("regex:^a+$"), ["aa", "ab"], ["", ""]) == [1.0, 0.0]
+    assert scores(name, ("abc", "ab"), ("a", "ab")) == [1.0, 0.0]
+    assert "def longer" in str(task_code(name)) and task_code("python") is None
+    assert scores("exact_match", (" a\n", "a"), ("b", "a")) == [1.0, 0.0]
+    assert scores("python", ("x = 1", ""), ("x =", "")) == [1.0, 0.0]
+    assert scores("regex:^a+$", ("aa", ""), ("ab", "")) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +51,11 @@ def test_scorers_that_are_none(tmp_path, name, text, part) -> None:
 
 def test_a_scorer_that_fails_is_named() -> None:
     with pytest.raises(UserError, match="ZeroDivisionError"):
-        score_answers(lambda _a, _r: 1 / 0, ["a"], ["b"])
+        AnswerTask(lambda _a, _r: 1 / 0).scores(None, [("a", "b")])
     with pytest.raises(UserError, match="returned nan"):
-        score_answers(lambda _a, _r: math.nan, ["a"], ["b"])
+        AnswerTask(lambda _a, _r: math.nan).scores(None, [("a", "b")])
+    with pytest.raises(UserError, match="no conversations to answer"):
+        AnswerTask(lambda _a, _r: 1.0).scores(None, [])
 
 
 def test_paired_differences() -> None:
