@@ -307,7 +307,8 @@ def _why_not(model: Any, name: str, module: torch.nn.Module, outside: set[int]) 
     """Why this linear layer cannot get an adapter, or None."""
     if not _returns_one_tensor(module):
         return "it returns more than a linear layer's output"
-    if model.config.model_type in _STATE_SPACE and _leaf(name) == "out_proj":
+    state_space = model.config.model_type in _STATE_SPACE
+    if _leaf(name) == "dt_proj" or (state_space and _leaf(name) == "out_proj"):
         return "the kernels of state-space layers read its weight past an adapter"
     if id(module) in outside:
         return _NOT_TEXT

@@ -63,10 +63,10 @@ def kinds(model, method: MethodConfig) -> tuple[set[str], set[str]]:
         ("Llama 4", {"feed_forward.shared_expert.up_proj", *FEED}, {"feed_forward.router"}),
         ("Granite 3 MoE", {"block_sparse_moe.input_linear"}, {"block_sparse_moe.router.layer"}),
         ("LFM 2 MoE", {*FEED}, {"feed_forward.gate"}),
-        ("Jamba", {*FEED}, {"feed_forward.router"}),
+        ("Jamba", {*FEED}, {"feed_forward.router", "mamba.dt_proj"}),
         ("Falcon", {"self_attention.query_key_value"}, {"embeddings", "norms and head"}),
         ("Falcon H1", {*ATTENTION, "mamba.in_proj"}, {"mamba.out_proj"}),
-        ("Mamba", {"mixer.in_proj", "mixer.x_proj", "mixer.dt_proj"}, {"mixer.out_proj"}),
+        ("Mamba", {"mixer.in_proj", "mixer.x_proj"}, {"mixer.out_proj", "mixer.dt_proj"}),
         ("Mamba 2", {"mixer.in_proj"}, {"mixer.out_proj"}),
         (
             "Nemotron H",
