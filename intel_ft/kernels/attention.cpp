@@ -30,14 +30,14 @@
 //   dV += P^T dO          dP = dO V^T          dS = scale * P * (dP - D)
 //   dQ += dS K            dK += dS^T Q
 //
-// and rotates dQ and dK back. block_matmul.h has the matmuls of blocks.
+// and rotates dQ and dK back. It computes S^T, dP^T, P^T and dS^T, of which only dS^T has to be
+// transposed. block_matmul.h has the matmuls of blocks.
 
 #include <memory>
 #include <vector>
 
-#include "bf16.h"
+#include "attention_blocks.h"
 #include "block_matmul.h"
-#include "forest.h"
 
 namespace {
 
@@ -54,114 +54,74 @@ std::vector<Task> make_tasks(const std::vector<Tree>& trees, int64_t heads) {
   return tasks;
 }
 
-// Rotates one token's head by its position, in pairs (j, j + dim/2) as Llama has them; `sign` -1
-// rotates back.
-inline void rotate(const float* in, const bf16* cos, const bf16* sin, float sign, int64_t dim,
-                   float* out) {
-  int64_t half = dim / 2;
-#pragma omp simd
-  for (int64_t j = 0; j < half; ++j) {
-    float c = to_float(cos[j]), s = sign * to_float(sin[j]);
-    out[j] = in[j] * c - in[j + half] * s;
-    out[j + half] = in[j + half] * c + in[j] * s;
-  }
-}
-
-// The factors of a token on; null stands for no rotation.
-inline const bf16* factors_at(const bf16* factors, int64_t offset) {
-  return factors ? factors + offset : nullptr;
-}
-
-// Reads `count` tokens of one head into a [count, dim] matrix; rotates them unless cos is null.
-void load_rows(const bf16* source, int64_t stride, int64_t count, const bf16* cos, const bf16* sin,
-               int64_t dim, bf16* out) {
-  float unrotated[1024], rotated[1024];
-  for (int64_t i = 0; i < count; ++i) {
-    const bf16* in = source + i * stride;
-    if (!cos) {
-      std::memcpy(out + i * dim, in, dim * sizeof(bf16));
-      continue;
+// P of one row of a block of queries, [BLOCK, BLOCK] for each of the blocks of keys that it sees,
+// from its scores, which it overwrites; returns the logsumexp of scale * scores.
+float softmax_row(const Segment& segment, int64_t i, int64_t row, float scale, float* scores,
+                  bf16* weights) {
+  const int64_t blocks = segment.key_blocks(i), square = BLOCK * BLOCK;
+  // Whole blocks of keys, but for the last ones.
+  const auto mask_of = [&](int64_t b, int64_t j) { return mask16(segment.visible(b, i, row) - j); };
+  const __m512 least = _mm512_set1_ps(-INFINITY);
+  __m512 most = least, sums = _mm512_setzero_ps();
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t j = 0; j < BLOCK; j += 16) {
+      const float* from = scores + b * square + row * BLOCK + j;
+      most = _mm512_max_ps(most, _mm512_mask_loadu_ps(least, mask_of(b, j), from));
     }
-#pragma omp simd
-    for (int64_t j = 0; j < dim; ++j) unrotated[j] = to_float(in[j]);
-    rotate(unrotated, cos + i * dim, sin + i * dim, 1.0f, dim, rotated);
-#pragma omp simd
-    for (int64_t j = 0; j < dim; ++j) out[i * dim + j] = round_to_bf16(rotated[j]);
-  }
-}
-
-// Reads tokens from `token` on into rows first to last - 1 of a [BLOCK, dim] matrix, zeros into the
-// other rows. source: the head's first token.
-void load_block(const bf16* source, int64_t stride, int64_t token, int64_t first, int64_t last,
-                const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
-  std::memset(out, 0, first * dim * sizeof(bf16));
-  load_rows(source + token * stride, stride, last - first, factors_at(cos, token * dim),
-            factors_at(sin, token * dim), dim, out + first * dim);
-  std::memset(out + last * dim, 0, (BLOCK - last) * dim * sizeof(bf16));
-}
-
-// Reads the queries of a segment's block i, or another tensor of their shape.
-void load_queries(const bf16* source, int64_t stride, const Segment& segment, int64_t i,
-                  const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
-  load_block(source, stride, segment.query_token(i), segment.first_query(i), segment.last_query(i),
-             cos, sin, dim, out);
-}
-
-// Reads the keys or values of a segment's block b, the copied ones included.
-void load_keys(const bf16* source, int64_t stride, const Segment& segment, int64_t b,
-               const bf16* cos, const bf16* sin, int64_t dim, bf16* out) {
-  const int64_t first = segment.first_key(b);
-  load_block(source, stride, segment.key_token(b, first), first, segment.last_key(b), cos, sin, dim,
-             out);
-  for (int64_t row = 0; row < first; ++row) {
-    const int64_t token = segment.copied[row];
-    load_rows(source + token * stride, stride, 1, factors_at(cos, token * dim),
-              factors_at(sin, token * dim), dim, out + row * dim);
-  }
-}
-
-// Adds the rows of copied tokens to those that they are copies of, which may be copies themselves.
-void add_copied(const Tree& tree, int64_t dim, float* gradients) {
-  for (auto segment = tree.segments.rbegin(); segment != tree.segments.rend(); ++segment) {
-    if (segment->copied.empty()) continue;
-    const Segment& above = tree.segments[segment->parent];
-    const float* from = gradients + segment->block * BLOCK * dim;
-    float* to = gradients + (above.block + above.blocks() - 1) * BLOCK * dim;
-#pragma omp simd
-    for (int64_t i = 0; i < segment->offset() * dim; ++i) to[i] += from[i];
-  }
-}
-
-// Writes `count` tokens of one head, rotated back unless cos is null.
-void store_block(const float* source, int64_t stride, int64_t count, const bf16* cos,
-                 const bf16* sin, int64_t dim, bf16* out) {
-  float rotated[1024];
-  for (int64_t i = 0; i < count; ++i) {
-    const float* in = source + i * dim;
-    if (cos) {
-      rotate(in, cos + i * dim, sin + i * dim, -1.0f, dim, rotated);
-      in = rotated;
+  const float largest = _mm512_reduce_max_ps(most);
+  most = _mm512_set1_ps(largest);
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t j = 0; j < BLOCK; j += 16) {
+      float* at = scores + b * square + row * BLOCK + j;
+      const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(at), most);
+      const __m512 seen =
+          _mm512_maskz_mov_ps(mask_of(b, j), fast_exp(_mm512_mul_ps(below, factor)));
+      sums = _mm512_add_ps(sums, seen);
+      _mm512_storeu_ps(at, seen);
     }
-#pragma omp simd
-    for (int64_t j = 0; j < dim; ++j) out[i * stride + j] = round_to_bf16(in[j]);
+  const float sum = _mm512_reduce_add_ps(sums);
+  const __m512 inverse = _mm512_set1_ps(1.0f / sum);
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t j = 0; j < BLOCK; j += 16) {
+      const int64_t at = b * square + row * BLOCK + j;
+      store_rounded(weights + at, 0xffff, _mm512_mul_ps(_mm512_loadu_ps(scores + at), inverse));
+    }
+  return scale * largest + std::log(sum);
+}
+
+float dot(const bf16* x, const bf16* y, int64_t count) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t j = 0; j < count; j += 16) {
+    const __mmask16 mask = mask16(count - j);
+    sum = _mm512_fmadd_ps(load_float(x + j, mask), load_float(y + j, mask), sum);
   }
+  return _mm512_reduce_add_ps(sum);
 }
 
-// As pack_b, for B = in^T [columns, rows].
-void pack_b_transposed(const bf16* in, int64_t rows, int64_t columns, bf16* out) {
-  const uint32_t* pairs = reinterpret_cast<const uint32_t*>(in);
-  uint32_t* transposed = reinterpret_cast<uint32_t*>(out);
-  int64_t half = columns / 2;
-  for (int64_t tile = 0; tile < half; tile += 16)
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = tile; j < std::min(tile + 16, half); ++j)
-        transposed[j * rows + i] = pairs[i * half + j];
-}
+// D and L of a block of queries.
+struct QueryRows {
+  alignas(64) float delta[BLOCK] = {}, logsumexp[BLOCK] = {};
+};
 
-void transpose(const bf16* in, bf16* out) {
-  for (int64_t tile = 0; tile < BLOCK; tile += 16)
-    for (int64_t i = 0; i < BLOCK; ++i)
-      for (int64_t j = tile; j < tile + 16; ++j) out[j * BLOCK + i] = in[i * BLOCK + j];
+// P^T and dS^T [keys, queries] of a block of queries and one of keys, from S^T and dP^T.
+void score_gradients(const Segment& segment, int64_t i, int64_t b, float scale,
+                     const QueryRows& of_queries, const float* scores, const float* dp,
+                     bf16* weights, bf16* ds) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (int64_t j = 0; j < BLOCK; j += 16) {
+    const __m512 delta = _mm512_load_ps(of_queries.delta + j);
+    const __m512 logsumexp = _mm512_load_ps(of_queries.logsumexp + j);
+    for (int64_t row = 0; row < BLOCK; ++row) {
+      const int64_t at = row * BLOCK + j, first = segment.first_that_sees(b, i, row);
+      const __mmask16 seen = mask16(segment.last_query(i) - j) & ~mask16(first - j);
+      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + at), factor);
+      const __m512 weight = _mm512_maskz_mov_ps(seen, fast_exp(_mm512_sub_ps(score, logsumexp)));
+      const __m512 change = _mm512_sub_ps(_mm512_loadu_ps(dp + at), delta);
+      store_rounded(weights + at, 0xffff, weight);
+      store_rounded(ds + at, 0xffff, _mm512_mul_ps(_mm512_mul_ps(weight, factor), change));
+    }
+  }
 }
 
 template <typename T>
@@ -209,7 +169,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
         for (int64_t b = 0; b < segment.blocks(); ++b) {
           const int64_t place = (segment.block + b) * tile;
           load_keys(k + kv * dim, stride_kv, segment, b, cos, sin, dim, block.data());
-          pack_b_transposed(block.data(), BLOCK, dim, keys + place);
+          pack_b_transposed(block.data(), dim, keys + place);
           load_keys(v + kv * dim, stride_kv, segment, b, nullptr, nullptr, dim, block.data());
           pack_b(block.data(), dim, BLOCK, dim, values + place);
         }
@@ -221,35 +181,12 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
           for (int64_t b = 0; b < blocks; ++b)
             matmul(BLOCK, dim, false, queries.data(), keys + segment.key_block(b) * tile,
                    s + b * square);
-          for (int64_t row = first_row; row < last_row; ++row) {
-            float largest = -INFINITY, sum = 0;
-            for (int64_t b = 0; b < blocks; ++b) {
-              float* line = s + b * square + row * BLOCK;
-              const int64_t visible = segment.visible(b, i, row);
-#pragma omp simd reduction(max : largest)
-              for (int64_t j = 0; j < visible; ++j) largest = std::max(largest, line[j]);
-            }
-            for (int64_t b = 0; b < blocks; ++b) {
-              float* line = s + b * square + row * BLOCK;
-              const int64_t visible = segment.visible(b, i, row);
-#pragma omp simd reduction(+ : sum)
-              for (int64_t j = 0; j < visible; ++j)
-                sum += line[j] = fast_exp(scale * (line[j] - largest));
-            }
-            const float inverse = 1.0f / sum;
-            for (int64_t b = 0; b < blocks; ++b) {
-              const float* line = s + b * square + row * BLOCK;
-              bf16* target = p + b * square + row * BLOCK;
-              const int64_t visible = segment.visible(b, i, row);
-#pragma omp simd
-              for (int64_t j = 0; j < visible; ++j) target[j] = round_to_bf16(line[j] * inverse);
-              std::memset(target + visible, 0, (BLOCK - visible) * sizeof(bf16));
-            }
-            logsumexp[head * tokens + first + row - first_row] = scale * largest + std::log(sum);
-          }
-          for (int64_t b = 0; b < blocks; ++b)
-            matmul(dim, BLOCK, b > 0, p + b * square, values + segment.key_block(b) * tile,
-                   result.data());
+          for (int64_t row = first_row; row < last_row; ++row)
+            logsumexp[head * tokens + first + row - first_row] =
+                softmax_row(segment, i, row, scale, s, p);
+          matmul(
+              dim, BLOCK, blocks, false, p,
+              [&](int64_t b) { return values + segment.key_block(b) * tile; }, result.data());
           store_block(result.data() + first_row * dim, stride_q, last_row - first_row, nullptr,
                       nullptr, dim, out + first * stride_q + head * dim);
         }
@@ -272,30 +209,29 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
 #pragma omp parallel num_threads(threads)
   {
     const Matmul matmul(tiles);
-    Buffer<bf16> packed;
+    Buffer<bf16> packed, scores;
     Buffer<float> sums;
-    std::vector<bf16> rows(tile), queries(tile), packed_queries(tile), grads(tile),
-        packed_grads(tile);
-    std::vector<bf16> p(square), ds(square), transposed(square);
+    std::vector<bf16> queries(tile), packed_queries(tile), turned_queries(tile);
+    std::vector<bf16> grads(tile), packed_grads(tile), turned_grads(tile);
+    std::vector<bf16> p(square), ds(square);
     std::vector<float> s(square), dp(square), dq(tile);
-    float delta[BLOCK], row_logsumexp[BLOCK];
+    QueryRows of_queries;
 #pragma omp for schedule(dynamic, 1)
     for (size_t t = 0; t < tasks.size(); ++t) {
       const Tree& tree = *tasks[t].tree;
       const int64_t head = tasks[t].head, kv = head / group;
       bf16* keys = packed.reserve(3 * tree.blocks * tile);
       bf16 *packed_keys = keys + tree.blocks * tile, *values = packed_keys + tree.blocks * tile;
+      bf16* all_ds = scores.reserve(tree.most_keys * square);
       float* dk = sums.reserve(2 * tree.blocks * tile);
       float* dv = dk + tree.blocks * tile;
       std::memset(dk, 0, 2 * tree.blocks * tile * sizeof(float));
       for (const Segment& segment : tree.segments)
         for (int64_t b = 0; b < segment.blocks(); ++b) {
           const int64_t place = (segment.block + b) * tile;
-          load_keys(k + kv * dim, stride_kv, segment, b, cos, sin, dim, rows.data());
-          pack_b_transposed(rows.data(), BLOCK, dim, keys + place);
-          pack_b(rows.data(), dim, BLOCK, dim, packed_keys + place);
-          load_keys(v + kv * dim, stride_kv, segment, b, nullptr, nullptr, dim, rows.data());
-          pack_b_transposed(rows.data(), BLOCK, dim, values + place);
+          load_keys(k + kv * dim, stride_kv, segment, b, cos, sin, dim, keys + place);
+          pack_b(keys + place, dim, BLOCK, dim, packed_keys + place);
+          load_keys(v + kv * dim, stride_kv, segment, b, nullptr, nullptr, dim, values + place);
         }
       for (const Segment& segment : tree.segments)
         for (int64_t i = 0; i < segment.query_blocks(); ++i) {
@@ -304,41 +240,30 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
           const int64_t offset = first * stride_q + head * dim;
           load_queries(q + head * dim, stride_q, segment, i, cos, sin, dim, queries.data());
           pack_b(queries.data(), dim, BLOCK, dim, packed_queries.data());
+          pack_b_transposed(queries.data(), dim, turned_queries.data());
           load_queries(grad + head * dim, stride_q, segment, i, nullptr, nullptr, dim,
                        grads.data());
           pack_b(grads.data(), dim, BLOCK, dim, packed_grads.data());
+          pack_b_transposed(grads.data(), dim, turned_grads.data());
           for (int64_t row = first_row; row < last_row; ++row) {
-            float sum = 0;
-            const bf16* g = grads.data() + row * dim;
             const bf16* o = out + offset + (row - first_row) * stride_q;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < dim; ++j) sum += to_float(g[j]) * to_float(o[j]);
-            delta[row] = sum;
-            row_logsumexp[row] = logsumexp[head * tokens + first + row - first_row];
+            fetch_row(o + ROWS_AHEAD * stride_q, dim);
+            of_queries.delta[row] = dot(grads.data() + row * dim, o, dim);
+            of_queries.logsumexp[row] = logsumexp[head * tokens + first + row - first_row];
           }
           for (int64_t b = 0; b < blocks; ++b) {
             const int64_t place = segment.key_block(b) * tile;
-            matmul(BLOCK, dim, false, queries.data(), keys + place, s.data());
-            matmul(BLOCK, dim, false, grads.data(), values + place, dp.data());
-            for (int64_t row = 0; row < BLOCK; ++row) {
-              const int64_t from = row * BLOCK;
-              const bool own = first_row <= row && row < last_row;
-              const int64_t visible = own ? segment.visible(b, i, row) : 0;
-#pragma omp simd
-              for (int64_t j = 0; j < visible; ++j) {
-                float weight = fast_exp(scale * s[from + j] - row_logsumexp[row]);
-                p[from + j] = round_to_bf16(weight);
-                ds[from + j] = round_to_bf16(scale * weight * (dp[from + j] - delta[row]));
-              }
-              std::memset(&p[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
-              std::memset(&ds[from + visible], 0, (BLOCK - visible) * sizeof(bf16));
-            }
-            matmul(dim, BLOCK, b > 0, ds.data(), packed_keys + place, dq.data());
-            transpose(ds.data(), transposed.data());
-            matmul(dim, BLOCK, true, transposed.data(), packed_queries.data(), dk + place);
-            transpose(p.data(), transposed.data());
-            matmul(dim, BLOCK, true, transposed.data(), packed_grads.data(), dv + place);
+            matmul(BLOCK, dim, false, keys + place, turned_queries.data(), s.data());
+            matmul(BLOCK, dim, false, values + place, turned_grads.data(), dp.data());
+            score_gradients(segment, i, b, scale, of_queries, s.data(), dp.data(), p.data(),
+                            ds.data());
+            matmul(dim, BLOCK, true, ds.data(), packed_queries.data(), dk + place);
+            matmul(dim, BLOCK, true, p.data(), packed_grads.data(), dv + place);
+            transpose_block(ds.data(), all_ds + b * square);
           }
+          matmul(
+              dim, BLOCK, blocks, false, all_ds,
+              [&](int64_t b) { return packed_keys + segment.key_block(b) * tile; }, dq.data());
           store_block(dq.data() + first_row * dim, stride_q, last_row - first_row,
                       factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
                       grad_q + offset);

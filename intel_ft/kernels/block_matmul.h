@@ -28,10 +28,18 @@ class Matmul {
       at::native::cpublas::brgemm_release(true);
   }
 
-  // c [BLOCK, n] (+)= a [BLOCK, k] times b [k, n], which pack_b has packed.
-  void operator()(int64_t n, int64_t k, bool add, const bf16* a, const bf16* b, float* c) const {
-    if (!tiles_) return at::native::cpublas::brgemm(BLOCK, n, k, k, n, n, add, a, b, c, true);
-    const int64_t wide = 4 * n;     // bytes between rows of b's pairs, and of c
+  // c [BLOCK, n] (+)= the sum of `count` products: left + i * BLOCK * k, which is [BLOCK, k], times
+  // right(i) [k, n], which pack_b has packed.
+  template <typename Right>
+  void operator()(int64_t n, int64_t k, int64_t count, bool add, const bf16* left, Right right,
+                  float* c) const {
+    if (!tiles_) {
+      for (int64_t i = 0; i < count; ++i)
+        at::native::cpublas::brgemm(BLOCK, n, k, k, n, n, add || i, left + i * BLOCK * k, right(i),
+                                    c, true);
+      return;
+    }
+    const int64_t wide = 4 * n;     // bytes between rows of pairs, and of c
     asm volatile("" ::: "memory");  // tile loads do not tell the compiler what they read
     for (int64_t j = 0; j < n; j += 32) {
       float *upper = c + j, *lower = upper + 16 * n;
@@ -46,16 +54,18 @@ class Matmul {
         TILE_ZERO(2);
         TILE_ZERO(3);
       }
-      for (int64_t i = 0; i < k; i += 32) {
-        const bf16 *pairs = b + i * n + 2 * j, *left = a + i;
-        TILE_LOAD(6, pairs, wide);
-        TILE_LOAD(4, left, 2 * k);
-        TILE_DOT_BF16(0, 4, 6);
-        TILE_LOAD(7, pairs + 32, wide);
-        TILE_DOT_BF16(1, 4, 7);
-        TILE_LOAD(5, left + 16 * k, 2 * k);
-        TILE_DOT_BF16(2, 5, 6);
-        TILE_DOT_BF16(3, 5, 7);
+      for (int64_t i = 0; i < count; ++i) {
+        const bf16 *a = left + i * BLOCK * k, *b = right(i) + 2 * j;
+        for (int64_t step = 0; step < k; step += 32) {
+          TILE_LOAD(6, b + step * n, wide);
+          TILE_LOAD(4, a + step, 2 * k);
+          TILE_DOT_BF16(0, 4, 6);
+          TILE_LOAD(7, b + step * n + 32, wide);
+          TILE_DOT_BF16(1, 4, 7);
+          TILE_LOAD(5, a + 16 * k + step, 2 * k);
+          TILE_DOT_BF16(2, 5, 6);
+          TILE_DOT_BF16(3, 5, 7);
+        }
       }
       TILE_STORE(0, upper, wide);
       TILE_STORE(1, upper + 16, wide);
@@ -63,6 +73,12 @@ class Matmul {
       TILE_STORE(3, lower + 16, wide);
     }
     asm volatile("" ::: "memory");
+  }
+
+  // c [BLOCK, n] (+)= left [BLOCK, k] times right [k, n].
+  void operator()(int64_t n, int64_t k, bool add, const bf16* left, const bf16* right,
+                  float* c) const {
+    (*this)(n, k, 1, add, left, [right](int64_t) { return right; }, c);
   }
 
  private:

@@ -53,6 +53,11 @@ struct Segment {
     return std::clamp<int64_t>(position(i, row) + 1 - j * BLOCK, 0, BLOCK);
   }
 
+  // The first query of block i that sees token `row` of it; no earlier one does.
+  int64_t first_that_sees(int64_t j, int64_t i, int64_t row) const {
+    return std::max(first_query(i), row + j * BLOCK - position(i, 0));
+  }
+
  private:
   static int64_t blocks_of(int64_t tokens) { return (tokens + BLOCK - 1) / BLOCK; }
   // The position of query `row` of block i in its sequence.

@@ -78,6 +78,18 @@ static inline void store_rounded(float* to, __mmask16 mask, __m512 x) {
   _mm512_mask_storeu_ps(to, mask, x);
 }
 
+// bf16.h's fast_exp of sixteen numbers.
+static inline __m512 fast_exp(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 5040);
+  for (float term : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(term));
+  return _mm512_scalef_ps(p, n);
+}
+
 // x[k...] times columns[k...], or x where columns is null.
 template <typename T>
 static inline __m512 load_scaled(const T* x, const float* columns, int64_t k, __mmask16 mask) {
