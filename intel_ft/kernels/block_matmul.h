@@ -39,21 +39,10 @@ class Matmul {
                                     c, true);
       return;
     }
-    const int64_t wide = 4 * n;     // bytes between rows of pairs, and of c
-    asm volatile("" ::: "memory");  // tile loads do not tell the compiler what they read
+    const int64_t wide = 4 * n;  // bytes between rows of pairs, and of c
     for (int64_t j = 0; j < n; j += 32) {
-      float *upper = c + j, *lower = upper + 16 * n;
-      if (add) {
-        TILE_LOAD(0, upper, wide);
-        TILE_LOAD(1, upper + 16, wide);
-        TILE_LOAD(2, lower, wide);
-        TILE_LOAD(3, lower + 16, wide);
-      } else {
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
-      }
+      const FourSums four = FourSums::quarters(reinterpret_cast<char*>(c + j), wide);
+      four.open(!add);
       for (int64_t i = 0; i < count; ++i) {
         const bf16 *a = left + i * BLOCK * k, *b = right(i) + 2 * j;
         for (int64_t step = 0; step < k; step += 32) {
@@ -67,12 +56,8 @@ class Matmul {
           TILE_DOT_BF16(3, 5, 7);
         }
       }
-      TILE_STORE(0, upper, wide);
-      TILE_STORE(1, upper + 16, wide);
-      TILE_STORE(2, lower, wide);
-      TILE_STORE(3, lower + 16, wide);
+      four.store();
     }
-    asm volatile("" ::: "memory");
   }
 
   // c [BLOCK, n] (+)= left [BLOCK, k] times right [k, n].

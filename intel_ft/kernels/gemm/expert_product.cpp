@@ -50,12 +50,8 @@ struct Fetch {
 // behind the upper ones, or there are none (0).
 void multiply_rows(const char* a, int64_t below, const char* b, int64_t steps, Fetch next,
                    int32_t* sums) {
-  constexpr int64_t WIDE = 4 * PANEL;
-  asm volatile("" ::: "memory");  // tile loads do not tell the compiler what they read
-  TILE_ZERO(0);
-  TILE_ZERO(1);
-  TILE_ZERO(2);
-  TILE_ZERO(3);
+  const FourSums four = FourSums::quarters(reinterpret_cast<char*>(sums), 4 * PANEL);
+  four.open(true);
   for (int64_t step = 0; step < steps; ++step) {
     const char* ahead = b + AHEAD * STEP;
     TILE_LOAD(6, b, LINE);
@@ -73,23 +69,13 @@ void multiply_rows(const char* a, int64_t below, const char* b, int64_t steps, F
     }
     a += TILE, b += STEP, next.from += next.stride;
   }
-  TILE_STORE(0, sums, WIDE);
-  TILE_STORE(1, sums + 16, WIDE);
-  if (below) {
-    TILE_STORE(2, sums + 16 * PANEL, WIDE);
-    TILE_STORE(3, sums + 16 * PANEL + 16, WIDE);
-  }
-  asm volatile("" ::: "memory");
+  four.store(!below);
 }
 
 // sums [16 or 32, 32] float32 = left [.., rank] times the packed panel of low_w.
 void multiply_low(const bf16* left, int64_t rank, bool two, const char* packed, float* sums) {
-  constexpr int64_t WIDE = 4 * PANEL;
-  asm volatile("" ::: "memory");
-  TILE_ZERO(0);
-  TILE_ZERO(1);
-  TILE_ZERO(2);
-  TILE_ZERO(3);
+  const FourSums four = FourSums::quarters(reinterpret_cast<char*>(sums), 4 * PANEL);
+  four.open(true);
   for (int64_t k = 0; k < rank; k += 32, packed += STEP) {
     TILE_LOAD(6, packed, LINE);
     TILE_LOAD(7, packed + TILE, LINE);
@@ -102,13 +88,7 @@ void multiply_low(const bf16* left, int64_t rank, bool two, const char* packed, 
       TILE_DOT_BF16(3, 5, 7);
     }
   }
-  TILE_STORE(0, sums, WIDE);
-  TILE_STORE(1, sums + 16, WIDE);
-  if (two) {
-    TILE_STORE(2, sums + 16 * PANEL, WIDE);
-    TILE_STORE(3, sums + 16 * PANEL + 16, WIDE);
-  }
-  asm volatile("" ::: "memory");
+  four.store(!two);
 }
 
 // A block of 64 outputs and 64 inputs: four tiles of two panels, `between` bytes apart, become the

@@ -11,8 +11,8 @@
 
 namespace {
 
-constexpr int64_t STRIP = 128, HALF = STRIP / 2;  // columns of x, and those of four tiles
-constexpr int64_t DEPTH = 8;                      // k-steps of 32 rows of a chunk
+constexpr int64_t STRIP = 64;  // columns of x, those of four tiles
+constexpr int64_t DEPTH = 8;   // k-steps of 32 rows of a chunk
 
 // Rows `row` to `row` + 31 of x from column `column` on, in four tiles of 16 columns (the first
 // pair in order 0-3, 8-11, 16-19, 24-27 and 4-7, 12-15, ...; so is the second), zeros beyond x.
@@ -35,18 +35,8 @@ void pair_rows(const bf16* x, int64_t rows, int64_t columns, int64_t row, int64_
 
 // sums [four tiles] (+)= left [16 ranks, 32 * steps] . right [32 * steps, four tiles of columns].
 void multiply_tiles(const char* left, const char* right, int64_t steps, bool first, char* sums) {
-  asm volatile("" ::: "memory");
-  if (first) {
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-  } else {
-    TILE_LOAD(0, sums, LINE);
-    TILE_LOAD(1, sums + TILE, LINE);
-    TILE_LOAD(2, sums + 2 * TILE, LINE);
-    TILE_LOAD(3, sums + 3 * TILE, LINE);
-  }
+  const FourSums four = FourSums::in_line(sums);
+  four.open(first);
   for (int64_t step = 0; step < steps; ++step, left += TILE, right += 4 * TILE) {
     TILE_LOAD(4, left, LINE);
     TILE_LOAD(5, right, LINE);
@@ -58,19 +48,15 @@ void multiply_tiles(const char* left, const char* right, int64_t steps, bool fir
     TILE_LOAD(5, right + 3 * TILE, LINE);
     TILE_DOT_BF16(3, 4, 5);
   }
-  TILE_STORE(0, sums, LINE);
-  TILE_STORE(1, sums + TILE, LINE);
-  TILE_STORE(2, sums + 2 * TILE, LINE);
-  TILE_STORE(3, sums + 3 * TILE, LINE);
-  asm volatile("" ::: "memory");
+  four.store();
 }
 
-// Writes the sums of up to 16 ranks and HALF columns, whose order it puts right, times `scale`.
+// Writes the sums of up to 16 ranks and STRIP columns, whose order it puts right, times `scale`.
 void store_gradient(const char* sums, int64_t ranks, int64_t columns, float scale, float* out,
                     int64_t rank_stride, int64_t column_stride) {
   const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  alignas(64) float line[HALF];
+  alignas(64) float line[STRIP];
   for (int64_t i = 0; i < ranks; ++i) {
     for (int64_t half = 0; half < 2; ++half) {
       const char* from = sums + half * 2 * TILE + i * LINE;
@@ -78,7 +64,7 @@ void store_gradient(const char* sums, int64_t ranks, int64_t columns, float scal
       _mm512_store_ps(line + half * 32, _mm512_permutex2var_ps(first, low, second));
       _mm512_store_ps(line + half * 32 + 16, _mm512_permutex2var_ps(first, high, second));
     }
-    for (int64_t j = 0; j < std::min(HALF, columns); ++j)
+    for (int64_t j = 0; j < std::min(STRIP, columns); ++j)
       out[i * rank_stride + j * column_stride] = line[j] * scale;
   }
 }
@@ -96,7 +82,7 @@ void narrow_gradient(const bf16* left, const bf16* x, int64_t rows, int64_t rank
 #pragma omp parallel num_threads(threads)
   {
     const int64_t right = DEPTH * 4 * TILE;
-    char* paired = thread_scratch(right + 2 * groups * 4 * TILE);
+    char* paired = thread_scratch(right + groups * 4 * TILE);
     tile_configure();
 #pragma omp for schedule(static)
     for (int64_t step = 0; step < steps; ++step)
@@ -111,23 +97,16 @@ void narrow_gradient(const bf16* left, const bf16* x, int64_t rows, int64_t rank
     for (int64_t column = 0; column < columns; column += STRIP) {
       for (int64_t step = 0; step < steps; step += DEPTH) {
         const int64_t count = std::min(DEPTH, steps - step);
-        for (int64_t half = 0; half < 2; ++half) {
-          for (int64_t k = 0; k < count; ++k)
-            pair_rows(x, rows, columns, (step + k) * 32, column + half * HALF,
-                      paired + k * 4 * TILE);
-          for (int64_t i = 0; i < groups; ++i)
-            multiply_tiles(tiles + (i * steps + step) * TILE, paired, count, step == 0,
-                           paired + right + (half * groups + i) * 4 * TILE);
-        }
+        for (int64_t k = 0; k < count; ++k)
+          pair_rows(x, rows, columns, (step + k) * 32, column, paired + k * 4 * TILE);
+        for (int64_t i = 0; i < groups; ++i)
+          multiply_tiles(tiles + (i * steps + step) * TILE, paired, count, step == 0,
+                         paired + right + i * 4 * TILE);
       }
-      for (int64_t half = 0; half < 2; ++half)
-        for (int64_t i = 0; i < groups; ++i) {
-          const int64_t at = column + half * HALF;
-          store_gradient(paired + right + (half * groups + i) * 4 * TILE,
-                         std::min<int64_t>(16, rank - i * 16), columns - at, scale,
-                         out + i * 16 * rank_stride + at * column_stride, rank_stride,
-                         column_stride);
-        }
+      for (int64_t i = 0; i < groups; ++i)
+        store_gradient(paired + right + i * 4 * TILE, std::min<int64_t>(16, rank - i * 16),
+                       columns - column, scale, out + i * 16 * rank_stride + column * column_stride,
+                       rank_stride, column_stride);
     }
     TILE_RELEASE();
   }

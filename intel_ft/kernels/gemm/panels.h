@@ -8,8 +8,8 @@
 #include "tiles.h"
 #include "vectors.h"
 
-static constexpr int64_t PANEL = 32, TILE = 1024, STEP = 2 * TILE;
-static constexpr int64_t LINE = 64, AHEAD = 2;  // bytes of a cache line; k-steps
+static constexpr int64_t PANEL = 32, STEP = 2 * TILE;
+static constexpr int64_t AHEAD = 2;  // k-steps
 
 static inline int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
 
@@ -27,14 +27,15 @@ static inline void fetch_ahead(const char* a, const char* b, int64_t eighth) {
   fetch_l1(a + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
 }
 
-// sums [32, 32] (+)= a . b over `steps` k-steps; `next` is fetched into L2, `LINES` lines a step.
+// sums [32, 32] (+)= a . b over `steps` k-steps.
 //
-// In a k-step, eight or more other instructions lie between any two tile instructions. On shared
-// hosts, where other work runs on the core's second thread, back-to-back tile instructions take up
-// to twice as long (docs/log.md).
-template <bool INT8, int64_t LINES>
+// Loads and products take turns, so that the last product of a k-step comes after the first load of
+// the next one, and eight other instructions lie between any two of them. On shared hosts, where
+// other work runs on the core's second thread, back-to-back tile instructions take up to twice as
+// long (docs/log.md).
+template <bool INT8>
 static inline void multiply_panels(const char* a, const char* b, char* sums, int64_t stride,
-                                   int64_t steps, bool first, const char* next) {
+                                   int64_t steps, bool first) {
 #define DOT(sum, x, y)          \
   do {                          \
     if constexpr (INT8)         \
@@ -42,73 +43,48 @@ static inline void multiply_panels(const char* a, const char* b, char* sums, int
     else                        \
       TILE_DOT_BF16(sum, x, y); \
   } while (0)
-  char* lower = sums + 16 * stride;
-  asm volatile("" ::: "memory");  // tile loads do not tell the compiler what they read
-  if (first) {
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-  } else {
-    TILE_LOAD(0, sums, stride);
-    TILE_LOAD(1, sums + LINE, stride);
-    TILE_LOAD(2, lower, stride);
-    TILE_LOAD(3, lower + LINE, stride);
-  }
-  for (int64_t step = 0; step < steps; ++step) {
+  const FourSums four = FourSums::quarters(sums, stride);
+  four.open(first);
+  TILE_ZERO(5);  // the first step's product of the step before it
+  TILE_ZERO(7);
+  for (int64_t step = 0; step < steps; ++step, a += STEP, b += STEP) {
     TILE_LOAD(6, b, LINE);
     fetch_ahead(a, b, 0);
-    TILE_LOAD(4, a, LINE);
-    fetch_ahead(a, b, 1);
-    DOT(0, 4, 6);
-    fetch_ahead(a, b, 2);
-    TILE_LOAD(7, b + TILE, LINE);
-    fetch_ahead(a, b, 3);
-    DOT(1, 4, 7);
-    fetch_ahead(a, b, 4);
-    TILE_LOAD(5, a + TILE, LINE);
-    fetch_ahead(a, b, 5);
-    DOT(2, 5, 6);
-    fetch_ahead(a, b, 6);
-    fetch_ahead(a, b, 7);
     DOT(3, 5, 7);
-    fetch_l2(next, 0, LINES);
-    a += STEP, b += STEP, next += LINES * LINE;
+    fetch_ahead(a, b, 1);
+    TILE_LOAD(4, a, LINE);
+    fetch_ahead(a, b, 2);
+    DOT(0, 4, 6);
+    fetch_ahead(a, b, 3);
+    TILE_LOAD(7, b + TILE, LINE);
+    fetch_ahead(a, b, 4);
+    DOT(1, 4, 7);
+    fetch_ahead(a, b, 5);
+    TILE_LOAD(5, a + TILE, LINE);
+    fetch_ahead(a, b, 6);
+    DOT(2, 5, 6);
+    fetch_ahead(a, b, 7);
   }
-  TILE_STORE(0, sums, stride);
-  TILE_STORE(1, sums + LINE, stride);
-  TILE_STORE(2, lower, stride);
-  TILE_STORE(3, lower + LINE, stride);
-  asm volatile("" ::: "memory");
+  DOT(3, 5, 7);
+  four.store();
 #undef DOT
 }
 
-// This thread's panels of an operand of `rows` rows, within a parallel region. Whoever reads the
-// same matrix shares it out in this way, so that a thread's rows are in its own L2 for the next
-// pass.
-struct Share {
-  int64_t first, last;
-  explicit Share(int64_t rows) {
-    const int64_t panels = panels_of(rows), thread = omp_get_thread_num();
-    const int64_t threads = omp_get_num_threads();
-    first = panels * thread / threads;
-    last = panels * (thread + 1) / threads;
-  }
-};
-
-// A panel's first `count` bf16 rows, `inner` long, k-steps [step, step + steps), into `to`; zeros
-// beyond the rows' ends. It copies some lines of each row at a time and fetches the next ones.
-static inline void copy_panel(const bf16* rows, int64_t count, int64_t inner, int64_t step,
-                              int64_t steps, char* to) {
+// The first `count` of HEIGHT bf16 rows, `inner` long, k-steps [step, step + steps), into `to`,
+// where a k-step takes `stride` bytes; zeros beyond the rows' ends. It copies some lines of each
+// row at a time and fetches the next ones.
+template <int64_t HEIGHT>
+static inline void copy_rows(const bf16* rows, int64_t count, int64_t inner, int64_t step,
+                             int64_t steps, char* to, int64_t stride) {
   constexpr int64_t LINES = 8;
   for (int64_t first = step; first < step + steps; first += LINES) {
     const int64_t last = std::min(first + LINES, step + steps);
-    for (int64_t r = 0; r < PANEL; ++r)
+    for (int64_t r = 0; r < HEIGHT; ++r)
       for (int64_t k = first; k < last; ++k) {
         const int64_t left = r < count ? inner - k * 32 : 0;
         const bf16* from = rows + r * inner + k * 32;
         _mm_prefetch(reinterpret_cast<const char*>(from) + LINES * LINE, _MM_HINT_T0);
-        _mm512_store_si512(to + ((k - step) * PANEL + r) * LINE,
+        _mm512_store_si512(to + (k - step) * stride + r * LINE,
                            _mm512_maskz_loadu_epi16(mask32(left), from));
       }
   }

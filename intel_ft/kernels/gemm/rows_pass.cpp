@@ -1,9 +1,12 @@
 // One pass over the input of GEMMs on AMX: RMSNorm or SwiGLU if one of them computes it, its panels
 // in bf16 or int8, and LoRA's narrow products x [rows, inner] times a matrix of `rank` columns. A
-// thread takes 32 rows at a time, which stay in its L2, so that memory is read once. For a narrow
-// product, it multiplies each chunk of k as soon as the chunk lies in tiles.
+// thread takes 16 rows, a tile, at a time, which stay in its L2, so that memory is read once. For a
+// narrow product, it multiplies each chunk of k as soon as the chunk lies in tiles. Threads take
+// one tile after another, because those of a shared host are not equally fast.
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
+
+#include <atomic>
 
 #include "../rows.h"
 #include "panels.h"
@@ -29,32 +32,64 @@ struct RowsPass {
 
 namespace {
 
-constexpr int64_t CHUNK = 32;  // k-steps, or 64 KiB, of a panel of x
+constexpr int64_t CHUNK = 32;   // k-steps
+constexpr int64_t HEIGHT = 16;  // rows of a tile
 
-// Rounds up to 32 rows of sums [PANEL, stride bytes] into out [rows, rank].
-void store_rows(const char* sums, int64_t stride, int64_t rows, int64_t rank, bf16* out) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < rank; j += 16) {
-      const __m512 value = _mm512_loadu_ps(sums + i * stride + j * 4);
-      store_rounded(out + i * rank + j, mask16(rank - j), value);
+// sums (four tiles) (+)= a [16, 32 * steps] . b of one panel: two tiles of the even k-steps, two of
+// the odd ones, so that a product need not wait for the one before it. Unless `wide`, the second
+// half of the panel is empty.
+void multiply_tile(const char* a, int64_t stride, const char* b, bool wide, int64_t steps,
+                   bool first, char* sums) {
+  const FourSums four = FourSums::in_line(sums);
+  four.open(first);
+  for (int64_t step = 0; step < steps; step += 2, a += 2 * stride, b += 2 * STEP) {
+    TILE_LOAD(4, a, LINE);
+    fetch_l1(b + 2 * STEP, 0, 16);
+    TILE_LOAD(6, b, LINE);
+    TILE_DOT_BF16(0, 4, 6);
+    if (wide) {
+      TILE_LOAD(7, b + TILE, LINE);
+      TILE_DOT_BF16(1, 4, 7);
+    }
+    if (step + 1 == steps) break;
+    TILE_LOAD(5, a + stride, LINE);
+    fetch_l1(b + 3 * STEP, 0, 16);
+    TILE_LOAD(6, b + STEP, LINE);
+    TILE_DOT_BF16(2, 5, 6);
+    if (wide) {
+      TILE_LOAD(7, b + STEP + TILE, LINE);
+      TILE_DOT_BF16(3, 5, 7);
+    }
+  }
+  four.store();
+}
+
+// Rounds `count` rows of one panel's sums into out [rows, rank], at `left` columns from its end.
+void store_sums(const char* sums, int64_t count, int64_t left, int64_t rank, bf16* out) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < 2; ++j) {
+      const char* even = sums + j * TILE + i * LINE;
+      const __m512 value = _mm512_add_ps(_mm512_load_ps(even), _mm512_load_ps(even + 2 * TILE));
+      store_rounded(out + i * rank + j * 16, mask16(left - j * 16), value);
     }
 }
 
-// A panel of int8: `count` rows times `columns`, with one scale for each.
-void quantize_panel(const bf16* rows, const float* columns, int64_t count, int64_t inner, char* out,
-                    float* scales) {
-  float inverse[PANEL] = {};
+// A tile of each k-step in int8: `count` rows times `columns`, with one scale for each.
+void quantize_tile(const bf16* rows, const float* columns, int64_t count, int64_t inner, char* out,
+                   float* scales) {
+  float inverse[HEIGHT] = {};
   for (int64_t r = 0; r < count; ++r) {
     const float largest = largest_of(rows + r * inner, columns, inner);
     scales[r] = largest / 127;
     inverse[r] = largest > 0 ? 127 / largest : 0;
   }
-  for (int64_t k = 0; k < inner; k += 64)
-    for (int64_t r = 0; r < PANEL; ++r, out += LINE)
-      quantize_line(rows + r * inner, columns, k, r < count ? inner - k : 0, inverse[r], out);
+  for (int64_t k = 0; k < inner; k += 64, out += STEP)
+    for (int64_t r = 0; r < HEIGHT; ++r)
+      quantize_line(rows + r * inner, columns, k, r < count ? inner - k : 0, inverse[r],
+                    out + r * LINE);
 }
 
-// The rows of a panel after RMSNorm or SwiGLU.
+// The rows of a tile after RMSNorm or SwiGLU.
 const bf16* source_rows(const RowsPass& p, int64_t row, int64_t count, bf16* scratch) {
   const bf16* x = p.x + row * p.inner;
   if (!p.norm && !p.up) return x;
@@ -77,34 +112,36 @@ void rows_pass(const RowsPass* pass, int threads) {
   const RowsPass& p = *pass;
   const int64_t steps = (p.inner + 31) / 32, int8_steps = (p.inner + 63) / 64;
   const bool bf16_panels = p.panels && !p.scales;
-  const int64_t computed = p.norm || p.up ? (PANEL * p.inner * 2 + LINE - 1) / LINE * LINE : 0;
-  int64_t sums_bytes = 0;
-  for (int64_t i = 0; i < p.narrow; ++i) sums_bytes += panels_of(p.ranks[i]) * PANEL * PANEL * 4;
+  const int64_t computed = p.norm || p.up ? (HEIGHT * p.inner * 2 + LINE - 1) / LINE * LINE : 0;
+  int64_t narrow_panels = 0;
+  for (int64_t i = 0; i < p.narrow; ++i) narrow_panels += panels_of(p.ranks[i]);
+  std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads)
   {
-    char* scratch = thread_scratch(computed + CHUNK * STEP + sums_bytes);
+    char* scratch = thread_scratch(computed + CHUNK * TILE + narrow_panels * 4 * TILE);
+    char* own_chunk = scratch + computed;
     tile_configure();
-    const Share share(p.rows);
-    for (int64_t panel = share.first; panel < share.last; ++panel) {
-      const int64_t row = panel * PANEL, count = std::min(PANEL, p.rows - row);
+    for (int64_t tile = next++; tile < 2 * panels_of(p.rows); tile = next++) {
+      const int64_t row = tile * HEIGHT, count = std::clamp<int64_t>(p.rows - row, 0, HEIGHT);
+      const int64_t panel = tile / 2, half = tile % 2 * TILE;
       const bf16* rows = source_rows(p, row, count, reinterpret_cast<bf16*>(scratch));
       if (p.scales)
-        quantize_panel(rows, p.columns, count, p.inner, p.panels + panel * int8_steps * STEP,
-                       p.scales + row);
+        quantize_tile(rows, p.columns, count, p.inner, p.panels + panel * int8_steps * STEP + half,
+                      p.scales + row);
       for (int64_t step = 0; step < steps && (bf16_panels || p.narrow); step += CHUNK) {
         const int64_t now = std::min(CHUNK, steps - step);
-        char* chunk = bf16_panels ? p.panels + (panel * steps + step) * STEP : scratch + computed;
-        copy_panel(rows, count, p.inner, step, now, chunk);
-        char* sums = scratch + computed + CHUNK * STEP;
-        for (int64_t i = 0; i < p.narrow; ++i) {
-          const int64_t across = panels_of(p.ranks[i]), stride = across * PANEL * 4;
-          for (int64_t j = 0; j < across; ++j)
-            multiply_panels<false, 0>(chunk, p.rights[i] + (j * steps + step) * STEP,
-                                      sums + j * PANEL * 4, stride, now, step == 0, chunk);
-          if (step + now == steps)
-            store_rows(sums, stride, count, p.ranks[i], p.lows[i] + row * p.ranks[i]);
-          sums += PANEL * stride;
-        }
+        char* chunk = bf16_panels ? p.panels + (panel * steps + step) * STEP + half : own_chunk;
+        const int64_t stride = bf16_panels ? STEP : TILE;
+        copy_rows<HEIGHT>(rows, count, p.inner, step, now, chunk, stride);
+        char* sums = own_chunk + CHUNK * TILE;
+        for (int64_t i = 0; i < p.narrow; ++i)
+          for (int64_t j = 0; j < panels_of(p.ranks[i]); ++j, sums += 4 * TILE) {
+            const int64_t rank = p.ranks[i], column = j * PANEL;
+            multiply_tile(chunk, stride, p.rights[i] + (j * steps + step) * STEP,
+                          rank - column > HEIGHT, now, step == 0, sums);
+            if (step + now == steps)
+              store_sums(sums, count, rank - column, rank, p.lows[i] + row * rank + column);
+          }
       }
     }
     TILE_RELEASE();

@@ -9,9 +9,7 @@
 //
 // so that one k-step of a panel of x and one of a panel of w are four tile products for 32 x 32
 // outputs. A thread takes one block of the output after another and keeps its sums in float32
-// (int32) in L2. It goes through k in chunks, so that the panels' chunks stay in L2, too. While it
-// multiplies one chunk, it fetches the panels of the next one, of this block or the next, into L2,
-// and both operands two k-steps ahead into L1.
+// (int32) in L2. It goes through k in chunks, so that the panels' chunks stay in L2, too.
 //
 // An addition of low rank, low_x [rows, rank] times low_w [columns, rank] transposed (LoRA's), in
 // bf16, is a few more k-steps of each block. Then the block is scaled, bias and residual are
@@ -22,12 +20,6 @@
 #include <atomic>
 
 #include "panels.h"
-
-namespace {
-
-constexpr int64_t NEXT_LINES = 8;  // fetched into L2 in each k-step
-
-}  // namespace
 
 extern "C" {
 
@@ -113,26 +105,12 @@ struct Sums {
 };
 
 template <bool INT8>
-void multiply_chunk(const TileProduct& p, const Chunk& now, const Chunk* next, Sums sums) {
-  // Each call below fetches a piece of a panel of the next chunk.
-  const int64_t panels = now.rows + now.columns, calls = now.rows * now.columns;
-  const int64_t pieces = std::max<int64_t>(1, calls / panels);
-  int64_t call = 0;
-  for (int64_t row = 0; row < now.rows; ++row) {
-    const char* a = panel_at(p.x, now.row + row, p.steps, now.step);
-    for (int64_t column = 0; column < now.columns; ++column, ++call) {
-      const char* b = panel_at(p.w, now.column + column, p.steps, now.step);
-      const char* fetched = a;
-      const int64_t panel = call / pieces, piece = call % pieces;
-      if (next && panel < next->rows + next->columns) {
-        fetched = panel < next->columns
-                      ? panel_at(p.w, next->column + panel, p.steps, next->step)
-                      : panel_at(p.x, next->row + panel - next->columns, p.steps, next->step);
-        fetched += piece * (next->steps * STEP / pieces / LINE) * LINE;
-      }
-      multiply_panels<INT8, NEXT_LINES>(a, b, sums.panel(row, column), sums.stride, now.steps,
-                                        now.step == 0, fetched);
-    }
+void multiply_chunk(const TileProduct& p, const Chunk& chunk, Sums sums) {
+  for (int64_t row = 0; row < chunk.rows; ++row) {
+    const char* a = panel_at(p.x, chunk.row + row, p.steps, chunk.step);
+    for (int64_t column = 0; column < chunk.columns; ++column)
+      multiply_panels<INT8>(a, panel_at(p.w, chunk.column + column, p.steps, chunk.step),
+                            sums.panel(row, column), sums.stride, chunk.steps, chunk.step == 0);
   }
 }
 
@@ -157,10 +135,11 @@ void add_low_rank(const TileProduct& p, const Chunk& block, Sums sums, char* scr
   const int64_t steps = (p.rank + 31) / 32;
   for (int64_t row = 0; row < block.rows; ++row) {
     const int64_t at = (block.row + row) * PANEL;
-    copy_panel(p.low_x + at * p.rank, std::min(PANEL, p.rows - at), p.rank, 0, steps, scratch);
+    copy_rows<PANEL>(p.low_x + at * p.rank, std::min(PANEL, p.rows - at), p.rank, 0, steps, scratch,
+                     STEP);
     for (int64_t column = 0; column < block.columns; ++column) {
       const char* w = panel_at(p.low_w, block.column + column, steps, 0);
-      multiply_panels<false, 0>(scratch, w, sums.panel(row, column), sums.stride, steps, false, w);
+      multiply_panels<false>(scratch, w, sums.panel(row, column), sums.stride, steps, false);
     }
   }
 }
@@ -202,26 +181,13 @@ void multiply(const TileProduct& p, const Blocking& size, int threads) {
     const int64_t bytes = size.rows * PANEL * size.stride(), low = (p.rank + 31) / 32 * STEP;
     const Sums sums = {thread_scratch(bytes + low), size.stride()};
     tile_configure();
-    int64_t block = blocks.take();
-    while (blocks.has(block)) {
-      Chunk now = blocks.first(block), next = now;
-      bool more = true;
-      while (more) {
-        const Chunk* fetched = &next;
-        more = blocks.advance(&next);
-        if (!more) {
-          block = blocks.take();
-          if (blocks.has(block))
-            next = blocks.first(block);
-          else
-            fetched = nullptr;
-        }
-        multiply_chunk<INT8>(p, now, fetched, sums);
-        if (more) now = next;
-      }
-      if (INT8) scale_block(p, now, sums);
-      if (p.rank) add_low_rank(p, now, sums, sums.data + bytes);
-      store_block(p, now, sums);
+    for (int64_t block = blocks.take(); blocks.has(block); block = blocks.take()) {
+      Chunk chunk = blocks.first(block);
+      do multiply_chunk<INT8>(p, chunk, sums);
+      while (blocks.advance(&chunk));
+      if (INT8) scale_block(p, chunk, sums);
+      if (p.rank) add_low_rank(p, chunk, sums, sums.data + bytes);
+      store_block(p, chunk, sums);
     }
     TILE_RELEASE();
     _mm_sfence();

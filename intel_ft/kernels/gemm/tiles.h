@@ -86,4 +86,47 @@ static inline void emulated_dot(int sum, int a, int b, Widen widen) {
 
 #endif
 
+static constexpr int64_t TILE = 1024, LINE = 64;  // bytes of a tile, and of a cache line
+
+// Where tiles 0 to 3 are summed up in memory.
+struct FourSums {
+  char* at[4];
+  int64_t stride;  // bytes between a tile's rows
+
+  // The quarters of [32, 32], whose rows are `stride` bytes apart; and tiles one after another.
+  static FourSums quarters(char* sums, int64_t stride) {
+    char* lower = sums + 16 * stride;
+    return {{sums, sums + LINE, lower, lower + LINE}, stride};
+  }
+  static FourSums in_line(char* sums) {
+    return {{sums, sums + TILE, sums + 2 * TILE, sums + 3 * TILE}, LINE};
+  }
+
+  // Zeros if `first`, else what was stored before.
+  void open(bool first) const {
+    asm volatile("" ::: "memory");  // tile loads do not tell the compiler what they read
+    if (first) {
+      TILE_ZERO(0);
+      TILE_ZERO(1);
+      TILE_ZERO(2);
+      TILE_ZERO(3);
+    } else {
+      TILE_LOAD(0, at[0], stride);
+      TILE_LOAD(1, at[1], stride);
+      TILE_LOAD(2, at[2], stride);
+      TILE_LOAD(3, at[3], stride);
+    }
+  }
+
+  void store(bool only_two = false) const {
+    TILE_STORE(0, at[0], stride);
+    TILE_STORE(1, at[1], stride);
+    if (!only_two) {
+      TILE_STORE(2, at[2], stride);
+      TILE_STORE(3, at[3], stride);
+    }
+    asm volatile("" ::: "memory");
+  }
+};
+
 #endif  // INTEL_FT_KERNELS_GEMM_TILES_H_

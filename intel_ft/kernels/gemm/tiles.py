@@ -275,8 +275,8 @@ def _steps(inner: int, size: int) -> int:
 def _blocking() -> tuple[int, int, int]:
     """Panels of a block down and across, and k-steps of a chunk (docs/log.md).
 
-    The panels of a chunk, of both operands, take a quarter of L2.
+    The panels of a chunk, of both operands, take half of L2.
     """
     rows, columns = 4, 8
-    steps = (cache_bytes(2) or _L2_BYTES) // 4 // ((rows + columns) * _STEP)
+    steps = (cache_bytes(2) or _L2_BYTES) // 2 // ((rows + columns) * _STEP)
     return rows, columns, max(8, steps)
