@@ -15,7 +15,7 @@ from intel_ft.backends import cpu
 from intel_ft.bench import machine
 from intel_ft.bench.workloads import Workload, shape_model, synthetic_examples
 from intel_ft.config_sections import BackendConfig, ModelConfig
-from intel_ft.kernels.gemm.register_rate import RegisterRate, register_rate
+from intel_ft.kernels.gemm.register_rate import RegisterRate, instruction_of, register_rate
 from intel_ft.layers.int8 import can_int8
 from intel_ft.models import gemm_rate
 
@@ -30,11 +30,13 @@ torch.nn.functional.linear(x, torch.zeros(columns, inner, dtype=torch.bfloat16))
 def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[str, Any]:
     """Measure each of the workload's GEMMs in each kind, about `seconds` per measurement.
 
-    Returns {workload, products, gemm_gflops, int8_gops, int8_prepacked_gops, registers,
+    Returns {workload, products, gemm_gflops, int8_gops, int8_prepacked_gops, registers, own,
     memory_gb_per_s, onednn_kernel, machine}. A rate is None if this CPU does not support the kind.
     `registers` has the limit of each dtype: the instruction and its rate on registers alone, in
-    10^9 operations per second, measured in between; a product's `register_share` is the share of
-    it that its fastest kind reaches.
+    10^9 operations per second, measured in between, and that of AMX's instructions back to back; a
+    product's `register_share` is the share of the former that its fastest kind reaches. `own` has
+    for each dtype what our own products reach over the whole set: their rate over that of oneDNN's
+    fastest forms in each direction and in both, and their shares of the two register rates.
     """
     backend = cpu.select(
         BackendConfig(threads=threads or "auto"),
@@ -50,11 +52,13 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
         *gemm_rate.INT8_FORWARD,
         *gemm_rate.INT8_GRADIENT,
     )
-    limits: list[dict[str, RegisterRate]] = [_register_rates()]
+    limits, back_to_back = [_register_rates()], [_register_rates(back_to_back=True)]
     timings = []
     for gemm in gemms:  # the limit again after each: on shared hosts it changes, too
         timings.append(gemm_rate.measure(gemm, torch.bfloat16, kinds, seconds))
         limits.append(_register_rates())
+        back_to_back.append(_register_rates(back_to_back=True))
+    registers = _registers(limits, back_to_back)
     int8_operations = sum(gemm.count * gemm.flops for gemm in gemms)
     int8_seconds = sum(timing.gemm.count * timing.seconds["int8"] for timing in timings)
     return {
@@ -73,19 +77,78 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
         "int8_prepacked_gops": (
             gemm_rate.total_rate(timings, *int8_base) / 1e9 if can_int8() else None
         ),
-        "registers": {
-            dtype: {"instruction": limit.instruction, "gflops": _median(limits, dtype)}
-            for dtype, limit in limits[0].items()
-        },
+        "registers": registers,
+        "own": _own_rates(timings, registers),
         "memory_gb_per_s": gemm_rate.memory_bandwidth() / 1e9,
         "onednn_kernel": onednn_kernel(gemms[0]),
         "machine": machine.describe(backend.threads),
     }
 
 
-def _register_rates() -> dict[str, RegisterRate]:
-    rates = {name: register_rate(getattr(torch, name)) for name in ("bfloat16", "int8", "float32")}
-    return {name: rate for name, rate in rates.items() if rate is not None}
+def _register_rates(*, back_to_back: bool = False) -> dict[str, RegisterRate]:
+    """The limit of each dtype; with `back_to_back` that of AMX's instructions only."""
+    rates = {}
+    for name in ("bfloat16", "int8", "float32"):
+        dtype = getattr(torch, name)
+        if back_to_back and not (instruction_of(dtype) or "").startswith("tdp"):
+            continue
+        if (rate := register_rate(dtype, back_to_back=back_to_back)) is not None:
+            rates[name] = rate
+    return rates
+
+
+def _registers(
+    limits: list[dict[str, RegisterRate]], back_to_back: list[dict[str, RegisterRate]]
+) -> dict[str, dict[str, Any]]:
+    registers: dict[str, dict[str, Any]] = {}
+    for dtype, limit in limits[0].items():
+        registers[dtype] = {"instruction": limit.instruction, "gflops": _median(limits, dtype)}
+        if dtype in back_to_back[0]:
+            registers[dtype]["back_to_back_gflops"] = _median(back_to_back, dtype)
+    return registers
+
+
+_OWN_AND_ONEDNN = {
+    "bfloat16": (
+        (gemm_rate.FORWARD[2:], gemm_rate.FORWARD[:2]),
+        (gemm_rate.GRADIENT[2:], gemm_rate.GRADIENT[:2]),
+    ),
+    "int8": (
+        (gemm_rate.INT8_FORWARD[1:], gemm_rate.INT8_FORWARD[:1]),
+        (gemm_rate.INT8_GRADIENT[1:], gemm_rate.INT8_GRADIENT[:1]),
+    ),
+}
+"""Our kinds and oneDNN's, forward and input gradient, with rounding and packing of activations."""
+
+
+def _own_rates(
+    timings: list[gemm_rate.GemmTiming], registers: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """By dtype; without those whose GEMMs are not all measured in ours and oneDNN's kinds."""
+    found = {}
+    for dtype, directions in _OWN_AND_ONEDNN.items():
+        kinds = [kind for pair in directions for kind in pair]
+        if not all(any(k in timing.seconds for k in some) for timing in timings for some in kinds):
+            continue
+        forward, forward_onednn, gradient, gradient_onednn = (
+            sum(timing.gemm.count * timing.best(some) for timing in timings) for some in kinds
+        )
+        own = forward + gradient
+        rate = gemm_rate.total_rate(timings, directions[0][0], directions[1][0]) / 1e9
+        found[dtype] = {
+            "gflops": rate,
+            "over_onednn": (forward_onednn + gradient_onednn) / own,
+            "over_onednn_forward": forward_onednn / forward,
+            "over_onednn_gradient": gradient_onednn / gradient,
+        }
+        limit = registers.get(dtype, {})
+        for share, name in (
+            ("register_share", "gflops"),
+            ("back_to_back_share", "back_to_back_gflops"),
+        ):
+            if name in limit:
+                found[dtype][share] = rate / limit[name]
+    return found
 
 
 def _median(limits: Iterable[dict[str, RegisterRate]], dtype: str) -> float:

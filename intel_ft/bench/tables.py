@@ -44,6 +44,7 @@ def gemm_table(report: dict[str, Any]) -> Table:
         f"Memory bandwidth: {report['memory_gb_per_s']:,.1f} GB/s. "
         f"oneDNN kernel: {report['onednn_kernel'] or 'none reported'}.",
         *_register_note(report["registers"]),
+        *_own_note(report["own"]),
         machine_line(report["machine"]),
     )
     titles = tuple(kind.replace("_", " ") for kind in kinds)
@@ -55,10 +56,37 @@ _SHARES = {"bfloat16": "bf16 of registers", "int8": "int8 of registers"}
 
 
 def _register_note(registers: dict[str, dict[str, Any]]) -> list[str]:
-    rates = [f"{one['instruction']} {one['gflops']:,.0f}" for one in registers.values()]
+    rates = []
+    for one in registers.values():
+        fast = one.get("back_to_back_gflops")
+        back = "" if fast is None else f" (back to back {fast:,.0f})"
+        rates.append(f"{one['instruction']} {one['gflops']:,.0f}{back}")
     return (
         [f"From registers alone, 10^9 operations per second: {', '.join(rates)}."] if rates else []
     )
+
+
+def _own_note(own: dict[str, dict[str, float]]) -> list[str]:
+    """Our own products over the whole set, a line per dtype."""
+    notes = []
+    for dtype, rates in own.items():
+        shares = [
+            f"{rates[key]:.2f} of {name}"
+            for key, name in (
+                ("register_share", "the register rate"),
+                ("back_to_back_share", "the one of instructions back to back"),
+            )
+            if key in rates
+        ]
+        notes.append(
+            f"Our own GEMMs, {dtype}, all of them: {rates['gflops']:,.0f} GFLOP/s, "
+            f"{rates['over_onednn']:.2f} times oneDNN's fastest (forward "
+            f"{rates['over_onednn_forward']:.2f}, input gradient "
+            f"{rates['over_onednn_gradient']:.2f})"
+            + "".join(f", {share}" for share in shares)
+            + "."
+        )
+    return notes
 
 
 def prepare_table(report: dict[str, Any]) -> Table:

@@ -102,11 +102,15 @@ double vector_rate(Instruction instruction, double seconds) {
 // Sixteen other instructions after each product cost nothing on a core without other work. Where
 // the core's second thread is busy, back-to-back products take up to twice as long.
 #define APART ".rept 16\n nop\n .endr\n"
-#define FOUR_TILES(name)                                                             \
-  name " %%tmm6, %%tmm4, %%tmm0\n" APART name " %%tmm7, %%tmm4, %%tmm1\n" APART name \
-       " %%tmm6, %%tmm5, %%tmm2\n" APART name " %%tmm7, %%tmm5, %%tmm3\n" APART
+#define FOUR_TILES(name, apart)                                                      \
+  name " %%tmm6, %%tmm4, %%tmm0\n" apart name " %%tmm7, %%tmm4, %%tmm1\n" apart name \
+       " %%tmm6, %%tmm5, %%tmm2\n" apart name " %%tmm7, %%tmm5, %%tmm3\n" apart
+#define TILE_RATE(operations, name, apart)                            \
+  8 * operations* rounds_per_second(seconds, [] {                     \
+    asm volatile(FOUR_TILES(name, apart) FOUR_TILES(name, apart):::); \
+  })
 
-double tile_rate(Instruction instruction, double seconds) {
+double tile_rate(Instruction instruction, bool back_to_back, double seconds) {
   const Operands operands(false);
   struct alignas(64) {
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -123,18 +127,15 @@ double tile_rate(Instruction instruction, double seconds) {
       : "memory");
   double rate;
   if (instruction == TDPBF16PS)
-    rate = 8 * 16384.0 * rounds_per_second(seconds, [] {
-             asm volatile(FOUR_TILES("tdpbf16ps") FOUR_TILES("tdpbf16ps"):::);
-           });
+    rate =
+        back_to_back ? TILE_RATE(16384.0, "tdpbf16ps", "") : TILE_RATE(16384.0, "tdpbf16ps", APART);
   else
-    rate = 8 * 32768.0 * rounds_per_second(seconds, [] {
-             asm volatile(FOUR_TILES("tdpbssd") FOUR_TILES("tdpbssd"):::);
-           });
+    rate = back_to_back ? TILE_RATE(32768.0, "tdpbssd", "") : TILE_RATE(32768.0, "tdpbssd", APART);
   asm volatile("tilerelease");
   return rate;
 }
 #else
-double tile_rate(Instruction, double) { return 0; }
+double tile_rate(Instruction, bool, double) { return 0; }
 #endif
 
 }  // namespace
@@ -142,14 +143,16 @@ double tile_rate(Instruction, double) { return 0; }
 extern "C" {
 
 // Operations per second (two for each multiply-add) of `threads` threads at once. This CPU must
-// have the instruction; 0 if the compiler's target lacks it.
-double register_rate(int64_t instruction, float seconds, int threads) {
+// have the instruction; 0 if the compiler's target lacks it. back_to_back: products of tiles
+// without other instructions between them.
+double register_rate(int64_t instruction, int64_t back_to_back, float seconds, int threads) {
   const Instruction chosen = Instruction(instruction);
   double total = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : total)
   {
 #pragma omp barrier
-    total += chosen <= TDPBSSD ? tile_rate(chosen, seconds) : vector_rate(chosen, seconds);
+    total +=
+        chosen <= TDPBSSD ? tile_rate(chosen, back_to_back, seconds) : vector_rate(chosen, seconds);
   }
   return total;
 }

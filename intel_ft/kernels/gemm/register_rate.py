@@ -35,17 +35,22 @@ def instruction_of(dtype: torch.dtype) -> str | None:
     return None if index is None else _INSTRUCTIONS[index][0]
 
 
-def register_rate(dtype: torch.dtype, seconds: float = 0.2) -> RegisterRate | None:
+def register_rate(
+    dtype: torch.dtype, seconds: float = 0.2, *, back_to_back: bool = False
+) -> RegisterRate | None:
     """Measure the fastest instruction for this dtype, for `seconds` in all.
 
-    None without an instruction for it, or without the library (see `library`).
+    back_to_back: AMX's without other instructions between them, which is slower where other work
+    runs on a core's second thread. None without an instruction for it, or without the library (see
+    `library`).
     """
     index = _index_of(dtype)
     if index is None or library().library is None:
         return None
     window = seconds / _WINDOWS
     rate = max(
-        call("register_rate", index, window, returns=ctypes.c_double) for _ in range(_WINDOWS)
+        call("register_rate", index, int(back_to_back), window, returns=ctypes.c_double)
+        for _ in range(_WINDOWS)
     )
     return RegisterRate(_INSTRUCTIONS[index][0], rate) if rate else None
 

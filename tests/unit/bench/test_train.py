@@ -245,12 +245,20 @@ def test_a_product_that_this_cpu_lacks_is_a_dash(monkeypatch, can_int8):
     monkeypatch.setattr(
         bench_gemm,
         "register_rate",
-        lambda dtype: (
-            rates[len(limits) % 2] if dtype == torch.bfloat16 and not limits.append(0) else None
+        lambda dtype, *, back_to_back: (
+            RegisterRate("tdp", 3e9)
+            if back_to_back
+            else rates[len(limits) % 2]
+            if dtype == torch.bfloat16 and not limits.append(0)
+            else None
         ),
     )
     limits: list[int] = []
+    tiles = {torch.bfloat16: "tdpbf16ps", torch.int8: None, torch.float32: "vfmadd"}
+    monkeypatch.setattr(bench_gemm, "instruction_of", tiles.get)
     report = bench_gemm.bench_gemm(TINY, 1, 0.01)
+    assert report["registers"]["bfloat16"]["back_to_back_gflops"] == pytest.approx(3)
+    assert report["own"] == {}
     assert report["int8_prepacked_gops"] == (pytest.approx(2.0) if can_int8 else None)
     table = gemm_table(report)
     assert table.columns[3:] == (
@@ -261,8 +269,31 @@ def test_a_product_that_this_cpu_lacks_is_a_dash(monkeypatch, can_int8):
     packed = "2" if can_int8 else "-"
     rates_of_kinds = ("2", "-", "-", "2", "-", "-", "2", packed, "-", packed, "-")
     assert {row[3:] for row in table.rows} == {(*rates_of_kinds, "0.33", "-")}
-    assert any("tdp " in note for note in table.notes)
+    assert any("tdp 8 (back to back 3)" in note for note in table.notes)
     assert (", prepacked 2." in table.notes[0]) == can_int8
+
+
+def test_our_products_are_compared_with_onednns_fastest_form_in_each_direction():
+    """Over the whole set: the seconds of every GEMM as often as the model has it."""
+    forward = {"plain": 4.0, "prepacked": 3.0, "own": 1.0}
+    gradient = {"gradient": 2.0, "gradient_prepacked": 6.0, "gradient_own": 1.0}
+    timings = [
+        GemmTiming(Gemm(1, 1, 500_000_000, 2), forward | gradient),
+        GemmTiming(Gemm(1, 1, 500_000_000, 1), dict.fromkeys(forward | gradient, 1.0)),
+    ]
+    limits = {"bfloat16": {"instruction": "tdp", "gflops": 8.0, "back_to_back_gflops": 4.0}}
+    found = bench_gemm._own_rates(timings, limits)
+    assert set(found) == {"bfloat16"}
+    assert found["bfloat16"] == pytest.approx(
+        {
+            "gflops": 1.0,
+            "over_onednn": 12 / 6,
+            "over_onednn_forward": 7 / 3,
+            "over_onednn_gradient": 5 / 3,
+            "register_share": 1 / 8,
+            "back_to_back_share": 1 / 4,
+        }
+    )
 
 
 def test_onednn_names_its_kernel():
