@@ -48,6 +48,7 @@ from intel_ft.layers.lora_linear import (
     forward_of_shared,
     is_active,
     linear_of,
+    start_steps,
 )
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ class DecoderLayer(torch.autograd.Function):
         *_: Tensor,
     ) -> Tensor:
         """The layer's output."""
-        steps = Linears(*(linear.start_step() for linear in layer.linears))
+        steps = Linears(*start_steps(layer.linears))
         (q, k, v), qkv_a_outs = forward_of_shared(
             (steps.q, steps.k, steps.v), Source(hidden, norm=layer.norm, eps=layer.eps)
         )

@@ -5,7 +5,7 @@ LoRA weights and back and save several copies of it for backward. Here the low-r
 the base's output in place, the scale is folded into B, and only x is saved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, Protocol
@@ -91,17 +91,22 @@ class LoraLinear:
 
     def start_step(self) -> "LoraStep":
         """The layer with its present weights, for one forward and its backward."""
+        return start_steps([self])[0]
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is on."""
+        return self.dropout is not None and self.dropout.training
+
+    def torch_step(self) -> "LoraStep":
+        """`start_step` where torch computes LoRA's GEMMs."""
         if self.a is None or self.b is None:
             return LoraStep(self.base)
-        drops = self.dropout is not None and self.dropout.training
-        if isinstance(self.base, TileWeight) and not drops:
-            packed = narrow.pack_lora(self.a, self.b, self.scale)
-            return TileStep(self.base, scale=self.scale, packed=packed)
         dtype = self.base.dtype
         step = LoraStep(
             self.base, a=self.a.to(dtype), b=(self.b * self.scale).to(dtype), scale=self.scale
         )
-        if self.dropout is None or not drops:
+        if self.dropout is None or not self.drops:
             return step
         return replace(step, rate=self.dropout.p, seed=int(torch.randint(2**32, ())))
 
@@ -230,8 +235,26 @@ class TileStep(LoraStep):
         """See LoraStep."""
         assert grad_a_out is not None
         assert lora_a_out is not None
-        grad_a = narrow.gradient(grad_a_out, x)
-        return grad_a, narrow.gradient(lora_a_out, grad, self.scale, transposed=True)
+        of_b = narrow.Gradient(lora_a_out, grad, self.scale, transposed=True)
+        return tuple(narrow.gradients([narrow.Gradient(grad_a_out, x), of_b]))
+
+
+def start_steps(linears: Iterable[LoraLinear]) -> list[LoraStep]:
+    """`LoraLinear.start_step` of several layers; those on AMX tiles are packed in one go."""
+    steps: list[LoraStep] = []
+    pairs = []
+    for linear in linears:
+        if linear.a is None or linear.b is None or linear.drops:
+            steps.append(linear.torch_step())
+        elif isinstance(linear.base, TileWeight):
+            steps.append(TileStep(linear.base, scale=linear.scale))
+            pairs.append((linear.a, linear.b, linear.scale))
+        else:
+            steps.append(linear.torch_step())
+    packed = iter(narrow.pack_loras(pairs) if pairs else ())
+    return [
+        replace(step, packed=next(packed)) if isinstance(step, TileStep) else step for step in steps
+    ]
 
 
 def forward_of_shared(
@@ -283,13 +306,14 @@ def backward_of_shared(
     if not all(isinstance(step, TileStep) for step in steps):
         return grad_x, [s.lora_gradients(g, g_a_out, x, a_out) for s, g, g_a_out, a_out in parts]
     lefts = [grad_a_out for grad_a_out in grad_a_outs if grad_a_out is not None]
-    stacked = narrow.gradient(torch.cat(lefts, 1), x)
-    grads_of_a = torch.split_with_sizes(stacked, [left.shape[1] for left in lefts])
-    return grad_x, [
-        (grad_a, narrow.gradient(a_out, g, s.scale, transposed=True))
-        for (s, g, _, a_out), grad_a in zip(parts, grads_of_a, strict=True)
+    of_bs = [
+        narrow.Gradient(a_out, g, s.scale, transposed=True)
+        for s, g, _, a_out in parts
         if a_out is not None
     ]
+    stacked, *grads_of_b = narrow.gradients([narrow.Gradient(torch.cat(lefts, 1), x), *of_bs])
+    grads_of_a = torch.split_with_sizes(stacked, [left.shape[1] for left in lefts])
+    return grad_x, list(zip(grads_of_a, grads_of_b, strict=True))
 
 
 class LoraFunction(torch.autograd.Function):

@@ -137,6 +137,16 @@ def chunk_rows(vocabulary: int, bytes_each: int) -> int:
     return max(128, CHUNK_BYTES // (vocabulary * bytes_each) // 128 * 128)
 
 
+def even_rows(rows: int, most: int) -> int:
+    """The rows of each of as few chunks as `most` a chunk allow, all but the last equal.
+
+    A small chunk at the end would read the whole head for little work. A multiple of 32, of which
+    AMX tiles compute rows.
+    """
+    chunks = max(1, -(-rows // most))
+    return min(most, max(1, -(-rows // (32 * chunks))) * 32)
+
+
 def chunk_factor(values: Tensor) -> int:
     """By how much a chunk is larger on this device."""
     return GPU_CHUNKS if values.is_cuda else 1
@@ -275,7 +285,8 @@ class HeadLoss(torch.autograd.Function):
         packed: TileWeight | None = None,
     ) -> Tensor:
         """The loss of each token, float32 [supervised]; 0 where the target is IGNORED."""
-        size = chunk_rows(len(weight), weight.element_size()) * chunk_factor(hidden)
+        most = chunk_rows(len(weight), weight.element_size()) * chunk_factor(hidden)
+        size = even_rows(len(targets), most)
         buffer = hidden.new_empty(min(size, len(targets)), len(weight))
         new = None if rows is None else rows.to(weight.dtype)
         grads, grads_of_new = [], []

@@ -3,6 +3,8 @@
 All functions need `why_no_tiles() is None`.
 """
 
+import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,14 +30,32 @@ class LoraPanels:
     b_transposed: Matrix
 
 
-def pack_lora(a: Tensor, b: Tensor, scale: float) -> LoraPanels:
-    """Float32 a [rank, in] and scale * b [out, rank], rounded to bf16."""
-    (rank, inner), outputs = a.shape, len(b)
-    sizes = (rank, inner), (inner, rank), (outputs, rank), (rank, outputs)
-    packed = [Matrix(empty_panels(*size, 2), *size) for size in sizes]
-    a, b = a.detach().contiguous(), b.detach().contiguous()
-    call("pack_lora", a, b, float(scale), rank, inner, outputs, *(m.panels for m in packed))
-    return LoraPanels(*packed)
+class _Pair(ctypes.Structure):
+    """LoraPair of tile_product.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rank", "inner", "outputs")),
+        *((name, ctypes.c_void_p) for name in ("a", "b")),
+        *((f"to_{name}", ctypes.c_void_p) for name in ("a", "a_transposed", "b", "b_transposed")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+def pack_loras(pairs: Sequence[tuple[Tensor, Tensor, float]]) -> list[LoraPanels]:
+    """Float32 a [rank, in] and scale * b [out, rank] of each (a, b, scale), rounded to bf16."""
+    work, packed, read = (_Pair * len(pairs))(), [], []
+    for index, (a, b, scale) in enumerate(pairs):
+        (rank, inner), outputs = a.shape, len(b)
+        sizes = (rank, inner), (inner, rank), (outputs, rank), (rank, outputs)
+        panels = LoraPanels(*(Matrix(empty_panels(*size, 2), *size) for size in sizes))
+        packed.append(panels)
+        tensors = {"a": a.detach().contiguous(), "b": b.detach().contiguous()}
+        tensors |= {f"to_{name}": matrix.panels for name, matrix in vars(panels).items()}
+        read.append(tensors)  # until the call is over
+        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        work[index] = _Pair(rank, inner, outputs, scale=scale, **addresses)
+    call("pack_loras", ctypes.byref(work), len(pairs))
+    return packed
 
 
 def multiply(x: Tensor, right: Matrix) -> Tensor:
@@ -47,19 +67,56 @@ def multiply(x: Tensor, right: Matrix) -> Tensor:
     return product
 
 
-def gradient(left: Tensor, x: Tensor, scale: float = 1.0, *, transposed: bool = False) -> Tensor:
-    """scale * left^T x for bf16 left [rows, rank] and x [rows, columns]: float32 [rank, columns].
+class _Gradient(ctypes.Structure):
+    """NarrowGradient of narrow_gradient.cpp."""
 
-    [columns, rank] if transposed. Raises ValueError for operands that do not fit each other.
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "rank", "columns", "rank_stride", "column_stride")
+        ),
+        *((name, ctypes.c_void_p) for name in ("left", "x", "tiles", "out")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """scale * left^T x for bf16 left [rows, rank] and x [rows, columns]: [rank, columns].
+
+    Its transpose if `transposed`.
     """
-    (rows, rank), columns = left.shape, x.shape[1]
-    if rows != len(x):
-        raise ValueError(f"{rows} rows times {len(x)} rows")
-    out = torch.empty((columns, rank) if transposed else (rank, columns))
-    if not rows:
-        return out.zero_()
-    tiles = torch.empty(-(-rank // 16) * -(-rows // 32) * _TILE, dtype=torch.uint8)
-    strides = (1, rank) if transposed else (columns, 1)
-    sizes = rows, rank, columns, float(scale)
-    call("narrow_gradient", left.contiguous(), x.contiguous(), *sizes, tiles, out, *strides)
-    return out
+
+    left: Tensor
+    x: Tensor
+    scale: float = 1.0
+    transposed: bool = False
+
+
+def gradients(wanted: Sequence[Gradient]) -> list[Tensor]:
+    """These products in float32, computed in one go.
+
+    Raises ValueError for operands that do not fit each other.
+    """
+    work, outs, read = (_Gradient * len(wanted))(), [], []
+    for index, one in enumerate(wanted):
+        (rows, rank), columns = one.left.shape, one.x.shape[1]
+        if rows != len(one.x):
+            raise ValueError(f"{rows} rows times {len(one.x)} rows")
+        shape, strides = (rank, columns), (columns, 1)
+        if one.transposed:
+            shape, strides = (columns, rank), (1, rank)
+        out = torch.zeros(shape) if rows == 0 else torch.empty(shape)
+        outs.append(out)
+        tensors = {
+            "left": one.left.contiguous(),
+            "x": one.x.contiguous(),
+            "tiles": torch.empty(-(-rank // 16) * -(-rows // 32) * _TILE, dtype=torch.uint8),
+            "out": out,
+        }
+        read.append(tensors)  # until the call is over
+        addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        sizes = rows, rank, columns if rows else 0, *strides
+        work[index] = _Gradient(*sizes, scale=one.scale, **addresses)
+    call("narrow_gradients", ctypes.byref(work), len(wanted))
+    return outs

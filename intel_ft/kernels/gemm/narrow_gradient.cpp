@@ -74,39 +74,70 @@ void store_gradient(const char* sums, int64_t ranks, int64_t columns, float scal
 extern "C" {
 
 // out, float32 with these strides in elements, = scale * left [rows, rank] transposed times x
-// [rows, columns]. `tiles` has room for left in tiles.
-void narrow_gradient(const bf16* left, const bf16* x, int64_t rows, int64_t rank, int64_t columns,
-                     float scale, char* tiles, float* out, int64_t rank_stride,
-                     int64_t column_stride, int threads) {
-  const int64_t groups = (rank + 15) / 16, steps = (rows + 31) / 32;
+// [rows, columns]; kernels/gemm/narrow.py has the same fields. `tiles` has room for left in tiles.
+struct NarrowGradient {
+  int64_t rows, rank, columns, rank_stride, column_stride;
+  const bf16 *left, *x;
+  char* tiles;
+  float* out;
+  float scale;
+  int64_t groups() const { return (rank + 15) / 16; }
+  int64_t steps() const { return (rows + 31) / 32; }
+};
+
+}  // extern "C"
+
+namespace {
+
+// The transposed left operand of one k-step, in tiles.
+void pack_left(const NarrowGradient& p, int64_t step) {
+  for (int64_t i = 0; i < p.groups() * 16; ++i) {
+    bf16* to = reinterpret_cast<bf16*>(p.tiles + (i / 16 * p.steps() + step) * TILE) + i % 16 * 32;
+    for (int64_t j = 0; j < 32; ++j) {
+      const int64_t row = step * 32 + j;
+      to[j] = i < p.rank && row < p.rows ? p.left[row * p.rank + i] : bf16{0};
+    }
+  }
+}
+
+constexpr int64_t PAIRED = DEPTH * 4 * TILE;  // bytes of a strip's chunk
+
+void multiply_strip(const NarrowGradient& p, int64_t column, char* scratch) {
+  char* sums = scratch + PAIRED;
+  for (int64_t step = 0; step < p.steps(); step += DEPTH) {
+    const int64_t count = std::min(DEPTH, p.steps() - step);
+    for (int64_t k = 0; k < count; ++k)
+      pair_rows(p.x, p.rows, p.columns, (step + k) * 32, column, scratch + k * 4 * TILE);
+    for (int64_t i = 0; i < p.groups(); ++i)
+      multiply_tiles(p.tiles + (i * p.steps() + step) * TILE, scratch, count, step == 0,
+                     sums + i * 4 * TILE);
+  }
+  for (int64_t i = 0; i < p.groups(); ++i)
+    store_gradient(sums + i * 4 * TILE, std::min<int64_t>(16, p.rank - i * 16), p.columns - column,
+                   p.scale, p.out + i * 16 * p.rank_stride + column * p.column_stride,
+                   p.rank_stride, p.column_stride);
+}
+
+}  // namespace
+
+extern "C" {
+
+void narrow_gradients(const NarrowGradient* gradients, int64_t count, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    const int64_t right = DEPTH * 4 * TILE;
-    char* paired = thread_scratch(right + groups * 4 * TILE);
+    int64_t groups = 0;
+    for (int64_t i = 0; i < count; ++i) groups = std::max(groups, gradients[i].groups());
+    char* scratch = thread_scratch(PAIRED + groups * 4 * TILE);
     tile_configure();
-#pragma omp for schedule(static)
-    for (int64_t step = 0; step < steps; ++step)
-      for (int64_t i = 0; i < groups * 16; ++i) {
-        bf16* to = reinterpret_cast<bf16*>(tiles + (i / 16 * steps + step) * TILE) + i % 16 * 32;
-        for (int64_t j = 0; j < 32; ++j) {
-          const int64_t row = step * 32 + j;
-          to[j] = i < rank && row < rows ? left[row * rank + i] : bf16{0};
-        }
-      }
+    for (int64_t i = 0; i < count; ++i) {
+#pragma omp for schedule(static) nowait
+      for (int64_t step = 0; step < gradients[i].steps(); ++step) pack_left(gradients[i], step);
+    }
+#pragma omp barrier
+    for (int64_t i = 0; i < count; ++i) {
 #pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t column = 0; column < columns; column += STRIP) {
-      for (int64_t step = 0; step < steps; step += DEPTH) {
-        const int64_t count = std::min(DEPTH, steps - step);
-        for (int64_t k = 0; k < count; ++k)
-          pair_rows(x, rows, columns, (step + k) * 32, column, paired + k * 4 * TILE);
-        for (int64_t i = 0; i < groups; ++i)
-          multiply_tiles(tiles + (i * steps + step) * TILE, paired, count, step == 0,
-                         paired + right + i * 4 * TILE);
-      }
-      for (int64_t i = 0; i < groups; ++i)
-        store_gradient(paired + right + i * 4 * TILE, std::min<int64_t>(16, rank - i * 16),
-                       columns - column, scale, out + i * 16 * rank_stride + column * column_stride,
-                       rank_stride, column_stride);
+      for (int64_t column = 0; column < gradients[i].columns; column += STRIP)
+        multiply_strip(gradients[i], column, scratch);
     }
     TILE_RELEASE();
   }

@@ -34,6 +34,15 @@ struct TileProduct {
   bf16* out;                    // [rows, columns]
 };
 
+// A LoRA pair a [rank, inner] and b [outputs, rank], and where their panels go: of a, a transposed,
+// scale * b, and that transposed; kernels/gemm/narrow.py has the same fields.
+struct LoraPair {
+  int64_t rank, inner, outputs;
+  const float *a, *b;
+  char *to_a, *to_a_transposed, *to_b, *to_b_transposed;
+  float scale;
+};
+
 }  // extern "C"
 
 namespace {
@@ -255,17 +264,14 @@ void pack_w(const void* w, int64_t int8, int64_t columns, int64_t inner, int64_t
   }
 }
 
-// The four matrices of a LoRA pair a [rank, inner] and b [outputs, rank], float32, into bf16
-// panels: a, a transposed, scale * b, and that transposed.
-void pack_lora(const float* a, const float* b, float scale, int64_t rank, int64_t inner,
-               int64_t outputs, char* to_a, char* to_a_transposed, char* to_b,
-               char* to_b_transposed, int threads) {
+// The four matrices of each LoRA pair into bf16 panels.
+void pack_loras(const LoraPair* pairs, int64_t count, int threads) {
 #pragma omp parallel num_threads(threads)
-  {
-    pack<bf16>(a, rank, inner, inner, 1, 1, to_a);
-    pack<bf16>(a, inner, rank, 1, inner, 1, to_a_transposed);
-    pack<bf16>(b, outputs, rank, rank, 1, scale, to_b);
-    pack<bf16>(b, rank, outputs, 1, rank, scale, to_b_transposed);
+  for (const LoraPair* p = pairs; p < pairs + count; ++p) {
+    pack<bf16>(p->a, p->rank, p->inner, p->inner, 1, 1, p->to_a);
+    pack<bf16>(p->a, p->inner, p->rank, 1, p->inner, 1, p->to_a_transposed);
+    pack<bf16>(p->b, p->outputs, p->rank, p->rank, 1, p->scale, p->to_b);
+    pack<bf16>(p->b, p->rank, p->outputs, 1, p->rank, p->scale, p->to_b_transposed);
   }
 }
 

@@ -173,7 +173,7 @@ def test_loras_products_are_rounded_once(shape) -> None:
     rows, inner, rank = shape
     x, left = half(rows, inner), half(rows, rank)
     a, b = torch.randn(rank, inner), torch.randn(inner, rank)
-    packed = narrow.pack_lora(a, b, 0.3)
+    _, packed = narrow.pack_loras([(b[:3].T, a[:, :4].T, 2.0), (a, b, 0.3)])
     for found, right in (
         (narrow.multiply(x, packed.a), a.bfloat16()),
         (narrow.multiply(x, packed.b_transposed), (b * 0.3).bfloat16().T),
@@ -182,10 +182,11 @@ def test_loras_products_are_rounded_once(shape) -> None:
         summands = x.abs().double() @ wide.abs().T
         assert_rounded_once(found, x.double() @ wide.T, summands)
     exact, summands = left.double().T @ x.double(), left.abs().double().T @ x.abs().double()
-    for transposed in (False, True):
-        found = narrow.gradient(left, x, 0.5, transposed=transposed)
+    one, other = narrow.gradients(
+        [narrow.Gradient(left, x, 0.5), narrow.Gradient(left, x, 0.5, transposed=True)]
+    )
+    for found in (one, other.T):
         assert found.dtype == torch.float32
-        found = found.T if transposed else found
         assert ((found.double() - 0.5 * exact).abs() <= 1e-6 * summands + 1e-30).all()
     # What the two others add to a product.
     zeros, w = tiles.pack_rows(torch.zeros(rows, 32).bfloat16()), tiles.pack(half(inner, 32))
@@ -231,7 +232,7 @@ def test_operands_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="4 rows of 32 times a matrix of 64"):
         narrow.multiply(half(4, 32), tiles.pack(half(8, 64)))
     with pytest.raises(ValueError, match="4 rows times 5 rows"):
-        narrow.gradient(half(4, 8), half(5, 8))
+        narrow.gradients([narrow.Gradient(half(4, 8), half(5, 8))])
     with pytest.raises(ValueError, match="contiguous"):
         tiles.multiply(x, matrix, residual=half(8, 4).T)
 

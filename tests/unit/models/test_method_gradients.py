@@ -17,7 +17,7 @@ from intel_ft.layers.nf4 import nf4_base
 from intel_ft.models import lora_init
 from intel_ft.models.adapter import add_lora, fuse
 from intel_ft.models.frozen_base import FrozenLinear, replace_linears
-from intel_ft.models.loss import loss_sum
+from intel_ft.models.loss import even_rows, loss_sum
 from intel_ft.training.distillation import Teacher
 from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.trainable import Adapter
@@ -145,6 +145,14 @@ def test_chunks_change_nothing(monkeypatch) -> None:
     whole = found()
     monkeypatch.setattr("intel_ft.models.loss.chunk_rows", lambda *_: 7)
     assert_close(found(), whole, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "each"),
+    [(1048, 512, 352), (512, 512, 512), (513, 512, 288), (5, 512, 32), (0, 512, 32), (20, 7, 7)],
+)
+def test_chunks_of_the_head_are_even(rows, most, each) -> None:
+    assert even_rows(rows, most) == each
 
 
 def test_all_weights_have_the_gradients_of_cross_entropy() -> None:
