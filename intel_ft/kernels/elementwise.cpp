@@ -79,8 +79,10 @@ void rms_norm_backward(const bf16* x, const bf16* weight, const bf16* grad, cons
 
 // out = silu(gate) * up.
 void swiglu(const bf16* gate, const bf16* up, bf16* out, int64_t count, int threads) {
-#pragma omp parallel for simd num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < count; ++i) out[i] = swiglu_of(gate[i], up[i]);
+  constexpr int64_t PIECE = 1024;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < count; i += PIECE)
+    swiglu_row(gate + i, up + i, std::min(PIECE, count - i), out + i);
 }
 
 // out = x / (1 - rate) where an element is kept and 0 elsewhere, plus `residual` unless that is

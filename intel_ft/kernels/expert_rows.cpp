@@ -53,8 +53,7 @@ void rows_swiglu(const bf16* hidden, int64_t rows, int64_t size, bf16* out, int 
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < rows; ++i) {
     const bf16 *gate = hidden + 2 * i * size, *up = gate + size;
-#pragma omp simd
-    for (int64_t j = 0; j < size; ++j) out[i * size + j] = swiglu_of(gate[j], up[j]);
+    swiglu_row(gate, up, size, out + i * size);
   }
 }
 

@@ -11,8 +11,8 @@
 
 namespace {
 
-constexpr int64_t STRIP = 64;  // columns of x, those of four tiles
-constexpr int64_t DEPTH = 8;   // k-steps of 32 rows of a chunk
+constexpr int64_t STRIP = 128, HALF = STRIP / 2;  // columns of x, and those of four tiles
+constexpr int64_t DEPTH = 8;                      // k-steps of 32 rows of a chunk
 
 // Rows `row` to `row` + 31 of x from column `column` on, in four tiles of 16 columns (the first
 // pair in order 0-3, 8-11, 16-19, 24-27 and 4-7, 12-15, ...; so is the second), zeros beyond x.
@@ -51,12 +51,12 @@ void multiply_tiles(const char* left, const char* right, int64_t steps, bool fir
   four.store();
 }
 
-// Writes the sums of up to 16 ranks and STRIP columns, whose order it puts right, times `scale`.
+// Writes the sums of up to 16 ranks and HALF columns, whose order it puts right, times `scale`.
 void store_gradient(const char* sums, int64_t ranks, int64_t columns, float scale, float* out,
                     int64_t rank_stride, int64_t column_stride) {
   const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  alignas(64) float line[STRIP];
+  alignas(64) float line[HALF];
   for (int64_t i = 0; i < ranks; ++i) {
     for (int64_t half = 0; half < 2; ++half) {
       const char* from = sums + half * 2 * TILE + i * LINE;
@@ -64,7 +64,7 @@ void store_gradient(const char* sums, int64_t ranks, int64_t columns, float scal
       _mm512_store_ps(line + half * 32, _mm512_permutex2var_ps(first, low, second));
       _mm512_store_ps(line + half * 32 + 16, _mm512_permutex2var_ps(first, high, second));
     }
-    for (int64_t j = 0; j < std::min(STRIP, columns); ++j)
+    for (int64_t j = 0; j < std::min(HALF, columns); ++j)
       out[i * rank_stride + j * column_stride] = line[j] * scale;
   }
 }
@@ -103,19 +103,26 @@ void pack_left(const NarrowGradient& p, int64_t step) {
 constexpr int64_t PAIRED = DEPTH * 4 * TILE;  // bytes of a strip's chunk
 
 void multiply_strip(const NarrowGradient& p, int64_t column, char* scratch) {
+  const int64_t groups = p.groups();
   char* sums = scratch + PAIRED;
   for (int64_t step = 0; step < p.steps(); step += DEPTH) {
     const int64_t count = std::min(DEPTH, p.steps() - step);
-    for (int64_t k = 0; k < count; ++k)
-      pair_rows(p.x, p.rows, p.columns, (step + k) * 32, column, scratch + k * 4 * TILE);
-    for (int64_t i = 0; i < p.groups(); ++i)
-      multiply_tiles(p.tiles + (i * p.steps() + step) * TILE, scratch, count, step == 0,
-                     sums + i * 4 * TILE);
+    for (int64_t half = 0; half < 2; ++half) {
+      for (int64_t k = 0; k < count; ++k)
+        pair_rows(p.x, p.rows, p.columns, (step + k) * 32, column + half * HALF,
+                  scratch + k * 4 * TILE);
+      for (int64_t i = 0; i < groups; ++i)
+        multiply_tiles(p.tiles + (i * p.steps() + step) * TILE, scratch, count, step == 0,
+                       sums + (half * groups + i) * 4 * TILE);
+    }
   }
-  for (int64_t i = 0; i < p.groups(); ++i)
-    store_gradient(sums + i * 4 * TILE, std::min<int64_t>(16, p.rank - i * 16), p.columns - column,
-                   p.scale, p.out + i * 16 * p.rank_stride + column * p.column_stride,
-                   p.rank_stride, p.column_stride);
+  for (int64_t half = 0; half < 2; ++half)
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t at = column + half * HALF;
+      store_gradient(sums + (half * groups + i) * 4 * TILE, std::min<int64_t>(16, p.rank - i * 16),
+                     p.columns - at, p.scale, p.out + i * 16 * p.rank_stride + at * p.column_stride,
+                     p.rank_stride, p.column_stride);
+    }
 }
 
 }  // namespace
@@ -127,7 +134,7 @@ void narrow_gradients(const NarrowGradient* gradients, int64_t count, int thread
   {
     int64_t groups = 0;
     for (int64_t i = 0; i < count; ++i) groups = std::max(groups, gradients[i].groups());
-    char* scratch = thread_scratch(PAIRED + groups * 4 * TILE);
+    char* scratch = thread_scratch(PAIRED + 2 * groups * 4 * TILE);
     tile_configure();
     for (int64_t i = 0; i < count; ++i) {
 #pragma omp for schedule(static) nowait

@@ -76,7 +76,7 @@ static inline void multiply_panels(const char* a, const char* b, char* sums, int
 template <int64_t HEIGHT>
 static inline void copy_rows(const bf16* rows, int64_t count, int64_t inner, int64_t step,
                              int64_t steps, char* to, int64_t stride) {
-  constexpr int64_t LINES = 8;
+  constexpr int64_t LINES = 256 / HEIGHT;
   for (int64_t first = step; first < step + steps; first += LINES) {
     const int64_t last = std::min(first + LINES, step + steps);
     for (int64_t r = 0; r < HEIGHT; ++r)

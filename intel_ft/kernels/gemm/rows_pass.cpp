@@ -97,9 +97,7 @@ const bf16* source_rows(const RowsPass& p, int64_t row, int64_t count, bf16* scr
     for (int64_t r = 0; r < count; ++r)
       norm_row(x + r * p.inner, p.norm, p.eps, p.inner, scratch + r * p.inner);
   } else {
-    const bf16* up = p.up + row * p.inner;
-#pragma omp simd
-    for (int64_t i = 0; i < count * p.inner; ++i) scratch[i] = swiglu_of(x[i], up[i]);
+    swiglu_row(x, p.up + row * p.inner, count * p.inner, scratch);
   }
   return scratch;
 }

@@ -18,6 +18,7 @@
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
 #include <atomic>
+#include <vector>
 
 #include "panels.h"
 
@@ -61,43 +62,44 @@ struct Chunk {
   int64_t step, steps;
 };
 
-// The blocks of an output, those of the same columns after each other. The last two blocks' columns
-// are dealt in blocks of half the width, so that the threads finish together.
+// The blocks of an output: strips of columns after each other, in even parts down. The strips get
+// narrower towards the end, so that threads finish together although they are not equally fast.
 class Blocks {
  public:
-  Blocks(const TileProduct& product, const Blocking& size)
+  Blocks(const TileProduct& product, const Blocking& size, int threads)
       : rows_(panels_of(product.rows)),
-        columns_(panels_of(product.columns)),
         steps_(product.steps),
-        size_(size),
-        half_(std::max<int64_t>(1, size.columns / 2)),
-        wide_(std::max<int64_t>(0, columns_ / size.columns - 2)),
-        down_((rows_ + size.rows - 1) / size.rows),
-        count_(down_ * (wide_ + (columns_ - wide_ * size.columns + half_ - 1) / half_)) {}
+        chunk_(size.steps),
+        down_((rows_ + size.rows - 1) / size.rows) {
+    const int64_t columns = panels_of(product.columns);
+    while (starts_.back() < columns) {
+      const int64_t left = columns - starts_.back(), each = left * down_ / threads;
+      const int64_t width = std::clamp(each, std::min(NARROWEST, size.columns), size.columns);
+      starts_.push_back(columns - left + std::min(left, width));
+    }
+  }
 
   int64_t take() { return next_++; }
-  bool has(int64_t block) const { return block < count_; }
+  bool has(int64_t block) const { return block < down_ * (int64_t(starts_.size()) - 1); }
 
   Chunk first(int64_t block) const {
-    const int64_t row = block % down_ * size_.rows, across = block / down_;
-    const int64_t rows = std::min(size_.rows, rows_ - row);
-    const int64_t column =
-        std::min(across, wide_) * size_.columns + std::max<int64_t>(0, across - wide_) * half_;
-    const int64_t columns = std::min(across < wide_ ? size_.columns : half_, columns_ - column);
-    return {row, rows, column, columns, 0, std::min(size_.steps, steps_)};
+    const int64_t i = block % down_, j = block / down_;
+    const int64_t row = rows_ * i / down_, column = starts_[j];
+    return {row, rows_ * (i + 1) / down_ - row, column, starts_[j + 1] - column,
+            0,   std::min(chunk_, steps_)};
   }
 
   // Moves on to the block's next chunk; false after its last one.
   bool advance(Chunk* chunk) const {
     chunk->step += chunk->steps;
-    chunk->steps = std::min(size_.steps, steps_ - chunk->step);
+    chunk->steps = std::min(chunk_, steps_ - chunk->step);
     return chunk->steps > 0;
   }
 
  private:
-  int64_t rows_, columns_, steps_;
-  Blocking size_;
-  int64_t half_, wide_, down_, count_;
+  static constexpr int64_t NARROWEST = 2;
+  int64_t rows_, steps_, chunk_, down_;
+  std::vector<int64_t> starts_ = {0};  // of the strips, and the end
   std::atomic<int64_t> next_{0};
 };
 
@@ -184,7 +186,7 @@ void store_block(const TileProduct& p, const Chunk& block, Sums sums) {
 
 template <bool INT8>
 void multiply(const TileProduct& p, const Blocking& size, int threads) {
-  Blocks blocks(p, size);
+  Blocks blocks(p, size, threads);
 #pragma omp parallel num_threads(threads)
   {
     const int64_t bytes = size.rows * PANEL * size.stride(), low = (p.rank + 31) / 32 * STEP;
