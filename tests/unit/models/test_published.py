@@ -138,6 +138,8 @@ def test_scales_of_other_blocks_are_refused_by_the_weights_name(tmp_path) -> Non
 def test_a_streamed_base_is_the_one_that_is_converted_later(
     name, layout, in_fp8, tmp_path, monkeypatch
 ) -> None:
+    if layout == "nf4":
+        pytest.importorskip("bitsandbytes")
     saved(tmp_path, name, in_fp8=in_fp8)
     settings = ModelConfig(name_or_path=str(tmp_path))
     whole = load_base(settings, torch.bfloat16, packed_attention.NAME)
