@@ -11,9 +11,8 @@
 // outputs. A thread takes one block of the output after another and keeps its sums in float32
 // (int32) in L2. It goes through k in chunks, so that the panels' chunks stay in L2, too.
 //
-// An addition of low rank, low_x [rows, rank] times low_w [columns, rank] transposed (LoRA's), in
-// bf16, is a few more k-steps of each block. Then the block is scaled, bias and residual are
-// added, and it is rounded to bf16 once.
+// Then the block is scaled, bias, residual and a product of low rank, low_x [rows, rank] times
+// low_w [columns, rank] transposed (LoRA's), in bf16, are added, and it is rounded to bf16 once.
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
@@ -125,63 +124,53 @@ void multiply_chunk(const TileProduct& p, const Chunk& chunk, Sums sums) {
   }
 }
 
-// The block's int32 sums become floats, times their scales.
-void scale_block(const TileProduct& p, const Chunk& block, Sums sums) {
-  const int64_t row = block.row * PANEL, column = block.column * PANEL;
-  const int64_t rows = std::min(block.rows * PANEL, p.rows - row);
-  const int64_t columns = std::min(block.columns * PANEL, p.columns - column);
-  for (int64_t i = 0; i < rows; ++i) {
-    const __m512 scale = _mm512_set1_ps(p.row_scales[row + i]);
-    for (int64_t j = 0; j < columns; j += 16) {
-      char* at = sums.at(i, j);
-      const __m512 of_columns =
-          _mm512_maskz_loadu_ps(mask16(columns - j), p.column_scales + column + j);
-      const __m512 value = _mm512_cvtepi32_ps(_mm512_loadu_si512(at));
-      _mm512_storeu_ps(at, _mm512_mul_ps(value, _mm512_mul_ps(scale, of_columns)));
-    }
+// Scales 16 sums of row i and column j, adds `low` unless it is null, bias and residual.
+template <bool INT8>
+inline __m512 finished(const TileProduct& p, int64_t i, int64_t j, const char* sums,
+                       const char* low) {
+  const __mmask16 mask = mask16(p.columns - j);
+  __m512 value = _mm512_loadu_ps(sums);
+  if (INT8) {
+    const __m512 of_columns = _mm512_maskz_loadu_ps(mask, p.column_scales + j);
+    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(p.row_scales[i]), of_columns);
+    value = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(value)), scale);
   }
+  if (low) value = _mm512_add_ps(value, _mm512_loadu_ps(low));
+  if (p.bias) value = _mm512_add_ps(value, load_float(p.bias + j, mask));
+  if (p.residual) value = _mm512_add_ps(value, load_float(p.residual + i * p.columns + j, mask));
+  return value;
 }
 
-void add_low_rank(const TileProduct& p, const Chunk& block, Sums sums, char* scratch) {
+// Finishes a block and rounds it to bf16. Whole cache lines go past the caches. `scratch` holds the
+// panels of 32 rows of low_x, and their products with low_w, laid out as the sums of 32 rows.
+template <bool INT8>
+void store_block(const TileProduct& p, const Chunk& block, Sums sums, char* scratch) {
   const int64_t steps = (p.rank + 31) / 32;
-  for (int64_t row = 0; row < block.rows; ++row) {
-    const int64_t at = (block.row + row) * PANEL;
-    copy_rows<PANEL>(p.low_x + at * p.rank, std::min(PANEL, p.rows - at), p.rank, 0, steps, scratch,
-                     STEP);
-    for (int64_t column = 0; column < block.columns; ++column) {
-      const char* w = panel_at(p.low_w, block.column + column, steps, 0);
-      multiply_panels<false>(scratch, w, sums.panel(row, column), sums.stride, steps, false);
-    }
-  }
-}
-
-// Adds bias and residual and rounds the block to bf16. Whole cache lines go past the caches.
-void store_block(const TileProduct& p, const Chunk& block, Sums sums) {
-  const int64_t row = block.row * PANEL, column = block.column * PANEL;
-  const int64_t rows = std::min(block.rows * PANEL, p.rows - row);
+  const Sums low = {scratch + steps * STEP, sums.stride};
+  const int64_t column = block.column * PANEL;
   const int64_t columns = std::min(block.columns * PANEL, p.columns - column);
   const bool lines = int64_t(p.out) % LINE == 0 && p.columns % PANEL == 0;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; j += PANEL) {
-      const char* from = sums.at(i, j);
-      const __mmask16 low = mask16(columns - j), high = mask16(columns - j - 16);
-      __m512 first = _mm512_loadu_ps(from), second = _mm512_loadu_ps(from + LINE);
-      const int64_t at = (row + i) * p.columns + column + j;
-      if (p.bias) {
-        first = _mm512_add_ps(first, load_float(p.bias + column + j, low));
-        second = _mm512_add_ps(second, load_float(p.bias + column + j + 16, high));
+  for (int64_t panel = 0; panel < block.rows; ++panel) {
+    const int64_t row = (block.row + panel) * PANEL, rows = std::min(PANEL, p.rows - row);
+    if (p.rank) copy_rows<PANEL>(p.low_x + row * p.rank, rows, p.rank, 0, steps, scratch, STEP);
+    for (int64_t j = 0; p.rank && j < block.columns; ++j)
+      multiply_panels<false>(scratch, panel_at(p.low_w, block.column + j, steps, 0),
+                             low.panel(0, j), low.stride, steps, true);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; j += PANEL) {
+        const char* from = sums.at(panel * PANEL + i, j);
+        const char* more = p.rank ? low.at(i, j) : nullptr;
+        const __m256i first = to_bf16(finished<INT8>(p, row + i, column + j, from, more));
+        const __m256i second = to_bf16(
+            finished<INT8>(p, row + i, column + j + 16, from + LINE, more ? more + LINE : nullptr));
+        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+        bf16* to = p.out + (row + i) * p.columns + column + j;
+        if (lines)
+          _mm512_stream_si512(reinterpret_cast<__m512i*>(to), both);
+        else
+          _mm512_mask_storeu_epi16(to, mask32(columns - j), both);
       }
-      if (p.residual) {
-        first = _mm512_add_ps(first, load_float(p.residual + at, low));
-        second = _mm512_add_ps(second, load_float(p.residual + at + 16, high));
-      }
-      const __m512i both =
-          _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(first)), to_bf16(second), 1);
-      if (lines)
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(p.out + at), both);
-      else
-        _mm512_mask_storeu_epi16(p.out + at, mask32(columns - j), both);
-    }
+  }
 }
 
 template <bool INT8>
@@ -190,15 +179,13 @@ void multiply(const TileProduct& p, const Blocking& size, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const int64_t bytes = size.rows * PANEL * size.stride(), low = (p.rank + 31) / 32 * STEP;
-    const Sums sums = {thread_scratch(bytes + low), size.stride()};
+    const Sums sums = {thread_scratch(bytes + low + PANEL * size.stride()), size.stride()};
     tile_configure();
     for (int64_t block = blocks.take(); blocks.has(block); block = blocks.take()) {
       Chunk chunk = blocks.first(block);
       do multiply_chunk<INT8>(p, chunk, sums);
       while (blocks.advance(&chunk));
-      if (INT8) scale_block(p, chunk, sums);
-      if (p.rank) add_low_rank(p, chunk, sums, sums.data + bytes);
-      store_block(p, chunk, sums);
+      store_block<INT8>(p, chunk, sums, sums.data + bytes);
     }
     TILE_RELEASE();
     _mm_sfence();
