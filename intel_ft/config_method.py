@@ -43,8 +43,8 @@ class MethodConfig(Section):
     """Use DoRA (weight-decomposed LoRA)."""
     use_rslora: bool = False
     """Use rank-stabilized LoRA: scale by alpha / sqrt(r)."""
-    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """Initialization of the adapter."""
+    init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
+    """Initialization of the adapter; loftq: what model.base_dtype=int4 rounded away."""
     lora_plus_ratio: float = Field(1.0, ge=1.0)
     """LoRA+: learning rate of the B matrices divided by that of the A matrices."""
     teacher: PathOrId | None = None

@@ -86,6 +86,8 @@ def _on_int4(config: Sections) -> Iterator[str]:
     if config.base_dtype != "int4":
         if model.quantization:
             yield "model.quantization applies to model.base_dtype=int4 only"
+        if method.init == "loftq":
+            yield "method.init=loftq starts from the rounding of model.base_dtype=int4: set that"
         return
     kept = "base weights, which model.base_dtype=int4 keeps unchanged"
     if method.init in ("pissa", "olora"):

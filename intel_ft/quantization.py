@@ -50,7 +50,7 @@ class Settings(Section):
     recover_steps: int = Field(300, ge=1)  # of export --recover
     recover_minutes: float = Field(60, gt=0)  # after which it stops
     recover_rank: int | None = Field(None, ge=0)  # of the corrections; 0: whole matrices
-    recover_rate: float = Field(1e-4, gt=0)  # learning rate
+    recover_rate: float = Field(1e-3, gt=0)  # learning rate
     samples: int = Field(128, ge=1)  # number of calibration examples
     sample_tokens: int = Field(512, ge=8)  # maximum tokens per calibration example
 

@@ -1,50 +1,50 @@
 """Compares the ways to an int4 model on the demo's task; prints the table of docs/export.md.
 
-    python tools/compare_int4.py --output runs/int4 --model tiny-python-llama --seeds 3 --steps 80
+    python tools/compare_int4.py --output runs/int4 --model tiny-python-llama --steps 80
     python tools/compare_int4.py --output runs/int4-small --model models/small --steps 200
 
 For each seed, two runs that differ in the weights that they train on:
 
-- bf16: LoRA on the base, merged; exported as each rung of int4, and recovered (--recover);
+- bf16: LoRA on the base, merged; exported as each rung of `--format auto`, and recovered;
 - int4: LoRA on the int4 base (model.base_dtype=int4), exported with --adapter.
 
-Every candidate is compared with the merged bf16 run in torch, on the held-out examples. Runs and
-exports are kept in OUTPUT and not repeated, so an interrupted comparison continues. One process at
-a time; times are in export.json and mean nothing on a machine that others use.
+Every candidate is compared with the merged bf16 run in torch, on the held-out examples. What is
+measured is kept in OUTPUT and not repeated, so an interrupted comparison continues, and several
+processes can share the work: the first measures --only bf16 of a seed, then others --only INT4 ...
+of it; --only without names prints what is there.
 """
 
 import argparse
 import json
+import logging
 import math
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from intel_ft.artifacts.resolve import read_json
+from intel_ft.artifacts.resolve import read_json, resolve
+from intel_ft.export.context import DTYPE, ExportContext, Source, prepare_context
+from intel_ft.export.export import require_packages
+from intel_ft.export.gate import Gate, Limits, log_line
+from intel_ft.export.ladder import Candidate, candidates
+from intel_ft.export.measure import read_summary
+from intel_ft.export.output import quiet
+from intel_ft.export.try_candidate import try_candidate
+from intel_ft.export.workspace import drop_stage
+from intel_ft.files import write_json
+from intel_ft.quantization import Settings
 from intel_ft.tables import Table
 
 TRAIN = "docstring-to-python/train.jsonl"
 HELDOUT = "docstring-to-python/heldout.jsonl"
+LIMIT = Limits(max_ppl_increase=0.003)
 
-RUNGS: dict[str, tuple[str, ...]] = {
-    "int4": (),
-    "int4-g64": ("group_size=64", "recipe=none"),
-    "int4-g32": ("group_size=32", "recipe=none"),
-    "int4-r80": ("group_size=64", "ratio=0.8", "recipe=none"),
-    "int4-all": ("all_layers=true", "recipe=none"),
-}
-RECOVERED = {
-    "int4-recovered": (),
-    "int4-g32-recovered": ("group_size=32", "recipe=none"),
-    "int4-all-recovered": ("all_layers=true", "recipe=none"),
-}
-ADAPTER = {
-    "int4 + adapter": (),
-    "int4-g64 + adapter": ("group_size: 64",),
-    "int4-all + adapter": ("all_layers: true",),
-}
+ADAPTER = {"int4 + adapter": "", "int4-all + adapter": "all_layers: true"}
+Measure = Callable[[], dict[str, Any]]
 
 
 def main() -> None:
@@ -52,62 +52,102 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="tiny-python-llama")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--generate", type=int, default=50, help="answers that are checked")
-    parser.add_argument("--heldout", default=HELDOUT)
-    parser.add_argument("--recover-steps", type=int, default=300)
-    parser.add_argument("--only", nargs="*", help="measure these candidates alone")
+    parser.add_argument("--data", help="validation set; default: all of the demo's")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of --recover, KEY=VALUE")
+    parser.add_argument("--adapter-set", nargs="*", default=[], help="overrides of int4's training")
+    parser.add_argument("--only", nargs="*", help="measure these candidates alone, or none")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     options.output.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, dict[str, Any]]] = []
-    for seed in range(options.seeds):
-        results.append(measure(options, seed))
-        print(table(results).markdown(), flush=True)
+    results = [measure(options, seed) for seed in options.seeds]
+    print(table(results).markdown())
+    for seed, found in zip(options.seeds, results, strict=True):
+        plain, recovered = (chosen(found, recover=recover) for recover in (False, True))
+        print(f"seed {seed}, auto at 0.3 %: {plain}; with --recover: {recovered}")
 
 
 def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
     """All candidates of one seed, by name: size and quality; `bf16` is the reference."""
-    run = train(options, f"bf16-{seed}", seed, ())
     found: dict[str, dict[str, Any]] = {}
-    for name, pairs in {**RUNGS, **RECOVERED}.items():
-        if not wanted(options, name):
-            continue
-        extra = [part for pair in pairs for part in ("--set", pair)]
-        if name in RECOVERED:
-            extra += ["--recover", "--set", f"recover_steps={options.recover_steps}"]
-        record = export(options, f"{name}-{seed}", [str(run)], extra)
-        row = record["gate"]["table"][0]
-        found.setdefault("bf16", record["gate"]["reference"])
-        found[name] = row
-    for name, settings in ADAPTER.items():
-        if not wanted(options, name):
-            continue
-        key = name.replace(" + ", "-")
-        quantization = f"model.quantization={{{', '.join(settings)}}}"
-        trained = train(options, f"{key}-{seed}", seed, ("model.base_dtype=int4", quantization))
-        extra = ["--adapter", "--reference", str(run)]
-        record = export(options, f"{key}-ir-{seed}", [str(trained)], extra)
-        (adapter,) = record["adapters"]
-        file = options.output / f"{key}-ir-{seed}" / adapter["file"]
-        size = record["megabytes"] + file.stat().st_size / 1e6
-        found[name] = adapter["quality"] | {"megabytes": size}
-        print(
-            f"seed {seed}, training: bf16 {rate(run):,.0f} token/s, {name} {rate(trained):,.0f}",
-            file=sys.stderr,
-        )
+    run = train(options, f"bf16-{seed}", seed, ())
+    for name, measured in [*merged(options, run), *separate(options, run, seed)]:
+        path = options.output / f"{name.replace(' + ', '-')}-{seed}.json"
+        if not path.is_file() and (options.only is None or name in options.only):
+            write_json(path, measured())
+        if row := read_json(path):
+            found[name] = row
     return found
+
+
+def merged(options: argparse.Namespace, run: Path) -> Iterator[tuple[str, Measure]]:
+    """The merged run, the rungs of `--format auto --recover`, and int4 in all layers."""
+    recovery = dict(pair.split("=", 1) for pair in options.set)
+    rungs = candidates("auto", Settings.model_validate(recovery), recover=True)
+    rungs.append(Candidate("int4-all", "int4", Settings(recipe="none", all_layers=True)))
+
+    @cache
+    def context() -> ExportContext:
+        require_packages()
+        work = run.with_name(f"{run.name}-exports")
+        gate = Gate(generate=options.generate, data=options.data)
+        source = Source(resolve(str(run)), None, trust_remote_code=False, allow_pickle=False)
+        return prepare_context(source, work, gate, None, Settings(), recover=True)
+
+    def reference() -> dict[str, Any]:
+        with quiet():
+            folder = context().reference
+        return read_summary(folder) | read_json(folder / DTYPE)
+
+    def candidate(rung: Candidate) -> dict[str, Any]:
+        with quiet():
+            result = try_candidate(context(), rung)
+            drop_stage(context().folder(rung.name))
+        logging.info("%s", log_line(result.row, None))
+        return result.row.record(LIMIT) | {"recovery": result.recovery}
+
+    yield "bf16", reference
+    for rung in rungs:
+        yield rung.name, partial(candidate, rung)
+
+
+def separate(options: argparse.Namespace, run: Path, seed: int) -> Iterator[tuple[str, Measure]]:
+    """The compressed base with an adapter that was trained on it."""
+
+    def measured(name: str, settings: str) -> dict[str, Any]:
+        key = name.replace(" + ", "-")
+        overrides = ("model.base_dtype=int4", f"model.quantization={{{settings}}}")
+        trained = train(options, f"{key}-{seed}", seed, (*overrides, *options.adapter_set))
+        folder = options.output / f"{key}-ir-{seed}"
+        intel_ft(
+            *("export", str(trained), "-o", str(folder), "--format", "int4", "--adapter"),
+            *("--reference", str(run), "--generate", str(options.generate), "--json"),
+        )
+        record = read_json(folder / "export.json")
+        (one,) = record["adapters"]
+        size = record["megabytes"] + (folder / one["file"]).stat().st_size / 1e6
+        logging.info("training: bf16 %.0f token/s, %s %.0f", rate(run), name, rate(trained))
+        return dict(one["quality"]) | {"megabytes": size}
+
+    for name, settings in ADAPTER.items():
+        yield name, partial(measured, name, settings)
+
+
+def chosen(found: dict[str, dict[str, Any]], *, recover: bool) -> str:
+    """The rung that `--format auto` selects at LIMIT, of those that were measured."""
+    for rung in candidates("auto", Settings(), recover=recover):
+        row = found.get(rung.name)
+        if row is not None and row["passed"]:
+            return f"{rung.name}, {row['megabytes']:.2f} MB"
+    return "none of these"
 
 
 def rate(run: Path) -> float:
     """The median of a run's tokens per second over its steps."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return statistics.median(line["tokens_per_s"] for line in lines if "tokens_per_s" in line)
-
-
-def wanted(options: argparse.Namespace, name: str) -> bool:
-    """Whether this candidate is to be measured."""
-    return not options.only or name in options.only
 
 
 def train(options: argparse.Namespace, name: str, seed: int, overrides: tuple[str, ...]) -> Path:
@@ -120,7 +160,7 @@ def train(options: argparse.Namespace, name: str, seed: int, overrides: tuple[st
     intel_ft(
         "train",
         *(str(config), f"model.name_or_path={options.model}", f"data.train={TRAIN}"),
-        *(f"data.eval={options.heldout}", "data.template=tokenizer", f"train.seed={seed}"),
+        *(f"data.eval={HELDOUT}", "data.template=tokenizer", f"train.seed={seed}"),
         *("train.global_batch_size=32", "train.learning_rate=0.003"),
         *(f"train.max_steps={options.steps}", f"train.eval_steps={options.steps}"),
         *("train.save_steps=1000000", "train.report_to=[]", f"output.directory={run}"),
@@ -128,20 +168,6 @@ def train(options: argparse.Namespace, name: str, seed: int, overrides: tuple[st
         *("--overwrite", "--json"),
     )
     return run
-
-
-def export(
-    options: argparse.Namespace, name: str, sources: list[str], extra: list[str]
-) -> dict[str, Any]:
-    """The export.json of this export, made unless it exists."""
-    folder = options.output / name
-    if not (folder / "export.json").is_file():
-        intel_ft(
-            *("export", *sources, "-o", str(folder), "--format", "int4"),
-            *("--generate", str(options.generate), "--json"),
-            *extra,
-        )
-    return read_json(folder / "export.json")
 
 
 def intel_ft(*arguments: str) -> dict[str, Any]:

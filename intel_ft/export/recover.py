@@ -8,8 +8,8 @@ that it started from. A killed recovery continues from its last saved step.
 import logging
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from intel_ft.artifacts.ir_weights import (
     read_compressed,
     replace_weights,
 )
+from intel_ft.decisions import Decision
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.files import whole_file
 from intel_ft.quantization import Settings
@@ -29,11 +30,12 @@ from intel_ft.templates.examples import ExampleSet
 logger = logging.getLogger(__name__)
 
 SEED = 0
-BATCH = 8  # examples per step
+BATCH = 32  # examples per step
 SAVE_SECONDS = 20
 WHOLE = 2 * 10**8  # weights of 4 bits up to which the correction is a whole matrix
 _RANK = 64
-_RATES = {"log_scale": 1, "zero": 20, "a": 1, "b": 1, "whole": 0.1}
+_CHUNK = 2**28  # logits that a GPU computes at once; a CPU computes a row at once
+_RATES = {"log_scale": 1, "zero": 20, "a": 0.1, "b": 0.1, "whole": 0.1}
 """Learning rates relative to `recover_rate`: zero points are whole numbers, weights small ones."""
 _WARMUP = 0.05  # share of the steps
 
@@ -65,10 +67,15 @@ def recover(
     torch.manual_seed(SEED)
     model.eval().requires_grad_(False)
     weights = read_compressed(ir)
-    trained = quantize_in_place(model, weights, _rank(settings, weights.values()))
+    rank = _rank(settings, weights.values())
+    trained = quantize_in_place(model, weights, rank)
     if not trained:
         raise UserError("--recover: this candidate has no weights of 4 bits to tune")
+    device = _device(model, trained)
+    logger.info("%s", device)
+    model.to(device.value)
     recovery = _tune(model, trained, examples, settings, state)
+    model.to("cpu")
     stored = {name: layer.stored(original(model, name)) for name, layer in trained.items()}
     replace_weights(ir, stored)
     written = read_compressed(ir)
@@ -87,6 +94,28 @@ def _rank(settings: Settings, weights: Iterable[CompressedTensor]) -> int:
         return settings.recover_rank
     count = sum(one.shape[0] * one.shape[1] for one in weights if one.bits == 4)
     return 0 if count <= WHOLE else _RANK
+
+
+def _device(model: Any, trained: dict[str, Any]) -> Decision:
+    """The GPU that torch sees if the model and what is trained fit into it, else the CPU."""
+    import torch
+
+    from intel_ft.backends.choice import choose_by_name
+    from intel_ft.host import devices
+    from intel_ft.host.cpu import GIB
+
+    backend = choose_by_name("auto")
+    if backend.value == "cpu":
+        return replace(backend, name="recovery")
+    held = sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
+    # The rounded weights and their gradients; gradients and two moments of what is trained.
+    tuned = sum(part.nbytes for layer in trained.values() for part in layer.parameters())
+    needed = 3 * held + 3 * tuned + 7 * _CHUNK * 4
+    free = devices.available_bytes(torch.device("cuda", 0))
+    sizes = f"{needed / GIB:.2g} GiB needed, {free / GIB:.1f} GiB free"
+    if needed > free:
+        return Decision("recovery", "cpu", f"{devices.gpu_name()} has too little memory: {sizes}")
+    return Decision("recovery", "cuda", f"torch sees {devices.gpu_name()}: {sizes}")
 
 
 def _tune(
@@ -108,7 +137,7 @@ def _tune(
     peaks = [group["lr"] for group in optimizer.param_groups]
     step, before, tokens, losses = 0, 0.0, 0, []
     if state.is_file():
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, map_location="cpu", weights_only=True)
         layers.load_state_dict(saved["layers"])
         optimizer.load_state_dict(saved["optimizer"])
         step, before, tokens, losses = (saved[k] for k in ("step", "seconds", "tokens", "losses"))
@@ -159,27 +188,62 @@ def _step(model: Any, examples: ExampleSet, indices: list[int], longest: int) ->
 
     from intel_ft.export.fake_quantize import activate, divergence
 
+    embedding = model.get_input_embeddings().weight
     rows = []
     for index in indices:
         tokens, supervised = (part[:longest] for part in examples[index])
         before = np.flatnonzero(supervised) - 1
         if len(before):
-            ids = torch.from_numpy(tokens.astype(np.int64))[None]
-            rows.append((ids, torch.from_numpy(before)))
-    count = sum(len(at) for _, at in rows)
-    total = 0.0
-    for ids, at in rows:
-        inputs = {"input_ids": ids, "logits_to_keep": at, "use_cache": False}
+            rows.append((tokens, before))
+    count = max(1, sum(len(at) for _, at in rows))
+    total = torch.zeros((), device=embedding.device)
+    chunk = 0 if embedding.device.type == "cpu" else _CHUNK // len(embedding)
+    for together in _chunks(rows, chunk):
+        ids, keep, chosen = (part.to(embedding.device) for part in _padded(together))
+        inputs = {"input_ids": ids, "logits_to_keep": keep, "use_cache": False}
         activate(model, False)
         with torch.no_grad():
-            teacher = model(**inputs).logits[0]
+            teacher = model(**inputs).logits[chosen]
         activate(model, True)
-        loss = divergence(teacher, model(**inputs).logits[0])
-        torch.autograd.backward(loss / max(count, 1))
-        total += float(loss.detach())
+        loss = divergence(teacher, model(**inputs).logits[chosen])
+        torch.autograd.backward(loss / count)
+        total += loss.detach()
     if not math.isfinite(total):
         raise IntelFTError("recovery: the KL is not finite: lower recover_rate")
-    return total, max(count, 1)
+    return float(total), count
+
+
+_Row = tuple[Any, Any]  # tokens [length], and the positions whose logits are compared
+
+
+def _chunks(rows: list[_Row], size: int) -> Iterator[list[_Row]]:
+    """Rows that are computed together: at most `size` positions with padding, or one row."""
+    chunk: list[_Row] = []
+    longest = 0
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        longest = max(longest, len(row[0]))
+        if chunk and longest * (len(chunk) + 1) > size:
+            yield chunk
+            chunk, longest = [], len(row[0])
+        chunk.append(row)
+    if chunk:
+        yield chunk
+
+
+def _padded(rows: list[_Row]) -> tuple[Any, Any, Any]:
+    """Ids [rows, length], positions with logits in any row, and which of them count [rows, kept].
+
+    Padding follows a row's tokens, so that it changes no logits of theirs.
+    """
+    import torch
+
+    ids = torch.zeros(len(rows), max(len(tokens) for tokens, _ in rows), dtype=torch.int64)
+    counts = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, (tokens, at) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+        counts[row, torch.from_numpy(at)] = True
+    keep = counts.any(0).nonzero().flatten()
+    return ids, keep, counts[:, keep]
 
 
 def _batch(examples: ExampleSet, step: int) -> list[int]:

@@ -8,7 +8,7 @@ it merges and serves like any other adapter, and a run can resume from it.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize
 from intel_ft.errors import UserError
 from intel_ft.files import write_json
 from intel_ft.models.adapter import WEIGHTS
@@ -48,21 +49,42 @@ def from_base(model: Any, method: str) -> Initial:
     method: pissa or olora. Raises UserError for an adapter on layers that are not linear, or of a
     higher rank than a layer.
     """
+    split = _pissa if method == "pissa" else _olora
+    return {
+        name: split(_weight(module).float(), module.r["default"], module.scaling["default"])
+        for name, module in _linear_lora(model, method)
+    }
+
+
+@torch.no_grad()
+def from_rounding(model: Any, weights: Mapping[str, CompressedTensor]) -> Initial:
+    """LoRA that starts as the largest part of what `weights`, of an IR of the base, rounded away.
+
+    With weights that stay as they are, this is LoftQ (Li et al. 2023) with one iteration. Raises
+    UserError as `from_base` does; layers that the IR did not compress start as usual.
+    """
     initial = {}
+    for name, module in _linear_lora(model, "loftq"):
+        tensor = weights.get(name.removeprefix("base_model.model."))
+        if tensor is not None:
+            error = _weight(module).float() - torch.from_numpy(dequantize(tensor))
+            initial[name] = _pissa(error, module.r["default"], module.scaling["default"])
+    return initial
+
+
+def _linear_lora(model: Any, method: str) -> Iterator[tuple[str, Any]]:
+    """The layers with LoRA by name; UserError for one that `method` cannot start."""
     for name, module in model.named_modules():
         if not isinstance(module, BaseTunerLayer):
             continue
         if type(module) is not lora.Linear:
             raise UserError(f"method.init={method} is for linear layers, and {name} is not linear")
-        weight, rank = _weight(module).float(), module.r["default"]
-        if rank > min(weight.shape):
+        width, rank = min(_weight(module).shape), module.r["default"]
+        if rank > width:
             raise UserError(
-                f"method.init={method}: method.r={rank} is too high: {name} is only "
-                f"{min(weight.shape)} wide"
+                f"method.init={method}: method.r={rank} is too high: {name} is only {width} wide"
             )
-        pair = (_pissa if method == "pissa" else _olora)(weight, rank, module.scaling["default"])
-        initial[name] = Pair(pair.a.contiguous(), pair.b.contiguous())
-    return initial
+        yield name, module
 
 
 def scale_of(config: LoraConfig) -> float:
@@ -81,12 +103,12 @@ def _pissa(weight: Tensor, rank: int, scale: float) -> Pair:
     size = min(rank + _OVERSAMPLING, *weight.shape)
     u, s, v = torch.svd_lowrank(weight, q=size, niter=_POWER_ITERATIONS)
     root = (s[:rank] / scale).sqrt()
-    return Pair(root[:, None] * v[:, :rank].T, u[:, :rank] * root)
+    return Pair((root[:, None] * v[:, :rank].T).contiguous(), (u[:, :rank] * root).contiguous())
 
 
 def _olora(weight: Tensor, rank: int, scale: float) -> Pair:
     q, _ = torch.linalg.qr(weight[:, :rank])  # equals the first columns of the full Q
-    return Pair(q.T @ weight, q)
+    return Pair((q.T @ weight).contiguous(), q.contiguous())
 
 
 @torch.no_grad()

@@ -386,7 +386,7 @@ def _not_for_experts(method: MethodConfig) -> str | None:
         return f"method.dropout={method.dropout:g}"
     if method.use_dora:
         return "method.use_dora=true"
-    return f"method.init={method.init}" if method.init in ("pissa", "olora") else None
+    return f"method.init={method.init}" if method.init in ("pissa", "olora", "loftq") else None
 
 
 def _leaf(name: str) -> str:

@@ -4,6 +4,7 @@
 (adapter, layout of the frozen weights, fused layers, row capacity) is thus the same in all three.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,8 @@ def _adapter(
     initial = _changes_of_base(config, model, world, start)
     lora_init.subtract_from_base(model, initial)
     if int4 is not None:
+        if method.init == "loftq" and start is None:
+            _start_from(model, lambda: lora_init.from_rounding(model, int4.weights), world)
         use_compressed(model, int4.weights)
     decisions = describe_tokens(settings) + adapted_modules(model, method)
     if config.backend.shard:
@@ -171,8 +174,15 @@ def _changes_of_base(
         return lora_init.load_from_original(start, method.r)[1]
     if merged is not None:
         return negative_of(model, adapter_folder(merged))
+    return _start_from(model, lambda: lora_init.from_base(model, method.init), world)
+
+
+def _start_from(
+    model: Any, compute: Callable[[], lora_init.Initial], world: World
+) -> lora_init.Initial:
+    """What LoRA starts as, the same on every rank."""
     with world.raise_on_all_ranks():
-        initial = lora_init.from_base(model, method.init)
+        initial = compute()
     for part in (part for pair in initial.values() for part in pair):
         world.broadcast(part)
     lora_init.start_as(model, initial)

@@ -63,7 +63,7 @@ def with_reference(
         nonlocal computed
         values = store.read(name, examples)
         missing = wanted[np.isnan(values[wanted])]
-        initialized = training.facts.get("method.init", '"default"') in ('"pissa"', '"olora"')
+        initialized = training.facts.get("method.init") in ('"pissa"', '"olora"', '"loftq"')
         if len(missing) and resumed and initialized:
             raise UserError(
                 f"{store.path}: has no reference values of {len(missing):,} answers, and the"

@@ -64,6 +64,7 @@ def refused(read, *arguments) -> str:
             "base_dtype=int4 requires backend.name=cpu",
         ),
         (["model.quantization={sym: true}"], "applies to model.base_dtype=int4 only"),
+        (["init=loftq"], "starts from the rounding of model.base_dtype=int4: set that"),
         (["name=full", "backend.prepack=true"], "backend.prepack applies to frozen weights"),
         (["name=full", "backend.share_base=cache"], "backend.share_base applies to frozen weights"),
         (["backend.name=cuda", "backend.share_base=cache"], "share_base=cache requires"),

@@ -17,10 +17,12 @@ if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
 
 from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize, pack, read_compressed
 from intel_ft.artifacts.resolve import resolve
+from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.export import recover as module
 from intel_ft.export.export import export
-from intel_ft.export.fake_quantize import FakeQuantized
+from intel_ft.export.fake_quantize import FakeQuantized, original, quantize_in_place
+from intel_ft.export.recover import _chunks as chunks
 from intel_ft.export.recover import recover
 from intel_ft.export.run_data import find_training
 from intel_ft.models.load import load_tokenizer
@@ -110,7 +112,7 @@ def test_recovered_weights_are_closer_and_of_the_same_form(made, tmp_path) -> No
     base, int4, examples = made
     before = divergence(base, int4, examples)
     ir = copy(int4, tmp_path / "ir")
-    settings = Settings(recover_steps=20, recover_rank=4, recover_rate=2e-3)
+    settings = Settings(recover_steps=20, recover_rank=4, recover_rate=1e-2)
     recovery = recover(network(base), ir, examples, settings, tmp_path / "state.pt")
     assert recovery.steps == 20 and recovery.kl_end < recovery.kl_start
     after = divergence(base, ir, examples)
@@ -124,6 +126,38 @@ def test_recovered_weights_are_closer_and_of_the_same_form(made, tmp_path) -> No
         changed = not np.array_equal(dequantize(weight), dequantize(new[name]))
         assert changed == (weight.bits == 4), name
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_rows_computed_together_have_the_gradients_of_single_rows(made, monkeypatch) -> None:
+    base, int4, examples = made
+    found = []
+    for size in (0, 10**6):
+        monkeypatch.setattr(module, "_chunks", lambda rows, _, size=size: chunks(rows, size))
+        model = network(base).requires_grad_(False)
+        trained = quantize_in_place(model, read_compressed(int4), rank=0)
+        for name, layer in trained.items():
+            layer.start_step(original(model, name))
+        total, count = module._step(model, examples, list(range(len(examples))), 512)
+        for name, layer in trained.items():
+            layer.finish_step(original(model, name))
+        found.append((total, count, [p.grad for one in trained.values() for p in one.parameters()]))
+    (total, count, wanted), (padded, same, gradients) = found
+    assert count == same and padded == pytest.approx(total, rel=1e-4)
+    for one, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+def test_a_gpu_without_enough_memory_is_not_used(monkeypatch) -> None:
+    gpu = Decision("backend.name", "cuda", "it is there")
+    monkeypatch.setattr("intel_ft.backends.choice.choose_by_name", lambda name: gpu)
+    monkeypatch.setattr("intel_ft.host.devices.gpu_name", lambda: "GPU")
+    network = torch.nn.Linear(1024, 1024)
+    chosen = []
+    for free in (8 * 2**30, 2**30):
+        monkeypatch.setattr("intel_ft.host.devices.available_bytes", lambda device, free=free: free)
+        chosen.append(module._device(network, {"one": torch.nn.Linear(8, 8)}))
+    assert [one.value for one in chosen] == ["cuda", "cpu"]
+    assert "too little memory" in chosen[1].reason
 
 
 def test_a_killed_recovery_continues(made, tmp_path, monkeypatch) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from support.model_fixtures import SHAPE, assert_as_exact_as_plain, row_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize, pack
 from intel_ft.config_method import MethodConfig
 from intel_ft.errors import UserError
 from intel_ft.layers import packed_attention
@@ -273,6 +274,22 @@ def test_a_rank_wider_than_the_layer_is_refused(model) -> None:
     ours = add_lora(model, MethodConfig(r=40, init="pissa"), "base", None)
     with pytest.raises(UserError, match=r"method\.r=40 .* base_model.* is only \d+ wide"):
         lora_init.from_base(ours, "pissa")
+
+
+def test_loftq_starts_as_what_was_rounded_away(model) -> None:
+    ours = add_lora(model, MethodConfig(r=4, alpha=6, init="loftq"), "base", None)
+    name = next(n for n, m in ours.named_modules() if n.endswith("q_proj"))
+    weight = ours.get_submodule(name).base_layer.weight.detach()
+    scales = (weight.abs().amax(1, keepdim=True) / 7).half()
+    codes = (weight / scales).round().to(torch.int16)
+    stored = CompressedTensor(
+        *(pack(codes.numpy()), scales.numpy(), None, tuple(weight.shape), 4, True, (0, 0, None))
+    )
+    initial = lora_init.from_rounding(ours, {name.removeprefix("base_model.model."): stored})
+    assert list(initial) == [name]
+    u, s, v = torch.linalg.svd(weight - torch.from_numpy(dequantize(stored)))
+    a, b = initial[name]
+    torch.testing.assert_close(1.5 * b @ a, u[:, :4] * s[:4] @ v[:4], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["norm", "input_layernorm", "lm_head", "embed_tokens"])
