@@ -43,7 +43,7 @@ TRAIN = "docstring-to-python/train.jsonl"
 HELDOUT = "docstring-to-python/heldout.jsonl"
 LIMIT = Limits(max_ppl_increase=0.003)
 
-ADAPTER = {"int4 + adapter": "", "int4-all + adapter": "all_layers: true"}
+ADAPTER = {"int4 + adapter": (), "int4 + loftq adapter": ("method.init=loftq",)}
 Measure = Callable[[], dict[str, Any]]
 
 
@@ -57,7 +57,6 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=50, help="answers that are checked")
     parser.add_argument("--data", help="validation set; default: all of the demo's")
     parser.add_argument("--set", nargs="*", default=[], help="settings of --recover, KEY=VALUE")
-    parser.add_argument("--adapter-set", nargs="*", default=[], help="overrides of int4's training")
     parser.add_argument("--only", nargs="*", help="measure these candidates alone, or none")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -74,7 +73,7 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]
     found: dict[str, dict[str, Any]] = {}
     run = train(options, f"bf16-{seed}", seed, ())
     for name, measured in [*merged(options, run), *separate(options, run, seed)]:
-        path = options.output / f"{name.replace(' + ', '-')}-{seed}.json"
+        path = options.output / f"{file_name(name)}-{seed}.json"
         if not path.is_file() and (options.only is None or name in options.only):
             write_json(path, measured())
         if row := read_json(path):
@@ -116,10 +115,9 @@ def merged(options: argparse.Namespace, run: Path) -> Iterator[tuple[str, Measur
 def separate(options: argparse.Namespace, run: Path, seed: int) -> Iterator[tuple[str, Measure]]:
     """The compressed base with an adapter that was trained on it."""
 
-    def measured(name: str, settings: str) -> dict[str, Any]:
-        key = name.replace(" + ", "-")
-        overrides = ("model.base_dtype=int4", f"model.quantization={{{settings}}}")
-        trained = train(options, f"{key}-{seed}", seed, (*overrides, *options.adapter_set))
+    def measured(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+        key = file_name(name)
+        trained = train(options, f"{key}-{seed}", seed, ("model.base_dtype=int4", *overrides))
         folder = options.output / f"{key}-ir-{seed}"
         intel_ft(
             *("export", str(trained), "-o", str(folder), "--format", "int4", "--adapter"),
@@ -131,8 +129,13 @@ def separate(options: argparse.Namespace, run: Path, seed: int) -> Iterator[tupl
         logging.info("training: bf16 %.0f token/s, %s %.0f", rate(run), name, rate(trained))
         return dict(one["quality"]) | {"megabytes": size}
 
-    for name, settings in ADAPTER.items():
-        yield name, partial(measured, name, settings)
+    for name, overrides in ADAPTER.items():
+        yield name, partial(measured, name, overrides)
+
+
+def file_name(name: str) -> str:
+    """A candidate's name in those of files."""
+    return name.replace(" + ", "-").replace(" ", "-")
 
 
 def chosen(found: dict[str, dict[str, Any]], *, recover: bool) -> str:

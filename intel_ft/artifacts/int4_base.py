@@ -9,7 +9,7 @@ from typing import Any
 
 from intel_ft.artifacts.ir_weights import CompressedTensor, digest_of, read_compressed
 from intel_ft.artifacts.provenance import Provenance
-from intel_ft.errors import IntelFTError
+from intel_ft.errors import IntelFTError, UserError
 
 RECORD = "base.json"
 
@@ -47,6 +47,17 @@ def trained_int4(adapter: Path) -> str | None:
     """The digest of the int4 weights that the adapter in this folder was trained on, or None."""
     provenance = Provenance.load(adapter)
     return None if provenance is None else provenance.base_int4
+
+
+def require_any_base(adapter: Path) -> None:
+    """Raise UserError for an adapter that fits only the int4 weights that it was trained on."""
+    provenance = Provenance.load(adapter)
+    if provenance is not None and provenance.needs_int4:
+        raise UserError(
+            f"{adapter}: it makes up for the rounding of its int4 base (method.init=loftq), so it "
+            "fits no other weights: use it with export --adapter --format int4, or train without "
+            "method.init"
+        )
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Provenance:
 
     `base_weights`: fingerprint of the base's weights (models.load.fingerprint), for adapters only.
     `base_int4`: digest of the int4 weights that the adapter was trained on, if it was.
+    `needs_int4`: whether it makes up for their rounding (method.init=loftq), so that it fits no
+    other weights.
     `loss_on`: the run's data.loss_on; None in a folder that does not say it. `start_adapter`: what
     the run started from, besides the base.
     """
@@ -43,6 +45,7 @@ class Provenance:
     version: str
     base_weights: str | None = None
     base_int4: str | None = None
+    needs_int4: bool = False
     loss_on: str | None = None
     start_adapter: StartAdapter | None = None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import intel_ft
+from intel_ft.artifacts.int4_base import require_any_base
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config_sections import ModelConfig
@@ -87,6 +88,7 @@ def merge(
         raise UserError(
             f"{source}: no adapter to merge: this is a {artifact.kind} model, use it as it is"
         )
+    require_any_base(artifact.folder)
     moved = replace(artifact, base_model=base, base_revision=None) if base else artifact
     config = base_config(moved, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     with new_folder(output) as partial, quiet():

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
+from intel_ft.artifacts.int4_base import require_any_base
 from intel_ft.config_sections import ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
@@ -44,6 +45,7 @@ def describe_adapter(model: ModelConfig) -> list[Decision]:
 
 def read_config(folder: Path) -> LoraConfig:
     """peft's config of the adapter in `folder`. Raises UserError if it cannot train further."""
+    require_any_base(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, OSError) as error:

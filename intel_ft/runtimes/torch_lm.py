@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intel_ft.artifacts.int4_base import find_int4_base, open_int4_base, trained_int4
+from intel_ft.artifacts.int4_base import (
+    find_int4_base,
+    open_int4_base,
+    require_any_base,
+    trained_int4,
+)
 from intel_ft.artifacts.model_folder import stop_tokens
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.gc_pause import gc_paused
@@ -64,6 +69,7 @@ def _use_trained_base(model: Any, artifact: Artifact) -> None:
 
     folder = find_int4_base(digest)
     if folder is None:
+        require_any_base(artifact.folder)
         logger.warning(
             "%s was trained on int4 weights, which this machine's cache does not have: it runs on "
             "its unquantized base instead (export --adapter makes them again)",

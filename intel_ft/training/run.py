@@ -300,6 +300,7 @@ def _write_result(
             version=__version__,
             base_weights=base.weights,
             base_int4=base.int4,
+            needs_int4=config.method.init == "loftq",
             loss_on=config.data.loss_on,
             start_adapter=start_of(config.model),
         ).save(folder)

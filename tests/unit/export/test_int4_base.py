@@ -33,6 +33,7 @@ from intel_ft.export.merge import merge
 from intel_ft.export.trained_base import _copy
 from intel_ft.kernels.build import kernels
 from intel_ft.models.load import load_base
+from intel_ft.models.start_adapter import read_config
 from intel_ft.quantization import Settings
 from intel_ft.runtimes.openvino_lm import OpenVINOLM
 from intel_ft.runtimes.torch_lm import load_torch
@@ -245,3 +246,18 @@ def test_the_adapter_merges_into_the_unquantized_base(trained, tmp_path) -> None
     # Without AWQ the int4 weights are roundings of the base's, layer by layer.
     report = merge(str(trained / "run"), tmp_path / "merged")
     assert report.agreement.relative_error < report.adapter_effect
+
+
+def test_an_adapter_that_makes_up_for_rounding_fits_no_other_base(trained, tmp_path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained / "run" / "adapter", adapter)
+    record = json.loads((adapter / "intel_ft.json").read_text())
+    changed = record | {"needs_int4": True, "base_int4": "0" * 64}
+    (adapter / "intel_ft.json").write_text(json.dumps(changed))
+    for use in (
+        lambda: merge(str(adapter), tmp_path / "merged"),
+        lambda: read_config(adapter),
+        lambda: load_torch(resolve(str(adapter))),
+    ):
+        with pytest.raises(UserError, match="fits no other weights"):
+            use()
