@@ -38,6 +38,7 @@ namespace {
 constexpr int64_t ROWS = 32;            // of one brgemm, 16 at the end of an expert
 constexpr int64_t PACKED = 512 * 1024;  // the most bytes of a reordered part
 constexpr int64_t COLUMNS = 256;        // the most columns of a task
+constexpr int64_t DEPTH = 128;          // the most rows that grouped_outer sums up in one brgemm
 
 struct Term {  // x [rows, k] times w[e]^T; w[e] is [n, k] if by_output, else its transpose [k, n]
   const bf16* x;
@@ -227,12 +228,20 @@ void grouped(const Int8Term* first, const std::vector<Term>& terms, const int64_
   }
 }
 
-// The rows [first, last) of p [.., r] as parts [r, ROWS], the last one filled up with zeros.
+// The depth of one brgemm over the rows [row, last): all of them up to DEPTH, a multiple of ROWS.
+inline int64_t depth_from(int64_t row, int64_t last) {
+  return std::min(DEPTH, (last - row + ROWS - 1) / ROWS * ROWS);
+}
+
+// The rows [first, last) of p [.., r] as parts [r, depth], the last one filled up with zeros.
 void transpose_rows(const bf16* p, int64_t first, int64_t last, int64_t r, bf16* out) {
-  for (int64_t row = first; row < last; row += ROWS, out += r * ROWS)
-    for (int64_t j = 0; j < ROWS; ++j)
+  for (int64_t row = first; row < last; row += DEPTH) {
+    const int64_t depth = depth_from(row, last);
+    for (int64_t j = 0; j < depth; ++j)
       for (int64_t i = 0; i < r; ++i)
-        out[i * ROWS + j] = row + j < last ? p[(row + j) * r + i] : bf16{0};
+        out[i * depth + j] = row + j < last ? p[(row + j) * r + i] : bf16{0};
+    out += r * depth;
+  }
 }
 
 // Products of the rows of p, transposed by transpose_rows, and of q.
@@ -244,16 +253,18 @@ struct Outer {
 
   bf16* part(int64_t e) const { return transposed + r * (bounds[e] + ROWS * e); }
 
-  // sums [r, width] = p_e^T q_e in the columns from `first`; packed: ROWS x width.
+  // sums [r, width] = p_e^T q_e in the columns from `first`; packed: DEPTH x width.
   void multiply(int64_t e, int64_t first, int64_t width, bf16* packed, float* sums) const {
     if (bounds[e] == bounds[e + 1]) std::fill(sums, sums + r * width, 0.0f);
     const bf16* a = part(e);
-    for (int64_t row = bounds[e]; row < bounds[e + 1]; row += ROWS, a += r * ROWS) {
-      const int64_t rows = std::min(ROWS, bounds[e + 1] - row);
-      if (rows < ROWS) std::fill(packed, packed + ROWS * width, bf16{0});
+    for (int64_t row = bounds[e]; row < bounds[e + 1]; row += DEPTH) {
+      const int64_t rows = std::min(DEPTH, bounds[e + 1] - row);
+      const int64_t depth = depth_from(row, bounds[e + 1]);
       pack_b(q + row * size + first, size, rows, width, packed);
-      at::native::cpublas::brgemm(r, width, ROWS, ROWS, width, width, row > bounds[e], a, packed,
+      std::fill(packed + (rows + 1) / 2 * 2 * width, packed + depth * width, bf16{0});
+      at::native::cpublas::brgemm(r, width, depth, depth, width, width, row > bounds[e], a, packed,
                                   sums, true);
+      a += r * depth;
     }
   }
 };
@@ -262,7 +273,7 @@ struct Outer {
 void outer_by_expert(const Outer& outer, int64_t experts, int64_t rank, float scale, float* out) {
   const int64_t size = outer.size, columns = std::min(COLUMNS, size);
   const int64_t blocks = (size + columns - 1) / columns;
-  std::vector<bf16> packed(ROWS * columns);
+  std::vector<bf16> packed(DEPTH * columns);
   std::vector<float> sums(outer.r * columns);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t task = 0; task < experts * blocks; ++task) {
@@ -278,35 +289,34 @@ void outer_by_expert(const Outer& outer, int64_t experts, int64_t rank, float sc
 
 // Within a parallel region: out [size, rank, experts], sixteen experts, a cache line, at a time.
 void outer_by_column(const Outer& outer, int64_t experts, int64_t rank, float scale, float* out) {
-  constexpr int64_t WIDE = 32, EACH = 16;
+  constexpr int64_t WIDE = 128, EACH = 16;
   const int64_t size = outer.size, r = outer.r, blocks = (size + WIDE - 1) / WIDE;
+  const int64_t parts = (experts + EACH - 1) / EACH;
   const int64_t between = r * WIDE + EACH;  // no power of two, so that lines differ in their set
-  std::vector<bf16> packed(ROWS * WIDE);
+  std::vector<bf16> packed(DEPTH * WIDE);
   std::vector<float> sums(EACH * between);
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = block * WIDE, width = std::min(WIDE, size - first);
-    for (int64_t e = 0; e < experts; e += EACH) {
-      const int64_t some = std::min(EACH, experts - e);
-      for (int64_t i = 0; i < some; ++i) {
-        float* own = sums.data() + i * between;
-        outer.multiply(e + i, first, width, packed.data(), own);
+  for (int64_t task = 0; task < blocks * parts; ++task) {
+    const int64_t first = task / parts * WIDE, width = std::min(WIDE, size - first);
+    const int64_t e = task % parts * EACH, some = std::min(EACH, experts - e);
+    for (int64_t i = 0; i < some; ++i) {
+      float* own = sums.data() + i * between;
+      outer.multiply(e + i, first, width, packed.data(), own);
 #pragma omp simd
-        for (int64_t j = 0; j < rank * width; ++j) own[j] *= scale;
-      }
-      for (int64_t i = 0; i < rank; ++i)
-        for (int64_t j = 0; j < width; j += EACH) {
-          const float* from = sums.data() + i * width + j;
-          float* to = out + ((first + j) * rank + i) * experts + e;
-          if (some == EACH && width - j >= EACH) {
-            transpose16(reinterpret_cast<const uint32_t*>(from), between,
-                        reinterpret_cast<uint32_t*>(to), rank * experts);
-            continue;
-          }
-          for (int64_t k = 0; k < std::min(EACH, width - j); ++k)
-            for (int64_t m = 0; m < some; ++m) to[k * rank * experts + m] = from[m * between + k];
-        }
+      for (int64_t j = 0; j < rank * width; ++j) own[j] *= scale;
     }
+    for (int64_t i = 0; i < rank; ++i)
+      for (int64_t j = 0; j < width; j += EACH) {
+        const float* from = sums.data() + i * width + j;
+        float* to = out + ((first + j) * rank + i) * experts + e;
+        if (some == EACH && width - j >= EACH) {
+          transpose16(reinterpret_cast<const uint32_t*>(from), between,
+                      reinterpret_cast<uint32_t*>(to), rank * experts);
+          continue;
+        }
+        for (int64_t k = 0; k < std::min(EACH, width - j); ++k)
+          for (int64_t m = 0; m < some; ++m) to[k * rank * experts + m] = from[m * between + k];
+      }
   }
 }
 
@@ -363,7 +373,8 @@ void grouped_quantize(const bf16* x, const float* columns, const int64_t* bounds
 void grouped_outer(const bf16* p, const bf16* q, const int64_t* bounds, int64_t experts, int64_t r,
                    int64_t rank, int64_t size, int64_t by_column, float scale, float* out,
                    int threads) {
-  // p^T in parts of ROWS rows, filled up with zeros: those of expert e start at its bound + ROWS e.
+  // p^T in parts of up to DEPTH rows, filled up with zeros to a multiple of ROWS: those of expert e
+  // start at its bound + ROWS e.
   std::vector<bf16> transposed(r * (bounds[experts] + ROWS * experts));
   const Outer outer{transposed.data(), q, bounds, r, size};
 #pragma omp parallel num_threads(threads)

@@ -39,7 +39,7 @@ from intel_ft.kernels.grouped import (
 from intel_ft.layers.experts import ExpertLinear, Experts, Order, with_zero
 from intel_ft.layers.lora_linear import Gradients
 
-_RANKS = 32
+RANK_MULTIPLE = 32
 """LoRA's rank is filled up with zeros to a multiple of this, the depth of one AMX tile."""
 
 
@@ -71,7 +71,9 @@ class GroupedLinear:
         assert linear.weight is not None  # can_compute
         if linear.a is None or linear.b is None:
             return cls(linear, linear.weight, None, None)
-        a, b = expert_rows.lora_matrices(linear.a, linear.b, linear.scale, linear.count, _RANKS)
+        a, b = expert_rows.lora_matrices(
+            linear.a, linear.b, linear.scale, linear.count, RANK_MULTIPLE
+        )
         return cls(linear, linear.weight, a, b)
 
     def forward(self, rows: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor | None]:

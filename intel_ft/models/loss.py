@@ -132,9 +132,14 @@ def label_loss(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tenso
     return (losses * weights).sum()
 
 
-def chunk_rows(vocabulary: int, bytes_each: int) -> int:
-    """How many supervised tokens one chunk of logits has."""
-    return max(128, CHUNK_BYTES // (vocabulary * bytes_each) // 128 * 128)
+def chunk_rows(vocabulary: int, bytes_each: int, *, packed: bool = False) -> int:
+    """How many supervised tokens one chunk of logits has.
+
+    packed: for our own GEMMs on AMX, which read the head once for each chunk, and the gradient of
+    its logits once for each strip of columns.
+    """
+    fewest = 256 if packed else 128
+    return max(fewest, CHUNK_BYTES // (vocabulary * bytes_each) // 128 * 128)
 
 
 def even_rows(rows: int, most: int) -> int:
@@ -285,8 +290,8 @@ class HeadLoss(torch.autograd.Function):
         packed: TileWeight | None = None,
     ) -> Tensor:
         """The loss of each token, float32 [supervised]; 0 where the target is IGNORED."""
-        most = chunk_rows(len(weight), weight.element_size()) * chunk_factor(hidden)
-        size = even_rows(len(targets), most)
+        most = chunk_rows(len(weight), weight.element_size(), packed=packed is not None)
+        size = even_rows(len(targets), most * chunk_factor(hidden))
         buffer = hidden.new_empty(min(size, len(targets)), len(weight))
         new = None if rows is None else rows.to(weight.dtype)
         grads, grads_of_new = [], []

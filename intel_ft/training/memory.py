@@ -14,10 +14,12 @@ from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
 from intel_ft.training.model_sizes import ModelSizes
 
-RUNTIME = 0.645 * 2**30
-"""Bytes of Python with what a run imports (567 MiB), the tokenizer (22), trainer and kernels (50),
-and code and kernels that the first steps need (20), on x86-64 with torch 2.13 and one thread
-(docs/log.md)."""
+RUNTIME = 0.51 * 2**30
+"""Bytes of Python with what a run imports (463 MiB), the tokenizer (22), trainer and kernels (37),
+on x86-64 with torch 2.13 and one thread (docs/log.md)."""
+
+_BITSANDBYTES = 48 * 2**20
+"""Bytes of bitsandbytes, which keeps weights in NF4."""
 
 _DATA = ((200_000, 225.0), (1_000_000, 40.0), (5_000_000, 17.5), (float("inf"), 2.5))
 """Bytes of memory per token of the data, up to so many tokens: buffers of the tokenizer's threads,
@@ -150,12 +152,17 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
     activations = saved + tokens * _backward_bytes(sizes, setting)
     if setting.layout in ("nf4", "int4"):  # the largest matrix in `itemsize` while its GEMM runs
         activations += item * sizes.hidden * sizes.intermediate
+    grouped = setting.layout != "nf4" and item == 2 and not setting.gpu
+    padding = sizes.expert_padding if grouped else 0
     # Parameters, their gradients, their copies in the base's dtype, and the best ones so far.
     copies = 4 + 4 + item + (4 if setting.keeps_best else 0)
-    chunk = min(chunk_rows(sizes.vocabulary, item), supervised) * sizes.vocabulary
+    rows = min(chunk_rows(sizes.vocabulary, item, packed=setting.packs_head), supervised)
+    chunk = rows * sizes.vocabulary
     logits = item * (chunk + 3 * supervised * sizes.hidden)
     if setting.teacher is not None:
         logits += _TEACHER_BYTES * chunk
+    if setting.packs_head:  # the gradient of the logits, packed
+        logits += item * chunk
     read = sizes.kept_as_loaded
     if setting.token_ids is not None and not setting.gpu:
         unread = max(0, sizes.vocabulary - setting.token_ids)
@@ -164,16 +171,18 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
     file_stays = setting.layout != "as loaded" and not setting.gpu and not setting.streamed
     # Experts are stacked while they are loaded, from pages that stay mapped with the file.
     stacked = 0 if setting.streamed or setting.gpu else sizes.expert_weights * item
-    kernels = _MORE_KERNELS if setting.uneven else 0
+    code = _MORE_KERNELS if setting.uneven else 0
+    if setting.layout == "nf4":  # whose experts oneDNN multiplies, padded to a few more lengths
+        code += _BITSANDBYTES + (_MORE_KERNELS if sizes.mixtures else 0)
     estimate = MemoryEstimate(
-        runtime=int(CONTEXT if setting.gpu else setting.runtime + kernels),
+        runtime=int(CONTEXT if setting.gpu else setting.runtime + code),
         base=read * item,
         linear_layers=int((sizes.linear * _linear_bytes(setting) + head) / setting.shared_by),
         experts=int(sizes.expert_weights * _expert_bytes(setting)),
         loading=int(sizes.expert_weights * _kept_of_loading(setting)),
         mapped=(sizes.linear * item if file_stays else 0) + stacked,
         teacher=setting.teacher or 0,
-        trained=trained * copies,
+        trained=trained * copies + item * padding,
         optimizer=int(trained * _OPTIMIZER[setting.optimizer]),
         activations=int(_fragmentation(setting) * activations),
         logits=logits,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import ParamWrapper
 from transformers import AutoModelForCausalLM
 
 from intel_ft.artifacts.resolve import IR_FILE
@@ -13,6 +14,7 @@ from intel_ft.config import Config
 from intel_ft.config_sections import ModelConfig
 from intel_ft.decisions import Decision
 from intel_ft.layers.fused_decoder import why_not_fusable
+from intel_ft.layers.grouped_experts import RANK_MULTIPLE
 from intel_ft.layers.mixture import expert_matrices
 from intel_ft.layers.packed_attention import has_convolution
 from intel_ft.models import gemm_rate
@@ -47,7 +49,8 @@ class ModelSizes:
     layers.fused_decoder computes the layers; packs: Transformers can give it packed attention;
     dora: the adapter is DoRA's. Of mixtures of experts: expert_weights are all frozen weights of
     experts, not in kept_as_loaded; experts those that one token uses; active_experts how many a
-    token meets in each mixture, expert_intermediate the width of one, mixtures how many layers.
+    token meets in each mixture, expert_intermediate the width of one, mixtures how many layers;
+    expert_padding: elements that layers.grouped_experts adds to the copies of their A and B.
     """
 
     parameters: int
@@ -71,6 +74,7 @@ class ModelSizes:
     active_experts: int = 0
     expert_intermediate: int = 0
     mixtures: int = 0
+    expert_padding: int = 0
 
 
 @dataclass(frozen=True)
@@ -220,4 +224,17 @@ def model_sizes(model: Any) -> ModelSizes:
         active_experts=active_experts(model.config) if matrices else 0,
         expert_intermediate=min(last[0].weight.shape[1:]) if last else 0,
         mixtures=len({matrix.block for matrix in matrices}),
+        expert_padding=sum(_padding(module) for module in model.modules()),
     )
+
+
+def _padding(module: Any) -> int:
+    """Elements that fill up the rank of A and B of all experts, for one parameter."""
+    if not isinstance(module, ParamWrapper) or module.num_experts == 1:
+        return 0
+    a, b, experts = (
+        module.lora_A["default"].weight,
+        module.lora_B["default"].weight,
+        module.num_experts,
+    )
+    return int(experts * (-(len(a) // experts) % RANK_MULTIPLE) * (a.shape[1] + len(b)))

@@ -29,8 +29,8 @@ def test_plan_foretells_the_run_and_report_shows_it(tmp_path) -> None:
         "prepacked" if "prepack = on" in trained.err else "as loaded"
     )
     real = max(line["rss_gib"] for line in lines)
-    # Four steps do not fragment memory as the plan's rows of differing lengths do in a longer run.
-    assert plan["memory"]["total"] == pytest.approx(real, rel=0.3)
+    # Four steps fragment memory less than a longer run does, for which the plan is made.
+    assert plan["memory"]["total"] == pytest.approx(real, rel=0.15)
     saved = sum(f.stat().st_size for f in (tmp_path / "out" / "checkpoint-4").iterdir())
     assert plan["checkpoint"]["each"] * 2**30 == pytest.approx(saved, rel=0.1)
 

@@ -14,6 +14,8 @@
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
+#include <algorithm>
+
 #include "panels.h"
 
 extern "C" {
@@ -116,18 +118,28 @@ void transpose_block(const char* from, int64_t between, char* to, int64_t apart)
     }
 }
 
+// 16 numbers as the lower halves of 32 bits.
+inline __m512i widened(const bf16* in) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
+}
+
 // The panel of low_w that starts at `column` of expert e: pairs along the rank together.
 void pack_low(const ExpertProduct& p, int64_t e, int64_t column, char* to) {
   const bf16* w = p.low_w + e * p.columns * p.rank;
-  const int64_t of_column = p.low_by_column ? p.rank : 1, of_rank = p.low_by_column ? 1 : p.columns;
-  bf16* out = reinterpret_cast<bf16*>(to);
+  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i pairs_before = _mm512_mullo_epi32(numbers, _mm512_set1_epi32(int(p.rank / 2)));
   for (int64_t k = 0; k < p.rank; k += 32)
-    for (int64_t half = 0; half < 2; ++half)
-      for (int64_t pair = 0; pair < 16; ++pair)
-        for (int64_t n = 0; n < 16; ++n, out += 2) {
-          const bf16* in = w + (column + 16 * half + n) * of_column + (k + 2 * pair) * of_rank;
-          out[0] = in[0], out[1] = in[of_rank];
+    for (int64_t first = column; first < column + PANEL; first += 16)
+      for (int64_t i = k; i < k + 32; i += 2, to += LINE) {
+        __m512i line;
+        if (p.low_by_column) {
+          line = _mm512_i32gather_epi32(pairs_before, w + first * p.rank + i, 4);
+        } else {
+          const bf16* in = w + i * p.columns + first;
+          line = _mm512_or_si512(widened(in), _mm512_slli_epi32(widened(in + p.columns), 16));
         }
+        _mm512_storeu_si512(to, line);
+      }
 }
 
 struct Buffers {
@@ -236,23 +248,21 @@ void expert_multiply(const ExpertProduct* product, int threads) {
 // to int8 with one scale for each row, in tiles of 16 rows. inner is a multiple of 64.
 void expert_quantize(const bf16* x, const float* columns, const int64_t* bounds, int64_t experts,
                      int64_t inner, char* out, float* scales, int threads) {
-#pragma omp parallel num_threads(threads)
-  for (int64_t e = 0; e < experts; ++e) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t first = 0; first < bounds[experts]; first += 16) {
+    const int64_t e = std::upper_bound(bounds, bounds + experts, first) - bounds - 1;
     const float* own = columns ? columns + e * inner : nullptr;
-#pragma omp for schedule(static) nowait
-    for (int64_t first = bounds[e]; first < bounds[e + 1]; first += 16) {
-      const bf16* from = x + first * inner;
-      char* to = out + first * inner;
-      float inverse[16];
-      for (int64_t r = 0; r < 16; ++r) {
-        const float largest = largest_of(from + r * inner, own, inner);
-        scales[first + r] = largest / 127;
-        inverse[r] = largest > 0 ? 127 / largest : 0;
-      }
-      for (int64_t k = 0; k < inner; k += 64)
-        for (int64_t r = 0; r < 16; ++r, to += LINE)
-          quantize_line(from + r * inner, own, k, 64, inverse[r], to);
+    const bf16* from = x + first * inner;
+    char* to = out + first * inner;
+    float inverse[16];
+    for (int64_t r = 0; r < 16; ++r) {
+      const float largest = largest_of(from + r * inner, own, inner);
+      scales[first + r] = largest / 127;
+      inverse[r] = largest > 0 ? 127 / largest : 0;
     }
+    for (int64_t k = 0; k < inner; k += 64)
+      for (int64_t r = 0; r < 16; ++r, to += LINE)
+        quantize_line(from + r * inner, own, k, 64, inverse[r], to);
   }
 }
 

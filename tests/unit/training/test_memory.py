@@ -231,6 +231,10 @@ def test_experts_take_what_their_layout_takes() -> None:
     # Activations follow the experts that a token meets, not all of them.
     more = replace(sizes, expert_weights=4 * weights)
     assert estimate_memory(more, setting).activations == estimate.activations
+    # In bf16 and int8 the ranks 32 and 16 of an expert's A and B are both filled up to 32.
+    assert sizes.expert_padding == sizes.layers * 8 * 16 * (32 + sizes.hidden)
+    padded, nf4 = (estimate_memory(sizes, replace(setting, layout=x)) for x in ("int8", "nf4"))
+    assert padded.trained - nf4.trained == 2 * sizes.expert_padding
     # Norms are fused on CPUs only; on a GPU they keep their input in float32.
     on_gpu, on_cpu = (_saved(sizes, replace(EQUAL, gpu=gpu), 512, 256) for gpu in (True, False))
     heads = (sizes.heads + sizes.kv_heads) * sizes.head_dim
