@@ -7,7 +7,7 @@ from typing import Any
 from intel_ft.backends.cpu import Backend
 from intel_ft.bench.step_timer import StepTimer, Tally
 from intel_ft.bench.task import OWN_TRAINER_IPEX, Task
-from intel_ft.bench.workloads import random_model
+from intel_ft.bench.workloads import int4_base, random_model
 from intel_ft.config import Config, build
 from intel_ft.distributed.world import World
 from intel_ft.host import devices
@@ -36,7 +36,8 @@ def timed_trainer(
     its share of the pass that computes the reference, over one epoch. The GEMM rate is not measured
     here, so the MFU in the run's own records has no meaning.
     """
-    training, _ = assemble(config, base, examples, backend, world)
+    int4 = int4_base(base) if config.base_dtype == "int4" else None
+    training, _ = assemble(config, base, examples, backend, world, int4=int4)
     plan, before = training.data.plan, time.perf_counter()
     training = with_reference(training, plan.steps_per_epoch)
     of_reference = time.perf_counter() - before

@@ -3,13 +3,17 @@
 Random weights and tokens take as long as real ones, and nothing has to be downloaded.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from intel_ft.artifacts.int4_base import Int4Base
+from intel_ft.artifacts.ir_weights import CompressedTensor, pack
 from intel_ft.errors import UserError
 from intel_ft.templates.answers import pairs_of
 from intel_ft.templates.examples import Examples
@@ -179,6 +183,41 @@ def with_noise(build: Callable[[], Any], seed: int, device: Any = "cpu") -> Any:
                 for part in parameter.view(-1).split(len(noise)):
                     part.copy_(rolled[: len(part)])
     return model.eval().requires_grad_(False)
+
+
+def int4_base(model: Any) -> Int4Base:
+    """The linear layers of a base model in the form of an exported int4 base.
+
+    Groups of 128 have a scale and a zero point, as NNCF's have by default. The codes are the
+    nearest of 16 steps between a group's smallest and largest weight: on random weights nothing
+    else is worth its time.
+    """
+    from intel_ft.models.frozen_base import frozen_linears
+
+    names = {id(module): name for name, module in model.named_modules()}
+    weights = {
+        names[id(linear)]: _in_4_bits(linear.weight) for _, _, linear in frozen_linears(model)
+    }
+    return Int4Base(Path(), weights, digest="")
+
+
+def _in_4_bits(weight: Any) -> CompressedTensor:
+    rows, size = weight.shape
+    group = math.gcd(size, 128)
+    grouped = weight.float().view(rows, size // group, group)
+    low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True)
+    scale = (high.clamp(min=0) - low).clamp(min=1e-8) / 15
+    zero = (-low / scale).round()
+    codes = ((grouped / scale).round() + zero).clamp(0, 15).byte()
+    return CompressedTensor(
+        codes=pack(codes.view(rows, size).numpy()),
+        scales=scale.squeeze(-1).half().numpy(),
+        zeros=zero.squeeze(-1).byte().numpy(),
+        shape=(rows, size),
+        bits=4,
+        signed=False,
+        offsets=(0, 0, None),
+    )
 
 
 def shape_model(workload: Workload, rank: int) -> Any:

@@ -37,10 +37,10 @@ BackendName = Annotated[
     Literal["cpu", "cuda"], typer.Option(help="Device that runs the training step.")
 ]
 BaseDtype = Annotated[
-    Literal["auto", "int8", "nf4"],
+    Literal["auto", "int8", "int4", "nf4"],
     typer.Option(
-        help="Data type of the frozen base weights: auto (bf16), int8 (intel-ft only) or nf4 "
-        "(peers as well)."
+        help="Data type of the frozen base weights: auto (bf16), int8 or int4 (intel-ft only), or "
+        "nf4 (peers as well)."
     ),
 ]
 Threads = Annotated[

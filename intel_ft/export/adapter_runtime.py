@@ -1,7 +1,6 @@
 """Adapters as they are served: OpenVINO GenAI applies them to the IR of their base."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +83,11 @@ class AdaptedIR(OpenVINOLM):
         super().__init__(folder, tokenizer)
         self._adapter = adapter
 
-    @cached_property
     def _pipeline(self) -> Any:
         import openvino_genai
 
         adapters = openvino_genai.AdapterConfig(openvino_genai.Adapter(str(self._adapter)))
         return openvino_genai.LLMPipeline(str(self._folder), "CPU", adapters=adapters)
 
-    @cached_property
-    def _ir(self) -> IRLogits:
+    def _logits(self) -> IRLogits:
         return IRLogits(self._folder, self._properties, self._adapter)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from intel_ft.artifacts.resolve import is_reward_model
 from intel_ft.errors import UserError
+from intel_ft.export.paged_out import paged_out
 from intel_ft.quantization import Settings
 
 
@@ -39,38 +40,37 @@ def quantize(
     Without options the weights stay as they are; the KV-cache precision is set in either case.
     Raises UserError for options that Optimum-Intel or NNCF reject.
     """
-    import nncf
-    from optimum.intel import (
-        OVConfig,
-        OVModelForCausalLM,
-        OVModelForSequenceClassification,
-        OVQuantizer,
-    )
+    from optimum.intel import OVModelForCausalLM, OVModelForSequenceClassification
 
-    scores = is_reward_model(folder)
-    model = (OVModelForSequenceClassification if scores else OVModelForCausalLM).from_pretrained(
-        folder, compile=False, trust_remote_code=trust_remote_code
-    )
-    if options:
-        try:
-            config = _config(options, settings)
+    kind = OVModelForSequenceClassification if is_reward_model(folder) else OVModelForCausalLM
+    model = kind.from_pretrained(folder, compile=False, trust_remote_code=trust_remote_code)
+    with paged_out(folder):
+        if options:
             data = _dataset(model, calibration) if calibration else None
-            OVQuantizer(model, trust_remote_code=trust_remote_code).quantize(
-                data, ov_config=OVConfig(quantization_config=config)
-            )
-        except (
-            ValueError,
-            nncf.ValidationError,
-            nncf.InvalidGroupSizeError,
-            nncf.ParameterNotSupportedError,
-        ) as error:
-            text = " ".join(str(error).split())
-            raise UserError(
-                f"Optimum-Intel or NNCF rejects these settings: {text[:300]}"
-            ) from error
-    if settings.kv_cache != "auto":
-        model.model.set_rt_info(settings.kv_cache, ["runtime_options", "KV_CACHE_PRECISION"])
-    model.save_pretrained(output)
+            _compress(model, options, settings, data, trust_remote_code)
+        if settings.kv_cache != "auto":
+            model.model.set_rt_info(settings.kv_cache, ["runtime_options", "KV_CACHE_PRECISION"])
+        model.save_pretrained(output)
+
+
+def _compress(
+    model: Any, options: dict[str, Any], settings: Settings, data: Any, trust_remote_code: bool
+) -> None:
+    """Quantize the weights of `model` in place."""
+    import nncf
+    from optimum.intel import OVConfig, OVQuantizer
+
+    try:
+        config = OVConfig(quantization_config=_config(options, settings))
+        OVQuantizer(model, trust_remote_code=trust_remote_code).quantize(data, ov_config=config)
+    except (
+        ValueError,
+        nncf.ValidationError,
+        nncf.InvalidGroupSizeError,
+        nncf.ParameterNotSupportedError,
+    ) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"Optimum-Intel or NNCF rejects these settings: {text[:300]}") from error
 
 
 def _config(options: dict[str, Any], settings: Settings) -> Any:

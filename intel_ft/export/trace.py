@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from intel_ft.artifacts.resolve import is_reward_model
+from intel_ft.export.paged_out import paged_out
 
 TASK = "text-generation-with-past"
 CLASSIFICATION = "text-classification"
@@ -25,15 +26,16 @@ def trace(source: Path, output: Path, *, trust_remote_code: bool) -> None:
     from optimum.intel import OVConfig
 
     task = task_of(source)
-    main_export(
-        str(source),
-        output,
-        task=task,
-        ov_config=OVConfig(dtype="fp16"),
-        library_name="transformers",
-        trust_remote_code=trust_remote_code,
-        model_loading_kwargs={"torch_dtype": "float16"} if task == CLASSIFICATION else None,
-    )
+    with paged_out(source):
+        main_export(
+            str(source),
+            output,
+            task=task,
+            ov_config=OVConfig(dtype="fp16"),
+            library_name="transformers",
+            trust_remote_code=trust_remote_code,
+            model_loading_kwargs={"torch_dtype": "float16"} if task == CLASSIFICATION else None,
+        )
 
 
 if __name__ == "__main__":

@@ -109,13 +109,14 @@ def _build_and_measure(
     folder = _build(context, candidate, options, calibration)
     gc.collect()
     weights, agrees, model = verify(folder, candidate.format)
+    runtime = model.precisions()  # while it is compiled for logits
     quality = context.task.measure(model, context.reference) if context.task else None
     return {
         "megabytes": ir_megabytes(folder),
         "quality": asdict(quality) if quality else None,
         "weights": asdict(weights),
         "tokenizer_agrees": agrees,
-        "runtime": model.precisions(),
+        "runtime": runtime,
         "recovery": read_json(_recovery_file(context, candidate)) or None,
     }
 

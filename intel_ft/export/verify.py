@@ -8,6 +8,7 @@ from intel_ft.artifacts.ir import IRWeights, read_weights
 from intel_ft.artifacts.resolve import is_reward_model, resolve
 from intel_ft.errors import IntelFTError
 from intel_ft.export.logit_agreement import PROBE_TEXTS, probe_logits, probe_sequences
+from intel_ft.export.paged_out import paged_out
 from intel_ft.quantization import Format
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.openvino_lm import OpenVINOLM, load_openvino
@@ -37,7 +38,8 @@ def verify(folder: Path, weight_format: Format) -> tuple[IRWeights, bool, Any]:
             f"the exported IR has no weights in {weight_format}; elements by type: "
             f"{weights.elements}"
         )
-    model: Any = _run_reward(folder) if is_reward_model(folder) else _run_language_model(folder)
+    with paged_out(folder):
+        model: Any = _run_reward(folder) if is_reward_model(folder) else _run_language_model(folder)
     agrees = _tokenizer_agrees(folder, model.tokenizer)
     if not agrees:
         logger.warning(
@@ -49,8 +51,9 @@ def verify(folder: Path, weight_format: Format) -> tuple[IRWeights, bool, Any]:
 
 def _run_language_model(folder: Path) -> OpenVINOLM:
     model = load_openvino(resolve(str(folder)))
-    _require_finite(probe_logits(model, probe_sequences(model.tokenizer)))
+    # Logits last: they are what is measured next, and a large model keeps one compiled form.
     model.generate(model.tokenizer(PROBE_TEXTS[0])["input_ids"], Sampling(max_new_tokens=4))
+    _require_finite(probe_logits(model, probe_sequences(model.tokenizer)))
     return model
 
 

@@ -32,6 +32,8 @@ from intel_ft.runtimes.text_stream import TextStream
 
 T = TypeVar("T")
 
+LARGE = 2**30  # bytes of an IR's weights
+
 
 def load_openvino(artifact: Artifact) -> "OpenVINOLM":
     """The IR in `artifact`'s folder, with the Hugging Face tokenizer in that folder."""
@@ -41,9 +43,10 @@ def load_openvino(artifact: Artifact) -> "OpenVINOLM":
 
 
 class OpenVINOLM:
-    """A `LanguageModel` on an IR folder, compiled on first use: once for GenAI, once for logits.
+    """A `LanguageModel` on an IR folder, compiled on first use: for GenAI, or for logits.
 
-    Both use the plugin's defaults, as a server will (with AMX, bf16 arithmetic; for an int8 IR, an
+    Each compiled form has a copy of the weights, so of a LARGE IR only the last used one is kept.
+    They use the plugin's defaults, as a server will (with AMX, bf16 arithmetic; for an int8 IR, an
     8-bit KV cache and dynamically quantized activations), unless `properties`, under OpenVINO's
     names, override them. Raises EnvironmentProblem without the `openvino` extra, UserError for an
     IR that cannot be read.
@@ -57,19 +60,24 @@ class OpenVINOLM:
         self.context_window = read_context_window(folder)
         self._folder = folder
         self._properties = properties or {}
+        self._compiled: dict[str, Any] = {}
 
-    @cached_property
+    def _kept(self, form: str, compile_it: Callable[[], Any]) -> Any:
+        """The compiled `form`, made now unless it is there."""
+        if form not in self._compiled:
+            file = (self._folder / IR_FILE).with_suffix(".bin")
+            if file.is_file() and file.stat().st_size >= LARGE:
+                self._compiled.clear()
+            self._compiled[form] = opened(self._folder, compile_it)
+        return self._compiled[form]
+
     def _pipeline(self) -> Any:
         import openvino_genai
 
-        return opened(
-            self._folder,
-            lambda: openvino_genai.LLMPipeline(str(self._folder), "CPU", **self._properties),
-        )
+        return openvino_genai.LLMPipeline(str(self._folder), "CPU", **self._properties)
 
-    @cached_property
-    def _ir(self) -> IRLogits:
-        return opened(self._folder / IR_FILE, lambda: IRLogits(self._folder, self._properties))
+    def _logits(self) -> IRLogits:
+        return IRLogits(self._folder, self._properties)
 
     @cached_property
     def _stops(self) -> frozenset[int]:
@@ -81,9 +89,10 @@ class OpenVINOLM:
 
     def precisions(self) -> dict[str, str | None]:
         """The precisions of inference and KV cache, as the plugin reports them."""
+        compiled = self._kept("logits", self._logits).compiled
         return {
-            "inference_precision": type_name(self._ir.compiled, "INFERENCE_PRECISION_HINT"),
-            "kv_cache_precision": type_name(self._ir.compiled, "KV_CACHE_PRECISION"),
+            "inference_precision": type_name(compiled, "INFERENCE_PRECISION_HINT"),
+            "kv_cache_precision": type_name(compiled, "KV_CACHE_PRECISION"),
         }
 
     def generate(
@@ -99,8 +108,9 @@ class OpenVINOLM:
         text = None
         if stream:
             text = TextStream(self.tokenizer, stream, self._stops, sampling.stop)
+        pipeline = self._kept("pipeline", self._pipeline)
         start = time.monotonic()
-        new_tokens = _generate_in_thread(self._pipeline, prompt, config, text)
+        new_tokens = _generate_in_thread(pipeline, prompt, config, text)
         seconds = time.monotonic() - start
         return self._completion(new_tokens, seconds, sampling)
 
@@ -117,24 +127,21 @@ class OpenVINOLM:
             self._config(one, sampling, seed) for one, seed in zip(prompts, seeds, strict=True)
         ]
         tensors = [openvino.Tensor(np.array([one], dtype=np.int64)) for one in prompts]
+        pipeline = self._kept("batch pipeline", self._batch_pipeline)
         start = time.monotonic()
-        results = self._batch_pipeline.generate(tensors, configs)
+        results = pipeline.generate(tensors, configs)
         seconds = time.monotonic() - start
         return [
             self._completion(list(result.m_generation_ids[0]), seconds, sampling)
             for result in results
         ]
 
-    @cached_property
     def _batch_pipeline(self) -> Any:
         import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
-        return opened(
-            self._folder,
-            lambda: openvino_genai.ContinuousBatchingPipeline(
-                str(self._folder), scheduler, "CPU", self._properties
-            ),
+        return openvino_genai.ContinuousBatchingPipeline(
+            str(self._folder), scheduler, "CPU", self._properties
         )
 
     def _completion(self, new_tokens: list[int], seconds: float, sampling: Sampling) -> Completion:
@@ -168,7 +175,8 @@ class OpenVINOLM:
         self, tokens: npt.NDArray[np.int32], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """See `LanguageModel.logits`."""
-        return self._ir.at(tokens, positions)
+        logits: npt.NDArray[np.float32] = self._kept("logits", self._logits).at(tokens, positions)
+        return logits
 
 
 def _generate_in_thread(

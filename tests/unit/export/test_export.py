@@ -30,6 +30,7 @@ from intel_ft.export.gate import Gate, Limits
 from intel_ft.inference.evaluate import evaluate
 from intel_ft.models.load import load_for_packing, load_tokenizer
 from intel_ft.quantization import Settings
+from intel_ft.runtimes import openvino_lm
 from intel_ft.runtimes.language_model import Sampling
 from intel_ft.runtimes.open_model import open_model
 from intel_ft.runtimes.openvino_lm import OpenVINOLM
@@ -121,6 +122,17 @@ def test_ir_computes_what_torch_computes(made) -> None:
         assert answer.new_tokens == torch_model.generate(prompt, sampling).new_tokens
         assert "".join(streamed) == answer.text
         assert len(streamed) > 3
+
+
+def test_a_large_ir_has_one_compiled_form_at_a_time(made, monkeypatch) -> None:
+    monkeypatch.setattr(openvino_lm, "LARGE", 1)
+    ir = OpenVINOLM(made.root / "fp16", load_tokenizer(ModelConfig(name_or_path=str(made.base))))
+    tokens, positions = np.arange(3, 9, dtype=np.int32), np.array([5])
+    first = ir.logits(tokens, positions)
+    ir.generate(tokens.tolist(), Sampling(max_new_tokens=2))
+    assert list(ir._compiled) == ["pipeline"]
+    np.testing.assert_array_equal(ir.logits(tokens, positions), first)
+    assert list(ir._compiled) == ["logits"]
 
 
 def test_losses_are_near(made) -> None:
