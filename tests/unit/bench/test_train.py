@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
+from intel_ft.artifacts.ir_weights import dequantize
 from intel_ft.backends import cpu
 from intel_ft.bench import gemm as bench_gemm
 from intel_ft.bench import step_timer, train, worker
@@ -21,6 +22,7 @@ from intel_ft.bench.tables import gemm_table, train_table
 from intel_ft.bench.task import Task, require_peer
 from intel_ft.bench.workloads import (
     WORKLOADS,
+    int4_base,
     random_model,
     shape_model,
     synthetic_examples,
@@ -121,6 +123,23 @@ def test_random_model_is_seeded_bf16_and_frozen():
     assert weight.std() == pytest.approx(0.02, rel=0.05)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
     assert torch.equal(first.model.norm.weight.float(), torch.ones(TINY.hidden))
+
+
+def test_an_int4_base_is_the_model_rounded():
+    model = random_model(TINY, 0, "sdpa")
+    base = int4_base(model)
+    linears = {name for name, one in model.named_modules() if type(one) is torch.nn.Linear}
+    assert set(base.weights) == linears - {"lm_head"}
+    for name, tensor in base.weights.items():
+        weight = model.get_submodule(name).weight.float()
+        error = (weight - torch.from_numpy(dequantize(tensor))).abs()
+        assert (
+            error.view(*tensor.scales.shape, -1)
+            .amax(-1)
+            .le(torch.from_numpy(0.6 * tensor.scales))
+            .all()
+        )
+        assert (tensor.bits, tensor.group) == (4, {64: 64, 176: 16}[tensor.shape[1]])
 
 
 def test_products_are_those_of_the_model():
