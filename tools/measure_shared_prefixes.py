@@ -3,12 +3,17 @@
 Usage: python tools/measure_shared_prefixes.py WORKLOAD [--layers N] [--steps N] [--threads N]
            [--only NAME]
 
-WORKLOAD is one of `intel-ft bench train`, with N layers if that is given: head and last layer run
-for supervised tokens only, so a model of few layers saves less of its time than of its tokens. The
-model and the tokens are random; each set of examples has the beginnings of a kind of data. Every
-step runs with and without sharing, in turns, and the median over steps is of the ratio of each
-pair. Prints one JSON line for each set: the share of tokens that is not computed (saved), the share
-of the time (faster), their ratio, and token/s of the examples' tokens.
+WORKLOAD is one of `intel-ft bench train`, with N layers if that is given. The model and the tokens
+are random; each set of examples has the beginnings of a kind of data. Every step runs with and
+without sharing, in turns, and the median over steps is of the ratio of each pair. Prints one JSON
+line for each set: the shares that are not computed of the tokens (tokens_saved) and of the
+floating-point operations (operations_saved), the share of the time (faster), its ratio to both
+(of_tokens, of_operations), and token/s of the examples' tokens.
+
+There are two ideals because sharing cannot save all that tokens suggest: the head, and the last
+layer after its attention, run for supervised tokens only, which are not shared. This part is small
+in a model of many layers. The ratio to operations says how well sharing works, the ratio to tokens
+what a user of this model gains.
 """
 
 import argparse
@@ -24,10 +29,12 @@ import torch
 
 from intel_ft.backends.cpu import select
 from intel_ft.batching.plan import Step
+from intel_ft.batching.row import Row
 from intel_ft.bench.workloads import random_model, workload
 from intel_ft.config import build
 from intel_ft.distributed.world import World
 from intel_ft.layers.packed_attention import NAME
+from intel_ft.models.targets import is_linear
 from intel_ft.templates.examples import Examples, concatenate
 from intel_ft.training.assemble import assemble
 from intel_ft.training.step import train_step
@@ -103,11 +110,28 @@ def trainings(options: argparse.Namespace) -> tuple[Training, Training]:
     return shared, replace(shared, data=replace(data, plan=replace(data.plan, shared=None)))
 
 
+def rows_of(step: Step, training: Training) -> list[Row]:
+    """All rows of a step."""
+    data = training.data
+    return [data.row(data.examples, indices) for indices in step.rows(0, 1)]
+
+
+def operations(rows: list[Row], training: Training) -> float:
+    """Floating-point operations of rows: the cost of a step without what its last layer skips."""
+    last, skipped = training.model.network.get_decoder().layers[-1], 0.0
+    for part, module in last.named_modules():
+        if is_linear(module) and not part.split(".")[1].startswith(("q_", "k_", "v_")):
+            skipped += (6.0 if module.weight.requires_grad else 4.0) * module.weight.numel()
+    cost = training.meter.cost
+    return sum(cost.flops(row) - skipped * (len(row.tokens) - len(row.targets)) for row in rows)
+
+
 def measure(name: str, shared: Training, plain: Training, steps: int) -> dict[str, object]:
     """The figures of one set of examples."""
     plan, first = shared.data.plan, list(SETS).index(name) * (steps + 1) * BATCH
     times: list[tuple[float, float]] = []
     saved = tokens = 0
+    operations_on = operations_off = 0.0
     for index in range(steps + 1):
         # The examples that were made for this step, in place of an epoch's order.
         indices = np.arange(BATCH) + first + index * BATCH
@@ -122,15 +146,20 @@ def measure(name: str, shared: Training, plain: Training, steps: int) -> dict[st
         times.append((with_sharing, without))
         tokens += int(plan.lengths[indices].sum())
         saved += sum(plan.saved(row) for row in plan.rows(indices))
+        operations_on += operations(rows_of(on, shared), shared)
+        operations_off += operations(rows_of(off, plain), plain)
     faster = statistics.median(1 - on / off for on, off in times)
     on_seconds, off_seconds = (sum(one[which] for one in times) for which in (0, 1))
+    tokens_saved, operations_saved = saved / tokens, 1 - operations_on / operations_off
     return {
         "set": name,
         "layers": shared.model.network.config.num_hidden_layers,
         "threads": torch.get_num_threads(),
-        "saved": round(saved / tokens, 4),
+        "tokens_saved": round(tokens_saved, 4),
+        "operations_saved": round(operations_saved, 4),
         "faster": round(faster, 4),
-        "of_ideal": round(faster / (saved / tokens), 3),
+        "of_tokens": round(faster / tokens_saved, 3),
+        "of_operations": round(faster / operations_saved, 3),
         "tokens_per_s": {"off": round(tokens / off_seconds), "on": round(tokens / on_seconds)},
     }
 

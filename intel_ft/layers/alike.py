@@ -1,6 +1,7 @@
 """Trials of a model with its first decoder layer alone, where all its decoder layers are alike.
 
-Such a trial reads the weights of one layer instead of all. Called from layers.packed_attention.
+Such a trial reads the weights of one layer instead of all. Called from layers.packed_attention and
+layers.fused_decoder.
 """
 
 from collections.abc import Iterator

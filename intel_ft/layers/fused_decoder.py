@@ -40,6 +40,7 @@ from torch import Tensor
 
 from intel_ft.kernels import ops
 from intel_ft.kernels.gemm.tiles import Source
+from intel_ft.layers.alike import layers_alike
 from intel_ft.layers.llama_like import ATTENTION, MLP, why_not_llama_like
 from intel_ft.layers.lora_linear import (
     LoraLinear,
@@ -217,6 +218,7 @@ def _scatter(part: Tensor, places: Tensor, tokens: int, *, distinct: bool) -> Te
 def fuse_layers(model: Any) -> str | None:
     """Replace the forward of every decoder layer of a PEFT model; returns None, or why not.
 
+    Where all layers are alike, only the first is tried: a trial reads all of a layer's weights.
     A forward without segment bounds, as in generation, or with the adapter disabled or merged,
     still runs the model's own code.
     """
@@ -225,7 +227,8 @@ def fuse_layers(model: Any) -> str | None:
         return layers
     decoder = _base(model).get_decoder()
     blocks = decoder.layers
-    for block, layer in zip(blocks, layers, strict=True):  # SmolLM3 turns RoPE off in every 4th
+    tried = 1 if layers_alike(_base(model)) else len(blocks)  # SmolLM3 has no RoPE in every 4th
+    for block, layer in zip(blocks[:tried], layers[:tried], strict=True):
         if why_not := _why_not_equal(decoder, block, layer):
             return why_not
     for block, layer in zip(blocks, layers, strict=True):

@@ -105,15 +105,16 @@ def model_rate(
     seconds: float,
     most_flops: float | None = None,
     device: torch.device = CPU,
+    most_columns: int = 8192,
 ) -> float:
     """FLOP/s over all GEMMs in both directions, each of the fastest kind.
 
     It measures for about `seconds` per GEMM and kind. With `most_flops`, a GEMM with more
-    operations is measured on a part of it, which takes less time.
+    operations is measured on a part of it (`part_of`), which takes less time.
     """
     timings = []
     for gemm in gemms:
-        part = gemm if most_flops is None else part_of(gemm, most_flops)
+        part = gemm if most_flops is None else part_of(gemm, most_flops, most_columns)
         timing = measure(part, dtype, (*FORWARD, *GRADIENT), seconds, device)
         larger = gemm.flops / part.flops
         scaled = {kind: value * larger for kind, value in timing.seconds.items()}

@@ -227,6 +227,17 @@ def test_a_trial_that_is_not_a_number_is_refused(monkeypatch) -> None:
     assert fuse_layers(model) == "a trial of one layer gave another result"
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_only_the_first_of_layers_that_are_alike_is_tried(monkeypatch, alike) -> None:
+    model, tried = adapted(FUSED["llama"]), []
+    layers = model.get_base_model().get_decoder().layers
+    if not alike:
+        layers[-1].input_layernorm.variance_epsilon *= 2
+    monkeypatch.setattr(fused_decoder, "_why_not_equal", lambda _, block, __: tried.append(block))
+    assert fuse_layers(model) is None
+    assert tried == list(layers[:1] if alike else layers)
+
+
 def test_more_than_plain_lora_is_refused() -> None:
     model = adapted(FUSED["llama"], use_dora=True)
     assert fuse_layers(model) == "it has DoRA or special linear layers, which peft computes"
