@@ -88,10 +88,12 @@ class Source:
             allow_pickle=self.allow_pickle,
         )
         model_type = loaded_model_type(description_of(config))
-        if reason := why_not_exportable(model_type, scores=self.artifact.is_reward_model):
+        scores = self.artifact.is_reward_model
+        if reason := why_not_exportable(model_type, scores=scores):
+            verb = "eval" if scores else "generate"
             raise UserError(
                 f"{self.artifact.location}: {reason}: `intel-ft merge` writes safetensors, which "
-                "other servers load"
+                f"other servers load, and `intel-ft {verb}` runs it with torch"
             )
 
     def base_ids(self) -> list[str]:

@@ -47,7 +47,7 @@ def model_facts(found: Counted) -> dict[str, Any]:
         "model": {
             "name": found.config.model.name_or_path,
             "parameters": sizes.parameters,
-            "active": sizes.parameters - sizes.expert_weights + sizes.experts,
+            "active": sizes.active,
             "trainable": sizes.trained,
             "layers": sizes.why_not_fused or "fused",
             "decisions": [vars(decision) for decision in found.model.decisions],

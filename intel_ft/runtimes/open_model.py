@@ -1,8 +1,12 @@
 """Load a model with the engine for its kind."""
 
+import logging
+
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.errors import UserError
 from intel_ft.runtimes.language_model import LanguageModel, RewardModel
+
+logger = logging.getLogger(__name__)
 
 
 def require_language_model(artifact: Artifact) -> None:
@@ -31,11 +35,19 @@ def open_model(
         from intel_ft.runtimes.openvino_lm import load_openvino
 
         return load_openvino(artifact)
+    from intel_ft.models.exportable import why_not_exportable
     from intel_ft.runtimes.torch_lm import load_torch
 
-    return load_torch(
+    model = load_torch(
         artifact, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
+    reason = why_not_exportable(model.model.config.model_type)
+    logger.info(
+        "%s runs with torch: %s",
+        artifact.location,
+        reason or "`intel-ft export` converts it for OpenVINO",
+    )
+    return model
 
 
 def open_reward(artifact: Artifact, *, trust_remote_code: bool = False) -> RewardModel:

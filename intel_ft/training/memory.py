@@ -152,8 +152,7 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
     activations = saved + tokens * _backward_bytes(sizes, setting)
     if setting.layout in ("nf4", "int4"):  # the largest matrix in `itemsize` while its GEMM runs
         activations += item * sizes.hidden * sizes.intermediate
-    grouped = setting.layout != "nf4" and item == 2 and not setting.gpu
-    padding = sizes.expert_padding if grouped else 0
+    padding = sizes.expert_padding if _groups(setting) else 0
     # Parameters, their gradients, their copies in the base's dtype, and the best ones so far.
     copies = 4 + 4 + item + (4 if setting.keeps_best else 0)
     rows = min(chunk_rows(sizes.vocabulary, item, packed=setting.packs_head), supervised)
@@ -281,6 +280,11 @@ def _kept_of_loading(setting: MemorySetting) -> float:
     return 0.0 if setting.gpu else setting.itemsize - min(setting.itemsize, _expert_bytes(setting))
 
 
+def _groups(setting: MemorySetting) -> bool:
+    """Whether layers.grouped_experts computes a mixture's experts, if this machine can."""
+    return setting.layout != "nf4" and setting.itemsize == 2 and not setting.gpu
+
+
 def _expert_bytes(setting: MemorySetting) -> float:
     """Bytes per frozen weight of a mixture's experts, which only int8 and NF4 convert.
 
@@ -358,8 +362,13 @@ def _backward_bytes(sizes: ModelSizes, setting: MemorySetting) -> float:
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     shared = 8 * queries if sizes.heads != sizes.kv_heads else 0
     attention = item * (3 * sizes.hidden + 2 * queries + 2 * keys) + shared
-    # Rows of a mixture's experts: their outputs or input gradients, and a sum in float32.
-    mixture = (item * sizes.active_experts + 8) * sizes.hidden
+    # Rows of a mixture's experts: their outputs or input gradients, and a sum in float32; where all
+    # experts are multiplied at once, with gate and up, their gradients and SwiGLU of all rows.
+    each = item * sizes.hidden
+    if _groups(setting):
+        each += item * 4 * sizes.expert_intermediate
+        each += sizes.hidden if setting.layout == "int8" else 0
+    mixture = sizes.active_experts * each + 8 * sizes.hidden
     if sizes.mixtures == sizes.layers:
         mlp = 0
     return float(max(mlp, attention, mixture))

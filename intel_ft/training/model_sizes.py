@@ -76,6 +76,11 @@ class ModelSizes:
     mixtures: int = 0
     expert_padding: int = 0
 
+    @property
+    def active(self) -> int:
+        """The base's parameters that one token uses."""
+        return self.parameters - self.expert_weights + self.experts
+
 
 @dataclass(frozen=True)
 class CountedTeacher:
@@ -159,6 +164,15 @@ def sizes_for(config: Config, model: Any) -> ModelSizes:
     """The sizes of a model as `config` trains it; it may be on torch's `meta` device."""
     fused, dora = why_not_fused(model, config), config.method.use_dora
     return replace(model_sizes(model), why_not_fused=fused, dora=dora)
+
+
+def describe_mixture(sizes: ModelSizes) -> list[Decision]:
+    """How many of a mixture's parameters a token uses; nothing for a model without experts."""
+    if not sizes.mixtures:
+        return []
+    reason = f"it meets {sizes.active_experts} experts in each of {sizes.mixtures} layers"
+    value = f"{sizes.active:,} of the base's {sizes.parameters:,}"
+    return [Decision("parameters per token", value, reason)]
 
 
 def _teacher(config: Config) -> CountedTeacher | None:

@@ -50,7 +50,12 @@ from intel_ft.training.memory import (
     estimate_memory,
 )
 from intel_ft.training.memory_setting import memory_setting
-from intel_ft.training.model_sizes import CountedModel, ModelSizes, count_model
+from intel_ft.training.model_sizes import (
+    CountedModel,
+    ModelSizes,
+    count_model,
+    describe_mixture,
+)
 from intel_ft.training.shared_prefixes import why_not_shared
 from intel_ft.training.start import check_adapter
 from intel_ft.training.workload import Training
@@ -213,6 +218,7 @@ def build(
         compute,
         *backend.decisions,
         *describe_adapter(config.model),
+        *describe_mixture(inputs.model.sizes),
         openmp.wait_policy(),
         gpu_kernels() if backend.device.type == "cuda" else kernels().decision,
         *how,

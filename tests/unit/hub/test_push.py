@@ -191,6 +191,22 @@ def assert_all_on_record(card: str, records: list) -> None:
         assert near, f"{found} is on no record"
 
 
+def test_the_card_of_a_mixture_names_experts_routers_and_active_parameters(run) -> None:
+    names = {
+        "adapted modules": "self_attn.q_proj, mlp.experts.down_proj (3 modules, 96 parameters)",
+        "modules left frozen": "mlp.gate",
+        "parameters per token": "574,336 of the base's 598,912",
+    }
+    path = run / "environment.json"
+    decided = [{"name": name, "value": value, "reason": "x"} for name, value in names.items()]
+    decided.append({"name": "model.adapter", "value": "/home/someone/other", "reason": "x"})
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decisions": decided}))
+    card = dry(run).card
+    shown = table(card, "Training")
+    assert {name: shown[name] for name in names} == {k: [v] for k, v in names.items()}
+    assert "/home/someone" not in card
+
+
 def test_nothing_of_this_machine_is_in_what_goes_up(run) -> None:
     report = dry(run)
     assert HOST not in report.card

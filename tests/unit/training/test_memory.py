@@ -38,6 +38,7 @@ from intel_ft.training.model_sizes import (
     CountedModel,
     count_description,
     count_model,
+    describe_mixture,
     model_sizes,
 )
 
@@ -223,6 +224,12 @@ def test_experts_take_what_their_layout_takes() -> None:
         2,
         32,
     )
+    (per_token,) = describe_mixture(sizes)
+    assert (
+        per_token.value
+        == f"{sizes.parameters - 3 * weights // 4:,} of the base's {sizes.parameters:,}"
+    )
+    assert describe_mixture(replace(sizes, mixtures=0)) == []
     for layout, each in (("as loaded", 2), ("prepacked", 2), ("int8", 1), ("nf4", NF4_BYTES)):
         setting = MemorySetting(layout, 512, 256, uneven=False, checkpointing=False)
         estimate = estimate_memory(sizes, setting)
