@@ -220,7 +220,7 @@ def _training_rows(records: Records, start: StartAdapter | None) -> list[tuple[s
         rows.insert(1, ("preference loss", method.get("loss")))
     rows += [
         *_start_rows(start),
-        *environment.get("decisions", {}).items(),
+        *training.get("decisions", {}).items(),  # exports of earlier versions have none
         ("steps taken", training["steps"]),
         ("tokens trained on", training["tokens"]),
         ("supervised tokens", training["supervised_tokens"]),

@@ -12,7 +12,6 @@ from intel_ft.training.run_record import read_training
 
 EXPORT = "export.json"
 _ENVIRONMENT = ("packages", "cpu", "isa", "ranks")  # what the card shows; never the host
-_DECISIONS = ("adapted modules", "modules left frozen", "parameters per token")  # nor its folders
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Records:
     """The records; None where there is none.
 
     `training` has the keys of export.json's entry of that name (docs/export.md), `environment`
-    those of a run's environment.json that do not identify the machine, its `decisions` as values by
-    name; `export` is the whole export.json; `weights` are read from the IR itself.
+    those of a run's environment.json that do not identify the machine; `export` is the whole
+    export.json; `weights` are read from the IR itself.
     """
 
     training: dict[str, Any] | None
@@ -41,13 +40,7 @@ def read_records(artifact: Artifact, run: Path | None) -> Records:
     training = environment = None
     if run is not None:
         training = read_training(run)
-        recorded = read_json(run / "environment.json")
-        environment = _select(recorded, _ENVIRONMENT)
-        environment["decisions"] = {
-            decision["name"]: decision["value"]
-            for decision in recorded.get("decisions", [])
-            if decision["name"] in _DECISIONS
-        }
+        environment = _select(read_json(run / "environment.json"), _ENVIRONMENT)
         base = str(training["config"]["model"]["name_or_path"])
         if Path(base).name != Path(artifact.base_model).name:
             raise UserError(

@@ -6,12 +6,13 @@ from typing import Any
 
 import yaml
 
-from intel_ft.artifacts.resolve import Artifact
+from intel_ft.artifacts.resolve import Artifact, read_json
 from intel_ft.config import Config, load
 from intel_ft.errors import UserError
 
 RESULTS = ("adapter", "model")
 SECTIONS = ("model", "data", "method", "train")
+DECISIONS = ("adapted modules", "modules left frozen", "parameters per token")
 
 
 def read_training(run: Path) -> dict[str, Any]:
@@ -30,6 +31,11 @@ def read_training(run: Path) -> dict[str, Any]:
         losses = [line["eval_loss"] for line in metrics if "eval_loss" in line]
         return {
             "config": _without_paths(sections),
+            "decisions": {
+                decision["name"]: decision["value"]
+                for decision in read_json(run / "environment.json").get("decisions", [])
+                if decision["name"] in DECISIONS
+            },
             "steps": max((line["step"] for line in metrics), default=0),
             "tokens": sum(line["tokens"] for line in steps),
             "supervised_tokens": sum(line["supervised_tokens"] for line in steps),
