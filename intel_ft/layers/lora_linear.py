@@ -85,7 +85,7 @@ class LoraLinear:
     dropout: torch.nn.Dropout | None = None
 
     @property
-    def trained(self) -> tuple[Tensor, ...]:
+    def trained(self) -> tuple[()] | tuple[Tensor, Tensor]:
         """A and B, or an empty tuple."""
         return () if self.a is None or self.b is None else (self.a, self.b)
 
@@ -94,21 +94,17 @@ class LoraLinear:
         return start_steps([self])[0]
 
     @property
-    def drops(self) -> bool:
-        """Whether dropout is on."""
-        return self.dropout is not None and self.dropout.training
+    def rate(self) -> float:
+        """Dropout's rate, 0 where it is off."""
+        return self.dropout.p if self.dropout is not None and self.dropout.training else 0.0
 
     def torch_step(self) -> "LoraStep":
         """`start_step` where torch computes LoRA's GEMMs."""
         if self.a is None or self.b is None:
             return LoraStep(self.base)
-        dtype = self.base.dtype
-        step = LoraStep(
-            self.base, a=self.a.to(dtype), b=(self.b * self.scale).to(dtype), scale=self.scale
-        )
-        if self.dropout is None or not self.drops:
-            return step
-        return replace(step, rate=self.dropout.p, seed=int(torch.randint(2**32, ())))
+        a, b = self.a.to(self.base.dtype), (self.b * self.scale).to(self.base.dtype)
+        seed = int(torch.randint(2**32, ())) if self.rate else 0
+        return LoraStep(self.base, a, b, self.scale, self.rate, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,8 +214,9 @@ class TileStep(LoraStep):
     ) -> Tensor:
         """See LoraStep."""
         assert grad_a_out is not None
-        low_rank = grad_a_out, self.panels.a_transposed
-        return self.base.input_gradient(grad, accumulate_into, low_rank)
+        return self.base.input_gradient(
+            grad, accumulate_into, (grad_a_out, self.panels.a_transposed)
+        )
 
     def input_gradients(
         self, grad: Tensor, accumulate_into: Tensor | None = None
@@ -233,8 +230,7 @@ class TileStep(LoraStep):
         self, grad: Tensor, grad_a_out: Tensor | None, x: Tensor, lora_a_out: Tensor | None
     ) -> Gradients:
         """See LoraStep."""
-        assert grad_a_out is not None
-        assert lora_a_out is not None
+        assert grad_a_out is not None and lora_a_out is not None
         of_b = narrow.Gradient(lora_a_out, grad, self.scale, transposed=True)
         return tuple(narrow.gradients([narrow.Gradient(grad_a_out, x), of_b]))
 
@@ -242,19 +238,15 @@ class TileStep(LoraStep):
 def start_steps(linears: Iterable[LoraLinear]) -> list[LoraStep]:
     """`LoraLinear.start_step` of several layers; those on AMX tiles are packed in one go."""
     steps: list[LoraStep] = []
-    pairs = []
+    pairs: list[tuple[Tensor, Tensor, float]] = []
     for linear in linears:
-        if linear.a is None or linear.b is None or linear.drops:
-            steps.append(linear.torch_step())
-        elif isinstance(linear.base, TileWeight):
+        if isinstance(linear.base, TileWeight) and (ab := linear.trained) and not linear.rate:
+            pairs.append((*ab, linear.scale))
             steps.append(TileStep(linear.base, scale=linear.scale))
-            pairs.append((linear.a, linear.b, linear.scale))
         else:
             steps.append(linear.torch_step())
     packed = iter(narrow.pack_loras(pairs) if pairs else ())
-    return [
-        replace(step, packed=next(packed)) if isinstance(step, TileStep) else step for step in steps
-    ]
+    return [replace(s, packed=next(packed)) if isinstance(s, TileStep) else s for s in steps]
 
 
 def forward_of_shared(
@@ -307,9 +299,7 @@ def backward_of_shared(
         return grad_x, [s.lora_gradients(g, g_a_out, x, a_out) for s, g, g_a_out, a_out in parts]
     lefts = [grad_a_out for grad_a_out in grad_a_outs if grad_a_out is not None]
     of_bs = [
-        narrow.Gradient(a_out, g, s.scale, transposed=True)
-        for s, g, _, a_out in parts
-        if a_out is not None
+        narrow.Gradient(o, g, s.scale, transposed=True) for s, g, _, o in parts if o is not None
     ]
     stacked, *grads_of_b = narrow.gradients([narrow.Gradient(torch.cat(lefts, 1), x), *of_bs])
     grads_of_a = torch.split_with_sizes(stacked, [left.shape[1] for left in lefts])
