@@ -116,8 +116,7 @@ class GateTask:
             raise IntelFTError(
                 "the model's own loss on the validation set is not finite: the model is broken"
             )
-        pairs = _answers(model, self)
-        scores = self.task.scores(model, pairs) if self.task else []
+        pairs, scores = self._answers_and_scores(model)
         summary = {"examples": selected, "positions": positions, "perplexity": math.exp(loss)}
         summary |= asdict(compare_answers(pairs))
         summary["task"] = float(np.mean(scores)) if scores else None
@@ -126,45 +125,34 @@ class GateTask:
 
     def measure(self, model: LanguageModel, reference: Path) -> Quality:
         """Compare `model` with the reference that `write_reference` wrote to a folder."""
-        examples = self.validation.prepared.examples
-        summary = read_summary(reference)
+        examples, selected = self.validation.prepared.examples, read_summary(reference)["examples"]
         table = np.load(reference / LOG_PROBABILITIES, mmap_mode="r")
-        start, kl, same = 0, 0.0, 0
-        losses: list[npt.NDArray[np.float64]] = []
-        increases: list[npt.NDArray[np.float64]] = []
-        places: list[npt.NDArray[np.int64]] = []
-        for logits, targets, at in _target_logits(model, examples, summary["examples"]):
-            places.append(at)
-            candidate = _log_softmax(logits[:, : table.shape[1]])
-            expected = np.asarray(table[start : start + len(candidate)])
-            start += len(candidate)
-            kl += float(np.sum(np.exp(expected) * (expected - candidate), dtype=np.float64))
-            same += int((candidate.argmax(axis=1) == expected.argmax(axis=1)).sum())
-            losses.append(_losses(candidate, targets))
-            increases.append(losses[-1] - _losses(expected, targets))
-        loss, increase = np.concatenate(losses), np.concatenate(increases)
-        ratio = math.exp(min(float(increase.mean()), 700.0))
-        pairs = _answers(model, self)
-        answers = compare_answers(pairs)
-        same_prompts = read_json(reference / ANSWERS)
-        scores = self.task.scores(model, pairs) if self.task else []
-        first_token_ms, tokens_per_s = _speed(model, examples, summary["examples"])
+        tokens = _compare_tokens(model, examples, selected, table)
+        pairs, scores = self._answers_and_scores(model)
+        answers, theirs = compare_answers(pairs), read_json(reference / ANSWERS)
+        first_token_ms, tokens_per_s = _speed(model, examples, selected)
         return Quality(
-            perplexity=math.exp(min(float(loss.mean()), 700.0)),
-            ppl_increase=ratio - 1,
-            ppl_increase_error=ratio * float(increase.std()) / math.sqrt(len(increase)),
-            kl=kl / start,
-            agreement=same / start,
+            **_perplexity(tokens.losses, tokens.increases),
+            kl=float(tokens.kl.mean()),
+            agreement=float(tokens.same.mean()),
             exact_match=answers.exact_match,
             parses=answers.parses,
             first_token_ms=first_token_ms,
             tokens_per_s=tokens_per_s,
-            similarity=similarity([one for one, _ in pairs], same_prompts["answers"])
+            similarity=similarity([answer for answer, _ in pairs], theirs["answers"])
             if pairs
             else None,
-            task=compare_scores(scores, same_prompts["scores"]) if scores else None,
-            by_position=_by_position(np.concatenate(places), loss, increase),
+            task=compare_scores(scores, theirs["scores"]) if scores else None,
+            by_position=_by_position(tokens),
         )
+
+    def _answers_and_scores(
+        self, model: LanguageModel
+    ) -> tuple[list[tuple[str, str]], list[float]]:
+        """The model's answers, each with the reference, and the scores of the task, if any."""
+        prepared, prompt = self.validation.prepared, self.system_prompt
+        pairs = answers_and_references(model, prepared, prompt, self.generate, self.max_new_tokens)
+        return pairs, [] if self.task is None else self.task.scores(model, pairs)
 
     def read_quality(self, values: dict[str, Any]) -> Quality:
         """The quality whose `asdict` is `values`."""
@@ -186,33 +174,59 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return read_json(folder / SUMMARY)
 
 
-def _answers(model: LanguageModel, task: GateTask) -> list[tuple[str, str]]:
-    return answers_and_references(
-        model, task.validation.prepared, task.system_prompt, task.generate, task.max_new_tokens
-    )
+@dataclass(frozen=True)
+class _Tokens:
+    """What a candidate does at each measured position, all [positions].
+
+    losses: its own, in nats; increases: over the reference's; same: its most likely token is the
+    reference's; at: where the position is in its sequence.
+    """
+
+    losses: npt.NDArray[np.float64]
+    increases: npt.NDArray[np.float64]
+    kl: npt.NDArray[np.float64]
+    same: npt.NDArray[np.bool_]
+    at: npt.NDArray[np.int64]
 
 
-def _by_position(
-    at: npt.NDArray[np.int64], losses: npt.NDArray[np.float64], increases: npt.NDArray[np.float64]
-) -> list[dict[str, Any]]:
+def _compare_tokens(
+    model: LanguageModel, examples: Examples, selected: list[int], table: npt.NDArray[np.float32]
+) -> _Tokens:
+    """Compare a model's log-probabilities with the reference's, in `table`."""
+    parts = []
+    start = 0
+    for logits, targets, at in _target_logits(model, examples, selected):
+        candidate = _log_softmax(logits[:, : table.shape[1]])
+        expected = np.asarray(table[start : start + len(candidate)])
+        start += len(candidate)
+        losses = _losses(candidate, targets)
+        kl = np.sum(np.exp(expected) * (expected - candidate), axis=1, dtype=np.float64)
+        same = candidate.argmax(axis=1) == expected.argmax(axis=1)
+        parts.append((losses, losses - _losses(expected, targets), kl, same, at))
+    return _Tokens(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _perplexity(
+    losses: npt.NDArray[np.float64], increases: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """A candidate's perplexity, its increase over the reference's, and the standard error."""
+    ratio = math.exp(min(float(increases.mean()), 700.0))
+    return {
+        "perplexity": math.exp(min(float(losses.mean()), 700.0)),
+        "ppl_increase": ratio - 1,
+        "ppl_increase_error": ratio * float(increases.std()) / math.sqrt(len(increases)),
+    }
+
+
+def _by_position(tokens: _Tokens) -> list[dict[str, Any]]:
     """Perplexity and its increase for the tokens between each two of POSITIONS."""
     parts = []
     for start, end in pairwise(POSITIONS):
-        chosen = (at >= start) & (at < end)
-        if not chosen.any():
-            continue
-        part = increases[chosen]
-        ratio = math.exp(min(float(part.mean()), 700.0))
-        parts.append(
-            {
-                "from": start,
-                "to": int(at[chosen].max()) + 1,
-                "positions": int(chosen.sum()),
-                "perplexity": math.exp(min(float(losses[chosen].mean()), 700.0)),
-                "ppl_increase": ratio - 1,
-                "ppl_increase_error": ratio * float(part.std()) / math.sqrt(len(part)),
-            }
-        )
+        chosen = (tokens.at >= start) & (tokens.at < end)
+        if chosen.any():
+            last = int(tokens.at[chosen].max())
+            span = {"from": start, "to": last + 1, "positions": int(chosen.sum())}
+            parts.append(span | _perplexity(tokens.losses[chosen], tokens.increases[chosen]))
     return parts
 
 

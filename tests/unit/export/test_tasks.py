@@ -7,7 +7,7 @@ import pytest
 
 from intel_ft.errors import UserError
 from intel_ft.export.gate import Limits
-from intel_ft.export.measure import POSITIONS, Quality, _by_position
+from intel_ft.export.measure import POSITIONS, Quality, _by_position, _Tokens
 from intel_ft.export.tasks import (
     AnswerTask,
     TaskScore,
@@ -91,7 +91,7 @@ def test_similarity_and_positions() -> None:
     assert similarity(["a b c d"], ["a b"]) == pytest.approx(2 * 2 / 6)
     at = np.array([0, 5, 127, 128, 600])
     increases = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
-    parts = _by_position(at, np.ones(5), increases)
+    parts = _by_position(_Tokens(np.ones(5), increases, increases, at > 0, at))
     assert [(part["from"], part["to"], part["positions"]) for part in parts] == [
         (0, 128, 3),
         (128, 129, 1),
