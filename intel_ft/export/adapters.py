@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.fingerprints import folder_state
-from intel_ft.artifacts.int4_base import RECORD, read_record
 from intel_ft.artifacts.resolve import ADAPTER_CONFIG, Artifact, read_json, resolve
 from intel_ft.errors import GateRefused, IntelFTError, UserError
 from intel_ft.export.adapter_runtime import (
@@ -38,6 +37,7 @@ from intel_ft.export.trained_base import (
     Equality,
     common_int4,
     prove_equality,
+    take_record,
     take_trained_base,
 )
 from intel_ft.export.try_candidate import try_candidate
@@ -96,12 +96,16 @@ class AdaptersReport:
 class _Written:
     """An adapter in its folder: its config, what torch computes, and what its gate measures."""
 
-    artifact: Artifact
     name: str
     config: dict[str, Any]
     reference: TorchReference
     tokenizer: Any
     task: GateTask | None
+
+    @property
+    def file(self) -> str:
+        """Its weights, relative to the exported folder."""
+        return f"{FOLDER}/{self.name}/{WEIGHTS}"
 
 
 def export_adapters(
@@ -132,15 +136,10 @@ def export_adapters(
     gate, chosen = gate or Gate(), settings or Settings()
     settings = _without_awq(chosen, weight_format)
     artifacts = [resolve(source) for source in sources]
+    first = artifacts[0]
     for artifact in artifacts:
         _require_supported(artifact)
-    first = artifacts[0]
-    for other in artifacts[1:]:
-        if other.base_model != first.base_model:
-            raise UserError(
-                f"{other.location} is an adapter of {other.base_model}, {first.location} of "
-                f"{first.base_model}: adapters in one folder must have one base"
-            )
+        _require_same_base(artifact, first)
     trained = common_int4(artifacts, weight_format, chosen, calibration)
     key = {
         **made_from(first, base, [(calibration, "train")]),
@@ -162,12 +161,9 @@ def export_adapters(
             adapters = _add_adapters(source, artifacts, folder, work, gate)
         record = export_record(context, first, [result], gate, device)
         record |= {"kind": "base+adapters", "adapters": [asdict(adapter) for adapter in adapters]}
-        equality = None
-        if trained is not None:
-            record["calibration"] = read_record(folder)["calibration"]
-            (folder / RECORD).unlink()
-            equality = prove_equality(folder, trained)
-            record["trained_weights"] = asdict(equality)
+        equality = None if trained is None else prove_equality(folder, trained)
+        if equality is not None:
+            record |= {"trained_weights": asdict(equality), "calibration": take_record(folder)}
         save_provenance(first, folder)
         write_ovms(folder, output.name, device, settings.kv_cache)
         write_record(folder, record)
@@ -213,14 +209,31 @@ def _require_supported(artifact: Artifact) -> None:
             )
 
 
+def _require_same_base(artifact: Artifact, first: Artifact) -> None:
+    if artifact.base_model != first.base_model:
+        raise UserError(
+            f"{artifact.location} is an adapter of {artifact.base_model}, {first.location} of "
+            f"{first.base_model}: adapters in one folder must have one base"
+        )
+
+
 def _add_adapters(
     source: Source, artifacts: list[Artifact], folder: Path, work: Path, gate: Gate
 ) -> list[RuntimeAdapter]:
     """Write each adapter into `folder` and compare GenAI's output with torch's."""
     pairs = zip(artifacts, _names(artifacts), strict=True)
     written = [_write(source, artifact, name, folder, work, gate) for artifact, name in pairs]
-    runtime = GenAIRuntime(folder, [folder / FOLDER / one.name / WEIGHTS for one in written])
-    return [_compare(runtime, index, one, folder, work, gate) for index, one in enumerate(written)]
+    # Before GenAI's pipeline is there: each of them has a copy of the base's weights.
+    qualities = [_measure(one, folder, work) for one in written]
+    runtime = GenAIRuntime(folder, [folder / one.file for one in written])
+    adapters = [
+        _compare(runtime, index, one, quality)
+        for index, (one, quality) in enumerate(zip(written, qualities, strict=True))
+    ]
+    for adapter, artifact in zip(adapters, artifacts, strict=True):
+        _require_applied(adapter, artifact.location)
+        _require_passed(adapter, artifact.location, gate)
+    return adapters
 
 
 def _write(
@@ -231,7 +244,7 @@ def _write(
     adapter_folder.mkdir(parents=True, exist_ok=True)
     model, config = _write_adapter(source, artifact, adapter_folder)
     task = gate_task(artifact, model.tokenizer, gate)
-    written = _Written(artifact, name, config, torch_reference(model), model.tokenizer, task)
+    written = _Written(name, config, torch_reference(model), model.tokenizer, task)
     if task is not None:
         if gate.reference is not None:
             model = reference_model(gate.reference, work, source)
@@ -246,46 +259,60 @@ def _reference(work: Path, name: str) -> Path:
     return work / "references" / name
 
 
+def _measure(written: _Written, folder: Path, work: Path) -> Quality | None:
+    """The adapter's quality at run time, None where nothing is measured."""
+    if written.task is None:
+        return None
+    served = AdaptedIR(folder, written.tokenizer, folder / written.file)
+    quality = written.task.measure(served, _reference(work, written.name))
+    drop_stage(_reference(work, written.name))
+    return quality
+
+
 def _compare(
-    runtime: GenAIRuntime, index: int, written: _Written, folder: Path, work: Path, gate: Gate
+    runtime: GenAIRuntime, index: int, written: _Written, quality: Quality | None
 ) -> RuntimeAdapter:
-    name, reference = written.name, written.reference
-    file = f"{FOLDER}/{name}/{WEIGHTS}"
-    quality = None
-    if written.task is not None:
-        served = AdaptedIR(folder, written.tokenizer, folder / file)
-        quality = written.task.measure(served, _reference(work, name))
-        drop_stage(_reference(work, name))
-    adapter = RuntimeAdapter(
-        name=name,
-        file=file,
+    """Compare the adapter `index` of the pipeline with torch."""
+    return RuntimeAdapter(
+        name=written.name,
+        file=written.file,
         r=int(written.config["r"]),
         lora_alpha=float(written.config["lora_alpha"]),
         alpha=1.0,
-        top1=runtime.top1(index, reference),
-        top1_without=runtime.top1(None, reference),
-        text_equal=runtime.same_answer(index, reference),
+        top1=runtime.top1(index, written.reference),
+        top1_without=runtime.top1(None, written.reference),
+        text_equal=runtime.same_answer(index, written.reference),
         quality=quality,
     )
+
+
+def _require_applied(adapter: RuntimeAdapter, location: str) -> None:
+    """Raise IntelFTError unless half of the adapter's effect is there.
+
+    Quantization explains the rest.
+    """
     logger.info(
         "%s: top-1 agreement with torch %.3f, without the adapter %.3f",
-        name,
+        adapter.name,
         adapter.top1,
         adapter.top1_without,
     )
-    # At least half of the adapter's effect must be there; quantization explains the rest.
     if adapter.top1 < (1 + adapter.top1_without) / 2 - 1 / PROBE_POSITIONS:
         raise IntelFTError(
-            f"{written.artifact.location}: at run time {adapter.top1:.0%} of the next tokens "
-            f"are those of torch, {adapter.top1_without:.0%} without the adapter: it is not "
-            "applied as it was trained, or the base is quantized too coarsely"
+            f"{location}: at run time {adapter.top1:.0%} of the next tokens are those of torch, "
+            f"{adapter.top1_without:.0%} without the adapter: it is not applied as it was "
+            "trained, or the base is quantized too coarsely"
         )
-    if quality is not None:
-        why = gate.limits.why_rejected(quality)
-        logger.info("%s: %s: %s", name, quality.summary(), f"rejected: {why}" if why else "passed")
-        if why is not None:
-            raise GateRefused(f"{written.artifact.location}: {why}; nothing was written")
-    return adapter
+
+
+def _require_passed(adapter: RuntimeAdapter, location: str, gate: Gate) -> None:
+    if adapter.quality is None:
+        return
+    why = gate.limits.why_rejected(adapter.quality)
+    verdict = f"rejected: {why}" if why else "passed"
+    logger.info("%s: %s: %s", adapter.name, adapter.quality.summary(), verdict)
+    if why is not None:
+        raise GateRefused(f"{location}: {why}; nothing was written")
 
 
 def _names(artifacts: list[Artifact]) -> list[str]:

@@ -4,8 +4,9 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from intel_ft.artifacts.int4_base import find_int4_base, read_record, trained_int4
+from intel_ft.artifacts.int4_base import RECORD, find_int4_base, read_record, trained_int4
 from intel_ft.artifacts.ir import ir_megabytes
 from intel_ft.artifacts.ir_weights import digest_of, read_compressed
 from intel_ft.artifacts.resolve import Artifact
@@ -121,6 +122,13 @@ def prove_equality(folder: Path, digest: str) -> Equality:
         "all %d compressed weights in %d layers equal those trained on", count, len(weights)
     )
     return Equality(len(weights), count, found)
+
+
+def take_record(folder: Path) -> Any:
+    """Remove the base's own record from an exported folder; returns what it was calibrated on."""
+    calibration = read_record(folder)["calibration"]
+    (folder / RECORD).unlink()
+    return calibration
 
 
 def _copy(source: Source, digest: str, partial: Path) -> None:
