@@ -387,6 +387,17 @@ def make_trainer(base, tmp_path, world=None, callbacks=(), **settings) -> PlanTr
     return PlanTrainer(training, arguments, list(callbacks))
 
 
+def test_the_device_of_a_rank_does_not_copy_the_base(base, tmp_path, monkeypatch) -> None:
+    """Among several ranks Accelerate's is cpu:0, to which torch moves what is on cpu by a copy."""
+    first, moved = make_trainer(base, tmp_path, max_steps=1), []
+    monkeypatch.setattr(TrainingArguments, "device", torch.device("cpu:0"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *to, **_: moved.append(to) or self)
+    trainer = PlanTrainer(first.training, first.args, [])
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert not moved
+
+
 def test_a_users_callback_is_called_and_can_stop(base, tmp_path) -> None:
     spy = Spy()
     make_trainer(base, tmp_path, callbacks=[spy]).train()
