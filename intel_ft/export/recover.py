@@ -22,7 +22,7 @@ from intel_ft.artifacts.ir_weights import (
     replace_weights,
 )
 from intel_ft.decisions import Decision
-from intel_ft.errors import IntelFTError, UserError
+from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 from intel_ft.files import whole_file
 from intel_ft.quantization import Settings
 from intel_ft.templates.examples import ExampleSet
@@ -58,7 +58,8 @@ def recover(
 
     model: the unquantized model in torch, which is changed; examples: of the run's training set;
     state: the file from which a killed recovery continues. Raises UserError where nothing can be
-    tuned, IntelFTError where the tuned IR does not hold the tuned weights.
+    tuned, EnvironmentProblem where the GPU's memory is full, IntelFTError where the tuned IR does not
+    hold the tuned weights.
     """
     import torch
 
@@ -74,7 +75,13 @@ def recover(
     device = _device(model, trained)
     logger.info("%s", device)
     model.to(device.value)
-    recovery = _tune(model, trained, examples, settings, state)
+    try:
+        recovery = _tune(model, trained, examples, settings, state)
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentProblem(
+            "--recover: the GPU has too little memory for these examples: lower sample_tokens, or "
+            'set CUDA_VISIBLE_DEVICES="" to use the CPU'
+        ) from error
     model.to("cpu")
     stored = {name: layer.stored(original(model, name)) for name, layer in trained.items()}
     replace_weights(ir, stored)

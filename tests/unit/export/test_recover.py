@@ -18,7 +18,7 @@ if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
 from intel_ft.artifacts.ir_weights import CompressedTensor, dequantize, pack, read_compressed
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.decisions import Decision
-from intel_ft.errors import UserError
+from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.export import recover as module
 from intel_ft.export.export import export
 from intel_ft.export.fake_quantize import FakeQuantized, original, quantize_in_place
@@ -158,6 +158,18 @@ def test_a_gpu_without_enough_memory_is_not_used(monkeypatch) -> None:
         chosen.append(module._device(network, {"one": torch.nn.Linear(8, 8)}))
     assert [one.value for one in chosen] == ["cuda", "cpu"]
     assert "too little memory" in chosen[1].reason
+
+
+def test_a_gpu_that_is_full_is_named(made, tmp_path, monkeypatch) -> None:
+    base, int4, examples = made
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "_step", full)
+    ir = copy(int4, tmp_path / "ir")
+    with pytest.raises(EnvironmentProblem, match="lower sample_tokens, or set CUDA_VISIBLE"):
+        recover(network(base), ir, examples, Settings(), tmp_path / "state.pt")
 
 
 def test_a_killed_recovery_continues(made, tmp_path, monkeypatch) -> None:
