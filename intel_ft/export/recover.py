@@ -58,8 +58,8 @@ def recover(
 
     model: the unquantized model in torch, which is changed; examples: of the run's training set;
     state: the file from which a killed recovery continues. Raises UserError where nothing can be
-    tuned, EnvironmentProblem where the GPU's memory is full, IntelFTError where the tuned IR does not
-    hold the tuned weights.
+    tuned, EnvironmentProblem where the GPU's memory is full, IntelFTError where the tuned IR does
+    not hold the tuned weights.
     """
     import torch
 
