@@ -1,7 +1,8 @@
-"""Frozen weights for the products of kernels.gemm: packed once for forward and once for backward.
+"""Frozen weights for the products of kernels.gemm.
 
-The copies take as much memory as those of layers.prepacked (bf16) and layers.int8, whose numbers
-they compute with fewer roundings. Those of layers.compressed are packed for each product instead.
+On AMX they are packed once for forward and once for backward, which takes as much memory as
+layers.prepacked (bf16) and layers.int8. On AVX512-VNNI both directions read one copy. They compute
+the same numbers with fewer roundings. Weights of layers.compressed are packed for each product.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,10 +87,10 @@ class TileWeight:
 
 @dataclass(frozen=True, eq=False)
 class VnniWeight:
-    """A FrozenWeight in int8 on AVX512-VNNI; scales [out]."""
+    """A FrozenWeight in int8 on AVX512-VNNI; scales [out]; shifts: of its transpose, [in]."""
 
     forward: vnni.Matrix
-    backward: vnni.Matrix
+    shifts: Tensor
     bias: Tensor | None
     scales: Tensor
     dtype: torch.dtype
@@ -104,7 +105,7 @@ class VnniWeight:
         """See lora_linear.FrozenWeight."""
         residual = None if accumulate_into is None else accumulate_into.contiguous()
         rows = vnni.quantize_rows(grad, self.scales)
-        return vnni.multiply(rows, self.backward, residual=residual)
+        return vnni.multiply(rows, vnni.Transpose(self.forward, self.shifts), residual=residual)
 
 
 def tile_base(weight: Tensor, bias: Tensor | None) -> TileWeight:
@@ -122,8 +123,8 @@ def tile_int8_base(weight: Tensor, bias: Tensor | None) -> TileWeight:
 def vnni_base(weight: Tensor, bias: Tensor | None) -> VnniWeight:
     """weight [out, in] rounded to int8, with one scale per output channel."""
     values, scales = int8_values(weight)
-    backward = vnni.pack(values.T, torch.ones(values.shape[1]))
-    return VnniWeight(vnni.pack(values, scales), backward, bias, scales, weight.dtype)
+    shifts = vnni.transpose_shifts(values)
+    return VnniWeight(vnni.pack(values, scales), shifts, bias, scales, weight.dtype)
 
 
 def own_base(dtype: torch.dtype) -> tuple[Factory, str] | None:
@@ -138,6 +139,12 @@ def own_int8_base(dtype: torch.dtype) -> tuple[Factory, str] | None:
         return tile_int8_base, "AMX"
     usable = dtype in (torch.bfloat16, torch.float32) and why_no_vnni() is None
     return (vnni_base, "AVX512-VNNI") if usable else None
+
+
+def int8_copies(dtype: torch.dtype) -> int:
+    """How many copies of a linear layer's int8 weights our own products keep, or else oneDNN."""
+    own = own_int8_base(dtype)
+    return 1 if own is not None and own[0] is vnni_base else 2
 
 
 def why_no_own_products(dtype: torch.dtype, *, int8: bool) -> str:

@@ -21,6 +21,7 @@ from intel_ft.host.cpu import cpu_flags, cpu_name
 from intel_ft.kernels.gemm.library import why_no_tiles, why_no_vnni
 from intel_ft.layers.mapped import Keep
 from intel_ft.layers.mixture import expert_matrices
+from intel_ft.layers.own_products import int8_copies
 from intel_ft.models.frozen_base import Layout, frozen_linears
 from intel_ft.models.targets import output_layer
 from intel_ft.models.weight_files import weight_files
@@ -111,7 +112,7 @@ def shared_bytes(model: Any, layout: Layout) -> int:
     """About the bytes of what ranks share of a base in this layout."""
     weights = sum(linear.weight.numel() for _, _, linear in frozen_linears(model))
     item = model.dtype.itemsize
-    each = {"prepacked": 2 * item, "int8": 2, "nf4": 0.52}.get(layout, 0)
+    each = {"prepacked": 2 * item, "int8": int8_copies(model.dtype), "nf4": 0.52}.get(layout, 0)
     experts = sum(matrix.weight.numel() for matrix in expert_matrices(model))
     head = output_layer(model)
     packs = layout in ("prepacked", "int8", "int4")

@@ -80,7 +80,7 @@ class MemorySetting:
     optimizer state; shared_by: the ranks of a host that share one copy of the converted linear
     layers. Experts are stacked while they are loaded, by each rank, so that the peak is as without
     sharing; streamed: the frozen weights are converted while they are loaded; code_bytes: bytes per
-    weight in layout int4.
+    weight in layout int4; int8_copies: of a linear layer's weights (layers.own_products).
     """
 
     layout: Layout
@@ -102,6 +102,7 @@ class MemorySetting:
     shared_by: int = 1
     streamed: bool = False
     code_bytes: float = 0.0
+    int8_copies: int = 2
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def _fragmentation(setting: MemorySetting) -> float:
 def _linear_bytes(setting: MemorySetting) -> float:
     """Bytes per frozen weight of a linear layer."""
     if setting.layout == "int8":
-        return 2.0  # one byte in each of two layouts, forward and backward
+        return float(setting.int8_copies)
     if setting.layout == "nf4":
         return NF4_BYTES
     if setting.layout == "int4":

@@ -7,6 +7,7 @@ import torch
 
 from intel_ft.config import Config
 from intel_ft.layers.compressed import bytes_per_weight
+from intel_ft.layers.own_products import int8_copies
 from intel_ft.models.fast_path import choose_layout, packs_heads, shared_by
 from intel_ft.models.load import is_pickled
 from intel_ft.models.streamed import streamed_layout
@@ -75,6 +76,7 @@ def memory_setting(
         shared_by=sharing if mapped else 1,
         streamed=streamed_layout(config, local_ranks, on_gpu=gpu) is not None
         and not is_pickled(config.model),
+        int8_copies=int8_copies(dtype),
         code_bytes=bytes_per_weight(config.model.quantization) if layout == "int4" else 0.0,
     )
 

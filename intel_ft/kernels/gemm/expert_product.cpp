@@ -96,26 +96,12 @@ void multiply_low(const bf16* left, int64_t rank, bool two, const char* packed, 
 // A block of 64 outputs and 64 inputs: four tiles of two panels, `between` bytes apart, become the
 // four tiles of one k-step of two panels of inputs, which are `apart` bytes apart.
 void transpose_block(const char* from, int64_t between, char* to, int64_t apart) {
-  const __m512i square =
-      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   for (int64_t panel = 0; panel < 2; ++panel)
-    for (int64_t half = 0; half < 2; ++half) {
-      const char* tile = from + panel * between + half * TILE;
-      for (int64_t rows = 0; rows < 4; ++rows) {  // sixteen inputs
-        __m512i r[4];
-        for (int64_t i = 0; i < 4; ++i)
-          r[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(tile + (rows * 4 + i) * LINE), square);
-        const __m512i a = _mm512_shuffle_i32x4(r[0], r[1], 0x44);
-        const __m512i b = _mm512_shuffle_i32x4(r[0], r[1], 0xee);
-        const __m512i c = _mm512_shuffle_i32x4(r[2], r[3], 0x44);
-        const __m512i d = _mm512_shuffle_i32x4(r[2], r[3], 0xee);
-        char* out = to + rows / 2 * apart + rows % 2 * TILE + (8 * panel + 4 * half) * LINE;
-        _mm512_store_si512(out, _mm512_shuffle_i32x4(a, c, 0x88));
-        _mm512_store_si512(out + LINE, _mm512_shuffle_i32x4(a, c, 0xdd));
-        _mm512_store_si512(out + 2 * LINE, _mm512_shuffle_i32x4(b, d, 0x88));
-        _mm512_store_si512(out + 3 * LINE, _mm512_shuffle_i32x4(b, d, 0xdd));
-      }
-    }
+    for (int64_t half = 0; half < 2; ++half)
+      for (int64_t rows = 0; rows < 4; ++rows)  // sixteen inputs
+        transpose_squares(from + panel * between + half * TILE + rows * 4 * LINE, LINE,
+                          to + rows / 2 * apart + rows % 2 * TILE + (8 * panel + 4 * half) * LINE,
+                          LINE);
 }
 
 // 16 numbers as the lower halves of 32 bits.

@@ -42,6 +42,24 @@ inline char* thread_scratch(int64_t bytes) {
   return scratch.reserve(bytes);
 }
 
+// Four lines of int8, `between` bytes apart, become four lines `apart` bytes apart. A line holds
+// four squares of 4 x 4; square i of line j becomes square j of line i, itself transposed.
+static inline void transpose_squares(const char* from, int64_t between, char* to, int64_t apart) {
+  const __m512i square =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  __m512i r[4];
+  for (int64_t i = 0; i < 4; ++i)
+    r[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(from + i * between), square);
+  const __m512i a = _mm512_shuffle_i32x4(r[0], r[1], 0x44);
+  const __m512i b = _mm512_shuffle_i32x4(r[0], r[1], 0xee);
+  const __m512i c = _mm512_shuffle_i32x4(r[2], r[3], 0x44);
+  const __m512i d = _mm512_shuffle_i32x4(r[2], r[3], 0xee);
+  _mm512_store_si512(to, _mm512_shuffle_i32x4(a, c, 0x88));
+  _mm512_store_si512(to + apart, _mm512_shuffle_i32x4(a, c, 0xdd));
+  _mm512_store_si512(to + 2 * apart, _mm512_shuffle_i32x4(b, d, 0x88));
+  _mm512_store_si512(to + 3 * apart, _mm512_shuffle_i32x4(b, d, 0xdd));
+}
+
 // The first `count` of 16 lanes, or of 32.
 static inline __mmask16 mask16(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : __mmask16((1u << count) - 1);

@@ -27,6 +27,25 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
+class Transpose:
+    """The transpose of a matrix, read from the same panels, with its own columns' shifts."""
+
+    of: Matrix
+    shifts: Tensor
+    scales: None = None
+
+    @property
+    def columns(self) -> int:
+        """As Matrix."""
+        return self.of.inner
+
+    @property
+    def inner(self) -> int:
+        """As Matrix."""
+        return self.of.columns
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """x [rows, inner] as uint8 around 128, rows `stride` bytes apart, and its rows' scales."""
 
@@ -45,12 +64,21 @@ class Rows:
 def pack(matrix: Tensor, scales: Tensor) -> Matrix:
     """An int8 matrix [columns, inner] of any strides, with float32 scales [columns]."""
     columns, inner = matrix.shape
-    size = -(-columns // _PANEL) * -(-inner // 4) * _PANEL * 4
+    size = -(-columns // _PANEL) * _groups(inner) * _PANEL * 4
     panels = torch.empty(size, dtype=torch.int8)
     shifts = torch.empty(columns, dtype=torch.int32)
     address = ctypes.c_void_p(matrix.data_ptr())
     call("vnni_pack", address, columns, inner, *matrix.stride(), panels, shifts)
     return Matrix(panels, shifts, scales, columns, inner)
+
+
+def transpose_shifts(matrix: Tensor) -> Tensor:
+    """The shifts of the `Transpose` of an int8 matrix [columns, inner], int32 [inner]."""
+    return 128 * matrix.sum(0, dtype=torch.int32)
+
+
+def _groups(inner: int) -> int:
+    return -(-inner // 64) * 16
 
 
 def quantize_rows(x: Tensor, columns: Tensor | None = None) -> Rows:
@@ -71,14 +99,19 @@ class _Product(ctypes.Structure):
     """VnniProduct of vnni_product.cpp."""
 
     _fields_ = [
-        *((n, ctypes.c_int64) for n in ("rows", "columns", "groups", "stride", "is_float32")),
+        *((n, ctypes.c_int64) for n in ("rows", "columns", "groups", "stride")),
+        *((n, ctypes.c_int64) for n in ("is_float32", "transposed")),
         *((n, ctypes.c_void_p) for n in ("x", "w", "shifts", "row_scales", "column_scales")),
         *((n, ctypes.c_void_p) for n in ("bias", "residual", "out")),
     ]
 
 
 def multiply(
-    x: Rows, matrix: Matrix, *, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Rows,
+    matrix: Matrix | Transpose,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """x times the transposed matrix (+ bias) (+ residual), [rows, columns] in x's dtype.
 
@@ -95,13 +128,14 @@ def multiply(
     product = _Product(
         rows=x.rows,
         columns=matrix.columns,
-        groups=-(-x.inner // 4),
+        groups=_groups(x.inner),
         stride=x.stride,
         is_float32=x.dtype == torch.float32,
+        transposed=isinstance(matrix, Transpose),
     )
     tensors = {
         "x": x.values,
-        "w": matrix.panels,
+        "w": (matrix.of if isinstance(matrix, Transpose) else matrix).panels,
         "shifts": matrix.shifts,
         "row_scales": x.scales,
         "column_scales": matrix.scales,

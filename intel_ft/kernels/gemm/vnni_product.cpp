@@ -4,7 +4,12 @@
 // vpdpbusd takes unsigned values of x, so x is rounded to 8 bits with zero at 128, and 128 times
 // the sum of each column of w is subtracted. x lies row by row, its rows `stride` bytes apart (a
 // multiple of 4, not of 4096, so that six rows do not share sets of a cache). w lies in panels of
-// 64 columns, in groups of 4 along k: [panel][inner / 4][64][4].
+// 64 columns, in groups of 4 along k, whose number is a multiple of 16: [panel][inner / 4][64][4].
+//
+// The gradient of x needs the transpose of w, with four columns of w together instead of four of
+// its k. It reads the same panels: a task transposes its chunk of a panel into L2 before it
+// multiplies it by all of its rows, 12 shuffles for 256 bytes, which take part in 1,536 vpdpbusd.
+// Therefore its tasks are twice as high, and its chunks half as deep.
 //
 // The micro-kernel sums up 6 rows by 64 columns in 24 registers. A task is ROWS rows by one panel,
 // in chunks of CHUNK groups of k; its sums stay in L2.
@@ -54,10 +59,11 @@ inline void multiply_rows(const uint8_t* x, int64_t stride, const int8_t* w, int
 
 extern "C" {
 
-// What vnni_multiply computes; kernels/gemm/vnni.py has the same fields. bias and residual may be
-// null; rows of x beyond `rows`, up to a multiple of 6, must exist.
+// What vnni_multiply computes; kernels/gemm/vnni.py has the same fields. column_scales, bias and
+// residual may be null; rows of x beyond `rows`, up to a multiple of 6, must exist. transposed: w
+// lies in the panels of its transpose [inner, columns].
 struct VnniProduct {
-  int64_t rows, columns, groups, stride, is_float32;
+  int64_t rows, columns, groups, stride, is_float32, transposed;
   const uint8_t* x;
   const int8_t* w;
   const int32_t* shifts;  // [columns], 128 times the sums of w's columns
@@ -79,7 +85,8 @@ void store_rows(const VnniProduct& p, const int32_t* sums, int64_t row, int64_t 
   for (int64_t j = column; j < std::min(column + PANEL, p.columns); j += 16) {
     const __mmask16 mask = mask16(p.columns - j);
     const __m512i shift = _mm512_maskz_loadu_epi32(mask, p.shifts + j);
-    const __m512 scale = _mm512_maskz_loadu_ps(mask, p.column_scales + j);
+    const __m512 scale =
+        p.column_scales ? _mm512_maskz_loadu_ps(mask, p.column_scales + j) : _mm512_set1_ps(1);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t at = (row + i) * p.columns + j;
       const __m512i sum = _mm512_load_si512(sums + i * PANEL + j - column);
@@ -92,21 +99,44 @@ void store_rows(const VnniProduct& p, const int32_t* sums, int64_t row, int64_t 
   }
 }
 
+// Groups [first, first + count) of a panel of a transposed w; first and count are multiples of 16.
+void transpose_groups(const VnniProduct& p, int64_t panel, int64_t first, int64_t count,
+                      int8_t* to) {
+  const int64_t groups = (p.columns + PANEL - 1) / PANEL * 16;  // of the panels that it reads
+  const char* from =
+      reinterpret_cast<const char*>(p.w) + (first / 16 * groups + panel * 16) * GROUP;
+  char* out = reinterpret_cast<char*>(to);
+  for (int64_t k = 0; k < count; k += 16, from += groups * GROUP, out += 16 * GROUP)
+    for (int64_t quarter = 0; quarter < 4; ++quarter)
+      for (int64_t line = 0; line < 4; ++line)
+        transpose_squares(from + quarter * 4 * GROUP + line * 64, GROUP,
+                          out + line * 4 * GROUP + quarter * 64, GROUP);
+}
+
 template <typename T>
 void multiply(const VnniProduct& p, int threads) {
-  const int64_t panels = (p.columns + PANEL - 1) / PANEL, blocks = (p.rows + ROWS - 1) / ROWS;
+  const int64_t panels = (p.columns + PANEL - 1) / PANEL;
+  const int64_t height = p.transposed ? 2 * ROWS : ROWS, depth = p.transposed ? CHUNK / 2 : CHUNK;
+  const int64_t blocks = (p.rows + height - 1) / height;
 #pragma omp parallel num_threads(threads)
   {
-    int32_t* sums = reinterpret_cast<int32_t*>(thread_scratch(ROWS * PANEL * 4));
+    const int64_t sums_bytes = height * PANEL * 4, chunk = p.transposed ? (depth + 8) * GROUP : 0;
+    char* const scratch = thread_scratch(sums_bytes + chunk);
+    int32_t* sums = reinterpret_cast<int32_t*>(scratch);
+    int8_t* transposed = reinterpret_cast<int8_t*>(scratch + sums_bytes);
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t task = 0; task < blocks * panels; ++task) {
-      const int64_t row = task / panels * ROWS, panel = task % panels;
-      const int64_t rows = std::min(ROWS, p.rows - row);
-      for (int64_t k = 0; k < p.groups; k += CHUNK) {
+      const int64_t row = task / panels * height, panel = task % panels;
+      const int64_t rows = std::min(height, p.rows - row);
+      for (int64_t k = 0; k < p.groups; k += depth) {
         const int8_t* w = p.w + (panel * p.groups + k) * GROUP;
+        if (p.transposed) {
+          transpose_groups(p, panel, k, std::min(depth, p.groups - k), transposed);
+          w = transposed;
+        }
         for (int64_t i = 0; i < rows; i += HEIGHT)
           multiply_rows(p.x + (row + i) * p.stride + k * 4, p.stride, w, sums + i * PANEL,
-                        std::min(CHUNK, p.groups - k), k == 0);
+                        std::min(depth, p.groups - k), k == 0);
       }
       store_rows<T>(p, sums, row, rows, panel * PANEL);
     }
@@ -161,7 +191,7 @@ void vnni_quantize(const void* x, int64_t is_float32, const float* columns, uint
 // w [columns, inner], whose strides are in elements, into panels, and 128 times its columns' sums.
 void vnni_pack(const int8_t* w, int64_t columns, int64_t inner, int64_t column_stride,
                int64_t inner_stride, int8_t* out, int32_t* shifts, int threads) {
-  const int64_t groups = (inner + 3) / 4, panels = (columns + PANEL - 1) / PANEL;
+  const int64_t groups = (inner + 63) / 64 * 16, panels = (columns + PANEL - 1) / PANEL;
   advise_huge_pages(out, panels * groups * GROUP);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t panel = 0; panel < panels; ++panel) {

@@ -126,6 +126,10 @@ def test_vnni_multiplies_exactly(dtype, shape) -> None:
     torch.testing.assert_close(
         found.double(), wanted, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-2
     )
+    w = w.T.to(torch.int8)  # whose transpose is the matrix
+    transpose = vnni.Transpose(vnni.pack(w, torch.rand(inner)), vnni.transpose_shifts(w))
+    assert (transpose.columns, transpose.inner) == (columns, inner)
+    assert torch.equal(vnni.multiply(packed, transpose), exact.to(dtype))
 
 
 @pytest.mark.parametrize("quantize_rows", [tiles.quantize_rows, vnni.quantize_rows])

@@ -119,6 +119,8 @@ def test_layouts_take_what_they_take(seven) -> None:
     for name, parts in sizes.items():
         assert (parts.mapped > 0) == (name != "as loaded")
         assert parts.needed == parts.total - parts.mapped
+    once = estimate_memory(seven.sizes, replace(EQUAL, layout="int8", int8_copies=1))
+    assert once.linear_layers == linear
 
 
 LAYOUTS = {"as loaded": 2, "int8": 2, "prepacked": 4, "nf4": 0, "int4": 0}
