@@ -125,8 +125,8 @@ def compare_scores(candidate: Sequence[float], reference: Sequence[float]) -> Ta
     count = len(differences)
     draws = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
     worst = float(np.percentile(differences[draws].mean(axis=1), _ONE_SIDED))
-    if not differences.any():
-        worst = -min(1.0, _RULE_OF_THREE / count)
+    if not (differences < 0).any():  # resampling never draws a loss that it has not seen
+        worst -= min(1.0, _RULE_OF_THREE / count)
     right = {0.0, 1.0}
     paired = set(ours.tolist()) <= right and set(theirs.tolist()) <= right
     return TaskScore(

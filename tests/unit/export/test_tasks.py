@@ -71,6 +71,8 @@ def test_paired_differences() -> None:
     assert compare_scores([0.5, 0.25], [0.5, 0.5]).p is None
     same = compare_scores(reference, reference)
     assert (same.difference, same.worst, same.p) == (0.0, -0.03, 1.0)  # not 0: 3 / n
+    won = compare_scores([1.0] * 61 + [0.0] * 39, reference)
+    assert (won.difference, won.worst) == (pytest.approx(0.01), -0.03)
 
 
 def test_a_task_that_lost_too_much_is_rejected() -> None:
