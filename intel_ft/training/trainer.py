@@ -83,12 +83,14 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
             self.training.model.optimize(self.model, optimizer)
         return optimizer
 
-    def _move_model_to_device(self, *_: Any) -> None:
-        """It is there already. Among several ranks on CPUs, Accelerate's device is cpu:0.
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """On CPUs it is there already. Among several ranks, Accelerate's device is cpu:0.
 
         For torch that is another device than cpu, so the move would copy all weights, those of
         files and those without memory (models.frozen_base.FrozenLinear) included.
         """
+        if device.type != "cpu":
+            super()._move_model_to_device(model, device)
 
     def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
         """Not in DDP, because the step exchanges the gradients itself."""
