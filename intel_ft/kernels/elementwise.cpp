@@ -148,12 +148,10 @@ void quantize(const bf16* x, const float* columns, uint8_t* values, float* scale
     std::vector<float> scaled(size);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; ++i) {
-      float largest = 0;
       for (int64_t j = 0; j < size; ++j) scaled[j] = to_float(x[i * size + j]);
       if (columns)
         for (int64_t j = 0; j < size; ++j) scaled[j] *= columns[j];
-#pragma omp simd reduction(max : largest)
-      for (int64_t j = 0; j < size; ++j) largest = std::max(largest, std::fabs(scaled[j]));
+      const float largest = largest_of(scaled.data(), nullptr, size);  // NaN if one is NaN
       scales[i] = largest / 127;
       float inverse = largest > 0 ? 127 / largest : 0;
 #pragma omp simd

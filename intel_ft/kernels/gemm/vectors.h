@@ -96,9 +96,10 @@ static inline void store_rounded(float* to, __mmask16 mask, __m512 x) {
   _mm512_mask_storeu_ps(to, mask, x);
 }
 
-// bf16.h's fast_exp of sixteen numbers.
+// bf16.h's fast_exp of sixteen numbers. NaN stays NaN, which max_ps would not keep.
 static inline __m512 fast_exp(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+  const __m512 least = _mm512_set1_ps(-87.0f);
+  x = _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, least, _CMP_LT_OQ), least);
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
@@ -116,15 +117,18 @@ static inline __m512 load_scaled(const T* x, const float* columns, int64_t k, __
 }
 
 // The largest absolute value of a row, whose elements are multiplied by `columns` unless it is
-// null.
+// null; NaN if one is NaN, whose bits are above those of all numbers.
 template <typename T>
 static inline float largest_of(const T* row, const float* columns, int64_t inner) {
-  __m512 largest = _mm512_setzero_ps();
+  __m512i largest = _mm512_setzero_si512();
   for (int64_t k = 0; k < inner; k += 16) {
     const __m512 value = load_scaled(row + k, columns, k, mask16(inner - k));
-    largest = _mm512_max_ps(largest, _mm512_abs_ps(value));
+    largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(value)));
   }
-  return _mm512_reduce_max_ps(largest);
+  const uint32_t bits = _mm512_reduce_max_epu32(largest);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 static inline __m512i round_to_int(__m512 x, __m512 scale) {

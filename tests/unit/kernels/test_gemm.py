@@ -4,6 +4,7 @@ Where this CPU has no AMX, the tile registers are emulated: packing and blocking
 """
 
 import ctypes
+import math
 
 import pytest
 import torch
@@ -147,6 +148,9 @@ def test_rows_are_quantized_with_their_columns_scales(quantize_rows) -> None:
     bound = packed.scales[:, None] * 0.51 + wide.abs() / 256
     assert ((found - wide).abs() <= bound).all()
     assert not found[3].any()
+    x[5, 7] = math.nan
+    found = module.multiply(quantize_rows(x, columns), identity)
+    assert found.isfinite().all(-1).tolist() == [row != 5 for row in range(20)]
 
 
 @pytest.mark.parametrize("kind", ["norm", "up"])

@@ -204,6 +204,16 @@ def test_attention_of_large_scores_does_not_overflow(compiled) -> None:
     assert all(x.isfinite().all() for x in ops.attention_backward(*case, out, logsumexp, grad))
 
 
+def test_attention_does_not_hide_a_nan(compiled) -> None:
+    (q, *case), grad = attention_case(4, 2, 64, (70, 3))
+    q[5, 0, 9] = math.nan
+    out, logsumexp = ops.attention(q, *case)
+    assert not out.isfinite().all()
+    assert out[:, 1:].isfinite().all()  # the other heads
+    for gradient in ops.attention_backward(q, *case, out, logsumexp, grad):
+        assert not gradient.isfinite().all()
+
+
 def test_log_sums_are_those_of_the_scores(compiled) -> None:
     case, _ = attention_case(4, 2, 64, (37, 64))
     q, k, _, cos, sin, bounds, _, scale = widened(case)
@@ -308,6 +318,7 @@ def test_quantize_and_scale_rows(compiled, rows, size, with_columns) -> None:
     columns = torch.rand(size) + 0.5 if with_columns else None
     values, scales = ops.quantize(x, columns)
     wanted, wanted_scales = ops.quantize(x.float(), columns)
+    assert not ops.quantize(x.index_fill(1, torch.tensor(0), math.nan), columns)[1].isfinite().any()
     torch.testing.assert_close(scales, wanted_scales)
     assert values.dtype == torch.uint8
     assert (values.int() - wanted.int()).abs().max() <= 1  # a tie may fall the other way
