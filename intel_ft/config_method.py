@@ -18,6 +18,10 @@ OF_LOSSES = {
 """Keys of a preference method that only some losses have."""
 
 
+CHANGES_BASE = ("pissa", "olora")
+"""Values of `init` that subtract what LoRA starts as from the base's weights."""
+READS_BASE = (*CHANGES_BASE, "loftq")
+"""Values of `init` that compute what LoRA starts as from the base's weights."""
 WITH_STUDENT = ("distill", "preference", "reward")
 """Methods that train an adapter or all weights, as method.student says."""
 
@@ -109,7 +113,7 @@ class MethodConfig(Section):
                 "name=distill needs a teacher: set teacher to a model, or to base for the student's"
                 " own base model"
             )
-        if self.init in ("pissa", "olora"):
+        if self.init in CHANGES_BASE:
             if self.use_dora:
                 raise ValueError(f"init={self.init} cannot be combined with use_dora")
             if self.teacher == "base":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from intel_ft.config_method import CHANGES_BASE
 from intel_ft.config_sections import Sections
 
 _NEEDS_PLAIN_BASE = (
@@ -72,7 +73,7 @@ def _at_start(config: Sections) -> Iterator[str]:
             yield f"{changes} method.teacher=base cannot be used: set it to the path of a model"
         if not method.trains_all and method.use_dora:
             yield f"{changes} method.use_dora cannot be saved for the original base: leave it out"
-        if method.init in ("pissa", "olora"):
+        if method.init in CHANGES_BASE:
             yield f"{changes} method.init={method.init} cannot be used: leave it out"
     if model.new_tokens and method.name == "distill":
         yield "model.add_tokens cannot be used with method.name=distill: no teacher has the tokens"
@@ -90,7 +91,7 @@ def _on_int4(config: Sections) -> Iterator[str]:
             yield "method.init=loftq starts from the rounding of model.base_dtype=int4: set that"
         return
     kept = "base weights, which model.base_dtype=int4 keeps unchanged"
-    if method.init in ("pissa", "olora"):
+    if method.init in CHANGES_BASE:
         yield f"method.init={method.init} changes the {kept}"
     if method.modules_to_save:
         yield f"method.modules_to_save trains copies of {kept}"

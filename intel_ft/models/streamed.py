@@ -17,6 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from intel_ft.config import Config
+from intel_ft.config_method import CHANGES_BASE
 from intel_ft.host.devices import CPU
 from intel_ft.layers.fused_experts import convert_module, expert_modules, fuse_experts
 from intel_ft.models.fast_path import shared_by
@@ -45,7 +46,7 @@ def streamed_layout(
     needs_weights = (
         method.trains_all
         or method.use_dora
-        or method.init in ("pissa", "olora")
+        or method.init in CHANGES_BASE
         or bool(method.modules_to_save)
         or model.merged_adapter is not None
         or config.backend.name == "ipex"

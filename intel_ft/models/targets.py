@@ -17,7 +17,7 @@ from peft.utils import TrainableTokensWrapper
 from peft.utils import transformers_weight_conversion as conversion
 from transformers.pytorch_utils import Conv1D
 
-from intel_ft.config_method import MethodConfig
+from intel_ft.config_method import READS_BASE, MethodConfig
 from intel_ft.decisions import Decision
 from intel_ft.errors import UserError
 from intel_ft.layers.mixture import ExpertMatrix, expert_matrices, is_called, routers
@@ -386,7 +386,7 @@ def _not_for_experts(method: MethodConfig) -> str | None:
         return f"method.dropout={method.dropout:g}"
     if method.use_dora:
         return "method.use_dora=true"
-    return f"method.init={method.init}" if method.init in ("pissa", "olora", "loftq") else None
+    return f"method.init={method.init}" if method.init in READS_BASE else None
 
 
 def _leaf(name: str) -> str:

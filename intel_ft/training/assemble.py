@@ -15,6 +15,7 @@ from intel_ft.artifacts.int4_base import Int4Base
 from intel_ft.backends.cpu import Backend
 from intel_ft.batching.stream_plan import plan_of_stream
 from intel_ft.config import Config
+from intel_ft.config_method import CHANGES_BASE
 from intel_ft.data.mixture import Part
 from intel_ft.data.stream import Stream
 from intel_ft.decisions import Decision
@@ -168,7 +169,7 @@ def _changes_of_base(
 ) -> lora_init.Initial:
     """What is subtracted from the base: LoRA's start, or the negative of a merged adapter."""
     method, merged = config.method, config.model.merged_adapter
-    if method.init not in {"pissa", "olora"} and merged is None:
+    if method.init not in CHANGES_BASE and merged is None:
         return {}
     if start is not None:
         return lora_init.load_from_original(start, method.r)[1]

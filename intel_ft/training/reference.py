@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from intel_ft.artifacts.fingerprints import hash_of
 from intel_ft.batching.plan import IntArray, Plan, Step
 from intel_ft.batching.row import build_row
+from intel_ft.config_method import READS_BASE
 from intel_ft.errors import UserError
 from intel_ft.files import whole_file
 from intel_ft.models.answer_log_probs import answer_log_probs
@@ -63,7 +64,7 @@ def with_reference(
         nonlocal computed
         values = store.read(name, examples)
         missing = wanted[np.isnan(values[wanted])]
-        initialized = training.facts.get("method.init") in ('"pissa"', '"olora"', '"loftq"')
+        initialized = json.loads(training.facts.get("method.init", "null")) in READS_BASE
         if len(missing) and resumed and initialized:
             raise UserError(
                 f"{store.path}: has no reference values of {len(missing):,} answers, and the"
