@@ -246,8 +246,8 @@ def has_convolution(model: Any) -> bool:
     return any(isinstance(module, torch.nn.Conv1d) for module in model.get_decoder().modules())
 
 
-def pass_bounds(model: Any) -> None:
-    """Give attention the segment bounds that its layer receives and does not pass on.
+def pass_segments(model: Any) -> None:
+    """Give attention the segments' bounds and parents that its layer receives and keeps.
 
     As in Nemotron of Transformers 5.17. The hooks are the layers' own, because activation
     checkpointing runs a layer again when the rest of the model has ended.
@@ -255,20 +255,19 @@ def pass_bounds(model: Any) -> None:
     for layer in model.get_decoder().layers:
         for attention in layer.modules():
             if hasattr(attention, "is_causal"):
-                bounds: dict[str, Any] = {}
-                layer.register_forward_pre_hook(partial(_take_bounds, bounds), with_kwargs=True)
-                attention.register_forward_pre_hook(partial(_add_bounds, bounds), with_kwargs=True)
+                segments: dict[str, Any] = {}
+                layer.register_forward_pre_hook(partial(_take_segments, segments), with_kwargs=True)
+                attention.register_forward_pre_hook(
+                    partial(_add_segments, segments), with_kwargs=True
+                )
 
 
-def _take_bounds(bounds: dict[str, Any], _: Any, __: Any, options: dict[str, Any]) -> None:
-    bounds |= {_BOUNDS: options.get(_BOUNDS)}
+def _take_segments(segments: dict[str, Any], _: Any, __: Any, options: dict[str, Any]) -> None:
+    segments |= {name: options.get(name) for name in ("cu_seq_lens_q", "segment_parents")}
 
 
-def _add_bounds(bounds: dict[str, Any], _: Any, inputs: Any, options: dict[str, Any]) -> Any:
-    return inputs, bounds | options
-
-
-_BOUNDS = "cu_seq_lens_q"
+def _add_segments(segments: dict[str, Any], _: Any, inputs: Any, options: dict[str, Any]) -> Any:
+    return inputs, segments | options
 
 
 def why_not_packable(model: Any) -> str | None:
@@ -329,7 +328,7 @@ def _why_not_packable(model: Any, call: Any) -> str | None:
         try:
             packed = logits(first, second)
         except _NoBounds:
-            pass_bounds(model)
+            pass_segments(model)
             packed = logits(first, second)
         changed, alone = logits(other, second), logits(second)
     except (ValueError, TypeError) as error:
