@@ -30,6 +30,9 @@ FOLDER = "shards"
 STATE, BEST = "state", "best"
 """Folders in it: weights and moments; the weights of the best evaluation."""
 
+FILE_BYTES = 128 * 2**20
+"""Bytes of a file of a checkpoint, unless one tensor has more."""
+
 _WEIGHT = "weight"
 
 Tensors = dict[str, Tensor]
@@ -82,11 +85,14 @@ class Shards:
         return state
 
     def write(self, folder: Path, tensors: Tensors) -> None:
-        """Write the parts of all ranks into `folder`; all ranks call it."""
+        """Write the parts of all ranks into `folder`; all ranks call it.
+
+        Each rank writes several files: the writer has two copies of a file in memory.
+        """
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(folder), _files(tensors), save_distributed=True)
         save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
 
     def read(self, folder: Path, tensors: Tensors) -> None:
@@ -190,6 +196,17 @@ def describe(world: World) -> Decision:
     if world.size == 1:
         return Decision("backend.shard", "off", "one rank keeps all weights")
     return Decision("backend.shard", f"1/{world.size} per rank", "set in the config")
+
+
+def _files(tensors: Tensors) -> dict[str, int]:
+    """The number of the file, from 1, that each tensor is written to."""
+    files, number, size = {}, 1, 0
+    for name, tensor in tensors.items():
+        part = tensor.to_local().nbytes if isinstance(tensor, DTensor) else tensor.nbytes
+        if size and size + part > FILE_BYTES:
+            number, size = number + 1, 0
+        files[name], size = number, size + part
+    return files
 
 
 def without_moments(state: Any) -> Any:
