@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from intel_ft.errors import IntelFTError, UserError
 
 MANIFEST = "manifest.json"
+_HASHED_AT_ONCE = 8  # files: a checkpoint of sharded weights has many
 _FULL = 1 << 20  # bytes: if less is free after a failed write, the disk is taken to be full
 
 
@@ -130,12 +132,15 @@ def sha256(path: Path) -> str:
 
 def write_manifest(folder: Path) -> None:
     """Write manifest.json in `folder`: the SHA-256 of every file in it."""
-    files = {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    names = [str(path.relative_to(folder)) for path in paths]
+    files = dict(zip(names, _digests(paths), strict=True))
     write_json(folder / MANIFEST, {"sha256": files})
+
+
+def _digests(paths: Sequence[Path]) -> list[str]:
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        return list(pool.map(sha256, paths))
 
 
 def damage(folder: Path) -> str | None:
@@ -145,11 +150,12 @@ def damage(folder: Path) -> str | None:
         expected = dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} is missing or unreadable ({error.__class__.__name__})"
-    for name, digest in expected.items():
-        path = folder / name
-        if not path.is_file():
+    for name in expected:
+        if not (folder / name).is_file():
             return f"{name} is missing"
-        if sha256(path) != digest:
+    found = _digests([folder / name for name in expected])
+    for (name, digest), actual in zip(expected.items(), found, strict=True):
+        if actual != digest:
             return f"{name} does not match its SHA-256"
     return None
 
