@@ -4,13 +4,13 @@ A `Writer` puts weights into a file in the layout that multiplies, tensor after 
 that opens the file with a `Reader` gets the same weights on mapped, copy-on-write pages, which all
 of them share until one is written to. Called from models.shared_base.
 
-The file: tensors, each entry on pages of its own; an index as JSON; the index's length, 8 bytes.
+The file: tensors, each entry on pages of its own; an index as JSON; the SHA-256 of the index; its
+length, 8 bytes.
 """
 
 import ctypes
 import hashlib
 import json
-import logging
 import mmap
 import os
 from collections.abc import Callable, Mapping
@@ -36,7 +36,8 @@ _Memory = ctypes.Array[ctypes.c_char]
 
 _PAGE = mmap.ALLOCATIONGRANULARITY
 _ALIGNMENT = 64  # bytes, as torch aligns tensors: a cache line
-_SAMPLES, _SAMPLE = 8, 4096  # of each entry: blocks, and bytes of a block, that its digest covers
+_HASH, _LENGTH = 32, 8  # bytes after the index
+_BLOCK, _CHUNK = 4096, 2**28  # bytes of a sum, and those that are summed up at a time
 _KINDS: dict[str, Any] = {
     f"{kind.__module__}.{kind.__name__}": kind
     for kind in (
@@ -49,8 +50,6 @@ _KINDS: dict[str, Any] = {
 
 _QUANT_STATE = ("absmax", "shape", "code", "blocksize", "quant_type", "dtype", "offset", "state2")
 """The arguments of bitsandbytes' QuantState."""
-
-logger = logging.getLogger(__name__)
 
 
 class Keep(Protocol):
@@ -102,7 +101,7 @@ class Writer:
             os.ftruncate(self.descriptor, self._end)
             entry = {"start": start, "size": size, "tree": tree}
             memory = _map(self.descriptor, entry)
-            self._entries[key] = entry | {"digest": _digest(memory)}
+            self._entries[key] = entry
             return cast("T", _decode(tree, memory))
         except OSError as error:  # such as a full disk
             self.failed = error.strerror or str(error)
@@ -110,11 +109,17 @@ class Writer:
             self.failed = str(error)
         return value
 
-    def finish(self) -> int:
-        """Write the index; returns the file's size in bytes. Raises OSError where that fails."""
-        text = json.dumps({"facts": self._facts, "entries": self._entries}).encode()
-        _write_all(self.descriptor, text + len(text).to_bytes(8, "little"), self._end)
-        return self._end + len(text) + 8
+    def finish(self, *, verifiable: bool = False) -> None:
+        """Write the index. Raises OSError where that fails.
+
+        verifiable: with a digest of all weights, so that `Reader.is_whole` can tell.
+        """
+        index = {"facts": self._facts, "entries": self._entries, "end": self._end}
+        if verifiable:
+            index["digest"] = _digest(self.descriptor, self._end)
+        text = json.dumps(index).encode()
+        trailer = hashlib.sha256(text).digest() + len(text).to_bytes(_LENGTH, "little")
+        _write_all(self.descriptor, text + trailer, self._end)
 
     def _write(self, tensor: Tensor) -> int:
         """Append a contiguous tensor; returns where it starts."""
@@ -131,15 +136,14 @@ class Writer:
 
 
 class Reader:
-    """A `Keep` that maps what a `Writer` wrote, and makes what is missing or damaged."""
+    """A `Keep` that maps what a `Writer` wrote, and makes what is missing."""
 
     def __init__(self, descriptor: int, index: Mapping[str, Any]) -> None:
-        self.descriptor, self._entries = descriptor, dict(index["entries"])
-        self.size = os.fstat(descriptor).st_size
+        self.descriptor, self._index = descriptor, index
 
     @classmethod
     def open(cls, path: Path, facts: Mapping[str, Any]) -> "Reader | None":
-        """The file's reader, None unless it is whole, this user's own and has these facts."""
+        """The file's reader, None unless it has these facts and only this user can change it."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -152,29 +156,32 @@ class Reader:
 
     def __call__(self, key: str, make: Callable[[], T]) -> T:
         """See Keep."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            memory = _map(self.descriptor, entry)
-            if _digest(memory) == entry["digest"]:
-                return cast("T", _decode(entry["tree"], memory))
-            logger.warning("%s is damaged in the shared base: it is made again", key)
-        return make()
+        entry = self._index["entries"].get(key)
+        if entry is None:
+            return make()
+        return cast("T", _decode(entry["tree"], _map(self.descriptor, entry)))
+
+    def is_whole(self) -> bool:
+        """Whether all weights are as they were written, which is read; False without a digest."""
+        found = self._index.get("digest")
+        return found is not None and _digest(self.descriptor, self._index["end"]) == found
 
 
 def _index(descriptor: int) -> dict[str, Any] | None:
     """The index of a whole file that this user alone can write; None for any other."""
     status = os.fstat(descriptor)
-    if status.st_uid != os.getuid() or status.st_mode & 0o022 or status.st_size < 8:
+    end = status.st_size - _HASH - _LENGTH
+    if status.st_uid != os.getuid() or status.st_mode & 0o022 or end < 0:
         return None
-    length = int.from_bytes(os.pread(descriptor, 8, status.st_size - 8), "little")
-    if (start := status.st_size - 8 - length) < 0:
+    trailer = os.pread(descriptor, _HASH + _LENGTH, end)
+    start = end - int.from_bytes(trailer[_HASH:], "little")
+    if start < 0:
         return None
-    try:
-        index: dict[str, Any] = json.loads(os.pread(descriptor, length, start))
-        ends = [entry["start"] + entry["size"] for entry in index["entries"].values()]
-        return index if max(ends, default=0) <= start and "facts" in index else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    text = os.pread(descriptor, end - start, start)
+    if hashlib.sha256(text).digest() != trailer[:_HASH]:
         return None
+    index: dict[str, Any] = json.loads(text)
+    return index if index["end"] == start else None
 
 
 def _map(descriptor: int, entry: Mapping[str, Any]) -> _Memory:
@@ -205,13 +212,17 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def _digest(memory: _Memory) -> str:
-    """A hash of blocks spread over an entry, the first and the last of them included."""
-    digest, last = hashlib.sha256(), max(0, len(memory) - _SAMPLE)
-    for block in range(_SAMPLES):
-        start = last * block // (_SAMPLES - 1)
-        digest.update(memoryview(memory)[start : start + _SAMPLE])
-    return digest.hexdigest()[:16]
+def _digest(descriptor: int, end: int) -> str:
+    """A hash of the sums of all blocks of a file's first `end` bytes, as 64-bit integers.
+
+    It reads them as fast as memory is. A changed value, a lost page and exchanged pages change it.
+    """
+    digest = hashlib.sha256()
+    for start in range(0, end, _CHUNK):
+        memory = _map(descriptor, {"start": start, "size": min(_CHUNK, end - start)})
+        blocks = torch.frombuffer(memory, dtype=torch.int64).view(-1, _BLOCK // 8)
+        digest.update(blocks.sum(1).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, start: int) -> None:

@@ -1,8 +1,9 @@
 """Frozen weights of bases in the user's cache, in the layout that multiplies: mapped at once.
 
 One file for each base, layout, CPU and version (`layers.mapped`), under a name that is a hash of
-all of them. A file appears under its name when it is whole. The folder is bounded: the files that
-were not used for longest are removed, but never one that a process has mapped.
+all of them. A file appears under its name when it is whole, and each run that uses it first
+compares all of its weights with their hash. The folder is bounded: the files that were not used for
+longest are removed, but never one that a process has mapped.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ LIMIT = "INTEL_FT_BASE_CACHE_GIB"
 """The environment variable with the most GiB that all files together may take."""
 
 DEFAULT_LIMIT = 100.0
-_SUFFIX = ".base"
+_SUFFIX, _PARTIAL = ".base", ".partial"
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ def cached(facts: Mapping[str, Any], size: int) -> Iterator[Reader | Writer]:
     folder = cache_folder()
     path = folder / f"{hash_of(json.dumps(facts, sort_keys=True).encode())}{_SUFFIX}"
     with _locked(folder):
-        reader = Reader.open(path, facts)
+        for left in folder.glob(f".*{_PARTIAL}"):  # by a process that was killed
+            with suppress(OSError):
+                left.unlink()
+        reader = _whole(path, facts)
         if reader is None:
             yield from _make(path, facts, size)
             return
@@ -72,13 +76,23 @@ def cached(facts: Mapping[str, Any], size: int) -> Iterator[Reader | Writer]:
     yield reader
 
 
+def _whole(path: Path, facts: Mapping[str, Any]) -> Reader | None:
+    """The reader of a file that is there and undamaged."""
+    reader = Reader.open(path, facts)
+    if reader is None or reader.is_whole():
+        return reader
+    os.close(reader.descriptor)
+    logger.warning("%s is damaged: the base is prepared again", path)
+    return None
+
+
 def _make(path: Path, facts: Mapping[str, Any], size: int) -> Iterator[Writer]:
     with suppress(OSError):
         path.unlink()  # damaged, of another user or with other facts
     _make_room(path.parent, size)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # until this process ends
     except OSError as error:
         raise NoCache(f"{path.parent} cannot be written to ({error.strerror})") from None
@@ -94,7 +108,7 @@ def _finish(writer: Writer, partial: Path, path: Path) -> None:
     if writer.failed is not None:
         return
     try:
-        writer.finish()
+        writer.finish(verifiable=True)
         os.fsync(writer.descriptor)
         partial.replace(path)
     except OSError as error:

@@ -21,7 +21,7 @@ from intel_ft.host.cpu import cpu_flags, cpu_name
 from intel_ft.kernels.gemm.library import why_no_tiles, why_no_vnni
 from intel_ft.layers.mapped import Keep
 from intel_ft.layers.mixture import expert_matrices
-from intel_ft.layers.own_products import int8_copies
+from intel_ft.layers.own_products import int8_copies, own_base
 from intel_ft.models.frozen_base import Layout, frozen_linears
 from intel_ft.models.targets import output_layer
 from intel_ft.models.weight_files import weight_files
@@ -115,7 +115,7 @@ def shared_bytes(model: Any, layout: Layout) -> int:
     each = {"prepacked": 2 * item, "int8": int8_copies(model.dtype), "nf4": 0.52}.get(layout, 0)
     experts = sum(matrix.weight.numel() for matrix in expert_matrices(model))
     head = output_layer(model)
-    packs = layout in ("prepacked", "int8", "int4")
+    packs = layout in ("prepacked", "int8", "int4") and own_base(model.dtype) is not None
     packed = packs and head is not None and hasattr(head, "weight")
     total = weights * each + experts * {"int8": 1, "nf4": 0.52}.get(layout, 0)
     if packed:

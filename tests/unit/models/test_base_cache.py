@@ -57,6 +57,31 @@ def test_a_file_that_does_not_match_its_name_is_replaced(folder) -> None:
     assert {float(weight[0]) for _, weight, _ in weights} in ({6.0, 4.0}, {3.0, 7.0})
 
 
+def test_a_damaged_file_is_replaced(folder, caplog) -> None:
+    close(prepared({"base": 1}, 3.0)[0])
+    [path] = folder.glob("*.base")
+    for place, damage in ((MIB // 3, b"x"), (-9, b"x"), (0, None)):  # of a weight, of the index
+        content = bytearray(path.read_bytes())
+        if damage is None:
+            path.write_bytes(content[:-4096])
+        else:
+            content[place : place + 1 or None] = damage
+            path.write_bytes(content)
+        keep, weight, made = prepared({"base": 1}, 4.0)
+        close(keep)
+        assert made and weight.unique().tolist() == [4.0]
+        assert not prepared({"base": 1}, 5.0)[2]
+    assert f"{path} is damaged: the base is prepared again" in caplog.text
+
+
+def test_what_a_killed_process_left_is_removed(folder) -> None:
+    close(prepared({"base": 1})[0])
+    left = folder / ".0123456789abcdef.base.partial"
+    left.write_bytes(b"half of it")
+    assert not prepared({"base": 1})[2]
+    assert not left.exists()
+
+
 def test_an_error_leaves_no_file_and_is_raised(folder) -> None:
     with pytest.raises(OSError, match="of the model"), cached({"base": 1}, MIB) as keep:
         keep("weight", lambda: torch.ones(3))

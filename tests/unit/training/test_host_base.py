@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_private_memory_with_one_line(monkeypatch, tmp_path) 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     written = host_base.Writer.finish
 
-    def full(self):
+    def full(self, **_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(host_base.Writer, "finish", full)
