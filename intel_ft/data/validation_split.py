@@ -1,5 +1,7 @@
 """Splits off a validation set: data.eval_fraction."""
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -7,12 +9,18 @@ from intel_ft.data.prepare import Prepared
 from intel_ft.errors import UserError
 from intel_ft.templates.examples import ExampleSet
 
+IntArray = npt.NDArray[np.int64]
+
+_MOST_ANSWERS = 64
+"""A prompt that more rows have than this, and than the validation set holds, is an instruction."""
+
 
 def split_fraction(prepared: Prepared, fraction: float, seed: int) -> tuple[Prepared, Prepared]:
     """Split into (training set, validation set); equal seed and data give an equal split.
 
-    fraction: share of the rows in the validation set, rounded; each set gets at least one. Both
-    keep the order of the source. Raises UserError if there are fewer than two examples.
+    fraction: share of the rows in the validation set, rounded; each set gets at least one. Rows
+    with the same prompt stay together. Both sets keep the order of the source. Raises UserError if
+    there are fewer than two examples.
     """
     kept, held_out = split_places(prepared.examples, fraction, seed, prepared.report.source)
     return prepared.select(kept), prepared.select(held_out)
@@ -20,10 +28,11 @@ def split_fraction(prepared: Prepared, fraction: float, seed: int) -> tuple[Prep
 
 def split_places(
     examples: ExampleSet, fraction: float, seed: int, source: str
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[IntArray, IntArray]:
     """The places of training and validation set among the examples; see `split_fraction`.
 
-    The examples of one row stay together.
+    The examples of one row stay together, and so do rows with the same prompt: the validation set
+    takes prompts in a random order while all of their rows fit, or else the smallest one.
     """
     row_of = np.cumsum(examples.firsts) - 1
     total = int(row_of[-1]) + 1
@@ -33,7 +42,46 @@ def split_places(
             " split: set data.eval, or add examples"
         )
     validation_size = min(max(round(total * fraction), 1), total - 1)
-    shuffled = np.random.default_rng(seed).permutation(total)
-    held_out = np.zeros(total, np.bool_)
-    held_out[shuffled[:validation_size]] = True
-    return np.flatnonzero(~held_out[row_of]), np.flatnonzero(held_out[row_of])
+    unit_of, sizes = _units(examples, total, max(_MOST_ANSWERS, validation_size))
+    shuffled = np.random.default_rng(seed).permutation(len(sizes))
+    held_out = np.zeros(len(sizes), np.bool_)
+    room = validation_size
+    for unit in shuffled.tolist():
+        if sizes[unit] <= room:
+            held_out[unit] = True
+            room -= int(sizes[unit])
+        if room == 0:
+            break
+    if not held_out.any():
+        held_out[min(shuffled.tolist(), key=lambda unit: int(sizes[unit]))] = True
+    in_validation = held_out[unit_of[row_of]]
+    return np.flatnonzero(~in_validation), np.flatnonzero(in_validation)
+
+
+def _units(examples: ExampleSet, total: int, most: int) -> tuple[IntArray, IntArray]:
+    """The unit that each of `total` rows belongs to, and the rows of each unit.
+
+    Rows with one prompt are a unit, unless more than `most` rows, or all of them, have it.
+    """
+    rows = np.arange(total)
+    first_with = _first_with_prompt(examples, total)
+    counts = np.bincount(first_with, minlength=total)[first_with]
+    unit = np.where(counts > min(most, total - 1), rows, first_with)
+    _, unit_of, sizes = np.unique(unit, return_inverse=True, return_counts=True)
+    return unit_of, sizes
+
+
+def _first_with_prompt(examples: ExampleSet, total: int) -> IntArray:
+    """Of each row the first one that has its prompt, int64 [rows].
+
+    The prompt is what comes before the first supervised token. A single token is none: plain text
+    begins with one.
+    """
+    found = np.arange(total)
+    first_rows: dict[bytes, int] = {}
+    for row, place in enumerate(np.flatnonzero(examples.firsts).tolist()):
+        tokens, supervised = examples[place]
+        if (end := int(supervised.argmax())) > 1:
+            prompt = hashlib.blake2b(tokens[:end].tobytes(), digest_size=16).digest()
+            found[row] = first_rows.setdefault(prompt, row)
+    return found

@@ -123,6 +123,40 @@ def test_the_parts_of_a_document_stay_in_one_set(tmp_path):
     assert len(sides[0]) == 6 and len(sides[1]) == 2 and not sides[0] & sides[1]
 
 
+def prompts_of(rows, tmp_path, fraction, **data):
+    """The (prompt, answer) of both sets; a prompt is one capital letter or several."""
+    file = write(tmp_path / "rows.jsonl", [{"prompt": p, "completion": c} for p, c in rows])
+    data = {"format": "prompt_completion", "template": "none", "eval_fraction": fraction, **data}
+    return [
+        [(one.rstrip("0123456789</s>"), one) for one in texts(part)] for part in read(file, **data)
+    ]
+
+
+def test_answers_to_one_prompt_stay_in_one_set(tmp_path):
+    rows = [("AB" + "CDEFGHIJ"[n % 8] * (1 + n // 8), str(k)) for n in range(100) for k in range(4)]
+    training, validation = prompts_of(rows[::-1], tmp_path, 0.02)
+    assert len(validation) == 8 and len(training) == 392  # 2 % of the rows: two prompts
+    assert len({prompt for prompt, _ in validation}) == 2
+    assert not {prompt for prompt, _ in validation} & {prompt for prompt, _ in training}
+    _, validation = prompts_of(rows[:12], tmp_path, 0.1)  # one row, and each prompt has four
+    assert len(validation) == 4 and len({prompt for prompt, _ in validation}) == 1
+
+
+@pytest.mark.parametrize("prompt", ["AB", "A{}"])
+def test_rows_with_different_prompts_or_one_instruction_are_split_as_ever(prompt, tmp_path):
+    rows = [(prompt.format("BCDEFGHIJK"[n]), str(n)) for n in range(10)]
+    _, validation = prompts_of(rows, tmp_path, 0.3)
+    held_out = np.sort(np.random.default_rng(3).permutation(10)[:3])
+    assert [text for _, text in validation] == [f"{''.join(rows[n])}</s>" for n in held_out]
+
+
+def test_an_instruction_of_many_rows_is_no_prompt_with_several_answers(tmp_path):
+    rows = [("AB" if n < 65 else "CD", str(n)) for n in range(100)]
+    training, validation = prompts_of(rows, tmp_path, 0.4)
+    assert len(validation) == 40 and {prompt for prompt, _ in validation} >= {"AB"}
+    assert "AB" in {prompt for prompt, _ in training}
+
+
 def test_one_source_in_a_list_is_that_source(sources):
     listed, _ = read([sources["chat"]], template="chatml")
     alone, _ = read(sources["chat"], template="chatml")
