@@ -164,7 +164,7 @@ class TrainConfig(Section):
     """Peak learning rate."""
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """Learning rate schedule."""
-    warmup_ratio: float = Field(0.03, ge=0.0, le=1.0)
+    warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0)
     """Share of the steps used for linear warmup."""
     weight_decay: float = Field(0.0, ge=0.0)
     """Decoupled weight decay."""

@@ -161,7 +161,22 @@ def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
         return f"{where}: {message}, not {kind}"
     if isinstance(problem["input"], dict | list):
         return f"{where}: {message}"
+    if hint := _share(problem):
+        return f"{where}={problem['input']}: {hint}"
     return f"{where}={problem['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _share(problem: Any) -> str:
+    """How to write a percentage; empty where the problem is not one with a percentage."""
+    given = str(problem["input"]).strip()
+    limits = problem.get("ctx", {})
+    if not given.endswith("%") and limits.get("lt", limits.get("le")) != 1:
+        return ""
+    try:
+        percent = float(given.removesuffix("%"))
+    except ValueError:
+        return ""
+    return f"write a share from 0 to 1, such as {percent / 100:g} for {percent:g} %"
 
 
 def message_of(problem: Any) -> str:

@@ -308,8 +308,7 @@ def _require_applied(adapter: RuntimeAdapter, location: str) -> None:
 def _require_passed(adapter: RuntimeAdapter, location: str, gate: Gate) -> None:
     if adapter.quality is None:
         return
-    why = gate.limits.why_rejected(adapter.quality)
-    verdict = f"rejected: {why}" if why else "passed"
+    why, verdict = gate.limits.why_rejected(adapter.quality), gate.limits.verdict(adapter.quality)
     logger.info("%s: %s: %s", adapter.name, adapter.quality.summary(), verdict)
     if why is not None:
         raise GateRefused(f"{location}: {why}; nothing was written")

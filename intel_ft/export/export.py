@@ -187,7 +187,7 @@ def _try_until_passed(
         result = try_candidate(context, candidate)
         results.append(result)
         why = limits.why_rejected(result.row.quality) if result.row.quality else None
-        logger.info("%s", log_line(result.row, why))
+        logger.info("%s", log_line(result.row, limits))
         if why is None:
             ensure_built(context, candidate)
             return results

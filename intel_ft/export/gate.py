@@ -60,6 +60,19 @@ class Limits:
             )
         return None
 
+    def verdict(self, quality: Quality | PairQuality) -> str:
+        """For the log: `passed` with the limits that apply to `quality`, or why it is rejected."""
+        if (why := self.why_rejected(quality)) is not None:
+            return f"rejected: {why}"
+        applied = []
+        if isinstance(quality, Quality) and self.max_ppl_increase is not None:
+            applied.append(f"perplexity {self.max_ppl_increase:+.2%}")
+        if self.min_agreement is not None:
+            applied.append(f"{quality.AGREEMENT} {self.min_agreement:.2%}")
+        if self.max_task_drop is not None and quality.task is not None:
+            applied.append(f"{quality.TASK} {-self.max_task_drop:+.1%}")
+        return f"passed (limit {', '.join(applied)})" if applied else "measured, no limit"
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -108,15 +121,21 @@ class GateRow:
 def parse_share(text: str, option: str) -> float:
     """`1%`, `0.3 %` or `0.01` as a share.
 
-    Raises UserError naming `option` for anything else, and for negative values.
+    Raises UserError naming `option` for anything else, for negative values, and for a number of 1
+    or more without a percent sign, which could be meant either way.
     """
-    number = text.strip().removesuffix("%")
+    number = text.strip().removesuffix("%").strip()
     try:
         value = float(number) / (100 if text.strip().endswith("%") else 1)
     except ValueError:
         value = math.nan
     if not (0 <= value < math.inf):
         raise UserError(f"{option} {text}: write a share such as 1% or 0.01")
+    if value >= 1 and not text.strip().endswith("%"):
+        raise UserError(
+            f"{option} {text}: a number without % is a share, so this would be {100 * value:g} %: "
+            f"write {number}% or {100 * value:g}%"
+        )
     return value
 
 
@@ -188,11 +207,11 @@ def reference_record(gate: dict[str, Any]) -> dict[str, Any]:
     return {"name": f"torch, {gate['reference']['dtype']}", **gate["reference"]}
 
 
-def log_line(row: GateRow, why_rejected: str | None) -> str:
+def log_line(row: GateRow, limits: Limits) -> str:
     """A candidate's result for the log."""
     if row.quality is None:
         return f"{row.name}: {row.megabytes:,.1f} MB"
-    verdict = f"rejected: {why_rejected}" if why_rejected else "passed"
+    verdict = limits.verdict(row.quality)
     return f"{row.name}: {row.megabytes:,.1f} MB, {row.quality.summary()}: {verdict}"
 
 

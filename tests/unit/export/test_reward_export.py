@@ -187,4 +187,6 @@ def test_limits_on_pairs() -> None:
     assert "pair accuracy 90.0% where the reference has 100.0%" in why
     assert "more pairs might show" in why
     row = SimpleNamespace(name="int8", megabytes=1.0, quality=quality)
-    assert log_line(row, None).endswith("same order 0.9000: passed")
+    passed = log_line(row, Limits(max_ppl_increase=0.1, min_agreement=0.9))
+    assert passed.endswith(": passed (limit share of pairs in the same order 90.00%)")
+    assert log_line(row, Limits()).endswith("same order 0.9000: measured, no limit")

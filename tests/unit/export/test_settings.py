@@ -228,12 +228,20 @@ def test_shares_and_limits() -> None:
     for wrong in ("one", "-1%", "nan", ""):
         with pytest.raises(UserError, match="--x"):
             parse_share(wrong, "--x")
+    assert parse_share("100%", "--x") == 1 and parse_share("150 %", "--x") == 1.5
+    with pytest.raises(UserError, match="would be 100 %: write 1% or 100%"):
+        parse_share("1", "--x")
+    with pytest.raises(UserError, match="write 2.5% or 250%"):
+        parse_share("2.5", "--x")
 
     def quality(increase: float, agreement: float) -> Quality:
         return Quality(4.0, increase, 0.001, 0.0, agreement, None, None, None, None)
 
     limits = Limits(0.01, 0.98)
     assert limits.why_rejected(quality(0.0083, 0.99)) is None
+    passed = "passed (limit perplexity +1.00%, top-1 agreement 98.00%)"
+    assert limits.verdict(quality(0.0083, 0.99)) == passed
+    assert limits.verdict(quality(0.011, 0.99)).startswith("rejected: perplexity +1.10%")
     assert "+1.10% ± 0.10% (limit +1.00%)" in str(limits.why_rejected(quality(0.011, 0.99)))
     assert "larger validation set" in str(
         limits.why_rejected(quality(0.009, 0.99))
