@@ -161,9 +161,8 @@ def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
         return f"{where}: {message}, not {kind}"
     if isinstance(problem["input"], dict | list):
         return f"{where}: {message}"
-    if hint := _share(problem):
-        return f"{where}={problem['input']}: {hint}"
-    return f"{where}={problem['input']}: {message[0].lower()}{message[1:]}"
+    message = _share(problem) or f"{message[0].lower()}{message[1:]}"
+    return f"{where}={problem['input']}: {message}"
 
 
 def _share(problem: Any) -> str:

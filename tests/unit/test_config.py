@@ -191,7 +191,7 @@ def test_an_unknown_key_names_the_nearest_known_one(read, override, hint) -> Non
         ("train.max_steps=[1]", "train.max_steps: must be a valid integer, not a list"),
         ("train.seed=-1", "train.seed=-1: "),
         ("train.seed=4294967296", "train.seed=4294967296: "),
-        ("train.warmup_ratio=1.5", "train.warmup_ratio=1.5: write a share from 0 to 1, such as 0.015"),
+        ("train.warmup_ratio=1.5", "train.warmup_ratio=1.5: write a share from 0 to 1"),
         ("data.eval_fraction=5", "data.eval_fraction=5: write a share from 0 to 1, such as 0.05"),
         ("method.dropout=5%", "method.dropout=5%: write a share from 0 to 1, such as 0.05 for 5 %"),
         ("train.scheduler=cosin", "train.scheduler=cosin: must be 'linear', 'cosine'"),
