@@ -9,12 +9,15 @@
 // not four inputs: it transposes blocks of 64 x 64, for 64 columns at a time, into a buffer that
 // stays in L2. Both sizes of w are multiples of 64, so that one copy serves both directions.
 //
-// A task is one expert and a block of columns. While it multiplies one panel by the rows, it
-// fetches the part of w that it needs next into L2.
+// A task is one expert, or a part of the columns of one that has many rows, so that rows are read
+// from memory about once. While a thread multiplies one panel by the rows, it fetches the part of w
+// that it needs next, of its next task in the end, into L2.
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
 #include <algorithm>
+#include <atomic>
+#include <vector>
 
 #include "panels.h"
 
@@ -39,39 +42,55 @@ struct ExpertProduct {
 
 namespace {
 
-constexpr int64_t BLOCK_COLUMNS = 256, GROUP = 64;
-constexpr int64_t PIECE = 8 * LINE;  // fetched into L2 in each k-step
+constexpr int64_t GROUP = 64;
+constexpr int64_t TASKS = 8;         // for each thread, of even work
+constexpr int64_t WEIGHT_ROWS = 64;  // as much work as reading a weight once
 
-// What to fetch: in k-step i, PIECE bytes from `from` + i * stride.
+// What to fetch into L2: in k-step i, eight times `lines` lines from `from` + i * stride.
 struct Fetch {
   const char* from;
-  int64_t stride;
+  int64_t stride, lines;
 };
 
+// Fetches an eighth of a k-step: of a and b, AHEAD k-steps on, into L1, and of `next` into L2.
+template <bool TWO>
+inline void fetch_eighth(const char* a, int64_t below, const char* b, const Fetch& next,
+                         int64_t eighth) {
+  fetch_l1(b + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
+  fetch_l1(a + AHEAD * TILE, 2 * eighth, 2 * eighth + 2);
+  if (TWO) fetch_l1(a + below + AHEAD * TILE, 2 * eighth, 2 * eighth + 2);
+  fetch_l2(next.from, eighth * next.lines, (eighth + 1) * next.lines);
+}
+
 // sums [16 or 32, 32] = a . b over `steps` k-steps, int32; the lower 16 rows of a are `below` bytes
-// behind the upper ones, or there are none (0).
+// behind the upper ones. Loads and products take turns as in multiply_panels.
+template <bool TWO>
 void multiply_rows(const char* a, int64_t below, const char* b, int64_t steps, Fetch next,
                    int32_t* sums) {
   const FourSums four = FourSums::quarters(reinterpret_cast<char*>(sums), 4 * PANEL);
   four.open(true);
-  for (int64_t step = 0; step < steps; ++step) {
-    const char* ahead = b + AHEAD * STEP;
+  TILE_ZERO(5);  // the first step's product of the step before it
+  TILE_ZERO(7);
+  for (int64_t step = 0; step < steps; ++step, a += TILE, b += STEP, next.from += next.stride) {
     TILE_LOAD(6, b, LINE);
+    fetch_eighth<TWO>(a, below, b, next, 0);
+    if (TWO) TILE_DOT_INT8(3, 5, 7);
+    fetch_eighth<TWO>(a, below, b, next, 1);
     TILE_LOAD(4, a, LINE);
-    fetch_l1(ahead, 0, 16);
+    fetch_eighth<TWO>(a, below, b, next, 2);
     TILE_DOT_INT8(0, 4, 6);
+    fetch_eighth<TWO>(a, below, b, next, 3);
     TILE_LOAD(7, b + TILE, LINE);
-    fetch_l1(ahead, 16, 32);
+    fetch_eighth<TWO>(a, below, b, next, 4);
     TILE_DOT_INT8(1, 4, 7);
-    fetch_l2(next.from, 0, PIECE / LINE);
-    if (below) {
-      TILE_LOAD(5, a + below, LINE);
-      TILE_DOT_INT8(2, 5, 6);
-      TILE_DOT_INT8(3, 5, 7);
-    }
-    a += TILE, b += STEP, next.from += next.stride;
+    fetch_eighth<TWO>(a, below, b, next, 5);
+    if (TWO) TILE_LOAD(5, a + below, LINE);
+    fetch_eighth<TWO>(a, below, b, next, 6);
+    if (TWO) TILE_DOT_INT8(2, 5, 6);
+    fetch_eighth<TWO>(a, below, b, next, 7);
   }
-  four.store(!below);
+  if (TWO) TILE_DOT_INT8(3, 5, 7);
+  four.store(!TWO);
 }
 
 // sums [16 or 32, 32] float32 = left [.., rank] times the packed panel of low_w.
@@ -159,44 +178,95 @@ void store_rows(const ExpertProduct& p, int64_t e, int64_t row, int64_t rows, in
   }
 }
 
-// Multiplies the rows of expert e by one panel. fetched: the part of w that is needed next, 2 KiB
-// for each k-step and half of the panel.
-void multiply_panel(const ExpertProduct& p, int64_t e, int64_t column, const char* panel,
-                    const char* fetched, int64_t stride, const Buffers& at) {
-  const int64_t steps = p.inner / 64;
+// Where the weights lie that are needed next: in k-step i, half a panel from `from` + i * stride.
+struct Next {
+  const char* from;
+  int64_t stride;
+};
+
+// Multiplies the rows of expert e by one panel, and fetches the next one.
+void multiply_panel(const ExpertProduct& p, int64_t e, int64_t column, const char* panel, Next next,
+                    const Buffers& at) {
+  const int64_t steps = p.inner / 64, calls = panels_of(p.bounds[e + 1] - p.bounds[e]);
+  const int64_t eighths = calls >= 4 ? 1 : calls >= 2 ? 2 : 4;  // lines a call, of 32 for a k-step
   if (p.rank) pack_low(p, e, column, at.low);
-  int64_t call = 0;
-  for (int64_t row = p.bounds[e]; row < p.bounds[e + 1]; row += PANEL, ++call) {
+  int64_t fetched = 0;
+  for (int64_t row = p.bounds[e]; row < p.bounds[e + 1]; row += PANEL) {
     const int64_t rows = std::min(PANEL, p.bounds[e + 1] - row);
     const char* a = p.x + row / 16 * steps * TILE;
-    const bool fetches = fetched && call < STEP / PIECE;
-    const Fetch next = fetches ? Fetch{fetched + call * PIECE, stride} : Fetch{a, 0};
-    multiply_rows(a, rows > 16 ? steps * TILE : 0, panel, steps, next, at.sums);
+    const bool fetches = next.from && fetched < STEP;
+    const Fetch fetch =
+        fetches ? Fetch{next.from + fetched, next.stride, eighths} : Fetch{nullptr, 0, 0};
+    if (fetches) fetched += 8 * eighths * LINE;
+    if (rows > 16)
+      multiply_rows<true>(a, steps * TILE, panel, steps, fetch, at.sums);
+    else
+      multiply_rows<false>(a, 0, panel, steps, fetch, at.sums);
     if (p.rank) multiply_low(p.low_x + row * p.rank, p.rank, rows > 16, at.low, at.added);
     store_rows(p, e, row, rows, column, at);
   }
 }
 
-void forward_task(const ExpertProduct& p, int64_t e, int64_t first, int64_t last,
-                  const Buffers& at) {
-  const int64_t bytes = PANEL * p.inner;
-  const char* panel = p.w + e * p.columns * p.inner + first * p.inner;
-  for (int64_t column = first; column < last; column += PANEL, panel += bytes)
-    multiply_panel(p, e, column, panel, column + PANEL < last ? panel + bytes : nullptr, STEP, at);
+// Expert e and a range of columns, multiples of GROUP.
+struct Task {
+  int64_t e, first, last, work;
+};
+
+// All tasks, the most work first, so that threads finish together. One expert is a single task
+// unless it has much more work than others: each task reads its rows again.
+std::vector<Task> tasks_of(const ExpertProduct& p, int threads) {
+  const auto work_of = [&](int64_t e) {
+    const int64_t rows = p.bounds[e + 1] - p.bounds[e];
+    return rows ? (rows + WEIGHT_ROWS) * p.columns : 0;
+  };
+  int64_t all = 0;
+  for (int64_t e = 0; e < p.experts; ++e) all += work_of(e);
+  const int64_t most = all / (TASKS * threads) + 1, groups = p.columns / GROUP;
+  std::vector<Task> tasks;
+  for (int64_t e = 0; e < p.experts; ++e) {
+    const int64_t parts = std::min(groups, (work_of(e) + most - 1) / most);
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t first = groups * i / parts * GROUP, last = groups * (i + 1) / parts * GROUP;
+      tasks.push_back({e, first, last, work_of(e) / p.columns * (last - first)});
+    }
+  }
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [](const Task& a, const Task& b) { return a.work > b.work; });
+  return tasks;
 }
 
-void backward_task(const ExpertProduct& p, int64_t e, int64_t first, int64_t last,
-                   const Buffers& at) {
+inline const char* weight_of(const ExpertProduct& p, int64_t e) {
+  return p.w + e * p.columns * p.inner;
+}
+
+// What a task multiplies by first.
+inline Next first_of(const ExpertProduct& p, const Task& task) {
+  if (!p.backward) return {weight_of(p, task.e) + task.first * p.inner, STEP};
+  return {weight_of(p, task.e) + task.first / 64 * STEP, 2 * p.columns / 64 * STEP};
+}
+
+void forward_task(const ExpertProduct& p, const Task& task, Next after, const Buffers& at) {
+  const int64_t bytes = PANEL * p.inner;
+  const char* panel = first_of(p, task).from;
+  for (int64_t column = task.first; column < task.last; column += PANEL, panel += bytes) {
+    const Next next = column + PANEL < task.last ? Next{panel + bytes, STEP} : after;
+    multiply_panel(p, task.e, column, panel, next, at);
+  }
+}
+
+void backward_task(const ExpertProduct& p, const Task& task, Next after, const Buffers& at) {
   const int64_t between = p.columns / 64 * STEP;  // bytes of a panel of w, whose k are our columns
   const int64_t apart = p.inner / 64 * STEP;      // and of a transposed one
-  for (int64_t column = first; column < last; column += GROUP) {
-    const char* from = p.w + e * p.columns * p.inner + column / 64 * STEP;
+  for (int64_t column = task.first; column < task.last; column += GROUP) {
+    const char* from = weight_of(p, task.e) + column / 64 * STEP;
     for (int64_t k = 0; k < p.inner / 64; ++k)
       transpose_block(from + 2 * k * between, between, at.transposed + k * STEP, apart);
-    const char* next = column + GROUP < last ? from + STEP : nullptr;
-    for (int64_t half = 0; half < 2; ++half)
-      multiply_panel(p, e, column + half * PANEL, at.transposed + half * apart,
-                     next ? next + half * between : nullptr, 2 * between, at);
+    const Next next = column + GROUP < task.last ? Next{from + STEP, 2 * between} : after;
+    for (int64_t half = 0; half < 2; ++half) {
+      const char* part = next.from ? next.from + half * next.stride / 2 : nullptr;
+      multiply_panel(p, task.e, column + half * PANEL, at.transposed + half * apart,
+                     {part, next.stride}, at);
+    }
   }
 }
 
@@ -206,7 +276,8 @@ extern "C" {
 
 void expert_multiply(const ExpertProduct* product, int threads) {
   const ExpertProduct& p = *product;
-  const int64_t blocks = (p.columns + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+  const std::vector<Task> tasks = tasks_of(p, threads);
+  std::atomic<size_t> next{0};
   const int64_t transposed = p.backward ? GROUP * p.inner : 0, low = p.rank / 32 * STEP;
 #pragma omp parallel num_threads(threads)
   {
@@ -216,15 +287,13 @@ void expert_multiply(const ExpertProduct* product, int threads) {
     const Buffers at = {data, sums - low, reinterpret_cast<int32_t*>(sums),
                         reinterpret_cast<float*>(sums + 4 * PANEL * PANEL)};
     tile_configure();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < p.experts * blocks; ++task) {
-      const int64_t e = task / blocks, first = task % blocks * BLOCK_COLUMNS;
-      if (p.bounds[e] == p.bounds[e + 1]) continue;
-      const int64_t last = std::min(p.columns, first + BLOCK_COLUMNS);
+    for (size_t task = next++, after; task < tasks.size(); task = after) {
+      after = next++;
+      const Next then = after < tasks.size() ? first_of(p, tasks[after]) : Next{nullptr, 0};
       if (p.backward)
-        backward_task(p, e, first, last, at);
+        backward_task(p, tasks[task], then, at);
       else
-        forward_task(p, e, first, last, at);
+        forward_task(p, tasks[task], then, at);
     }
     TILE_RELEASE();
   }
