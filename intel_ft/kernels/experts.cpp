@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "bf16.h"
+#include "gemm/vectors.h"
 
 namespace at::native::cpublas {
 void brgemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, bool add,
@@ -53,31 +54,6 @@ Term read_term(const int64_t* numbers) {
           numbers[3],
           numbers[4],
           numbers[5]};
-}
-
-// out[j][i] = in[i][j] for 16 x 16 numbers of 32 bits.
-inline void transpose16(const uint32_t* in, int64_t leading, uint32_t* out, int64_t out_leading) {
-  __m512i r[16], t[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(in + i * leading);
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 16; i += 8)
-    for (int j = 0; j < 4; ++j) {
-      t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
-      t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
-    }
-  for (int j = 0; j < 8; ++j) {
-    _mm512_storeu_si512(out + j * out_leading, _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88));
-    _mm512_storeu_si512(out + (j + 8) * out_leading, _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd));
-  }
 }
 
 // Reorders `columns` columns of B [k, n] so that 32 bits along k are together: [k / 2][columns][2]
@@ -244,14 +220,35 @@ void transpose_rows(const bf16* p, int64_t first, int64_t last, int64_t r, bf16*
   }
 }
 
-// Products of the rows of p, transposed by transpose_rows, and of q.
+// Products of the rows of p, transposed by transpose_rows, and of q, whose row i is at tokens[i] if
+// tokens is not null, and zeros where tokens[i] is `count`.
 struct Outer {
   bf16* transposed;
-  const bf16* q;
-  const int64_t* bounds;
-  int64_t r, size;
+  const bf16 *q, *zeros;  // zeros [size]
+  const int64_t *tokens, *bounds;
+  int64_t count, r, size;
 
   bf16* part(int64_t e) const { return transposed + r * (bounds[e] + ROWS * e); }
+
+  const bf16* row_of(int64_t i) const {
+    if (!tokens) return q + i * size;
+    return tokens[i] < count ? q + tokens[i] * size : zeros;
+  }
+
+  // The columns from `first` of the rows [row, row + rows), as pack_b packs them, and zeros up to
+  // `depth` rows.
+  void pack(int64_t row, int64_t rows, int64_t depth, int64_t first, int64_t width,
+            bf16* packed) const {
+    for (int64_t i = 0; i < rows; i += 2) {
+      const bf16* one = row_of(row + i) + first;
+      const bf16* other = (i + 1 < rows ? row_of(row + i + 1) : zeros) + first;
+      uint32_t* pairs = reinterpret_cast<uint32_t*>(packed + i * width);
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j)
+        pairs[j] = uint32_t(one[j].bits) | uint32_t(other[j].bits) << 16;
+    }
+    std::fill(packed + (rows + 1) / 2 * 2 * width, packed + depth * width, bf16{0});
+  }
 
   // sums [r, width] = p_e^T q_e in the columns from `first`; packed: DEPTH x width.
   void multiply(int64_t e, int64_t first, int64_t width, bf16* packed, float* sums) const {
@@ -260,8 +257,7 @@ struct Outer {
     for (int64_t row = bounds[e]; row < bounds[e + 1]; row += DEPTH) {
       const int64_t rows = std::min(DEPTH, bounds[e + 1] - row);
       const int64_t depth = depth_from(row, bounds[e + 1]);
-      pack_b(q + row * size + first, size, rows, width, packed);
-      std::fill(packed + (rows + 1) / 2 * 2 * width, packed + depth * width, bf16{0});
+      pack(row, rows, depth, first, width, packed);
       at::native::cpublas::brgemm(r, width, depth, depth, width, width, row > bounds[e], a, packed,
                                   sums, true);
       a += r * depth;
@@ -369,14 +365,15 @@ void grouped_quantize(const bf16* x, const float* columns, const int64_t* bounds
 
 // scale * p_e^T q_e over the rows of each expert, its first `rank` rows, float32: out [experts,
 // rank, size], or if `by_column` [size, rank, experts], which is how peft has B. p [rows, r], q
-// [rows, size]; bounds as above.
-void grouped_outer(const bf16* p, const bf16* q, const int64_t* bounds, int64_t experts, int64_t r,
-                   int64_t rank, int64_t size, int64_t by_column, float scale, float* out,
-                   int threads) {
+// [rows, size], or [count, size] of which tokens int64 [rows] chooses; bounds as above.
+void grouped_outer(const bf16* p, const bf16* q, const int64_t* tokens, int64_t count,
+                   const int64_t* bounds, int64_t experts, int64_t r, int64_t rank, int64_t size,
+                   int64_t by_column, float scale, float* out, int threads) {
   // p^T in parts of up to DEPTH rows, filled up with zeros to a multiple of ROWS: those of expert e
   // start at its bound + ROWS e.
   std::vector<bf16> transposed(r * (bounds[experts] + ROWS * experts));
-  const Outer outer{transposed.data(), q, bounds, r, size};
+  const std::vector<bf16> zeros(size);
+  const Outer outer{transposed.data(), q, zeros.data(), tokens, bounds, count, r, size};
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(dynamic, 1)

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from intel_ft.kernels import expert_rows
 from intel_ft.kernels.gemm import experts
 from intel_ft.kernels.gemm.library import why_no_tiles
 from intel_ft.kernels.ops import call, compiled, quantize
@@ -20,6 +21,25 @@ ROW_MULTIPLE = 16
 
 Term = tuple[Tensor, Tensor]
 """x [rows, k] and w [experts, n, k], of which one matrix or its transpose is contiguous."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows [rows, size] that are sorted by expert, as an operand of a product.
+
+    They are x itself, or x [count, size] at tokens int64 [rows] (zeros at `count`), or if `gated`
+    silu(gate) * up of x [rows, gate and up].
+    """
+
+    x: Tensor
+    tokens: Tensor | None = None
+    gated: bool = False
+
+    def tensor(self) -> Tensor:
+        """The rows, contiguous."""
+        if self.gated:
+            return expert_rows.swiglu(self.x)
+        return self.x if self.tokens is None else expert_rows.gather(self.x, self.tokens)
 
 
 def can_group(weight: Tensor) -> bool:
@@ -121,15 +141,40 @@ class Int8Tiles:
         """weight bf16 [experts, out, in], rounded as by Int8Matrices."""
         return cls(*_rounded(weight, experts.in_tiles))
 
-    def linear(self, x: Tensor, bounds: Tensor, more: Sequence[Term]) -> Tensor:
-        """See Int8Matrices; one further term at most, whose rank is a multiple of 32."""
-        rows, low_rank = experts.quantize_rows(x, bounds), next(iter(more), None)
-        return experts.multiply(rows, self.values, bounds, scales=self.scales, low_rank=low_rank)
+    def linear(
+        self, rows: Rows, bounds: Tensor, a: Tensor | None, b: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rows times each row's matrix, transposed, plus (rows a^T) b^T, and rows a^T, in bf16.
 
-    def input_gradient(self, grad: Tensor, bounds: Tensor, more: Sequence[Term]) -> Tensor:
-        """See Int8Matrices; one further term at most, whose rank is a multiple of 32."""
-        rows, low_rank = experts.quantize_rows(grad, bounds, self.scales), next(iter(more), None)
-        return experts.multiply(rows, self.values, bounds, backward=True, low_rank=low_rank)
+        a [experts, rank, in], b [experts, out, rank] or both None; the rank is a multiple of 32.
+        """
+        return self._multiply(rows, bounds, (a, b), None, backward=False)
+
+    def input_gradient(
+        self, grad: Rows, bounds: Tensor, a: Tensor | None, b: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """grad times each row's matrix, plus (grad b) a, and grad b, in bf16."""
+        low_rank = (None, None) if a is None or b is None else (b.mT, a.mT)
+        return self._multiply(grad, bounds, low_rank, self.scales, backward=True)
+
+    def _multiply(
+        self,
+        rows: Rows,
+        bounds: Tensor,
+        low_rank: tuple[Tensor | None, Tensor | None],
+        columns: Tensor | None,
+        *,
+        backward: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        narrow, wide = low_rank
+        parts = {"tokens": rows.tokens, "gated": rows.gated, "columns": columns}
+        tiles, products = experts.rows_pass(rows.x, bounds, narrow=narrow, **parts)
+        added = None if products is None or wide is None else (products, wide)
+        scales = None if backward else self.scales
+        out = experts.multiply(
+            tiles, self.values, bounds, scales=scales, backward=backward, low_rank=added
+        )
+        return out, products
 
 
 Int8Experts = Int8Matrices | Int8Tiles
@@ -155,21 +200,25 @@ def _rounded(weight: Tensor, place: Callable[[Tensor], Tensor]) -> tuple[Tensor,
 
 
 def grouped_outer(
-    p: Tensor, q: Tensor, bounds: Tensor, scale: float, rank: int, *, by_column: bool = False
+    p: Tensor, q: Rows, bounds: Tensor, scale: float, rank: int, *, by_column: bool = False
 ) -> Tensor:
     """scale * p_e^T q_e over each expert's rows, its first `rank` rows.
 
     p [rows, at least rank], q [rows, size]. Returns float32 [experts, rank, size], or with
     `by_column` [size, rank, experts].
     """
-    count, size = len(bounds) - 1, q.shape[1]
-    if not compiled(p) or not compiled(q):
-        ends = bounds.tolist()
-        parts = [p[a:b, :rank].float().T @ q[a:b].float() * scale for a, b in pairwise(ends)]
+    x = q.tensor() if q.gated else q.x
+    count, size = len(bounds) - 1, x.shape[1]
+    if not compiled(p) or not compiled(x):
+        ends, rows = bounds.tolist(), q.tensor()
+        parts = [p[a:b, :rank].float().T @ rows[a:b].float() * scale for a, b in pairwise(ends)]
         return torch.stack(parts, -1).transpose(0, 1) if by_column else torch.stack(parts)
     out = torch.empty(size, rank, count) if by_column else torch.empty(count, rank, size)
     sizes = count, p.shape[1], rank, size
-    call("grouped_outer", p, q, bounds, *sizes, int(by_column), float(scale), out)
+    call(
+        *("grouped_outer", p, x, q.tokens, len(x), bounds),
+        *(*sizes, int(by_column), float(scale), out),
+    )
     return out
 
 

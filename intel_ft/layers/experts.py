@@ -231,10 +231,6 @@ class Order:
         parts = (torch.from_numpy(part).to(index.device) for part in (tokens, by_row, places))
         return cls(next(parts), next(parts), next(parts).view_as(index), bounds)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """[rows, size]: the rows of x [T, size] by token, contiguous; zeros in padding rows."""
-        return expert_rows.gather(x, self.tokens)
-
     def sum_per_token(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """[T, size]: the sum of each token's rows [rows, size], weighted by float32 [T, k]."""
         return expert_rows.sum_rows(rows, self.places, weights)

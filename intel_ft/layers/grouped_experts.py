@@ -32,11 +32,14 @@ from intel_ft.kernels import expert_rows
 from intel_ft.kernels.grouped import (
     ROW_MULTIPLE,
     Int8Experts,
+    Int8Matrices,
+    Int8Tiles,
+    Rows,
     can_group,
     grouped_linear,
     grouped_outer,
 )
-from intel_ft.layers.experts import ExpertLinear, Experts, Order, with_zero
+from intel_ft.layers.experts import ExpertLinear, Experts, Order, SwiGLU, with_zero
 from intel_ft.layers.lora_linear import Gradients
 
 RANK_MULTIPLE = 32
@@ -76,34 +79,35 @@ class GroupedLinear:
         )
         return cls(linear, linear.weight, a, b)
 
-    def forward(self, rows: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: Rows, bounds: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output and `lora_a_out`, without the bias."""
-        more, a_out = [], None
+        if isinstance(self.w, Int8Tiles):
+            return self.w.linear(rows, bounds, self.a, self.b)
+        x, more, a_out = rows.tensor(), [], None
         if self.a is not None and self.b is not None:
-            a_out = grouped_linear([(rows, self.a)], bounds)
+            a_out = grouped_linear([(x, self.a)], bounds)
             more = [(a_out, self.b)]
-        if isinstance(self.w, Int8Experts):
-            return self.w.linear(rows, bounds, more), a_out
-        return grouped_linear([(rows, self.w), *more], bounds), a_out
+        if isinstance(self.w, Int8Matrices):
+            return self.w.linear(x, bounds, more), a_out
+        return grouped_linear([(x, self.w), *more], bounds), a_out
 
-    def a_out_gradient(self, grad: Tensor, bounds: Tensor) -> Tensor | None:
-        """The gradient of `lora_a_out`."""
-        return None if self.b is None else grouped_linear([(grad, self.b.mT)], bounds)
-
-    def input_gradient(self, grad: Tensor, grad_a_out: Tensor | None, bounds: Tensor) -> Tensor:
-        """The gradient of the input rows."""
-        more = []
-        if grad_a_out is not None and self.a is not None:
+    def backward(self, grad: Rows, bounds: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The gradients of the input rows and of `lora_a_out`."""
+        if isinstance(self.w, Int8Tiles):
+            return self.w.input_gradient(grad, bounds, self.a, self.b)
+        x, more, grad_a_out = grad.tensor(), [], None
+        if self.a is not None and self.b is not None:
+            grad_a_out = grouped_linear([(x, self.b.mT)], bounds)
             more = [(grad_a_out, self.a.mT)]
-        if isinstance(self.w, Int8Experts):
-            return self.w.input_gradient(grad, bounds, more)
-        return grouped_linear([(grad, self.w.mT), *more], bounds)
+        if isinstance(self.w, Int8Matrices):
+            return self.w.input_gradient(x, bounds, more), grad_a_out
+        return grouped_linear([(x, self.w.mT), *more], bounds), grad_a_out
 
     def lora_gradients(
         self,
-        grad: Tensor,
+        grad: Rows,
         grad_a_out: Tensor | None,
-        rows: Tensor,
+        rows: Rows,
         a_out: Tensor | None,
         bounds: Tensor,
     ) -> Gradients:
@@ -130,10 +134,12 @@ class GroupedExperts(torch.autograd.Function):
             index, experts.first.count, lambda count: -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
         )
         bounds = torch.tensor(order.bounds)
-        rows = order.gather(x)
-        hidden, first_a_out = first.forward(rows, bounds)
+        hidden, first_a_out = first.forward(Rows(x, order.tokens), bounds)
         _add_bias(hidden, experts.first.bias, bounds)
-        outs, second_a_out = second.forward(experts.activation.forward(hidden), bounds)
+        activated = Rows(hidden, gated=True)
+        if not isinstance(experts.activation, SwiGLU):
+            activated = Rows(experts.activation.forward(hidden))
+        outs, second_a_out = second.forward(activated, bounds)
         _add_bias(outs, experts.second.bias, bounds)
         ctx.steps, ctx.activation, ctx.order = (first, second), experts.activation, order
         ctx.save_for_backward(x, weights, bounds, hidden, first_a_out, second_a_out)
@@ -144,25 +150,21 @@ class GroupedExperts(torch.autograd.Function):
         """Gradients of x, of the router's weights, and of each LoRA weight."""
         (first, second), order, activation = ctx.steps, ctx.order, ctx.activation
         x, weights, bounds, hidden, first_a_out, second_a_out = ctx.saved_tensors
-        grad = order.gather(gradients[0].contiguous())
+        grad = Rows(gradients[0].contiguous(), order.tokens)
         weight = with_zero(weights.reshape(-1, 1).float()).index_select(0, order.pairs)
-        grad_a_out = second.a_out_gradient(grad, bounds)
-        d = second.input_gradient(grad, grad_a_out, bounds)
+        d, grad_a_out = second.backward(grad, bounds)
         grad_hidden, activated, by_row = activation.backward(hidden, d, weight)
         if (bias := second.linear.bias) is not None:
-            by_row += (grad * bias.repeat_interleave(bounds.diff(), 0)).sum(-1, dtype=torch.float32)
-        second_grads = second.lora_gradients(
-            grad, _scaled(grad_a_out, weight), activated, _scaled(second_a_out, weight), bounds
-        )
-        del d, activated, grad
-        grad_a_out = first.a_out_gradient(grad_hidden, bounds)
-        rows = order.gather(x)
-        first_grads = first.lora_gradients(grad_hidden, grad_a_out, rows, first_a_out, bounds)
-        del rows
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_rows = first.input_gradient(grad_hidden, grad_a_out, bounds)
-            grad_x = order.sum_per_token(grad_rows)
+            of_bias = grad.tensor() * bias.repeat_interleave(bounds.diff(), 0)
+            by_row += of_bias.sum(-1, dtype=torch.float32)
+        weighted = _scaled(grad_a_out, weight), Rows(activated), _scaled(second_a_out, weight)
+        second_grads = second.lora_gradients(grad, *weighted, bounds)
+        del d, activated, weighted
+        grad_rows, grad_a_out = first.backward(Rows(grad_hidden), bounds)
+        grad_x = order.sum_per_token(grad_rows) if ctx.needs_input_grad[0] else None
+        del grad_rows
+        rows = Rows(x, order.tokens)
+        first_grads = first.lora_gradients(Rows(grad_hidden), grad_a_out, rows, first_a_out, bounds)
         grad_weights = by_row[order.places].to(weights.dtype).view_as(weights)
         return grad_x, None, grad_weights, None, *first_grads, *second_grads
 

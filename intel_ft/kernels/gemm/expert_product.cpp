@@ -123,11 +123,6 @@ void transpose_block(const char* from, int64_t between, char* to, int64_t apart)
                           LINE);
 }
 
-// 16 numbers as the lower halves of 32 bits.
-inline __m512i widened(const bf16* in) {
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
-}
-
 // The panel of low_w that starts at `column` of expert e: pairs along the rank together.
 void pack_low(const ExpertProduct& p, int64_t e, int64_t column, char* to) {
   const bf16* w = p.low_w + e * p.columns * p.rank;
@@ -140,8 +135,7 @@ void pack_low(const ExpertProduct& p, int64_t e, int64_t column, char* to) {
         if (p.low_by_column) {
           line = _mm512_i32gather_epi32(pairs_before, w + first * p.rank + i, 4);
         } else {
-          const bf16* in = w + i * p.columns + first;
-          line = _mm512_or_si512(widened(in), _mm512_slli_epi32(widened(in + p.columns), 16));
+          line = paired(w + i * p.columns + first, p.columns);
         }
         _mm512_storeu_si512(to, line);
       }
@@ -296,28 +290,6 @@ void expert_multiply(const ExpertProduct* product, int threads) {
         forward_task(p, tasks[task], then, at);
     }
     TILE_RELEASE();
-  }
-}
-
-// x [rows, inner], bf16, times the columns [experts, inner] of each row's expert (or null), rounded
-// to int8 with one scale for each row, in tiles of 16 rows. inner is a multiple of 64.
-void expert_quantize(const bf16* x, const float* columns, const int64_t* bounds, int64_t experts,
-                     int64_t inner, char* out, float* scales, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t first = 0; first < bounds[experts]; first += 16) {
-    const int64_t e = std::upper_bound(bounds, bounds + experts, first) - bounds - 1;
-    const float* own = columns ? columns + e * inner : nullptr;
-    const bf16* from = x + first * inner;
-    char* to = out + first * inner;
-    float inverse[16];
-    for (int64_t r = 0; r < 16; ++r) {
-      const float largest = largest_of(from + r * inner, own, inner);
-      scales[first + r] = largest / 127;
-      inverse[r] = largest > 0 ? 127 / largest : 0;
-    }
-    for (int64_t k = 0; k < inner; k += 64)
-      for (int64_t r = 0; r < 16; ++r, to += LINE)
-        quantize_line(from + r * inner, own, k, 64, inverse[r], to);
   }
 }
 

@@ -35,45 +35,6 @@ namespace {
 constexpr int64_t CHUNK = 32;   // k-steps
 constexpr int64_t HEIGHT = 16;  // rows of a tile
 
-// sums (four tiles) (+)= a [16, 32 * steps] . b of one panel: two tiles of the even k-steps, two of
-// the odd ones, so that a product need not wait for the one before it. Unless `wide`, the second
-// half of the panel is empty.
-void multiply_tile(const char* a, int64_t stride, const char* b, bool wide, int64_t steps,
-                   bool first, char* sums) {
-  const FourSums four = FourSums::in_line(sums);
-  four.open(first);
-  for (int64_t step = 0; step < steps; step += 2, a += 2 * stride, b += 2 * STEP) {
-    TILE_LOAD(4, a, LINE);
-    fetch_l1(b + 2 * STEP, 0, 16);
-    TILE_LOAD(6, b, LINE);
-    TILE_DOT_BF16(0, 4, 6);
-    if (wide) {
-      TILE_LOAD(7, b + TILE, LINE);
-      TILE_DOT_BF16(1, 4, 7);
-    }
-    if (step + 1 == steps) break;
-    TILE_LOAD(5, a + stride, LINE);
-    fetch_l1(b + 3 * STEP, 0, 16);
-    TILE_LOAD(6, b + STEP, LINE);
-    TILE_DOT_BF16(2, 5, 6);
-    if (wide) {
-      TILE_LOAD(7, b + STEP + TILE, LINE);
-      TILE_DOT_BF16(3, 5, 7);
-    }
-  }
-  four.store();
-}
-
-// Rounds `count` rows of one panel's sums into out [rows, rank], at `left` columns from its end.
-void store_sums(const char* sums, int64_t count, int64_t left, int64_t rank, bf16* out) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < 2; ++j) {
-      const char* even = sums + j * TILE + i * LINE;
-      const __m512 value = _mm512_add_ps(_mm512_load_ps(even), _mm512_load_ps(even + 2 * TILE));
-      store_rounded(out + i * rank + j * 16, mask16(left - j * 16), value);
-    }
-}
-
 // A tile of each k-step in int8: `count` rows times `columns`, with one scale for each.
 void quantize_tile(const bf16* rows, const float* columns, int64_t count, int64_t inner, char* out,
                    float* scales) {

@@ -60,6 +60,39 @@ static inline void transpose_squares(const char* from, int64_t between, char* to
   _mm512_store_si512(to + 3 * apart, _mm512_shuffle_i32x4(b, d, 0xdd));
 }
 
+// out[j][i] = in[i][j] for 16 x 16 numbers of 32 bits.
+static inline void transpose16(const uint32_t* in, int64_t leading, uint32_t* out, int64_t out_leading) {
+  __m512i r[16], t[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(in + i * leading);
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 16; i += 8)
+    for (int j = 0; j < 4; ++j) {
+      t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
+      t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
+    }
+  for (int j = 0; j < 8; ++j) {
+    _mm512_storeu_si512(out + j * out_leading, _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88));
+    _mm512_storeu_si512(out + (j + 8) * out_leading, _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd));
+  }
+}
+
+// 16 numbers and those `leading` behind them, in pairs.
+static inline __m512i paired(const bf16* in, int64_t leading) {
+  const auto widened = [](const bf16* from) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  };
+  return _mm512_or_si512(widened(in), _mm512_slli_epi32(widened(in + leading), 16));
+}
+
 // The first `count` of 16 lanes, or of 32.
 static inline __mmask16 mask16(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : __mmask16((1u << count) - 1);
