@@ -13,6 +13,7 @@ from intel_ft.batching.row import IGNORED, Row
 from intel_ft.decisions import Decision
 from intel_ft.host.cpu import GIB
 from intel_ft.kernels import ops
+from intel_ft.kernels.gemm import tiles
 from intel_ft.layers.fused_decoder import is_fused
 from intel_ft.layers.mapped import Keep, private
 from intel_ft.layers.own_products import TileWeight, own_base
@@ -67,8 +68,26 @@ def hidden_states(model: Any, inputs: ModelInputs) -> Tensor:
     if isinstance(model, PeftModel) and is_fused(model):
         hidden = decoder(**inputs.model_kwargs, last_layer_keeps=inputs.predict)[0][0]
     else:
-        hidden = decoder(**inputs.model_kwargs)[0][0, inputs.predict]
+        hidden = Chosen.apply(decoder(**inputs.model_kwargs)[0][0], inputs.predict)  # type: ignore[no-untyped-call]
     return hidden
+
+
+class Chosen(torch.autograd.Function):
+    """x[rows] for x [tokens, size] and rows int64; indexing adds its gradient up one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        """The chosen rows."""
+        ctx.save_for_backward(rows)
+        ctx.tokens = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient of x."""
+        (rows,) = ctx.saved_tensors
+        grad = gradients[0].new_zeros(ctx.tokens, gradients[0].shape[1])
+        return grad.index_add_(0, rows, gradients[0]), None
 
 
 @dataclass(frozen=True)
@@ -292,19 +311,26 @@ class HeadLoss(torch.autograd.Function):
         """The loss of each token, float32 [supervised]; 0 where the target is IGNORED."""
         most = chunk_rows(len(weight), weight.element_size(), packed=packed is not None)
         size = even_rows(len(targets), most * chunk_factor(hidden))
-        buffer = hidden.new_empty(min(size, len(targets)), len(weight))
+        buffer = None
+        if packed is None:
+            buffer = hidden.new_empty(min(size, len(targets)), len(weight))
         new = None if rows is None else rows.to(weight.dtype)
         grads, grads_of_new = [], []
         losses = torch.zeros(len(targets), device=hidden.device)
         for start in range(0, len(targets), size):
             part = hidden[start : start + size]
-            if packed is None:
-                logits = torch.mm(part, weight.T, out=buffer[: len(part)])
-            else:
+            if packed is not None:
                 logits = packed.linear(part, None)
+            elif buffer is not None:
+                logits = torch.mm(part, weight.T, out=buffer[: len(part)])
             if new is not None:
                 logits[:, ids] = part @ new.T
-            losses[start : start + size] = ops.cross_entropy(logits, targets[start : start + size])
+            labels = targets[start : start + size]
+            if packed is not None and new is None and ctx.needs_input_grad[0]:
+                losses[start : start + size], grad_rows = tiles.cross_entropy(logits, labels)
+                grads.append(packed.multiply_gradient(grad_rows, None))
+                continue
+            losses[start : start + size] = ops.cross_entropy(logits, labels)
             if not ctx.needs_input_grad[0]:
                 continue
             of_new = None

@@ -150,6 +150,13 @@ def quantize_rows(x: Tensor, columns: Tensor | None = None) -> Rows:
     return int8_rows(Source(x), columns=columns)[0]
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Rows]:
+    """See kernels.ops.cross_entropy: the losses, and the gradient in panels; logits stay."""
+    losses, panels = torch.empty(len(logits)), empty_panels(*logits.shape, 2)
+    call("cross_entropy_panels", logits, targets, losses, *logits.shape, panels)
+    return losses, Rows(panels, *logits.shape)
+
+
 class _RowsPass(ctypes.Structure):
     """RowsPass of rows_pass.cpp."""
 

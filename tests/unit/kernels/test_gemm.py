@@ -176,6 +176,23 @@ def test_one_pass_computes_packs_and_multiplies(kind, shape) -> None:
         tiles.bf16_rows(tiles.Source(x, up=half(rows, inner + 1)))
 
 
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 7), (34, 1031), (70, 64)])
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
+def test_the_gradient_of_cross_entropy_in_panels(rows, vocabulary, size) -> None:
+    logits, targets = half(rows, vocabulary) * size, torch.randint(vocabulary, (rows,))
+    targets[2::3] = -100
+    gradient = logits.float()
+    expected = ops.cross_entropy(gradient, targets)
+    losses, panels = tiles.cross_entropy(logits, targets)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    lines = panels.panels.view(torch.bfloat16).view(-(-rows // 32), -1, 2, 16, 32)
+    found = lines.permute(0, 2, 3, 1, 4).reshape(len(lines) * 32, -1)
+    torch.testing.assert_close(found[:rows, :vocabulary].float(), gradient, rtol=5e-3, atol=1e-6)
+    assert not found[rows:].any() and not found[:, vocabulary:].any()
+    logits[0, 3] = math.nan
+    assert tiles.cross_entropy(logits, targets)[0][0].isnan()
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 7), (33, 200, 16), (300, 1100, 40)])
 def test_loras_products_are_rounded_once(shape) -> None:
     rows, inner, rank = shape
