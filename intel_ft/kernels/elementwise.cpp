@@ -1,4 +1,4 @@
-// RMSNorm, SwiGLU, dropout, cross-entropy and int8 quantization: one pass over memory each.
+// RMSNorm, SwiGLU, dropout, rotation, cross-entropy and int8 quantization: one pass over memory each.
 //
 // Tensors are row-major and bfloat16 unless a name says otherwise; every kernel takes the number of
 // OpenMP threads last. build.py compiles this file, ops.py calls it and checks the arguments.
@@ -109,6 +109,29 @@ void swiglu_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* g
     grad_gate[i] = round_to_bf16(d * u * (s + silu * (1.0f - s)));
     grad_up[i] = round_to_bf16(d * silu);
     out[i] = round_to_bf16(silu * u);
+  }
+}
+
+// out[t][h] = x[t][h] rotated by the cos and sin [tokens, dim] of its token (see ops.rotate), or the
+// gradient of that: with the halves a, b of a row, a cos - b sin | b cos + a sin.
+void rotate(const bf16* x, const bf16* cos, const bf16* sin, int64_t tokens, int64_t heads,
+            int64_t dim, int64_t backward, bf16* out, int threads) {
+  const int64_t half = dim / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < tokens; ++t) {
+    const bf16 *c = cos + t * dim, *s = sin + t * dim;
+    for (int64_t i = t * heads * dim; i < (t + 1) * heads * dim; i += dim) {
+      const bf16 *a = x + i, *b = a + half;
+#pragma omp simd
+      for (int64_t j = 0; j < half; ++j) {
+        const float one = to_float(a[j]), two = to_float(b[j]);
+        const float left = to_float(s[j]), right = to_float(s[j + half]);
+        const float of_two = backward ? two * right : -two * left;
+        const float of_one = backward ? -one * left : one * right;
+        out[i + j] = round_to_bf16(one * to_float(c[j]) + of_two);
+        out[i + half + j] = round_to_bf16(two * to_float(c[j + half]) + of_one);
+      }
+    }
   }
 }
 

@@ -243,6 +243,16 @@ def _apply_rope_backward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
     return q.contiguous(), k.contiguous()
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, backward: bool = False) -> Tensor:
+    """x [tokens, heads, dim] cos + rotate_half(x) sin, cos and sin [tokens, dim], or its gradient.
+
+    For what the compiled kernels take.
+    """
+    out = torch.empty_like(x)
+    call("rotate", x, cos, sin, *x.shape, int(backward), out)
+    return out
+
+
 def _by_segment(
     q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, parents: Tensor | None, scale: float
 ) -> Tensor:

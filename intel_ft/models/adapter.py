@@ -17,6 +17,7 @@ from intel_ft.errors import UserError
 from intel_ft.layers.fused_decoder import fuse_layers
 from intel_ft.layers.lora_linear import fuse_linears
 from intel_ft.layers.norms import fuse_norms
+from intel_ft.layers.rotary import fuse_rotary
 from intel_ft.models.new_tokens import require_tied, trained_layers, use_rows
 from intel_ft.models.targets import choose_targets, linear_layers, refuse_tied
 from intel_ft.optional_packages import without_bitsandbytes
@@ -115,6 +116,8 @@ def fuse(model: Any) -> Decision:
     if why_not is None:
         return Decision("decoder layers", "fused", "checked: each layer's output stays the same")
     parts = f"{fuse_linears(model)} linear layers and {fuse_norms(model)} norms are"
+    if rotations := fuse_rotary(model):
+        parts = parts.replace(" and", ",").replace(" are", f" and {rotations} rotations are")
     return Decision("decoder layers", f"not fused, but {parts}", why_not)
 
 
