@@ -167,8 +167,9 @@ class Int8Tiles:
         backward: bool,
     ) -> tuple[Tensor, Tensor | None]:
         narrow, wide = low_rank
-        parts = {"tokens": rows.tokens, "gated": rows.gated, "columns": columns}
-        tiles, products = experts.rows_pass(rows.x, bounds, narrow=narrow, **parts)
+        tiles, products = experts.rows_pass(
+            rows.x, bounds, tokens=rows.tokens, gated=rows.gated, columns=columns, narrow=narrow
+        )
         added = None if products is None or wide is None else (products, wide)
         scales = None if backward else self.scales
         out = experts.multiply(

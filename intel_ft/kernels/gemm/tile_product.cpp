@@ -63,6 +63,9 @@ struct Chunk {
 
 // The blocks of an output: strips of columns after each other, in even parts down. The strips get
 // narrower towards the end, so that threads finish together although they are not equally fast.
+//
+// If there are few blocks, but a long sum for each (the gradient of a head's input), the sums are
+// divided into parts instead, whole strips wide.
 class Blocks {
  public:
   Blocks(const TileProduct& product, const Blocking& size, int threads)
@@ -71,33 +74,41 @@ class Blocks {
         chunk_(size.steps),
         down_((rows_ + size.rows - 1) / size.rows) {
     const int64_t columns = panels_of(product.columns);
+    const int64_t whole = down_ * ((columns + size.columns - 1) / size.columns);
+    if (whole && whole < 2 * threads)
+      parts_ = std::clamp<int64_t>(steps_ / (2 * chunk_), 1, TASKS * threads / whole);
     while (starts_.back() < columns) {
       const int64_t left = columns - starts_.back(), each = left * down_ / threads;
-      const int64_t width = std::clamp(each, std::min(NARROWEST, size.columns), size.columns);
-      starts_.push_back(columns - left + std::min(left, width));
+      const int64_t least = parts_ > 1 ? size.columns : std::min(NARROWEST, size.columns);
+      starts_.push_back(columns - left + std::min(left, std::clamp(each, least, size.columns)));
     }
   }
 
+  int64_t parts() const { return parts_; }
+  int64_t count() const { return down_ * (int64_t(starts_.size()) - 1); }
   int64_t take() { return next_++; }
-  bool has(int64_t block) const { return block < down_ * (int64_t(starts_.size()) - 1); }
+  bool has(int64_t task) const { return task < count() * parts_; }
 
-  Chunk first(int64_t block) const {
-    const int64_t i = block % down_, j = block / down_;
+  // A block's first chunk; its part's last k-step is `end`.
+  Chunk first(int64_t block, int64_t part, int64_t* end) const {
+    const int64_t i = block % down_, j = block / down_, step = steps_ * part / parts_;
     const int64_t row = rows_ * i / down_, column = starts_[j];
-    return {row, rows_ * (i + 1) / down_ - row, column, starts_[j + 1] - column,
-            0,   std::min(chunk_, steps_)};
+    *end = steps_ * (part + 1) / parts_;
+    return {row,  rows_ * (i + 1) / down_ - row, column, starts_[j + 1] - column,
+            step, std::min(chunk_, *end - step)};
   }
 
-  // Moves on to the block's next chunk; false after its last one.
-  bool advance(Chunk* chunk) const {
+  // Moves on to the next chunk; false after the last one.
+  bool advance(Chunk* chunk, int64_t end) const {
     chunk->step += chunk->steps;
-    chunk->steps = std::min(chunk_, steps_ - chunk->step);
+    chunk->steps = std::min(chunk_, end - chunk->step);
     return chunk->steps > 0;
   }
 
  private:
   static constexpr int64_t NARROWEST = 2;
-  int64_t rows_, steps_, chunk_, down_;
+  static constexpr int64_t TASKS = 8;  // for each thread, of a divided sum
+  int64_t rows_, steps_, chunk_, down_, parts_ = 1;
   std::vector<int64_t> starts_ = {0};  // of the strips, and the end
   std::atomic<int64_t> next_{0};
 };
@@ -114,13 +125,14 @@ struct Sums {
   char* panel(int64_t row, int64_t column) const { return at(row * PANEL, column * PANEL); }
 };
 
+// first: whether the sums begin with this chunk.
 template <bool INT8>
-void multiply_chunk(const TileProduct& p, const Chunk& chunk, Sums sums) {
+void multiply_chunk(const TileProduct& p, const Chunk& chunk, bool first, Sums sums) {
   for (int64_t row = 0; row < chunk.rows; ++row) {
     const char* a = panel_at(p.x, chunk.row + row, p.steps, chunk.step);
     for (int64_t column = 0; column < chunk.columns; ++column)
       multiply_panels<INT8>(a, panel_at(p.w, chunk.column + column, p.steps, chunk.step),
-                            sums.panel(row, column), sums.stride, chunk.steps, chunk.step == 0);
+                            sums.panel(row, column), sums.stride, chunk.steps, first);
   }
 }
 
@@ -173,19 +185,50 @@ void store_block(const TileProduct& p, const Chunk& block, Sums sums, char* scra
   }
 }
 
+// Adds up `parts` sums that are `bytes` apart, into the first one.
+template <bool INT8>
+void add_parts(char* sums, int64_t bytes, int64_t parts) {
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < bytes; i += LINE) {
+      const char* more = sums + part * bytes + i;
+      if (INT8)
+        _mm512_storeu_si512(sums + i, _mm512_add_epi32(_mm512_loadu_si512(sums + i),
+                                                       _mm512_loadu_si512(more)));
+      else
+        _mm512_storeu_ps(sums + i,
+                         _mm512_add_ps(_mm512_loadu_ps(sums + i), _mm512_loadu_ps(more)));
+    }
+}
+
 template <bool INT8>
 void multiply(const TileProduct& p, const Blocking& size, int threads) {
   Blocks blocks(p, size, threads);
+  const int64_t bytes = size.rows * PANEL * size.stride(), low = (p.rank + 31) / 32 * STEP;
+  const int64_t parts = blocks.parts();
+  static Scratch divided;  // the parts' sums, block by block
+  char* of_parts = parts > 1 ? divided.reserve(blocks.count() * parts * bytes) : nullptr;
 #pragma omp parallel num_threads(threads)
   {
-    const int64_t bytes = size.rows * PANEL * size.stride(), low = (p.rank + 31) / 32 * STEP;
-    const Sums sums = {thread_scratch(bytes + low + PANEL * size.stride()), size.stride()};
+    char* scratch = thread_scratch(bytes + low + PANEL * size.stride());
     tile_configure();
-    for (int64_t block = blocks.take(); blocks.has(block); block = blocks.take()) {
-      Chunk chunk = blocks.first(block);
-      do multiply_chunk<INT8>(p, chunk, sums);
-      while (blocks.advance(&chunk));
-      store_block<INT8>(p, chunk, sums, sums.data + bytes);
+    for (int64_t task = blocks.take(); blocks.has(task); task = blocks.take()) {
+      const Sums sums = {parts > 1 ? of_parts + task * bytes : scratch, size.stride()};
+      int64_t end;
+      Chunk chunk = blocks.first(task / parts, task % parts, &end);
+      const int64_t start = chunk.step;
+      do multiply_chunk<INT8>(p, chunk, chunk.step == start, sums);
+      while (blocks.advance(&chunk, end));
+      if (parts == 1) store_block<INT8>(p, chunk, sums, scratch + bytes);
+    }
+    if (parts > 1) {
+#pragma omp barrier
+#pragma omp for schedule(static)
+      for (int64_t block = 0; block < blocks.count(); ++block) {
+        char* sums = of_parts + block * parts * bytes;
+        add_parts<INT8>(sums, bytes, parts);
+        int64_t end;
+        store_block<INT8>(p, blocks.first(block, 0, &end), {sums, size.stride()}, scratch + bytes);
+      }
     }
     TILE_RELEASE();
     _mm_sfence();

@@ -152,9 +152,10 @@ def quantize_rows(x: Tensor, columns: Tensor | None = None) -> Rows:
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Rows]:
     """See kernels.ops.cross_entropy: the losses, and the gradient in panels; logits stay."""
-    losses, panels = torch.empty(len(logits)), empty_panels(*logits.shape, 2)
-    call("cross_entropy_panels", logits, targets, losses, *logits.shape, panels)
-    return losses, Rows(panels, *logits.shape)
+    rows, size = logits.shape
+    losses, panels = torch.empty(rows), empty_panels(rows, size, 2)
+    call("cross_entropy_panels", logits, targets, losses, rows, size, panels)
+    return losses, Rows(panels, rows, size)
 
 
 class _RowsPass(ctypes.Structure):

@@ -14,7 +14,7 @@ from intel_ft.kernels import ops
 from intel_ft.kernels.build import Kernels
 from intel_ft.kernels.gemm import library, narrow, register_rate, tiles, vnni
 
-SHAPES = [(1, 7, 5), (33, 70, 200), (130, 300, 96)]  # rows, columns, inner
+SHAPES = [(1, 7, 5), (33, 70, 200), (130, 300, 96), (33, 30, 1000)]  # rows, columns, inner
 
 
 @pytest.fixture(scope="module", autouse=True)
