@@ -1,4 +1,5 @@
-// RMSNorm, SwiGLU, dropout, rotation, cross-entropy and int8 quantization: one pass over memory each.
+// RMSNorm, SwiGLU, dropout, rotation, cross-entropy and int8 quantization: one pass over memory
+// each.
 //
 // Tensors are row-major and bfloat16 unless a name says otherwise; every kernel takes the number of
 // OpenMP threads last. build.py compiles this file, ops.py calls it and checks the arguments.
@@ -112,8 +113,8 @@ void swiglu_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* g
   }
 }
 
-// out[t][h] = x[t][h] rotated by the cos and sin [tokens, dim] of its token (see ops.rotate), or the
-// gradient of that: with the halves a, b of a row, a cos - b sin | b cos + a sin.
+// out[t][h] = x[t][h] rotated by the cos and sin [tokens, dim] of its token (see ops.rotate), or
+// the gradient of that: with the halves a, b of a row, a cos - b sin | b cos + a sin.
 void rotate(const bf16* x, const bf16* cos, const bf16* sin, int64_t tokens, int64_t heads,
             int64_t dim, int64_t backward, bf16* out, int threads) {
   const int64_t half = dim / 2;

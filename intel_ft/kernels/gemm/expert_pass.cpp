@@ -19,9 +19,9 @@ extern "C" {
 // are multiples of 16; inner is a multiple of 64; rank is a multiple of 32 or 0.
 struct ExpertPass {
   int64_t experts, inner, rank;
-  int64_t by_column;  // narrow[e] is [rank, inner], not [inner, rank]
-  int64_t gated;      // x [rows, 2 inner], gate and up
-  int64_t count;      // of the rows of x that tokens choose
+  int64_t by_column;               // narrow[e] is [rank, inner], not [inner, rank]
+  int64_t gated;                   // x [rows, 2 inner], gate and up
+  int64_t count;                   // of the rows of x that tokens choose
   const int64_t *bounds, *tokens;  // tokens [rows], `count` for zeros; null: row i is x's row i
   const bf16* x;
   const float* columns;  // [experts, inner], by which rows are multiplied before rounding, or null

@@ -46,6 +46,38 @@ constexpr int64_t GROUP = 64;
 constexpr int64_t TASKS = 8;         // for each thread, of even work
 constexpr int64_t WEIGHT_ROWS = 64;  // as much work as reading a weight once
 
+// The sums of up to 32 rows and a panel's columns of one expert, which are scaled, get LoRA's part
+// and are rounded to bf16 row by row, while the next sums are computed.
+struct Pending {
+  const float *row_scales, *added;
+  const int32_t* sums;
+  bf16* out;
+  int64_t rows = 0, columns;  // of `out`
+  __m512 first, second;       // scales of the columns
+  int64_t next = 0;
+
+  void finish_row() {
+    if (next >= rows) return;
+    const __m512 scale = _mm512_set1_ps(row_scales[next]);
+    const int32_t* in = sums + next * PANEL;
+    __m512 low =
+        _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(in)), _mm512_mul_ps(scale, first));
+    __m512 high = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(in + 16)),
+                                _mm512_mul_ps(scale, second));
+    if (added) {
+      low = _mm512_add_ps(low, _mm512_loadu_ps(added + next * PANEL));
+      high = _mm512_add_ps(high, _mm512_loadu_ps(added + next * PANEL + 16));
+    }
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(low)), to_bf16(high), 1);
+    _mm512_storeu_si512(out + next * columns, both);
+    ++next;
+  }
+
+  void finish() {
+    while (next < rows) finish_row();
+  }
+};
+
 // What to fetch into L2: in k-step i, eight times `lines` lines from `from` + i * stride.
 struct Fetch {
   const char* from;
@@ -54,8 +86,8 @@ struct Fetch {
 
 // Fetches an eighth of a k-step: of a and b, AHEAD k-steps on, into L1, and of `next` into L2.
 template <bool TWO>
-inline void fetch_eighth(const char* a, int64_t below, const char* b, const Fetch& next,
-                         int64_t eighth) {
+FETCHES fetch_eighth(const char* a, int64_t below, const char* b, const Fetch& next,
+                     int64_t eighth) {
   fetch_l1(b + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
   fetch_l1(a + AHEAD * TILE, 2 * eighth, 2 * eighth + 2);
   if (TWO) fetch_l1(a + below + AHEAD * TILE, 2 * eighth, 2 * eighth + 2);
@@ -63,10 +95,12 @@ inline void fetch_eighth(const char* a, int64_t below, const char* b, const Fetc
 }
 
 // sums [16 or 32, 32] = a . b over `steps` k-steps, int32; the lower 16 rows of a are `below` bytes
-// behind the upper ones. Loads and products take turns as in multiply_panels.
+// behind the upper ones. Loads and products take turns as in multiply_panels. It finishes the rows
+// of `before`, up to four in each k-step.
 template <bool TWO>
 void multiply_rows(const char* a, int64_t below, const char* b, int64_t steps, Fetch next,
-                   int32_t* sums) {
+                   int32_t* sums, Pending before) {
+  const int64_t each = (before.rows + steps - 1) / steps;
   const FourSums four = FourSums::quarters(reinterpret_cast<char*>(sums), 4 * PANEL);
   four.open(true);
   TILE_ZERO(5);  // the first step's product of the step before it
@@ -76,21 +110,26 @@ void multiply_rows(const char* a, int64_t below, const char* b, int64_t steps, F
     fetch_eighth<TWO>(a, below, b, next, 0);
     if (TWO) TILE_DOT_INT8(3, 5, 7);
     fetch_eighth<TWO>(a, below, b, next, 1);
+    if (each > 0) before.finish_row();
     TILE_LOAD(4, a, LINE);
     fetch_eighth<TWO>(a, below, b, next, 2);
     TILE_DOT_INT8(0, 4, 6);
     fetch_eighth<TWO>(a, below, b, next, 3);
+    if (each > 1) before.finish_row();
     TILE_LOAD(7, b + TILE, LINE);
     fetch_eighth<TWO>(a, below, b, next, 4);
     TILE_DOT_INT8(1, 4, 7);
     fetch_eighth<TWO>(a, below, b, next, 5);
+    if (each > 2) before.finish_row();
     if (TWO) TILE_LOAD(5, a + below, LINE);
     fetch_eighth<TWO>(a, below, b, next, 6);
     if (TWO) TILE_DOT_INT8(2, 5, 6);
     fetch_eighth<TWO>(a, below, b, next, 7);
+    if (each > 3) before.finish_row();
   }
   if (TWO) TILE_DOT_INT8(3, 5, 7);
   four.store(!TWO);
+  before.finish();
 }
 
 // sums [16 or 32, 32] float32 = left [.., rank] times the packed panel of low_w.
@@ -141,49 +180,32 @@ void pack_low(const ExpertProduct& p, int64_t e, int64_t column, char* to) {
       }
 }
 
-struct Buffers {
-  char *transposed, *low;
-  int32_t* sums;
-  float* added;
-};
-
-// Scales the sums, adds LoRA's part and rounds to bf16.
-void store_rows(const ExpertProduct& p, int64_t e, int64_t row, int64_t rows, int64_t column,
-                const Buffers& at) {
-  __m512 first = _mm512_set1_ps(1), second = first;
-  if (p.column_scales) {
-    first = _mm512_loadu_ps(p.column_scales + e * p.columns + column);
-    second = _mm512_loadu_ps(p.column_scales + e * p.columns + column + 16);
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    const __m512 scale = _mm512_set1_ps(p.row_scales[row + i]);
-    const int32_t* in = at.sums + i * PANEL;
-    const float* more = at.added + i * PANEL;
-    __m512 low =
-        _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(in)), _mm512_mul_ps(scale, first));
-    __m512 high = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(in + 16)),
-                                _mm512_mul_ps(scale, second));
-    if (p.rank) {
-      low = _mm512_add_ps(low, _mm512_loadu_ps(more));
-      high = _mm512_add_ps(high, _mm512_loadu_ps(more + 16));
-    }
-    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(low)), to_bf16(high), 1);
-    _mm512_storeu_si512(p.out + (row + i) * p.columns + column, both);
-  }
-}
-
 // Where the weights lie that are needed next: in k-step i, half a panel from `from` + i * stride.
 struct Next {
   const char* from;
   int64_t stride;
 };
 
+// A thread's buffers. Sums and what is added to them are used in turn.
+struct Buffers {
+  char *transposed, *low;
+  int32_t* sums[2];
+  float* added[2];
+  Pending pending;
+  int64_t turn = 0;
+};
+
 // Multiplies the rows of expert e by one panel, and fetches the next one.
 void multiply_panel(const ExpertProduct& p, int64_t e, int64_t column, const char* panel, Next next,
-                    const Buffers& at) {
+                    Buffers& at) {
   const int64_t steps = p.inner / 64, calls = panels_of(p.bounds[e + 1] - p.bounds[e]);
   const int64_t eighths = calls >= 4 ? 1 : calls >= 2 ? 2 : 4;  // lines a call, of 32 for a k-step
   if (p.rank) pack_low(p, e, column, at.low);
+  __m512 first = _mm512_set1_ps(1), second = first;
+  if (p.column_scales) {
+    first = _mm512_loadu_ps(p.column_scales + e * p.columns + column);
+    second = _mm512_loadu_ps(p.column_scales + e * p.columns + column + 16);
+  }
   int64_t fetched = 0;
   for (int64_t row = p.bounds[e]; row < p.bounds[e + 1]; row += PANEL) {
     const int64_t rows = std::min(PANEL, p.bounds[e + 1] - row);
@@ -192,12 +214,23 @@ void multiply_panel(const ExpertProduct& p, int64_t e, int64_t column, const cha
     const Fetch fetch =
         fetches ? Fetch{next.from + fetched, next.stride, eighths} : Fetch{nullptr, 0, 0};
     if (fetches) fetched += 8 * eighths * LINE;
+    int32_t* sums = at.sums[at.turn];
+    float* added = p.rank ? at.added[at.turn] : nullptr;
+    if (added) multiply_low(p.low_x + row * p.rank, p.rank, rows > 16, at.low, added);
     if (rows > 16)
-      multiply_rows<true>(a, steps * TILE, panel, steps, fetch, at.sums);
+      multiply_rows<true>(a, steps * TILE, panel, steps, fetch, sums, at.pending);
     else
-      multiply_rows<false>(a, 0, panel, steps, fetch, at.sums);
-    if (p.rank) multiply_low(p.low_x + row * p.rank, p.rank, rows > 16, at.low, at.added);
-    store_rows(p, e, row, rows, column, at);
+      multiply_rows<false>(a, 0, panel, steps, fetch, sums, at.pending);
+    at.pending = {p.row_scales + row,
+                  added,
+                  sums,
+                  p.out + row * p.columns + column,
+                  rows,
+                  p.columns,
+                  first,
+                  second,
+                  0};
+    at.turn = 1 - at.turn;
   }
 }
 
@@ -239,7 +272,7 @@ inline Next first_of(const ExpertProduct& p, const Task& task) {
   return {weight_of(p, task.e) + task.first / 64 * STEP, 2 * p.columns / 64 * STEP};
 }
 
-void forward_task(const ExpertProduct& p, const Task& task, Next after, const Buffers& at) {
+void forward_task(const ExpertProduct& p, const Task& task, Next after, Buffers& at) {
   const int64_t bytes = PANEL * p.inner;
   const char* panel = first_of(p, task).from;
   for (int64_t column = task.first; column < task.last; column += PANEL, panel += bytes) {
@@ -248,7 +281,7 @@ void forward_task(const ExpertProduct& p, const Task& task, Next after, const Bu
   }
 }
 
-void backward_task(const ExpertProduct& p, const Task& task, Next after, const Buffers& at) {
+void backward_task(const ExpertProduct& p, const Task& task, Next after, Buffers& at) {
   const int64_t between = p.columns / 64 * STEP;  // bytes of a panel of w, whose k are our columns
   const int64_t apart = p.inner / 64 * STEP;      // and of a transposed one
   for (int64_t column = task.first; column < task.last; column += GROUP) {
@@ -276,10 +309,15 @@ void expert_multiply(const ExpertProduct* product, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     // The prefetches of b go two k-steps beyond a panel's end.
-    char* data = thread_scratch(transposed + AHEAD * STEP + low + 2 * 4 * PANEL * PANEL);
-    char* sums = data + transposed + AHEAD * STEP + low;
-    const Buffers at = {data, sums - low, reinterpret_cast<int32_t*>(sums),
-                        reinterpret_cast<float*>(sums + 4 * PANEL * PANEL)};
+    constexpr int64_t SUMS = 4 * PANEL * PANEL;
+    char* data = thread_scratch(transposed + AHEAD * STEP + low + 4 * SUMS);
+    char *packed = data + transposed + AHEAD * STEP, *sums = packed + low;
+    Buffers at = {
+        data,
+        packed,
+        {reinterpret_cast<int32_t*>(sums), reinterpret_cast<int32_t*>(sums + SUMS)},
+        {reinterpret_cast<float*>(sums + 2 * SUMS), reinterpret_cast<float*>(sums + 3 * SUMS)},
+        {}};
     tile_configure();
     for (size_t task = next++, after; task < tasks.size(); task = after) {
       after = next++;
@@ -289,6 +327,7 @@ void expert_multiply(const ExpertProduct* product, int threads) {
       else
         forward_task(p, tasks[task], then, at);
     }
+    at.pending.finish();
     TILE_RELEASE();
   }
 }

@@ -13,16 +13,19 @@ static constexpr int64_t AHEAD = 2;  // k-steps
 
 static inline int64_t panels_of(int64_t rows) { return (rows + PANEL - 1) / PANEL; }
 
-static inline void fetch_l1(const char* from, int64_t first, int64_t last) {
+// GCC removes calls of functions that only prefetch, unless they are inlined at once.
+#define FETCHES static inline __attribute__((always_inline)) void
+
+FETCHES fetch_l1(const char* from, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; ++i) _mm_prefetch(from + i * LINE, _MM_HINT_T0);
 }
 
-static inline void fetch_l2(const char* from, int64_t first, int64_t last) {
+FETCHES fetch_l2(const char* from, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; ++i) _mm_prefetch(from + i * LINE, _MM_HINT_T1);
 }
 
 // Fetches an eighth of a k-step of both operands, AHEAD k-steps on, into L1.
-static inline void fetch_ahead(const char* a, const char* b, int64_t eighth) {
+FETCHES fetch_ahead(const char* a, const char* b, int64_t eighth) {
   fetch_l1(b + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
   fetch_l1(a + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
 }
@@ -73,8 +76,8 @@ static inline void multiply_panels(const char* a, const char* b, char* sums, int
 // sums (four tiles) (+)= a [16, 32 * steps] . b of one panel: two tiles of the even k-steps, two of
 // the odd ones, so that a product need not wait for the one before it. Unless `wide`, the second
 // half of the panel is empty.
-static inline void multiply_tile(const char* a, int64_t stride, const char* b, bool wide, int64_t steps,
-                   bool first, char* sums) {
+static inline void multiply_tile(const char* a, int64_t stride, const char* b, bool wide,
+                                 int64_t steps, bool first, char* sums) {
   const FourSums four = FourSums::in_line(sums);
   four.open(first);
   for (int64_t step = 0; step < steps; step += 2, a += 2 * stride, b += 2 * STEP) {
@@ -100,7 +103,8 @@ static inline void multiply_tile(const char* a, int64_t stride, const char* b, b
 }
 
 // Rounds `count` rows of one panel's sums into out [rows, rank], at `left` columns from its end.
-static inline void store_sums(const char* sums, int64_t count, int64_t left, int64_t rank, bf16* out) {
+static inline void store_sums(const char* sums, int64_t count, int64_t left, int64_t rank,
+                              bf16* out) {
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < 2; ++j) {
       const char* even = sums + j * TILE + i * LINE;

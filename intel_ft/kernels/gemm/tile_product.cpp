@@ -192,11 +192,10 @@ void add_parts(char* sums, int64_t bytes, int64_t parts) {
     for (int64_t i = 0; i < bytes; i += LINE) {
       const char* more = sums + part * bytes + i;
       if (INT8)
-        _mm512_storeu_si512(sums + i, _mm512_add_epi32(_mm512_loadu_si512(sums + i),
-                                                       _mm512_loadu_si512(more)));
+        _mm512_storeu_si512(
+            sums + i, _mm512_add_epi32(_mm512_loadu_si512(sums + i), _mm512_loadu_si512(more)));
       else
-        _mm512_storeu_ps(sums + i,
-                         _mm512_add_ps(_mm512_loadu_ps(sums + i), _mm512_loadu_ps(more)));
+        _mm512_storeu_ps(sums + i, _mm512_add_ps(_mm512_loadu_ps(sums + i), _mm512_loadu_ps(more)));
     }
 }
 

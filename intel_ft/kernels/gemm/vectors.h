@@ -61,7 +61,8 @@ static inline void transpose_squares(const char* from, int64_t between, char* to
 }
 
 // out[j][i] = in[i][j] for 16 x 16 numbers of 32 bits.
-static inline void transpose16(const uint32_t* in, int64_t leading, uint32_t* out, int64_t out_leading) {
+static inline void transpose16(const uint32_t* in, int64_t leading, uint32_t* out,
+                               int64_t out_leading) {
   __m512i r[16], t[16];
   for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(in + i * leading);
   for (int i = 0; i < 16; i += 2) {
