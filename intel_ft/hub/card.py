@@ -226,11 +226,18 @@ def _training_rows(records: Records, start: StartAdapter | None) -> list[tuple[s
         ("supervised tokens", training["supervised_tokens"]),
         ("last training loss, nats per token", training["train_loss"]),
         ("best validation loss, nats per token", training["eval_loss"]),
+        ("experts without a token since the run's last start", _unused_experts(training)),
         ("CPU", environment.get("cpu")),
         ("instruction sets", environment.get("isa")),
         ("ranks", environment.get("ranks")),
     ]
     return [(label, _number(value)) for label, value in rows if value is not None]
+
+
+def _unused_experts(training: dict[str, Any]) -> str | None:
+    """How many of a mixture's experts got no token; None for other models."""
+    experts = training.get("experts_without_tokens")
+    return None if experts is None else f"{experts[0]:,} of {experts[1]:,}"
 
 
 def _weight_rows(records: Records) -> list[tuple[str, str]]:

@@ -41,6 +41,7 @@ def read_training(run: Path) -> dict[str, Any]:
             "supervised_tokens": sum(line["supervised_tokens"] for line in steps),
             "train_loss": steps[-1]["loss"] if steps else None,
             "eval_loss": min(losses, default=None),
+            **_experts(run / "expert_load.json"),
         }
     except FileNotFoundError as error:
         raise UserError(
@@ -51,6 +52,14 @@ def read_training(run: Path) -> dict[str, Any]:
         raise UserError(
             f"{run}: its records cannot be read ({error}): restore config.yaml and metrics.jsonl"
         ) from None
+
+
+def _experts(path: Path) -> dict[str, list[int]]:
+    """Of a mixture's run: how many experts got no token, of how many."""
+    if not path.is_file():
+        return {}
+    counts = [count for layer in read_json(path)["tokens"] for count in layer]
+    return {"experts_without_tokens": [counts.count(0), len(counts)]}
 
 
 def config_of_run(artifact: Artifact) -> Config | None:

@@ -23,6 +23,7 @@ from intel_ft.models.routing import watch
 from intel_ft.report.page import report
 from intel_ft.templates.examples import Examples
 from intel_ft.training.expert_load import entropy, load_metrics
+from intel_ft.training.run_record import read_training
 from intel_ft.training.run import train
 
 LENGTHS = (9, 14)
@@ -158,6 +159,9 @@ def test_a_model_learns_through_its_experts_alone(configure) -> None:
     tokens = sum(line["tokens"] for line in steps)
     assert [sum(layer) for layer in load["tokens"]] == [2 * tokens] * 2
     assert load["layers"] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    unused = sum(layer.count(0) for layer in load["tokens"])
+    experts = sum(map(len, load["tokens"]))
+    assert read_training(run)["experts_without_tokens"] == [unused, experts]
     page = report([run])
     assert "<h2>Experts</h2>" in page and "model.layers.1.mlp" in page
     assert "entropy of the experts" in page
