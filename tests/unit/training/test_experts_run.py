@@ -23,8 +23,8 @@ from intel_ft.models.routing import watch
 from intel_ft.report.page import report
 from intel_ft.templates.examples import Examples
 from intel_ft.training.expert_load import entropy, load_metrics
-from intel_ft.training.run_record import read_training
 from intel_ft.training.run import train
+from intel_ft.training.run_record import read_training
 
 LENGTHS = (9, 14)
 
