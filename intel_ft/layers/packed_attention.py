@@ -7,7 +7,7 @@ and `why_not_shareable` test whether a model really works this way.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from intel_ft.host.cpu import cpu_flags
 from intel_ft.kernels import ops, varlen
 from intel_ft.kernels.chains import ancestors, lower_right
 from intel_ft.layers.alike import first_layer_only, layers_alike
@@ -22,22 +23,29 @@ from intel_ft.layers.alike import first_layer_only, layers_alike
 NAME = "intel_ft_packed"
 
 SEGMENT_MULTIPLE = 32
-"""Torch's attention runs on segment lengths rounded up to a multiple of this, and rows are padded
-to multiples of `ROW_MULTIPLE`. This saves memory: oneDNN and torch keep a compiled kernel for each
-length they meet (docs/log.md), and a run meets thousands. Attention is causal, so the padding after
-a segment's end cannot change it.
+"""Torch's attention runs on segment lengths rounded up to a multiple of this. This saves memory:
+torch keeps a compiled kernel for each length it meets (docs/log.md), and a run meets thousands.
+Attention is causal, so the padding after a segment's end cannot change it.
 """
 
-ROW_MULTIPLE = 128
-TILE_ROW_MULTIPLE = 32
-"""The same for a model whose frozen and LoRA GEMMs are all our own on AMX, which need no kernel for
-a length: rows of a panel (kernels/gemm/tiles.py).
-"""
+ROW_MULTIPLE = 32
+"""Packed rows are padded to a multiple of this: our own GEMMs compute 32 rows at once, and oneDNN's
+need less than a millisecond to generate a kernel for a new length (docs/log.md)."""
+
+COARSE_ROW_MULTIPLE = 128
+"""The same with oneDNN's GEMMs on AMX, where a kernel takes 2 to 4 ms, and on a GPU."""
 
 
-def padded_length(length: int, multiple: int = ROW_MULTIPLE) -> int:
+def padded_length(length: int, multiple: int) -> int:
     """The length that a packed row's tokens, or its supervised tokens, are padded to."""
     return -(-length // multiple) * multiple
+
+
+@lru_cache
+def row_multiple(device: str) -> int:
+    """What rows are padded to on a device ("cpu", "cuda"), unless all GEMMs are our own on AMX."""
+    slow = device != "cpu" or "amx_bf16" in cpu_flags()
+    return COARSE_ROW_MULTIPLE if slow else ROW_MULTIPLE
 
 
 class _NoBounds(ValueError):

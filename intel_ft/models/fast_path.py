@@ -86,7 +86,7 @@ def apply_fast_path(
         if shared is not None:
             keep_parameters(model, keep)
     if choice is not None and choice.own and own_base(model.dtype) and not config.method.dropout:
-        model.get_base_model().row_multiple = packed_attention.TILE_ROW_MULTIPLE
+        model.get_base_model().row_multiple = packed_attention.ROW_MULTIPLE
     if shared is not None:
         gemms += shared.decisions()
     if config.backend.compile is True:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.batching.row import Row, pad_row
-from intel_ft.layers.packed_attention import NAME, ROW_MULTIPLE, padded_length, row_inputs
+from intel_ft.layers.packed_attention import NAME, padded_length, row_inputs, row_multiple
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def model_inputs(row: Row, model: Any, *, packed: bool) -> ModelInputs:
     """
     device = model.device
     if packed:
-        multiple = getattr(model, "row_multiple", ROW_MULTIPLE)  # see fast_path.apply_fast_path
+        # fast_path.apply_fast_path sets it where all GEMMs are our own.
+        multiple = getattr(model, "row_multiple", None) or row_multiple(device.type)
         row = pad_row(row, *(padded_length(len(x), multiple) for x in (row.tokens, row.targets)))
     elif len(row.bounds) != 2 or row.shared is not None:
         raise ValueError(f"a model without {NAME} takes one example per row")

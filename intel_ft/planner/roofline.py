@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from intel_ft.layers.nf4 import NF4_BYTES
-from intel_ft.layers.packed_attention import padded_length
+from intel_ft.layers.packed_attention import padded_length, row_multiple
 from intel_ft.models.flops import StepCost, with_teacher
 from intel_ft.planner.workload import Rows
 from intel_ft.training.memory import MemorySetting
@@ -73,7 +73,7 @@ class Seconds:
 def rank_seconds(model: CountedModel, rates: Rates, rows: Rows, setting: MemorySetting) -> Seconds:
     """The time that one rank spends on these rows of a step."""
     sizes, cost, item = model.sizes, model.cost, setting.itemsize
-    work = _work(rows)
+    work = _work(rows, row_multiple("cuda" if setting.gpu else "cpu"))
     gemms, small, rest = _RECOMPUTED if setting.checkpointing else (1.0, 1.0, 1.0)
     passes = [a + b * setting.dropout for a, b in zip(_PASSES, _DROPOUT_PASSES, strict=True)]
     moved = work.tokens * _bytes_a_token(sizes, item, passes) * rest
@@ -112,10 +112,10 @@ class _Work:
     squares: float
 
 
-def _work(rows: Rows) -> _Work:
+def _work(rows: Rows, multiple: int) -> _Work:
     return _Work(
-        sum(padded_length(row.tokens) for row in rows),
-        sum(padded_length(row.supervised) for row in rows),
+        sum(padded_length(row.tokens, multiple) for row in rows),
+        sum(padded_length(row.supervised, multiple) for row in rows),
         float(sum(row.squares for row in rows)),
     )
 

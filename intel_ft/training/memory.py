@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from intel_ft.config import Config
 from intel_ft.conflicts import conflicts
 from intel_ft.layers.nf4 import NF4_BYTES
-from intel_ft.layers.packed_attention import ROW_MULTIPLE, padded_length
+from intel_ft.layers.packed_attention import COARSE_ROW_MULTIPLE, padded_length
 from intel_ft.models.frozen_base import Layout
 from intel_ft.models.loss import chunk_rows
 from intel_ft.training.model_sizes import ModelSizes
@@ -147,8 +147,11 @@ class MemoryEstimate:
 def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate:
     """The peak of one rank's resident memory, or with `setting.gpu` of its GPU's memory."""
     item, trained = setting.itemsize, sizes.trained
-    tokens = padded_length(setting.row_tokens)
-    supervised = min(tokens, padded_length(setting.supervised))
+    tokens, supervised = (
+        padded_length(count, COARSE_ROW_MULTIPLE)
+        for count in (setting.row_tokens, setting.supervised)
+    )
+    supervised = min(tokens, supervised)
     saved = _saved(sizes, setting, tokens, supervised)
     activations = saved + tokens * _backward_bytes(sizes, setting)
     if setting.layout in ("nf4", "int4"):  # the largest matrix in `itemsize` while its GEMM runs
@@ -240,7 +243,7 @@ def largest_row(sizes: ModelSizes, setting: MemorySetting, limit: float) -> int:
     share = setting.supervised / max(setting.row_tokens, 1)
 
     def fits(multiple: int) -> bool:
-        tokens = multiple * ROW_MULTIPLE
+        tokens = multiple * COARSE_ROW_MULTIPLE
         row = replace(setting, row_tokens=tokens, supervised=int(share * tokens))
         return estimate_memory(sizes, row).needed <= limit
 
@@ -250,7 +253,7 @@ def largest_row(sizes: ModelSizes, setting: MemorySetting, limit: float) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * ROW_MULTIPLE
+    return low * COARSE_ROW_MULTIPLE
 
 
 def _fragmentation(setting: MemorySetting) -> float:

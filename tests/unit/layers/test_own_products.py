@@ -212,6 +212,7 @@ def test_rows_are_padded_to_panels_where_all_gemms_are_on_tiles(
     model, monkeypatch, own, dropout, padded
 ) -> None:
     chosen = GemmChoice(tile_base, own, Decision("frozen GEMMs", "ours", "a test"))
+    monkeypatch.setattr("intel_ft.models.model_inputs.row_multiple", lambda device: 128)
     monkeypatch.setattr(fast_path, "own_base", lambda dtype: (tile_base, "AMX"))
     monkeypatch.setattr(fast_path, "convert_frozen_weights", lambda *_: chosen)
     sections = {

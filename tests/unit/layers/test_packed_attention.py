@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from intel_ft.kernels import ops
+from intel_ft.layers import packed_attention as module
 from intel_ft.layers.packed_attention import SegmentAttention, packed_attention
 
 LENGTHS, DIM = (5, 70, 1, 33), 24
@@ -67,3 +68,15 @@ def test_float32_is_torchs_attention_of_each_segment() -> None:
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     for one, other in zip((out, *torch.autograd.grad(out, leaves, grad)), found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "multiple"),
+    [("cpu", {"avx512f"}, 32), ("cpu", {"avx512f", "amx_bf16"}, 128), ("cuda", {"avx512f"}, 128)],
+)
+def test_rows_are_padded_less_where_a_kernel_for_a_new_length_is_quick(
+    device, flags, multiple, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "cpu_flags", lambda: flags)
+    assert module.row_multiple.__wrapped__(device) == multiple
+    assert module.padded_length(multiple + 1, multiple) == 2 * multiple
