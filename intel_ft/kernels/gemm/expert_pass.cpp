@@ -94,7 +94,7 @@ void quantize(const ExpertPass& p, int64_t e, int64_t row, const bf16* const* ro
   }
   for (int64_t k = 0; k < p.inner; k += 64)
     for (int64_t r = 0; r < HEIGHT; ++r, to += LINE)
-      quantize_line(rows[r], columns, k, 64, inverse[r], to);
+      _mm512_store_si512(to, quantized_line(rows[r], columns, k, 64, inverse[r]));
 }
 
 // The rows in tiles, k-steps [step, step + steps).

@@ -30,6 +30,16 @@ FETCHES fetch_ahead(const char* a, const char* b, int64_t eighth) {
   fetch_l1(a + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
 }
 
+// What a product of panels fetches into L2: so many lines in each of its k-steps.
+struct Fetched {
+  const char* from = nullptr;
+  int64_t lines = 0;
+  void next() {
+    fetch_l2(from, 0, lines);
+    from += lines * LINE;
+  }
+};
+
 // sums [32, 32] (+)= a . b over `steps` k-steps.
 //
 // Loads and products take turns, so that the last product of a k-step comes after the first load of
@@ -38,7 +48,7 @@ FETCHES fetch_ahead(const char* a, const char* b, int64_t eighth) {
 // long (docs/log.md).
 template <bool INT8>
 static inline void multiply_panels(const char* a, const char* b, char* sums, int64_t stride,
-                                   int64_t steps, bool first) {
+                                   int64_t steps, bool first, Fetched fetched = {}) {
 #define DOT(sum, x, y)          \
   do {                          \
     if constexpr (INT8)         \
@@ -63,6 +73,7 @@ static inline void multiply_panels(const char* a, const char* b, char* sums, int
     fetch_ahead(a, b, 4);
     DOT(1, 4, 7);
     fetch_ahead(a, b, 5);
+    fetched.next();
     TILE_LOAD(5, a + TILE, LINE);
     fetch_ahead(a, b, 6);
     DOT(2, 5, 6);
@@ -134,8 +145,8 @@ static inline void copy_rows(const bf16* rows, int64_t count, int64_t inner, int
 }
 
 // Sixty-four elements of a row as int8, zeros beyond the row's end.
-static inline void quantize_line(const bf16* row, const float* columns, int64_t k, int64_t left,
-                                 float inverse, char* to) {
+static inline __m512i quantized_line(const bf16* row, const float* columns, int64_t k, int64_t left,
+                                     float inverse) {
   const __m512 scale = _mm512_set1_ps(inverse);
   __m128i part[4];
   for (int64_t i = 0; i < 4; ++i) {
@@ -145,7 +156,7 @@ static inline void quantize_line(const bf16* row, const float* columns, int64_t 
   __m512i line = _mm512_castsi128_si512(part[0]);
   line = _mm512_inserti32x4(line, part[1], 1);
   line = _mm512_inserti32x4(line, part[2], 2);
-  _mm512_store_si512(to, _mm512_inserti32x4(line, part[3], 3));
+  return _mm512_inserti32x4(line, part[3], 3);
 }
 
 #endif  // INTEL_FT_KERNELS_GEMM_PANELS_H_

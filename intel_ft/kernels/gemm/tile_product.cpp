@@ -9,7 +9,8 @@
 //
 // so that one k-step of a panel of x and one of a panel of w are four tile products for 32 x 32
 // outputs. A thread takes one block of the output after another and keeps its sums in float32
-// (int32) in L2. It goes through k in chunks, so that the panels' chunks stay in L2, too.
+// (int32) in L2. It goes through k in chunks, so that the panels' chunks stay in L2, too, and
+// meanwhile fetches those of w for the next chunk.
 //
 // Then the block is scaled, bias, residual and a product of low rank, low_x [rows, rank] times
 // low_w [columns, rank] transposed (LoRA's), in bf16, are added, and it is rounded to bf16 once.
@@ -57,8 +58,8 @@ struct Blocking {
 
 // A block of the output and a range of k-steps.
 struct Chunk {
-  int64_t row, rows, column, columns;  // panels
-  int64_t step, steps;
+  int64_t row, rows, column, columns;  // panels; no columns after the last block
+  int64_t step, steps, start, end;     // the last two: of the sums
 };
 
 // The blocks of an output: strips of columns after each other, in even parts down. The strips get
@@ -71,12 +72,14 @@ class Blocks {
   Blocks(const TileProduct& product, const Blocking& size, int threads)
       : rows_(panels_of(product.rows)),
         steps_(product.steps),
-        chunk_(size.steps),
         down_((rows_ + size.rows - 1) / size.rows) {
     const int64_t columns = panels_of(product.columns);
     const int64_t whole = down_ * ((columns + size.columns - 1) / size.columns);
     if (whole && whole < 2 * threads)
-      parts_ = std::clamp<int64_t>(steps_ / (2 * chunk_), 1, TASKS * threads / whole);
+      parts_ = std::clamp<int64_t>(steps_ / (2 * size.steps), 1, TASKS * threads / whole);
+    const int64_t sum = (steps_ + parts_ - 1) / parts_;
+    const int64_t chunks = std::max<int64_t>(1, (sum + size.steps - 1) / size.steps);
+    chunk_ = (sum + chunks - 1) / chunks;
     while (starts_.back() < columns) {
       const int64_t left = columns - starts_.back(), each = left * down_ / threads;
       const int64_t least = parts_ > 1 ? size.columns : std::min(NARROWEST, size.columns);
@@ -87,28 +90,29 @@ class Blocks {
   int64_t parts() const { return parts_; }
   int64_t count() const { return down_ * (int64_t(starts_.size()) - 1); }
   int64_t take() { return next_++; }
-  bool has(int64_t task) const { return task < count() * parts_; }
 
-  // A block's first chunk; its part's last k-step is `end`.
-  Chunk first(int64_t block, int64_t part, int64_t* end) const {
-    const int64_t i = block % down_, j = block / down_, step = steps_ * part / parts_;
+  // The first chunk of a task, which is a part of a block.
+  Chunk first(int64_t task) const {
+    if (task >= count() * parts_) return {};
+    const int64_t block = task / parts_, part = task % parts_;
+    const int64_t i = block % down_, j = block / down_;
     const int64_t row = rows_ * i / down_, column = starts_[j];
-    *end = steps_ * (part + 1) / parts_;
-    return {row,  rows_ * (i + 1) / down_ - row, column, starts_[j + 1] - column,
-            step, std::min(chunk_, *end - step)};
+    const int64_t start = steps_ * part / parts_, end = steps_ * (part + 1) / parts_;
+    return {row,   rows_ * (i + 1) / down_ - row, column, starts_[j + 1] - column,
+            start, std::min(chunk_, end - start), start,  end};
   }
 
   // Moves on to the next chunk; false after the last one.
-  bool advance(Chunk* chunk, int64_t end) const {
+  bool advance(Chunk* chunk) const {
     chunk->step += chunk->steps;
-    chunk->steps = std::min(chunk_, end - chunk->step);
+    chunk->steps = std::min(chunk_, chunk->end - chunk->step);
     return chunk->steps > 0;
   }
 
  private:
   static constexpr int64_t NARROWEST = 2;
   static constexpr int64_t TASKS = 8;  // for each thread, of a divided sum
-  int64_t rows_, steps_, chunk_, down_, parts_ = 1;
+  int64_t rows_, steps_, down_, chunk_, parts_ = 1;
   std::vector<int64_t> starts_ = {0};  // of the strips, and the end
   std::atomic<int64_t> next_{0};
 };
@@ -125,14 +129,22 @@ struct Sums {
   char* panel(int64_t row, int64_t column) const { return at(row * PANEL, column * PANEL); }
 };
 
-// first: whether the sums begin with this chunk.
+// Multiplies a chunk, and fetches the panels of w of the one that comes `after` it: every row of
+// products fetches a part of each.
 template <bool INT8>
-void multiply_chunk(const TileProduct& p, const Chunk& chunk, bool first, Sums sums) {
-  for (int64_t row = 0; row < chunk.rows; ++row) {
-    const char* a = panel_at(p.x, chunk.row + row, p.steps, chunk.step);
-    for (int64_t column = 0; column < chunk.columns; ++column)
-      multiply_panels<INT8>(a, panel_at(p.w, chunk.column + column, p.steps, chunk.step),
-                            sums.panel(row, column), sums.stride, chunk.steps, first);
+void multiply_chunk(const TileProduct& p, const Chunk& now, const Chunk& after, Sums sums) {
+  const int64_t lines = STEP / LINE, each = (lines + now.rows - 1) / now.rows;
+  for (int64_t row = 0; row < now.rows; ++row) {
+    const char* a = panel_at(p.x, now.row + row, p.steps, now.step);
+    const int64_t done = now.steps * lines * row / now.rows * LINE;
+    for (int64_t column = 0; column < now.columns; ++column) {
+      Fetched fetched;
+      if (column < after.columns)
+        fetched = {panel_at(p.w, after.column + column, p.steps, after.step) + done, each};
+      multiply_panels<INT8>(a, panel_at(p.w, now.column + column, p.steps, now.step),
+                            sums.panel(row, column), sums.stride, now.steps, now.step == now.start,
+                            fetched);
+    }
   }
 }
 
@@ -202,6 +214,7 @@ void add_parts(char* sums, int64_t bytes, int64_t parts) {
 template <bool INT8>
 void multiply(const TileProduct& p, const Blocking& size, int threads) {
   Blocks blocks(p, size, threads);
+  advise_huge_pages(p.out, p.rows * p.columns * sizeof(bf16));
   const int64_t bytes = size.rows * PANEL * size.stride(), low = (p.rank + 31) / 32 * STEP;
   const int64_t parts = blocks.parts();
   static Scratch divided;  // the parts' sums, block by block
@@ -210,14 +223,14 @@ void multiply(const TileProduct& p, const Blocking& size, int threads) {
   {
     char* scratch = thread_scratch(bytes + low + PANEL * size.stride());
     tile_configure();
-    for (int64_t task = blocks.take(); blocks.has(task); task = blocks.take()) {
+    int64_t task = blocks.take();
+    for (Chunk next = blocks.first(task); next.columns > 0;) {
       const Sums sums = {parts > 1 ? of_parts + task * bytes : scratch, size.stride()};
-      int64_t end;
-      Chunk chunk = blocks.first(task / parts, task % parts, &end);
-      const int64_t start = chunk.step;
-      do multiply_chunk<INT8>(p, chunk, chunk.step == start, sums);
-      while (blocks.advance(&chunk, end));
-      if (parts == 1) store_block<INT8>(p, chunk, sums, scratch + bytes);
+      const Chunk now = next;
+      const bool ends = !blocks.advance(&next);
+      if (ends) next = blocks.first(task = blocks.take());
+      multiply_chunk<INT8>(p, now, next, sums);
+      if (ends && parts == 1) store_block<INT8>(p, now, sums, scratch + bytes);
     }
     if (parts > 1) {
 #pragma omp barrier
@@ -225,8 +238,7 @@ void multiply(const TileProduct& p, const Blocking& size, int threads) {
       for (int64_t block = 0; block < blocks.count(); ++block) {
         char* sums = of_parts + block * parts * bytes;
         add_parts<INT8>(sums, bytes, parts);
-        int64_t end;
-        store_block<INT8>(p, blocks.first(block, 0, &end), {sums, size.stride()}, scratch + bytes);
+        store_block<INT8>(p, blocks.first(block * parts), {sums, size.stride()}, scratch + bytes);
       }
     }
     TILE_RELEASE();

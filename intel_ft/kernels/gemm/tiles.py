@@ -283,9 +283,10 @@ def _steps(inner: int, size: int) -> int:
 def _blocking() -> tuple[int, int, int]:
     """Panels of a block down and across, and k-steps of a chunk (docs/log.md).
 
-    A block's sums and the panels of a chunk, of both operands, take three quarters of L2.
+    A block's sums, the panels of a chunk of both operands, and w's of the next chunk take three
+    quarters of L2.
     """
     rows, columns = 8, 8
     sums = rows * columns * _PANEL * _PANEL * 4
     chunk = (cache_bytes(2) or _L2_BYTES) * 3 // 4 - sums
-    return rows, columns, max(8, chunk // ((rows + columns) * _STEP))
+    return rows, columns, max(8, chunk // ((rows + 2 * columns) * _STEP))
