@@ -75,10 +75,12 @@ test: setup ccl
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_PROCESSES) \
 	    --dist loadfile --no-loadscope-reorder
 
+CPP := $(wildcard intel_ft/*/*.cpp intel_ft/*/*.h intel_ft/*/*/*.cpp intel_ft/*/*/*.h)
+
 lint: setup docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run --Werror intel_ft/kernels/*.cpp intel_ft/kernels/*.h intel_ft/kernels/gemm/*.cpp intel_ft/kernels/gemm/*.h
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
@@ -89,7 +91,7 @@ docs: setup
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i intel_ft/kernels/*.cpp intel_ft/kernels/*.h intel_ft/kernels/gemm/*.cpp intel_ft/kernels/gemm/*.h
+	$(BIN)/clang-format -i $(CPP)
 
 clean:
 	rm -rf $(VENV) $(VENV_IPEX) runs build dist site *.egg-info

@@ -161,12 +161,11 @@ def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
         return f"{where}: {message}, not {kind}"
     if isinstance(problem["input"], dict | list):
         return f"{where}: {message}"
-    message = _share(problem) or f"{message[0].lower()}{message[1:]}"
-    return f"{where}={problem['input']}: {message}"
+    return f"{where}={problem['input']}: {message[0].lower()}{message[1:]}{_share(problem)}"
 
 
 def _share(problem: Any) -> str:
-    """How to write a percentage; empty where the problem is not one with a percentage."""
+    """How to write the percentage, after the message; empty where none is meant."""
     given = str(problem["input"]).strip()
     limits = problem.get("ctx", {})
     if not given.endswith("%") and limits.get("lt", limits.get("le")) != 1:
@@ -175,7 +174,7 @@ def _share(problem: Any) -> str:
         percent = float(given.removesuffix("%"))
     except ValueError:
         return ""
-    return f"write a share from 0 to 1, such as {percent / 100:g} for {percent:g} %"
+    return f" (write {percent:g} % as {percent / 100:g})"
 
 
 def message_of(problem: Any) -> str:

@@ -38,7 +38,8 @@ void page_out(const Pager& pager) {
     char dash;
     std::istringstream(line) >> std::hex >> first >> dash >> last;
     // Where it fails, as on an older kernel, the pages stay.
-    if (last - first >= pager.large) madvise(reinterpret_cast<void*>(first), last - first, kPageOut);
+    if (last - first >= pager.large)
+      madvise(reinterpret_cast<void*>(first), last - first, kPageOut);
   }
 }
 
