@@ -153,15 +153,24 @@ def describe(problem: Any, sections: Mapping[str, list[str]]) -> str:
         return f"unknown key {where}{_nearest(place, sections)}"
     if problem["type"] == "missing":
         return f"{where} is required"
+    if problem["type"] == "model_type" and len(place) == 1:
+        return _not_a_section(where, problem["input"], sections)
     message = message_of(problem)
     if not where:
         return message
-    if problem["type"].endswith("_type") and isinstance(problem["input"], dict | list):
-        kind = "a list" if isinstance(problem["input"], list) else "a section"
-        return f"{where}: {message}, not {kind}"
     if isinstance(problem["input"], dict | list):
-        return f"{where}: {message}"
+        kind = "a list" if isinstance(problem["input"], list) else "a section"
+        given = f", not {kind}" if problem["type"].endswith("_type") else ""
+        return f"{where}: {message}{given}"
     return f"{where}={problem['input']}: {message[0].lower()}{message[1:]}{_share(problem)}"
+
+
+def _not_a_section(name: str, value: Any, sections: Mapping[str, list[str]]) -> str:
+    """A section that was given as one value, which its first key may have been meant to have."""
+    keys = sections[name]
+    if isinstance(value, list):
+        return f"{name}: must be a section (valid keys: {', '.join(keys)})"
+    return f"{name}={value}: must be a section, such as {name}: {{{keys[0]}: {value}}}"
 
 
 def _share(problem: Any) -> str:

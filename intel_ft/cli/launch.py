@@ -88,6 +88,8 @@ def run(
     from intel_ft.distributed.launch.launcher import Request, launch, launch_command, prepare
 
     settings = configuration.load(config, overrides)
+    scheduled = via in scheduler_jobs.KINDS
+    _require_effect(scheduled, nodes, tune)
     if tune:
         _tune(settings)
     train = (*(["--resume"] if resume else []), *(["--overwrite"] if overwrite else []))
@@ -104,7 +106,7 @@ def run(
         max_restarts=max_restarts,
         elastic=elastic,
     )
-    if via in scheduler_jobs.KINDS:
+    if scheduled:
         text = scheduler_jobs.render(request, nodes, image)
         if output is not None and via in ("slurm", "pbs"):
             scheduler_jobs.make_folder(request)
@@ -124,6 +126,22 @@ def run(
         return
     if code := launch(request):
         raise typer.Exit(code)
+
+
+def _require_effect(scheduled: bool, nodes: int, tune: bool) -> None:
+    """Raise UserError for an option that would have no effect, or a wrong one."""
+    from intel_ft.errors import UserError
+
+    if nodes > 1 and not scheduled:
+        raise UserError(
+            f"--nodes {nodes} is for a job of Slurm, PBS or Kubernetes: add --via slurm, pbs or "
+            "k8s, or list the hosts in --hostfile"
+        )
+    if tune and scheduled:
+        raise UserError(
+            "--tune times steps on this machine, not on the job's nodes: run it on a node first, "
+            "and give --ranks-per-host here"
+        )
 
 
 def _tune(settings: "Config") -> None:

@@ -9,7 +9,7 @@ import typer
 
 from intel_ft.cli.options import ConfigFile, Json, Overrides, print_table, require_writable
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def run(
@@ -105,6 +105,8 @@ def run(
     settings = configuration.load(config, [*(overrides or ()), *sharded])
     if sweep is None and (values or plot):
         raise UserError("--values and --plot need --sweep")
+    if sockets > 1 and cpu is None:
+        raise UserError("--sockets counts the CPUs of --cpu: add --cpu")
     require_writable(plot)
     from intel_ft.gc_pause import gc_paused
     from intel_ft.optional_packages import import_peft
@@ -164,7 +166,7 @@ def _bytes(text: str) -> int:
     """Convert 256GiB, 256G or 1.5T to bytes; units are powers of 1024."""
     from intel_ft.errors import UserError
 
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) == 0:
-        raise UserError(f"--memory {text}: write a size such as 256GiB")
+        raise UserError(f"--memory {text}: write a size with its unit, such as 256GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -180,16 +180,17 @@ def _require_modules(model: Any, targets: str | list[str], experts: Iterable[Exp
     """Raise UserError for the names in a list that no module and no expert has."""
     if isinstance(targets, str):
         return  # peft refuses a pattern that matches nothing
-    names = [name for name, _ in model.named_modules()]
-    names += [name for matrix in experts for group in matrix.names() for name in group]
+    own = [name for matrix in experts for group in matrix.names() for name in group]
+    names = [*(name for name, _ in model.named_modules()), *own]
     unknown = [target for target in targets if not any(matches([target], name) for name in names)]
     if unknown:
-        leaves = _leaves(linear_layers(model))
+        leaves = _leaves([*linear_layers(model), *own])
+        kinds = "linear layers and experts" if own else "linear layers"
         close = [difflib.get_close_matches(_leaf(name), leaves, n=1) for name in unknown]
         hints = [f" (did you mean {hint[0]}?)" if hint else "" for hint in close]
         missing = ", ".join(f"{name}{hint}" for name, hint in zip(unknown, hints, strict=True))
         raise UserError(
-            f"method.target_modules: this model has no module {missing}: its linear layers are "
+            f"method.target_modules: this model has no module {missing}: its {kinds} are "
             f"{', '.join(leaves)}"
         )
 

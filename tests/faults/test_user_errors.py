@@ -164,6 +164,19 @@ def test_unknown_option_and_verb(folder):
     _assert_one_line(run("trian", cwd=folder), 2, "trian")
 
 
+@pytest.mark.parametrize(
+    ("verb", "options", "parts"),
+    [
+        ("plan", ["--memory", "512"], ["--memory 512", "unit", "256GiB"]),
+        ("plan", ["--sockets", "2"], ["--sockets", "--cpu"]),
+        ("launch", ["--nodes", "4", "--dry-run"], ["--nodes 4", "--via", "--hostfile"]),
+        ("launch", ["--via", "slurm", "--tune"], ["--tune", "--ranks-per-host"]),
+    ],
+)
+def test_an_option_without_effect_or_unit(verb, options, parts, folder):
+    _assert_one_line(run(verb, "config.yaml", *options, cwd=folder), 2, *parts)
+
+
 # Model
 
 

@@ -238,6 +238,13 @@ def test_what_has_no_default_is_required(read, missing) -> None:
     assert f"{section} is required" in refused(read, yaml.safe_dump(values))
 
 
+def test_a_section_given_as_one_value_is_told_its_form(read) -> None:
+    assert "method=full: must be a section, such as method: {name: full}" in refused(
+        read, "method: full"
+    )
+    assert "train: must be a section (valid keys: epochs" in refused(read, "train: [5]")
+
+
 def test_a_row_must_hold_the_longest_example(read) -> None:
     line = refused(read, MINIMAL, "train.max_tokens_per_row=512")
     assert "train.max_tokens_per_row (512) must be at least data.max_length (1024)" in line

@@ -4,6 +4,7 @@ Sources: sbatch(1), srun(1) and scontrol(1) of Slurm; PBS Professional's User's 
 kubeflow.org/v2beta1 MPIJob and trainer.kubeflow.org/v1alpha1 TrainJob.
 """
 
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from intel_ft.distributed.launch.launcher import Request, log_folder
 from intel_ft.distributed.launch.tune_ranks import chosen_ranks
 from intel_ft.errors import UserError
 from intel_ft.host import topology
+
+logger = logging.getLogger(__name__)
 
 _SUBMIT = {"slurm": ["sbatch"], "pbs": ["qsub"], "k8s": ["kubectl", "apply", "-f"]}
 _SUBMIT["k8s-trainjob"] = _SUBMIT["k8s"]
@@ -94,8 +97,7 @@ def render(request: Request, nodes: int, image: str | None = None) -> str:
         raise UserError(f"--hostfile: {request.via} chooses the hosts; give --nodes instead")
     if "--overwrite" in request.train:
         raise UserError("--overwrite: a restarted job would delete its own progress")
-    host = topology.read()
-    ranks = request.ranks_per_host or chosen_ranks(host, request.settings())[0]
+    ranks = request.ranks_per_host or _ranks_here(request)
     if request.via == "slurm":
         return _SLURM.format(**_values(request, nodes, ranks))
     if request.via == "pbs":
@@ -104,6 +106,17 @@ def render(request: Request, nodes: int, image: str | None = None) -> str:
     head = _MANIFEST.format(via=request.via) + _NOTES[request.via]
     manifest = write_manifest(request, nodes, ranks, image or IMAGES[request.via])
     return head + yaml.safe_dump(manifest, sort_keys=False)
+
+
+def _ranks_here(request: Request) -> int:
+    """The ranks that this machine would have, which is said: the job's nodes may differ."""
+    ranks, why = chosen_ranks(topology.read(), request.settings())
+    logger.info(
+        "ranks per node = %d (%s on this machine; for other nodes give --ranks-per-host)",
+        ranks,
+        why,
+    )
+    return ranks
 
 
 def submission(via: str, path: Path) -> list[str]:

@@ -181,6 +181,14 @@ def test_names_reach_experts_and_routers(targets, expected) -> None:
     assert found == expected
 
 
+def test_a_name_that_no_expert_has_is_told_the_experts_names() -> None:
+    method = MethodConfig(r=2, target_modules=["experts.gate_up_projj"])
+    with pytest.raises(
+        UserError, match=r"mean gate_up_proj\?\).*linear layers and experts are .*w1"
+    ):
+        add_lora(build("Qwen 3 MoE"), method, "base", None)
+
+
 def test_half_of_a_fused_matrix_is_refused() -> None:
     with pytest.raises(UserError, match=r"gate_proj .* one parameter with up_proj: name both"):
         add_lora(build("OLMoE"), MethodConfig(target_modules=["gate_proj"]), "base", None)
