@@ -1,16 +1,24 @@
 """How a run's memory depends on its rows, and what to change in a config that does not fit."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from intel_ft.config import Config
+from intel_ft.config import build
+from intel_ft.errors import IntelFTError
 from intel_ft.host import cpu
-from intel_ft.models.fast_path import why_not_own_layers
+from intel_ft.planner.inputs import PlanInputs, Run, run_of
 from intel_ft.training.memory import MemorySetting, can_shard, estimate_memory, largest_row
-from intel_ft.training.model_sizes import CountedModel
+from intel_ft.training.model_sizes import CountedModel, count_model
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 """The row lengths whose memory is listed."""
+
+_SAME_WEIGHTS = ("backend.prepack=false", "train.activation_checkpointing=true")
+_OTHER_WEIGHTS = ("model.base_dtype=int8", "method.name=qlora")
+"""What makes a run smaller, least expensive first: with equal losses, and with a rounded base."""
+
+_MOST_NODES = 256
 
 
 def by_row(model: CountedModel, setting: MemorySetting) -> list[dict[str, float]]:
@@ -29,67 +37,122 @@ def by_row(model: CountedModel, setting: MemorySetting) -> list[dict[str, float]
     return memory_by_row
 
 
-def _may_quantize(config: Config) -> bool:
-    """Whether method.name=qlora could replace the config's method."""
-    method = config.method
-    return method.name == "lora" and not method.use_dora and why_not_own_layers(config) is None
+@dataclass(frozen=True, eq=False)
+class _Try:
+    """A plan of the config with changes to it; needed: bytes of a rank."""
+
+    changes: tuple[str, ...]
+    inputs: PlanInputs
+    run: Run
+    needed: int
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.run.available
+
+    @property
+    def size(self) -> str:
+        return f"{self.needed / cpu.GIB:.1f} GiB"
 
 
-def _shards(
-    config: Config, model: CountedModel, setting: MemorySetting, available: float
-) -> list[str]:
-    """The fewest ranks of this memory that share the weights and fit, if any do."""
-    if setting.gpu or config.backend.shard or not can_shard(config, model.sizes):
-        return []
-    sizes = replace(model.sizes, why_not_fused="their weights are sharded")
-    for ranks in (max(2, setting.ranks) << doubled for doubled in range(8)):
-        sharded = replace(setting, sharded=True, ranks=ranks, layout="as loaded", packs_head=False)
-        if (needed := estimate_memory(sizes, sharded).needed) <= available:
-            return [f"backend.shard=true on {ranks} ranks: {needed / cpu.GIB:.1f} GiB per rank"]
-    return []
+def changes(inputs: PlanInputs) -> list[str]:
+    """The changes that would make the run fit, least expensive first; or that none would.
 
-
-def changes(
-    config: Config,
-    model: CountedModel,
-    setting: MemorySetting,
-    available: float,
-    nodes: int,
-    ranks: int,
-) -> list[str]:
-    """The changes that would make the run fit, least expensive first; or that none would."""
-    steps: list[tuple[str, dict[str, Any]]] = []
-    if setting.layout == "prepacked":
-        steps.append(("backend.prepack=false", {"layout": "as loaded"}))
-    if not setting.checkpointing:
-        steps.append(("train.activation_checkpointing=true", {"checkpointing": True}))
-    if setting.layout in ("as loaded", "prepacked") and _may_quantize(config):
-        # On a CPU NF4 costs more time than checkpointing, on a GPU less.
-        place = 0 if setting.gpu else len(steps)
-        steps.insert(place, ("method.name=qlora", {"layout": "nf4"}))
-    proposals, taken, lean = [], [], setting
-    for name, change in steps:  # each in addition to those before it
-        lean = replace(lean, **change)
-        taken.append(name)
-        total = estimate_memory(model.sizes, lean).needed
-        if total <= available:
-            proposals.append(f"{' '.join(taken)}: {total / cpu.GIB:.1f} GiB")
-    proposals += _shards(config, model, setting, available)
-    if row := largest_row(model.sizes, lean, available):
+    Each is a plan of its own, of a config in which it was made.
+    """
+    start = _planned((), inputs)
+    tries = list(_smaller(start))
+    proposals = [f"{' '.join(one.changes)}: {one.size}" for one in tries if one.fits]
+    tries.insert(0, start)
+    if (sharded := _sharded(tries)) is not None:
+        nodes = sharded.inputs.cluster.nodes
+        proposals.append(
+            f"{' '.join(sharded.changes)} with --nodes {nodes} --ranks 1: {sharded.size} per rank"
+        )
+    least = min(tries, key=lambda one: one.needed)
+    lean, sizes = least.run.setting, least.inputs.model.sizes
+    if row := largest_row(sizes, lean, least.run.available):
         proposals.append(
             f"train.max_tokens_per_row={row} and data.max_length at most that"
-            + (f", with {' '.join(taken)}" if taken else "")
+            + (f", with {' '.join(least.changes)}" if least.changes else "")
         )
-    if ranks > 1 and not setting.gpu and not setting.sharded:
-        whole = estimate_memory(model.sizes, replace(setting, ranks=nodes)).needed
-        if whole <= available * ranks:
+    ranks = inputs.cluster.ranks
+    if ranks > 1 and not lean.gpu and not lean.sharded:
+        one = _planned((), replace(inputs, cluster=replace(inputs.cluster, ranks=1)))
+        if one.fits:
             proposals.append(
                 f"one rank per node instead of {ranks}, because each rank holds all weights"
             )
     if not proposals:
-        least = estimate_memory(model.sizes, replace(lean, row_tokens=128, supervised=64)).needed
+        smallest = estimate_memory(sizes, replace(lean, row_tokens=128, supervised=64)).needed
         proposals.append(
-            f"no setting is enough: a rank needs at least {least / cpu.GIB:.1f} GiB: use more "
-            f"memory or a smaller model{'' if model.sizes.linear else ', or train an adapter'}"
+            f"no setting is enough: a rank needs at least {smallest / cpu.GIB:.1f} GiB: use more "
+            f"memory or a smaller model{'' if sizes.linear else ', or train an adapter'}"
         )
     return proposals
+
+
+def _planned(names: tuple[str, ...], inputs: PlanInputs) -> _Try:
+    run = run_of(inputs)
+    return _Try(names, inputs, run, estimate_memory(inputs.model.sizes, run.setting).needed)
+
+
+def _smaller(start: _Try) -> Iterator[_Try]:
+    """Tries that need less memory: of the same weights, then of a rounded base."""
+    kept = start
+    for change in _SAME_WEIGHTS:
+        if (one := _changed(kept, change)) is not None:
+            kept = one
+            yield one
+    rounded = []
+    for change in _OTHER_WEIGHTS:
+        for base in dict.fromkeys((start, kept)):
+            if (one := _changed(base, change)) is not None:
+                rounded.append(one)
+                if one.fits:
+                    break
+    yield from rounded
+
+
+def _changed(base: _Try, change: str) -> _Try | None:
+    """`base` with one more change, or None if it is not possible or saves nothing."""
+    config = base.inputs.config
+    key, value = change.split("=")
+    section, name = key.split(".")
+    if change in _OTHER_WEIGHTS and (config.method.name != "lora" or config.base_dtype != "auto"):
+        return None
+    one = _with(base, change, {section: {name: {"true": True, "false": False}.get(value, value)}})
+    return one if one is not None and one.needed < base.needed else None
+
+
+def _with(base: _Try, change: str, values: dict[str, dict[str, Any]]) -> _Try | None:
+    """The plan of `base` with other settings; None if they cannot be combined with the config's."""
+    dumped = base.inputs.config.model_dump()
+    try:
+        config = build({name: keys | values.get(name, {}) for name, keys in dumped.items()}, change)
+        model = count_model(config)
+    except IntelFTError:
+        return None
+    return _planned((*base.changes, change), replace(base.inputs, config=config, model=model))
+
+
+def _sharded(tries: list[_Try]) -> _Try | None:
+    """The fewest nodes of one rank each that share the weights and fit, if any do.
+
+    A node's memory stays what it is, so that more ranks on one node save nothing.
+    """
+    sharing = []
+    for base in tries:
+        config, sizes = base.inputs.config, base.inputs.model.sizes
+        if base.run.setting.gpu or config.backend.shard or not can_shard(config, sizes):
+            continue
+        one = _with(base, "backend.shard=true", {"backend": {"shard": True}})
+        sharing += [] if one is None else [one]
+    nodes = max(2, tries[0].inputs.cluster.nodes)
+    while nodes <= _MOST_NODES:
+        for one in sharing:
+            cluster = replace(one.inputs.cluster, nodes=nodes, ranks=1)
+            if (found := _planned(one.changes, replace(one.inputs, cluster=cluster))).fits:
+                return found
+        nodes *= 2
+    return None

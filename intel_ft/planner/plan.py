@@ -56,7 +56,7 @@ def model_facts(found: Counted) -> dict[str, Any]:
 
 
 def _sizes(inputs: PlanInputs, run: Run) -> dict[str, Any]:
-    config, cluster, model = inputs.config, inputs.cluster, inputs.model
+    config, model = inputs.config, inputs.model
     work, setting, available = run.work, run.setting, run.available
     memory = estimate_memory(model.sizes, setting)
     weights = 4 * model.sizes.trained
@@ -85,9 +85,7 @@ def _sizes(inputs: PlanInputs, run: Run) -> dict[str, Any]:
             "each": saved / cpu.GIB,
             "kept": kept * saved / cpu.GIB,
         },
-        "change": []
-        if memory.needed <= available
-        else changes(config, model, setting, available, cluster.nodes, cluster.ranks),
+        "change": [] if memory.needed <= available else changes(inputs),
     }
 
 

@@ -1,5 +1,6 @@
 """What `plan` counts and predicts, against the models, optimizers and choices of a real run."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from support.model_fixtures import SHAPE
 
 from intel_ft.config import Config, build
@@ -124,13 +126,42 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
     assert "DOES NOT FIT" in "\n".join(lines(report))
     changes = report["change"]
     assert changes[0].startswith("train.activation_checkpointing=true: ")
-    assert changes[1].startswith("train.activation_checkpointing=true method.name=qlora: ")
+    assert changes[1].startswith("train.activation_checkpointing=true model.base_dtype=int8: ")
+    assert changes[2].startswith("train.activation_checkpointing=true method.name=qlora: ")
     train = settings.train.model_copy(update={"activation_checkpointing": True})
     changed = replace(small, config=settings.model_copy(update={"train": train}))
     assert plan(changed)["memory"]["fits"]
-    nothing = plan(replace(small, cluster=replace(small.cluster, memory=4 * GIB)))["change"]
+    nothing = plan(replace(small, cluster=replace(small.cluster, memory=GIB)))["change"]
     assert len(nothing) == 1
     assert "more memory or a smaller model" in nothing[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "sections"),
+    [
+        ("qwen3-30b-a3b", 60, {}),  # experts converted while they are loaded
+        ("llama-2-7b", 12, {}),
+        ("llama-2-7b", 48, {"method": {"name": "full"}}),
+        ("llama-2-13b", 128, {"method": {"name": "full"}}),  # needs two changes
+    ],
+)
+def test_a_run_fits_with_each_change_that_it_is_told(name, memory, sections) -> None:
+    settings = config(SHAPES / name, **sections)
+    proposed = plan(inputs(settings, count_model(settings), memory=memory * GIB))["change"]
+    assert proposed
+    for proposal in proposed:
+        values = {section: dict(keys) for section, keys in sections.items()}
+        for section, key, value in re.findall(r"(\w+)\.(\w+)=(\w+)", proposal):
+            values.setdefault(section, {})[key] = yaml.safe_load(value)
+        tokens = values.get("train", {}).get("max_tokens_per_row", 16384)
+        values["data"] = {"max_length": min(1024, tokens)}
+        followed = config(SHAPES / name, **values)
+        nodes = re.search(r"--nodes (\d+)", proposal)
+        cluster = {"memory": memory * GIB, "nodes": int(nodes[1]) if nodes else 1}
+        found = plan(inputs(followed, count_model(followed), tokens=min(512, tokens), **cluster))
+        assert found["memory"]["fits"], proposal
+        if size := re.search(r": ([\d.]+) GiB", proposal):
+            assert found["memory"]["needed"] == pytest.approx(float(size[1]), abs=0.06)
 
 
 def test_a_step_counts_the_plans_own_rows(seven) -> None:
@@ -272,7 +303,8 @@ def test_a_whole_model_takes_18_bytes_a_parameter(seven) -> None:
     lora = plan(inputs(config(SHAPES / "llama-2-7b"), seven))["step"]
     assert 1.2 < report["step"]["flops"] / lora["flops"] < 1.6  # 6 for 4 a weight and token
     small = plan(inputs(settings, model, memory=64 * GIB))["change"]
-    assert small[0].startswith("backend.shard=true on 8 ranks: ")
+    shards = "train.activation_checkpointing=true backend.shard=true with --nodes 4 --ranks 1: "
+    assert small[0].startswith(shards)
     nothing = plan(inputs(settings, model, memory=2 * GIB))["change"]
     assert "train an adapter" in nothing[-1]
 
