@@ -24,12 +24,6 @@ FETCHES fetch_l2(const char* from, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; ++i) _mm_prefetch(from + i * LINE, _MM_HINT_T1);
 }
 
-// Fetches an eighth of a k-step of both operands, AHEAD k-steps on, into L1.
-FETCHES fetch_ahead(const char* a, const char* b, int64_t eighth) {
-  fetch_l1(b + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
-  fetch_l1(a + AHEAD * STEP, 4 * eighth, 4 * eighth + 4);
-}
-
 // What a product of panels fetches into L2: so many lines in each of its k-steps.
 struct Fetched {
   const char* from = nullptr;
@@ -40,7 +34,27 @@ struct Fetched {
   }
 };
 
-// sums [32, 32] (+)= a . b over `steps` k-steps.
+// The product of panels that a thread computes next, whose sums have the same stride.
+struct Following {
+  const char *a = nullptr, *b = nullptr, *sums = nullptr;
+};
+
+// What one k-step fetches into L1, an eighth at a time: a k-step of both operands, and as many of
+// the 32 rows of sums as there are in AHEAD k-steps.
+struct Ahead {
+  const char *a, *b, *sums;
+  int64_t stride;
+  __attribute__((always_inline)) void fetch(int64_t eighth) const {
+    fetch_l1(b, 4 * eighth, 4 * eighth + 4);
+    fetch_l1(a, 4 * eighth, 4 * eighth + 4);
+    constexpr int64_t ROWS = PANEL / AHEAD / 8;
+    for (int64_t row = ROWS * eighth; sums && row < ROWS * (eighth + 1); ++row)
+      fetch_l1(sums + row * stride, 0, 2);
+  }
+};
+
+// sums [32, 32] (+)= a . b over `steps` k-steps, the last of which fetch what `following` begins
+// with.
 //
 // Loads and products take turns, so that the last product of a k-step comes after the first load of
 // the next one, and eight other instructions lie between any two of them. On shared hosts, where
@@ -48,7 +62,8 @@ struct Fetched {
 // long (docs/log.md).
 template <bool INT8>
 static inline void multiply_panels(const char* a, const char* b, char* sums, int64_t stride,
-                                   int64_t steps, bool first, Fetched fetched = {}) {
+                                   int64_t steps, bool first, Fetched fetched = {},
+                                   Following following = {}) {
 #define DOT(sum, x, y)          \
   do {                          \
     if constexpr (INT8)         \
@@ -56,28 +71,38 @@ static inline void multiply_panels(const char* a, const char* b, char* sums, int
     else                        \
       TILE_DOT_BF16(sum, x, y); \
   } while (0)
+  const auto multiply_step = [&](const Ahead& ahead) __attribute__((always_inline)) {
+    TILE_LOAD(6, b, LINE);
+    ahead.fetch(0);
+    DOT(3, 5, 7);
+    ahead.fetch(1);
+    TILE_LOAD(4, a, LINE);
+    ahead.fetch(2);
+    DOT(0, 4, 6);
+    ahead.fetch(3);
+    TILE_LOAD(7, b + TILE, LINE);
+    ahead.fetch(4);
+    DOT(1, 4, 7);
+    ahead.fetch(5);
+    fetched.next();
+    TILE_LOAD(5, a + TILE, LINE);
+    ahead.fetch(6);
+    DOT(2, 5, 6);
+    ahead.fetch(7);
+    a += STEP;
+    b += STEP;
+  };
   const FourSums four = FourSums::quarters(sums, stride);
   four.open(first);
   TILE_ZERO(5);  // the first step's product of the step before it
   TILE_ZERO(7);
-  for (int64_t step = 0; step < steps; ++step, a += STEP, b += STEP) {
-    TILE_LOAD(6, b, LINE);
-    fetch_ahead(a, b, 0);
-    DOT(3, 5, 7);
-    fetch_ahead(a, b, 1);
-    TILE_LOAD(4, a, LINE);
-    fetch_ahead(a, b, 2);
-    DOT(0, 4, 6);
-    fetch_ahead(a, b, 3);
-    TILE_LOAD(7, b + TILE, LINE);
-    fetch_ahead(a, b, 4);
-    DOT(1, 4, 7);
-    fetch_ahead(a, b, 5);
-    fetched.next();
-    TILE_LOAD(5, a + TILE, LINE);
-    fetch_ahead(a, b, 6);
-    DOT(2, 5, 6);
-    fetch_ahead(a, b, 7);
+  int64_t step = 0;
+  for (; step < (following.a ? steps - AHEAD : steps); ++step)
+    multiply_step({a + AHEAD * STEP, b + AHEAD * STEP, nullptr, 0});
+  for (; step < steps; ++step) {
+    const int64_t after = step + AHEAD - steps;
+    multiply_step({following.a + after * STEP, following.b + after * STEP,
+                   following.sums + after * (PANEL / AHEAD) * stride, stride});
   }
   DOT(3, 5, 7);
   four.store();

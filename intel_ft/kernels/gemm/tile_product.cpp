@@ -129,6 +129,18 @@ struct Sums {
   char* panel(int64_t row, int64_t column) const { return at(row * PANEL, column * PANEL); }
 };
 
+// The product of panels after that of `row` and `column` of a chunk.
+Following following_of(const TileProduct& p, const Chunk& now, const Chunk& after, int64_t row,
+                       int64_t column, Sums sums) {
+  if (++column == now.columns) column = 0, ++row;
+  const bool same = row < now.rows;
+  if (!same && after.columns == 0) return {};
+  const Chunk& chunk = same ? now : after;
+  if (!same) row = column = 0;
+  return {panel_at(p.x, chunk.row + row, p.steps, chunk.step),
+          panel_at(p.w, chunk.column + column, p.steps, chunk.step), sums.panel(row, column)};
+}
+
 // Multiplies a chunk, and fetches the panels of w of the one that comes `after` it: every row of
 // products fetches a part of each.
 template <bool INT8>
@@ -143,7 +155,7 @@ void multiply_chunk(const TileProduct& p, const Chunk& now, const Chunk& after, 
         fetched = {panel_at(p.w, after.column + column, p.steps, after.step) + done, each};
       multiply_panels<INT8>(a, panel_at(p.w, now.column + column, p.steps, now.step),
                             sums.panel(row, column), sums.stride, now.steps, now.step == now.start,
-                            fetched);
+                            fetched, following_of(p, now, after, row, column, sums));
     }
   }
 }
