@@ -62,7 +62,7 @@ def model_folder(model: ModelConfig, *, weights: bool = True) -> Path:
         patterns.append("*.bin")
     if model.trust_remote_code:
         patterns.append("*.py")
-    return _snapshot(name, model.revision, tuple(patterns))
+    return _snapshot(name, model.revision, tuple(patterns), weights=weights)
 
 
 def adapter_folder(name: str) -> Path:
@@ -91,9 +91,17 @@ def adapter_folder(name: str) -> Path:
 
 @cache
 def _snapshot(
-    name: str, revision: str | None, patterns: tuple[str, ...], key: str = "model.name_or_path"
+    name: str,
+    revision: str | None,
+    patterns: tuple[str, ...],
+    key: str = "model.name_or_path",
+    *,
+    weights: bool = True,
 ) -> Path:
-    """A Hub model's folder; cached, so that a run asks the Hub once. key: where the name is set."""
+    """A Hub model's folder; cached, so that a run asks the Hub once.
+
+    key: where the name is set; weights: whether the caller needs them.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -109,12 +117,19 @@ def _snapshot(
     except HFValidationError:
         raise UserError(f"{name}: no such model folder, and not a valid Hub id") from None
     except LocalEntryNotFoundError:
+        remedy = f"download the model on a machine with network access and give its folder as {key}"
         raise EnvironmentProblem(
-            f"{name}: no such local folder, and the Hub cannot be reached: download the model on a "
-            f"machine with network access and give its folder as {key}"
+            f"{name}: no such local folder, and the Hub cannot be reached: "
+            f"{remedy if weights else _config_suffices(key)}"
         ) from None
     except HfHubHTTPError as error:
-        raise UserError(f"{name}: the Hub answered: {error.server_message or error}") from None
+        remedy = "" if weights else f": {_config_suffices(key)}"
+        answer = str(error.server_message or error).strip().rstrip(".")
+        raise UserError(f"{name}: the Hub answered: {answer}{remedy}") from None
+
+
+def _config_suffices(key: str) -> str:
+    return f"a folder that has only the model's config.json is enough here: give it as {key}"
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

@@ -24,9 +24,11 @@ from intel_ft.data.stream import Stream
 from intel_ft.data.token_cache import is_cached
 from intel_ft.data.tokenized import Tokenized
 from intel_ft.data.training_set import tokenize
-from intel_ft.errors import IntelFTError
+from intel_ft.errors import IntelFTError, MissingPackage
 from intel_ft.gc_pause import gc_paused
 from intel_ft.models.load import load_tokenizer
+from intel_ft.planner.text_lengths import text_lengths
+from intel_ft.plurals import count_of
 from intel_ft.sources.rows import Rows, load_rows
 from intel_ft.templates.examples import Examples, ExampleSet
 from intel_ft.training.decide import sampled_steps, total_steps
@@ -53,7 +55,8 @@ class ExampleLengths:
 
     source: where the numbers come from. named: the highest token id that was read plus one. parts:
     what an epoch takes from each source, where they have weights. examples: the data. `named` and
-    `examples` are None if the data was not read.
+    `examples` are None if the data was not tokenized. counted: whether the number of examples is
+    known; if not, neither is that of steps in an epoch.
     """
 
     lengths: npt.NDArray[np.int64]
@@ -63,6 +66,7 @@ class ExampleLengths:
     named: int | None = None
     parts: tuple[Part, ...] = ()
     examples: ExampleSet | None = None
+    counted: bool = True
 
 
 def example_lengths(
@@ -70,21 +74,46 @@ def example_lengths(
 ) -> ExampleLengths:
     """Read and tokenize the config's data, or use the `assumed` data.
 
-    whole: all of it, not only the rows of the steps that a plan samples. If the data cannot be
-    read, examples of half of data.max_length are assumed, and `source` has the reason.
+    whole: all of it, not only the rows of the steps that a plan samples. Without the model's
+    tokenizer, lengths are estimated from the text. If the data cannot be read, examples of half of
+    data.max_length are assumed, whose number is not known. `source` has the reason.
     """
-    reason = ""
-    if assumed is None:
-        try:
-            tokenizer = load_tokenizer(config.model)
-            return (None if whole else _sampled(config, tokenizer)) or _all(config, tokenizer)
-        except IntelFTError as error:
-            assumed, reason = AssumedData(), f" ({error})"
+    if assumed is not None:
+        return _assumed(config, assumed)
+    try:
+        tokenizer = load_tokenizer(config.model)
+    except MissingPackage:
+        raise
+    except IntelFTError as error:
+        return _from_text(config, error)
+    try:
+        return (None if whole else _sampled(config, tokenizer)) or _all(config, tokenizer)
+    except IntelFTError as error:
+        return _assumed(config, AssumedData(), f" ({error})")
+
+
+def _assumed(config: Config, assumed: AssumedData, reason: str = "") -> ExampleLengths:
     count = assumed.examples or config.train.global_batch_size
     tokens = assumed.tokens or max(8, config.data.max_length // 2)
     lengths = np.full(count, tokens, dtype=np.int64)
-    source = f"assumed: {count:,} examples of {tokens} tokens, half supervised{reason}"
-    return ExampleLengths(lengths, lengths // 2, 0, source)
+    number = f"{assumed.examples:,}" if assumed.examples else "an unknown number of"
+    source = f"assumed: {number} examples of {tokens:,} tokens, half supervised{reason}"
+    counted = assumed.examples is not None
+    return ExampleLengths(lengths, lengths // 2, 0, source, counted=counted)
+
+
+def _from_text(config: Config, reason: IntelFTError) -> ExampleLengths:
+    """The data's examples, their tokens estimated because the model's tokenizer is not there."""
+    try:
+        found = text_lengths(config)
+    except IntelFTError as error:
+        return _assumed(config, AssumedData(), f" ({error})")
+    source = (
+        f"{config.data.train_name}: about {count_of(len(found.lengths), 'example')}, tokens "
+        f"estimated at {found.characters:.1f} characters per token, because the model's tokenizer "
+        f"cannot be read ({reason})"
+    )
+    return ExampleLengths(found.lengths, found.supervised, found.validation_tokens, source)
 
 
 def _all(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLengths:

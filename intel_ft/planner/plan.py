@@ -56,17 +56,19 @@ def model_facts(found: Counted) -> dict[str, Any]:
 
 
 def _sizes(inputs: PlanInputs, run: Run) -> dict[str, Any]:
-    config, model = inputs.config, inputs.model
-    work, setting, available = run.work, run.setting, run.available
+    config, cluster, model = inputs.config, inputs.cluster, inputs.model
+    setting, available = run.setting, run.available
     memory = estimate_memory(model.sizes, setting)
     weights = 4 * model.sizes.trained
     saved = weights + (4 * 2 * model.sizes.trained if "adam" in config.train.optimizer else 0)
     saved += weights if setting.keeps_best else 0
-    kept = min(config.train.keep_checkpoints, max(1, work.steps // config.train.save_steps))
+    steps = _steps(inputs, run)
+    written = None if steps is None else max(1, steps // config.train.save_steps)
+    kept = min(config.train.keep_checkpoints, written or config.train.keep_checkpoints)
     return {
         "data": {
             "source": inputs.examples.source,
-            "steps": work.steps,
+            "steps": steps,
             "row_capacity": run.capacity,
         },
         "memory": {
@@ -109,7 +111,7 @@ def _cluster(inputs: PlanInputs, run: Run) -> dict[str, Any]:
 
 def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
     config, cluster, model = inputs.config, inputs.cluster, inputs.model
-    work, steps, setting = run.work, run.steps, run.setting
+    steps, setting = run.steps, run.setting
     rates = rates_of(inputs, threads_of(inputs), setting)
     collective = _collective(config, gpu=setting.gpu)
     exchange = roofline.exchange_seconds(
@@ -142,13 +144,6 @@ def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
     cost = model.cost if model.teacher is None else with_teacher(model.cost, model.teacher.cost)
     flops = cost.linear * computed + cost.attention * squares + cost.logits * supervised
     ranks_count = cluster.nodes * cluster.ranks
-    # Forward is half of a frozen GEMM's work, and a third of the rest.
-    evaluation = work.evaluations * inputs.examples.validation_tokens / tokens * seconds / 2
-    reference = _reference_tokens(inputs, run) / tokens * seconds / 2
-    total = work.steps * seconds + evaluation + reference
-    kwh = None
-    if cluster.watts is not None:
-        kwh = cluster.watts * cluster.nodes * total / 3.6e6
     return {
         "step": {
             "tokens": tokens,
@@ -163,14 +158,41 @@ def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
             "waiting_share": idle / len(steps),
             "collective": collective,
         },
-        "run": {
-            "steps": work.steps,
-            "seconds": total,
-            "evaluation_seconds": evaluation,
-            "reference_seconds": reference,
-            "kwh": kwh,
-        },
+        "run": _whole_run(inputs, run, seconds, tokens),
     }
+
+
+def _whole_run(inputs: PlanInputs, run: Run, step: float, tokens: float) -> dict[str, Any]:
+    """{run} of `plan`, from the seconds and tokens of a step; None where data was not read.
+
+    The seconds of the whole run leave out an evaluation whose data was not read.
+    """
+    examples, data, watts = inputs.examples, inputs.config.data, inputs.cluster.watts
+    steps = _steps(inputs, run)
+    # Forward is half of a frozen GEMM's work, and a third of the rest.
+    evaluation: float | None = None
+    if examples.validation_tokens or not (data.eval or data.eval_fraction):
+        evaluation = run.work.evaluations * examples.validation_tokens / tokens * step / 2
+    reference: float | None = _reference_tokens(inputs, run) / tokens * step / 2
+    if reference and not examples.counted:
+        reference = None
+    total = None if steps is None else steps * step + (evaluation or 0) + (reference or 0)
+    kwh = None
+    if watts is not None and total is not None:
+        kwh = watts * inputs.cluster.nodes * total / 3.6e6
+    return {
+        "steps": steps,
+        "seconds": total,
+        "evaluation_seconds": None if steps is None else evaluation,
+        "reference_seconds": None if steps is None else reference,
+        "kwh": kwh,
+    }
+
+
+def _steps(inputs: PlanInputs, run: Run) -> int | None:
+    """Optimizer steps of the run; None if they follow from a number of examples not known."""
+    known = inputs.examples.counted or inputs.config.train.max_steps
+    return run.work.steps if known else None
 
 
 def _reference_tokens(inputs: PlanInputs, run: Run) -> float:

@@ -1,7 +1,9 @@
 """A plan as lines of text, and a sweep as a table."""
 
+from collections.abc import Callable
 from typing import Any
 
+from intel_ft.plurals import count_of
 from intel_ft.tables import Table
 
 
@@ -62,7 +64,7 @@ def time_lines(report: dict[str, Any]) -> list[str]:
         [
             (
                 "cluster",
-                f"{_count(cluster['nodes'], 'node')} of {cluster['node']}, {_ranks(cluster)}, "
+                f"{count_of(cluster['nodes'], 'node')} of {cluster['node']}, {_ranks(cluster)}, "
                 f"{cluster['dtype']}",
             ),
             (
@@ -84,11 +86,7 @@ def time_lines(report: dict[str, Any]) -> list[str]:
                 f"({step['collective']}), {100 * step['waiting_share']:.1f} % waiting for the "
                 "slowest rank",
             ),
-            (
-                "the run",
-                f"{_count(run['steps'], 'step')}: {_duration(run['seconds'])}, of which evaluation "
-                f"{_duration(run['evaluation_seconds'])}{_reference(run)}",
-            ),
+            ("the run", _run(run)),
             *([] if run["kwh"] is None else [("energy", f"{run['kwh']:,.2f} kWh")]),
         ],
     )
@@ -117,13 +115,17 @@ def sweep_table(points: list[dict[str, Any]], over: str) -> Table:
             f"{point['step']['tokens_per_s']:,.0f}",
             f"{point['step']['mfu']:.2f}",
             f"{100 * point['step']['communication_share']:.1f}",
-            f"{point['run']['seconds'] / 3600:,.2f}",
-            "" if point["run"]["kwh"] is None else f"{point['run']['kwh']:,.1f}",
+            _or_unknown(point["run"]["seconds"], lambda seconds: f"{seconds / 3600:,.2f}"),
+            _or_unknown(point["run"]["kwh"], lambda kwh: f"{kwh:,.1f}"),
         )
         for point in points
     ]
     titles = ("GiB per rank", "fits", "step s", "token/s", "MFU", "exchange %", "hours", "kWh")
     return Table((over.replace("-", " "), *titles), rows)
+
+
+def _or_unknown(value: float | None, written: Callable[[float], str]) -> str:
+    return "" if value is None else written(value)
 
 
 def _layers(cluster: dict[str, Any]) -> list[tuple[str, str]]:
@@ -145,9 +147,22 @@ def _rows(rows: list[dict[str, float]]) -> str:
     return f"GiB per rank by row length (with checkpointing): {', '.join(pairs)}"
 
 
-def _reference(run: dict[str, Any]) -> str:
-    seconds = run["reference_seconds"]
-    return f", the reference model {_duration(seconds)}" if seconds else ""
+def _run(run: dict[str, Any]) -> str:
+    if run["steps"] is None:
+        return (
+            "number of steps and time unknown, because the data was not read: --examples assumes "
+            "a number of examples"
+        )
+    parts = [f"{count_of(run['steps'], 'step')}: {_duration(run['seconds'])}"]
+    if run["evaluation_seconds"] is None:
+        parts.append("without evaluation, whose data was not read")
+    else:
+        parts.append(f"of which evaluation {_duration(run['evaluation_seconds'])}")
+    if run["reference_seconds"] is None:
+        parts.append("without the reference model, because the data was not read")
+    elif run["reference_seconds"]:
+        parts.append(f"the reference model {_duration(run['reference_seconds'])}")
+    return ", ".join(parts)
 
 
 def _parts(step: dict[str, Any]) -> str:
@@ -164,18 +179,14 @@ def _gemm_rates(cluster: dict[str, Any]) -> str:
 
 
 def _ranks(cluster: dict[str, Any]) -> str:
-    ranks = _count(cluster["ranks"], "rank")
+    ranks = count_of(cluster["ranks"], "rank")
     if cluster["gpu"]:
         return f"{ranks} in total, one GPU each"
-    return f"{ranks} in total, {_count(cluster['threads'], 'thread')} each"
+    return f"{ranks} in total, {count_of(cluster['threads'], 'thread')} each"
 
 
 def _words(name: str) -> str:
     return {"mapped": "mapped file"}.get(name, name.replace("_", " "))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _size(gib: float) -> str:

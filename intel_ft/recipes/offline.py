@@ -26,6 +26,7 @@ from intel_ft.training.setup import require_installed
 from intel_ft.training.start import check_adapter, with_adapter
 
 NOT_CHECKED = "not checked, because it is neither a local path nor in the Hub's cache"
+_PLAN = " (`intel-ft plan` needs only a folder with its config.json)"
 
 
 def check_offline(config: Config) -> dict[str, str]:
@@ -39,7 +40,7 @@ def check_offline(config: Config) -> dict[str, str]:
     require_installed(config)
     results = {
         "config": f"{config.method.name}, {_length(config)}",
-        "model": _unless_absent(config.model.name_or_path, lambda: _model(config)),
+        "model": _unless_absent(config.model.name_or_path, lambda: _model(config), _PLAN),
         **{name: _source(data.of(source), compares) for name, source in _named(data)},
     }
     if (teacher := config.method.teacher) not in (None, OWN_BASE):
@@ -57,13 +58,13 @@ def _named(data: DataConfig) -> list[tuple[str, Source]]:
     return [(f"data.train[{place}]", source) for place, source in enumerate(data.sources)]
 
 
-def _unless_absent(name: str, check: Callable[[], str]) -> str:
+def _unless_absent(name: str, check: Callable[[], str], remedy: str = "") -> str:
     try:
         return f"{name}: {check()}"
     except MissingPackage:
         raise
     except EnvironmentProblem:
-        return f"{name}: {NOT_CHECKED}"
+        return f"{name}: {NOT_CHECKED}{remedy}"
 
 
 def _length(config: Config) -> str:

@@ -92,17 +92,25 @@ def renderer(
     begins with BOS or ends with EOS does not get a second one.
     """
     if template == "tokenizer":
-        write: _Writer = ChatTemplate(tokenizer, special).spans
-    else:
-        builtin = {
-            "llama2": _llama2,
-            "alpaca": _alpaca,
-            "dolly": _dolly,
-            "chatml": _chatml,
-            "none": _none,
-        }[template]
-        write = partial(_built_in, template, builtin, special)
+        return _rendered(ChatTemplate(tokenizer, special).spans, special, system_prompt)
+    return built_in_renderer(template, special, system_prompt)
 
+
+def built_in_renderer(
+    template: Template, special: SpecialTokens, system_prompt: str | None
+) -> Renderer:
+    """As `renderer`, for every template but the tokenizer's own; needs no tokenizer."""
+    builtin = {
+        "llama2": _llama2,
+        "alpaca": _alpaca,
+        "dolly": _dolly,
+        "chatml": _chatml,
+        "none": _none,
+    }[template]
+    return _rendered(partial(_built_in, template, builtin, special), special, system_prompt)
+
+
+def _rendered(write: _Writer, special: SpecialTokens, system_prompt: str | None) -> Renderer:
     def render(conversation: Conversation) -> list[Span]:
         if conversation.text is not None:
             return _ready_made(conversation.text, special)

@@ -103,6 +103,7 @@ def test_recipe_is_checked_without_network(name, tmp_path) -> None:
     found = json.loads(succeeded(result).out)
     if name != "lora":  # that one's model and data ship with the package
         assert "not checked" in found["model"] and "not checked" in found["data.train"]
+        assert "config.json" in found["model"]
 
 
 def test_offline_looks_at_what_is_here(tmp_path) -> None:

@@ -4,19 +4,22 @@ import json
 import logging
 import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from support.data_tokenizers import tokenizer
 from tokenizers import Tokenizer
 
 from intel_ft import assets
 from intel_ft.config_sections import ModelConfig
-from intel_ft.errors import UserError
+from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.models.load import check_folder
 from intel_ft.models.tokenizer import (
     PROBE_TEXTS,
     copy_tokenizer,
     load_tokenizer,
+    model_folder,
     require_embedded,
 )
 
@@ -109,3 +112,15 @@ def test_an_adapter_or_a_run_given_as_a_model_is_named(tmp_path, name, words):
     path.write_text(json.dumps({"base_model_name_or_path": "org/base"}))
     with pytest.raises(UserError, match=words):
         check_folder(tmp_path, ModelConfig(name_or_path=str(tmp_path)))
+
+
+def test_a_model_that_cannot_be_fetched_is_told_what_is_enough(monkeypatch) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    absent = ModelConfig(name_or_path="nobody/nothing")
+    with pytest.raises(EnvironmentProblem, match=r"only the model's config\.json is enough"):
+        model_folder(absent, weights=False)
+    with pytest.raises(EnvironmentProblem, match="download the model"):
+        model_folder(absent)

@@ -1,6 +1,7 @@
 """A plan reads the rows of the steps that it samples, and its figures are those of all rows."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,3 +77,85 @@ def test_rows_that_are_dropped_are_counted_in_proportion(tmp_path) -> None:
 @pytest.mark.parametrize("data", [{"streaming": True, "buffer": 20}, {"train": [ROWS, ROWS]}])
 def test_streams_and_mixtures_are_read_as_a_run_reads_them(data) -> None:
     assert "were read" not in example_lengths(config(**data), None).source
+
+
+@pytest.fixture
+def no_tokenizer(tmp_path):
+    """A model folder with a config alone, such as those of docs/shapes."""
+    folder = tmp_path / "shape"
+    folder.mkdir()
+    text = (Path(str(assets.resolve("tiny-python-llama"))) / "config.json").read_text()
+    (folder / "config.json").write_text(text)
+    return str(folder)
+
+
+def without(settings: Config, folder: str) -> Config:
+    return settings.model_copy(
+        update={"model": settings.model.model_copy(update={"name_or_path": folder})}
+    )
+
+
+def test_without_a_tokenizer_tokens_are_estimated_and_examples_counted(no_tokenizer) -> None:
+    settings = config(eval_fraction=0.25)
+    real = example_lengths(settings, None, whole=True)
+    found = example_lengths(without(settings, no_tokenizer), None)
+    assert len(found.lengths) == len(real.lengths)
+    assert found.counted
+    # The shipped tokenizer is one for Python; the estimate is for those of large models.
+    assert found.lengths.mean() == pytest.approx(real.lengths.mean(), rel=0.2)
+    assert found.supervised.mean() == pytest.approx(real.supervised.mean(), rel=0.2)
+    assert found.validation_tokens == pytest.approx(real.validation_tokens, rel=0.3)
+    assert "characters per token" in found.source and no_tokenizer in found.source
+
+
+def test_estimates_keep_to_what_the_config_does_with_long_examples(tmp_path, no_tokenizer) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "word " * (100 if i % 2 else 10)} for i in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def estimated(on_long: str) -> list[int]:
+        settings = config(path, max_length=64, on_long=on_long)
+        return sorted(example_lengths(without(settings, no_tokenizer), None).lengths.tolist())
+
+    assert len(estimated("drop")) == 100
+    assert estimated("truncate") == [12] * 100 + [64] * 100
+    assert estimated("split") == [12] * 100 + [51] * 200
+    assert estimated("error") == estimated("truncate")
+
+
+@pytest.mark.parametrize("kind", ["pairs", "judged", "messages"])
+def test_estimates_read_every_kind_of_data(tmp_path, no_tokenizer, kind) -> None:
+    row = {
+        "pairs": {"prompt": "Why?", "chosen": "Because of it.", "rejected": "No idea."},
+        "judged": {"prompt": "Why?", "completion": "Because."},
+        "messages": {
+            "messages": [
+                {"role": "user", "content": "Which day?"},
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "day"}}]},
+                {"role": "tool", "content": "Monday"},
+                {"role": "assistant", "content": "Monday."},
+            ]
+        },
+    }[kind]
+    rows = [row | ({"label": i % 2 == 0} if kind == "judged" else {}) for i in range(6)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = config(path)
+    if kind != "messages":
+        loss = "dpo" if kind == "pairs" else "kto"
+        method = build(
+            {**settings.model_dump(), "method": {"name": "preference", "loss": loss}}, "test"
+        ).method
+        settings = settings.model_copy(update={"method": method})
+    found = example_lengths(without(settings, no_tokenizer), None)
+    assert found.counted, found.source
+    assert len(found.lengths) == 6
+    assert (found.supervised < found.lengths).all() and (found.supervised > 0).all()
+
+
+def test_data_that_cannot_be_read_is_not_counted(no_tokenizer) -> None:
+    settings = config("not-there.jsonl")
+    for one in (settings, without(settings, no_tokenizer)):
+        found = example_lengths(one, None)
+        assert not found.counted
+        assert "not-there.jsonl" in found.source and "unknown number" in found.source

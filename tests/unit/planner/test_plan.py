@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -387,11 +388,28 @@ def test_gpus_are_chosen_as_a_run_would() -> None:
         swept(inputs_of(settings, Cluster(gpu="T4"), AssumedData(64, 118)), "threads", [1])
 
 
-def test_data_that_cannot_be_read_is_assumed_and_said(seven) -> None:
-    settings = config(SHAPES / "llama-2-7b", data={"max_length": 600})
-    report = plan(replace(inputs(settings, seven), examples=example_lengths(settings, None)))
-    assert "no tokenizer" in report["data"]["source"]
+def test_a_run_whose_examples_are_not_counted_has_no_number_of_steps(seven) -> None:
+    def planned(train: dict[str, object] | None = None, watts: float = 1000.0) -> dict[str, Any]:
+        data = {"max_length": 600, "train": "not-there.jsonl", "eval_fraction": 0.1}
+        settings = config(SHAPES / "llama-2-7b", data=data, train=train or {})
+        examples = example_lengths(settings, None)
+        return plan(replace(inputs(settings, seven, watts=watts), examples=examples))
+
+    report = planned()
+    assert "not-there.jsonl" in report["data"]["source"]
     assert report["step"]["tokens"] == 16 * 300
+    assert report["data"]["steps"] is None
+    assert set(report["run"].values()) == {None}
+    assert report["checkpoint"]["kept"] == 2 * report["checkpoint"]["each"]
+    (line,) = (line for line in lines(report) if line.startswith("the run"))
+    assert "unknown" in line and "--examples" in line
+    assert sweep_table([report | {"value": 1}], "nodes").rows[0][-2:] == ("", "")
+
+    report = planned({"max_steps": 7})
+    assert report["run"]["steps"] == 7
+    assert report["run"]["seconds"] == pytest.approx(7 * report["step"]["seconds"])
+    assert report["run"]["evaluation_seconds"] is None
+    assert any("without evaluation" in line for line in lines(report))
 
 
 def test_a_sweep_goes_over_one_thing(seven) -> None:
