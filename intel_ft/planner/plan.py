@@ -78,6 +78,7 @@ def _sizes(inputs: PlanInputs, run: Run) -> dict[str, Any]:
             "total": memory.total / cpu.GIB,
             "needed": memory.needed / cpu.GIB,
             "available": available / cpu.GIB,
+            "node": None if setting.gpu else _node(memory.needed, available, cluster.ranks),
             "fits": memory.needed <= available,
             "largest_row": largest_row(model.sizes, setting, available),
             "rows": by_row(model, setting),
@@ -88,6 +89,15 @@ def _sizes(inputs: PlanInputs, run: Run) -> dict[str, Any]:
             "kept": kept * saved / cpu.GIB,
         },
         "change": [] if memory.needed <= available else changes(inputs),
+    }
+
+
+def _node(needed: float, available: float, ranks: int) -> dict[str, float]:
+    """What all ranks of a node need together, and what they have, in GiB."""
+    return {
+        "ranks": ranks,
+        "needed": ranks * needed / cpu.GIB,
+        "available": ranks * available / cpu.GIB,
     }
 
 
@@ -148,6 +158,7 @@ def _times(inputs: PlanInputs, run: Run) -> dict[str, Any]:
         "step": {
             "tokens": tokens,
             "computed_tokens": computed,
+            "shared_prefix_share": max(0.0, 1 - computed / tokens),
             "supervised_tokens": supervised,
             "flops": flops,
             "seconds": seconds,

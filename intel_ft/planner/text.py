@@ -43,7 +43,8 @@ def size_lines(report: dict[str, Any]) -> list[str]:
                 "  total",
                 f"{memory['total']:8.2f} GiB per rank, longest row {memory['row_tokens']:,} tokens",
             ),
-            ("row limit", f"rows of up to {memory['largest_row']:,} tokens fit"),
+            *_node(memory["node"]),
+            ("row limit", _row_limit(memory["largest_row"])),
             ("rows", _rows(memory["rows"])),
             *(("change", text) for text in report["change"]),
             (
@@ -79,6 +80,7 @@ def time_lines(report: dict[str, Any]) -> list[str]:
                 f"{_duration(step['seconds'])}, {step['tokens_per_s']:,.0f} token/s, "
                 f"MFU {step['mfu']:.2f}",
             ),
+            *_shared(step),
             ("  of which", _parts(step)),
             (
                 "ranks",
@@ -140,6 +142,30 @@ def _layers(cluster: dict[str, Any]) -> list[tuple[str, str]]:
 def _verdict(memory: dict[str, Any]) -> str:
     sizes = f"{memory['needed']:.1f} of {memory['available']:.1f} GiB needed per rank"
     return f"{'fits' if memory['fits'] else 'DOES NOT FIT'}: {sizes}; weights {memory['layout']}"
+
+
+def _node(node: dict[str, float] | None) -> list[tuple[str, str]]:
+    """The sum over the ranks of a node, where there are several and they share its memory."""
+    if node is None or node["ranks"] == 1:
+        return []
+    sizes = f"{node['needed']:8.2f} of {node['available']:.2f} GiB"
+    return [("  per node", f"{sizes} needed by {count_of(node['ranks'], 'rank')}")]
+
+
+def _row_limit(tokens: int) -> str:
+    """The longest row that fits, with the config's other settings."""
+    if tokens == 0:
+        return "no row fits, however short it is"
+    return f"{tokens:,} tokens in a row at most, by this memory"
+
+
+def _shared(step: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a step does not compute again because examples begin alike."""
+    saved = step["tokens"] - step["computed_tokens"]
+    if saved < 0.5:
+        return []
+    share = f"{100 * step['shared_prefix_share']:.1f} %"
+    return [("  shared", f"{saved:,.0f} tokens ({share}) are not computed again: shared prefixes")]
 
 
 def _rows(rows: list[dict[str, float]]) -> str:

@@ -209,6 +209,38 @@ def test_ranks_share_a_step_and_pay_for_the_exchange(seven) -> None:
     assert halves["memory"]["available"] == 128
 
 
+def test_the_memory_of_a_nodes_ranks_is_added_up(seven) -> None:
+    settings = config(SHAPES / "llama-2-7b")
+    one, four = (plan(inputs(settings, seven, ranks=ranks)) for ranks in (1, 4))
+    node = four["memory"]["node"]
+    assert node["needed"] == pytest.approx(4 * four["memory"]["needed"])
+    assert node["available"] == pytest.approx(256)
+    (line,) = (line for line in lines(four) if line.startswith("  per node"))
+    assert f"{node['needed']:.2f} of 256.00 GiB needed by 4 ranks" in line
+    assert not any(line.startswith("  per node") for line in lines(one))
+    gpus = inputs_of(config(backend={"name": "auto"}), Cluster(gpu="T4", ranks=2), AssumedData(64))
+    assert plan(gpus)["memory"]["node"] is None
+
+
+def test_a_model_too_large_for_any_row_says_so(seven) -> None:
+    report = plan(inputs(config(SHAPES / "llama-2-7b"), seven, memory=8 * GIB))
+    assert report["memory"]["largest_row"] == 0
+    assert any("no row fits" in line for line in lines(report))
+
+
+def test_what_shared_prefixes_save_is_printed() -> None:
+    found = inputs_of(config(train={"max_steps": 2}), Cluster(cpu="8480+", memory=GIB), None)
+    step = plan(found)["step"]
+    assert step["computed_tokens"] < step["tokens"]
+    share = 1 - step["computed_tokens"] / step["tokens"]
+    assert step["shared_prefix_share"] == pytest.approx(share)
+    assert any(f"({100 * share:.1f} %) are not computed again" in one for one in lines(plan(found)))
+    off = config(train={"max_steps": 2, "share_prefixes": False})
+    without = plan(inputs_of(off, Cluster(cpu="8480+", memory=GIB), None))
+    assert without["step"]["shared_prefix_share"] == 0
+    assert not any("not computed again" in line for line in lines(without))
+
+
 def test_exchange_takes_what_was_measured() -> None:
     assert exchange_seconds(10**7, 1, 1, "gloo", 1e9) == 0
     assert exchange_seconds(10**7, 1, 2, "gloo", 1e9) == pytest.approx(0.0305, rel=0.1)
