@@ -160,6 +160,9 @@ class TrainConfig(Section):
     share_prefixes: bool = True
     """Compute what examples of a row have in common from their start (a system prompt, a question
     with several answers) once. Changes speed only."""
+    keep_answers_together: bool = True
+    """Put answers to one prompt into the same step, where they share it; a prompt has at most a
+    quarter of a step's examples. Other examples are in random order."""
     learning_rate: float = Field(2e-4, gt=0, le=10)
     """Peak learning rate."""
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"

@@ -38,3 +38,28 @@ def _passes(seed: int, number: int, part: Part, start: int, end: int) -> IntArra
     ]
     begin = start - first * part.examples
     return np.concatenate(orders)[begin : begin + end - start]
+
+
+def neighbours(order: IntArray, together: IntArray, most: int) -> IntArray:
+    """The same order, in which an example is followed by others that belong to it.
+
+    together: of each example the first one that it belongs to (data.prompts), int64 [examples];
+    most: examples that follow each other, at most. Where the order has an example again, it follows
+    those that are there again, too.
+    """
+    again, _ = _places_within(order)
+    belongs = together[order] + len(together) * again
+    within, places = _places_within(belongs)
+    heads = np.flatnonzero(within[places] % most == 0)
+    head_of = np.empty(len(order), np.int64)
+    head_of[places] = np.repeat(places[heads], np.diff(heads, append=len(order)))
+    return order[np.argsort(head_of, kind="stable")]
+
+
+def _places_within(values: IntArray) -> tuple[IntArray, IntArray]:
+    """How many equal values precede each one, and the places of all, equal ones in a row."""
+    places = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[places], prepend=-1))
+    within = np.empty(len(values), np.int64)
+    within[places] = np.arange(len(values)) - np.repeat(starts, np.diff(starts, append=len(values)))
+    return within, places

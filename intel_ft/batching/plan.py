@@ -3,24 +3,27 @@
 The unit of training is the optimizer step's set of examples. An epoch is a permutation of all
 examples drawn from (seed, epoch), cut into runs of `global_batch_size`; the last step of an epoch
 takes what is left, so nothing is dropped or seen twice. Ranks only share a step's examples. Where
-sources have weights, an epoch takes its part of each instead (batching.order).
+sources have weights, an epoch takes its part of each instead (batching.order). Answers to one
+prompt follow each other in that order, so that they come into one step and share their prompt.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from intel_ft.batching.families import Families
-from intel_ft.batching.order import epoch_order
+from intel_ft.batching.order import epoch_order, neighbours
 from intel_ft.batching.share import pack_evenly, split_by_cost
 from intel_ft.data.mixture import Part
 from intel_ft.errors import UserError
 from intel_ft.templates.examples import ExampleSet
 
 IntArray = npt.NDArray[np.int64]
+
+_PROMPTS_IN_STEP = 4
+"""A step has answers to at least as many prompts: with fewer, its gradient is that of few texts."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Plan:
     one_example_a_row: for models whose attention cannot be packed. parts: what an epoch takes from
     each source, where sources have weights. shared: the examples, if beginnings that those of a row
     have in common are computed once; else None. weights: of each example in the loss, float32
-    [examples]; None: 1 each.
+    [examples]; None: 1 each. together: of each example the first one that answers the same prompt,
+    int64 [examples]; None: the order is random.
     """
 
     lengths: IntArray
@@ -86,6 +90,8 @@ class Plan:
     parts: tuple[Part, ...] = ()
     shared: ExampleSet | None = None
     weights: npt.NDArray[np.float32] | None = None
+    together: IntArray | None = None
+    _epochs: dict[int, IntArray] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.lengths) == 0:
@@ -105,9 +111,19 @@ class Plan:
         """Step `index` of the run, counted from 0 across all epochs."""
         epoch, within = divmod(index, self.steps_per_epoch)
         start = within * self.global_batch_size
-        order = _order(self.seed, epoch, len(self.lengths), self.parts)
-        examples = order[start : start + self.global_batch_size]
+        examples = self._order(epoch)[start : start + self.global_batch_size]
         return Step(self, index, examples, int(self.supervised[examples].sum()))
+
+    def _order(self, epoch: int) -> IntArray:
+        """The examples of an epoch; the last epoch's are kept."""
+        if epoch not in self._epochs:
+            order = epoch_order(self.seed, epoch, len(self.lengths), self.parts)
+            if self.together is not None:
+                most = max(1, self.global_batch_size // _PROMPTS_IN_STEP)
+                order = neighbours(order, self.together, most)
+            self._epochs.clear()
+            self._epochs[epoch] = order
+        return self._epochs[epoch]
 
     def steps(self, start: int, end: int) -> Iterator[Step]:
         """Steps `start` to `end - 1`."""
@@ -146,6 +162,3 @@ class Plan:
         if families is None:
             return float(self.costs(examples).sum())
         return families.cost(range(len(examples)))
-
-
-_order = lru_cache(maxsize=2)(epoch_order)

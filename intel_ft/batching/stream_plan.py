@@ -1,8 +1,9 @@
 """The plan of a stream: that of the buffer which a step belongs to."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from intel_ft.batching.plan import Plan, Step
+from intel_ft.data.prompts import answers_together
 from intel_ft.data.stream import Stream
 
 
@@ -11,9 +12,11 @@ class StreamPlan(Plan):
     """The steps of a run over a stream. An epoch is a buffer, whose examples come once.
 
     lengths, supervised: those of the first buffer, which stand for all in estimates.
+    keeps_together: whether answers to one prompt follow each other.
     """
 
     stream: Stream = field(kw_only=True)
+    keeps_together: bool = field(kw_only=True)
     _plans: dict[int, Plan] = field(default_factory=dict, init=False)
 
     def buffer_of(self, index: int) -> int:
@@ -35,10 +38,12 @@ class StreamPlan(Plan):
                 self.quadratic_cost,
                 self.one_example_a_row,
                 shared=None if self.shared is None else self.stream,
+                together=answers_together(self.stream) if self.keeps_together else None,
             )
         return self._plans[number].step(index)
 
 
-def plan_of_stream(plan: Plan, stream: Stream) -> StreamPlan:
+def plan_of_stream(plan: Plan, stream: Stream, *, keeps_together: bool) -> StreamPlan:
     """The plan over all buffers, from the one over the first."""
-    return StreamPlan(**vars(plan), stream=stream)
+    values = {one.name: getattr(plan, one.name) for one in fields(plan) if one.init}
+    return StreamPlan(**values, stream=stream, keeps_together=keeps_together)

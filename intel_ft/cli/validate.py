@@ -122,6 +122,7 @@ def _shared_prefixes(settings: "Config", inputs: "Inputs") -> dict[str, object]:
         packed=True,
         parts=inputs.training.parts,
         shared=examples,
+        examples=examples,
     )
     share = shared_prefix_share(plan, total_steps(settings.train, plan))
     return {"shared_prefix_share": round(share, 4)}

@@ -1,18 +1,14 @@
 """Splits off a validation set: data.eval_fraction."""
 
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
 
 from intel_ft.data.prepare import Prepared
+from intel_ft.data.prompts import MOST_ANSWERS, first_with_prompt
 from intel_ft.errors import UserError
 from intel_ft.templates.examples import ExampleSet
 
 IntArray = npt.NDArray[np.int64]
-
-_MOST_ANSWERS = 64
-"""A prompt that more rows have than this, and than the validation set holds, is an instruction."""
 
 
 def split_fraction(prepared: Prepared, fraction: float, seed: int) -> tuple[Prepared, Prepared]:
@@ -42,7 +38,7 @@ def split_places(
             " split: set data.eval, or add examples"
         )
     validation_size = min(max(round(total * fraction), 1), total - 1)
-    unit_of, sizes = _units(examples, total, max(_MOST_ANSWERS, validation_size))
+    unit_of, sizes = _units(examples, total, max(MOST_ANSWERS, validation_size))
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
     held_out = np.zeros(len(sizes), np.bool_)
     room = validation_size
@@ -64,24 +60,8 @@ def _units(examples: ExampleSet, total: int, most: int) -> tuple[IntArray, IntAr
     Rows with one prompt are a unit, unless more than `most` rows, or all of them, have it.
     """
     rows = np.arange(total)
-    first_with = _first_with_prompt(examples, total)
+    first_with = first_with_prompt(examples, np.flatnonzero(examples.firsts))
     counts = np.bincount(first_with, minlength=total)[first_with]
     unit = np.where(counts > min(most, total - 1), rows, first_with)
     _, unit_of, sizes = np.unique(unit, return_inverse=True, return_counts=True)
     return unit_of, sizes
-
-
-def _first_with_prompt(examples: ExampleSet, total: int) -> IntArray:
-    """Of each row the first one that has its prompt, int64 [rows].
-
-    The prompt is what comes before the first supervised token. A single token is none: plain text
-    begins with one.
-    """
-    found = np.arange(total)
-    first_rows: dict[bytes, int] = {}
-    for row, place in enumerate(np.flatnonzero(examples.firsts).tolist()):
-        tokens, supervised = examples[place]
-        if (end := int(supervised.argmax())) > 1:
-            prompt = hashlib.blake2b(tokens[:end].tobytes(), digest_size=16).digest()
-            found[row] = first_rows.setdefault(prompt, row)
-    return found

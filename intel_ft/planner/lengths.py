@@ -19,6 +19,7 @@ from intel_ft.config_sections import DataConfig, TrainConfig
 from intel_ft.config_sources import Source
 from intel_ft.data.mixture import Part
 from intel_ft.data.prepare import prepare_rows
+from intel_ft.data.prompts import answers_together
 from intel_ft.data.selection import Selection
 from intel_ft.data.stream import Stream
 from intel_ft.data.token_cache import is_cached
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 _FEW = 1024
 """Fewest rows that a sample has; a sample of more than half of the rows is not taken."""
+
+_BLOCK = 256
+"""The first rows, which show whether answers to one prompt follow each other in the data."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,10 @@ def _sampled(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLen
         numbers = np.union1d(_in_steps(config.train, total), _spread(total))
         if 2 * len(numbers) > total:
             return None
+        if config.train.keep_answers_together:
+            block = np.arange(min(_BLOCK, total), dtype=np.int64)
+            if _has_several_answers(_tokenized(rows, block, data.of(source), tokenizer)):
+                return None
         read = _tokenized(rows, numbers, data.of(source), tokenizer)
         held_out, validation = _validation(config, tokenizer, read, total, Path(folder, "eval"))
     one_each = len(read) == len(numbers)
@@ -177,6 +185,14 @@ def _sampled(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLen
         read.highest_id + 1,
         examples=examples,
     )
+
+
+def _has_several_answers(block: Examples) -> bool:
+    """Whether many prompts have several answers: the steps then follow from all examples."""
+    together = answers_together(block)
+    if together is None:
+        return False
+    return 8 * np.count_nonzero(together != np.arange(len(block))) > len(block)
 
 
 def _validation(

@@ -92,6 +92,7 @@ def _summary(runs: list[RunRecords]) -> list[list[str]]:
             max, values_of(run.evaluations, "eval_accuracy")
         ),
         "tokens trained on": lambda run: combined(sum, values_of(run.steps, "tokens")),
+        "shared prefixes, share of tokens": _shared_prefixes,
         "token/s, median": lambda run: combined(statistics.median, speeds(run, "tokens_per_s")),
         "MFU, median": lambda run: combined(statistics.median, speeds(run, "mfu")),
         "utilization, median": lambda run: combined(statistics.median, speeds(run, "utilization")),
@@ -108,6 +109,16 @@ def _summary(runs: list[RunRecords]) -> list[list[str]]:
     }
     rows = [[name, *(fact(run) for run in runs)] for name, fact in facts.items()]
     return [row for row in rows if "accuracy" not in row[0] or {*row[1:]} != {"-"}]
+
+
+def _shared_prefixes(run: RunRecords) -> str:
+    """The share of the tokens that was not computed again, because examples begin alike."""
+    steps = [(number(step, "tokens"), number(step, "computed_tokens")) for step in run.steps]
+    tokens = sum(count for count, _ in steps if count)
+    if tokens <= 0:
+        return "-"
+    computed = sum(count if some is None else some for count, some in steps if count)
+    return f"{100 * max(0.0, 1 - computed / tokens):.1f} %"
 
 
 def _curves(runs: list[RunRecords]) -> list[Markup]:

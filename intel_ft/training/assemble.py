@@ -94,9 +94,11 @@ def assemble(
         parts=parts,
         shared=examples if sharing.value == "on" else None,
         weights=examples.weights,
+        examples=examples,
     )
+    keeps_together = config.train.keep_answers_together
     if isinstance(examples, Stream):
-        plan = plan_of_stream(plan, examples)
+        plan = plan_of_stream(plan, examples, keeps_together=keeps_together)
     loss = PreferenceLoss.of(config.method)
     comparisons = [
         Comparison(loss, part) if isinstance(part, Compared) else None

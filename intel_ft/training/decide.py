@@ -7,6 +7,7 @@ from intel_ft.batching.plan import IntArray, Plan, Step
 from intel_ft.config import Config
 from intel_ft.config_sections import TrainConfig
 from intel_ft.data.mixture import Part
+from intel_ft.data.prompts import answers_together
 from intel_ft.decisions import Decision
 from intel_ft.models.flops import StepCost
 from intel_ft.templates.examples import ExampleSet
@@ -41,12 +42,16 @@ def make_plan(
     parts: tuple[Part, ...] = (),
     shared: ExampleSet | None = None,
     weights: FloatArray | None = None,
+    examples: ExampleSet | None = None,
 ) -> Plan:
     """The run's plan over examples of these tokens and supervised tokens. Raises UserError.
 
     parts: what an epoch takes from each source, where sources have weights; shared, weights: see
-    Plan.
+    Plan; examples: those whose answers to one prompt are kept together, if the config does that.
     """
+    together = None
+    if config.train.keep_answers_together and examples is not None:
+        together = answers_together(examples)
     return Plan(
         lengths=lengths,
         supervised=supervised,
@@ -58,6 +63,7 @@ def make_plan(
         parts=parts,
         shared=shared,
         weights=weights,
+        together=together,
     )
 
 

@@ -77,8 +77,9 @@ class Summary:
     """What `train` reports: where the adapter (or the whole model) is, and how the run went.
 
     Losses are nats per token: `train_loss` is the last logged one, `eval_loss` that of the result.
-    `utilization` is None where the CPU's own rate is not known, and on a GPU. without_effect: the
-    kinds of modules that have an adapter which changes nothing.
+    `utilization` is None where the CPU's own rate is not known, and on a GPU. shared_prefix_share:
+    the share of `tokens` that was not computed again, because examples of a row begin alike.
+    without_effect: the kinds of modules that have an adapter which changes nothing.
     """
 
     adapter: str
@@ -87,6 +88,7 @@ class Summary:
     train_loss: float | None
     eval_loss: float | None
     tokens: int
+    shared_prefix_share: float | None
     tokens_per_s: float | None
     mfu: float | None
     utilization: float | None
@@ -332,7 +334,8 @@ def _best_loss(trainer: PlanTrainer) -> float | None:
 
 def _summary(run: Path, trainer: PlanTrainer, unchanged: list[str]) -> Summary:
     meter = trainer.training.meter
-    meter.finish_interval()
+    if meter.interval.steps:  # those after the last logged one
+        meter.log_interval(trainer.training.world)
     total = meter.total
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return Summary(
@@ -342,6 +345,9 @@ def _summary(run: Path, trainer: PlanTrainer, unchanged: list[str]) -> Summary:
         train_loss=losses[-1] if losses else None,
         eval_loss=_best_loss(trainer),
         tokens=total.tokens,
+        shared_prefix_share=(
+            max(0.0, 1 - total.computed_tokens / total.tokens) if total.tokens else None
+        ),
         tokens_per_s=total.tokens / total.seconds if total.seconds else None,
         mfu=total.flops / total.seconds / meter.gemm_rate if total.seconds else None,
         utilization=(

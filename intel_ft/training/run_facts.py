@@ -38,7 +38,7 @@ _PATHS = (
 _REFUSED = (
     *("train.learning_rate", "train.scheduler", "train.warmup_ratio", "train.weight_decay"),
     *("train.optimizer", "train.seed", "train.global_batch_size", "base format"),
-    *("train.best_metric", "train.router_aux_loss"),
+    *("train.best_metric", "train.router_aux_loss", "train.keep_answers_together"),
     *(BASE_WEIGHTS, INT4_WEIGHTS, "base config.json", "teacher weights", "training data"),
     *("mixture", "evaluation data"),
     *("model.adapter_mode", "model.add_tokens", "model.add_special_tokens"),

@@ -4,6 +4,7 @@ Ranks are killed, and runs resumed on other numbers of ranks. Ranks are forked, 
 that torchrun sets; those to be killed over oneCCL are started by Intel MPI.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -116,6 +117,37 @@ def test_two_ranks_killed_go_on_as_three(reference, tmp_path):
     assert ranks[0].wait(60).code not in (0, None)
     ranks_of(3, folder, "--resume")
     assert_same(folder / "out", reference)
+
+
+def test_answers_kept_together_are_the_same_run_on_any_ranks_and_resumed(tmp_path):
+    """Three answers to each prompt, of which a step has two: they share more, and nothing else."""
+    answers = [
+        {"instruction": f"Name number {n} of the list, please.", "output": f"{n} " * (k + 1)}
+        for n in range(14)
+        for k in range(3)
+    ]
+
+    def folder_of(name):
+        folder = fresh(tmp_path / name, global_batch_size=8)
+        text = "".join(json.dumps(row) + "\n" for row in answers)
+        (folder / "train.jsonl").write_text(text)
+        return folder
+
+    one, random, four = map(folder_of, ("one", "random", "four"))
+    one_rank(one)
+    one_rank(random, "train.keep_answers_together=false")
+    computed, apart = (
+        sum(line.get("computed_tokens", line.get("tokens", 0)) for line in metrics(folder / "out"))
+        for folder in (one, random)
+    )
+    assert computed < apart
+    ranks = start_ranks(2, "train", "config.yaml", FLOAT32, cwd=four)
+    ranks[1].wait_until((four / "out/checkpoint-2").exists)
+    ranks[1].kill(signal.SIGKILL)
+    assert ranks[1].wait(60).code == -signal.SIGKILL
+    assert ranks[0].wait(60).code not in (0, None)
+    ranks_of(4, four, "--resume")
+    assert_same(four / "out", one / "out")
 
 
 @needs_oneccl

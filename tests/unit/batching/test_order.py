@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intel_ft.batching.order import epoch_order
+from intel_ft.batching.order import epoch_order, neighbours
 from intel_ft.batching.plan import Plan
 from intel_ft.data.mixture import Part, parts_of
 from intel_ft.errors import UserError
@@ -104,3 +104,35 @@ def test_10_million_examples_are_planned_in_little_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 10 * peak < 2**30
+
+
+def test_answers_to_one_prompt_follow_each_other_in_the_same_order_of_prompts() -> None:
+    together = np.arange(12) // 3 * 3  # three answers to each of four prompts
+    order = epoch_order(5, 0, 12)
+    grouped = neighbours(order, together, 3)
+    assert sorted(grouped) == list(range(12))
+    prompts = together[grouped].reshape(4, 3)
+    assert (prompts == prompts[:, :1]).all()
+    _, firsts = np.unique(together[order], return_index=True)
+    assert prompts[:, 0].tolist() == together[order][sorted(firsts)].tolist()
+    pairs = together[neighbours(order, together, 2)]
+    runs = np.diff(np.flatnonzero(np.diff(pairs, prepend=-1, append=-1)))
+    assert runs.max() <= 4 and np.bincount(pairs).max() == 3  # two pieces may meet by chance
+    assert np.array_equal(neighbours(order, together, 1), order)
+    assert np.array_equal(neighbours(order, np.arange(12), 4), order)
+
+
+def test_a_source_that_is_passed_through_twice_is_not_trained_on_twice_in_a_row() -> None:
+    order = np.array([0, 3, 1, 2, 3, 0, 2, 1])
+    grouped = neighbours(order, np.array([0, 0, 2, 2]), 4)
+    assert grouped.tolist() == [0, 1, 3, 2, 3, 2, 0, 1]
+
+
+def test_a_step_has_answers_to_four_prompts_or_more() -> None:
+    ones = np.ones(64, np.int64)
+    together = np.arange(64) // 16 * 16
+    plan = Plan(ones, ones, 16, 64, 0, together=together)
+    for step in plan.steps(0, plan.steps_per_epoch):
+        assert np.unique(step.examples).size == 16
+    pieces = [together[plan.step(index).examples].reshape(4, 4) for index in range(4)]
+    assert all((piece == piece[:, :1]).all() for piece in pieces)

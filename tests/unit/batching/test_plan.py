@@ -33,7 +33,14 @@ def plans(draw) -> Plan:
         seed=draw(st.integers(0, 2**32 - 1)),
         quadratic_cost=draw(st.sampled_from([0.0, 1e-3, 0.5])),
         one_example_a_row=draw(st.booleans()),
+        together=_together(draw, len(lengths)) if draw(st.booleans()) else None,
     )
+
+
+def _together(draw, count: int) -> np.ndarray:
+    """Random groups: of each example the first one that it belongs to."""
+    groups = draw(st.lists(st.integers(0, count // 2), min_size=count, max_size=count))
+    return np.array([groups.index(group) for group in groups], dtype=np.int64)
 
 
 @given(plans(), st.integers(0, 30))

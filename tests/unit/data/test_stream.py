@@ -81,7 +81,7 @@ def test_a_step_is_the_same_walked_to_or_resumed_at_and_in_any_world(tmp_path):
     def planned():
         one = stream(source)
         plan = Plan(one.lengths, one.supervised_counts, 2, 64, seed=3)
-        return one, plan_of_stream(plan, one)
+        return one, plan_of_stream(plan, one, keeps_together=False)
 
     walked, plan = planned()
     steps = []
@@ -157,3 +157,17 @@ def test_settings_that_do_not_fit_a_stream_are_refused(data, train, fact):
     with pytest.raises(UserError) as caught:
         build({**sections, "output": {"directory": "o"}}, "test")
     assert fact in str(caught.value)
+
+
+def test_answers_of_a_buffer_to_one_prompt_are_kept_together(tmp_path) -> None:
+    rows = [{"prompt": f"question {n // 2}", "completion": "x" * (n % 7 + 1)} for n in range(24)]
+    one = stream(write(tmp_path / "rows.jsonl", rows), buffer=8)
+    plan = Plan(one.lengths, one.supervised_counts, 8, 64, seed=3)
+    for keeps_together in (True, False):
+        streamed = plan_of_stream(plan, one, keeps_together=keeps_together)
+        kept = []
+        for step in streamed.steps(0, 3):
+            read = [one[int(place)] for place in step.examples]
+            prompts = [tokens[: mask.argmax()].tolist() for tokens, mask in read]
+            kept += [a == b for a, b in zip(prompts[::2], prompts[1::2], strict=True)]
+        assert all(kept) == keeps_together

@@ -159,3 +159,15 @@ def test_data_that_cannot_be_read_is_not_counted(no_tokenizer) -> None:
         found = example_lengths(one, None)
         assert not found.counted
         assert "not-there.jsonl" in found.source and "unknown number" in found.source
+
+
+def test_all_rows_are_read_where_prompts_have_several_answers(tmp_path) -> None:
+    """The steps then follow from all prompts, not from the number of examples alone."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"question {i // 4}", "completion": "b " * (i % 9 + 1)} for i in range(400)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "were read" not in example_lengths(config(path), None).source
+    settings = config(path)
+    train = settings.train.model_copy(update={"keep_answers_together": False})
+    random = settings.model_copy(update={"train": train})
+    assert "were read" in example_lengths(random, None).source

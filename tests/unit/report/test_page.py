@@ -113,6 +113,13 @@ def make_run(folder: Path, steps: int = 12, text: str = "plain", **environment: 
     return folder
 
 
+def test_what_shared_prefixes_saved_is_shown(tmp_path) -> None:
+    folder = make_run(tmp_path / "run", steps=2)
+    lines = [line(1, computed_tokens=700), line(2)]  # the second step's examples shared nothing
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert "<td>shared prefixes, share of tokens</td><td>15.0 %</td>" in report([folder])
+
+
 def test_a_whole_run_is_shown_whole(tmp_path) -> None:
     page = report([make_run(tmp_path / "run")])
     check(page)
@@ -135,6 +142,7 @@ def test_a_whole_run_is_shown_whole(tmp_path) -> None:
         assert fact in page
     assert "<td>notes</td><td>split train (plain)</td>" in page
     assert "<td>bad</td><td>17</td>" in page
+    assert "<td>shared prefixes, share of tokens</td><td>0.0 %</td>" in page
     # Medians leave the first two steps out: those of 3 to 12.
     assert "<td>token/s, median</td><td>257.5</td>" in page
     assert "<td>step s, p10-p90</td><td>4.39-5.11</td>" in page

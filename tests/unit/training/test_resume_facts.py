@@ -91,6 +91,7 @@ def test_other_contents_are_refused_by_name(killed, configure, bases, change, pa
     [
         ({"seed": 7}, "train.seed"),
         ({"global_batch_size": 4}, "train.global_batch_size"),
+        ({"keep_answers_together": False}, "train.keep_answers_together"),
         ({"learning_rate": 0.5}, "train.learning_rate"),
         ({"method": {"lora_plus_ratio": 4.0}}, "method.lora_plus_ratio"),
         ({"method": {"r": 8}}, "method.r"),

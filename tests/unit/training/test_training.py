@@ -190,6 +190,18 @@ def test_logging_every_other_step_adds_up_what_lies_between(configure) -> None:
     assert metrics(every)[0][0]["tokens"] * 2 == steps[0]["tokens"]
 
 
+def test_the_summary_counts_what_was_shared_in_all_steps(configure) -> None:
+    config = configure(max_steps=3)
+    found = train(config).shared_prefix_share
+    steps, _ = metrics(config)
+    computed, tokens = (sum(line[key] for line in steps) for key in ("computed_tokens", "tokens"))
+    assert found == pytest.approx(1 - computed / tokens) and found > 0
+    unlogged = configure(max_steps=3, logging_steps=2)  # the last step is in no line
+    assert train(unlogged, overwrite=True).shared_prefix_share == pytest.approx(found)
+    off = configure(max_steps=1, share_prefixes=False)
+    assert train(off, overwrite=True).shared_prefix_share == 0
+
+
 def test_evaluation_equals_a_plain_computation(configure) -> None:
     config = configure(evaluation=CONTRADICT[:7], eval_steps=3, max_steps=3, max_tokens_per_row=256)
     summary = train(config)
