@@ -192,7 +192,7 @@ def _has_several_answers(block: Examples) -> bool:
     together = answers_together(block)
     if together is None:
         return False
-    return 8 * np.count_nonzero(together != np.arange(len(block))) > len(block)
+    return 8 * int(np.count_nonzero(together != np.arange(len(block)))) > len(block)
 
 
 def _validation(
