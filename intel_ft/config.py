@@ -42,6 +42,8 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
     Raises UserError with one line that names the file or override and the key.
     """
     values = parse_yaml(read_text(path, "no such config file"), str(path))
+    if values is None:
+        raise UserError(f"{path}: is empty: write sections such as model, data and output")
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: expected sections such as model, data and train, not a list or text"

@@ -78,7 +78,55 @@ def parse_yaml(text: str, origin: str) -> Any:
         fact = str(error) if "\n" in text else str(error).removeprefix("line 1: ")
         raise UserError(f"{origin}: {fact}") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{origin}: not valid YAML: {_yaml_problem(error, text)}") from None
+
+
+_YAML_WORDS = (
+    (
+        "mapping values are not allowed here",
+        "a second ': ' in one line, or a wrong indentation: put text that has ': ' in quotes",
+    ),
+    (r"found character '\\t' that cannot start any token", "a tab: indent with spaces"),
+    (
+        "found character '(.)' that cannot start any token",
+        r"a value cannot start with \1: put it in quotes",
+    ),
+    ("while scanning for the next token", ""),
+    ("found unexpected end of stream", "the closing quote is missing"),
+    ("'?<(?:stream end|document end)>'?", "the end of the text"),
+    ("expected the node content, but found", "a value is missing before"),
+    ("could not find expected ':'", "':' is missing, or a line is indented too little"),
+    (
+        "expected <block end>, but found '?<?([^'>]+)>?'?",
+        "a line is indented unlike the ones before it",
+    ),
+    ("while (?:parsing|scanning) an? ", "in the "),
+    ("flow mapping", "{ }"),
+    ("flow sequence", "[ ]"),
+    ("flow node", "value"),
+    ("block mapping", "section"),
+    ("block (?:collection|sequence)", "list"),
+    ("simple key", "key"),
+)
+"""Patterns in PyYAML's messages, and what is printed in their place."""
+
+
+def _yaml_problem(error: Exception, text: str) -> str:
+    """What is wrong and where, in one line, with what it is part of."""
+    if isinstance(error, yaml.reader.ReaderError):
+        where = f"line {text.count(chr(10), 0, error.position) + 1}"
+        return f"{where}: the character U+{error.character:04X} is not allowed"
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    problem, context = error.problem or "", error.context or ""
+    for pattern, words in _YAML_WORDS:
+        problem, context = (re.sub(pattern, words, one) for one in (problem, context))
+    marks = (error.problem_mark, error.context_mark)
+    mark = next((mark for mark in marks if mark is not None), None)
+    where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    part = context and error.context_mark and f" ({context} of line {error.context_mark.line + 1})"
+    where = where if "\n" in text else where.removeprefix("line 1, ")
+    return f"{where}{problem or context}{part if problem and part else ''}"
 
 
 def parse_value(text: str, annotation: Any, origin: str) -> Any:

@@ -132,9 +132,10 @@ def parse_share(text: str, option: str) -> float:
     if not (0 <= value < math.inf):
         raise UserError(f"{option} {text}: write a share such as 1% or 0.01")
     if value >= 1 and not text.strip().endswith("%"):
+        whole = f" or {100 * value:g}%" if value == 1 else ""  # 1 may stand for all
         raise UserError(
             f"{option} {text}: a number without % is a share, so this would be {100 * value:g} %: "
-            f"write {number}% or {100 * value:g}%"
+            f"write {number}%{whole}"
         )
     return value
 

@@ -55,7 +55,8 @@ def _read(path: Path) -> dict[str, Any]:
     text = read_text(path)
     values = _parse_json(text, path) if path.suffix == ".json" else parse_yaml(text, str(path))
     if not isinstance(values, dict) or not values:
-        raise UserError(f"{path}: expected a mapping of keys to values")
+        fact = "is empty" if not values else "is a list or text"
+        raise UserError(f"{path}: {fact}: expected keys with values, such as learning_rate: 2e-4")
     return values
 
 

@@ -412,9 +412,20 @@ def test_a_missing_file_is_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"model: [", "not valid YAML: .*line 1"),
+        (b"", "is empty: write sections"),
+        (b"# model\n", "is empty: write sections"),
+        (b"model: [", r"not valid YAML: column 9: a value is missing before the end"),
+        (
+            b"a: 1\nb: [1, 2\n",
+            r"line 3, column 1: expected ',' or '\]', .* \(in the \[ \] of line 2",
+        ),
+        (b"model:\n\tname: x\n", "line 2, column 1: a tab: indent with spaces$"),
+        (b"a: b: c\n", r"line 1, column 5: a second ': ' in one line"),
+        (b"a: @b\n", "line 1, column 4: a value cannot start with @: put it in quotes$"),
+        (b'a: b\nc: "d\n', "line 3, column 1: the closing quote is missing .*of line 2"),
+        (b"a:\n  b: c\n d: e\n", "line 3, column 2: a line is indented unlike the ones before it"),
+        (b"a: 1\nb: \x07\n", r"line 2: the character U\+0007 is not allowed"),
         (b"train:\n  seed: 1\n seed: 2\n", "not valid YAML: .*line 3"),
-        (b"", "expected sections"),
         (b"- a\n- b\n", "expected sections"),
         (b"model: caf\xe9", "cannot be read as UTF-8 text"),
         (b"model: 3\ndata: {train: t}\noutput: {directory: o}", "model=3: "),

@@ -357,8 +357,8 @@ def test_which_warm_up_goes_first(steps, ratio, share, listed, tmp_path) -> None
         ({"output_dir": "x", "num_generations": 8}, "num_generations"),
         ({"hello": "world"}, "not a config of a supported trainer"),
         ({"model": {"name_or_path": "x"}}, "already a config of intel-ft"),
-        ([1, 2], "expected a mapping"),
-        ({}, "expected a mapping"),
+        ([1, 2], "expected keys with values"),
+        ({}, "expected keys with values"),
     ],
 )
 def test_what_is_refused(values, part, tmp_path) -> None:
