@@ -31,12 +31,14 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
     """Measure each of the workload's GEMMs in each kind, about `seconds` per measurement.
 
     Returns {workload, products, gemm_gflops, int8_gops, int8_prepacked_gops, registers, own,
-    memory_gb_per_s, onednn_kernel, machine}. A rate is None if this CPU does not support the kind.
-    `registers` has the limit of each dtype: the instruction and its rate on registers alone, in
-    10^9 operations per second, measured in between, and that of AMX's instructions back to back; a
+    unreliable, memory_gb_per_s, onednn_kernel, machine}. A rate is None if this CPU does not
+    support the kind. `registers` has the limit of each dtype: the instruction and its rate on
+    registers alone, in 10^9 operations per second, measured in between, and that of AMX's
+    instructions back to back; a
     product's `register_share` is the share of the former that its fastest kind reaches. `own` has
     for each dtype what our own products reach over the whole set: their rate over that of oneDNN's
     fastest forms in each direction and in both, and their shares of the two register rates.
+    `unreliable` names the rates above the registers' own, which cannot be true.
     """
     backend = cpu.select(
         BackendConfig(threads=threads or "auto"),
@@ -59,30 +61,43 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
         limits.append(_register_rates())
         back_to_back.append(_register_rates(back_to_back=True))
     registers = _registers(limits, back_to_back)
+    own = _own_rates(timings, registers)
+    products = [
+        {
+            "layer": "head" if timing is timings[-1] else "linear",
+            **vars(timing.gemm),
+            "gflops": {kind: _gigaflops(timing, kind) for kind in kinds},
+            "register_share": _shares(timing, around),
+        }
+        for timing, around in zip(timings, pairwise(limits), strict=True)
+    ]
     int8_operations = sum(gemm.count * gemm.flops for gemm in gemms)
     int8_seconds = sum(timing.gemm.count * timing.seconds["int8"] for timing in timings)
     return {
         "workload": workload.name,
-        "products": [
-            {
-                "layer": "head" if timing is timings[-1] else "linear",
-                **vars(timing.gemm),
-                "gflops": {kind: _gigaflops(timing, kind) for kind in kinds},
-                "register_share": _shares(timing, around),
-            }
-            for timing, around in zip(timings, pairwise(limits), strict=True)
-        ],
+        "products": products,
         "gemm_gflops": gemm_rate.total_rate(timings) / 1e9,
         "int8_gops": int8_operations / int8_seconds / 1e9,
         "int8_prepacked_gops": (
             gemm_rate.total_rate(timings, *int8_base) / 1e9 if can_int8() else None
         ),
         "registers": registers,
-        "own": _own_rates(timings, registers),
+        "own": own,
+        "unreliable": _above_registers(products, own),
         "memory_gb_per_s": gemm_rate.memory_bandwidth() / 1e9,
         "onednn_kernel": onednn_kernel(gemms[0]),
         "machine": machine.describe(backend.threads),
     }
+
+
+def _above_registers(products: list[dict[str, Any]], own: dict[str, dict[str, float]]) -> list[str]:
+    shares = [
+        (f"{one['rows']}x{one['inner']}x{one['columns']}, {dtype}", share)
+        for one in products
+        for dtype, share in one["register_share"].items()
+    ]
+    shares += [(f"all, {dtype}", one.get("register_share", 0.0)) for dtype, one in own.items()]
+    return [f"{name}: {share:.2f} of the register rate" for name, share in shares if share > 1]
 
 
 def _register_rates(*, back_to_back: bool = False) -> dict[str, RegisterRate]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from intel_ft.backends.choice import choose_by_name
 from intel_ft.bench import machine
+from intel_ft.bench.plausible import why_implausible
 from intel_ft.bench.run_worker import run_ranks
 from intel_ft.bench.sweep_values import whole_numbers
 from intel_ft.bench.task import Task
@@ -43,7 +44,7 @@ def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int
 
     Returns {workload, cores, weak, strong, machine}; weak and strong are lists of points with
     `ranks`, the medians of a run's measurements, and `efficiency`: token/s per rank, relative to
-    that of the smallest number of ranks.
+    that of the smallest number of ranks, and why runs are `unreliable`, if some are.
 
     The batch is 4 times the workload's for each rank of the smallest number of ranks, so that a
     step has several rows to distribute; in strong scaling it stays that large. Raises UserError,
@@ -86,5 +87,7 @@ def _points(runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         per_rank = medians["tokens_per_s"] / ranks
         base = points[0]["tokens_per_s"] / points[0]["ranks"] if points else per_rank
         rates = [result["tokens_per_s"] for result in results]
-        points.append({"ranks": ranks, **medians, "efficiency": per_rank / base, "rates": rates})
+        unreliable = [why for result in results if (why := why_implausible(result))]
+        efficiency = {"efficiency": per_rank / base, "rates": rates, "unreliable": unreliable}
+        points.append({"ranks": ranks, **medians, **efficiency})
     return points

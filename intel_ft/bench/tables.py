@@ -17,7 +17,11 @@ def train_table(report: dict[str, Any]) -> Table:
     contenders = {"ours": report["ours"], **report["peers"]}
     rows = _result_rows(_TRAIN_ROWS, contenders)
     rows = [row for row in rows if any(row[1:])]  # no GPU, no GPU memory
-    notes = [*_failures(contenders), *_unreliable(report["machine"])]
+    notes = [
+        *_failures(contenders),
+        *_unreliable(report["machine"]),
+        *_implausible(contenders),
+    ]
     workload = report["workload"]
     shared = f", {workload['processes']} processes" if workload["processes"] > 1 else ""
     return Table(
@@ -45,6 +49,7 @@ def gemm_table(report: dict[str, Any]) -> Table:
         f"oneDNN kernel: {report['onednn_kernel'] or 'none reported'}.",
         *_register_note(report["registers"]),
         *_own_note(report["own"]),
+        *_implausible({"GEMMs": report}),
         machine_line(report["machine"]),
     )
     titles = tuple(kind.replace("_", " ") for kind in kinds)
@@ -110,6 +115,7 @@ def scale_table(report: dict[str, Any]) -> Table:
     ]
     notes = _failures({point["value"]: point for point in report["points"]})
     notes += _unreliable(report["machine"])
+    notes += _implausible({point["value"]: point for point in report["points"]})
     columns = (f"{report['workload']}, {report['over'].replace('-', ' ')}", *titles)
     return Table(columns, rows, (*notes, machine_line(report["machine"])))
 
@@ -133,7 +139,15 @@ def ranks_table(report: dict[str, Any]) -> Table:
     columns = ("token/s", "efficiency", "MFU", "GFLOP/s", "step s", "exchange %", "imbalance")
     title = f"{report['workload']}, ranks of {report['cores']} cores"
     note = f"Gradients: {report['gradient_mib']:.1f} MiB per step over {report['collective']}."
-    return Table((title, *columns), rows, (note, machine_line(report["machine"])))
+    implausible = _implausible(
+        {
+            f"{scaling}, {point['ranks']}": point
+            for scaling in ("weak", "strong")
+            for point in report[scaling]
+        }
+    )
+    notes = (note, *implausible, machine_line(report["machine"]))
+    return Table((title, *columns), rows, notes)
 
 
 def quality_table(report: dict[str, Any]) -> Table:
@@ -206,6 +220,16 @@ def _unreliable(machine: dict[str, Any]) -> list[str]:
     return [
         f"Unreliable: GEMM rates differed by a factor of {spread:.2f} between runs, so other "
         "programs were using these cores."
+    ]
+
+
+def _implausible(results: dict[Any, dict[str, Any]]) -> list[str]:
+    """That results with rates above the registers' own cannot be true."""
+    return [
+        f"Unreliable: {name}: {'; '.join(reasons)}. No GEMM can be faster than its instruction: "
+        "the machine's speed changed between the measurements."
+        for name, result in results.items()
+        if (reasons := result.get("unreliable"))
     ]
 
 

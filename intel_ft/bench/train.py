@@ -11,6 +11,7 @@ import numpy as np
 
 from intel_ft.backends.choice import choose_by_name
 from intel_ft.bench import machine
+from intel_ft.bench.plausible import why_implausible
 from intel_ft.bench.run_worker import run_task, with_threads
 from intel_ft.bench.task import OWN_TRAINER, Task, require_peer
 from intel_ft.bench.turns import run_in_turns
@@ -93,13 +94,17 @@ def _run_line(run: dict[str, Any]) -> str:
 
 
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A contender's medians over its runs, the quantiles of all their steps, and the runs."""
+    """A contender's medians over its runs, the quantiles of all their steps, and the runs.
+
+    `unreliable` has why runs cannot be true, if some cannot.
+    """
     metrics = [*METRICS, *(metric for metric in OPTIONAL_METRICS if metric in runs[0])]
     steps = [seconds for run in runs for seconds in run["step_times"]]
     return {
         **{metric: statistics.median(run[metric] for run in runs) for metric in metrics},
         "step_s_p10": float(np.quantile(steps, 0.1)),
         "step_s_p90": float(np.quantile(steps, 0.9)),
+        "unreliable": [why for run in runs if (why := why_implausible(run))],
         "runs": [{k: v for k, v in run.items() if k != "step_times"} for run in runs],
     }
 

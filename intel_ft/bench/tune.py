@@ -2,7 +2,9 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
+from intel_ft.bench.plausible import why_implausible
 from intel_ft.bench.run_worker import run_task, with_threads
 from intel_ft.bench.task import OWN_TRAINER, Task
 from intel_ft.bench.workloads import Workload
@@ -18,6 +20,9 @@ _LAYERS = 4  # of the measured model, at most: all layers are alike
 _SECONDS = 4.0  # of timed steps, at least five
 _MOST = 16  # ranks
 _LONGEST = 800  # tokens of a measured example
+_FAR_OFF = (
+    4.0  # times the time of a step, as a multiple of its GEMMs', with the best number of ranks
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,25 +31,49 @@ def tune(config: Config, topology: Topology) -> list[tuple[int, float | None]]:
     """Token/s of the whole host for each number of ranks that divides its cores, once each.
 
     A random model of the config's shape with a few of its layers trains on random examples of
-    everyday lengths. None for a number that failed. Keeps the best for `launch` and `train`. Raises
-    UserError for a model that cannot be made of its shape, IntelFTError if every number failed.
+    everyday lengths. A result that cannot be true, or is far off the others, is measured again.
+    None for a number that failed, or was implausible twice. Keeps the best for `launch` and
+    `train`. Raises UserError for a model that cannot be made of its shape, IntelFTError if every
+    number failed.
     """
     task, cores = task_of(config), topology.usable
-    rates: list[tuple[int, float | None]] = []
-    for ranks in [n for n in range(1, min(cores, _MOST) + 1) if cores % n == 0]:
-        try:
-            result = run_task(with_threads(replace(task, processes=ranks, threads=cores // ranks)))
-        except IntelFTError as error:
-            logger.warning("%d ranks: %s", ranks, error)
-            rates.append((ranks, None))
-            continue
-        rates.append((ranks, result["tokens_per_s"]))
-        logger.info("%d ranks: %.0f token/s", ranks, result["tokens_per_s"])
+    counts = [n for n in range(1, min(cores, _MOST) + 1) if cores % n == 0]
+    tasks = {n: replace(task, processes=n, threads=cores // n) for n in counts}
+    results = {ranks: _plausible(one) for ranks, one in tasks.items()}
+    fastest = max((run.get("mfu", 0.0) for run in results.values() if run), default=0.0)
+    for ranks, run in results.items():
+        if run is not None and run.get("mfu", fastest) * _FAR_OFF < fastest:
+            logger.warning(
+                "%d ranks: a step took %.0f times as long as its GEMMs, with other numbers of "
+                "ranks %.1f times: measured again",
+                *(ranks, 1 / max(run["mfu"], 1e-9), 1 / fastest),
+            )
+            again = _plausible(tasks[ranks])
+            results[ranks] = max((run, again or run), key=lambda one: float(one["tokens_per_s"]))
+    rates = [
+        (ranks, None if run is None else run["tokens_per_s"]) for ranks, run in results.items()
+    ]
     ranks, rate = best_of(rates)
     alone = "" if rates[0][1] is None else f", against {rates[0][1]:.0f} with one rank"
     reason = f"measured in whole steps: {rate:.0f} token/s{alone}"
     keep_tuned(topology, config, ranks, reason)
     return rates
+
+
+def _plausible(task: Task) -> dict[str, Any] | None:
+    """The result of a run; of a second one if the first cannot be true. None if there is none."""
+    for remedy in ("measured again", "discarded"):
+        try:
+            result = run_task(with_threads(task))
+        except IntelFTError as error:
+            logger.warning("%d ranks: %s", task.processes, error)
+            return None
+        why = why_implausible(result)
+        if why is None:
+            logger.info("%d ranks: %.0f token/s", task.processes, result["tokens_per_s"])
+            return result
+        logger.warning("%d ranks: implausible result, %s: %s", task.processes, remedy, why)
+    return None
 
 
 def best_of(rates: list[tuple[int, float | None]]) -> tuple[int, float]:

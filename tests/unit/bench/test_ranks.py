@@ -55,6 +55,9 @@ def test_efficiency_is_a_rank_s_speed_over_that_of_the_fewest(monkeypatch):
     assert [point["efficiency"] for point in report["weak"]] == pytest.approx([1, 0.95, 0.8])
     assert report["strong"][0] == report["weak"][0]
     assert "| weak, 4 | 320 | 0.800 | 0.320 | 400 |" in ranks_table(report).markdown()
+    assert not any("Unreliable" in note for note in ranks_table(report).notes)
+    report["weak"][1]["unreliable"] = ["GEMMs at 2 GFLOP/s, above 1 from registers alone"]
+    assert any("weak, 2: GEMMs at 2" in note for note in ranks_table(report).notes)
 
 
 def test_processes_share_the_cores_that_there_are():

@@ -289,6 +289,12 @@ def test_a_product_that_this_cpu_lacks_is_a_dash(monkeypatch, can_int8):
     rates_of_kinds = ("2", "-", "-", "2", "-", "-", "2", packed, "-", packed, "-")
     assert {row[3:] for row in table.rows} == {(*rates_of_kinds, "0.33", "-")}
     assert any("tdp 8 (back to back 3)" in note for note in table.notes)
+    assert report["unreliable"] == [] and not any("Unreliable" in note for note in table.notes)
+    share = report["products"][0] | {"register_share": {"bfloat16": 1.25}}
+    above = bench_gemm._above_registers([share], {"int8": {"register_share": 1.5}})
+    assert above[0].endswith("bfloat16: 1.25 of the register rate")
+    assert above[1] == "all, int8: 1.50 of the register rate"
+    assert any("Unreliable" in note for note in gemm_table(report | {"unreliable": above}).notes)
     assert (", prepacked 2." in table.notes[0]) == can_int8
 
 
@@ -418,6 +424,19 @@ def test_a_machine_in_use_is_said(monkeypatch):
     report = train.bench_train(Task("ours", TINY), ["trl"], 1)
     assert report["machine"]["gemm_spread"] == 2.0
     assert "2.00" in train_table(report).notes[0]
+
+
+def test_a_rate_above_the_register_rate_is_called_unreliable(monkeypatch):
+    limit = {"register_gflops": 300.0, "utilization": 0.5}
+    _play(monkeypatch, {"ours": [_measured(1.0, 1.0, [1.0]) | limit]})
+    report = train.bench_train(Task("ours", TINY), [], 1)
+    assert report["ours"]["unreliable"] == ["GEMMs at 400 GFLOP/s, above 300 from registers alone"]
+    (note,) = (note for note in train_table(report).notes if "Unreliable" in note)
+    assert "ours: GEMMs at 400" in note
+    steps = {"register_gflops": 500.0, "utilization": 1.2}
+    _play(monkeypatch, {"ours": [_measured(1.0, 1.0, [1.0]) | steps]})
+    report = train.bench_train(Task("ours", TINY), [], 1)
+    assert "whole steps at 600 GFLOP/s, above 500" in train_table(report).notes[0]
 
 
 def test_a_peer_that_fails_is_reported_and_not_run_again(monkeypatch):

@@ -104,6 +104,50 @@ def test_the_fastest_is_kept_for_such_a_model_on_such_a_host(config, monkeypatch
     assert tuned_ranks(host(8), config()) is None
 
 
+def results_of(monkeypatch, **results):
+    """Each run's results by number of ranks: the first one, then those of repetitions."""
+    seen = []
+
+    def run_task(task):
+        seen.append(task.processes)
+        return results[f"of_{task.processes}"].pop(0)
+
+    monkeypatch.setattr(tune, "run_task", run_task)
+    monkeypatch.setattr(tune, "with_threads", lambda task: task)
+    return seen
+
+
+def result(tokens_per_s: float, mfu: float = 0.5, registers: float = 1000.0) -> dict[str, float]:
+    rates = {"gemm_gflops": 500.0, "register_gflops": registers}
+    return {"tokens_per_s": tokens_per_s, "mfu": mfu, "utilization": mfu / 2, **rates}
+
+
+def test_a_rate_that_cannot_be_true_is_measured_again_or_discarded(
+    config, monkeypatch, caplog
+) -> None:
+    seen = results_of(
+        monkeypatch,
+        of_1=[result(100.0)],
+        of_2=[result(900.0, mfu=1.8), result(120.0)],
+        of_4=[result(800.0, registers=400.0), result(800.0, registers=400.0)],
+    )
+    assert tune.tune(config(), host(4)) == [(1, 100.0), (2, 120.0), (4, None)]
+    assert seen == [1, 2, 2, 4, 4]
+    assert (
+        "2 ranks: implausible result, measured again: a step took 0.56 of the time" in caplog.text
+    )
+    assert "4 ranks: implausible result, discarded: GEMMs at 500 GFLOP/s, above 400" in caplog.text
+    assert chosen_ranks(host(4), config())[0] == 2
+
+
+def test_a_step_far_off_its_gemms_is_measured_again(config, monkeypatch, caplog) -> None:
+    of_2 = [result(20.0, mfu=0.1), result(150.0)]
+    seen = results_of(monkeypatch, of_1=[result(100.0)], of_2=of_2, of_4=[result(90.0)])
+    assert tune.tune(config(), host(4)) == [(1, 100.0), (2, 150.0), (4, 90.0)]
+    assert seen == [1, 2, 4, 2]
+    assert "2 ranks: a step took 10 times as long as its GEMMs" in caplog.text
+
+
 def test_no_number_that_ran_is_an_error() -> None:
     assert best_of([(1, None), (2, 5.0), (4, 5.05)]) == (2, 5.0)
     with pytest.raises(IntelFTError, match="no number of ranks could be measured"):
