@@ -104,7 +104,7 @@ def merged(options: argparse.Namespace, run: Path) -> Iterator[tuple[str, Measur
         with quiet():
             result = try_candidate(context(), rung)
             drop_stage(context().folder(rung.name))
-        logging.info("%s", log_line(result.row, None))
+        logging.info("%s", log_line(result.row, LIMIT))
         return result.row.record(LIMIT) | {"recovery": result.recovery}
 
     yield "bf16", reference
@@ -122,6 +122,7 @@ def separate(options: argparse.Namespace, run: Path, seed: int) -> Iterator[tupl
         intel_ft(
             *("export", str(trained), "-o", str(folder), "--format", "int4", "--adapter"),
             *("--reference", str(run), "--generate", str(options.generate), "--json"),
+            *(("--data", options.data) if options.data else ()),
         )
         record = read_json(folder / "export.json")
         (one,) = record["adapters"]

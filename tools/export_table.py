@@ -87,7 +87,7 @@ def export_each(run: str, output: Path, formats: list[Candidate], data: str | No
         context = prepare_context(source, work, gate, None, settings)
         for candidate in missing:
             result = try_candidate(context, candidate)
-            print(log_line(result.row, None), file=sys.stderr, flush=True)
+            print(log_line(result.row, gate.limits), file=sys.stderr, flush=True)
             folder = output / candidate.name
             finish_export(context, artifact, [result], gate, "CPU", candidate.settings, folder)
 
