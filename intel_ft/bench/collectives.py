@@ -14,6 +14,7 @@ from intel_ft.bench.alpha_beta_model import ALGORITHMS, fit
 from intel_ft.bench.turns import run_in_turns
 from intel_ft.distributed.launch.commands import find, mpi_flavour
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.plurals import count_of
 from intel_ft.versions import installed
 
 CCL = "ccl"
@@ -144,7 +145,9 @@ def _run(
         launcher=["mpirun", "-n", str(ranks), *placement],
     )
     if result["ranks"] != ranks:
-        raise IntelFTError(f"bench {contender}: {result['ranks']} of {ranks} ranks connected")
+        raise IntelFTError(
+            f"bench {contender}: {result['ranks']} of {count_of(ranks, 'rank')} connected"
+        )
     return result
 
 

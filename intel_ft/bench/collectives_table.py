@@ -5,13 +5,14 @@ from typing import Any
 from intel_ft.bench.collectives import CCL, COLLECTIVES
 from intel_ft.bench.tables import machine_line
 from intel_ft.plot import line_plot
+from intel_ft.plurals import count_of
 from intel_ft.tables import Table
 
 
 def collectives_table(report: dict[str, Any]) -> Table:
     """The report of bench_collectives, a row per collective and size."""
     peers = {name: result for name, result in report["peers"].items() if "error" not in result}
-    columns = [f"{report['ranks']} ranks", CCL, "bus GB/s"]
+    columns = [count_of(report["ranks"], "rank"), CCL, "bus GB/s"]
     for name in peers:
         columns += [name, f"{name}/{CCL}"]
     rows = []
@@ -35,7 +36,7 @@ def plotted(report: dict[str, Any]) -> str:
     contenders = {CCL: report[CCL], **report["peers"]}
     collective = _measured(report)[0]
     return line_plot(
-        f"{collective} on {report['ranks']} ranks: bus bandwidth over size",
+        f"{collective} on {count_of(report['ranks'], 'rank')}: bus bandwidth over size",
         "KiB",
         [point["bytes"] / 1024 for point in report[CCL][collective]],
         {

@@ -13,6 +13,7 @@ from intel_ft.bench.sweep_values import whole_numbers
 from intel_ft.bench.task import Task
 from intel_ft.errors import UserError
 from intel_ft.host import topology
+from intel_ft.plurals import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def values_of(text: str | None, cores: int) -> list[int]:
     usable = topology.read().usable
     max_ranks = usable // cores
     if max_ranks < 1:
-        raise UserError(f"--cores {cores}: this process may use {usable} cores")
+        raise UserError(f"--cores {cores}: this process may use {count_of(usable, 'core')}")
     if text is None:
         return [2**n for n in range(max_ranks.bit_length())]
     values = whole_numbers(text, "1,2,4")

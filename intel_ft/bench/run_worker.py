@@ -11,6 +11,7 @@ from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.distributed.launch.launcher import free_port
 from intel_ft.errors import UserError
 from intel_ft.host import topology
+from intel_ft.plurals import count_of
 
 _WORKER = "intel_ft.bench.worker"
 _RANK_WORKER = "intel_ft.bench.rank_worker"
@@ -28,7 +29,10 @@ def with_threads(task: Task) -> Task:
     threads = task.threads or cores // task.processes
     if threads < 1 or threads * task.processes > cores:
         each = f" of {task.threads} threads" if task.threads else ""
-        raise UserError(f"{task.processes} processes{each}: this process may use {cores} cores")
+        raise UserError(
+            f"{count_of(task.processes, 'process', 'processes')}{each}: this process may use "
+            f"{count_of(cores, 'core')}"
+        )
     return replace(task, threads=threads)
 
 

@@ -7,6 +7,7 @@ those of `--json`.
 from collections.abc import Callable
 from typing import Any
 
+from intel_ft.plurals import count_of, signed
 from intel_ft.tables import Table
 
 _QUIET = 1.1  # idle machines measured the same rate within 3 %
@@ -137,7 +138,7 @@ def ranks_table(report: dict[str, Any]) -> Table:
         for point in report[scaling]
     ]
     columns = ("token/s", "efficiency", "MFU", "GFLOP/s", "step s", "exchange %", "imbalance")
-    title = f"{report['workload']}, ranks of {report['cores']} cores"
+    title = f"{report['workload']}, ranks of {count_of(report['cores'], 'core')}"
     note = f"Gradients: {report['gradient_mib']:.1f} MiB per step over {report['collective']}."
     implausible = _implausible(
         {
@@ -160,13 +161,13 @@ def quality_table(report: dict[str, Any]) -> Table:
             (
                 name,
                 f"{contender['heldout_loss']:.4f}",
-                "" if percent is None else f"{percent:+.2f}",
+                "" if percent is None else signed(percent, 2),
                 f"{contender['tokens_per_s']:,.0f}",
                 *(f"{run['heldout_loss']:.4f}" for run in contender["runs"]),
             )
         )
     columns = ("validation loss", "vs. plain, %", "token/s", *(f"seed {seed}" for seed in seeds))
-    title = f"{report['steps']} steps"
+    title = count_of(report["steps"], "step")
     return Table((title, *columns), rows, (machine_line(report["machine"]),))
 
 
@@ -178,9 +179,9 @@ def plan_table(report: dict[str, Any]) -> Table:
             f"{case['row_tokens']:,}",
             case["layout"],
             *(f"{case[key]:.2f}" for key in ("predicted_gib", "real_gib")),
-            f"{100 * case['memory_error']:+.1f}",
+            signed(100 * case["memory_error"]),
             *(f"{case[key]:.3g}" for key in ("predicted_s", "real_s")),
-            f"{100 * case['time_error']:+.1f}",
+            signed(100 * case["time_error"]),
         )
         for case in report["cases"]
     ]
@@ -193,7 +194,8 @@ def machine_line(machine: dict[str, Any]) -> str:
     """The machine in one line."""
     return (
         f"{machine['gpu'] + '; ' if 'gpu' in machine else ''}"
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['cpu']}, {count_of(machine['cores'], 'core')}, "
+        f"{count_of(machine['threads'], 'thread')}, "
         f"{' '.join(machine['isa'])}; torch {machine['torch']}, "
         f"transformers {machine['transformers']}; load {machine['load']:.1f}"
     )

@@ -17,6 +17,7 @@ from intel_ft.data.split_long import split_long
 from intel_ft.data.weights import example_weights
 from intel_ft.errors import UserError
 from intel_ft.gc_pause import gc_paused
+from intel_ft.plurals import count_of
 from intel_ft.sources.bad_rows import NothingUsable
 from intel_ft.sources.rows import Rows, load_rows
 from intel_ft.templates.answers import Judged, Pairs, judged, pairs_of
@@ -76,7 +77,8 @@ class DataReport:
         """The report as text, one line per fact."""
         share = 100 * self.supervised_tokens / self.tokens
         return [
-            f"data {self.source}: {self.rows:,} rows, {self.examples:,} examples,"
+            f"data {self.source}: {count_of(self.rows, 'row')},"
+            f" {count_of(self.examples, 'example')},"
             f" {self.tokens:,} tokens ({share:.0f} % supervised), longest {self.longest:,}",
             f"format {self.format}: {self.format_reason}",
             f"template {self.template}: {self.template_reason}",
@@ -114,9 +116,9 @@ class DataReport:
                 f" {self.bad_examples}"
             )
         if self.truncated:
-            lines.append(f"truncated {self.truncated:,} examples to max_length")
+            lines.append(f"truncated {count_of(self.truncated, 'example')} to max_length")
         if self.dropped:
-            lines.append(f"dropped {self.dropped:,} examples longer than max_length")
+            lines.append(f"dropped {count_of(self.dropped, 'example')} longer than max_length")
         if self.split:
             lines.append(
                 f"split {self.split:,} documents longer than max_length, which gives"

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from intel_ft.host.topology import Core, Topology
+from intel_ft.plurals import count_of
 
 _SMALLEST_SHARE = 0.75
 """Of an equal share: with fewer cores, one rank is slower than all of them over remote memory."""
@@ -82,7 +83,7 @@ def why_not_bound(topology: Topology) -> str | None:
     total = len(topology.cores)
     if topology.usable == total:
         return None
-    quota = f"{topology.quota_by} allows {topology.quota:g} of {total} cores"
+    quota = f"{topology.quota_by} allows {topology.quota:g} of {count_of(total, 'core')}"
     return f"{quota}, but does not say which ones"
 
 

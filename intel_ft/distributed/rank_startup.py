@@ -17,6 +17,7 @@ from intel_ft.distributed.rendezvous import check_address
 from intel_ft.errors import EnvironmentProblem, FailedElsewhere, IntelFTError
 from intel_ft.host.launcher_env import TORCHRUN, LauncherEnv
 from intel_ft.orphan import end_with_parent
+from intel_ft.plurals import count_of
 
 LOGS = "INTEL_FT_LOGS"  # the variable with the folder of logs
 FAILED = "failed"  # the file in it with the exit code of the first rank that failed
@@ -41,7 +42,7 @@ def start_rank(options: LaunchOptions, binding: str, collective: str = "auto") -
     env = LauncherEnv.detect()
     if options.ranks is not None and env.size != options.ranks:
         raise EnvironmentProblem(
-            f"{options.ranks} ranks were launched, but this process sees {env.size} "
+            f"launched: {count_of(options.ranks, 'rank')}, but this process sees {env.size} "
             f"(host: {platform.node()}, launcher: {env.launcher}): was it started by a different "
             "MPI's mpirun?"
         )

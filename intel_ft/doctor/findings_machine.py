@@ -11,6 +11,7 @@ from intel_ft.doctor.gemm_kernels import ExecutedGemm, ExecutedKernels
 from intel_ft.doctor.host import Host
 from intel_ft.doctor.instructions import Instructions
 from intel_ft.doctor.step_runner import NOT_TRIED
+from intel_ft.plurals import count_of
 
 # Below the first value it is an error, below the second a warning.
 _MEMORY_ERROR, _MEMORY_WARNING = 1.0, 4.0  # GiB; torch and Transformers alone take 0.6
@@ -29,13 +30,13 @@ def of_limits(host: Host) -> Iterator[Finding]:
         )
         yield Finding(
             "note",
-            f"{host.usable} of {host.machine_cores} cores can be used: {limit}",
+            f"{host.usable} of {count_of(host.machine_cores, 'core')} can be used: {limit}",
             "if this is not intended, raise the CPU limit of the container or job",
         )
     if host.quota is not None and host.quota < 1:
         yield Finding(
             "warning",
-            f"the control group allows only {host.quota:g} cores",
+            f"the control group allows only {count_of(host.quota, 'core')}",
             "give the container or job at least one core",
         )
     if host.memory_limit is not None and host.memory_limit < host.memory:

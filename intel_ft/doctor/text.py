@@ -8,6 +8,7 @@ from pathlib import Path
 from intel_ft.doctor.examine import Diagnosis, Facts
 from intel_ft.doctor.findings import Finding, ranked
 from intel_ft.doctor.hosts import Comparison
+from intel_ft.plurals import count_of
 
 _WIDTH = 80  # of a list that continues on the next line
 
@@ -58,9 +59,9 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
     limited_by = host.quota_by.removeprefix("the ")
     limit = "" if host.quota is None else f", {limited_by} allows {host.quota:g}"
     shape = (
-        _count(host.sockets, "socket"),
-        _count(max(1, len(host.nodes)), "NUMA node"),
-        f"{_count(host.threads_per_core, 'thread')} per core",
+        count_of(host.sockets, "socket"),
+        count_of(max(1, len(host.nodes)), "NUMA node"),
+        f"{count_of(host.threads_per_core, 'thread')} per core",
     )
     cores = f"{host.cores} of {host.machine_cores}{limit}"
     yield "cores", f"{cores}; {', '.join(shape)}; load {host.load:.1f}"
@@ -130,7 +131,3 @@ def _software(facts: Facts) -> Iterator[tuple[str, str]]:
         lines = textwrap.wrap("; ".join(texts), _WIDTH, break_on_hyphens=False)
         yield from zip([state, *[""] * len(lines)], lines, strict=False)
     yield "HF token", {True: "present", False: "none", None: "unknown"}[facts.token]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

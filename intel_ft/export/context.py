@@ -28,6 +28,7 @@ from intel_ft.export.run_data import (
 from intel_ft.export.tasks import load_task
 from intel_ft.export.workspace import drop_stage, stage
 from intel_ft.files import write_json
+from intel_ft.plurals import count_of
 from intel_ft.quantization import Settings
 from intel_ft.runtimes.language_model import base_config, tokenizer_config
 from intel_ft.templates.examples import ExampleSet
@@ -260,14 +261,15 @@ def _describe_task(task: GateTask | PairTask | None) -> str:
     if isinstance(task, PairTask):
         return f"validation set: {task.validation.source}, {len(task.pairs())} pairs"
     validation = task.validation
-    return f"validation set: {validation.source}, {len(validation.prepared.examples)} examples"
+    count = len(validation.prepared.examples)
+    return f"validation set: {validation.source}, {count_of(count, 'example')}"
 
 
 def _describe_calibration(calibration: Calibration | None) -> str:
     if calibration is None:
         return "no calibration data: methods that need it are not used"
     return (
-        f"calibration data: {calibration.source}, {len(calibration.rows)} examples, "
+        f"calibration data: {calibration.source}, {count_of(len(calibration.rows), 'example')}, "
         f"{calibration.tokens:,} tokens"
     )
 

@@ -9,6 +9,7 @@ from intel_ft.export.harness import PREFIX
 from intel_ft.export.measure import Quality
 from intel_ft.export.measure_pairs import PairQuality
 from intel_ft.plot import scatter_plot
+from intel_ft.plurals import count_of
 from intel_ft.quantization import Format
 from intel_ft.tables import Table
 
@@ -191,7 +192,7 @@ def gate_table(gate: dict[str, Any]) -> Table:
         measured = f"{data['pairs']:,} pairs. Agreement (the share of pairs in the same order), "
         compared = "correlation and difference of the scores"
     else:
-        measured = f"{data['examples']} examples, {data['positions']:,} tokens. "
+        measured = f"{count_of(data['examples'], 'example')}, {data['positions']:,} tokens. "
         compared = "KL and top-1 agreement"
     return Table(
         tuple(COLUMNS[i] for i in used),

@@ -22,6 +22,7 @@ from intel_ft.errors import UserError
 from intel_ft.files import write_text
 from intel_ft.planner.inputs import Cluster, inputs_of
 from intel_ft.planner.plan import plan
+from intel_ft.plurals import signed
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,18 @@ def bench_plan(names: list[str], steps: int, threads: int | None) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         for name in names or list(CASES):
             results.append(_run_case(name, CASES[name], Path(folder), steps, threads))
-            logger.info("%s", results[-1])
+            logger.info("%s", _case_line(results[-1]))
     return {"cases": results, "machine": machine.describe(threads or machine.cores())}
+
+
+def _case_line(case: dict[str, Any]) -> str:
+    """A case's result for the log, so that a killed benchmark leaves it behind."""
+    return (
+        f"{case['name']}: {case['predicted_gib']:.2f} GiB predicted, "
+        f"{case['real_gib']:.2f} measured ({signed(100 * case['memory_error'])} %); "
+        f"{case['predicted_s']:.3g} s predicted, "
+        f"{case['real_s']:.3g} measured ({signed(100 * case['time_error'])} %)"
+    )
 
 
 def _run_case(

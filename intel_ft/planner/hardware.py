@@ -8,6 +8,7 @@ import torch
 from intel_ft.errors import UserError
 from intel_ft.host import cpu, topology
 from intel_ft.models import gemm_rate
+from intel_ft.plurals import count_of
 from intel_ft.training.memory import RUNTIME
 
 _REACHED = 0.5
@@ -167,7 +168,7 @@ def named_cpus(name: str, sockets: int, cores: int | None, chosen: str) -> Machi
     dtype = _dtype(name, sheet.flops, chosen)
     cycles = used * sheet.clock * _REACHED
     return Machine(
-        name=f"{used} cores of {name}",
+        name=f"{count_of(used, 'core')} of {name}",
         cores=used,
         dtype=dtype,
         gemm_rate=cycles * sheet.flops[dtype],
@@ -197,7 +198,9 @@ def this_machine(dtype: torch.dtype, cores: int | None) -> Machine:
     """This machine, or one with `cores` such cores; its rates are NaN until `measured`."""
     used = topology.read().usable
     return Machine(
-        name=cpu.cpu_name() if cores in (None, used) else f"{cores} cores like the {used} here",
+        name=cpu.cpu_name()
+        if cores in (None, used)
+        else f"{count_of(cores, 'core')} like the {used} here",
         cores=cores or used,
         dtype=dtype,
         gemm_rate=math.nan,
@@ -233,5 +236,7 @@ def measured(
         gemm_rate=scale * gemm_rate.total_rate(timings),
         int8_rate=scale * gemm_rate.total_rate(timings, _INT8[:2], _INT8[::2]),
         bandwidth=scale * gemm_rate.memory_bandwidth(0.3),
-        source="measured here" if scale == 1 else f"measured here on {used} cores, then scaled",
+        source="measured here"
+        if scale == 1
+        else f"measured here on {count_of(used, 'core')}, then scaled",
     )

@@ -16,6 +16,7 @@ from intel_ft.planner import hardware, roofline
 from intel_ft.planner.hardware import Machine
 from intel_ft.planner.lengths import AssumedData, ExampleLengths, example_lengths
 from intel_ft.planner.workload import PlannedRun, Rows, planned_run, sampled_rows
+from intel_ft.plurals import count_of
 from intel_ft.training.memory import MemorySetting, data_bytes
 from intel_ft.training.memory_setting import memory_setting
 from intel_ft.training.model_sizes import CountedModel, count_model
@@ -242,7 +243,9 @@ def threads_of(inputs: Counted) -> int:
     if not isinstance(chosen, int):
         return share
     if chosen > share:
-        raise UserError(f"backend.threads={chosen}: a rank of this cluster has {share} cores")
+        raise UserError(
+            f"backend.threads={chosen}: a rank of this cluster has {count_of(share, 'core')}"
+        )
     return chosen
 
 

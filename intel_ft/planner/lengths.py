@@ -127,7 +127,7 @@ def _all(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLengths
         examples.lengths,
         examples.supervised_counts,
         0 if validation is None else validation.report.tokens,
-        f"{config.data.train_name}: {len(examples):,} examples{_mixed(training)}",
+        f"{config.data.train_name}: {count_of(len(examples), 'example')}{_mixed(training)}",
         examples.highest_id + 1,
         training.parts,
         examples,
@@ -180,7 +180,7 @@ def _sampled(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLen
         examples.lengths,
         examples.supervised_counts,
         validation,
-        f"{data.train_name}: {'' if one_each else 'about '}{count:,} examples, of which "
+        f"{data.train_name}: {'' if one_each else 'about '}{count_of(count, 'example')}, of which "
         f"{len(read):,} were read (--measure reads all)",
         read.highest_id + 1,
         examples=examples,

@@ -17,6 +17,7 @@ from intel_ft.models.load import (
     model_folder,
     parameter_count,
 )
+from intel_ft.plurals import count_of
 from intel_ft.sources.rows import load_rows
 from intel_ft.templates.formats import describe_unused
 from intel_ft.templates.template import choose_template
@@ -69,7 +70,7 @@ def _unless_absent(name: str, check: Callable[[], str], remedy: str = "") -> str
 
 def _length(config: Config) -> str:
     train = config.train
-    return f"{train.max_steps} steps" if train.max_steps else f"{train.epochs:g} epochs"
+    return count_of(train.max_steps, "step") if train.max_steps else count_of(train.epochs, "epoch")
 
 
 def _model(config: Config) -> str:
@@ -101,9 +102,12 @@ def _data(data: DataConfig, source: str, compares: Kind | None) -> str:
         read, _ = read_answers(rows, data, compares)
     # The tokenizer may not be available: this only rejects what no tokenizer supports.
     choose_template(data.template, read.format, True)
-    facts = [f"{len(read.conversations):,} examples, format {read.format} ({read.format_reason})"]
+    facts = [
+        f"{count_of(len(read.conversations), 'example')}, format {read.format} "
+        f"({read.format_reason})"
+    ]
     if read.unused:
         facts.append(describe_unused(read.unused, read.format))
     if read.bad:
-        facts.append(f"{len(read.bad):,} rows cannot be used and are dropped")
+        facts.append(f"{count_of(len(read.bad), 'row')} dropped: cannot be used")
     return "; ".join([*facts, *rows.notes])

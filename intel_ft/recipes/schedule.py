@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from intel_ft.config_sections import DataConfig, TrainConfig
+from intel_ft.plurals import count_of
 from intel_ft.recipes.translation import Translation, is_off
 from intel_ft.recipes.values import number, positive_int
 
@@ -100,7 +101,9 @@ def warmup(t: Translation, default: float = 0.0) -> None:
         t.put("train.warmup_ratio", steps, f"warmup_steps: {steps}")
     elif total:
         value = round(min(steps / total, 1.0), 6)
-        t.put("train.warmup_ratio", value, f"warmup_steps: {steps:g}", f"of {total} steps")
+        t.put(
+            "train.warmup_ratio", value, f"warmup_steps: {steps:g}", f"of {count_of(total, 'step')}"
+        )
     else:
         t.cannot_carry(
             "warmup_steps", steps, "set train.warmup_ratio to warmup_steps / (steps of the run)"
@@ -231,7 +234,12 @@ def _share(
         t.off.append(old)
     elif count is not None and total:
         steps = max(1, math.ceil(total / (count * epochs)))
-        t.put(new, steps, f"{old}: {count:g}", f"of {total} steps in {epochs:g} epochs")
+        t.put(
+            new,
+            steps,
+            f"{old}: {count:g}",
+            f"of {count_of(total, 'step')} in {count_of(epochs, 'epoch')}",
+        )
     elif count is not None:
         t.cannot_carry(old, count, f"set {new} to a number of steps")
 

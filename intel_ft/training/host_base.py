@@ -25,6 +25,7 @@ from intel_ft.host.allocator import release_freed_memory
 from intel_ft.layers.mapped import Keep, Reader, Writer, private
 from intel_ft.models.base_cache import NoCache, cache_folder, cached
 from intel_ft.models.fast_path import shared_by
+from intel_ft.plurals import count_of
 
 _NAME = "backend.share_base"
 _ALONE = "private memory"
@@ -147,7 +148,7 @@ class HostBase:
             made = "as another rank prepared it"
         place = f"mapped from {cache_folder()}" if self._caches else f"in memory{self._placed}"
         size = os.fstat(keep.descriptor).st_size / cpu.GIB
-        copies = f"one copy of {size:.2f} GiB for {self._sharers} ranks"
+        copies = f"one copy of {size:.2f} GiB for {count_of(self._sharers, 'rank')}"
         text = f"{copies if self._sharers > 1 else f'{size:.2f} GiB'} {place}, {made}"
         self._decision = Decision(_NAME, "on", f"{text}; {self._note}" if self._note else text)
         return keep.descriptor

@@ -101,7 +101,7 @@ def test_a_world_that_was_not_launched(tmp_path):
         check=False,
     )
     assert done.returncode == 3
-    assert "error: 3 ranks were launched, but this process sees 2" in done.stderr
+    assert "error: launched: 3 ranks, but this process sees 2" in done.stderr
 
 
 @OPEN_MPI
