@@ -192,6 +192,14 @@ def _without_awq(settings: Settings, weight_format: Format) -> Settings:
     return Settings(**(settings.model_dump(exclude_unset=True) | {"awq": False}))
 
 
+_NOT_AT_RUN_TIME = {
+    "use_dora": "DoRA",
+    "modules_to_save": "fully trained modules",
+    "target_parameters": "LoRA on a mixture's experts",
+}
+"""Keys of adapter_config.json whose adapters GenAI cannot apply."""
+
+
 def _require_supported(artifact: Artifact) -> None:
     if artifact.kind != "adapter":
         raise UserError(f"{artifact.location}: --adapter takes runs and adapters, not models")
@@ -201,7 +209,7 @@ def _require_supported(artifact: Artifact) -> None:
             "(without --adapter)"
         )
     config = read_json(artifact.folder / ADAPTER_CONFIG)
-    for key, what in (("use_dora", "DoRA"), ("modules_to_save", "fully trained modules")):
+    for key, what in _NOT_AT_RUN_TIME.items():
         if config.get(key):
             raise UserError(
                 f"{artifact.location}: OpenVINO GenAI cannot apply {what} at run time: export it "

@@ -13,6 +13,7 @@ from intel_ft.artifacts.resolve import IR_FILE
 from intel_ft.config import Config
 from intel_ft.config_sections import ModelConfig
 from intel_ft.decisions import Decision
+from intel_ft.errors import UserError
 from intel_ft.layers.fused_decoder import why_not_fusable
 from intel_ft.layers.grouped_experts import RANK_MULTIPLE
 from intel_ft.layers.mixture import expert_matrices
@@ -114,13 +115,27 @@ class CountedModel:
 def count_model(config: Config) -> CountedModel:
     """Count the model that `config` trains, and its teacher.
 
-    Raises UserError for a model or target modules that do not exist, EnvironmentProblem for a Hub
-    id whose config.json is not cached here if the Hub cannot be reached.
+    Raises UserError for a model or target modules that do not exist, and for settings that a
+    mixture of experts does not support; EnvironmentProblem for a Hub id whose config.json is not
+    cached here if the Hub cannot be reached.
     """
     folder, description = model_folder(config.model, weights=False), description_of(config.model)
     refuse_quantized(folder, training=True)
     refuse_both_ways(folder, description)
-    return count_description(config, description, _teacher(config))
+    counted = count_description(config, description, _teacher(config))
+    if counted.sizes.mixtures:
+        _require_supported_mixture(config)
+    return counted
+
+
+def _require_supported_mixture(config: Config) -> None:
+    if config.backend.shard:
+        raise UserError("backend.shard does not support mixtures of experts: set it to false")
+    if config.base_dtype == "int4":
+        raise UserError(
+            "model.base_dtype=int4 does not support mixtures of experts: set it to nf4 or int8, and"
+            " export the run with --format int4"
+        )
 
 
 def count_description(

@@ -89,8 +89,6 @@ def read_inputs(config: Config) -> Inputs:
     check_adapter(config.model, tokenizer)
     check_teacher(config, tokenizer)
     model = count_model(config)  # refuses target modules and embeddings that cannot be trained
-    if config.backend.shard and model.sizes.mixtures:
-        raise UserError("backend.shard does not support mixtures of experts: set it to false")
     training, validation = read_data(config, tokenizer)
     for name, part in (("train", training), ("eval", validation)):
         for line in part.lines() if part is not None else ():

@@ -95,6 +95,12 @@ def test_refusals(page_base, tmp_path, monkeypatch) -> None:
     dora = make_adapter(page_base, tmp_path / "dora", use_dora=True)
     with pytest.raises(UserError, match=r"dora: OpenVINO GenAI cannot apply DoRA.*merged"):
         export_adapters([str(dora)], tmp_path / "ir", "fp16")
+    experts = make_adapter(page_base, tmp_path / "experts")
+    config = experts / "adapter_config.json"
+    parameters = {"target_parameters": ["mlp.experts.down_proj"]}
+    config.write_text(json.dumps(json.loads(config.read_text()) | parameters))
+    with pytest.raises(UserError, match=r"experts: .*LoRA on a mixture's experts.*merged"):
+        export_adapters([str(experts)], tmp_path / "ir", "fp16")
     with pytest.raises(UserError, match="takes runs and adapters"):
         export_adapters([str(page_base)], tmp_path / "ir", "fp16")
     plain = make_adapter(page_base, tmp_path / "plain", size=0.15)

@@ -23,6 +23,7 @@ from intel_ft.models.routing import watch
 from intel_ft.report.page import report
 from intel_ft.templates.examples import Examples
 from intel_ft.training.expert_load import entropy, load_metrics
+from intel_ft.training.model_sizes import count_model
 from intel_ft.training.run import train
 from intel_ft.training.run_record import read_training
 
@@ -192,3 +193,21 @@ def _still(config):
     return config.train.model_copy(
         update={"scheduler": "constant_with_warmup", "warmup_ratio": 1.0}
     )
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("model", "base_dtype", "int4"), ("backend", "shard", True)]
+)
+def test_what_a_mixture_does_not_support_is_refused_before_anything_is_made(
+    section, key, value, tmp_path
+) -> None:
+    model_type, values = architectures.FAMILIES["Mixtral"]
+    AutoConfig.for_model(model_type, **values).save_pretrained(tmp_path)
+    values = {
+        "model": {"name_or_path": str(tmp_path)},
+        "data": {"train": "unused.jsonl"},
+        "output": {"directory": str(tmp_path / "run")},
+    }
+    values.setdefault(section, {})[key] = value
+    with pytest.raises(UserError, match=f"{section}.{key}.* does not support mixtures of experts"):
+        count_model(build(values, "config"))
