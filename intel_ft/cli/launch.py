@@ -72,8 +72,8 @@ def run(
         bool,
         typer.Option(
             "--tune",
-            help="First time whole steps of such a model with different numbers of ranks, and keep "
-            "the fastest for later runs of it, too.",
+            help="Benchmark steps with different numbers of ranks first, then use the fastest, "
+            "also in later runs of this model.",
         ),
     ] = False,
     dry_run: Annotated[
