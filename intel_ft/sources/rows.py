@@ -235,8 +235,8 @@ def _present(source: str, path: Path, found: DataFiles, name: str) -> str:
         return here
     if not path.is_dir():
         raise UserError(
-            f"{source}: no split {name!r}: a local file only has the split train (or a slice such"
-            " as train[:100])"
+            f"{source}: no split {name!r}: a local file only has the split train: set the split"
+            " (data.split, data.eval_split or --split) to train, or a slice such as train[:100]"
         )
     raise UserError(
         f"{source}: no split {name!r} in this folder, which has {found.describe_all_but(())}: set"
