@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from intel_ft.errors import EnvironmentProblem
 from intel_ft.gc_pause import gc_paused
-from intel_ft.lazy_imports import lazy_imports
 from intel_ft.versions import installed
 
 
@@ -35,26 +34,24 @@ def hide_broken_torchvision() -> None:
 
 
 def import_peft() -> None:
-    """Import peft and Transformers' Trainer, without what they seldom use: 3 s of a run's start.
+    """Import peft without bitsandbytes, scikit-learn and SciPy: 2 s of the start of a run.
 
     peft 0.21 imports bitsandbytes, which imports Inductor, for models that it quantized;
     Transformers 5.5 imports scikit-learn for assisted generation and SciPy for the loss of object
     detection. Nothing here uses them so; NF4 calls bitsandbytes itself. Each can be imported as
-    usual afterwards; torch's compiler and others come at first use (lazy_imports). The imported
-    objects are excluded from garbage collection: they stay until the process ends, and to search
-    them takes a third of a second. Later calls do nothing: they would also keep what a run has left
-    behind.
+    usual afterwards. The imported objects are excluded from garbage collection: they stay until the
+    process ends, and to search them takes a third of a second. Later calls do nothing: they would
+    also keep what a run has left behind.
     """
     if "peft" in sys.modules:
         return
-    with gc_paused(), hidden("bitsandbytes", "sklearn", "scipy"), lazy_imports():
+    with gc_paused(), hidden("bitsandbytes", "sklearn", "scipy"):
         if "transformers" in sys.modules:  # it caches whether they are installed
             from transformers.utils import import_utils
 
             import_utils.is_sklearn_available.cache_clear()
             import_utils.is_scipy_available.cache_clear()
         import peft  # noqa: F401
-        import transformers.trainer  # noqa: F401
     gc.freeze()
 
 

@@ -4,30 +4,27 @@ PyTorch's FSDP2 (`fully_shard`) gathers a layer's weights while it computes and 
 gradients to their parts afterwards. All ranks have to compute the same number of rows. Accelerate's
 plugin for it has no effect on CPUs (1.15: AcceleratorState keeps it only where there are GPUs), so
 `fully_shard` is called here. Checkpoints hold the parts as torch.distributed.checkpoint writes
-them, in safetensors files, and are read by any number of ranks. FSDP2 and its tensors are imported
-only by a run that shards: they take 45 MiB.
+them, in safetensors files, and are read by any number of ranks.
 """
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import UserError
 from intel_ft.host.allocator import return_large_blocks
 from intel_ft.models.loss import plain_head
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-    from typing_extensions import TypeIs
 
 FOLDER = "shards"
 STATE, BEST = "state", "best"
@@ -142,7 +139,7 @@ class Shards:
         adapter = isinstance(self.network, PeftModel)
         whole = {}
         for name, weight in self.weights().items():
-            full = weight.full_tensor().detach() if is_sharded(weight) else weight.detach()
+            full = weight.full_tensor().detach() if isinstance(weight, DTensor) else weight.detach()
             if adapter:
                 module, _, last = name.rpartition(".")
                 setattr(self.network.get_submodule(module), last, torch.nn.Parameter(full))
@@ -150,7 +147,7 @@ class Shards:
                 whole[name] = full.to(torch.bfloat16)
         if adapter or self.world.rank:
             return self.network
-        buffers = {n: b for n, b in self.network.state_dict().items() if not is_sharded(b)}
+        buffers = {n: b for n, b in self.network.state_dict().items() if not _is_sharded(b)}
         with torch.device("meta"):
             model = type(self.network)(self.network.config).to(torch.bfloat16)
         model.load_state_dict(buffers | whole, strict=False, assign=True)
@@ -167,9 +164,6 @@ def shard(network: Any, world: World, dtype: torch.dtype, *, trains_all: bool) -
     """
     if world.size == 1:
         return Shards(network, world)
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     plain_head(network)  # tries the model once, which must not happen inside a layer's gathering
     base = network.get_base_model() if isinstance(network, PeftModel) else network
     kinds = set(base._no_split_modules or ())
@@ -208,7 +202,7 @@ def _files(tensors: Tensors) -> dict[str, int]:
     """The number of the file, from 1, that each tensor is written to."""
     files, number, size = {}, 1, 0
     for name, tensor in tensors.items():
-        part = tensor.to_local().nbytes if is_sharded(tensor) else tensor.nbytes
+        part = tensor.to_local().nbytes if isinstance(tensor, DTensor) else tensor.nbytes
         if size and size + part > FILE_BYTES:
             number, size = number + 1, 0
         files[name], size = number, size + part
@@ -237,7 +231,5 @@ def _is_moment(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
-def is_sharded(value: Any) -> "TypeIs[DTensor]":
-    """Whether this is a rank's part of a tensor, of which there is none without its module."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(value, module.DTensor)
+def _is_sharded(value: Any) -> bool:
+    return isinstance(value, DTensor)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerState
@@ -28,7 +29,6 @@ from intel_ft.training.lora_plus import scale_learning_rate_of_b
 from intel_ft.training.meter import StepClock
 from intel_ft.training.optimizer_state import optimizer_name
 from intel_ft.training.records import MetricsFile, ProgressLine, is_evaluated
-from intel_ft.training.sharding import is_sharded
 from intel_ft.training.step import (
     NotFinite,
     train_step,
@@ -62,11 +62,6 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         self.add_callback(StepClock(training.meter, model.device))
         for callback in callbacks:
             self.add_callback(callback)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Without Accelerate's search for wrapped models, which imports FSDP (40 MiB)."""
-        super().create_accelerator_and_postprocess()
-        self.accelerator.unwrap_model = lambda model, **_: model  # none is wrapped: _wrap_model
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Only the number of steps per epoch, because the plan holds the examples."""
@@ -104,12 +99,12 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
     def _clip_grad_norm(self, model: Any) -> Any:
         """End the run at a norm that is not finite, because the update would ruin the weights."""
         gradients = [w.grad for w in model.parameters() if w.grad is not None]
-        plain = not any(is_sharded(gradient) for gradient in gradients)
+        plain = not any(isinstance(gradient, DTensor) for gradient in gradients)
         if plain and self.training.model.device.type == "cpu":
             norm = clip_gradients(gradients, self.args.max_grad_norm)
         else:
             norm = super()._clip_grad_norm(model)
-        if is_sharded(norm):
+        if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if not math.isfinite(norm):
             raise NotFinite(

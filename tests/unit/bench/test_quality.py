@@ -75,7 +75,7 @@ def test_contenders_take_turns_and_means_are_compared(monkeypatch):
     )
     assert table.rows == [
         ("base", "3.0000", "", "", "", ""),
-        ("plain", "1.1000", "+0.00", "30", "1.0000", "1.2000"),
+        ("plain", "1.1000", "0.00", "30", "1.0000", "1.2000"),
         ("bf16", "1.1550", "+5.00", "40", "1.1000", "1.2100"),
     ]
 
