@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.errors import EnvironmentProblem, UserError
+from intel_ft.host.allocator import FreedMemory
 from intel_ft.host.devices import CPU
 from intel_ft.kernels.grouped import int8_matrices
 from intel_ft.layers.compressed import CompressedWeight
@@ -170,10 +171,13 @@ def replace_linears(
     """
     names = {id(module): name for name, module in model.named_modules()}
     linears = frozen_linears(model)
+    freed = FreedMemory()
     while linears:
         parent, name, linear = linears.pop()
+        size = linear.weight.nbytes
         base = keep(names[id(linear)], partial(converted, linear, factory, device))
         setattr(parent, name, FrozenLinear(linear, base, device))
+        freed.converted(size)
 
 
 def converted(

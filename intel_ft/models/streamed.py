@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from intel_ft.config import Config
 from intel_ft.config_method import CHANGES_BASE
+from intel_ft.host.allocator import FreedMemory
 from intel_ft.host.devices import CPU
 from intel_ft.layers.fused_experts import convert_module, expert_modules, fuse_experts
 from intel_ft.models.fast_path import shared_by
@@ -79,6 +80,7 @@ class Streamed(HfQuantizer):  # type: ignore[misc]
         linears = frozen_linears(model)
         self.shapes = Counter(tuple(linear.weight.shape) for _, _, linear in linears)
         self.dtype = model.dtype
+        self.freed = FreedMemory()
         wanted: dict[int, Any] = {id(linear): (parent, child) for parent, child, linear in linears}
         wanted |= {id(part.module): part for part in expert_modules(model)}
         self.modules = {
@@ -136,6 +138,7 @@ class _Collect(ConversionOps):  # type: ignore[misc]
             (missing_keys if missing_keys is not None else set()).discard(name)
             if not any(weight.is_meta for weight in module.parameters(recurse=False)):
                 self._convert_module(owner, module)
+            self.quantizer.freed.converted(tensor.nbytes)
         return {}
 
     def _convert_module(self, name: str, module: Any) -> None:
