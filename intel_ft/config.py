@@ -60,6 +60,13 @@ def build(values: dict[str, Any], origin: str) -> Config:
     return _checked(Config, values, origin)
 
 
+def changed(config: Config, override: str) -> Config:
+    """`config` with one more `section.key=value` override. Raises UserError as `load` does."""
+    values = config.model_dump()
+    _apply(values, override)
+    return build(values, override)
+
+
 def check_data(values: dict[str, Any]) -> DataConfig:
     """Validate a data section given by command-line options."""
     return _checked(DataConfig, values, "options")

@@ -53,6 +53,10 @@ def release_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+_RELEASE_AFTER = 2**28
+"""Bytes of converted weights after which FreedMemory acts."""
+
+
 class FreedMemory:
     """Returns freed memory to the system now and then, while a model's weights are converted.
 
@@ -70,8 +74,6 @@ class FreedMemory:
             release_freed_memory()
             self._converted = 0
 
-
-_RELEASE_AFTER = 2**28
 
 EXPERT_KERNELS = 192
 """More kernels for a mixture of experts: 16 GEMMs for some 12 numbers of rows

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from intel_ft.config import build
+from intel_ft.config import changed
 from intel_ft.errors import IntelFTError
 from intel_ft.host import cpu
 from intel_ft.planner.inputs import PlanInputs, Run, run_of
@@ -117,19 +116,16 @@ def _smaller(start: _Try) -> Iterator[_Try]:
 def _changed(base: _Try, change: str) -> _Try | None:
     """`base` with one more change, or None if it is not possible or saves nothing."""
     config = base.inputs.config
-    key, value = change.split("=")
-    section, name = key.split(".")
     if change in _OTHER_WEIGHTS and (config.method.name != "lora" or config.base_dtype != "auto"):
         return None
-    one = _with(base, change, {section: {name: {"true": True, "false": False}.get(value, value)}})
+    one = _with(base, change)
     return one if one is not None and one.needed < base.needed else None
 
 
-def _with(base: _Try, change: str, values: dict[str, dict[str, Any]]) -> _Try | None:
-    """The plan of `base` with other settings; None if they cannot be combined with the config's."""
-    dumped = base.inputs.config.model_dump()
+def _with(base: _Try, change: str) -> _Try | None:
+    """The plan of `base` with a change; None if it cannot be combined with the config."""
     try:
-        config = build({name: keys | values.get(name, {}) for name, keys in dumped.items()}, change)
+        config = changed(base.inputs.config, change)
         model = count_model(config)
     except IntelFTError:
         return None
@@ -146,7 +142,7 @@ def _sharded(tries: list[_Try]) -> _Try | None:
         config, sizes = base.inputs.config, base.inputs.model.sizes
         if base.run.setting.gpu or config.backend.shard or not can_shard(config, sizes):
             continue
-        one = _with(base, "backend.shard=true", {"backend": {"shard": True}})
+        one = _with(base, "backend.shard=true")
         sharing += [] if one is None else [one]
     nodes = max(2, tries[0].inputs.cluster.nodes)
     while nodes <= _MOST_NODES:
