@@ -34,10 +34,10 @@ def bench_gemm(workload: Workload, threads: int | None, seconds: float) -> dict[
     unreliable, memory_gb_per_s, onednn_kernel, machine}. A rate is None if this CPU does not
     support the kind. `registers` has the limit of each dtype: the instruction and its rate on
     registers alone, in 10^9 operations per second, measured in between, and that of AMX's
-    instructions back to back; a
-    product's `register_share` is the share of the former that its fastest kind reaches. `own` has
-    for each dtype what our own products reach over the whole set: their rate over that of oneDNN's
-    fastest forms in each direction and in both, and their shares of the two register rates.
+    instructions back to back; a product's `register_share` is the share of the former that its
+    fastest kind reaches. `own` has for each dtype what our own products reach over the whole set:
+    their rate over that of oneDNN's fastest forms in each direction and in both, and their shares
+    of the two register rates.
     `unreliable` names the rates above the registers' own, which cannot be true.
     """
     backend = cpu.select(

@@ -20,9 +20,8 @@ _LAYERS = 4  # of the measured model, at most: all layers are alike
 _SECONDS = 4.0  # of timed steps, at least five
 _MOST = 16  # ranks
 _LONGEST = 800  # tokens of a measured example
-_FAR_OFF = (
-    4.0  # times the time of a step, as a multiple of its GEMMs', with the best number of ranks
-)
+_FAR_OFF = 4.0
+"""A step over its GEMMs' time that is so many times the best one's is measured again."""
 
 logger = logging.getLogger(__name__)
 
