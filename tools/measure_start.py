@@ -10,7 +10,11 @@ N times, and prints one JSON line for each start:
     first_step_s        seconds from the command to the beginning of the first step
     first_step_done_s   the same to its end
     before_step_gib     PSS of all ranks at the beginning of the first step
-    peak_gib            highest PSS of all ranks, read every 0.5 s (a shared page counts once)
+    peak_before_gib     highest PSS of all ranks before that, read every 0.3 s (a shared page counts
+                        once); launchers, which are no ranks, do not count
+    peak_gib            the same of the whole run
+    peak_parts_mib      what that consists of: anonymous memory, the shared base, pages of the
+                        model's files, libraries; and huge pages, which are part of the first
     private_mib         private memory of each rank at the beginning of the first step
     base                what the run reports of backend.share_base, if anything
 
@@ -42,6 +46,35 @@ def memory_kib(pid: int | str) -> dict[str, int]:
     """KiB of a process by kind, such as Pss and Private_Dirty (proc(5), smaps_rollup)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
     return {name: int(size) for name, size in (re.split(r":\s+|\s+", line)[:2] for line in lines)}
+
+
+def parts_kib(pid: int) -> dict[str, int]:
+    """PSS of a process in KiB, by what its pages are; "huge": the anonymous ones of 2 MiB.
+
+    Empty if the process is gone.
+    """
+    found: dict[str, int] = {}
+    part = ""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8").splitlines():
+            name, size, *rest = line.split(maxsplit=5)
+            if not name.endswith(":"):
+                part = _part_of(rest[3] if len(rest) > 3 else "")
+            elif name == "Pss:":
+                found[part] = found.get(part, 0) + int(size)
+            elif name == "AnonHugePages:":
+                found["huge"] = found.get("huge", 0) + int(size)
+    return found
+
+
+def _part_of(path: str) -> str:
+    """What a mapping is, from its path in /proc/PID/smaps, which is empty for anonymous memory."""
+    if not path or path.startswith("["):
+        return "anonymous"
+    name = path.removesuffix(" (deleted)")
+    if name.startswith("/memfd:") or name.endswith(".base"):
+        return "base"
+    return "model files" if name.endswith((".safetensors", ".bin")) else "libraries"
 
 
 class Marks(TrainerCallback):  # type: ignore[misc]
@@ -78,22 +111,30 @@ def measure(config: str, overrides: list[str], ranks: int, via: str) -> dict[str
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-            peak = 0
+            samples: list[tuple[float, dict[int, dict[str, int]]]] = []
             while run.poll() is None:
-                peak = max(peak, sum(_pss(pid) for pid in _rank_processes(run.pid)))
-                time.sleep(0.5)
+                samples.append((time.time(), {pid: parts_kib(pid) for pid in _processes(run.pid)}))
+                time.sleep(0.3)
         text = log.read_text(encoding="utf-8")
         if run.returncode:
             sys.exit(f"{' '.join(command)}\n{text[-2000:]}")
-        first = [json.loads(one.read_text()) for one in marks.iterdir() if not one.suffix]
+        ranks_marks = [one for one in marks.iterdir() if not one.suffix]
+        first = [json.loads(one.read_text()) for one in ranks_marks]
+        pids = {int(one.name) for one in ranks_marks}
         done = [float(one.read_text()) for one in marks.glob("*.done")]
         base = re.search(r"backend\.share_base = .*", text)
+    started = max(one["began"] for one in first)
+    totals = [(at, _sum_of_ranks(sample, pids)) for at, sample in samples]
+    peak = max((total for _, total in totals), key=_pss)
+    peak_before = max((_pss(total) for at, total in totals if at < started), default=0)
     return {
         "ranks": len(first),
-        "first_step_s": round(max(one["began"] for one in first) - begin, 1),
+        "first_step_s": round(started - begin, 1),
         "first_step_done_s": round(max(done) - begin, 1),
         "before_step_gib": round(sum(one["Pss"] for one in first) / 2**20, 3),
-        "peak_gib": round(peak / 2**20, 3),
+        "peak_before_gib": round(peak_before / 2**20, 3),
+        "peak_gib": round(_pss(peak) / 2**20, 3),
+        "peak_parts_mib": {part: round(size / 2**10) for part, size in sorted(peak.items())},
         "private_mib": [
             round((one["Private_Dirty"] + one["Private_Clean"]) / 2**10) for one in first
         ],
@@ -101,24 +142,29 @@ def measure(config: str, overrides: list[str], ranks: int, via: str) -> dict[str
     }
 
 
-def _rank_processes(launcher: int) -> list[int]:
-    """`launcher` if it is a rank itself, and its descendants that are."""
-    found, waiting = [], [launcher]
+def _processes(root: int) -> list[int]:
+    """`root` and its descendants."""
+    found, waiting = [], [root]
     while waiting:
         pid = waiting.pop()
+        found.append(pid)
         with suppress(OSError):
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"train" in arguments and b"launch" not in arguments:
-                found.append(pid)
             for task in Path(f"/proc/{pid}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
     return found
 
 
-def _pss(pid: int) -> int:
-    with suppress(OSError):
-        return memory_kib(pid)["Pss"]
-    return 0
+def _sum_of_ranks(sample: dict[int, dict[str, int]], pids: set[int]) -> dict[str, int]:
+    """KiB by part, of those processes that are ranks."""
+    total: dict[str, int] = {}
+    for pid, parts in sample.items():
+        for part, size in parts.items() if pid in pids else ():
+            total[part] = total.get(part, 0) + size
+    return total
+
+
+def _pss(parts: dict[str, int]) -> int:
+    return sum(size for part, size in parts.items() if part != "huge")
 
 
 def main() -> None:

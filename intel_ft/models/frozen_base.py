@@ -12,6 +12,7 @@ from torch import Tensor
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.allocator import FreedMemory
 from intel_ft.host.devices import CPU
+from intel_ft.host.file_pages import FilePages
 from intel_ft.kernels.grouped import int8_matrices
 from intel_ft.layers.compressed import CompressedWeight
 from intel_ft.layers.fused_experts import Factory, Stacked, convert_experts
@@ -166,17 +167,21 @@ def replace_linears(
 ) -> None:
     """Replace every frozen linear layer except the head, in place, one after another.
 
+    Pages of the model's files that were a weight leave this process's memory once it is converted.
+
     `factory` makes the new form from weight [out, in] and bias, which are on `device` by then;
     keep: see layers.mapped.
     """
     names = {id(module): name for name, module in model.named_modules()}
     linears = frozen_linears(model)
-    freed = FreedMemory()
+    freed, pages = FreedMemory(), FilePages.read()
     while linears:
         parent, name, linear = linears.pop()
         size = linear.weight.nbytes
         base = keep(names[id(linear)], partial(converted, linear, factory, device))
         setattr(parent, name, FrozenLinear(linear, base, device))
+        if linear.weight.device == CPU:
+            pages.drop(linear.weight.data_ptr(), size)
         freed.converted(size)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from intel_ft.batching.row import IGNORED, Row
 from intel_ft.decisions import Decision
 from intel_ft.host.cpu import GIB
+from intel_ft.host.file_pages import FilePages
 from intel_ft.kernels import ops
 from intel_ft.kernels.gemm import tiles
 from intel_ft.layers.fused_decoder import is_fused
@@ -233,6 +234,7 @@ def pack_head(model: Any, available: float, keep: Keep = private) -> list[Decisi
         return [Decision("head's GEMMs", "oneDNN", f"{size}, over half of the free memory")]
     factory, name = own
     _base(model).packed_head = keep("packed head", lambda: factory(head.detach(), None))
+    FilePages.read().drop(head.data_ptr(), head.nbytes)  # training reads the copies
     return [Decision("head's GEMMs", f"intel_ft ({name})", f"as the frozen GEMMs; {size}")]
 
 

@@ -18,6 +18,7 @@ import torch
 from intel_ft.artifacts.fingerprints import config_fingerprint, hash_of, weights_fingerprint
 from intel_ft.decisions import Decision
 from intel_ft.host.cpu import cpu_flags, cpu_name
+from intel_ft.host.file_pages import FilePages
 from intel_ft.kernels.gemm.library import why_no_tiles, why_no_vnni
 from intel_ft.layers.mapped import Keep
 from intel_ft.layers.mixture import expert_matrices
@@ -120,18 +121,18 @@ def shared_bytes(model: Any, layout: Layout) -> int:
     total = weights * each + experts * {"int8": 1, "nf4": 0.52}.get(layout, 0)
     if packed:
         total += _HEAD * item * head.weight.numel()
-    mapped = Mapped.read()
+    mapped = FilePages.read()
     return int(total) + sum(one.nbytes for _, one in _others(model, mapped, converted=layout))
 
 
 def keep_parameters(model: Any, keep: Keep) -> None:
     """Share the large frozen parameters that are as loaded and not pages of a file already."""
-    for name, parameter in list(_others(model, Mapped.read())):
+    for name, parameter in list(_others(model, FilePages.read())):
         parameter.data = keep(f"parameter {name}", parameter.detach)
 
 
 def _others(
-    model: Any, mapped: "Mapped", converted: Layout = "as loaded"
+    model: Any, mapped: FilePages, converted: Layout = "as loaded"
 ) -> Iterable[tuple[str, torch.nn.Parameter]]:
     """Frozen parameters, without those that `converted` replaces and those that are mapped."""
     replaced = set()
@@ -149,24 +150,3 @@ def _others(
             and parameter.data_ptr() not in mapped
         ):
             yield name, parameter
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """The address ranges of this process that are pages of files (proc(5), /proc/PID/maps)."""
-
-    ranges: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def read(cls) -> "Mapped":
-        """The ranges now."""
-        ranges = []
-        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
-            place, _, _, _, inode, *_ = line.split(maxsplit=5)
-            if inode != "0":
-                start, end = (int(part, 16) for part in place.split("-"))
-                ranges.append((start, end))
-        return cls(tuple(ranges))
-
-    def __contains__(self, address: int) -> bool:
-        return any(start <= address < end for start, end in self.ranges)

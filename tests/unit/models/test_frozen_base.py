@@ -1,8 +1,10 @@
 """The forms that frozen weights are kept in, against the plain product; and which one is chosen."""
 
 import copy
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,3 +289,16 @@ def test_what_conversion_frees_does_not_accumulate() -> None:
         [sys.executable, "-c", _CONVERT], capture_output=True, text=True, check=True
     )
     assert float(found.stdout) < 0.6
+
+
+def test_a_converted_weight_leaves_no_pages_of_the_models_file_in_memory(tmp_path, model) -> None:
+    linear = model.model.layers[0].mlp.gate_proj
+    weight, path = torch.randn(512, 4096).bfloat16(), tmp_path / "weights"
+    path.write_bytes(weight.view(torch.uint8).numpy().tobytes())
+    pages = torch.from_file(str(path), size=weight.numel(), dtype=torch.bfloat16)
+    linear.weight.data = pages.view_as(weight)
+    replace_linears(model, lambda weight, bias: Dense(weight.clone(), bias))
+    text = Path("/proc/self/smaps").read_text()
+    region = re.search(rf"^{pages.data_ptr():x}-.*?^Rss: +(\d+) kB", text, re.M | re.S)
+    assert int(region[1]) == 0
+    assert torch.equal(model.model.layers[0].mlp.gate_proj.frozen_base.weight, weight)

@@ -11,6 +11,7 @@ from support.model_fixtures import row_of
 
 from intel_ft.bench.workloads import random_model, workload
 from intel_ft.config import build
+from intel_ft.host.file_pages import FilePages
 from intel_ft.layers import packed_attention
 from intel_ft.layers.int8 import can_int8
 from intel_ft.layers.mapped import Reader, Writer
@@ -19,7 +20,7 @@ from intel_ft.models import shared_base
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.shared_base import Mapped, Source, base_facts, shared_bytes
+from intel_ft.models.shared_base import Source, base_facts, shared_bytes
 
 
 def config(base_dtype="auto"):
@@ -132,5 +133,5 @@ def test_parameters_that_are_pages_of_a_file_already_are_left_alone(tmp_path, mo
     file.write_bytes(embeddings.detach().view(torch.uint8).numpy().tobytes())
     pages = torch.from_file(str(file), size=embeddings.numel(), dtype=torch.bfloat16)
     embeddings.data = pages.view(embeddings.shape)
-    assert embeddings.data_ptr() in Mapped.read()
+    assert embeddings.data_ptr() in FilePages.read()
     assert shared_bytes(model, "as loaded") == before - embeddings.nbytes
