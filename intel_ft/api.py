@@ -186,7 +186,9 @@ def evaluate(
         from intel_ft.inference.score_pairs import score_data
 
         if generate:
-            raise UserError(f"{artifact.location}: a reward model writes no answers to generate")
+            raise UserError(
+                f"{artifact.location}: a reward model scores answers and cannot generate them"
+            )
         moved = _with_base(artifact, base, trust_remote_code=trust_remote_code)
         return score_data(moved, settings, str(data), trust_remote_code=trust_remote_code)
     loaded = _loaded(model, base=base, trust_remote_code=trust_remote_code)

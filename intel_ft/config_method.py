@@ -33,7 +33,7 @@ class MethodConfig(Section):
     """Training method. qlora is LoRA on a 4-bit base; full trains all weights; preference compares
     answers; reward trains a model that scores them."""
     r: int = Field(16, ge=1, le=1024)
-    """Rank of the adapter. Its memory and time grow with it."""
+    """Rank of the adapter. Memory and time grow with it."""
     alpha: float = Field(32.0, gt=0)
     """The adapter's output is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -48,7 +48,7 @@ class MethodConfig(Section):
     use_rslora: bool = False
     """Use rank-stabilized LoRA: scale by alpha / sqrt(r)."""
     init: Literal["default", "gaussian", "pissa", "olora", "loftq"] = "default"
-    """Initialization of the adapter; loftq: what model.base_dtype=int4 rounded away."""
+    """Initialization of the adapter. loftq: from the rounding error of model.base_dtype=int4."""
     lora_plus_ratio: float = Field(1.0, ge=1.0)
     """LoRA+: learning rate of the B matrices divided by that of the A matrices."""
     teacher: PathOrId | None = None

@@ -35,8 +35,8 @@ class ModelConfig(Section):
     """Format of the frozen weights. auto: nf4 if method.name is qlora, otherwise model.dtype.
     int4: the weights that export --adapter --format int4 writes and OpenVINO serves."""
     quantization: dict[str, Any] = {}
-    """Settings of base_dtype int4, such as {group_size: 64}: those of export --set, and `format`,
-    which is int4 or int8."""
+    """Quantization settings for base_dtype=int4, such as {group_size: 64}: the keys of export
+    --set, and `format` (int4 or int8)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read that code first."""
     allow_pickle: bool = False
@@ -45,12 +45,15 @@ class ModelConfig(Section):
     """Start from this LoRA adapter of the base: the folder of a run, an adapter or a checkpoint, or
     a Hub id."""
     adapter_mode: Literal["continue", "merge"] = "continue"
-    """What happens to that adapter. continue: it is trained further, with its own rank and targets;
-    merge: it is added to the base weights, and a new adapter (or all weights) is trained."""
+    """What happens to model.adapter. continue: it is trained further, with its own rank and
+    targets; merge: it is added to the base weights, and a new adapter (or all weights) is
+    trained."""
     add_tokens: Annotated[list[str], AfterValidator(distinct_texts)] = []
-    """Words to add as one token each, wherever the data has them; their embeddings are trained."""
+    """Words to add to the vocabulary, one token each. They are recognized anywhere in the data.
+    Their embeddings are trained."""
     add_special_tokens: Annotated[list[str], AfterValidator(distinct_texts)] = []
-    """Control tokens to add, which only a chat template writes; their embeddings are trained."""
+    """Control tokens to add to the vocabulary. Only a chat template writes them. Their embeddings
+    are trained."""
 
     @property
     def new_tokens(self) -> list[str]:
@@ -112,12 +115,12 @@ class DataConfig(WithSources):
     """With on_long=split: tokens of the previous part that each part repeats as context, without
     training on them again. With 1, every token but a document's first is trained on."""
     loss_on: Literal["completion", "all", "last"] = "completion"
-    """Tokens that are trained on. completion: those of all answers; all: all tokens; last: those of
-    the last answer. Plain text always uses all."""
+    """Tokens in the loss. completion: those of all answers; all: every token; last: those of the
+    last answer. Plain text always uses all."""
     roles_to_train: list[Literal["system", "user", "assistant", "tool"]] = Field(
         ["assistant"], min_length=1
     )
-    """Roles whose turns are trained on; a turn's own weight, train or loss comes first."""
+    """Roles whose turns are trained on. A turn's own weight, train or loss key takes precedence."""
     earlier_answers: Literal["separate", "context"] = "separate"
     """Earlier answers that the chat template changes when later turns follow, for example by
     removing their reasoning. separate: each is trained on in a separate example; context: they
@@ -137,7 +140,9 @@ class DataConfig(WithSources):
     def _sources_fit_together(self) -> "DataConfig":
         weighted = [source.weight is not None for source in self.sources]
         if any(weighted) and not all(weighted):
-            raise ValueError("some sources in train have a weight: give every source one, or none")
+            raise ValueError(
+                "only some sources in train have a weight: give every source one, or none"
+            )
         if self.split_overlap >= self.max_length:
             raise ValueError(
                 f"split_overlap ({self.split_overlap}) must be less than max_length"
@@ -156,13 +161,14 @@ class TrainConfig(Section):
     global_batch_size: int = Field(16, ge=1)
     """Examples per optimizer step, over all ranks together."""
     max_tokens_per_row: int | Auto = "auto"
-    """Length of a packed row. Longer rows are faster up to about 2048 tokens, but need memory."""
+    """Maximum tokens in a packed row. Longer rows are faster up to about 2048 tokens, but need more
+    memory."""
     share_prefixes: bool = True
-    """Compute what examples of a row have in common from their start (a system prompt, a question
-    with several answers) once. Changes speed only."""
+    """Compute a prefix that several examples of a row share (a system prompt, a question with
+    several answers) only once. Affects speed, not results."""
     keep_answers_together: bool = True
-    """Put answers to one prompt into the same step, where they share it; a prompt has at most a
-    quarter of a step's examples. Other examples are in random order."""
+    """Put the answers to one prompt into the same step, where the prompt is computed once. One
+    prompt gets at most a quarter of a step's examples. All other examples are in random order."""
     learning_rate: float = Field(2e-4, gt=0, le=10)
     """Peak learning rate."""
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
@@ -176,7 +182,7 @@ class TrainConfig(Section):
     optimizer: Literal[
         "adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "sgd", "adafactor"
     ] = "adamw_torch_fused"
-    """Optimizer. paged_adamw_32bit moves states to host memory if a GPU is full."""
+    """Optimizer. paged_adamw_32bit moves its state to host memory if a GPU is full."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the adapter's weights, the order of the examples, and dropout."""
     eval_steps: int | None = Field(None, ge=1)
@@ -227,8 +233,8 @@ class BackendConfig(Section):
     prepack: bool | Auto = "auto"
     """Keep a second copy of frozen bf16 weights in oneDNN's layouts: faster, twice the memory."""
     share_base: Literal["auto", "cache", "off"] = "auto"
-    """One copy of the frozen base in memory for the ranks of a host; cache: it is also kept
-    on disk for later runs; off: each rank has its own copy."""
+    """How the ranks of a host hold the frozen base. auto: one copy in memory; cache: one copy, also
+    kept on disk for later runs; off: one copy per rank."""
     compile: bool | Auto = "auto"
     """Use torch.compile on the model's own layers instead of the fused layers of intel_ft."""
     shard: bool = False

@@ -46,7 +46,7 @@ class Section(BaseModel):
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[str(info.field_name)]
         if isinstance(value, bool) and bool not in kinds_of(field.annotation):
-            raise ValueError("is true or false, which this key does not take")
+            raise ValueError("must not be true or false")
         return value
 
 

@@ -57,7 +57,7 @@ def _at_start(config: Sections) -> Iterator[str]:
     if model.merged_adapter is None and model.adapter_mode == "merge":
         yield "model.adapter_mode=merge needs model.adapter"
     if both := set(model.add_tokens) & set(model.add_special_tokens):
-        yield f"model.add_tokens and model.add_special_tokens both have {min(both)!r}"
+        yield f"model.add_tokens and model.add_special_tokens both contain {min(both)!r}"
     if model.new_tokens and model.continued_adapter is not None:
         yield "model.add_tokens needs a new adapter: set model.adapter_mode=merge"
     if model.continued_adapter is not None and method.trains_all:
@@ -88,7 +88,9 @@ def _on_int4(config: Sections) -> Iterator[str]:
         if model.quantization:
             yield "model.quantization applies to model.base_dtype=int4 only"
         if method.init == "loftq":
-            yield "method.init=loftq starts from the rounding of model.base_dtype=int4: set that"
+            yield (
+                "method.init=loftq corrects the rounding of model.base_dtype=int4: set that as well"
+            )
         return
     kept = "base weights, which model.base_dtype=int4 keeps unchanged"
     if method.init in CHANGES_BASE:
@@ -107,7 +109,10 @@ def _on_compared_data(config: Sections) -> Iterator[str]:
     if config.method.name == "reward":
         yield from _on_a_reward_model(config)
     if len(data.sources) > 1:
-        yield f"{preference} reads one source, and data.train has {len(data.sources)}: join them"
+        yield (
+            f"{preference} reads one source, but data.train has {len(data.sources)}: combine them"
+            " into one"
+        )
     if data.format != "auto":
         yield f"data.format={data.format} cannot be used with {preference}: leave it out"
     if data.loss_on != "completion":
@@ -125,7 +130,9 @@ def _on_compared_data(config: Sections) -> Iterator[str]:
             f" ({data.max_length}): raise it to {2 * data.max_length}"
         )
     if data.weight_column is not None:
-        yield f"data.weight_column cannot be used with {preference}: all answers weigh the same"
+        yield (
+            f"data.weight_column cannot be used with {preference}: all answers have the same weight"
+        )
     if config.train.best_metric == "accuracy" and not (data.eval or data.eval_fraction):
         yield "train.best_metric=accuracy needs data.eval or data.eval_fraction"
 
@@ -134,9 +141,12 @@ def _on_a_reward_model(config: Sections) -> Iterator[str]:
     """Conflicts of a score in place of the head."""
     reward = "cannot be used with method.name=reward"
     if config.base_dtype == "int4":
-        yield f"model.base_dtype=int4 {reward}: it is a language model as it is served"
+        yield f"model.base_dtype=int4 {reward}: int4 weights are for language models only"
     if config.model.new_tokens:
-        yield f"model.add_tokens {reward}: add them in a supervised run, merge it, and start there"
+        yield (
+            f"model.add_tokens {reward}: add them in a supervised run, merge that run, and start"
+            " from the result"
+        )
     if config.model.continued_adapter is not None:
         yield (
             f"model.adapter_mode=continue {reward}: no adapter of a language model has a score:"
@@ -167,7 +177,9 @@ def _on_shards(config: Sections) -> Iterator[str]:
         if getattr(backend, name) is True:
             yield f"{key} cannot be combined with backend.{name}=true"
     if backend.share_base == "cache":
-        yield f"{key} cannot be combined with backend.share_base=cache: each rank has its part"
+        yield (
+            f"{key} cannot be combined with backend.share_base=cache: each rank holds only its part"
+        )
 
 
 def _on_cuda(config: Sections) -> Iterator[str]:
@@ -201,7 +213,7 @@ def _of_a_stream(config: Sections) -> Iterator[str]:
     if config.train.max_steps is None:
         yield "data.streaming needs train.max_steps: the number of rows is not known"
     if len(data.sources) > 1 or any(source.max_examples for source in data.sources):
-        yield "data.streaming takes all of one source: remove the others and max_examples"
+        yield "data.streaming reads one source in full: remove other sources and max_examples"
     if config.method.compares is not None:
         yield f"data.streaming cannot be used with method.name={config.method.name}"
     if data.weight_column is not None:

@@ -41,8 +41,8 @@ _REASONS = {
     "drops the system": "no system message",
     "leaves out the reasoning": "no reasoning",
     "leaves out tool calls": "no calls",
-    "leaves out the words": "no words with a call",
-    "behind the prompt that a server sends": "no prompt for a call",
+    "leaves out the text of": "no words with a call",
+    "after the prompt that a server sends": "no prompt for a call",
     r"rejects the roles [^(]*\((.{,60}).*\): set": r"\1",
 }
 

@@ -18,7 +18,7 @@ N times, and prints one JSON line for each start:
     private_mib         private memory of each rank at the beginning of the first step
     base                what the run reports of backend.share_base, if anything
 
-Example: the memory of one and of four ranks, and a second start from the cache of bases:
+Example: the memory of one and of four ranks, and a second start from the base cache:
 
     python tools/random_model.py 7b-slice /tmp/slice
     python tools/measure_start.py run.yaml model.name_or_path=/tmp/slice train.max_steps=1

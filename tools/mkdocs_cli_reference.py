@@ -12,9 +12,9 @@ from intel_ft.cli.main import app
 INTRODUCTION = """\
 # Command line
 
-`intel-ft VERB` runs one stage; `intel-ft VERB --help` prints what is on this page. Each verb that
-prints results takes `--json`: one JSON object on stdout, and everything else on stderr.
-`--debug`, before or after the verb, shows tracebacks.
+`intel-ft COMMAND` runs one stage; `intel-ft COMMAND --help` prints its part of this page. Each
+command that prints results has `--json`, which prints one JSON object on stdout and everything else
+on stderr. `--debug`, before or after the command, shows tracebacks.
 
 | exit code | meaning |
 |---:|---|

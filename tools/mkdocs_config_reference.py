@@ -18,12 +18,12 @@ INTRODUCTION = """\
 # Configuration
 
 A run is one YAML file; `intel-ft train FILE section.key=value ...` overrides values in it. An
-unknown key is an error, and so is a key or section that stands twice.
+unknown key is an error, and so is a key or section that is set twice.
 
-- **Overrides.** The value of a key for text is the text as given, with `#`, `:`, quotes and leading
-  zeros: `data.system_prompt=You are agent #7`. Other values are YAML: numbers, `true`, `null`,
-  `[q_proj, v_proj]`. `null`, or nothing, unsets a key that may be null. The last override of a key
-  counts.
+- **Overrides.** A key that takes text gets the text unchanged, including `#`, `:`, quotes and
+  leading zeros: `data.system_prompt=You are agent #7`. Other values are YAML: numbers, `true`,
+  `null`, `[q_proj, v_proj]`. `null`, or nothing, unsets a key that may be null. The last override
+  of a key counts.
 - **Paths.** In `model.name_or_path`, `data.train`, `path` of a source, `data.eval`,
   `method.teacher` and `output.directory`, in the file and in overrides, `~` at the start is the
   home folder and `$NAME` or `${NAME}` the environment variable of that name; one that is not set is

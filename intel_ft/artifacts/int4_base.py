@@ -29,8 +29,8 @@ def open_int4_base(folder: Path) -> Int4Base:
     digest, expected = digest_of(weights), read_record(folder).get("sha256")
     if digest != expected:
         raise IntelFTError(
-            f"{folder}: the weights of this compressed base are damaged: remove the folder, and it "
-            "is made again"
+            f"{folder}: the weights of this compressed base are damaged: delete the folder; the"
+            " next run recreates it"
         )
     return Int4Base(folder, weights, digest)
 
@@ -54,9 +54,9 @@ def require_any_base(adapter: Path) -> None:
     provenance = Provenance.load(adapter)
     if provenance is not None and provenance.needs_int4:
         raise UserError(
-            f"{adapter}: it makes up for the rounding of its int4 base (method.init=loftq), so it "
-            "fits no other weights: use it with export --adapter --format int4, or train without "
-            "method.init"
+            f"{adapter}: it compensates for the rounding of its int4 base (method.init=loftq), so"
+            " it works with no other weights: export it with --adapter --format int4, or train"
+            " without method.init"
         )
 
 

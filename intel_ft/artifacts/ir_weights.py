@@ -168,9 +168,9 @@ def _tensor(name: str, constants: Mapping[str, dict[str, str]], data: Bytes) -> 
     known = len(shape) in (2, 3) and scale_shape == (*shape[:-1], 1)
     if not known or scale["element_type"] not in _FLOATS or (bits == 4 and shape[-1] % 2):
         raise UserError(
-            f"{name}: only compressed linear layers can be read from an IR, not weights of shape "
-            f"{shape} with scales {scale_shape} of type {scale['element_type']}; a mixture's "
-            "experts can be exported without --recover"
+            f"{name}: only compressed linear layers can be read from an IR, not weights of shape"
+            f" {shape} with scales {scale_shape} of type {scale['element_type']}; export a mixture"
+            " of experts without --recover"
         )
     rows = shape[0]
     size, groups = int(np.prod(shape[1:])), int(np.prod(scale_shape[1:]))

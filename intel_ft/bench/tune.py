@@ -104,8 +104,8 @@ def task_of(config: Config) -> Task:
         )
     except KeyError as error:
         raise UserError(
-            f"{config.model.name_or_path}: its config.json has no {error.args[0]}, by which ranks "
-            "are measured: set --ranks-per-host"
+            f"{config.model.name_or_path}: its config.json has no {error.args[0]}, which --tune"
+            " needs: set --ranks-per-host"
         ) from None
     if config.base_dtype == "int4" or config.backend.name in ("cuda", "ipex"):
         what = "model.base_dtype=int4" if config.base_dtype == "int4" else "backend.name"

@@ -249,8 +249,10 @@ def ranks(
         int | None,
         typer.Option(
             min=1,
-            help="Batch size to scale: the smallest run takes 4 times as many examples per rank "
-            "and step. Default: depends on the workload.",
+            help=(
+                "Examples to scale from: each rank of the smallest run gets 4 times this many per"
+                " step. Default: depends on the workload."
+            ),
         ),
     ] = None,
     rank: LoraRank = 16,

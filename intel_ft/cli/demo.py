@@ -16,7 +16,7 @@ def run(
             "--output", "-o", help="Folder to keep the results in. Default: delete them at the end."
         ),
     ] = None,
-    max_steps: Annotated[int, typer.Option(help="Optimizer steps of the training.")] = 80,
+    max_steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 80,
     json: Json = False,
 ) -> None:
     """Run all stages on a small model that ships with intel-ft.

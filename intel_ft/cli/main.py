@@ -98,7 +98,7 @@ def _options(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
     debug: bool = typer.Option(
-        False, "--debug", help="Show tracebacks. Also accepted after the verb."
+        False, "--debug", help="Show tracebacks. Also accepted after the command."
     ),
 ) -> None:
     if version:

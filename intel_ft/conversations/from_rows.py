@@ -152,7 +152,7 @@ def _of_roles(messages: tuple[Message, ...], rules: TurnRules) -> tuple[Message,
     while marked and not marked[-1].in_loss:
         marked.pop()
     if not marked:
-        raise BadRow("no turn has a role of data.roles_to_train, so there is nothing to learn")
+        raise BadRow("no turn has a role in data.roles_to_train, so there is nothing to learn")
     return tuple(marked)
 
 

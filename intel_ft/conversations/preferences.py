@@ -213,7 +213,7 @@ def _conversation(row: Mapping[str, Any], column: str, unused: set[str]) -> Conv
         before = _before(prompt, row[prompt], answer)
     turns = [*before, *answer]
     if not turns or _role_of(turns[-1][1]) != "assistant":
-        raise BadRow(f"{column} does not end with an answer of the assistant")
+        raise BadRow(f"{column} does not end with an assistant turn")
     if len(turns) == 1:
         raise BadRow(f"{column} has no prompt in front of its answer")
     rules = TurnRules(("assistant",), "completion", unused)

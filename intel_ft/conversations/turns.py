@@ -200,7 +200,7 @@ def _part(name: str, part: object, rules: TurnRules) -> str:
             return str(part["text"])
         if kind == "thinking" and isinstance(part.get("thinking"), str):
             return with_thought(part["thinking"], "").rstrip("\n")
-    raise BadRow(f"{name} is a part of the type {kind!r}: only text can be trained on")
+    raise BadRow(f"{name} is a part of type {kind!r}: only text can be trained on")
 
 
 def _calls(turn: Mapping[str, Any], name: str, content: str) -> tuple[str, str]:
@@ -287,7 +287,10 @@ def _up_to_last_trained(messages: list[Message], rules: TurnRules) -> tuple[Mess
         what = " or the ".join(rules.roles)
         raise BadRow(f"no turn is the {what}'s, so there is nothing to learn")
     if not trained:
-        raise BadRow("no answer is trained on (weight, train, loss), so there is none to learn")
+        raise BadRow(
+            "no answer is trained on (its weight, train or loss excludes it), so there is nothing"
+            " to learn"
+        )
     used = messages[: trained[-1] + 1]
     if rules.loss_on == "last":
         used = [replace(m, trained=False) if m.in_loss else m for m in used[:-1]] + used[-1:]

@@ -60,8 +60,8 @@ def refuse_media(rows: Rows) -> None:
     for name, kind in rows.table.features.items():
         if any(word in repr(kind) for word in ("Image(", "Audio(", "Video(")):
             raise UserError(
-                f"{rows.source}: column {name} holds images, audio or video, and only text can be"
-                " trained on: its answers are about what the model would not see"
+                f"{rows.source}: column {name} holds images, audio or video: only text can be"
+                " trained on, and the answers refer to what the model would not see"
             )
 
 

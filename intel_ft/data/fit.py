@@ -10,6 +10,7 @@ from intel_ft.config_sections import DataConfig
 from intel_ft.conversations.from_rows import ReadData
 from intel_ft.conversations.unsupported import thinking_tag
 from intel_ft.errors import UserError
+from intel_ft.plurals import count_of
 from intel_ft.sources.bad_rows import BadRows, NothingUsable
 from intel_ft.sources.rows import Rows
 from intel_ft.templates.chat_render import TemplateProblem
@@ -119,8 +120,8 @@ def refuse_thoughts(rows: Rows, read: ReadData, chat_template: str) -> None:
     if found:
         row, tag = found[0]
         raise UserError(
-            f"{rows.where(row)}: an answer has {tag}, and not as one block <think>...</think> in"
-            f" front of it ({len(found):,} answers), while the tokenizer's chat_template writes"
-            " reasoning itself: correct the blocks, or set data.template to chatml, which uses"
-            " answers as they are"
+            f"{rows.where(row)}: an answer contains {tag}, but not as one <think>...</think> block"
+            f" at its start ({count_of(len(found), 'such answer')}), and the tokenizer's"
+            " chat_template writes reasoning itself: correct the blocks, or set data.template to"
+            " chatml, which uses answers unchanged"
         )

@@ -35,7 +35,7 @@ def parts_of(names: Sequence[str], counts: Sequence[int], weights: Sequence[floa
     for name, count in zip(names, taken, strict=True):
         if count == 0:
             raise UserError(
-                f"{name}: its weight is so low that an epoch of {total:,} examples has none of it:"
-                " raise its weight in data.train, or remove the source"
+                f"{name}: its weight is so low that an epoch of {total:,} examples would contain"
+                " none of its rows: raise its weight in data.train, or remove the source"
             )
     return [Part(count, per_epoch) for count, per_epoch in zip(counts, taken, strict=True)]

@@ -107,7 +107,7 @@ def cached(
         return None
     entry, origin = found
     root = entry.parent
-    with explain_full_disk(root, "run the command again, which continues"):
+    with explain_full_disk(root, "run the command again: it continues where it stopped"):
         complete_entry(entry, lambda: _make(entry, data, origin, tokenizer, max_examples))
         delete_oldest(root, data.cache_gib * 2**30)
     done = json.loads((entry / DONE).read_text(encoding="utf-8"))

@@ -49,8 +49,8 @@ def choose_collective(
         return Decision(_NAME, "nccl", "NCCL for tensors on GPUs, gloo for tensors on CPUs")
     if backend.collective == "nccl":
         raise EnvironmentProblem(
-            "backend.collective=nccl: NCCL works between GPUs, and this run computes on CPUs: set "
-            "backend.collective=auto"
+            "backend.collective=nccl: NCCL connects GPUs, but this run uses CPUs: set"
+            " backend.collective=auto"
         )
     return _between_cpus(backend.collective, launcher, installed)
 

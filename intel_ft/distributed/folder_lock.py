@@ -105,8 +105,9 @@ class FolderLock:
                 _create(self._path, self._owner)
         elif holder != self._owner:
             raise IntelFTError(
-                f"{self._folder}: {holder} has taken over this folder since {holder.since}, "
-                f"because this process did not renew its lock for {STALE:g} s: it writes no more"
+                f"{self._folder}: {holder} took over this folder at {holder.since}, because this"
+                f" process did not renew its lock for {STALE:g} s: this process stops writing to"
+                " it"
             )
 
     def release(self) -> None:

@@ -111,8 +111,8 @@ def require_same(store: "Store", rank: int, size: int, name: str, value: str) ->
     other = next(rank for rank, one in enumerate(values) if one != values[0])
     host = store.get(f"{name}/host/{other}").decode()
     raise EnvironmentProblem(
-        f"the ranks do not have the same {name}: rank {other} on {host} has {values[other]}, rank "
-        f"0 on {platform.node()} has {values[0]}: set {name} to what all hosts have"
+        f"the ranks do not have the same {name}: rank {other} on {host} has {values[other]}, rank"
+        f" 0 on {platform.node()} has {values[0]}: set {name} to a value that all hosts have"
     )
 
 
@@ -135,7 +135,7 @@ def _await_all(store: "Store", size: int, address: str, timeout: timedelta) -> N
             ranks = [str(rank) for rank in range(size) if not store.check([f"rank/{rank}"])]
             missing = f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks[:20])} of {size}"
             if waited > timeout.total_seconds():
-                raise RuntimeError(f"{missing} did not come within {waited:.0f} s")
+                raise RuntimeError(f"{missing} did not arrive within {waited:.0f} s")
             logger.warning(
                 "waiting for %s for %.0f s: check that every rank was started, and can reach %s",
                 missing,

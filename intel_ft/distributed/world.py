@@ -62,8 +62,8 @@ class World(LauncherEnv):
             return
         if ranks := self._differing([_number("\n".join(facts))])[0]:
             raise EnvironmentProblem(
-                f"{_named(ranks)} and rank 0 do not check the same settings: install the "
-                "same version of intel_ft on all hosts"
+                f"{_named(ranks)} and rank 0 compare different settings: install the same version"
+                " of intel_ft on all hosts"
             )
         found = self._differing([_number(text) for text in facts.values()])
         differing = [(name, ranks) for name, ranks in zip(facts, found, strict=True) if ranks]

@@ -184,8 +184,8 @@ def _without_awq(settings: Settings, weight_format: Format) -> Settings:
     """`settings` without AWQ, which the default or the recipe of int4 would have."""
     if settings.awq:
         raise UserError(
-            "--set awq=true cannot be used with --adapter: AWQ moves scales from one layer into "
-            "another, and an adapter is trained without them"
+            "--set awq=true cannot be used with --adapter: AWQ moves scales between layers, but"
+            " the adapter is trained without them"
         )
     if weight_format != "int4" or settings.awq is False:
         return settings
@@ -220,8 +220,8 @@ def _require_supported(artifact: Artifact) -> None:
 def _require_same_base(artifact: Artifact, first: Artifact) -> None:
     if artifact.base_model != first.base_model:
         raise UserError(
-            f"{artifact.location} is an adapter of {artifact.base_model}, {first.location} of "
-            f"{first.base_model}: adapters in one folder must have one base"
+            f"{artifact.location} is an adapter of {artifact.base_model}, {first.location} of"
+            f" {first.base_model}: all adapters in one folder must have the same base"
         )
 
 
@@ -307,9 +307,9 @@ def _require_applied(adapter: RuntimeAdapter, location: str) -> None:
     )
     if adapter.top1 < (1 + adapter.top1_without) / 2 - 1 / PROBE_POSITIONS:
         raise IntelFTError(
-            f"{location}: at run time {adapter.top1:.0%} of the next tokens are those of torch, "
-            f"{adapter.top1_without:.0%} without the adapter: it is not applied as it was "
-            "trained, or the base is quantized too coarsely"
+            f"{location}: at run time {adapter.top1:.0%} of the next tokens agree with torch,"
+            f" {adapter.top1_without:.0%} without the adapter: the adapter is not applied as it"
+            " was trained, or the base is quantized too coarsely"
         )
 
 

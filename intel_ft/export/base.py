@@ -91,8 +91,8 @@ def base_options(
     """
     if recipe.used and "bits" not in recipe.options:
         raise UserError(
-            f"the recipe for {recipe.id} has several stages, and a base for adapters is made in "
-            "one: set recipe=none (in model.quantization or with --set)"
+            f"the recipe for {recipe.id} has several stages, but a base for adapters is compressed"
+            " in one: set recipe=none (in model.quantization or with --set)"
         )
     options = options_for(weight_format, settings, recipe, calibration is not None)
     return options, calibration if uses_data(options, settings) else None

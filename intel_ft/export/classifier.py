@@ -104,8 +104,8 @@ def require_one_score(folder: Path) -> None:
     labels = PretrainedConfig.from_dict(read_json(folder / _CONFIG)).num_labels
     if labels != 1:
         raise UserError(
-            f"{folder}: this classifier has {labels} labels, and a reward model has one: give a "
-            "classifier with one label"
+            f"{folder}: this classifier has {labels} labels, but a reward model has one: give a"
+            " classifier with one label"
         )
 
 

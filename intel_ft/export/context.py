@@ -182,8 +182,8 @@ def _tuning(source: Source, work: Path, tokenizer: Any, calibration: str | None)
     examples = find_training(source.artifact, tokenizer, calibration)
     if examples is None:
         raise UserError(
-            f"{source.artifact.location}: --recover needs training examples, and this is not a run "
-            "that has them: name some with --calibration"
+            f"{source.artifact.location}: --recover needs training examples, and this is not a run"
+            " with training data: name some with --calibration"
         )
 
     def load() -> Any:
@@ -196,7 +196,7 @@ def _tuning(source: Source, work: Path, tokenizer: Any, calibration: str | None)
 def gate_task(artifact: Artifact, tokenizer: Any, gate: Gate) -> GateTask | None:
     """What `gate` measures of this model, None where it measures nothing. Raises UserError."""
     if gate.limits.max_task_drop is not None and gate.task is None:
-        raise UserError("--max-task-drop limits a task: name it with --task")
+        raise UserError("--max-task-drop needs a task: name it with --task")
     validation = _validation(artifact, tokenizer, gate)
     if validation is None:
         return None
@@ -244,7 +244,7 @@ def _validation(artifact: Artifact, tokenizer: Any, gate: Gate) -> ValidationSet
     needed = gate.limits.is_set or gate.task is not None
     if not gate.measure:
         if needed:
-            raise UserError("limits of the gate and --task need measurements: remove --no-measure")
+            raise UserError("the quality gate and --task need measurements: remove --no-measure")
         return None
     validation = find_validation_set(artifact, tokenizer, gate.data, gate.split)
     if validation is None and needed:

@@ -97,9 +97,7 @@ def export(
     if artifact.kind == "openvino":
         raise UserError(f"{source}: this is already an OpenVINO model")
     if recover and weight_format not in ("int4", "auto"):
-        raise UserError(
-            f"--recover tunes weights of 4 bits: use --format int4, not {weight_format}"
-        )
+        raise UserError(f"--recover tunes 4-bit weights: use --format int4, not {weight_format}")
     if artifact.is_reward_model:
         refuse_for_scores(artifact, gate, settings, recover=recover)
     key = _workspace_key(artifact, base, gate, calibration, settings)

@@ -1,4 +1,4 @@
-"""Write export.json, the record in every exported folder (docs/export.md)."""
+"""Write export.json, the record in every exported folder (docs/export-json.md)."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -55,7 +55,7 @@ def export_record(
     gate: Gate,
     device: Device,
 ) -> dict[str, Any]:
-    """The values of export.json (docs/export.md); the last of `results` is the selected one."""
+    """The values of export.json (docs/export-json.md); the last result is the selected one."""
     selected = results[-1]
     calibration = context.calibration if selected.calibrated else None
     return {

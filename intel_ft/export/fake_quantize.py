@@ -130,7 +130,7 @@ def quantize_in_place(
         weight = getattr(module, "weight", None)
         if weight is None or tuple(weight.shape) != tensor.shape:
             raise IntelFTError(
-                f"{name} is compressed in the IR, but no layer of the model in torch"
+                f"{name} is compressed in the IR, but the torch model has no such layer"
             )
         shape = FakeQuantized(tensor, rank) if tensor.bits == 4 else _Fixed(tensor)
         shared[id(weight)] = shape

@@ -112,7 +112,7 @@ class GateRow:
     quality: Quality | PairQuality | None
 
     def record(self, limits: Limits) -> dict[str, Any]:
-        """Its entry in export.json (docs/export.md)."""
+        """Its entry in export.json (docs/export-json.md)."""
         values = {key: value for key, value in asdict(self).items() if key != "quality"}
         why = limits.why_rejected(self.quality) if self.quality else None
         measured = asdict(self.quality) if self.quality else {}

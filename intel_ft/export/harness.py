@@ -64,8 +64,8 @@ class HarnessTask:
         except (KeyError, TypeError, ValueError):
             numbers = [name for name in sample["metrics"] if isinstance(sample[name], int | float)]
             raise UserError(
-                f"--task {self.name}: {self.metric} is no number for each document: choose one of "
-                f"{', '.join(numbers) or 'another task'}"
+                f"--task {self.name}: {self.metric} is not one number per document: choose one of"
+                f" {', '.join(numbers) or 'another task'}"
             ) from None
 
 
@@ -107,10 +107,12 @@ def load_harness(name: str, documents: int | None) -> HarnessTask:
         # A drop is a loss only where more is better, and perplexities are no score of a document.
         known = [key for key, more in task.higher_is_better().items() if more]
         if not known:
-            raise UserError(f"--task {name}: no metric of {task.task_name} is better if higher")
+            raise UserError(
+                f"--task {name}: {task.task_name} has no metric for which higher is better"
+            )
         metric = metric or known[0]
         if metric not in known:
-            raise UserError(f"--task {name}: {task.task_name} has {', '.join(known)}")
+            raise UserError(f"--task {name}: {task.task_name} has the metrics {', '.join(known)}")
     drawn = _draw(counts, documents or DOCUMENTS)
     logger.info("%s: %d documents, %s", task_name, sum(map(len, drawn.values())), metric)
     tasks = {key: loaded["tasks"][key] for key in drawn}  # it would run the others completely
@@ -157,7 +159,7 @@ def harness_model(model: LanguageModel) -> Any:
             return [continuation_score(model, *tokens) for _, *tokens in requests]
 
         def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
-            raise UserError("--task: a perplexity is no score for each document: choose another")
+            raise UserError("--task: perplexity is not a score per document: choose another task")
 
         def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
             return [

@@ -71,7 +71,7 @@ def recover(
     rank = _rank(settings, weights.values())
     trained = quantize_in_place(model, weights, rank)
     if not trained:
-        raise UserError("--recover: this candidate has no weights of 4 bits to tune")
+        raise UserError("--recover: this candidate has no 4-bit weights to tune")
     device = _device(model, trained)
     logger.info("%s", device)
     model.to(device.value)
@@ -90,7 +90,7 @@ def recover(
         with torch.no_grad():
             expected = layer.values(original(model, name)).numpy()
         if not np.array_equal(dequantize(written[name]), expected):
-            raise IntelFTError(f"{ir}: {name} was not written as it was tuned")
+            raise IntelFTError(f"{ir}: {name} was not written with its tuned values")
     state.unlink(missing_ok=True)
     return recovery
 

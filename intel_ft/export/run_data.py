@@ -99,7 +99,7 @@ def run_calibration(config: Config, tokenizer: Any, settings: Settings) -> Calib
 
 
 def training_record(artifact: Artifact) -> dict[str, Any] | None:
-    """The `training` value of export.json (docs/export.md), None without a run."""
+    """The `training` value of export.json (docs/export-json.md), None without a run."""
     if run_config(artifact) is None:
         return None
     return _if_readable(

@@ -57,8 +57,8 @@ def common_int4(
     if weight_format != trained or chosen:
         what = f"--format {weight_format}" if weight_format != trained else chosen[0]
         raise UserError(
-            f"{first}: it was trained on {trained} weights, which are exported as they are: use "
-            f"--format {trained} without settings, not {what}"
+            f"{first}: it was trained on {trained} weights, which are exported unchanged: use"
+            f" --format {trained} without settings, not {what}"
         )
     return digest
 
@@ -137,18 +137,19 @@ def _copy(source: Source, digest: str, partial: Path) -> None:
         config = run_config(source.artifact)
         if config is None:
             raise UserError(
-                f"{source.artifact.location}: the compressed weights that it was trained on are "
-                "not in the cache of this machine: copy that cache here, or export the run's "
-                "folder, from whose config they can be made again"
+                f"{source.artifact.location}: the compressed weights that it was trained on are"
+                " not in this machine's cache: copy that cache here, or export the run's folder,"
+                " whose config is enough to recreate them"
             )
         logger.info("compressing the base again: it is no longer in the cache")
         cached = partial / "again"
         made = make_base(config, cached)
         if made != digest:
             raise UserError(
-                f"{source.artifact.location}: compressing its base again gives other weights than "
-                f"it was trained on (nncf {installed('nncf')}, openvino {installed('openvino')}): "
-                "use the versions and the CPU of the training, or copy its cache folder"
+                f"{source.artifact.location}: compressing its base again gives weights that differ"
+                f" from those it was trained on (nncf {installed('nncf')}, openvino"
+                f" {installed('openvino')}): use the versions and the CPU that it was trained"
+                " with, or copy its cache folder"
             )
     for path in cached.iterdir():
         if path.is_file():

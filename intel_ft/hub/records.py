@@ -18,7 +18,7 @@ _ENVIRONMENT = ("packages", "cpu", "isa", "ranks")  # what the card shows; never
 class Records:
     """The records; None where there is none.
 
-    `training` has the keys of export.json's entry of that name (docs/export.md), `environment`
+    `training` has the keys of export.json's entry of that name (docs/export-json.md), `environment`
     those of a run's environment.json that do not identify the machine; `export` is the whole
     export.json; `weights` are read from the IR itself.
     """

@@ -223,9 +223,7 @@ def why_no_chains(device: torch.device) -> str | None:
         return str(error).splitlines()[0]
     for one, other in zip(found, results(torch.device("cpu"), torch.float32), strict=True):
         if not (one.float().cpu() - other).norm() <= 0.05 * other.norm():  # or it is NaN
-            return (
-                f"attention on {device.type} is not exact for a beginning that two segments share"
-            )
+            return f"attention on {device.type} is not exact for a prefix that two segments share"
     return None
 
 

@@ -324,7 +324,7 @@ def _why_not_equal(decoder: Any, block: Any, layer: Layer) -> str | None:
     # For layers whose output hardly differs from their input.
     rounding = torch.finfo(expected.dtype).eps / 16 * expected.float().norm()
     if not (fused - expected).float().norm() <= 0.05 * change.norm() + rounding:  # or it is NaN
-        return "a trial of one layer gave another result"
+        return "a trial of one layer gave a different result"
     return None
 
 

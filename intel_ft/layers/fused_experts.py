@@ -242,7 +242,7 @@ def why_not_equal(part: ExpertModule) -> str | None:
         return f"a trial of one layer failed ({str(error).splitlines()[0]})"
     for one, other in zip(expected, found, strict=True):
         if not (one - other).float().norm() <= 0.05 * one.float().norm():  # or it is NaN
-            return "a trial of one layer gave another result"
+            return "a trial of one layer gave a different result"
     return None
 
 

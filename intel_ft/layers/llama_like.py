@@ -30,7 +30,7 @@ def why_not_llama_like(block: Any) -> str | None:
     config = attention.config
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "its attention has a sliding window"
-    return "its layers have dropout themselves" if _has_dropout(block) else None
+    return "its layers have their own dropout" if _has_dropout(block) else None
 
 
 def _has_dropout(block: Any) -> bool:

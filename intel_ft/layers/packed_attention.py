@@ -372,5 +372,5 @@ def _why_not_shareable(model: Any, call: Any) -> str | None:
         return str(error).splitlines()[0]
     expected = torch.cat((expected[: lengths[0]], expected[lengths[0] + len(begin) :]))
     if not (found - expected).norm() <= 0.05 * expected.norm():  # or it is NaN
-        return "a trial of two sequences with a common beginning gave another result"
+        return "a trial of two sequences with a shared prefix gave a different result"
     return None

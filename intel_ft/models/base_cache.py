@@ -126,7 +126,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for another run, which prepares a base in %s", folder)
+            logger.info("waiting for another run, which is preparing a base in %s", folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise NoCache(f"{folder} cannot be locked ({error.strerror})") from None
@@ -150,7 +150,7 @@ def _make_room(folder: Path, size: int) -> None:
         if total + size <= limit and size <= _free(folder):
             return
         if _remove(path):
-            logger.info("removed %s from the cache of bases: not used for longest", path)
+            logger.info("removed %s from the base cache: least recently used", path)
             total -= bytes_
     if total + size > limit:
         raise NoCache(f"{total / GIB:.1f} GiB of {folder} are in use, {LIMIT} is {limit / GIB:g}")

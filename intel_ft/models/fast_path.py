@@ -164,7 +164,7 @@ def _why_not_prepacked(config: Config, dtype: torch.dtype, prepackable: bool) ->
     if (reason := why_not_own_layers(config)) is not None:
         return reason
     if config.method.use_dora:
-        return "DoRA needs the weights as they are"
+        return "DoRA needs unmodified weights"
     if not prepackable and config.backend.prepack is not True:
         return _not_prepackable(dtype)
     return "set in the config" if config.backend.prepack is False else None

@@ -54,8 +54,8 @@ def check_folder(folder: Path, model: ModelConfig, *, scores: bool = False) -> N
     config = _read_config(folder)
     if is_reward_model(folder) and not scores:
         raise UserError(
-            f"{folder}: this is a reward model, which scores answers and writes none: give a"
-            " language model"
+            f"{folder}: this is a reward model, which scores answers but does not write them: give"
+            " a language model"
         )
     if not model.trust_remote_code and not _is_causal_lm(config):
         if "auto_map" in config:
@@ -105,8 +105,8 @@ def refuse_both_ways(folder: Path, description: Any) -> None:
         if key in getattr(type(text), "__dataclass_fields__", {}) and getattr(text, key) in values:
             raise UserError(
                 f"{folder / 'config.json'}: {key} is {json.dumps(getattr(text, key))}, so this"
-                f" {text.model_type} reads a text in both directions and would see the answers that"
-                " it learns: give a model that generates text"
+                f" {text.model_type} attends in both directions and would see the answers that it"
+                " learns to predict: give a model that generates text"
             )
 
 

@@ -20,7 +20,7 @@ from intel_ft.models.targets import is_linear
 
 _MORE_THAN_LORA = {
     "use_dora": "DoRA",
-    "modules_to_save": "modules that were trained whole",
+    "modules_to_save": "modules that were trained in full",
     "trainable_token_indices": "embeddings of new tokens",
     "target_parameters": "adapted parameters",
     "lora_bias": "biases in LoRA",
@@ -37,7 +37,7 @@ def describe_adapter(model: ModelConfig) -> list[Decision]:
     """What the run starts from besides its base."""
     if model.adapter is None:
         return []
-    how = "added to the base weights; a new adapter begins"
+    how = "added to the base weights; a new adapter is trained"
     if model.continued_adapter is not None:
         how = "trained further, with its own rank and targets and a new optimizer state"
     return [Decision("model.adapter", model.adapter, how)]

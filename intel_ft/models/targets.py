@@ -310,7 +310,9 @@ def _why_not(model: Any, name: str, module: torch.nn.Module, outside: set[int]) 
         return "it returns more than a linear layer's output"
     state_space = model.config.model_type in _STATE_SPACE
     if _leaf(name) == "dt_proj" or (state_space and _leaf(name) == "out_proj"):
-        return "the kernels of state-space layers read its weight past an adapter"
+        return (
+            "the kernels of state-space layers read its weight directly and would bypass an adapter"
+        )
     if id(module) in outside:
         return _NOT_TEXT
     return None
@@ -364,8 +366,8 @@ def _takes(targets: str | list[str], matrix: ExpertMatrix) -> bool:
         if named and len(named) < len(group):
             others = (_leaf(name) for name in group if name not in named)
             raise UserError(
-                f"method.target_modules: {_leaf(named[0])} of this model's experts is one "
-                f"parameter with {', '.join(others)}: name both"
+                f"method.target_modules: {_leaf(named[0])} of this model's experts shares one"
+                f" parameter with {', '.join(others)}: name both"
             )
         if named:
             return True

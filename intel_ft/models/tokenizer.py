@@ -164,8 +164,8 @@ def _tokenizer_folder(model: ModelConfig) -> Path:
 def _load_from(folder: Path, trust_remote_code: bool) -> Any:
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         raise UserError(
-            f"{folder}: the tokenizer is only there as tokenizer.model, which Transformers converts"
-            " to other token ids: copy tokenizer.json and tokenizer_config.json from the model's"
+            f"{folder}: the only tokenizer file is tokenizer.model, which Transformers converts to"
+            " different token ids: copy tokenizer.json and tokenizer_config.json from the model's"
             " page on the Hub into this folder"
         )
     tokenizer = _auto_tokenizer(folder, trust_remote_code)

@@ -31,8 +31,8 @@ def weight_files(folder: Path) -> list[Path]:
         if single.is_file() or not others:
             return [single] if single.is_file() else []
         raise UserError(
-            f"{folder}: {others[0].name} is not a layout that Transformers loads, which is "
-            f"{SINGLE}, or shards with {INDEX}: use the model's files in that layout"
+            f"{folder}: {others[0].name} is not a file that Transformers loads; it expects"
+            f" {SINGLE}, or shards with {INDEX}: use the model's files in that layout"
         )
     shards = _shards(index)
     if single.is_file() and SINGLE not in shards:

@@ -88,7 +88,7 @@ def counted(config: Config, cluster: Cluster, *, time_layers: bool = False) -> C
     machine = _machine(config, cluster, gpu)
     found = Counted(config, cluster, count_model(config), machine)
     if time_layers and not found.model.sizes.packs:
-        raise UserError("--measure times packed layers only, and this model's cannot be packed")
+        raise UserError("--measure times packed rows only, and this model does not support them")
     threads_of(found)  # refuses too many
     _available(found)  # refuses a cluster of unknown memory
     return found

@@ -155,8 +155,8 @@ def _node(node: dict[str, float] | None) -> list[tuple[str, str]]:
 def _row_limit(tokens: int) -> str:
     """The longest row that fits, with the config's other settings."""
     if tokens == 0:
-        return "no row fits, however short it is"
-    return f"{tokens:,} tokens in a row at most, by this memory"
+        return "no row fits, not even the shortest"
+    return f"{tokens:,} tokens per row at most, limited by memory"
 
 
 def _shared(step: dict[str, Any]) -> list[tuple[str, str]]:

@@ -40,7 +40,9 @@ def translate(t: Translation, devices: int) -> None:
     refuse_keys(t, NOT_SFT)
     model_type = str(t.left.get("model_type") or "AutoModelForCausalLM")
     if any(word in model_type for word in ("Classification", "ImageText", "Vision2Seq")):
-        raise UserError(f"{t.origin}: model_type: {model_type}: only language models of text")
+        raise UserError(
+            f"{t.origin}: model_type: {model_type}: only text language models are supported"
+        )
     t.move("base_model", "model.name_or_path")
     t.move("revision_of_model", "model.revision")
     t.move("trust_remote_code", "model.trust_remote_code")
@@ -89,7 +91,7 @@ def _total_batch(t: Translation) -> None:
         t.left["gradient_accumulation_steps"] = total / values.number(micro)
         t.mapped.append(f"batch_size: {total:g}: as micro_batch_size x gradient_accumulation_steps")
     elif total is not None:
-        t.not_needed.append(f"batch_size: {total:g}: gradient_accumulation_steps says it")
+        t.not_needed.append(f"batch_size: {total:g}: gradient_accumulation_steps gives it")
 
 
 def _precision(t: Translation) -> None:
@@ -155,7 +157,7 @@ def _tokens(t: Translation) -> None:
     """New tokens, and the model's own special tokens under other names."""
     note = ""
     if t.value_of("method.name") != "full" and not t.value_of("method.modules_to_save"):
-        note = "their embeddings are trained; Axolotl leaves them as they begin"
+        note = "their embeddings are trained; Axolotl does not train them"
     for key in [key for key in t.left if key.startswith("tokens.")]:  # as older files name them
         t.left.setdefault(f"special_{key}", t.left.pop(key))
     values.new_tokens(t, "tokens", note)

@@ -52,7 +52,7 @@ def axolotl(t: Translation, template: object) -> bool:
     t.take_unsupported(dict.fromkeys(("val_set_size", "test_datasets[*"), evaluation))
     t.take_not_needed(
         {
-            "pretrain_multipack*": "documents are packed, and never see each other",
+            "pretrain_multipack*": "documents are packed and never attend to each other",
             "train_on_inputs": _WHOLE,
             "excess_length_strategy": "long documents are split",
         }

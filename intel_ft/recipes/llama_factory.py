@@ -203,7 +203,7 @@ def _method(t: Translation) -> None:
         values.method(t, "full", "finetuning_type: full")
         reason = "all weights are trained"
         t.take_not_needed({"lora_*": reason, "quantization_bit": reason})
-        t.take_unsupported({"adapter_name_or_path": "LLaMA-Factory takes it for LoRA alone"})
+        t.take_unsupported({"adapter_name_or_path": "LLaMA-Factory applies it to LoRA only"})
         return
     if bits == 4:
         values.method(t, "qlora", "quantization_bit: 4")
@@ -252,8 +252,8 @@ def _tokens(t: Translation) -> None:
                 " the model's embeddings, such as [embed_tokens, lm_head]"
             )
         else:
-            t.take_unsupported({"freeze_original_embeddings": "the embeddings train as a whole"})
-        t.take_not_needed({"freeze_original_embeddings": "only the rows of new tokens train"})
+            t.take_unsupported({"freeze_original_embeddings": "the embeddings are trained in full"})
+        t.take_not_needed({"freeze_original_embeddings": "only the rows of new tokens are trained"})
     if str(t.left.get("init_special_tokens")).startswith(("noise", "vocab_mean")):
         t.take_not_needed({"init_special_tokens": "new rows start as the mean of the others"})
 
@@ -286,7 +286,7 @@ def _data(t: Translation, *, pretraining: bool) -> None:
     t.not_carried_over.append(
         "cutoff_len: LLaMA-Factory shortens a long prompt and keeps the answer; here the end is"
         " cut, and an example whose prompt leaves no room for the answer is dropped: raise"
-        " data.max_length if `intel-ft validate` says that examples are dropped"
+        " data.max_length if `intel-ft validate` reports dropped examples"
     )
     llama_factory_data.sources(t)
     value = t.take("template")

@@ -204,7 +204,7 @@ def finish(t: Translation) -> None:
     if not is_preference(t):
         return
     for key, why in (
-        ("format", "the columns chosen and rejected, or label, say it"),
+        ("format", "the columns chosen and rejected, or label, determine it"),
         ("loss_on", "answers are compared, and prompts are not trained on"),
     ):
         if data.pop(key, None) is not None:

@@ -110,7 +110,7 @@ def _values_with_one_meaning(t: Translation) -> None:
     values.only(t, "peft.bias", (), "biases are never trained")
     for key in ("bnb.bnb_4bit_quant_type", "bnb_4bit_quant_type"):
         values.four_bit_type(t, key)
-    row = "each example is whole in one row, cut at data.max_length, and sees no other one"
+    row = "each example is whole in one row, cut at data.max_length, and never attends to another"
     values.only(t, "packing_strategy", ("bfd",), row)
     shuffled = ("random", "group_by_length")
     values.only(t, "train_sampling_strategy", shuffled, "each epoch is shuffled with train.seed")

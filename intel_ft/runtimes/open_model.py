@@ -13,8 +13,8 @@ def require_language_model(artifact: Artifact) -> None:
     """Raise UserError for a reward model."""
     if artifact.is_reward_model:
         raise UserError(
-            f"{artifact.location}: this is a reward model, which scores answers and writes none:"
-            " measure it with `intel-ft eval`"
+            f"{artifact.location}: this is a reward model, which scores answers but does not write"
+            " them: measure it with `intel-ft eval`"
         )
 
 

@@ -78,7 +78,7 @@ def delete_oldest(root: Path, limit: float) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         total -= sizes[entry]
         logger.info(
-            "deleted %s, %.1f GiB of cached data, unused for longest", entry, sizes[entry] / 2**30
+            "deleted %s, %.1f GiB of cached data: least recently used", entry, sizes[entry] / 2**30
         )
     if total > limit:
         logger.warning(
@@ -114,7 +114,7 @@ def _take(lock: IO[bytes], kind: int, entry: Path) -> None:
         try:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for another process, which prepares %s", entry)
+            logger.info("waiting for another process, which is preparing %s", entry)
             fcntl.flock(lock, kind)
     except OSError as error:
         if error.errno not in _NO_LOCKS:

@@ -136,8 +136,8 @@ def _without_words(whole: str, prompt: str) -> int:
     if tail.strip() and tail in whole[words:]:  # before: the prompt of an earlier answer
         return whole.rindex(tail) + len(tail)
     raise TemplateProblem(
-        "the tokenizer's chat_template writes an answer without words, such as a tool call, but not"
-        f" behind the prompt that a server sends: {REMEDY}"
+        "the tokenizer's chat_template writes an answer without text, such as a tool call, but not"
+        f" after the prompt that a server sends: {REMEDY}"
     )
 
 

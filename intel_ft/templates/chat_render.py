@@ -208,8 +208,8 @@ def _require_all(signature: Signature, written: str) -> None:
             (index, str(number)) not in names for number in range(len(json.loads(shape.calls)))
         ):
             raise TemplateProblem(
-                "the tokenizer's chat_template leaves out tool calls: it knows no tools, or not"
-                " several calls at once: use a model whose chat_template writes them"
+                "the tokenizer's chat_template leaves out tool calls: it supports no tools, or"
+                " only one call per turn: use a model whose chat_template writes them"
             )
     if shapes[0].role == "system" and expected[:1] == [0]:
         if 0 not in order:
@@ -225,7 +225,7 @@ def _require_all(signature: Signature, written: str) -> None:
     dropped = [shapes[index] for index in expected if index not in order]
     if dropped and all(shape.calls for shape in dropped):
         raise TemplateProblem(
-            "the tokenizer's chat_template leaves out the words of an answer that calls tools:"
+            "the tokenizer's chat_template leaves out the text of an answer that calls tools:"
             " remove them, or use a model whose chat_template writes them"
         )
     roles = ", ".join(shape.role for shape in shapes)

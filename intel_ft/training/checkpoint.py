@@ -221,8 +221,8 @@ def require_format(checkpoint: Path, *, sharded: bool) -> None:
     """Raise UserError if the checkpoint was written with another value of backend.shard."""
     if (checkpoint / FOLDER).is_dir() != sharded:
         raise UserError(
-            f"{checkpoint}: it was written with backend.shard={str(not sharded).lower()}: set it "
-            "to that again, on any number of ranks, or start again with --overwrite"
+            f"{checkpoint}: it was written with backend.shard={str(not sharded).lower()}: restore"
+            " that value (the number of ranks may change), or start again with --overwrite"
         )
 
 

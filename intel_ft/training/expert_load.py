@@ -59,8 +59,8 @@ class ExpertLoad:
             if count
         ]
         return (
-            f"{int(none.sum())} of {self.total.numel()} experts got no token in this run, and so "
-            f"no training: {', '.join(layers[:4])}{', ...' if len(layers) > 4 else ''}"
+            f"{int(none.sum())} of {self.total.numel()} experts received no token in this run and"
+            f" were not trained: {', '.join(layers[:4])}{', ...' if len(layers) > 4 else ''}"
         )
 
 

@@ -18,9 +18,9 @@ DECISIONS = ("adapted modules", "modules left frozen", "parameters per token")
 def read_training(run: Path) -> dict[str, Any]:
     """The training of the run in `run`, with the keys of `training` in export.json.
 
-    docs/export.md describes the keys. Paths are reduced to file names; tokens are summed over all
-    steps; `train_loss` is the last one logged, `eval_loss` the best, that of the result; losses are
-    nats per token. Raises UserError if `run` is not a run's folder or cannot be read.
+    docs/export-json.md describes the keys. Paths are reduced to file names; tokens are summed over
+    all steps; `train_loss` is the last one logged, `eval_loss` the best, that of the result; losses
+    are nats per token. Raises UserError if `run` is not a run's folder or cannot be read.
     """
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))

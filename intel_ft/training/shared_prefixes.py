@@ -49,7 +49,7 @@ def share_decision(config: Config, base: Any, device: torch.device, *, packed: b
     )
     if why_not is not None:
         return Decision(NAME, "off", why_not)
-    return Decision(NAME, "on", "checked: this model computes a common beginning once")
+    return Decision(NAME, "on", "checked: this model can compute a shared prefix once")
 
 
 def shared_prefix_share(plan: Plan, steps: int, ranks: int = 1) -> float:

@@ -44,7 +44,7 @@ def with_adapter(config: Config) -> Config:
         if value != own[name] and not _same_modules(config, name, adapter):
             raise UserError(
                 f"method.{name}={value}: the adapter in {folder} has {own[name]}: leave it out, or"
-                " set model.adapter_mode=merge to begin a new adapter"
+                " set model.adapter_mode=merge to start a new adapter"
             )
     values = config.model_dump()
     return build(values | {"method": values["method"] | own}, f"model.adapter={folder}")

@@ -64,7 +64,7 @@ def refused(read, *arguments) -> str:
             "base_dtype=int4 requires backend.name=cpu",
         ),
         (["model.quantization={sym: true}"], "applies to model.base_dtype=int4 only"),
-        (["init=loftq"], "starts from the rounding of model.base_dtype=int4: set that"),
+        (["init=loftq"], "corrects the rounding of model.base_dtype=int4: set that as well"),
         (["name=full", "backend.prepack=true"], "backend.prepack applies to frozen weights"),
         (["name=full", "backend.share_base=cache"], "backend.share_base applies to frozen weights"),
         (["backend.name=cuda", "backend.share_base=cache"], "share_base=cache requires"),
@@ -386,7 +386,7 @@ def test_home_and_variables_are_expanded_in_every_path(read, tmp_path, monkeypat
 def test_a_switch_is_no_number(read, key) -> None:
     """Python takes true for 1."""
     for value in ("true", "yes", "off"):
-        assert f"{key}={value in ('true', 'yes')}: is true or" in refused(
+        assert f"{key}={value in ('true', 'yes')}: must not be true or" in refused(
             read, MINIMAL, f"{key}={value}"
         )
     assert read(MINIMAL, "method.use_dora=yes").method.use_dora

@@ -72,8 +72,8 @@ def _host(first: str, *words: str) -> tuple[str, int | None]:
     name, _, after_colon = first.partition(":")
     if "@" in first:
         raise ValueError(
-            f"{first!r} names a user, which not every launcher passes on: write the host alone, "
-            "and its User into ~/.ssh/config"
+            f"{first!r} names a user, which not every launcher passes on: write only the host, and"
+            " put its User into ~/.ssh/config"
         )
     if first.startswith("[") or first.count(":") > 1:
         raise ValueError(

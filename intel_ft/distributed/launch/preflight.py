@@ -124,8 +124,8 @@ def compare(reports: list[dict[str, Any]], hosts: int) -> None:
     if len(reports) != hosts:
         names = ", ".join(report["host"] for report in reports)
         raise EnvironmentProblem(
-            f"{hosts} hosts were started, only {len(reports)} reported ({names}): run `intel-ft "
-            "doctor` on the others"
+            f"{hosts} hosts were started, but only {len(reports)} reported ({names}): run"
+            " `intel-ft doctor` on the others"
         )
     for report in reports:
         if report["problem"]:

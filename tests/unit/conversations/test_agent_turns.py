@@ -402,7 +402,7 @@ def test_a_call_that_does_not_follow_its_prompt_is_refused():
     template = ChatTemplate(tok, special_tokens_of(tok))
     once = [user(), calls(ONE), result(), says()]
     assert template.spans(conversation_of(once, with_tools=True))
-    with pytest.raises(TemplateProblem, match="behind the prompt that a server sends"):
+    with pytest.raises(TemplateProblem, match="after the prompt that a server sends"):
         template.spans(conversation_of([*once, user(), calls(ONE)], with_tools=True))
 
 

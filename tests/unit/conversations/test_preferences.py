@@ -189,12 +189,12 @@ def test_auto_reads_what_the_columns_tell(read) -> None:
         (
             [{"chosen": [USER], "rejected": [USER, BAD]}],
             "pairs",
-            "chosen does not end with an answer",
+            "chosen does not end with an assistant turn",
         ),
         (
             [{"chosen": [*FIRST, USER], "rejected": [*FIRST, USER]}],
             "pairs",
-            "chosen does not end with an answer",
+            "chosen does not end with an assistant turn",
         ),
         (
             [{"chosen": [{**USER, "content": "x"}, GOOD], "rejected": [USER, BAD]}],
@@ -236,7 +236,11 @@ def test_auto_reads_what_the_columns_tell(read) -> None:
         ([JUDGED, JUDGED], "judged", "all answers are good"),
         ([OTHER], "judged", "all answers are bad"),
         ([JUDGED, {**OTHER, "completion": ""}], "judged", "completion is empty"),
-        ([{"messages": [USER], "label": True}], "judged", "messages does not end with an answer"),
+        (
+            [{"messages": [USER], "label": True}],
+            "judged",
+            "messages does not end with an assistant turn",
+        ),
     ],
 )
 def test_data_that_cannot_be_compared_is_refused_in_a_line(read, rows, answers, words) -> None:

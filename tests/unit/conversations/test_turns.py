@@ -140,7 +140,7 @@ def test_parts_of_text_are_joined(read):
     assert only(read, {"role": "user", "content": parts}, ANSWER).messages[0].content == "a\nb"
     parts = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "b"}]
     message = refusal(read, {"messages": [{"role": "user", "content": parts}, ANSWER]})
-    assert "messages[0].content[0] is a part of the type 'image_url'" in message
+    assert "messages[0].content[0] is a part of type 'image_url'" in message
 
 
 def test_turns_in_any_order(read):

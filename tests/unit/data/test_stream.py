@@ -144,7 +144,7 @@ def test_files_that_cannot_be_streamed_are_refused(tmp_path):
     ("data", "train", "fact"),
     [
         ({}, {}, "data.streaming needs train.max_steps"),
-        ({"train": ["a", "b"]}, {"max_steps": 1}, "takes all of one source"),
+        ({"train": ["a", "b"]}, {"max_steps": 1}, "reads one source in full"),
         ({"eval_fraction": 0.1}, {"max_steps": 1}, "set data.eval"),
         ({"buffer": 100}, {"max_steps": 1}, "must be a multiple of train.global_batch_size (16)"),
         ({"on_bad": "drop"}, {"max_steps": 1}, "each row gives one example"),

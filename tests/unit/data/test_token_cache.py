@@ -206,7 +206,7 @@ def test_what_was_not_used_for_longest_is_deleted(tmp_path, cached, caplog):
     size = sum(path.stat().st_size for path in entry.rglob("*"))
     cache_folder.delete_oldest(tmp_path / "cache", 2.5 * size)
     assert entry in entries(tmp_path) and 1 <= len(entries(tmp_path)) <= 2
-    assert "unused for longest" in caplog.text
+    assert "least recently used" in caplog.text
 
 
 def test_what_the_user_keeps_beside_the_cache_stays(tmp_path, cached):

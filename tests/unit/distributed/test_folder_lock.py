@@ -109,7 +109,7 @@ def test_a_holder_touches_its_lock(run):
 def test_who_was_taken_over_writes_no_more_and_leaves_the_lock(run):
     lock = FolderLock.take(run)
     other = _left(run, **ELSEWHERE)
-    with pytest.raises(IntelFTError, match="process 4711 on node7 has taken over"):
+    with pytest.raises(IntelFTError, match="process 4711 on node7 took over"):
         lock.require_held()
     lock.release()
     assert folder_lock._read(run / LOCK) == other

@@ -310,7 +310,7 @@ def report(host, **more):
 @pytest.mark.parametrize(
     ("reports", "error", "part"),
     [
-        ([report("n1")], EnvironmentProblem, "2 hosts were started, only 1 reported (n1)"),
+        ([report("n1")], EnvironmentProblem, "2 hosts were started, but only 1 reported (n1)"),
         ([report("n1"), report("n2", problem="no data")], UserError, "on n2: no data"),
         (
             [report("n1"), report("n2", packages={"torch": "2.8.0"})],

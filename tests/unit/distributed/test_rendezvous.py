@@ -51,7 +51,7 @@ def test_a_rank_that_is_late_is_named_and_then_they_meet(caplog):
 def test_a_rank_that_never_comes_ends_the_wait(caplog):
     stores = {}
     start(0, 4, free_port(), stores, seconds=0.3).join()
-    assert str(stores[0]).startswith("ranks 1, 2, 3 of 4 did not come within ")
+    assert str(stores[0]).startswith("ranks 1, 2, 3 of 4 did not arrive within ")
     assert "waiting for ranks 1, 2, 3 of 4" in caplog.text
 
 

@@ -214,6 +214,6 @@ def test_a_killed_recovery_continues(made, tmp_path, monkeypatch) -> None:
 def test_what_recovery_refuses(made, page_base, tmp_path) -> None:
     with pytest.raises(UserError, match="name some with --calibration"):
         export(str(page_base), tmp_path / "ir", "int4", recover=True)
-    with pytest.raises(UserError, match="--recover tunes weights of 4 bits"):
+    with pytest.raises(UserError, match="--recover tunes 4-bit weights"):
         export(str(page_base), tmp_path / "ir", "int8", recover=True)
     assert not list(tmp_path.iterdir())

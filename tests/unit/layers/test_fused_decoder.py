@@ -50,23 +50,23 @@ REFUSED = {
     "gelu": (transformers.LlamaConfig(**SHAPE, hidden_act="gelu"), "its MLP is not SwiGLU"),
     "granite": (  # all names are Llama's: what the trial is for
         transformers.GraniteConfig(**SHAPE, residual_multiplier=0.3),
-        "a trial of one layer gave another result",
+        "a trial of one layer gave a different result",
     ),
     "smollm3": (  # Llama's in the first three layers, without rotary positions in the fourth
         transformers.SmolLM3Config(**SHAPE | {"num_hidden_layers": 4}),
-        "a trial of one layer gave another result",
+        "a trial of one layer gave a different result",
     ),
     "llama-dropout": (
         transformers.LlamaConfig(**SHAPE, attention_dropout=0.1),
-        "its layers have dropout themselves",
+        "its layers have their own dropout",
     ),
     "seed-oss": (  # dropout by default, in attention and behind it
         transformers.SeedOssConfig(**SHAPE, head_dim=8),
-        "its layers have dropout themselves",
+        "its layers have their own dropout",
     ),
     "seed-oss-residual": (
         transformers.SeedOssConfig(**SHAPE, head_dim=8, attention_dropout=0.0),
-        "its layers have dropout themselves",
+        "its layers have their own dropout",
     ),
 }
 LENGTHS = (5, 33, 1, 20)
@@ -224,7 +224,7 @@ def test_a_layer_that_adds_little_is_not_refused_for_its_rounding() -> None:
 def test_a_trial_that_is_not_a_number_is_refused(monkeypatch) -> None:
     model = adapted(FUSED["llama"])
     monkeypatch.setattr(fused_decoder.ops, "swiglu", lambda gate, up: gate * torch.nan)
-    assert fuse_layers(model) == "a trial of one layer gave another result"
+    assert fuse_layers(model) == "a trial of one layer gave a different result"
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -270,7 +270,7 @@ def test_dropout_drops_the_same_in_backward(name, again) -> None:
 
 def test_a_model_whose_attention_ignores_the_bounds_is_refused() -> None:
     model = adapted(FUSED["llama"], attention="sdpa")
-    assert fuse_layers(model) == "a trial of one layer gave another result"
+    assert fuse_layers(model) == "a trial of one layer gave a different result"
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -79,7 +79,7 @@ def test_only_another_layout_is_refused(folder) -> None:
         path.unlink()
     (folder / "model.safetensors.index.json").unlink()
     save_file(weights, folder / "consolidated.safetensors")
-    assert "consolidated.safetensors is not a layout that Transformers loads" in refused(folder)
+    assert "consolidated.safetensors is not a file that Transformers loads" in refused(folder)
 
 
 def test_one_file_beside_shards_is_refused_because_transformers_takes_the_file(folder) -> None:

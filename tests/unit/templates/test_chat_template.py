@@ -275,7 +275,7 @@ def test_prepare_reports_them_and_refuses_other_tags(tmp_path):
     data = DataConfig(train=str(file))
     assert any("a server sends" in line for line in prepare(data, str(file), tok).report.lines())
     file.write_text('{"instruction": "hi", "output": "so <think>a</think> b <think>c</think>"}\n')
-    with pytest.raises(UserError, match="row 1: an answer has <think>"):
+    with pytest.raises(UserError, match="row 1: an answer contains <think>"):
         prepare(data, str(file), tok)
 
 

@@ -112,7 +112,7 @@ def turn(role, content="x"):
         ([turn("user"), turn("assistant", "")], r"messages\[1\]\.content is empty"),
         ([turn("user"), {"role": "assistant"}], r"messages\[1\]\.content is missing"),
         ([turn("user", 3.5), turn("assistant")], r"messages\[0\]\.content is 3.5, not text"),
-        ([turn("user", [{"type": "audio"}]), turn("assistant")], "a part of the type 'audio'"),
+        ([turn("user", [{"type": "audio"}]), turn("assistant")], "a part of type 'audio'"),
         ([turn("system", 3.5), turn("user")], r"messages\[0\]\.content is 3.5, not text"),
     ],
 )
