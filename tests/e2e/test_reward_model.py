@@ -80,12 +80,12 @@ def test_the_merged_folder_is_a_classifier(trained) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("chat",), "scores answers and writes none"),
+        (("chat",), "scores answers but does not write them"),
         (("export", "--output", "ir", "--generate", "2"), "--generate is for language models"),
         (("export", "--adapter", "--output", "ir"), "does not support reward models"),
         (("push", "org/model", "--dry-run"), "the card that push writes"),
-        (("eval", "--data", "eval.jsonl", "--generate", "2"), "writes no answers"),
-        (("report", "--samples", "2"), "scores answers and writes none"),
+        (("eval", "--data", "eval.jsonl", "--generate", "2"), "cannot generate them"),
+        (("report", "--samples", "2"), "scores answers but does not write them"),
     ],
 )
 def test_what_needs_a_language_model_is_refused(trained, arguments, words) -> None:
