@@ -16,6 +16,7 @@ N times, and prints one JSON line for each start:
     peak_parts_mib      what that consists of: anonymous memory, the shared base, pages of the
                         model's files, libraries; and huge pages, which are part of the first
     private_mib         private memory of each rank at the beginning of the first step
+    tokens_per_s        of the last step, of all ranks
     base                what the run reports of backend.share_base, if anything
 
 Example: the memory of one and of four ranks, and a second start from the base cache:
@@ -122,6 +123,7 @@ def measure(config: str, overrides: list[str], ranks: int, via: str) -> dict[str
         first = [json.loads(one.read_text()) for one in ranks_marks]
         pids = {int(one.name) for one in ranks_marks}
         done = [float(one.read_text()) for one in marks.glob("*.done")]
+        rates = re.findall(r"^step .* (\d+) token/s", text.replace(",", ""), re.M)
         base = re.search(r"backend\.share_base = .*", text)
     started = max(one["began"] for one in first)
     totals = [(at, _sum_of_ranks(sample, pids)) for at, sample in samples]
@@ -138,6 +140,7 @@ def measure(config: str, overrides: list[str], ranks: int, via: str) -> dict[str
         "private_mib": [
             round((one["Private_Dirty"] + one["Private_Clean"]) / 2**10) for one in first
         ],
+        "tokens_per_s": int(rates[-1]) if rates else None,
         "base": None if base is None else base.group(),
     }
 
