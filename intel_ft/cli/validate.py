@@ -99,6 +99,7 @@ def _check_inputs(
         "unlike_chat_template": compared and compared.unlike,
         "first_unlike": (compared and compared.first) or None,
         "eval_examples": inputs.validation and inputs.validation.report.examples,
+        "eval_examples_in_train": inputs.shared and inputs.shared.prompts,
         **_shared_prefixes(with_adapter(settings), inputs),
         **({"sources": sources} if len(sources) > 1 else {}),
     }

@@ -47,6 +47,11 @@ class Selection:
         return np.concatenate([part.hashes for part in self.sets])[self.places]
 
     @property
+    def prompts(self) -> npt.NDArray[np.uint64]:
+        """See ExampleSet."""
+        return np.concatenate([part.prompts for part in self.sets])[self.places]
+
+    @property
     def firsts(self) -> npt.NDArray[np.bool_]:
         """Whether an example is the first one of its row of the source, bool [examples]."""
         rows = np.cumsum(np.concatenate([part.firsts for part in self.sets]), dtype=np.int64)

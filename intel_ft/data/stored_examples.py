@@ -21,6 +21,7 @@ _ARRAYS: dict[str, Any] = {
     "lengths": np.int32,
     "counts": np.int32,
     "hashes": np.uint64,
+    "prompts": np.uint64,
     "firsts": np.bool_,
     "weights": np.float32,
 }
@@ -34,6 +35,7 @@ class StoredExamples(Examples):
 
     counts: npt.NDArray[np.int64]
     stored_hashes: npt.NDArray[np.uint64]
+    stored_prompts: npt.NDArray[np.uint64]
     highest: int
 
     @property
@@ -45,6 +47,11 @@ class StoredExamples(Examples):
     def hashes(self) -> npt.NDArray[np.uint64]:
         """See Examples."""
         return self.stored_hashes
+
+    @property
+    def prompts(self) -> npt.NDArray[np.uint64]:
+        """See Examples."""
+        return self.stored_prompts
 
     @property
     def highest_id(self) -> int:
@@ -70,6 +77,7 @@ def open_examples(folder: Path, highest: int) -> StoredExamples:
         offsets=np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
         counts=np.fromfile(folder / "counts", _ARRAYS["counts"]).astype(np.int64),
         stored_hashes=mapped("hashes"),
+        stored_prompts=mapped("prompts"),
         highest=highest,
         begins=np.fromfile(folder / "firsts", _ARRAYS["firsts"]),
         weights=None if (weights == 1).all() else weights,
@@ -111,7 +119,8 @@ class Writer:
             ones = np.ones(len(examples), np.float32)
             arrays: tuple[npt.NDArray[Any], ...] = (
                 *(examples.tokens, examples.supervised, examples.lengths),
-                *(examples.supervised_counts, examples.hashes, examples.firsts),
+                *(examples.supervised_counts, examples.hashes, examples.prompts),
+                examples.firsts,
                 ones if examples.weights is None else examples.weights,
             )
             for array, (name, kind) in zip(arrays, _ARRAYS.items(), strict=True):

@@ -123,6 +123,11 @@ class Stream:
         return self.buffer.examples.hashes
 
     @property
+    def prompts(self) -> npt.NDArray[np.uint64]:
+        """See ExampleSet."""
+        return self.buffer.examples.prompts
+
+    @property
     def highest_id(self) -> int:
         """The highest id that the tokenizer has: later buffers may have it."""
         return len(self._tokenizer) - 1

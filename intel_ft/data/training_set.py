@@ -67,18 +67,23 @@ def training_and_validation(
 ) -> tuple[Tokenized, Tokenized | None]:
     """The training examples of all sources, and the validation set if data.eval_fraction is set.
 
-    Each source gives its share to the validation set, whatever its weight is. Raises as `prepare`
-    does, and UserError for a source that cannot be split or mixed.
+    Each source gives its share to the validation set, whatever its weight is; a prompt of several
+    sources is in one of the two. Raises as `prepare` does, and UserError for a source that cannot
+    be split or mixed.
     """
     if data.streaming:
         return streamed(data, tokenizer), None
-    training, validation = [], []
-    for source in data.sources:
-        tokenized = tokenize(data.of(source), tokenizer)
-        if data.eval is None and data.eval_fraction:
-            kept, held_out = split_places(tokenized.examples, data.eval_fraction, seed, source.path)
-            validation.append(tokenized.select(held_out))
-            tokenized = tokenized.select(kept)
-        training.append(tokenized)
+    training = [tokenize(data.of(source), tokenizer) for source in data.sources]
+    validation = []
+    if data.eval is None and data.eval_fraction:
+        places = split_places(
+            [source.examples for source in training],
+            data.eval_fraction,
+            seed,
+            [source.path for source in data.sources],
+        )
+        split = list(zip(training, places, strict=True))
+        validation = [source.select(held_out) for source, (_, held_out) in split if len(held_out)]
+        training = [source.select(kept) for source, (kept, _) in split]
     weights = [source.weight for source in data.sources if source.weight is not None]
     return join(training, weights), join(validation) if validation else None

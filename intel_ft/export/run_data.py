@@ -16,7 +16,7 @@ from intel_ft.config_sources import Source
 from intel_ft.data.prepare import Prepared, prepare
 from intel_ft.data.tokenized import Tokenized, join, of_prepared
 from intel_ft.data.training_set import compared, training_and_validation
-from intel_ft.data.validation_split import split_fraction
+from intel_ft.data.validation_split import split_places
 from intel_ft.errors import UserError
 from intel_ft.export.quantize import Calibration
 from intel_ft.quantization import Settings
@@ -130,13 +130,23 @@ def _split_off(config: Config, tokenizer: Any) -> ValidationSet:
         held_out = compared(data, "pairs", tokenizer, config.train.seed)[1]
         assert held_out is not None  # data.eval_fraction is set
         return ValidationSet(name, held_out)
-    parts = []
+    sources = []
     for source in data.sources:
         prepared = prepare(data.of(source), assets.resolve(source.path), tokenizer, answers="auto")
         if source.max_examples is not None:
             prepared = prepared.select(np.arange(min(source.max_examples, len(prepared.examples))))
-        held_out = split_fraction(prepared, data.eval_fraction, config.train.seed)[1]
-        parts.append(held_out.good_answers())
+        sources.append(prepared)
+    places = split_places(
+        [source.examples for source in sources],
+        data.eval_fraction,
+        config.train.seed,
+        [source.path for source in data.sources],
+    )
+    parts = [
+        source.select(held_out).good_answers()
+        for source, (_, held_out) in zip(sources, places, strict=True)
+        if len(held_out)
+    ]
     joined = join([of_prepared(part) for part in parts])
     conversations = [
         one for part in parts if part.template == joined.template for one in part.conversations

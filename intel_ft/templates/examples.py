@@ -37,6 +37,14 @@ class ExampleSet(Protocol):
         """A hash of each example's token ids and mask, uint64 [examples]."""
 
     @property
+    def prompts(self) -> npt.NDArray[np.uint64]:
+        """A hash of each example's prompt, uint64 [examples]; 0 where it has none.
+
+        The prompt is what comes before the first supervised token. A single token is none: plain
+        text begins with one.
+        """
+
+    @property
     def firsts(self) -> npt.NDArray[np.bool_]:
         """Whether an example is the first one of its row of the source, bool [examples]."""
 
@@ -105,8 +113,17 @@ class Examples:
             np.uint64,
             len(self),
         )
-        if self.weights is not None:
-            found ^= self.weights.view(np.uint32).astype(np.uint64) * _ODD
+        return found if self.weights is None else found ^ _bits(self.weights)
+
+    @property
+    def prompts(self) -> npt.NDArray[np.uint64]:
+        """See ExampleSet."""
+        tokens = self.tokens.view(np.uint8).data
+        found = np.zeros(len(self), np.uint64)
+        for index, (start, end) in enumerate(pairwise(self.offsets.tolist())):
+            length = int(self.supervised[start:end].argmax())
+            if length > 1:
+                found[index] = _hash(tokens[4 * start : 4 * (start + length)]) or 1
         return found
 
     @property
@@ -148,9 +165,23 @@ def firsts_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return firsts
 
 
-def _hash(tokens: memoryview, supervised: memoryview) -> int:
+def text_hashes(examples: ExampleSet) -> npt.NDArray[np.uint64]:
+    """A hash of each example's token ids and mask, whatever its weight is, uint64 [examples]."""
+    return (
+        examples.hashes if examples.weights is None else examples.hashes ^ _bits(examples.weights)
+    )
+
+
+def _bits(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
+    """What the weights add to hashes; adding it twice removes it. 0 for a weight of 1."""
+    ones = np.ones(1, np.float32).view(np.uint32)
+    return (weights.view(np.uint32) ^ ones).astype(np.uint64) * _ODD
+
+
+def _hash(tokens: memoryview, supervised: memoryview | None = None) -> int:
     digest = hashlib.blake2b(tokens, digest_size=8)
-    digest.update(supervised)
+    if supervised is not None:
+        digest.update(supervised)
     return int.from_bytes(digest.digest(), "little")
 
 

@@ -17,6 +17,7 @@ from intel_ft.config import Config
 from intel_ft.config_sources import Source
 from intel_ft.data.tokenized import Tokenized, of_prepared
 from intel_ft.data.training_set import compared, tokenize, training_and_validation
+from intel_ft.data.validation_split import Shared, shared_rows
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, UserError
@@ -66,13 +67,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user provided, read and checked. model: without weights, with its adapter."""
+    """What the user provided, read and checked. model: without weights, with its adapter.
+
+    shared: what the validation set shares with the training set; None without one, or if training
+    examples are streamed.
+    """
 
     folder: Path
     model: CountedModel
     tokenizer: Any
     training: Tokenized
     validation: Tokenized | None
+    shared: Shared | None
     callbacks: list[Any]
 
 
@@ -93,6 +99,11 @@ def read_inputs(config: Config) -> Inputs:
     for name, part in (("train", training), ("eval", validation)):
         for line in part.lines() if part is not None else ():
             logger.info("%s: %s", name, line)
+    shared = None
+    if validation is not None and not config.data.streaming:
+        shared = shared_rows(training.examples, validation.examples)
+        if shared.prompts:
+            logger.warning("%s", shared)
     text = transformers.AutoConfig.from_pretrained(
         folder, trust_remote_code=config.model.trust_remote_code
     ).get_text_config()
@@ -109,7 +120,7 @@ def read_inputs(config: Config) -> Inputs:
     beyond = (sorted(part.examples.ids_beyond(rows)) for part in parts)
     require_embedded(tokenizer, rows, (np.array(ids, np.int64) for ids in beyond))
     warn_unseen(config.model, training.examples.ids_beyond)
-    return Inputs(folder, model, tokenizer, training, validation, callbacks)
+    return Inputs(folder, model, tokenizer, training, validation, shared, callbacks)
 
 
 def require_installed(config: Config) -> list[Any]:

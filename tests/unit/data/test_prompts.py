@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from intel_ft.data.prompts import answers_together, first_with_prompt
+from intel_ft.data.prompts import answers_together
 from intel_ft.data.selection import Selection
 from intel_ft.templates.answers import pairs_of
 from intel_ft.templates.examples import Examples
@@ -55,8 +55,3 @@ def test_pairs_and_selections_are_seen_as_well() -> None:
     third = pairs_of(examples(([1, 4], [5]), ([1, 4], [6])))
     found = answers_together(Selection((pairs, third), np.array([2, 0, 1])))
     assert found is not None and found.tolist() == [0, 1, 1]
-
-
-def test_rows_are_compared_by_their_first_example() -> None:
-    some = examples(([1, 2], [5]), ([1, 3], [5]), ([1, 2], [6]))
-    assert first_with_prompt(some, np.array([2, 1, 0])).tolist() == [0, 1, 0]

@@ -9,6 +9,7 @@ from support.data_tokenizers import tokenizer
 from intel_ft.config import build
 from intel_ft.data.prepare import prepare
 from intel_ft.data.training_set import training_and_validation
+from intel_ft.data.validation_split import shared_rows
 from intel_ft.errors import UserError
 
 
@@ -155,6 +156,79 @@ def test_an_instruction_of_many_rows_is_no_prompt_with_several_answers(tmp_path)
     training, validation = prompts_of(rows, tmp_path, 0.4)
     assert len(validation) == 40 and {prompt for prompt, _ in validation} >= {"AB"}
     assert "AB" in {prompt for prompt, _ in training}
+
+
+def test_a_prompt_of_several_sources_is_in_one_set(tmp_path):
+    """Also where sources overlap in part, and where one is wholly in the other."""
+    names = [f"{a}{b}" for a in "ABCDEFGH" for b in "ABCDEFGH"]
+    files = [
+        write(
+            tmp_path / f"{which}.jsonl",
+            [{"prompt": prompt, "completion": f"{which}{n}"} for n, prompt in enumerate(prompts)],
+        )
+        for which, prompts in enumerate([names[:40], names[20:], names[5:15]])
+    ]
+    options = {"format": "prompt_completion", "template": "none", "eval_fraction": 0.2}
+    training, validation = read(files, **options)
+    prompts = [{text[:2] for text in texts(part)} for part in (training, validation)]
+    assert prompts[0] | prompts[1] == set(names) and not prompts[0] & prompts[1]
+    assert [report.examples for report in validation.reports][:2] == [8, 9]
+    assert len(training.examples) + len(validation.examples) == 40 + 44 + 10
+    again = read(files, **options)[1]
+    assert again.examples.hashes.tolist() == validation.examples.hashes.tolist()
+    assert shared_rows(training.examples, validation.examples).prompts == 0
+
+
+def test_a_source_that_an_earlier_one_sets_aside_is_refused(tmp_path):
+    rows = [{"prompt": f"Q{letter}", "completion": "1"} for letter in "ABCDEFGHIJ"]
+    first = write(tmp_path / "first.jsonl", rows)
+    options = {"format": "prompt_completion", "template": "none", "eval_fraction": 0.1}
+    asked = texts(read(first, **options)[1])[0][:2]
+    answers = [{"prompt": asked, "completion": str(n)} for n in range(3)]
+    second = write(tmp_path / "second.jsonl", answers)
+    with pytest.raises(UserError, match=f"{second}.*name it first in data.train"):
+        read([first, second], **options)
+    training, validation = read([second, first], **options)
+    assert len(training.examples) + len(validation.examples) == 13
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"format": "text"},
+        {"format": "prompt_completion", "template": "none", "loss_on": "all"},
+        {"format": "prompt_completion", "template": "none"},  # one instruction of all rows
+        {"format": "prompt_completion", "template": "none", "weight_column": "importance"},
+    ],
+)
+def test_equal_texts_stay_in_one_set(data, tmp_path):
+    rows = [("ABC", letter) for letter in "abcdefghijklmnopqrst"] * 4
+    file = write(
+        tmp_path / "rows.jsonl",
+        [
+            {"text": f"{p}{c}"}
+            if data["format"] == "text"
+            else {"prompt": p, "completion": c, "importance": 1 + n}
+            for n, (p, c) in enumerate(rows)
+        ],
+    )
+    training, validation = (
+        {text[3] for text in texts(part)} for part in read(file, eval_fraction=0.2, **data)
+    )
+    assert len(validation) == 4 and len(training) == 16 and not training & validation
+
+
+def test_what_a_validation_set_shares_with_training_is_counted(tmp_path):
+    options = {"format": "prompt_completion", "template": "none"}
+    trained = [("QA", "1"), ("QA", "2"), ("QB", "1"), *(("QI", str(n)) for n in range(70))]
+    judged = [("QA", "1"), ("QA", "3"), ("QC", "1"), ("QI", "7"), ("QI", "99")]
+    sets = [
+        read(write(tmp_path / name, [{"prompt": p, "completion": c} for p, c in rows]), **options)
+        for name, rows in (("train.jsonl", trained), ("eval.jsonl", judged))
+    ]
+    shared = shared_rows(sets[0][0].examples, sets[1][0].examples)
+    assert (shared.rows, shared.prompts, shared.texts) == (5, 3, 2)  # QI is an instruction
+    assert "3 of 5 validation examples" in str(shared)
 
 
 def test_one_source_in_a_list_is_that_source(sources):

@@ -69,6 +69,15 @@ def trained_rows(config, monkeypatch):
     return seen
 
 
+def test_rows_of_the_validation_set_that_the_training_set_has_are_counted(config, tmp_path, caplog):
+    file = tmp_path / "eval.jsonl"
+    unseen = [{"role": "user", "content": "Four?"}, {"role": "assistant", "content": "Yes."}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in (ROWS[1], {"messages": unseen})))
+    assert _check_inputs(config(eval=str(file)), 0)[0]["eval_examples_in_train"] == 1
+    assert "1 of 2 validation examples" in caplog.text
+    assert _check_inputs(config(eval=None), 0)[0]["eval_examples_in_train"] is None
+
+
 @pytest.mark.parametrize(
     ("data", "examples"),
     [
