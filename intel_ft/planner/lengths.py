@@ -60,7 +60,8 @@ class ExampleLengths:
     source: where the numbers come from. named: the highest token id that was read plus one. parts:
     what an epoch takes from each source, where they have weights. examples: the data. `named` and
     `examples` are None if the data was not tokenized. counted: whether the number of examples is
-    known; if not, neither is that of steps in an epoch.
+    known; if not, neither is that of steps in an epoch. repeats: whether examples stand for others
+    that were not read, so that equal ones are no answers to one prompt.
     """
 
     lengths: npt.NDArray[np.int64]
@@ -71,6 +72,7 @@ class ExampleLengths:
     parts: tuple[Part, ...] = ()
     examples: ExampleSet | None = None
     counted: bool = True
+    repeats: bool = False
 
 
 def example_lengths(
@@ -184,6 +186,7 @@ def _sampled(config: Config, tokenizer: "PreTrainedTokenizerFast") -> ExampleLen
         f"{len(read):,} were read (--measure reads all)",
         read.highest_id + 1,
         examples=examples,
+        repeats=True,
     )
 
 

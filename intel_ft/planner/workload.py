@@ -60,7 +60,7 @@ def planned_run(config: Config, model: CountedModel, examples: ExampleLengths) -
         packed=packs,
         parts=examples.parts,
         shared=None if not_shared else examples.examples,
-        examples=examples.examples,
+        examples=None if examples.repeats else examples.examples,
     )
     steps = total_steps(config.train, plan)
     every = config.train.eval_steps or plan.steps_per_epoch

@@ -8,10 +8,12 @@ import pytest
 
 from intel_ft import assets
 from intel_ft.batching.plan import Plan
-from intel_ft.config import Config, build
+from intel_ft.config import Config, build, changed
 from intel_ft.planner import lengths
 from intel_ft.planner.lengths import ExampleLengths, example_lengths
+from intel_ft.planner.workload import planned_run, sampled_rows
 from intel_ft.training.decide import sampled_steps
+from intel_ft.training.model_sizes import count_model
 
 ROWS = assets.resolve("docstring-to-python/heldout.jsonl")
 
@@ -49,6 +51,18 @@ def test_the_sampled_steps_are_those_of_the_run() -> None:
     (step,) = sampled_steps(Plan(some.lengths, some.supervised, 4, 2048, seed=42), 1)
     for index in step.examples.tolist():
         assert some.examples[index][0].tolist() == every.examples[index][0].tolist()
+
+
+def test_examples_that_stand_for_others_share_nothing_with_them() -> None:
+    """A sample repeats its examples, which are not answers to one prompt for that."""
+    settings = changed(changed(config(), "train.global_batch_size=16"), "train.max_steps=3")
+    model = count_model(settings)
+    computed = []
+    for whole in (False, True):
+        run = planned_run(settings, model, example_lengths(settings, None, whole=whole))
+        rows = [row for ranks in sampled_rows(run, 1) for share in ranks for row in share]
+        computed.append(sum(row.tokens for row in rows) / sum(row.read for row in rows))
+    assert computed[0] == pytest.approx(computed[1], abs=0.02)
 
 
 def test_a_validation_set_is_counted_from_a_part_of_it() -> None:
