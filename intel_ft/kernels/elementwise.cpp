@@ -100,7 +100,8 @@ void dropout(const bf16* x, const bf16* residual, float rate, int64_t seed, bf16
   }
 }
 
-// The gradients of gate and up, and the output of swiglu once more.
+// The gradients of gate and up, and the output of swiglu once more; they may be gate, up and grad
+// themselves.
 void swiglu_backward(const bf16* gate, const bf16* up, const bf16* grad, bf16* grad_gate,
                      bf16* grad_up, bf16* out, int64_t count, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)

@@ -101,10 +101,17 @@ def dropout(x: Tensor, rate: float, seed: int, accumulate_into: Tensor | None = 
     return kept if accumulate_into is None else accumulate_into.add_(kept)
 
 
-def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of gate and up, and the output of the forward once more."""
+def swiglu_backward(
+    gate: Tensor, up: Tensor, grad: Tensor, *, in_place: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of gate and up, and the output of the forward once more.
+
+    in_place: gate, up and grad are not needed any more, and where C++ computes this, the three
+    results overwrite them.
+    """
     if compiled(gate):
-        grad_gate, grad_up, out = (torch.empty_like(gate) for _ in range(3))
+        results = (gate, up, grad) if in_place else (torch.empty_like(gate) for _ in range(3))
+        grad_gate, grad_up, out = results
         call("swiglu_backward", gate, up, grad, grad_gate, grad_up, out, gate.numel())
         return grad_gate, grad_up, out
     return _swiglu_backward(gate, up, grad)

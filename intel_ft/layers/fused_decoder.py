@@ -154,7 +154,8 @@ class DecoderLayer(torch.autograd.Function):
 
         grad = gradients[0].contiguous()
         grad_activated, grad_a_out = steps.down.input_gradients(grad)
-        grad_gate, grad_up, activated = ops.swiglu_backward(gate, up, grad_activated)
+        # In place: autograd keeps gate and up, the largest that forward saved, until this returns.
+        grad_gate, grad_up, activated = ops.swiglu_backward(gate, up, grad_activated, in_place=True)
         del grad_activated
         down_grads = steps.down.lora_gradients(grad, grad_a_out, activated, lora_a_outs.down)
         x2 = ops.rms_norm(middle, layer.middle_norm, layer.eps)

@@ -100,6 +100,15 @@ def test_swiglu_and_its_gradient(compiled, rows, size) -> None:
         assert_rows_close(found, wanted, 4e-3)
 
 
+def test_swiglus_gradient_in_place_is_the_same_in_the_memory_of_its_inputs(compiled) -> None:
+    inputs = [half(300, 83) for _ in range(3)]
+    places = [x.data_ptr() for x in inputs]
+    wanted = ops.swiglu_backward(*inputs)
+    found = ops.swiglu_backward(*inputs, in_place=True)
+    assert all(map(torch.equal, found, wanted))
+    assert [x.data_ptr() for x in found] == places
+
+
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_dropout_keeps_its_share_and_repeats_itself(compiled, rate, dtype) -> None:
