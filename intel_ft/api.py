@@ -18,7 +18,7 @@ from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.config import Config
 from intel_ft.errors import UserError
 from intel_ft.gc_pause import gc_paused
-from intel_ft.optional_packages import import_peft
+from intel_ft.optional_packages import import_peft, import_trainer
 
 if TYPE_CHECKING:
     from intel_ft.distributed.rank_startup import LaunchOptions
@@ -90,6 +90,7 @@ def train(
     backend = config.backend
     bound = start_rank(launched or LaunchOptions(), backend.bind, backend.collective)
     import_peft()  # and with it torch, after this process was bound to its cores
+    import_trainer()
     with gc_paused():
         from intel_ft.distributed.launch.tune_ranks import ranks_instead
         from intel_ft.training.run import train as run_training

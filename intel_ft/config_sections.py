@@ -126,8 +126,9 @@ class DataConfig(WithSources):
     removing their reasoning. separate: each is trained on in a separate example; context: they
     are not trained on."""
     cache: PathOrId = Field("auto", min_length=1)
-    """Where tokenized data is kept on disk for later runs. auto: sources of 32 MiB or more, in the
-    user's cache folder; off: nothing is kept; a folder: all sources, in that folder."""
+    """Where tokenized data is kept on disk for later runs. auto: sources of 32 MiB or more, and all
+    where a host has several ranks, in the user's cache folder; off: nothing is kept; a folder: all
+    sources, in that folder."""
     cache_gib: float = Field(100.0, gt=0)
     """Maximum size of the cache in GiB. Above it, the least recently used data is deleted."""
     streaming: bool = False

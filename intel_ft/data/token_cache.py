@@ -25,8 +25,9 @@ from intel_ft.data.blocks import Task, blocks
 from intel_ft.data.prepare import DataReport
 from intel_ft.data.stored_examples import Writer, open_examples
 from intel_ft.data.tokenized import Tokenized, first_bad_examples, merge_reports
-from intel_ft.errors import UserError
+from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.files import explain_full_disk, write_json
+from intel_ft.host.launcher_env import LauncherEnv
 from intel_ft.sources.cache_folder import (
     DONE,
     complete_entry,
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LARGE = 2**25
-"""Bytes of a source's files from which on data.cache=auto uses the cache."""
+"""Bytes of a source's files from which on data.cache=auto uses the cache for one process.
+
+Several ranks of a host share what one of them has tokenized, whatever its size: reading rows takes
+80 MiB and more in each (docs/log.md)."""
 _BLOCK_BYTES, _BLOCK_ROWS = 2**25, 2**14  # rows that are tokenized at a time, at most
 _PART = 2**20  # bytes at the start and end of a file that its fingerprint covers
 _NOT_IN_TOKENS = {
@@ -107,9 +111,15 @@ def cached(
         return None
     entry, origin = found
     root = entry.parent
-    with explain_full_disk(root, "run the command again: it continues where it stopped"):
-        complete_entry(entry, lambda: _make(entry, data, origin, tokenizer, max_examples))
-        delete_oldest(root, data.cache_gib * 2**30)
+    try:
+        with explain_full_disk(root, "run the command again: it continues where it stopped"):
+            complete_entry(entry, lambda: _make(entry, data, origin, tokenizer, max_examples))
+            delete_oldest(root, data.cache_gib * 2**30)
+    except EnvironmentProblem as error:
+        if data.cache != "auto" or origin.size >= LARGE:
+            raise
+        logger.info("each rank reads %s: %s", source, error)
+        return None
     done = json.loads((entry / DONE).read_text(encoding="utf-8"))
     report = _report(done["report"])
     return Tokenized(open_examples(entry, done["highest"]), report.template, (report,))
@@ -138,7 +148,7 @@ def _entry(
     files = local_files(source, data.split)
     rows = load_rows(source, data.split) if files is None else None
     origin = _Origin(source, files, rows)
-    if data.cache == "auto" and origin.size < LARGE:
+    if data.cache == "auto" and origin.size < LARGE and LauncherEnv.detect().local_size == 1:
         return None
     root = user_folder() if data.cache == "auto" else Path(data.cache)
     return root.absolute() / _name(data, origin, tokenizer, max_examples), origin

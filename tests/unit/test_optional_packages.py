@@ -29,6 +29,24 @@ def test_peft_comes_without_what_nothing_uses():
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
+def test_the_trainer_comes_without_datasets_until_it_is_given_some():
+    program = (
+        "import sys\n"
+        "from intel_ft.optional_packages import import_peft, import_trainer\n"
+        "import_peft()\n"
+        "import_trainer()\n"
+        "import intel_ft.training.run\n"
+        "print(*(name for name in ('datasets', 'pandas', 'pyarrow') if name in sys.modules))\n"
+        "from transformers import trainer\n"
+        "from datasets import Dataset\n"
+        "assert trainer.is_datasets_available() and trainer.datasets.Dataset is Dataset\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("torch", "torchvision", "hidden"),
     [

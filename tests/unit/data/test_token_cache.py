@@ -263,6 +263,29 @@ def test_small_sources_stay_out_of_the_users_cache(tmp_path, cached, monkeypatch
     assert (tmp_path / "home" / "intel_ft" / "data").is_dir()
 
 
+def several_ranks(monkeypatch):
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_ranks_of_a_host_share_the_tokens_of_a_small_source(tmp_path, cached, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    several_ranks(monkeypatch)
+    write(tmp_path, *ANSWERS)
+    first = cached(cache="auto")
+    monkeypatch.setattr(blocks, "prepare_rows", None)  # whoever calls it fails
+    cache_folder._held.clear()
+    assert_same(cached(cache="auto"), first)
+
+
+def test_ranks_read_a_small_source_each_where_they_cannot_share_it(tmp_path, cached, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    several_ranks(monkeypatch)
+    write(tmp_path, *ANSWERS)
+    assert len(cached(cache="auto").examples) == len(ANSWERS)
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, cached):
     write(tmp_path, *ANSWERS)
     (tmp_path / "file").write_text("")
