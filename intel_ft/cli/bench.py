@@ -285,7 +285,7 @@ def quality(
         int, typer.Option(min=1, help="Training runs of each contender, each with its own seed.")
     ] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each training run.")] = 200,
-    side: Annotated[
+    contender: Annotated[
         list[str] | None,
         typer.Option(
             help="Contender: plain (Transformers and peft), bf16 or int8 (intel-ft). Repeatable. "
@@ -299,7 +299,7 @@ def quality(
     """Compare the validation losses of intel-ft and Transformers."""
     from intel_ft.bench.quality import CONTENDERS, bench_quality
 
-    report = bench_quality(side or list(CONTENDERS), seeds, steps, threads)
+    report = bench_quality(contender or list(CONTENDERS), seeds, steps, threads)
     from intel_ft.bench.tables import quality_table
 
     _print(report, None if json else quality_table(report), markdown)

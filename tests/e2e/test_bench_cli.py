@@ -124,7 +124,7 @@ def test_gemm_prints_a_markdown_table(bench):
         ["scale", "--over", "rank", "--values", "8,many"],
         ["scale", "--over", "threads", "--values", "1,100000"],
         ["scale", "--over", "rank", "--plot", "no/such/folder.svg"],
-        ["quality", "--side", "nope"],
+        ["quality", "--contender", "nope"],
         ["quality", "--threads", "100000"],
         ["prepare", "--peer", "nope"],
     ],
