@@ -19,6 +19,7 @@ from intel_ft.errors import (
     missing_package,
 )
 from intel_ft.orphan import end_with_parent
+from intel_ft.plurals import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def thread_environment(threads: int | None) -> dict[str, str]:
     if threads is None:
         return dict(os.environ)
     if not 1 <= threads <= cores:
-        raise UserError(f"--threads {threads}: this process can use 1 to {cores} threads")
+        raise UserError(
+            f"--threads {threads}: this process can use 1 to {count_of(cores, 'thread')}"
+        )
     return {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 

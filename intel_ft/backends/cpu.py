@@ -14,6 +14,7 @@ from intel_ft.host import topology
 from intel_ft.host.allocator import keep_few_kernels, keep_freed_memory
 from intel_ft.host.cpu import bf16_limit, cpu_flags
 from intel_ft.host.devices import CPU
+from intel_ft.plurals import count_of
 
 Optimize = Callable[[Any, torch.optim.Optimizer], None]
 """Converts model and optimizer in place, before the first step."""
@@ -85,15 +86,15 @@ def _threads(backend: BackendConfig, sharing: int) -> tuple[int, str]:
     if isinstance(backend.threads, int):
         if not 1 <= backend.threads <= allowed:
             raise UserError(
-                f"backend.threads={backend.threads}: this process may use 1 to {allowed} threads: "
-                "set a number in this range, or auto"
+                f"backend.threads={backend.threads}: this process may use 1 to "
+                f"{count_of(allowed, 'thread')}: set a number in this range, or auto"
             )
         return backend.threads, "set in the config"
     host = topology.read()
     if sharing > 1 and topology.is_bound():
         return len(host.cores), "the cores that this rank is bound to"
     shared = f", shared by {sharing} ranks" if sharing > 1 else ""
-    if host.usable < len(host.cores):
+    if host.quota is not None and host.usable < len(host.cores):
         cores = max(1, host.usable // sharing)
-        return cores, f"{host.quota_by} allows {host.quota:g} cores{shared}"
+        return cores, f"{host.quota_by} allows {count_of(host.quota, 'core')}{shared}"
     return max(1, len(host.cores) // sharing), f"the cores this process may use{shared}"

@@ -10,6 +10,7 @@ from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.host.cpu import GIB
 from intel_ft.host.devices import BF16_CAPABILITY, capability_text, memory_bytes
+from intel_ft.plurals import count_of
 
 
 def missing(problem: str) -> EnvironmentProblem:
@@ -45,7 +46,7 @@ def dtype_of_rank(model: ModelConfig, local_rank: int) -> tuple[torch.dtype, str
     if local_rank >= count:
         raise EnvironmentProblem(
             f"local rank {local_rank} on {platform.node()} has no GPU: torch sees {count} there: "
-            f"start at most {count} ranks per host"
+            f"start at most {count_of(count, 'rank')} per host"
         )
     return dtype_for(model, torch.cuda.get_device_capability(local_rank))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from intel_ft import subprocess_json
 from intel_ft.errors import UserError
+from intel_ft.plurals import count_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ def bench_quality(
             raise UserError(f"unknown contender {contender!r}: choose one of {choices}")
     if not contenders or seeds < 1 or steps < 1:
         raise UserError(
-            f"{len(contenders)} contenders, {seeds} seeds, {steps} steps: at least one of each is "
-            "needed"
+            f"{count_of(len(contenders), 'contender')}, {count_of(seeds, 'seed')}, "
+            f"{count_of(steps, 'step')}: at least one of each is needed"
         )
     environment = subprocess_json.thread_environment(threads)
 

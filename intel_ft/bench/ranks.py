@@ -35,7 +35,8 @@ def values_of(text: str | None, cores: int) -> list[int]:
     values = whole_numbers(text, "1,2,4")
     if values[-1] > max_ranks:
         raise UserError(
-            f"--values {text}: this host has room for 1 to {max_ranks} ranks of {cores} cores each"
+            f"--values {text}: this host has room for 1 to {count_of(max_ranks, 'rank')} of "
+            f"{count_of(cores, 'core')} each"
         )
     return values
 
@@ -65,7 +66,12 @@ def bench_ranks(task: Task, values: list[int], cores: int, via: str, repeat: int
                 runs.setdefault((scaling, ranks), []).append(run)
                 metrics = ", ".join(f"{name} {run[name]:.4g}" for name in _METRICS)
                 logger.info(
-                    "%s scaling, %d ranks, run %d of %d: %s", scaling, ranks, turn, repeat, metrics
+                    "%s scaling, %s, run %d of %d: %s",
+                    scaling,
+                    count_of(ranks, "rank"),
+                    turn,
+                    repeat,
+                    metrics,
                 )
     first = runs["weak", values[0]][0]
     runs["strong", values[0]] = runs["weak", values[0]]

@@ -99,7 +99,7 @@ def prepare_table(report: dict[str, Any]) -> Table:
     """The report of bench_prepare, a column per contender."""
     contenders = {"ours": report["ours"], **report["peers"]}
     rows = _result_rows(_PREPARE_ROWS, contenders)
-    title = f"{report['rows']:,} rows, {report['tokenizer']}"
+    title = f"{count_of(report['rows'], 'row')}, {report['tokenizer']}"
     notes = (*_failures(contenders), machine_line(report["machine"]))
     return Table((title, *contenders), rows, notes)
 

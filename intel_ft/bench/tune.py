@@ -12,6 +12,7 @@ from intel_ft.config import Config
 from intel_ft.distributed.launch.tune_ranks import keep_tuned, model_shape
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.host.topology import Topology
+from intel_ft.plurals import count_of
 
 GAIN = 1.02
 """How much faster more ranks must be: they share the base, but each has its own activations."""
@@ -43,9 +44,9 @@ def tune(config: Config, topology: Topology) -> list[tuple[int, float | None]]:
     for ranks, run in results.items():
         if run is not None and run.get("mfu", fastest) * _FAR_OFF < fastest:
             logger.warning(
-                "%d ranks: a step took %.0f times as long as its GEMMs, with other numbers of "
+                "%s: a step took %.0f times as long as its GEMMs, with other numbers of "
                 "ranks %.1f times: measured again",
-                *(ranks, 1 / max(run["mfu"], 1e-9), 1 / fastest),
+                *(count_of(ranks, "rank"), 1 / max(run["mfu"], 1e-9), 1 / fastest),
             )
             again = _plausible(tasks[ranks])
             results[ranks] = max((run, again or run), key=lambda one: float(one["tokens_per_s"]))
@@ -65,13 +66,17 @@ def _plausible(task: Task) -> dict[str, Any] | None:
         try:
             result = run_task(with_threads(task))
         except IntelFTError as error:
-            logger.warning("%d ranks: %s", task.processes, error)
+            logger.warning("%s: %s", count_of(task.processes, "rank"), error)
             return None
         why = why_implausible(result)
         if why is None:
-            logger.info("%d ranks: %.0f token/s", task.processes, result["tokens_per_s"])
+            logger.info(
+                "%s: %.0f token/s", count_of(task.processes, "rank"), result["tokens_per_s"]
+            )
             return result
-        logger.warning("%d ranks: implausible result, %s: %s", task.processes, remedy, why)
+        logger.warning(
+            "%s: implausible result, %s: %s", count_of(task.processes, "rank"), remedy, why
+        )
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from intel_ft.cli.options import Json, show
+from intel_ft.plurals import count_of
 
 
 def run(
@@ -87,7 +88,7 @@ def run(
         typer.echo(report.card)
     for path, size in report.files.items():
         typer.echo(f"{size:>15,}  {path}")
-    typer.echo(f"{sum(report.files.values()):>15,}  bytes in {len(report.files)} files")
+    typer.echo(f"{sum(report.files.values()):>15,}  bytes in {count_of(len(report.files), 'file')}")
     for path in report.left_out:
         typer.echo(f"{'not sent':>15}  {path}")
     if report.commit:

@@ -22,6 +22,7 @@ from intel_ft.conversations.unsupported import (
     says_good_or_bad,
 )
 from intel_ft.errors import UserError
+from intel_ft.plurals import count_of
 from intel_ft.sources.bad_rows import BadRow, BadRows
 from intel_ft.sources.rows import Rows
 from intel_ft.sources.spellings import as_override, rename
@@ -181,7 +182,8 @@ def _pair(row: Mapping[str, Any], unused: set[str]) -> list[Conversation]:
             raise BadRow(f"chosen and rejected differ in turn {place + 1}, before the last answer")
     if len(chosen) != len(rejected):
         raise BadRow(
-            f"chosen has {len(chosen)} turns and rejected {len(rejected)}: only the last may differ"
+            f"chosen has {count_of(len(chosen), 'turn')} and rejected {len(rejected)}: only the "
+            "last may differ"
         )
     one, other = chosen[-1], rejected[-1]
     if (one.content.strip(), one.calls) == (other.content.strip(), other.calls):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from intel_ft.plurals import count_of
 from intel_ft.sources.bad_rows import BadRow
 from intel_ft.templates.examples import Examples
 from intel_ft.templates.formats import Conversation
@@ -47,7 +48,7 @@ def read_tokens(row: dict[str, Any]) -> tuple[tuple[int, ...], tuple[bool, ...]]
     mask = [1] * len(ids) if mask is None else _integers("attention_mask", mask)
     for name, values in (("labels", labels), ("attention_mask", mask)):
         if len(values) != len(ids):
-            raise BadRow(f"{name} has {len(values)} values, input_ids has {len(ids)}")
+            raise BadRow(f"{name} has {count_of(len(values), 'value')}, input_ids has {len(ids)}")
     kept = [index for index, value in enumerate(mask) if value]
     if kept and len(kept) != kept[-1] - kept[0] + 1:
         raise BadRow("attention_mask is 0 between tokens: only padding at an end is supported")

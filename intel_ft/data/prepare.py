@@ -92,23 +92,25 @@ class DataReport:
         if self.unused:
             lines.append(describe_unused(self.unused, self.format))
         if self.untrained:
-            lines.append(f"{self.untrained:,} answers are context only, as marked in the data")
+            lines.append(
+                f"context only, as marked in the data: {count_of(self.untrained, 'answer')}"
+            )
         if self.separated:
             lines.append(
-                f"{self.separated:,} conversations are several examples each: the chat_template"
-                " changes earlier answers when later turns follow, for example by removing their"
-                " reasoning (data.earlier_answers: separate)"
+                f"{count_of(self.separated, 'conversation')} as several examples each: the"
+                " chat_template changes earlier answers when later turns follow, for example by"
+                " removing their reasoning (data.earlier_answers: separate)"
             )
         if self.context_only:
             lines.append(
-                f"{self.context_only:,} answers are context only: the chat_template changes them"
-                " when later turns follow (data.earlier_answers: context; separate trains on each"
-                " one in a separate example)"
+                f"context only: {count_of(self.context_only, 'answer')}, because the chat_template"
+                " changes earlier answers when later turns follow (data.earlier_answers: context;"
+                " separate trains on each one in a separate example)"
             )
         if self.shortened:
             lines.append(
-                f"{self.shortened:,} conversations have turns after their last trained answer:"
-                " those turns are left out"
+                f"{count_of(self.shortened, 'conversation')} shortened: turns after the last"
+                " trained answer are left out"
             )
         if self.bad:
             lines.append(
@@ -121,8 +123,8 @@ class DataReport:
             lines.append(f"dropped {count_of(self.dropped, 'example')} longer than max_length")
         if self.split:
             lines.append(
-                f"split {self.split:,} documents longer than max_length, which gives"
-                f" {self.examples:,} examples; no token is lost"
+                f"split {count_of(self.split, 'document')} longer than max_length, which gives"
+                f" {count_of(self.examples, 'example')}; no token is lost"
             )
         return lines
 

@@ -18,6 +18,7 @@ from intel_ft.config_sections import DataConfig
 from intel_ft.data.prepare import Prepared, prepare_rows
 from intel_ft.errors import EnvironmentProblem, UserError, missing_package
 from intel_ft.gc_pause import gc_paused
+from intel_ft.plurals import count_of
 from intel_ft.sources.files import data_type
 from intel_ft.sources.read_files import builder_of, cause_of, quiet_datasets
 from intel_ft.sources.remote import is_url
@@ -65,7 +66,10 @@ class Stream:
                 f"{self._source}, rows {first + 1:,} to {first + size:,}: cannot be read as a table"
                 f" ({cause_of(error)})"
             ) from error
-        note = f"streamed, {size:,} rows at a time: only the first ones have been read so far"
+        note = (
+            f"streamed, {count_of(size, 'row')} at a time: only the first ones have been read "
+            "so far"
+        )
         rows = rows_of(self._source, "train", table, notes=[note], first=first)
         with gc_paused():
             prepared = prepare_rows(rows, self._data, self._tokenizer, self._data.max_length)
@@ -76,7 +80,8 @@ class Stream:
             )
         if missing := size - len(prepared.examples):
             raise UserError(
-                f"{rows.name}: {missing:,} rows give no example, because no token of an answer"
+                f"{rows.name}: {count_of(missing, 'row')} without an example, because no token "
+                "of an answer"
                 " would be left: increase data.max_length, or set data.streaming to false"
             )
         return prepared

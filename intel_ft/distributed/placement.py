@@ -33,7 +33,9 @@ def places(topology: Topology, ranks: int) -> list[Place]:
     each rank leaves cores unused. Raises ValueError for more ranks than usable cores.
     """
     if ranks > topology.usable:
-        raise ValueError(f"{ranks} ranks, but {topology.usable} usable cores")
+        raise ValueError(
+            f"{count_of(ranks, 'rank')}, but {count_of(topology.usable, 'usable core')}"
+        )
     groups = _split(list(topology.cores), ranks)
     if ranks % len(topology.nodes) == 0:
         of_nodes = [
@@ -62,13 +64,16 @@ def ranks_per_host(topology: Topology, *, amx: bool = False) -> tuple[int, str]:
     """
     nodes, cores = len(topology.nodes), topology.usable
     if nodes > cores:
-        return 1, f"{cores} usable cores"
+        return 1, f"{count_of(cores, 'usable core')}"
     most = min(_AMX_RANKS, cores // nodes // _AMX_CORES)
     each = next((n for n in range(most, 0, -1) if cores % (nodes * n) == 0), 1)
     if amx and each > 1:
         share = cores // (nodes * each)
         where = "" if nodes == 1 else f" on each of {nodes} NUMA nodes"
-        return nodes * each, f"{each} ranks of {share} AMX cores{where}: faster than one of more"
+        return (
+            nodes * each,
+            f"{each} ranks of {count_of(share, 'AMX core')}{where}: faster than one of more",
+        )
     if nodes == 1:
         return 1, "one NUMA node"
     return nodes, f"one for each of {nodes} NUMA nodes"

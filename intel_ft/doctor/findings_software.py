@@ -11,6 +11,7 @@ from intel_ft.doctor.host import Host
 from intel_ft.doctor.runtime import Runtime
 from intel_ft.doctor.software import EVERY_RUN, Component
 from intel_ft.doctor.step_runner import NOT_TRIED
+from intel_ft.plurals import count_of
 
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
@@ -68,7 +69,8 @@ def of_runtime(runtime: Runtime, host: Host) -> Iterator[Finding]:
     if threads.isdigit() and int(threads) != host.usable:
         yield Finding(
             "note",
-            f"OMP_NUM_THREADS={threads}, but {host.usable} cores can be used: runs ignore it, but "
+            f"OMP_NUM_THREADS={threads}, but {count_of(host.usable, 'core')} can be used: runs "
+            "ignore it, but "
             "some libraries follow it",
             "unset it, and set backend.threads in the config to choose the threads of a run",
         )

@@ -13,6 +13,7 @@ from intel_ft.distributed.launch.job_spec import Job
 from intel_ft.distributed.launch.run_on_hosts import run_on_hosts
 from intel_ft.doctor.findings import Finding, ranked
 from intel_ft.errors import EnvironmentProblem
+from intel_ft.plurals import count_of
 
 _TIMEOUT = 400.0  # seconds: several steps may each take up to 120 s
 _SIMILAR = 1.25  # measured rates of identical hosts differ by up to this factor
@@ -71,7 +72,7 @@ def examine(hostfile: Path, ssh: str, mpirun: str | None) -> Comparison:
     diagnoses = run_on_hosts(Job(program, reachable, 1, "", ssh, mpirun), "mpirun", _TIMEOUT)
     if not diagnoses:
         raise EnvironmentProblem(
-            f"none of {len(reachable)} hosts answered: run `intel-ft doctor` on one of them"
+            f"no host answered, of {len(reachable)}: run `intel-ft doctor` on one of them"
         )
     return compare(diagnoses, [*missing(problems, reachable, diagnoses)])
 
@@ -109,8 +110,8 @@ def missing(
         names = ", ".join(answer["diagnosis"]["facts"]["name"] for answer in diagnoses) or "none"
         yield Finding(
             "error",
-            f"the doctor was started on {len(reachable)} hosts, but {len(diagnoses)} answered "
-            f"({names})",
+            f"the doctor was started on {count_of(len(reachable), 'host')}, but {len(diagnoses)} "
+            f"answered ({names})",
             "run `intel-ft doctor` on the others",
         )
 

@@ -27,7 +27,7 @@ def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
 
 def comparison_lines(comparison: Comparison) -> list[str]:
     """What differs between hosts, then all findings; one that several hosts share appears once."""
-    text = [f"{len(comparison.hosts)} hosts: {', '.join(comparison.hosts)}", ""]
+    text = [f"{count_of(len(comparison.hosts), 'host')}: {', '.join(comparison.hosts)}", ""]
     for fact, values in comparison.differences.items():
         text.append(fact)
         text += [f"    {value:<40} {', '.join(names)}" for value, names in values.items()]

@@ -259,7 +259,7 @@ def _describe_task(task: GateTask | PairTask | None) -> str:
     if task is None:
         return "quality is not measured: there is no validation set"
     if isinstance(task, PairTask):
-        return f"validation set: {task.validation.source}, {len(task.pairs())} pairs"
+        return f"validation set: {task.validation.source}, {count_of(len(task.pairs()), 'pair')}"
     validation = task.validation
     count = len(validation.prepared.examples)
     return f"validation set: {validation.source}, {count_of(count, 'example')}"

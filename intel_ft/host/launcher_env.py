@@ -77,7 +77,7 @@ class LauncherEnv:
             other_size = environment[other.size]
             if other.launcher != SRUN and not nested and other_size != str(size):
                 raise EnvironmentProblem(
-                    f"{other.launcher} started {other_size} ranks ({other.size}), but "
+                    f"{other.launcher} set {other.size}={other_size}, but {first.launcher} set "
                     f"{first.size}={size}: unset the wrong variable"
                 )
         if size == 1:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from intel_ft.decisions import Decision
+from intel_ft.plurals import count_of
 
 VARIABLE = "OMP_WAIT_POLICY"
 
@@ -29,7 +30,9 @@ def wait_policy() -> Decision:
     if chosen := os.environ.get(VARIABLE):
         return Decision(VARIABLE, chosen, "set in the environment")
     if cores <= 4:
-        return Decision(VARIABLE, "PASSIVE", f"other programs usually share {cores} cores")
+        return Decision(
+            VARIABLE, "PASSIVE", f"other programs usually share {count_of(cores, 'core')}"
+        )
     if (busy := busy_cores()) > cores / 4:
         return Decision(VARIABLE, "PASSIVE", f"{busy:.1f} of these {cores} cores are already busy")
     return Decision(VARIABLE, "", "not set: these cores are idle, so threads may spin")

@@ -13,6 +13,7 @@ from intel_ft.hub.contents import CARD, File, collect
 from intel_ft.hub.metadata import CardOptions, base_card, base_id, front_matter
 from intel_ft.hub.records import read_records
 from intel_ft.hub.secrets import refuse_secrets
+from intel_ft.plurals import count_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -165,7 +166,7 @@ def _upload(api: "HfApi", repo: str, files: list[File], secret: str | None) -> t
     from huggingface_hub import CommitOperationAdd
 
     total = sum(file.size for file in files)
-    logger.info("uploading %d files, %.1f MB, to %s", len(files), total / 1e6, repo)
+    logger.info("uploading %s, %.1f MB, to %s", count_of(len(files), "file"), total / 1e6, repo)
     with explained("uploading", repo, secret):
         operations = [CommitOperationAdd(file.path, file.source) for file in files]
         commit = api.create_commit(repo, operations, commit_message="Upload with intel_ft")

@@ -16,6 +16,7 @@ from intel_ft.artifacts.fingerprints import model_state
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import UserError
 from intel_ft.files import write_text
+from intel_ft.plurals import count_of
 from intel_ft.templates.formats import Message
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def write_answers(
     done = {(line["index"], line["sample"]) for line in lines}
     missing = [one for one in requests if (one.index, one.sample) not in done]
     if done:
-        logger.info("%s: %d answers done, %d to go", partial, len(done), len(missing))
+        logger.info("%s: %s done, %d to go", partial, count_of(len(done), "answer"), len(missing))
     partial.parent.mkdir(parents=True, exist_ok=True)
     # Rewritten, so that a line that was cut off in the middle is gone.
     write_text(partial, "".join(map(_json, [settings, *lines])))

@@ -25,6 +25,7 @@ from intel_ft.models.published import lazy_weights, one_at_a_time
 from intel_ft.models.quantized import forget_quantization, published, refuse_quantized
 from intel_ft.models.tokenizer import first_line, load_tokenizer, model_folder
 from intel_ft.models.weight_files import open_safetensors, weight_files
+from intel_ft.plurals import count_of
 
 __all__ = ["load_tokenizer", "model_folder"]  # re-exported from models.tokenizer
 
@@ -312,9 +313,9 @@ def check_complete(folder: Path, info: Mapping[str, Iterable[str]]) -> None:
         )
     if unused := sorted(info["unexpected_keys"]):
         logger.warning(
-            "%s: %d tensors in its files do not belong to the model and are not used, such as %s",
+            "%s: not used, because the model has no place for it: %s, such as %s",
             folder,
-            len(unused),
+            count_of(len(unused), "tensor"),
             unused[0],
         )
 

@@ -8,6 +8,7 @@ from intel_ft.artifacts.resolve import trained_token_ids
 from intel_ft.errors import UserError
 from intel_ft.models.adapter import WEIGHTS, without_pattern_warning
 from intel_ft.optional_packages import without_bitsandbytes
+from intel_ft.plurals import count_of
 
 
 def apply_adapter(base: Any, folder: Path, *, trains: bool = False) -> Any:
@@ -39,8 +40,9 @@ def apply_adapter(base: Any, folder: Path, *, trains: bool = False) -> Any:
     missing = [name for name in expected if name not in shapes]
     if wrong := unknown or missing:
         raise UserError(
-            f"{folder}: this adapter does not fit its base model {_name(base)}: {len(wrong)} "
-            f"tensors {'have no place in it' if unknown else 'are missing'}, such as {wrong[0]}"
+            f"{folder}: this adapter does not fit its base model {_name(base)}: "
+            f"{count_of(len(wrong), 'tensor')} {'too many' if unknown else 'missing'}, such as "
+            f"{wrong[0]}"
         )
     use_rows(model)
     return model.eval()

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from intel_ft.errors import UserError
+from intel_ft.plurals import count_of
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -43,14 +44,15 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder}: {len(missing)} of the {len(shards)} files in {INDEX} are missing, such as "
+            f"{folder}: of the files in {INDEX}, {len(missing)} of {len(shards)} are missing: "
             f"{missing[0]}: copy or download the model again"
         )
     for name, tensors in shards.items():
         with open_safetensors(folder / name) as file:
             if lacking := tensors - set(file.keys()):
                 raise UserError(
-                    f"{folder / name}: {len(lacking)} tensors of {INDEX} are not in it, such as "
+                    f"{folder / name}: lacks {count_of(len(lacking), 'tensor')} of {INDEX}, such "
+                    "as "
                     f"{min(lacking)}: copy or download the model again"
                 )
     return [folder / name for name in sorted(shards)]

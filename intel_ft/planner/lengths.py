@@ -103,7 +103,7 @@ def _assumed(config: Config, assumed: AssumedData, reason: str = "") -> ExampleL
     tokens = assumed.tokens or max(8, config.data.max_length // 2)
     lengths = np.full(count, tokens, dtype=np.int64)
     number = f"{assumed.examples:,}" if assumed.examples else "an unknown number of"
-    source = f"assumed: {number} examples of {tokens:,} tokens, half supervised{reason}"
+    source = f"assumed: {number} examples of {count_of(tokens, 'token')}, half supervised{reason}"
     counted = assumed.examples is not None
     return ExampleLengths(lengths, lengths // 2, 0, source, counted=counted)
 

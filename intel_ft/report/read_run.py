@@ -13,6 +13,7 @@ import yaml
 
 from intel_ft.errors import UserError
 from intel_ft.files import damage
+from intel_ft.plurals import count_of
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 EXAMPLES = "examples.jsonl"
@@ -70,7 +71,9 @@ def read_run(folder: Path) -> RunRecords:
     not_finite = sum(number(line, "loss") is None for line in steps)
     not_finite += sum(number(line, "eval_loss") is None for line in evaluations)
     if not_finite:
-        missing.append(f"{not_finite} losses are not finite numbers: the curves have gaps there")
+        missing.append(
+            f"{count_of(not_finite, 'loss', 'losses')} not finite: the curves have gaps there"
+        )
     if steps and not evaluations:
         missing.append(
             "no evaluation: set data.eval or data.eval_fraction to record a validation loss"
@@ -130,7 +133,8 @@ def _json_lines(path: Path, missing: list[str]) -> list[dict[str, Any]]:
     objects = [value for value in values if isinstance(value, dict)]
     if broken := len(values) - len(objects):
         missing.append(
-            f"{path.name}: {broken} broken lines skipped; a killed run leaves such lines"
+            f"{path.name}: {count_of(broken, 'broken line')} skipped; a killed run leaves such "
+            "lines"
         )
     return objects
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from intel_ft.errors import EnvironmentProblem, UserError
 from intel_ft.files import write_json
+from intel_ft.plurals import count_of
 from intel_ft.sources.cache_folder import DONE, complete_entry, entry_name, user_folder
 from intel_ft.sources.files import data_type
 
@@ -67,7 +68,7 @@ def _fetch(url: str, system: Any, path: str) -> Path:
 
     def copy() -> None:
         size = sum(facts[name].get("size") or 0 for name in names)
-        logger.info("fetching %s: %d files, %.1f MiB", url, len(names), size / 2**20)
+        logger.info("fetching %s: %s, %.1f MiB", url, count_of(len(names), "file"), size / 2**20)
         for name, target in local.items():
             if target.exists():
                 continue  # whoever fetched before was interrupted

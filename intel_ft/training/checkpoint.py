@@ -61,7 +61,7 @@ def newest_whole(run: Path) -> Path | None:
         logger.warning("skipped %s: %s", checkpoint, problem)
     if written:
         raise IntelFTError(
-            f"{run}: all of its {len(written)} checkpoints are damaged: start again with "
+            f"{run}: every checkpoint ({len(written)} in all) is damaged: start again with "
             "--overwrite"
         )
     return None

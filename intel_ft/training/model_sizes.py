@@ -36,6 +36,7 @@ from intel_ft.models.saved_adapter import grow_embeddings, tensor_shapes
 from intel_ft.models.start_adapter import describe_adapter, negative_of, read_config
 from intel_ft.models.targets import adapted_modules, is_linear, own_layer
 from intel_ft.models.tokenizer import adapter_folder
+from intel_ft.plurals import count_of
 from intel_ft.training.distillation import OWN_BASE, teacher_config
 
 
@@ -185,7 +186,9 @@ def describe_mixture(sizes: ModelSizes) -> list[Decision]:
     """How many of a mixture's parameters a token uses; nothing for a model without experts."""
     if not sizes.mixtures:
         return []
-    reason = f"it meets {sizes.active_experts} experts in each of {sizes.mixtures} layers"
+    reason = (
+        f"it meets {count_of(sizes.active_experts, 'expert')} in each of {sizes.mixtures} layers"
+    )
     value = f"{sizes.active:,} of the base's {sizes.parameters:,}"
     return [Decision("parameters per token", value, reason)]
 

@@ -23,6 +23,7 @@ from intel_ft.config_method import READS_BASE
 from intel_ft.errors import UserError
 from intel_ft.files import whole_file
 from intel_ft.models.answer_log_probs import answer_log_probs
+from intel_ft.plurals import count_of
 from intel_ft.templates.answers import Judged
 from intel_ft.templates.examples import Examples
 from intel_ft.training.comparison import Comparison, FloatArray, Reference
@@ -67,7 +68,8 @@ def with_reference(
         initialized = json.loads(training.facts.get("method.init", "null")) in READS_BASE
         if len(missing) and resumed and initialized:
             raise UserError(
-                f"{store.path}: has no reference values of {len(missing):,} answers, and the"
+                f"{store.path}: has no reference values of {count_of(len(missing), 'answer')}, "
+                "and the"
                 " adapter's first weights cannot be restored: start again with --overwrite"
             )
         computed += len(missing)
@@ -89,8 +91,8 @@ def with_reference(
         validation = reference_of("eval", validation, everything)
     if computed:
         logger.info(
-            "reference: log-probabilities of %s answers in %.1f s",
-            *(f"{computed:,}", time.monotonic() - before),
+            "reference: log-probabilities of %s in %.1f s",
+            *(count_of(computed, "answer"), time.monotonic() - before),
         )
     data = replace(data, comparison=comparison, validation_comparison=validation)
     return replace(training, data=data)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from intel_ft.distributed.oneccl.library import under_intel_mpi
+from intel_ft.plurals import count_of
 
 SHARED_MEMORY = Path("/dev/shm")
 _MIB = 2**20
@@ -44,8 +45,8 @@ def _wrong_variable(local_size: int) -> str | None:
     cores, workers = os.environ.get("CCL_WORKER_AFFINITY", "auto"), local_size * int(count)
     if cores != "auto" and (not _NUMBERS.fullmatch(cores) or _length(cores) < workers):
         return (
-            f"CCL_WORKER_AFFINITY={cores} does not name {workers} cores, one for each worker of "
-            "the ranks on this host: correct or unset it"
+            f"CCL_WORKER_AFFINITY={cores} does not name {count_of(workers, 'core')}, one for "
+            "each worker of the ranks on this host: correct or unset it"
         )
     return None
 
@@ -67,8 +68,9 @@ def _too_small(local_size: int) -> str | None:
         return None
     option = f"--shm-size={max(64, 2 ** int(needed / _MIB).bit_length())}m"
     return (
-        f"{SHARED_MEMORY} has {size / _MIB:.0f} MiB, and {local_size} ranks of Intel MPI on one "
-        f"host need {needed / _MIB:.0f}: start the container with {option}, or use gloo"
+        f"{SHARED_MEMORY} has {size / _MIB:.0f} MiB, and Intel MPI needs {needed / _MIB:.0f} for "
+        f"{count_of(local_size, 'rank')} on one host: start the container with {option}, or use "
+        "gloo"
     )
 
 

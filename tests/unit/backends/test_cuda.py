@@ -276,5 +276,5 @@ def test_a_run_on_the_gpu_loses_as_much_as_on_the_cpu_and_either_resumes_the_oth
 def test_a_rank_without_a_gpu_is_refused_before_its_dtype_is_asked_for(monkeypatch):
     monkeypatch.setattr(choice, "choose", lambda _: Decision("backend.name", "cuda", "a test"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(EnvironmentProblem, match=r"local rank 3 on .* at most 1 ranks per host"):
+    with pytest.raises(EnvironmentProblem, match=r"local rank 3 on .* at most 1 rank per host"):
         choice.dtype_of(config(), 3)

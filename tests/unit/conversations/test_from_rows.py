@@ -293,7 +293,7 @@ def test_the_report_counts_answers_and_turns_that_are_not_trained_on(tmp_path):
     report = prepare(DataConfig(train=str(file)), str(file), tokenizer("byte")).report
     assert (report.untrained, report.shortened) == (1, 1)
     text = "\n".join(report.lines())
-    assert "1 answers are context only" in text and "1 conversations have turns after" in text
+    assert "as marked in the data: 1 answer" in text and "1 conversation shortened" in text
 
 
 @pytest.mark.parametrize(

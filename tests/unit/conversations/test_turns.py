@@ -249,7 +249,7 @@ def test_token_ids_with_labels(tmp_path):
     ("row", "words"),
     [
         ({"input_ids": [1, 2], "labels": [2, -100]}, "labels[0] is 2, but input_ids[0] is 1"),
-        ({"input_ids": [1, 2], "labels": [-100]}, "labels has 1 values, input_ids has 2"),
+        ({"input_ids": [1, 2], "labels": [-100]}, "labels has 1 value, input_ids has 2"),
         ({"input_ids": [1, 2], "labels": [-100, -100]}, "no token is trained on"),
         ({"input_ids": [1, -2]}, "input_ids has -2"),
         ({"input_ids": "1 2"}, "input_ids is not a list of integers"),

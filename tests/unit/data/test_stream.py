@@ -104,7 +104,7 @@ def test_a_step_is_the_same_walked_to_or_resumed_at_and_in_any_world(tmp_path):
     [
         (ROWS, {"split": "train[:5]"}, "only a whole split can be streamed"),
         ([{**ROWS[0], "completion": ""}, *ROWS], {}, "row 1: completion is empty"),
-        (LONG, {"max_length": 16, "on_long": "truncate"}, "1 rows give no example"),
+        (LONG, {"max_length": 16, "on_long": "truncate"}, "1 row without an example"),
         ([], {}, "is empty"),
     ],
 )

@@ -91,8 +91,8 @@ def _missing_tensor(tensors) -> None:
     [
         (_nan, "NaN or infinity"),
         (_infinity, "NaN or infinity"),
-        (_extra_layer, "have no place in it"),
-        (_missing_tensor, "are missing"),
+        (_extra_layer, "too many"),
+        (_missing_tensor, "1 tensor missing"),
     ],
 )
 def test_bad_tensors_are_named(adapter, tmp_path, change, words) -> None:

@@ -264,7 +264,7 @@ def test_places_never_overlap_and_nobody_goes_without(cores_of_node, ranks, quot
     )
     host = Topology(cores, {}, quota)
     if ranks > host.usable:
-        with pytest.raises(ValueError, match="usable cores"):
+        with pytest.raises(ValueError, match="usable core"):
             places(host, ranks)
         return
     shares = places(host, ranks)

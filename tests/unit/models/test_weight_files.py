@@ -93,7 +93,7 @@ def test_a_missing_shard_is_refused_before_anything_is_loaded(folder) -> None:
     shards = weight_files(folder)
     shards[1].unlink()
     line = refused(folder)
-    assert f"1 of the {len(shards)} files" in line
+    assert f"1 of {len(shards)} are missing" in line
     assert shards[1].name in line
 
 
