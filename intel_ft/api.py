@@ -279,8 +279,8 @@ def export(
     Returns an ExportReport; its `gate` is the table of candidates with their qualities.
 
     Raises UserError, EnvironmentProblem without the `openvino` extra, GateRefused where no
-    candidate passes, IntelFTError where the written model is wrong. Nothing is left in `output`
-    then.
+    candidate passes, Stopped after a signal once a recovery's state is saved, IntelFTError where
+    the written model is wrong. Nothing is left in `output` then.
     """
     from intel_ft.export.export import export as run_export
     from intel_ft.export.gate import Gate, Limits

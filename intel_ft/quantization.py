@@ -47,7 +47,7 @@ class Settings(Section):
     smooth_quant_alpha: float | None = Field(None, ge=0, le=1)
     dynamic_group_size: int | None = Field(None, ge=0)  # of activations at run time; 0: off
     kv_cache: Literal["auto", "u8", "u4", "f16", "bf16", "f32"] = "auto"
-    recover_steps: int = Field(300, ge=1)  # of export --recover
+    recover_steps: int = Field(600, ge=1)  # of export --recover
     recover_minutes: float = Field(60, gt=0)  # after which it stops
     recover_rank: int | None = Field(None, ge=0)  # of the corrections; 0: whole matrices
     recover_rate: float = Field(1e-3, gt=0)  # learning rate

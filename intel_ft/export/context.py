@@ -97,6 +97,23 @@ class Source:
                 f"other servers load, and `intel-ft {verb}` runs it with torch"
             )
 
+    def refuse_unrecoverable(self) -> None:
+        """Raise UserError, before anything is merged, for a model that --recover cannot tune."""
+        from intel_ft.layers.mixture import expert_matrices
+        from intel_ft.models.load import description_of
+        from intel_ft.training.model_sizes import without_weights
+
+        config = base_config(
+            self.with_base(self.artifact),
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+        if any(expert_matrices(without_weights(config, description_of(config)))):
+            raise UserError(
+                f"{self.artifact.location}: --recover tunes linear layers, and the experts of this "
+                "mixture of experts are none: export it without --recover"
+            )
+
     def base_ids(self) -> list[str]:
         """Ids to look up a recipe by: the base model's, and the one in its config.json."""
         base_model = self.artifact.base_model
@@ -148,7 +165,10 @@ def prepare_context(
 
     artifact, trust = source.artifact, source.trust_remote_code
     source.refuse_unexportable()
+    if recover:
+        source.refuse_unrecoverable()
     tokenizer = load_tokenizer(tokenizer_config(artifact, trust_remote_code=trust))
+    tuning = _tuning(source, work, tokenizer, calibration) if recover else None
     task: GateTask | PairTask | None
     if artifact.is_reward_model:
         task = pair_task(artifact, tokenizer, gate)
@@ -162,7 +182,6 @@ def prepare_context(
     if task:
         stage(reference, lambda partial: _write_reference(source, work, task, gate, partial))
     fp16 = stage(work / "fp16", lambda partial: _trace(source, work, partial))
-    tuning = _tuning(source, work, tokenizer, calibration) if recover else None
     if tuning is None:
         drop_stage(work / MERGED)
     gc.collect()

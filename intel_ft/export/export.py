@@ -84,8 +84,9 @@ def export(
     An interrupted export resumes after its last stage.
 
     Raises UserError for a source or settings that cannot be exported, EnvironmentProblem without
-    the `openvino` extra, GateRefused where no candidate passes, IntelFTError where a written IR is
-    wrong. Nothing is left in `output` then.
+    the `openvino` extra, GateRefused where no candidate passes, Stopped after a signal once a
+    recovery's state is saved, IntelFTError where a written IR is wrong. Nothing is left in
+    `output` then.
     """
     start = time.monotonic()
     gate, settings = gate or Gate(), settings or Settings()

@@ -2,14 +2,15 @@
 
 The weights learn from the unquantized model, by KL on the run's own training examples (never the
 validation set), for a bounded number of steps and minutes. The result has the form of the int4 IR
-that it started from. A killed recovery continues from its last saved step.
+that it started from. A recovery that was stopped or killed continues from its last saved step.
 """
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from intel_ft.artifacts.ir_weights import (
     replace_weights,
 )
 from intel_ft.decisions import Decision
-from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.errors import EnvironmentProblem, IntelFTError, Stopped, UserError
 from intel_ft.files import whole_file
 from intel_ft.quantization import Settings
+from intel_ft.signals import StopSignal
 from intel_ft.templates.examples import ExampleSet
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,8 @@ BATCH = 32  # examples per step
 SAVE_SECONDS = 20
 WHOLE = 2 * 10**8  # weights of 4 bits up to which the correction is a whole matrix
 _RANK = 64
-_CHUNK = 2**28  # logits that a GPU computes at once; a CPU computes a row at once
+_CHUNK = 2**28  # logits that a GPU computes at once
+_POSITIONS = 1024  # that a CPU computes at once, with padding
 _RATES = {"log_scale": 1, "zero": 20, "a": 0.1, "b": 0.1, "whole": 0.1}
 """Learning rates relative to `recover_rate`: zero points are whole numbers, weights small ones."""
 _WARMUP = 0.05  # share of the steps
@@ -58,8 +61,8 @@ def recover(
 
     model: the unquantized model in torch, which is changed; examples: of the run's training set;
     state: the file from which a killed recovery continues. Raises UserError where nothing can be
-    tuned, EnvironmentProblem where the GPU's memory is full, IntelFTError where the tuned IR does
-    not hold the tuned weights.
+    tuned, EnvironmentProblem where the GPU's memory is full, Stopped after SIGINT or SIGTERM once
+    the state is saved, IntelFTError where the tuned IR does not hold the tuned weights.
     """
     import torch
 
@@ -108,12 +111,15 @@ def _device(model: Any, trained: dict[str, Any]) -> Decision:
     import torch
 
     from intel_ft.backends.choice import choose_by_name
+    from intel_ft.backends.cpu import fastest_dtype
     from intel_ft.host import devices
     from intel_ft.host.cpu import GIB
 
     backend = choose_by_name("auto")
     if backend.value == "cpu":
-        return replace(backend, name="recovery")
+        dtype, why = fastest_dtype()
+        gemms = f"GEMMs in {'bf16' if dtype == torch.bfloat16 else 'float32'}: {why}"
+        return Decision("recovery", "cpu", f"{backend.reason}; {gemms}")
     held = sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
     # The rounded weights and their gradients; gradients and two moments of what is trained.
     tuned = sum(part.nbytes for layer in trained.values() for part in layer.parameters())
@@ -149,36 +155,47 @@ def _tune(
         optimizer.load_state_dict(saved["optimizer"])
         step, before, tokens, losses = (saved[k] for k in ("step", "seconds", "tokens", "losses"))
         logger.info("recovery: continuing from step %d", step)
-    start, saved_at = time.monotonic(), time.monotonic()
+    start = saved_at = time.monotonic()
     limit = 60 * settings.recover_minutes
-    while step < settings.recover_steps:
-        seconds = before + time.monotonic() - start
-        progress = max(step / settings.recover_steps, seconds / limit)
-        if progress >= 1:
-            logger.info("recovery: stopped after %g minutes (recover_minutes)", limit / 60)
-            break
-        factor = min(1.0, (step + 1) / (_WARMUP * settings.recover_steps + 1))
-        factor *= 0.5 * (1 + math.cos(math.pi * progress))
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = factor * peak
-        for name, layer in trained.items():
-            layer.start_step(original(model, name))
-        loss, count = _step(model, examples, _batch(examples, step), settings.sample_tokens)
-        for name, layer in trained.items():
-            layer.finish_step(original(model, name))
-        optimizer.step()
-        optimizer.zero_grad()
-        step, tokens = step + 1, tokens + count
-        losses.append(loss / count)
-        if step % 20 == 0:
-            logger.info("recovery: step %d, KL %.5f", step, float(np.mean(losses[-20:])))
-        if time.monotonic() - saved_at > SAVE_SECONDS:
+    with StopSignal() as stop:
+        while step < settings.recover_steps:
             seconds = before + time.monotonic() - start
-            values = {"step": step, "seconds": seconds, "tokens": tokens, "losses": losses}
-            _save(
-                state, values | {"layers": layers.state_dict(), "optimizer": optimizer.state_dict()}
-            )
-            saved_at = time.monotonic()
+            progress = max(step / settings.recover_steps, seconds / limit)
+            if progress >= 1:
+                logger.info("recovery: stopped after %g minutes (recover_minutes)", limit / 60)
+                break
+            factor = min(1.0, (step + 1) / (_WARMUP * settings.recover_steps + 1))
+            factor *= 0.5 * (1 + math.cos(math.pi * progress))
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = factor * peak
+            for name, layer in trained.items():
+                layer.start_step(original(model, name))
+            loss, count = _step(model, examples, _batch(examples, step), settings.sample_tokens)
+            for name, layer in trained.items():
+                layer.finish_step(original(model, name))
+            optimizer.step()
+            optimizer.zero_grad()
+            step, tokens = step + 1, tokens + count
+            losses.append(loss / count)
+            seconds = before + time.monotonic() - start
+            if step % 20 == 0:
+                left = min(seconds / step * (settings.recover_steps - step), limit - seconds)
+                logger.info(
+                    "recovery: step %d of %d, KL %.5f, %s left",
+                    *(step, settings.recover_steps, float(np.mean(losses[-20:]))),
+                    f"{left / 60:.0f} min" if left > 90 else f"{max(0, left):.0f} s",
+                )
+            if stop.received is not None or time.monotonic() - saved_at > SAVE_SECONDS:
+                values = {"step": step, "seconds": seconds, "tokens": tokens, "losses": losses}
+                parts = {"layers": layers.state_dict(), "optimizer": optimizer.state_dict()}
+                _save(state, values | parts)
+                saved_at = time.monotonic()
+            if stop.received is not None:
+                raise Stopped(
+                    stop.received,
+                    f"{signal.Signals(stop.received).name}: saved the recovery after step {step} "
+                    "and stopped: run the command again to continue",
+                )
     few = max(1, len(losses) // 10)
     return Recovery(
         steps=step,
@@ -193,6 +210,7 @@ def _step(model: Any, examples: ExampleSet, indices: list[int], longest: int) ->
     """Add the gradients of one batch; returns its summed KL and the number of tokens."""
     import torch
 
+    from intel_ft.backends.cpu import fastest_dtype
     from intel_ft.export.fake_quantize import activate, divergence
 
     embedding = model.get_input_embeddings().weight
@@ -204,15 +222,19 @@ def _step(model: Any, examples: ExampleSet, indices: list[int], longest: int) ->
             rows.append((tokens, before))
     count = max(1, sum(len(at) for _, at in rows))
     total = torch.zeros((), device=embedding.device)
-    chunk = 0 if embedding.device.type == "cpu" else _CHUNK // len(embedding)
+    on_cpu = embedding.device.type == "cpu"
+    chunk = _POSITIONS if on_cpu else _CHUNK // len(embedding)
+    bf16 = on_cpu and fastest_dtype()[0] == torch.bfloat16
     for together in _chunks(rows, chunk):
         ids, keep, chosen = (part.to(embedding.device) for part in _padded(together))
         inputs = {"input_ids": ids, "logits_to_keep": keep, "use_cache": False}
-        activate(model, False)
-        with torch.no_grad():
-            teacher = model(**inputs).logits[chosen]
-        activate(model, True)
-        loss = divergence(teacher, model(**inputs).logits[chosen])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            activate(model, False)
+            with torch.no_grad():
+                teacher = model(**inputs).logits[chosen]
+            activate(model, True)
+            student = model(**inputs).logits[chosen]
+        loss = divergence(teacher, student)
         torch.autograd.backward(loss / count)
         total += loss.detach()
     if not math.isfinite(total):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.resolve import read_json
-from intel_ft.errors import IntelFTError
+from intel_ft.errors import IntelFTError, Stopped
 from intel_ft.export.output import RERUN
 from intel_ft.files import (
     explain_full_disk,
@@ -43,7 +43,7 @@ def workspace(output: Path, key: dict[str, Any]) -> Iterator[Path]:
             work.mkdir(parents=True, exist_ok=True)
             write_json(work / _KEY, key)
             yield work
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         raise
     except Exception:
         shutil.rmtree(work, ignore_errors=True)

@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +23,7 @@ from intel_ft.distributed.rank_startup import stop_signal
 from intel_ft.distributed.world import World
 from intel_ft.errors import Stopped
 from intel_ft.files import write_text
+from intel_ft.signals import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -143,33 +143,16 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
             self.bar = None
 
 
-class SignalStop(TrainerCallback):  # type: ignore[misc]
+class SignalStop(StopSignal, TrainerCallback):  # type: ignore[misc]
     """Saves and stops after the current step on SIGINT or SIGTERM, to any rank or to `launch`.
 
     Used as a context manager around training; a second SIGINT interrupts at once.
     """
 
     def __init__(self, world: World) -> None:
+        # mpirun signals every rank.
+        super().__init__(logging.INFO if world.rank else logging.WARNING)
         self.world = world
-        self.received: int | None = None
-        self.when = "after this step"
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "SignalStop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-        level = logging.INFO if self.world.rank else logging.WARNING  # mpirun signals every rank
-        logger.log(level, "%s: saving and stopping %s", signal.Signals(number).name, self.when)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Make the Trainer save and stop, on all ranks alike."""

@@ -119,6 +119,19 @@ def kill_recovery_after(steps: int) -> None:
     recover._save = save_and_die
 
 
+def stop_recovery_in(step: int, number: int) -> None:
+    """Have this process sent a signal in the step after `step` steps of a recovery."""
+    recover.SAVE_SECONDS = 10**6
+    batch = recover._batch
+
+    def batch_and_stop(examples: Examples, at: int) -> list[int]:
+        if at == step:
+            os.kill(os.getpid(), number)
+        return batch(examples, at)
+
+    recover._batch = batch_and_stop
+
+
 def provenance(base: str) -> Provenance:
     return Provenance("adapter", base, None, "alpaca", "Be brief.", "0.0.0")
 
