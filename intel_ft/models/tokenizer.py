@@ -27,6 +27,9 @@ from intel_ft.models.weight_files import refuse_lfs_pointer
 
 logger = logging.getLogger(__name__)
 
+ENOUGH_FOR_PLAN = " (`intel-ft plan` needs only a folder with its config.json)"
+"""What follows a message that a model cannot be found."""
+
 # Scripts, spaces and line breaks that a wrong pre-tokenizer or normalizer loses or moves.
 PROBE_TEXTS = (
     "The capital of France is Paris.",
@@ -83,7 +86,7 @@ def adapter_folder(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model.adapter: {name}: no such folder")
     patterns = ("*.json", "*.jinja", "adapter_model.safetensors", "*.model", "*.txt")
-    folder = _snapshot(name, None, patterns, "model.adapter")
+    folder = _snapshot(name, None, patterns)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"model.adapter: {name}: no {ADAPTER_CONFIG}, so this is not an adapter")
     return folder
@@ -94,17 +97,17 @@ def _snapshot(
     name: str,
     revision: str | None,
     patterns: tuple[str, ...],
-    key: str = "model.name_or_path",
     *,
     weights: bool = True,
 ) -> Path:
     """A Hub model's folder; cached, so that a run asks the Hub once.
 
-    key: where the name is set; weights: whether the caller needs them.
+    weights: whether the caller needs them.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    plan = "" if weights else ENOUGH_FOR_PLAN  # every command asks for the config first
     try:
         return Path(
             snapshot_download(
@@ -117,19 +120,13 @@ def _snapshot(
     except HFValidationError:
         raise UserError(f"{name}: no such model folder, and not a valid Hub id") from None
     except LocalEntryNotFoundError:
-        remedy = f"download the model on a machine with network access and give its folder as {key}"
         raise EnvironmentProblem(
-            f"{name}: no such local folder, and the Hub cannot be reached: "
-            f"{remedy if weights else _config_suffices(key)}"
+            f"{name}: no such local folder, and the Hub cannot be reached: download the model on a"
+            f" machine with network access and give its folder instead{plan}"
         ) from None
     except HfHubHTTPError as error:
-        remedy = "" if weights else f": {_config_suffices(key)}"
         answer = str(error.server_message or error).strip().rstrip(".")
-        raise UserError(f"{name}: the Hub answered: {answer}{remedy}") from None
-
-
-def _config_suffices(key: str) -> str:
-    return f"a folder that has only the model's config.json is enough here: give it as {key}"
+        raise UserError(f"{name}: the Hub answered: {answer}{plan}") from None
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

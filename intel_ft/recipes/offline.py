@@ -17,6 +17,7 @@ from intel_ft.models.load import (
     model_folder,
     parameter_count,
 )
+from intel_ft.models.tokenizer import ENOUGH_FOR_PLAN
 from intel_ft.plurals import count_of
 from intel_ft.sources.rows import load_rows
 from intel_ft.templates.formats import describe_unused
@@ -27,7 +28,6 @@ from intel_ft.training.setup import require_installed
 from intel_ft.training.start import check_adapter, with_adapter
 
 NOT_CHECKED = "not checked, because it is neither a local path nor in the Hub's cache"
-_PLAN = " (`intel-ft plan` needs only a folder with its config.json)"
 
 
 def check_offline(config: Config) -> dict[str, str]:
@@ -41,7 +41,7 @@ def check_offline(config: Config) -> dict[str, str]:
     require_installed(config)
     results = {
         "config": f"{config.method.name}, {_length(config)}",
-        "model": _unless_absent(config.model.name_or_path, lambda: _model(config), _PLAN),
+        "model": _unless_absent(config.model.name_or_path, lambda: _model(config), ENOUGH_FOR_PLAN),
         **{name: _source(data.of(source), compares) for name, source in _named(data)},
     }
     if (teacher := config.method.teacher) not in (None, OWN_BASE):

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 MIN_VERSION = 20220100  # the first one whose CPU plugin has this API
-INSTALL = "install it with `pip install oneccl==2022.1.2`, or set CCL_ROOT to one of oneAPI"
+INSTALL = "install it with `pip install oneccl==2022.1.2`, or set CCL_ROOT to that of oneAPI"
 
 _PLUGIN = "libccl_legacy_cpu.so"
 _ONEAPI = Path("/opt/intel/oneapi")

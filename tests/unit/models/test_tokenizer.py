@@ -120,7 +120,7 @@ def test_a_model_that_cannot_be_fetched_is_told_what_is_enough(monkeypatch) -> N
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     absent = ModelConfig(name_or_path="nobody/nothing")
-    with pytest.raises(EnvironmentProblem, match=r"only the model's config\.json is enough"):
-        model_folder(absent, weights=False)
-    with pytest.raises(EnvironmentProblem, match="download the model"):
-        model_folder(absent)
+    for weights in (False, True):  # every command asks for the config first
+        with pytest.raises(EnvironmentProblem, match="download the model") as raised:
+            model_folder(absent, weights=weights)
+        assert ("plan` needs only a folder with its config.json" in str(raised.value)) != weights
