@@ -165,7 +165,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
       bf16* values = keys + tree.blocks * tile;
       float* s = scores.reserve(tree.most_keys * square);
       bf16* p = weights.reserve(tree.most_keys * square);
-      for (const Segment& segment : tree.segments)
+      for (const Segment& segment : tree.segments) {
         for (int64_t b = 0; b < segment.blocks(); ++b) {
           const int64_t place = (segment.block + b) * tile;
           load_keys(k + kv * dim, stride_kv, segment, b, cos, sin, dim, block.data());
@@ -173,7 +173,6 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
           load_keys(v + kv * dim, stride_kv, segment, b, nullptr, nullptr, dim, block.data());
           pack_b(block.data(), dim, BLOCK, dim, values + place);
         }
-      for (const Segment& segment : tree.segments)
         for (int64_t i = 0; i < segment.query_blocks(); ++i) {
           const int64_t first_row = segment.first_query(i), last_row = segment.last_query(i);
           const int64_t first = segment.query_token(i), blocks = segment.key_blocks(i);
@@ -190,6 +189,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const bf16* cos, con
           store_block(result.data() + first_row * dim, stride_q, last_row - first_row, nullptr,
                       nullptr, dim, out + first * stride_q + head * dim);
         }
+      }
     }
   }
 }
@@ -225,15 +225,46 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
       bf16* all_ds = scores.reserve(tree.most_keys * square);
       float* dk = sums.reserve(2 * tree.blocks * tile);
       float* dv = dk + tree.blocks * tile;
-      std::memset(dk, 0, 2 * tree.blocks * tile * sizeof(float));
-      for (const Segment& segment : tree.segments)
+      // Writes the gradients of a segment's keys and values, when all that follow it have added to
+      // them, and passes on those of the tokens that it has copies of.
+      const auto finish = [&](const Segment& segment) {
+        const int64_t place = segment.block * tile;
+        add_copied(tree, segment, dim, dk);
+        add_copied(tree, segment, dim, dv);
+        if (shared) {
+          const int64_t own = place + segment.offset() * dim;
+          float* target = shared + (head * tokens + segment.start) * dim;
+          std::memcpy(target, dk + own, segment.length * dim * sizeof(float));
+          std::memcpy(target + heads * tokens * dim, dv + own,
+                      segment.length * dim * sizeof(float));
+          return;
+        }
+        for (int64_t b = 0; b < segment.blocks(); ++b) {
+          const int64_t first_row = segment.first_key(b), count = segment.last_key(b) - first_row;
+          const int64_t first = segment.key_token(b, first_row);
+          const int64_t offset = first * stride_kv + kv * dim;
+          const int64_t own = place + b * tile + first_row * dim;
+          store_block(dk + own, stride_kv, count, factors_at(cos, first * dim),
+                      factors_at(sin, first * dim), dim, grad_k + offset);
+          store_block(dv + own, stride_kv, count, nullptr, nullptr, dim, grad_v + offset);
+        }
+      };
+      int64_t last = -1;  // the end of the chain whose blocks are held
+      const auto finish_until = [&](int64_t parent) {
+        for (; last != parent; last = tree.segments[last].parent) finish(tree.segments[last]);
+      };
+      for (size_t number = 0; number < tree.segments.size(); ++number) {
+        const Segment& segment = tree.segments[number];
+        finish_until(segment.parent);
+        last = int64_t(number);
         for (int64_t b = 0; b < segment.blocks(); ++b) {
           const int64_t place = (segment.block + b) * tile;
           load_keys(k + kv * dim, stride_kv, segment, b, cos, sin, dim, keys + place);
           pack_b(keys + place, dim, BLOCK, dim, packed_keys + place);
           load_keys(v + kv * dim, stride_kv, segment, b, nullptr, nullptr, dim, values + place);
+          std::memset(dk + place, 0, tile * sizeof(float));
+          std::memset(dv + place, 0, tile * sizeof(float));
         }
-      for (const Segment& segment : tree.segments)
         for (int64_t i = 0; i < segment.query_blocks(); ++i) {
           const int64_t first_row = segment.first_query(i), last_row = segment.last_query(i);
           const int64_t first = segment.query_token(i), blocks = segment.key_blocks(i);
@@ -268,28 +299,8 @@ void attention_backward(const bf16* q, const bf16* k, const bf16* v, const bf16*
                       factors_at(cos, first * dim), factors_at(sin, first * dim), dim,
                       grad_q + offset);
         }
-      add_copied(tree, dim, dk);
-      add_copied(tree, dim, dv);
-      for (const Segment& segment : tree.segments) {
-        const int64_t place = segment.block * tile;
-        if (shared) {
-          const int64_t own = place + segment.offset() * dim;
-          float* target = shared + (head * tokens + segment.start) * dim;
-          std::memcpy(target, dk + own, segment.length * dim * sizeof(float));
-          std::memcpy(target + heads * tokens * dim, dv + own,
-                      segment.length * dim * sizeof(float));
-          continue;
-        }
-        for (int64_t b = 0; b < segment.blocks(); ++b) {
-          const int64_t first_row = segment.first_key(b), count = segment.last_key(b) - first_row;
-          const int64_t first = segment.key_token(b, first_row);
-          const int64_t offset = first * stride_kv + kv * dim;
-          const int64_t own = place + b * tile + first_row * dim;
-          store_block(dk + own, stride_kv, count, factors_at(cos, first * dim),
-                      factors_at(sin, first * dim), dim, grad_k + offset);
-          store_block(dv + own, stride_kv, count, nullptr, nullptr, dim, grad_v + offset);
-        }
       }
+      finish_until(-1);
     }
     if (shared) {
       std::vector<float> sum(2 * dim);

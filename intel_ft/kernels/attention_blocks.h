@@ -88,16 +88,15 @@ inline void load_keys(const bf16* source, int64_t stride, const Segment& segment
   }
 }
 
-// Adds the rows of copied tokens to those that they are copies of, which may be copies themselves.
-inline void add_copied(const Tree& tree, int64_t dim, float* gradients) {
-  for (auto segment = tree.segments.rbegin(); segment != tree.segments.rend(); ++segment) {
-    if (segment->copied.empty()) continue;
-    const Segment& above = tree.segments[segment->parent];
-    const float* from = gradients + segment->block * BLOCK * dim;
-    float* to = gradients + (above.block + above.blocks() - 1) * BLOCK * dim;
+// Adds the rows of a segment's copied tokens to those that they are copies of, in the last block of
+// its parent, where they may be copies themselves.
+inline void add_copied(const Tree& tree, const Segment& segment, int64_t dim, float* gradients) {
+  if (segment.copied.empty()) return;
+  const Segment& above = tree.segments[segment.parent];
+  const float* from = gradients + segment.block * BLOCK * dim;
+  float* to = gradients + (above.block + above.blocks() - 1) * BLOCK * dim;
 #pragma omp simd
-    for (int64_t i = 0; i < segment->offset() * dim; ++i) to[i] += from[i];
-  }
+  for (int64_t i = 0; i < segment.offset() * dim; ++i) to[i] += from[i];
 }
 
 // Writes `count` tokens of one head, rotated back unless cos is null.

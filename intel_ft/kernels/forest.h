@@ -8,6 +8,10 @@
 // Its queries see blocks 0 and 1 and then its own, as if the sequence were alone. Its blocks of
 // queries are aligned in the same way if that takes no more of them, as here; else the first one
 // begins with its first token.
+//
+// Blocks are held for one chain at a time, as a stack: a third segment that followed the first
+// would take blocks 3 and on from the second. So a tree of many short segments stays in the cache
+// as each of its sequences would alone.
 
 #pragma once
 
@@ -23,7 +27,7 @@ constexpr int64_t BLOCK = 32;  // queries and keys of one matmul
 struct Segment {
   int64_t start, length;        // its tokens in the row
   int64_t parent;               // in the tree, -1 for none
-  int64_t block;                // its first block in the buffers of the tree
+  int64_t block;                // its first block in the buffers, after those of its parent
   std::vector<int64_t> before;  // whole blocks of the segments that it follows, from the root on
   std::vector<int64_t> copied;  // the tokens of those segments that its first block begins with
   int64_t offset() const { return int64_t(copied.size()); }
@@ -66,38 +70,40 @@ struct Segment {
   }
 };
 
-struct Tree {  // segments that follow each other: neighbours in the row, parents first
+struct Tree {  // segments that follow each other, each before its children and they before the next
   std::vector<Segment> segments;
-  int64_t tokens = 0, blocks = 0, most_keys = 0;
+  int64_t tokens = 0, blocks = 0, most_keys = 0;  // blocks: of the longest chain
 };
 
-std::vector<Tree> make_trees(const int64_t* bounds, const int64_t* parents, int64_t segments) {
-  std::vector<Tree> trees;
-  int64_t first = 0;  // the number of the last tree's root
-  for (int64_t i = 0; i < segments; ++i) {
-    const int64_t parent = parents ? parents[i] : -1;
-    if (parent < 0) {
-      trees.emplace_back();
-      first = i;
-    }
-    Tree& tree = trees.back();
-    Segment segment{
-        bounds[i], bounds[i + 1] - bounds[i], parent < 0 ? -1 : parent - first, tree.blocks, {},
-        {}};
-    if (parent >= 0) {
-      const Segment& above = tree.segments[segment.parent];
-      const int64_t last = above.blocks() - 1, rows = above.last_key(last);
-      segment.before = above.before;
-      for (int64_t b = 0; b < (rows == BLOCK ? last + 1 : last); ++b)
-        segment.before.push_back(above.block + b);
-      for (int64_t row = 0; row < rows % BLOCK; ++row)
-        segment.copied.push_back(above.key_token(last, row));
-    }
-    tree.tokens += segment.length;
-    tree.blocks += segment.blocks();
-    tree.most_keys = std::max(tree.most_keys, segment.key_blocks(segment.query_blocks() - 1));
-    tree.segments.push_back(std::move(segment));
+// Adds a segment and all that follow it, of which `children` has the numbers.
+void add_segments(const int64_t* bounds, const std::vector<std::vector<int64_t>>& children,
+                  int64_t number, int64_t parent, Tree& tree) {
+  Segment segment{bounds[number], bounds[number + 1] - bounds[number], parent, 0, {}, {}};
+  if (parent >= 0) {
+    const Segment& above = tree.segments[parent];
+    const int64_t last = above.blocks() - 1, rows = above.last_key(last);
+    segment.block = above.block + above.blocks();
+    segment.before = above.before;
+    for (int64_t b = 0; b < (rows == BLOCK ? last + 1 : last); ++b)
+      segment.before.push_back(above.block + b);
+    for (int64_t row = 0; row < rows % BLOCK; ++row)
+      segment.copied.push_back(above.key_token(last, row));
   }
+  tree.tokens += segment.length;
+  tree.blocks = std::max(tree.blocks, segment.block + segment.blocks());
+  tree.most_keys = std::max(tree.most_keys, segment.key_blocks(segment.query_blocks() - 1));
+  const int64_t place = int64_t(tree.segments.size());
+  tree.segments.push_back(std::move(segment));
+  for (int64_t child : children[number]) add_segments(bounds, children, child, place, tree);
+}
+
+std::vector<Tree> make_trees(const int64_t* bounds, const int64_t* parents, int64_t segments) {
+  std::vector<std::vector<int64_t>> children(segments);
+  for (int64_t i = 0; i < segments; ++i)
+    if (parents && parents[i] >= 0) children[parents[i]].push_back(i);
+  std::vector<Tree> trees;
+  for (int64_t i = 0; i < segments; ++i)
+    if (!parents || parents[i] < 0) add_segments(bounds, children, i, -1, trees.emplace_back());
   // The longest first, so that threads finish together.
   std::stable_sort(trees.begin(), trees.end(),
                    [](const Tree& a, const Tree& b) { return a.tokens > b.tokens; });

@@ -154,10 +154,13 @@ def widened(case):
 FOREST = (40, 33, 1, 64, 20, 37), (-1, 0, 1, 1, 0, -1)
 """Segments, and which one each follows: a tree of five, and one alone."""
 
+BY_DEPTH = (40, 33, 20, 37, 1, 64), (-1, 0, 0, -1, 1, 1)
+"""The same tree, with the children of all segments after the segments of their depth."""
+
 
 @pytest.mark.parametrize(
     ("segments", "parents"),
-    [*[((n,), None) for n in SEGMENTS], (SEGMENTS, None), (SEGMENTS[::-1], None), FOREST],
+    [*[((n,), None) for n in SEGMENTS], (SEGMENTS, None), (SEGMENTS[::-1], None), FOREST, BY_DEPTH],
 )
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"), [(4, 4, 64), (4, 2, 80), (6, 2, 128), (5, 1, 12), (2, 2, 256)]
