@@ -111,11 +111,11 @@ class MemoryEstimate:
 
     base: weights that stay as loaded (embeddings, head, norms); experts: the frozen weights of a
     mixture's experts; loading: what is kept of them as they were loaded, in the base's dtype and
-    stacked, before they were converted; mapped: pages of the weights' file whose layers have been
-    converted, resident until the kernel needs the memory; trained: the weights that train, their
-    gradients and copies; gathered: sharded weights and gradients while they are whole, of some
-    layers in a step, or of all in bf16 on rank 0, which writes them; unused: reserved by torch but
-    too fragmented.
+    stacked, before they were converted; mapped: pages of the weights' file that were read and are
+    not needed any more, resident until the kernel needs the memory; trained: the weights that
+    train, their gradients and copies; gathered: sharded weights and gradients while they are whole,
+    of some layers in a step, or of all in bf16 on rank 0, which writes them; unused: reserved by
+    torch but too fragmented.
     """
 
     runtime: int
@@ -171,7 +171,8 @@ def estimate_memory(sizes: ModelSizes, setting: MemorySetting) -> MemoryEstimate
         unread = max(0, sizes.vocabulary - setting.token_ids)
         read -= sizes.embeddings * unread // sizes.vocabulary
     head = 2 * item * sizes.vocabulary * sizes.hidden if setting.packs_head else 0
-    file_stays = setting.layout != "as loaded" and not setting.gpu and not setting.streamed
+    # Of other layouts, the pages of a converted weight leave memory (frozen_base.replace_linears).
+    file_stays = setting.layout == "int4" and not setting.gpu and not setting.streamed
     # Experts are stacked while they are loaded, from pages that stay mapped with the file.
     stacked = 0 if setting.streamed or setting.gpu else sizes.expert_weights * item
     code = _MORE_KERNELS if setting.uneven else 0
