@@ -16,11 +16,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from intel_ft.errors import IntelFTError, UserError
+from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
 
 MANIFEST = "manifest.json"
 _HASHED_AT_ONCE = 8  # files: a checkpoint of sharded weights has many
 _FULL = 1 << 20  # bytes: if less is free after a failed write, the disk is taken to be full
+
+
+def user_cache(name: str) -> Path:
+    """Where intel_ft keeps what it can make again: `name` in XDG_CACHE_HOME or ~/.cache, intel_ft.
+
+    Raises EnvironmentProblem for a user without a home folder, such as a container's.
+    """
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            "this user has no home folder: set HOME or XDG_CACHE_HOME to a folder for cached data"
+        ) from error
+    return Path(root) / "intel_ft" / name
 
 
 def _fsync(path: Path) -> None:

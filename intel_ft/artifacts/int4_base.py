@@ -1,7 +1,6 @@
 """Compressed bases in the user's cache: each a folder with an IR and how it was made."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from intel_ft.artifacts.ir_weights import CompressedTensor, digest_of, read_compressed
 from intel_ft.artifacts.provenance import Provenance
 from intel_ft.errors import IntelFTError, UserError
+from intel_ft.files import user_cache
 
 RECORD = "base.json"
 
@@ -70,6 +70,5 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Where compressed bases are kept: XDG_CACHE_HOME or ~/.cache, below intel_ft."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "intel_ft" / "int4"
+    """Where compressed bases are kept."""
+    return user_cache("int4")

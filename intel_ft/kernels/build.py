@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from intel_ft.decisions import Decision
+from intel_ft.files import user_cache
 from intel_ft.host.cpu import bf16_limit, cpu_flags, cpu_name
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def _library(compiler: str, name: str, sources: tuple[Path, ...]) -> Path:
     code = [path.read_text() for path in (*sources, *HEADERS)]
     parts = (*code, version.stdout, str(torch.__version__), *cpu, *FLAGS)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    path = _cache_folder() / f"{name}-{digest}.so"
+    path = user_cache(f"{name}-{digest}.so")
     if not path.exists():
         logger.info("compiling the kernels for this CPU; later runs load them from the cache")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,8 +147,3 @@ def _library(compiler: str, name: str, sources: tuple[Path, ...]) -> Path:
             )
             built.rename(path)
     return path
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "intel_ft"

@@ -18,6 +18,7 @@ from typing import Any
 
 from intel_ft.artifacts.fingerprints import hash_of
 from intel_ft.errors import UserError
+from intel_ft.files import user_cache
 from intel_ft.host.cpu import GIB
 from intel_ft.layers.mapped import Reader, Writer
 
@@ -35,9 +36,8 @@ class NoCache(Exception):
 
 
 def cache_folder() -> Path:
-    """Where prepared bases are kept: XDG_CACHE_HOME or ~/.cache, below intel_ft."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "intel_ft" / "bases"
+    """Where prepared bases are kept."""
+    return user_cache("bases")
 
 
 def limit_bytes() -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from intel_ft import assets
 from intel_ft.decisions import Decision
-from intel_ft.sources.cache_folder import user_folder
+from intel_ft.files import user_cache
 from intel_ft.versions import installed
 
 LIFTED = ("exaone4", "gemma", "gemma2", "gemma3_text", "glm", "llama4_text")
@@ -101,7 +101,7 @@ def is_compared(model_type: str) -> bool:
 
 
 def _packages(model_type: str) -> Path:
-    return user_folder().parent / "export" / OLDER[model_type][0].replace("==", "-")
+    return user_cache("export") / OLDER[model_type][0].replace("==", "-")
 
 
 def _how_to_get(model_type: str) -> str:

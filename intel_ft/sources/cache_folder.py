@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from intel_ft.errors import EnvironmentProblem
+from intel_ft.files import user_cache
 
 DONE = "done.json"
 """The file that an entry has once it is complete."""
@@ -29,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 def user_folder() -> Path:
     """The folder of cached data in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "intel_ft" / "data"
+    return user_cache("data")
 
 
 def entry_name(kind: str, *parts: str) -> str:

@@ -1,14 +1,13 @@
 """How many ranks were the fastest on such a host for such a model, as `bench.tune` measured it."""
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intel_ft.decisions import Decision
 from intel_ft.distributed.placement import ranks_per_host
-from intel_ft.files import write_json
+from intel_ft.files import user_cache, write_json
 from intel_ft.host import topology
 from intel_ft.host.cpu import cpu_flags, cpu_name
 from intel_ft.host.launcher_env import LauncherEnv
@@ -99,5 +98,4 @@ def _key(host: Topology, config: "Config") -> str:
 
 
 def _file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "intel_ft/layout.json"
+    return user_cache("layout.json")
