@@ -19,7 +19,7 @@ from intel_ft.export.adapter_runtime import (
     torch_reference,
 )
 from intel_ft.export.context import (
-    Source,
+    ModelToExport,
     gate_task,
     prepare_context,
     reference_dtype,
@@ -149,7 +149,7 @@ def export_adapters(
     with workspace(output, key) as work:
         with quiet():
             require_packages()
-            source = Source(first, base, trust_remote_code, allow_pickle, merged=False)
+            source = ModelToExport(first, base, trust_remote_code, allow_pickle, merged=False)
             for artifact in artifacts:
                 require_matching_base(artifact, base_config(source.with_base(artifact)))
             if trained is None:
@@ -226,7 +226,7 @@ def _require_same_base(artifact: Artifact, first: Artifact) -> None:
 
 
 def _add_adapters(
-    source: Source, artifacts: list[Artifact], folder: Path, work: Path, gate: Gate
+    source: ModelToExport, artifacts: list[Artifact], folder: Path, work: Path, gate: Gate
 ) -> list[RuntimeAdapter]:
     """Write each adapter into `folder` and compare GenAI's output with torch's."""
     pairs = zip(artifacts, _names(artifacts), strict=True)
@@ -245,7 +245,7 @@ def _add_adapters(
 
 
 def _write(
-    source: Source, artifact: Artifact, name: str, folder: Path, work: Path, gate: Gate
+    source: ModelToExport, artifact: Artifact, name: str, folder: Path, work: Path, gate: Gate
 ) -> _Written:
     """Write one adapter, and compute in torch what it is compared with."""
     adapter_folder = folder / FOLDER / name
@@ -333,7 +333,9 @@ def _names(artifacts: list[Artifact]) -> list[str]:
     return names
 
 
-def _write_adapter(source: Source, artifact: Artifact, folder: Path) -> tuple[Any, dict[str, Any]]:
+def _write_adapter(
+    source: ModelToExport, artifact: Artifact, folder: Path
+) -> tuple[Any, dict[str, Any]]:
     """Write the adapter to `folder` with its scaling folded in.
 
     Returns the adapter on its base in torch, and its original adapter_config.json.

@@ -42,7 +42,7 @@ _REFERENCE_MODEL = "reference-model"
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelToExport:
     """The model to export, and how far to trust its files."""
 
     artifact: Artifact
@@ -152,7 +152,7 @@ class ExportContext:
 
 
 def prepare_context(
-    source: Source,
+    source: ModelToExport,
     work: Path,
     gate: Gate,
     calibration: str | None,
@@ -197,7 +197,7 @@ def prepare_context(
     )
 
 
-def _tuning(source: Source, work: Path, tokenizer: Any, calibration: str | None) -> Tuning:
+def _tuning(source: ModelToExport, work: Path, tokenizer: Any, calibration: str | None) -> Tuning:
     examples = find_training(source.artifact, tokenizer, calibration)
     if examples is None:
         raise UserError(
@@ -293,7 +293,7 @@ def _describe_calibration(calibration: Calibration | None) -> str:
     )
 
 
-def _trace(source: Source, work: Path, partial: Path) -> None:
+def _trace(source: ModelToExport, work: Path, partial: Path) -> None:
     """Write the fp16 IR.
 
     Its output is compared with torch's for a reward model, and where Optimum-Intel's stated limit
@@ -306,7 +306,7 @@ def _trace(source: Source, work: Path, partial: Path) -> None:
 
 
 def _write_reference(
-    source: Source, work: Path, task: GateTask | PairTask, gate: Gate, partial: Path
+    source: ModelToExport, work: Path, task: GateTask | PairTask, gate: Gate, partial: Path
 ) -> None:
     """Measure the model in torch, in float32 where that fits into memory."""
     from intel_ft.models.load import parameter_count
@@ -333,17 +333,17 @@ def _write_reference(
     )
 
 
-def reference_model(name: str, work: Path, source: Source) -> Any:
+def reference_model(name: str, work: Path, source: ModelToExport) -> Any:
     """The model `name`, merged if it is a run, in torch: what another model is compared with."""
     folder = _other(name, source).model_folder(work / _REFERENCE_MODEL)
     return _load(folder, reference_dtype(folder)[0], source)
 
 
-def _other(name: str, source: Source) -> Source:
-    return Source(resolve(name), None, source.trust_remote_code, source.allow_pickle)
+def _other(name: str, source: ModelToExport) -> ModelToExport:
+    return ModelToExport(resolve(name), None, source.trust_remote_code, source.allow_pickle)
 
 
-def _load(folder: Path, dtype: str, source: Source) -> Any:
+def _load(folder: Path, dtype: str, source: ModelToExport) -> Any:
     from intel_ft.runtimes.torch_lm import load_torch
     from intel_ft.runtimes.torch_reward import load_reward
 

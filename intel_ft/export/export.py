@@ -15,7 +15,7 @@ from intel_ft.artifacts.resolve import Artifact, resolve
 from intel_ft.errors import GateRefused, UserError
 from intel_ft.export.context import (
     ExportContext,
-    Source,
+    ModelToExport,
     prepare_context,
     refuse_for_scores,
 )
@@ -105,7 +105,7 @@ def export(
     with workspace(output, key) as work:
         with quiet():
             require_packages()
-            model = Source(artifact, base, trust_remote_code, allow_pickle)
+            model = ModelToExport(artifact, base, trust_remote_code, allow_pickle)
             context = prepare_context(model, work, gate, calibration, settings, recover=recover)
             ladder = candidates(weight_format, settings, recover=recover)
             results = _try_until_passed(context, ladder, gate.limits)

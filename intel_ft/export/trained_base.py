@@ -12,7 +12,7 @@ from intel_ft.artifacts.ir_weights import digest_of, read_compressed
 from intel_ft.artifacts.resolve import Artifact
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export.base import make_base
-from intel_ft.export.context import ExportContext, Source
+from intel_ft.export.context import ExportContext, ModelToExport
 from intel_ft.export.gate import GateRow
 from intel_ft.export.recipe import QuantizationRecipe
 from intel_ft.export.run_data import run_config
@@ -73,7 +73,7 @@ def _format_of(artifact: Artifact, digest: str) -> Format:
 
 
 def take_trained_base(
-    source: Source, work: Path, digest: str
+    source: ModelToExport, work: Path, digest: str
 ) -> tuple[ExportContext, CandidateResult]:
     """Copy the compressed base with this digest into `work`, and verify it.
 
@@ -131,7 +131,7 @@ def take_record(folder: Path) -> Any:
     return calibration
 
 
-def _copy(source: Source, digest: str, partial: Path) -> None:
+def _copy(source: ModelToExport, digest: str, partial: Path) -> None:
     cached = find_int4_base(digest)
     if cached is None:
         config = run_config(source.artifact)

@@ -39,7 +39,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from intel_ft.kernels import ops
-from intel_ft.kernels.gemm.tiles import Source
+from intel_ft.kernels.gemm.tiles import Activations
 from intel_ft.layers.alike import layers_alike
 from intel_ft.layers.llama_like import ATTENTION, MLP, why_not_llama_like
 from intel_ft.layers.lora_linear import (
@@ -121,7 +121,7 @@ class DecoderLayer(torch.autograd.Function):
         """The layer's output."""
         steps = Linears(*start_steps(layer.linears))
         (q, k, v), qkv_a_outs = forward_of_shared(
-            (steps.q, steps.k, steps.v), Source(hidden, norm=layer.norm, eps=layer.eps)
+            (steps.q, steps.k, steps.v), Activations(hidden, norm=layer.norm, eps=layer.eps)
         )
         attended, logsumexp = ops.attention(
             *layer.split_heads(q, k, v), cos, sin, bounds, parents, layer.scale
@@ -130,12 +130,14 @@ class DecoderLayer(torch.autograd.Function):
         if keep is not None:
             flat = flat[keep]
         [middle], [o_a_out] = forward_of_shared(
-            [steps.o], Source(flat), residual=hidden if keep is None else hidden[keep]
+            [steps.o], Activations(flat), residual=hidden if keep is None else hidden[keep]
         )
         (gate, up), gate_up_a_outs = forward_of_shared(
-            (steps.gate, steps.up), Source(middle, norm=layer.middle_norm, eps=layer.eps)
+            (steps.gate, steps.up), Activations(middle, norm=layer.middle_norm, eps=layer.eps)
         )
-        [out], [down_a_out] = forward_of_shared([steps.down], Source(gate, up=up), residual=middle)
+        [out], [down_a_out] = forward_of_shared(
+            [steps.down], Activations(gate, up=up), residual=middle
+        )
         ctx.layer, ctx.steps = layer, steps
         inputs = hidden, cos, sin, bounds, parents, keep
         lora_a_outs = *qkv_a_outs, o_a_out, *gate_up_a_outs, down_a_out

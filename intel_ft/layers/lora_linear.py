@@ -18,7 +18,7 @@ from torch import Tensor
 from intel_ft.kernels import ops
 from intel_ft.kernels.gemm import narrow
 from intel_ft.kernels.gemm.narrow import LoraPanels
-from intel_ft.kernels.gemm.tiles import Source
+from intel_ft.kernels.gemm.tiles import Activations
 from intel_ft.layers.own_products import TileWeight
 
 Gradients = tuple[Tensor, ...]
@@ -250,7 +250,7 @@ def start_steps(linears: Iterable[LoraLinear]) -> list[LoraStep]:
 
 
 def forward_of_shared(
-    steps: Sequence[LoraStep], source: Source, residual: Tensor | None = None
+    steps: Sequence[LoraStep], source: Activations, residual: Tensor | None = None
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """`LoraStep.forward` of layers that have the same input; the outputs and the `lora_a_outs`.
 

@@ -40,7 +40,7 @@ class TileWeight:
     dtype: torch.dtype = torch.bfloat16
 
     def rows(
-        self, source: tiles.Source, rights: Sequence[tiles.Matrix] = ()
+        self, source: tiles.Activations, rights: Sequence[tiles.Matrix] = ()
     ) -> tuple[tiles.Rows, list[Tensor]]:
         """A layer's input as `multiply` takes it, and its narrow products with `rights`."""
         prepare = tiles.bf16_rows if self.scales is None else tiles.int8_rows
@@ -59,7 +59,7 @@ class TileWeight:
         self, grad: Tensor, rights: Sequence[tiles.Matrix] = ()
     ) -> tuple[tiles.Rows, list[Tensor]]:
         """The gradient of an output as `multiply_gradient` takes it, and its narrow products."""
-        source = tiles.Source(grad)
+        source = tiles.Activations(grad)
         if self.scales is None:
             return tiles.bf16_rows(source, rights)
         return tiles.int8_rows(source, rights, columns=self.scales)

@@ -26,8 +26,8 @@ from intel_ft.models.adapter import fuse
 from intel_ft.models.frozen_base import Layout, convert_frozen_weights, linear_bytes
 from intel_ft.models.loss import pack_head
 from intel_ft.models.shared_base import (
+    BaseFiles,
     SharedBase,
-    Source,
     base_facts,
     keep_parameters,
     shared_bytes,
@@ -41,7 +41,7 @@ def apply_fast_path(
     sharing: int = 1,
     device: torch.device = CPU,
     shared: SharedBase | None = None,
-    source: Source | None = None,
+    source: BaseFiles | None = None,
 ) -> list[Decision]:
     """Convert the frozen weights of a PEFT model and fuse or compile its layers, in place.
 
@@ -96,7 +96,7 @@ def apply_fast_path(
 
 
 def _keep(
-    model: Any, layout: Layout, shared: SharedBase | None, source: Source | None
+    model: Any, layout: Layout, shared: SharedBase | None, source: BaseFiles | None
 ) -> AbstractContextManager[Keep]:
     if shared is None:
         return nullcontext(private)

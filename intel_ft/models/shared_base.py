@@ -55,7 +55,7 @@ class SharedBase(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class BaseFiles:
     """Where a base comes from, as long as its weights are those of the files in `folder`."""
 
     folder: Path
@@ -71,7 +71,7 @@ class Source:
         }
 
 
-def base_facts(model: Any, layout: Layout, source: Source | None) -> dict[str, Any]:
+def base_facts(model: Any, layout: Layout, source: BaseFiles | None) -> dict[str, Any]:
     """Everything that decides the converted weights of a model with LoRA.
 
     source: None if they are not those of any files; then the result means something only among the

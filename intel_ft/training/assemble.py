@@ -28,7 +28,7 @@ from intel_ft.models.flops import step_cost, with_teacher
 from intel_ft.models.new_tokens import describe_tokens, new_token_ids
 from intel_ft.models.routing import watch
 from intel_ft.models.saved_adapter import apply_adapter
-from intel_ft.models.shared_base import Source
+from intel_ft.models.shared_base import BaseFiles
 from intel_ft.models.start_adapter import negative_of
 from intel_ft.models.targets import adapted_modules
 from intel_ft.models.tokenizer import adapter_folder
@@ -158,7 +158,7 @@ def _adapter(
         return Adapter(model, initial), [*decisions, Decision("decoder layers", "not fused", why)]
     activations = full_row_activations(config, sizes_for(config, model), backend.dtype)
     original = folder if not initial and not new_token_ids(settings) and int4 is None else None
-    source = None if original is None else Source(original)
+    source = None if original is None else BaseFiles(original)
     shared = host_base(config, world, backend.device, persistent=source is not None)
     decisions += apply_fast_path(
         model, config, activations, world.local_size, backend.device, shared, source

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from intel_ft.kernels.gemm.library import call
-from intel_ft.kernels.gemm.tiles import Matrix, Source, empty_panels, rows_pass
+from intel_ft.kernels.gemm.tiles import Activations, Matrix, empty_panels, rows_pass
 
 _TILE = 1024  # bytes
 
@@ -63,7 +63,7 @@ def multiply(x: Tensor, right: Matrix) -> Tensor:
 
     Raises ValueError for operands that do not fit each other.
     """
-    [product] = rows_pass(Source(x), [right])
+    [product] = rows_pass(Activations(x), [right])
     return product
 
 

@@ -108,7 +108,7 @@ def dequantize(matrix: CompressedMatrix) -> Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Activations:
     """bf16 activations [rows, inner]: x, or rmsnorm(x) with the weight `norm`, or silu(x) * up."""
 
     x: Tensor
@@ -117,7 +117,7 @@ class Source:
     up: Tensor | None = None
 
 
-def bf16_rows(source: Source, rights: Sequence[Matrix] = ()) -> tuple[Rows, list[Tensor]]:
+def bf16_rows(source: Activations, rights: Sequence[Matrix] = ()) -> tuple[Rows, list[Tensor]]:
     """Activations as panels, and their narrow products with bf16 matrices [rank, inner].
 
     Each product is activations times the transposed matrix, bf16 [rows, rank]. It reads x once.
@@ -128,7 +128,7 @@ def bf16_rows(source: Source, rights: Sequence[Matrix] = ()) -> tuple[Rows, list
 
 
 def int8_rows(
-    source: Source, rights: Sequence[Matrix] = (), columns: Tensor | None = None
+    source: Activations, rights: Sequence[Matrix] = (), columns: Tensor | None = None
 ) -> tuple[Rows, list[Tensor]]:
     """The same with panels of int8, one scale for each row of activations * columns [inner].
 
@@ -142,12 +142,12 @@ def int8_rows(
 
 def pack_rows(x: Tensor) -> Rows:
     """bf16 x [rows, inner] as it is."""
-    return bf16_rows(Source(x))[0]
+    return bf16_rows(Activations(x))[0]
 
 
 def quantize_rows(x: Tensor, columns: Tensor | None = None) -> Rows:
     """bf16 x [rows, inner] times `columns` float32 [inner], as int8 with one scale for each row."""
-    return int8_rows(Source(x), columns=columns)[0]
+    return int8_rows(Activations(x), columns=columns)[0]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Rows]:
@@ -174,7 +174,9 @@ class _RowsPass(ctypes.Structure):
     ]
 
 
-def rows_pass(source: Source, rights: Sequence[Matrix], **tensors: Tensor | None) -> list[Tensor]:
+def rows_pass(
+    source: Activations, rights: Sequence[Matrix], **tensors: Tensor | None
+) -> list[Tensor]:
     """Narrow products of a source; `tensors`: further fields of `_RowsPass`, read or written.
 
     Raises ValueError for operands that do not fit each other.

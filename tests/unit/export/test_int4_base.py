@@ -28,7 +28,7 @@ from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export import trained_base
 from intel_ft.export.adapters import export_adapters
 from intel_ft.export.base import make_base
-from intel_ft.export.context import Source
+from intel_ft.export.context import ModelToExport
 from intel_ft.export.merge import merge
 from intel_ft.export.trained_base import _copy
 from intel_ft.kernels.build import kernels
@@ -222,7 +222,7 @@ def test_a_lost_base_is_made_again_and_a_damaged_one_refused(
     base = compressed(trained / "run")
     aside = tmp_path / "aside"
     base.folder.rename(aside)
-    source = Source(resolve(str(trained / "run")), None, False, False, merged=False)
+    source = ModelToExport(resolve(str(trained / "run")), None, False, False, merged=False)
     (tmp_path / "ir").mkdir()
     _copy(source, base.digest, tmp_path / "ir")
     assert digest_of(read_compressed(tmp_path / "ir")) == base.digest

@@ -17,7 +17,7 @@ if find_spec("openvino_genai") is None or find_spec("optimum.intel") is None:
 from intel_ft import api
 from intel_ft.artifacts.resolve import resolve
 from intel_ft.errors import UserError
-from intel_ft.export.context import Source, refuse_for_scores
+from intel_ft.export.context import ModelToExport, refuse_for_scores
 from intel_ft.export.export import export
 from intel_ft.export.gate import Gate, Limits, gate_table, log_line, size_quality_plot
 from intel_ft.export.measure_pairs import MOST_PAIRS, PairQuality, PairTask
@@ -126,7 +126,7 @@ def test_other_classifiers_families_and_data_are_refused(made, page_base, tmp_pa
     with pytest.raises(UserError, match="this classifier has 2 labels"):
         export(str(several), tmp_path / "ir", "fp16")
     (several / "config.json").write_text(json.dumps(config | {"model_type": "mixtral"}))
-    source = Source(resolve(str(several)), None, trust_remote_code=False, allow_pickle=False)
+    source = ModelToExport(resolve(str(several)), None, trust_remote_code=False, allow_pickle=False)
     with pytest.raises(UserError, match="no export of a sequence classifier of model_type mixtral"):
         source.refuse_unexportable()
     plain = tmp_path / "plain.jsonl"

@@ -157,10 +157,10 @@ def test_rows_are_quantized_with_their_columns_scales(quantize_rows) -> None:
 @pytest.mark.parametrize("shape", [(1, 5), (70, 300), (33, 1100)])
 def test_one_pass_computes_packs_and_multiplies(kind, shape) -> None:
     (rows, inner), x, other = shape, half(*shape), half(*shape)
-    source = tiles.Source(x, norm=other[0], eps=1e-3)
+    source = tiles.Activations(x, norm=other[0], eps=1e-3)
     plain = ops.rms_norm(x, other[0], 1e-3)
     if kind == "up":
-        source, plain = tiles.Source(x, up=other), ops.swiglu(x, other)
+        source, plain = tiles.Activations(x, up=other), ops.swiglu(x, other)
     rights = [tiles.pack(half(rank, inner)) for rank in (4, 40)]
     columns = torch.rand(inner) + 0.5
     for found, wanted in (
@@ -173,7 +173,7 @@ def test_one_pass_computes_packs_and_multiplies(kind, shape) -> None:
         for product, right in zip(products, rights, strict=True):
             assert torch.equal(product, narrow.multiply(plain, right))
     with pytest.raises(ValueError, match="times a tensor of"):
-        tiles.bf16_rows(tiles.Source(x, up=half(rows, inner + 1)))
+        tiles.bf16_rows(tiles.Activations(x, up=half(rows, inner + 1)))
 
 
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1, 7), (34, 1031), (70, 64)])

@@ -13,7 +13,7 @@ from intel_ft.config import load
 from intel_ft.config_method import MethodConfig
 from intel_ft.errors import IntelFTError, UserError
 from intel_ft.export import convert
-from intel_ft.export.context import Source
+from intel_ft.export.context import ModelToExport
 from intel_ft.models import exportable
 from intel_ft.models.exportable import (
     TABLE,
@@ -99,7 +99,9 @@ def test_plan_and_validate_get_the_decisions_from_the_counted_model(name, tmp_pa
 
 def test_export_refuses_before_it_merges(tmp_path) -> None:
     architectures.write_model(*architectures.FAMILIES["OLMo 3"], tmp_path)
-    source = Source(resolve(str(tmp_path)), None, trust_remote_code=False, allow_pickle=False)
+    source = ModelToExport(
+        resolve(str(tmp_path)), None, trust_remote_code=False, allow_pickle=False
+    )
     with pytest.raises(UserError, match="no export of model_type olmo3"):
         source.refuse_unexportable()
 

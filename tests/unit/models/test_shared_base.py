@@ -20,7 +20,7 @@ from intel_ft.models import shared_base
 from intel_ft.models.adapter import add_lora
 from intel_ft.models.fast_path import apply_fast_path
 from intel_ft.models.loss import loss_sum
-from intel_ft.models.shared_base import Source, base_facts, shared_bytes
+from intel_ft.models.shared_base import BaseFiles, base_facts, shared_bytes
 
 
 def config(base_dtype="auto"):
@@ -114,7 +114,7 @@ def test_what_decides_the_weights_is_in_the_facts(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"hidden_size": 1}')
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(3)}, file)
-    source = Source(tmp_path)
+    source = BaseFiles(tmp_path)
     before = base_facts(model, "int8", source)
     assert base_facts(model, "int8", source) == before
     assert base_facts(model, "nf4", source) != before
