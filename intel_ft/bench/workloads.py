@@ -202,17 +202,19 @@ def int4_base(model: Any) -> Int4Base:
 
 
 def _in_4_bits(weight: Any) -> CompressedTensor:
+    from intel_ft.layers.compressed import codes_of
+
     rows, size = weight.shape
     group = math.gcd(size, 128)
     grouped = weight.float().view(rows, size // group, group)
-    low, high = grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True)
-    scale = (high.clamp(min=0) - low).clamp(min=1e-8) / 15
-    zero = (-low / scale).round()
-    codes = ((grouped / scale).round() + zero).clamp(0, 15).byte()
+    low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1)
+    scales = ((high.clamp(min=0) - low).clamp(min=1e-8) / 15).half()
+    zeros = (-low / scales.float()).round().clamp(0, 15)
+    codes = codes_of(weight, scales.float(), zeros, (0, 15)).byte()
     return CompressedTensor(
         codes=pack(codes.view(rows, size).numpy()),
-        scales=scale.squeeze(-1).half().numpy(),
-        zeros=zero.squeeze(-1).byte().numpy(),
+        scales=scales.numpy(),
+        zeros=zeros.byte().numpy(),
         shape=(rows, size),
         bits=4,
         signed=False,

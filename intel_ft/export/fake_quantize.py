@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from intel_ft.artifacts.ir_weights import Bytes, CompressedTensor, dequantize
 from intel_ft.errors import IntelFTError
+from intel_ft.layers.compressed import codes_of
 
 Stored = tuple[Any, Any, Bytes | None]
 """Codes int [out, in], scales float32 [out, groups], zero points uint8 [out, groups] or None."""
@@ -88,10 +89,7 @@ class FakeQuantized(torch.nn.Module):
             corrected = torch.addmm(weight.float(), self.b, self.a)
         else:
             corrected = weight.float() + self.whole
-        groups = corrected.view(*scales.shape, -1) / scales[..., None]
-        if zeros is not None:
-            groups = groups + zeros[..., None]
-        return _round(groups).clamp(*self._range)
+        return codes_of(corrected, scales, zeros, self._range, _round)
 
     def _scales(self) -> Tensor:
         """As the IR stores them, in float16."""

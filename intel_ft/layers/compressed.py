@@ -6,7 +6,7 @@ to `dtype` and frees it afterwards: on AMX into the panels of intel_ft's own GEM
 matrix, as `nf4` does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,23 @@ def bytes_per_weight(quantization: Mapping[str, Any]) -> float:
     group, ratio = quantization.get("group_size") or 128, quantization.get("ratio") or 1.0
     of_4_bits = (4 + (24 / group if group > 0 else 0)) / 8
     return float(ratio * of_4_bits + (1 - ratio))
+
+
+def codes_of(
+    weight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    limits: tuple[int, int],
+    rounded: Callable[[Tensor], Tensor] = torch.round,
+) -> Tensor:
+    """The codes of a weight [out, in]: clamp(round(w / s + z)), float32 [out, groups, group].
+
+    scales, zeros: [out, groups]; limits: the lowest and the highest code; rounded: how to round.
+    """
+    groups = weight.float().view(*scales.shape, -1) / scales[..., None]
+    if zeros is not None:
+        groups = groups + zeros[..., None]
+    return rounded(groups).clamp(*limits)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from intel_ft.artifacts.ir_weights import dequantize
+from intel_ft.artifacts.ir_weights import dequantize, unpack
 from intel_ft.backends import cpu
 from intel_ft.bench import gemm as bench_gemm
 from intel_ft.bench import step_timer, train, worker
@@ -31,6 +31,7 @@ from intel_ft.bench.workloads import (
 from intel_ft.decisions import Decision
 from intel_ft.distributed.world import World
 from intel_ft.errors import EnvironmentProblem, IntelFTError, UserError
+from intel_ft.export.fake_quantize import FakeQuantized
 from intel_ft.host import topology
 from intel_ft.host.devices import CPU
 from intel_ft.kernels.gemm.register_rate import RegisterRate
@@ -139,6 +140,10 @@ def test_an_int4_base_is_the_model_rounded():
             .le(torch.from_numpy(0.6 * tensor.scales))
             .all()
         )
+        trained = FakeQuantized(tensor, rank=0)
+        codes, _, zeros = trained.stored(weight)
+        assert np.array_equal(codes.ravel(), unpack(tensor.codes, codes.size))
+        assert np.array_equal(zeros, tensor.zeros)
         assert (tensor.bits, tensor.group) == (4, {64: 64, 176: 16}[tensor.shape[1]])
 
 
