@@ -48,6 +48,11 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
         raise UserError(
             f"{path}: expected sections such as model, data and train, not a list or text"
         )
+    if not values.keys() & sections().keys():
+        raise UserError(
+            f"{path}: has none of the sections {', '.join(sections())}: to translate a config of"
+            f" Axolotl, LLaMA-Factory or TRL, run intel-ft init --from {path} -o run.yaml"
+        )
     # YAML reads a section whose keys are all commented out as None.
     values = {section: {} if keys is None else keys for section, keys in values.items()}
     for override in overrides or []:

@@ -61,7 +61,6 @@ class Model:
         Raises UserError for an invalid request.
         """
         messages = _messages(request.get("messages"))
-        prompt = prompt_tokens(self.model.tokenizer, self.template, messages, self.system_prompt)
         try:
             sampling = Sampling(
                 int(request.get("max_completion_tokens") or request.get("max_tokens") or 256),
@@ -71,7 +70,10 @@ class Model:
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"expected a number: {error}") from None
-        with self.busy:
+        with self.busy:  # the tokenizer, too, is not safe to use from two threads
+            prompt = prompt_tokens(
+                self.model.tokenizer, self.template, messages, self.system_prompt
+            )
             return self.model.generate(prompt, sampling, stream), len(prompt)
 
 

@@ -3,6 +3,7 @@
 Heavy packages are imported inside the functions that need them, so that --help answers at once.
 """
 
+import errno
 import logging
 import os
 import platform
@@ -89,6 +90,9 @@ for verb in (
     app.command(verb.__name__.rpartition(".")[2])(verb.run)
 app.add_typer(bench.app, name="bench")
 
+# What the system reports about a path that the user named, most often where to write.
+_WRONG_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
+
 # Verbs that compute nothing on this machine; the others set how idle OpenMP threads wait.
 _LIGHT = {"init", "validate", "launch", "push", "report"}
 
@@ -150,6 +154,14 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return "interrupted", 130
     if missing := missing_package(error):
         return f"error: {_rank()}{missing}", missing.exit_code
+    return _explain_other(error)
+
+
+def _explain_other(error: BaseException) -> tuple[str, int]:
+    """The message and exit code for an error that is not of this package."""
+    if isinstance(error, OSError) and error.filename and error.errno in _WRONG_PATH:
+        fact = f"{error.filename}: {error.strerror}"
+        return f"error: {_rank()}{fact}: check its permissions, or name another path", 2
     text = " ".join(str(error).split())
     return f"error: {_rank()}{type(error).__name__}: {text} (--debug shows the traceback)", 1
 

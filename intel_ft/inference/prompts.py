@@ -23,9 +23,9 @@ def read_prompts(path: Path) -> list[tuple[Message, ...]]:
     """The messages of each prompt in a .txt or .jsonl file, in its order.
 
     A line of a .txt file is a prompt. A line of a .jsonl file is an object with `prompt`, with
-    `instruction` or `question` (and `input` or `context`), or with `messages` that end with a
-    user's. `system` and `history` are used as in training; other keys, such as an answer, are
-    ignored. Empty lines are skipped.
+    `instruction` or `question` (and `input` or `context`), or with `messages`, of which an answer
+    at the end is left out. `system` and `history` are used as in training; other keys, such as an
+    answer, are ignored. Empty lines are skipped.
 
     Raises UserError naming file and line, also for tools, media and other keys without which the
     prompt is another one.
@@ -88,13 +88,16 @@ def _turns(row: dict[str, Any], where: str) -> tuple[Message, ...]:
 def _messages(turns: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UserError(f"{where}: messages must be a list of objects with role and content")
+    if len(turns) > 1 and turns[-1].get("role") == "assistant":
+        turns = turns[:-1]  # the answer of a row to train on
     roles = [turn.get("role") for turn in turns]
     dialog = roles[1:] if roles[:1] == ["system"] else roles
     alternating = ["user", "assistant"] * len(dialog)
     if not dialog or dialog != alternating[: len(dialog)] or dialog[-1] != "user":
         raise UserError(
             f"{where}: messages must be an optional system turn, then user and assistant in turn, "
-            f"ending with user; the roles are: {', '.join(map(str, roles)) or 'none'}"
+            "ending with user or an answer to it; the roles are: "
+            f"{', '.join(map(str, roles)) or 'none'}"
         )
     return tuple(
         Message(turn["role"], _text(turn.get("content"), "content", where)) for turn in turns

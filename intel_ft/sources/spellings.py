@@ -48,12 +48,16 @@ def suggested_columns(
     """What data.columns could say so that `columns` fit one of `formats`; None without an idea.
 
     formats: the required columns of each. The names are compared without case and spaces first,
-    then with known other names.
+    then as misspelled, then with known other names.
     """
     by_name = {_plain(column): column for column in columns}
     for required in formats:
         if all(name in by_name for name in required):
             return _with_optional(required, by_name)
+    for required in formats:
+        close = {name: _misspelled(name, by_name) for name in required if name not in by_name}
+        if len(required) > 1 and all(close.values()):
+            return _with_optional(required, by_name | {n: c for n, c in close.items() if c})
     if messages := [by_name[name] for name in _MESSAGES if name in by_name]:
         return {"messages": messages[0]}
     users = [name for name in _PARTNERS if name in by_name]
@@ -67,6 +71,17 @@ def suggested_columns(
     if not users and (texts := [by_name[name] for name in _TEXT if name in by_name]):
         return {"text": texts[0]}
     return None
+
+
+def _misspelled(name: str, by_name: Mapping[str, str]) -> str | None:
+    """The column whose name differs from `name` by a letter or two; None if there is none."""
+    close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.8)
+    return by_name[close[0]] if close else None
+
+
+def shown(column: str) -> str:
+    """A column's name in a message; in quotes if white space at its ends would not be seen."""
+    return column if column == column.strip() and column else json.dumps(column)
 
 
 def as_override(columns: Mapping[str, str]) -> str:
@@ -98,6 +113,9 @@ def rename(rows: Rows, columns: Mapping[str, str], known: Collection[str]) -> Ro
         return rows
     for name, column in columns.items():
         if name not in known:
+            if column in known:
+                turned = as_override({column: name})
+                raise UserError(f"data.columns: the name here comes first: write {turned}")
             close = difflib.get_close_matches(name, known, n=1)
             remedy = (
                 f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
@@ -105,7 +123,8 @@ def rename(rows: Rows, columns: Mapping[str, str], known: Collection[str]) -> Ro
             raise UserError(f"data.columns: no format has a column {name}: {remedy}")
         if column not in rows.columns:
             close = difflib.get_close_matches(column, rows.columns, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(rows.columns)}"
+            has = ", ".join(map(shown, rows.columns))
+            remedy = f"did you mean {shown(close[0])}?" if close else f"it has {has}"
             raise UserError(f"{rows.source}: data.columns: no column {column} for {name}: {remedy}")
     new = {column: name for name, column in columns.items()}
     if len(new) < len(columns):

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Literal, cast
 
 from intel_ft.errors import UserError
-from intel_ft.sources.spellings import as_override, hint, suggested_columns
+from intel_ft.sources.spellings import as_override, hint, shown, suggested_columns
 
 Role = Literal["system", "user", "assistant", "tool"]
 Format = Literal[
@@ -119,7 +119,8 @@ def detect_format(
             raise UserError(
                 f"{origin}: data.format={requested} needs {_columns(required)}, but"
                 f" {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; the"
-                f" columns are {', '.join(columns)}: set data.columns, or set data.format to auto"
+                f" columns are {', '.join(map(shown, columns))}: set data.columns, or set"
+                " data.format to auto"
             )
         return data_format, "set in data.format"
     matching = [name for name, needed in _REQUIRED.items() if set(needed) <= set(columns)]
@@ -136,7 +137,8 @@ def detect_format(
         )
     supported = "; ".join(f"{name} ({', '.join(needed)})" for name, needed in _REQUIRED.items())
     raise UserError(
-        f"{origin}: no supported format has the columns {', '.join(columns)}; supported are"
+        f"{origin}: no supported format has the columns {', '.join(map(shown, columns))};"
+        f" supported are"
         f" {supported}: {_remedy(columns, nested)}"
     )
 

@@ -55,9 +55,10 @@ def inspect(run: Path, *, resume: bool, overwrite: bool) -> Path | None:
     if overwrite:
         return None
     if done := [name for name in RESULTS if (run / name).is_dir()]:
+        more = f" (with model.adapter={run} to train its adapter further)"
         raise UserError(
-            f"{run}: this run is finished ({done[0]}/ exists): choose another output.directory, or "
-            "pass --overwrite to train again"
+            f"{run}: this run is finished ({done[0]}/ exists): choose another output.directory"
+            f"{more if done[0] == 'adapter' else ''}, or pass --overwrite to train again"
         )
     if present and not resume:
         written = checkpoints(run)

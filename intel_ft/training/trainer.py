@@ -4,6 +4,7 @@ Transformers keeps its loop, callbacks, schedulers, optimizers and logging. The 
 counts steps: the position in the data is the step number, so a resumed run has nothing to skip.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -285,6 +286,8 @@ def trainer_for(
     )
     callbacks: list[Any] = [*user_callbacks]
     if settings.early_stopping:
+        # It warns that the best weights are not loaded; here the run itself keeps them.
+        logging.getLogger("transformers.trainer_callback").setLevel(logging.ERROR)
         callbacks.append(transformers.EarlyStoppingCallback(settings.early_stopping))
     if training.world.rank == 0:
         callbacks += [MetricsFile(run / "metrics.jsonl"), ProgressLine(), *trackers(config)]

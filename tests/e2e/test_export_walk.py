@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -155,3 +156,10 @@ def test_the_demo_server_refuses_nonsense_and_lives(served, body) -> None:
     assert (
         _post(served, {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1})[0] == 200
     )
+
+
+def test_the_demo_server_answers_requests_that_come_together(served) -> None:
+    body = {"messages": [{"role": "user", "content": "x " * 300}], "max_tokens": 1}
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [status for status, _ in pool.map(lambda _: _post(served, body), range(64))]
+    assert statuses == [200] * 64

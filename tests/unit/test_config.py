@@ -505,3 +505,15 @@ def test_every_field_is_documented_in_a_sentence():
     assert set(documented) == fields
     assert all(text[0].isupper() for text in documented.values())
     assert all(text.endswith(".") for text in documented.values())
+
+
+@pytest.mark.parametrize(
+    "text", ["base_model: x\nadapter: lora\n", "model_name_or_path: x\noutput_dir: y\n"]
+)
+def test_a_config_of_another_trainer_is_referred_to_init(tmp_path, text) -> None:
+    path = tmp_path / "ax.yml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert f"intel-ft init --from {path} -o run.yaml" in str(caught.value)
+    assert "unknown key" not in str(caught.value)

@@ -70,6 +70,12 @@ def launch(request: Request) -> int:
                 request.max_restarts,
             )
             train = ("--resume", *(option for option in request.train if option == "--json"))
+    logger.error(
+        "the run ended with exit code %d: the ranks' logs are in %s; --resume continues from the "
+        "latest complete checkpoint",
+        code,
+        log_folder(request),
+    )
     return code
 
 

@@ -1,12 +1,14 @@
 """What verbs check before they load anything, and how results are printed."""
 
+import errno
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
 import typer
 
-from intel_ft.cli import chat, export, generate, init, options, plan, report
+from intel_ft.cli import chat, export, generate, init, main, options, plan, report
 from intel_ft.errors import UserError
 
 
@@ -142,3 +144,18 @@ def test_doctor_exits_3_where_something_failed(monkeypatch, capsys) -> None:
         doctor._show(Result(1.0, 2.0, "a"), True, ["ERROR  one"], False)
     assert ended.value.exit_code == 3
     assert "ERROR  one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOTDIR])
+def test_a_path_that_cannot_be_written_is_bad_input(number, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), "ro/run.yaml")
+
+    monkeypatch.setattr(main, "app", refuse)
+    monkeypatch.setattr("sys.argv", ["intel-ft", "init"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: ro/run.yaml: {os.strerror(number)}: ")
+    assert "OSError" not in error

@@ -310,6 +310,8 @@ def test_the_report_counts_answers_and_turns_that_are_not_trained_on(tmp_path):
         (["system_prompt", "question", "response"], "{answer: response, system: system_prompt}"),
         (["conversations"], "{messages: conversations}"),
         (["content", "url"], "{text: content}"),
+        (["instrution", "input", "output"], "{instruction: instrution}"),
+        (["questions", "anwser"], "{question: questions, answer: anwser}"),
     ],
 )
 def test_known_other_names_are_proposed_and_work(read, columns, words):
@@ -371,3 +373,16 @@ def test_columns_by_name(read):
 def test_integers_are_text(read):
     found = read({"instruction": "i", "output": 7}, {"instruction": 1, "output": "o"})
     assert [c.messages[1].content for c in found.conversations] == ["7", "o"]
+
+
+def test_a_mapping_the_wrong_way_round_is_turned(read):
+    row = {"Frage": "x", "Antwort": "y"}
+    message = refusal(read, row, columns={"Frage": "question", "Antwort": "answer"})
+    assert "write data.columns={question: Frage}" in message
+
+
+def test_white_space_around_a_name_is_shown(read):
+    row = {"Frage": "x", "Antwort ": "y"}
+    assert 'the columns Frage, "Antwort ";' in refusal(read, row)
+    message = refusal(read, row, columns={"question": "Frage", "answer": "Antwort"})
+    assert 'did you mean "Antwort "?' in message

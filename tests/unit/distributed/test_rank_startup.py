@@ -251,3 +251,14 @@ def test_what_ends_a_rank_is_in_its_log(tmp_path, environment):
     assert "Traceback" in lines[2] and "KeyError: 'name'" in lines
     assert lines[-1].endswith("error: rank 0 cannot be reached")
     assert (tmp_path / rank.FAILED).read_text() == "1\n"
+
+
+def test_a_run_that_failed_ends_with_the_way_to_continue(tmp_path, monkeypatch, caplog):
+    job = Job((), (), 2, "master")
+    monkeypatch.setattr(launching, "replace", lambda request, **more: SimpleNamespace(**more))
+    monkeypatch.setattr(launching, "prepare", lambda request, *, check: (job, []))
+    monkeypatch.setattr(launching, "launch_command", lambda request, job: None)
+    monkeypatch.setattr(launching, "log_folder", lambda request: tmp_path)
+    monkeypatch.setattr(launching, "supervise", lambda command, logs: 1)
+    assert launching.launch(SimpleNamespace(train=(), max_restarts=0)) == 1
+    assert f"the ranks' logs are in {tmp_path}; --resume continues" in caplog.text

@@ -73,3 +73,11 @@ def test_a_row_that_would_be_another_prompt_is_refused(tmp_path, row, words):
     with pytest.raises(UserError) as caught:
         read_prompts(tmp_path / "a.jsonl")
     assert words in str(caught.value)
+
+
+def test_a_row_to_train_on_is_asked_without_its_answer(tmp_path):
+    turns = [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    expected = tuple(Message(role, text) for role, text in turns[:-1])
+    assert read_prompts(tmp_path / "a.jsonl") == [expected]
