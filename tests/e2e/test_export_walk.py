@@ -159,7 +159,7 @@ def test_the_demo_server_refuses_nonsense_and_lives(served, body) -> None:
 
 
 def test_the_demo_server_answers_requests_that_come_together(served) -> None:
-    body = {"messages": [{"role": "user", "content": "x " * 300}], "max_tokens": 1}
+    body = {"messages": [{"role": "user", "content": "x " * 40}], "max_tokens": 1}
     with ThreadPoolExecutor(8) as pool:
         statuses = [status for status, _ in pool.map(lambda _: _post(served, body), range(64))]
     assert statuses == [200] * 64
