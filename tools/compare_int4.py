@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from intel_ft.artifacts.resolve import read_json, resolve
-from intel_ft.export.context import DTYPE, ExportContext, Source, prepare_context
+from intel_ft.export.context import DTYPE, ExportContext, ModelToExport, prepare_context
 from intel_ft.export.export import require_packages
 from intel_ft.export.gate import Gate, Limits, log_line
 from intel_ft.export.ladder import Candidate, candidates
@@ -92,7 +92,7 @@ def merged(options: argparse.Namespace, run: Path) -> Iterator[tuple[str, Measur
         require_packages()
         work = run.with_name(f"{run.name}-exports")
         gate = Gate(generate=options.generate, data=options.data)
-        source = Source(resolve(str(run)), None, trust_remote_code=False, allow_pickle=False)
+        source = ModelToExport(resolve(str(run)), None, trust_remote_code=False, allow_pickle=False)
         return prepare_context(source, work, gate, None, Settings(), recover=True)
 
     def reference() -> dict[str, Any]:
@@ -151,12 +151,13 @@ def chosen(found: dict[str, dict[str, Any]], *, recover: bool) -> str:
 def rate(run: Path) -> float:
     """The median of a run's tokens per second over its steps."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return statistics.median(line["tokens_per_s"] for line in lines if "tokens_per_s" in line)
+    rates = [float(line["tokens_per_s"]) for line in lines if "tokens_per_s" in line]
+    return statistics.median(rates)
 
 
 def train(options: argparse.Namespace, name: str, seed: int, overrides: tuple[str, ...]) -> Path:
     """The run with these overrides, trained unless it exists; as in `intel-ft demo`."""
-    run = options.output / name
+    run: Path = options.output / name
     if (run / "adapter").is_dir():
         return run
     config = options.output / "config.yaml"

@@ -25,7 +25,7 @@ from typing import Any
 from intel_ft.artifacts.resolve import read_json, resolve
 from intel_ft.demo import PROMPT
 from intel_ft.errors import IntelFTError
-from intel_ft.export.context import Source, prepare_context
+from intel_ft.export.context import ModelToExport, prepare_context
 from intel_ft.export.export import finish_export, require_packages
 from intel_ft.export.gate import COLUMNS, Gate, log_line, reference_record, table_cells
 from intel_ft.export.ladder import Candidate, candidates
@@ -81,7 +81,7 @@ def export_each(run: str, output: Path, formats: list[Candidate], data: str | No
     if not missing:
         return
     artifact, gate, settings = resolve(run), Gate(data=data), formats[0].settings
-    source = Source(artifact, None, trust_remote_code=False, allow_pickle=False)
+    source = ModelToExport(artifact, None, trust_remote_code=False, allow_pickle=False)
     key = {"run": run, "data": data, "samples": settings.samples}
     with workspace(output / "all", key) as work, quiet():
         context = prepare_context(source, work, gate, None, settings)

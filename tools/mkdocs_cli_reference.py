@@ -48,9 +48,9 @@ def _sections(group: click.Command, path: str, level: int) -> Iterator[str]:
             continue
         yield "| option | meaning |\n|---|---|"
         for parameter in command.get_params(context):
-            names, text = parameter.get_help_record(context)
-            if names != "--help":
-                yield f"| `{names}` | {_cell(text)} |"  # a bar in code does not end a cell
+            record = parameter.get_help_record(context)
+            if record and record[0] != "--help":
+                yield f"| `{record[0]}` | {_cell(record[1])} |"  # a bar in code does not end a cell
         yield ""
 
 

@@ -94,7 +94,8 @@ def _values(annotation: Any) -> str:
     if inner:
         return " or ".join(map(_values, inner))
     names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
-    return names.get(annotation.__name__, annotation.__name__.lower())
+    name: str = annotation.__name__
+    return names.get(name, name.lower())
 
 
 def _bound(limit: Any) -> str:

@@ -267,7 +267,8 @@ def heldout_nats(model: "PreTrainedModel", stream: "torch.Tensor", rows: int) ->
     whole = (len(stream) - 1) // CONTEXT
     starts = torch.arange(whole, device=stream.device) * CONTEXT
     span = torch.arange(CONTEXT + 1, device=stream.device)
-    batches = [stream[chunk[:, None] + span].long() for chunk in starts.split(rows) if len(chunk)]
+    chunks = starts.split(rows)  # type: ignore[no-untyped-call]
+    batches = [stream[chunk[:, None] + span].long() for chunk in chunks if len(chunk)]
     if whole * CONTEXT + 1 < len(stream):
         batches.append(stream[None, whole * CONTEXT :].long())
     total = torch.zeros((), device=stream.device, dtype=torch.float64)
@@ -323,7 +324,7 @@ def compiled_or_not(
         return model
     try:
         compiled = torch.compile(model)
-        loss_of(compiled, example, "mean").backward()
+        loss_of(compiled, example, "mean").backward()  # type: ignore[no-untyped-call]
         print("torch.compile: on", flush=True)
     except Exception as error:  # the model trains without the compiler, too
         print(f"torch.compile: off ({type(error).__name__}: {str(error)[:200]})", flush=True)
@@ -376,7 +377,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * learning_rate_at(step, warmup, progress)
         loss = loss_of(runner, next(windows), "mean")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -7,9 +7,9 @@ It holds one layer in memory at a time. The tokenizer is the shipped one, so tex
 token ids.
 """
 
+import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -81,4 +81,8 @@ def main(shape: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path, help="must not exist")
+    options = parser.parse_args()
+    main(options.shape, options.folder)

@@ -55,7 +55,7 @@ def slow_links(hosts: Cluster, gbit: float, ms: float) -> "subprocess.Popen[byte
     for name in names:
         subprocess.run([*inside, "ip", "link", "set", name, "nomaster"], check=True)
     program = Path(__file__).with_name("slow_switch.py")
-    command = [*inside, sys.executable, program, str(gbit), str(ms), *names]
+    command = [*inside, sys.executable, str(program), str(gbit), str(ms), *names]
     return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command])
 
 

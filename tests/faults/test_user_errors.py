@@ -546,7 +546,7 @@ def test_validate_offline_names_a_missing_package(folder):
         ({"PMI_SIZE": "4"}, "PMI_RANK is not set"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "x"}, "COMM_WORLD_RANK is x"),
         ({"WORLD_SIZE": "2", "RANK": "5"}, "rank 5 of 2"),
-        ({"WORLD_SIZE": "1", "PMI_SIZE": "2", "PMI_RANK": "0"}, "Intel MPI or MPICH started 2"),
+        ({"WORLD_SIZE": "1", "PMI_SIZE": "2", "PMI_RANK": "0"}, "MPICH set PMI_SIZE=2"),
         ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
     ],
 )
