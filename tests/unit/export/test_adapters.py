@@ -107,7 +107,7 @@ def test_refusals(page_base, tmp_path, monkeypatch) -> None:
     other = make_adapter(page_base, tmp_path / "other")
     record = json.loads((other / "intel_ft.json").read_text())
     (other / "intel_ft.json").write_text(json.dumps(record | {"base_model": "example/other"}))
-    with pytest.raises(UserError, match=r"example/other, .* one base"):
+    with pytest.raises(UserError, match="all adapters in one folder must have the same base"):
         export_adapters([str(plain), str(other)], tmp_path / "ir", "fp16")
     # The check at run time notices a missing lora_alpha / r.
     monkeypatch.setattr(module, "_fold_scaling", lambda tensors, _model: tensors)
