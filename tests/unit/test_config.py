@@ -235,7 +235,7 @@ def test_what_has_no_default_is_required(read, missing) -> None:
     del values[section][key]
     assert f"{missing} is required" in refused(read, yaml.safe_dump(values))
     del values[section]
-    assert f"{section} is required" in refused(read, yaml.safe_dump(values))
+    assert f"{missing} is required" in refused(read, yaml.safe_dump(values))
 
 
 def test_a_section_given_as_one_value_is_told_its_form(read) -> None:
