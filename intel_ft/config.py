@@ -63,7 +63,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
 def build(values: dict[str, Any], origin: str) -> Config:
     """Validate a nested mapping; error messages start with `origin`, such as a file name."""
     # An absent section is an empty one, so that an error names the keys that it requires.
-    return _checked(Config, dict.fromkeys(sections(), {}) | values, origin)
+    return _checked(Config, {name: {} for name in sections()} | values, origin)
 
 
 def changed(config: Config, override: str) -> Config:

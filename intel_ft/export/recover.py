@@ -25,6 +25,7 @@ from intel_ft.artifacts.ir_weights import (
 from intel_ft.decisions import Decision
 from intel_ft.errors import EnvironmentProblem, IntelFTError, Stopped, UserError
 from intel_ft.files import whole_file
+from intel_ft.plurals import rough_time
 from intel_ft.quantization import Settings
 from intel_ft.signals import StopSignal
 from intel_ft.templates.examples import ExampleSet
@@ -183,7 +184,7 @@ def _tune(
                 logger.info(
                     "recovery: step %d of %d, KL %.5f, %s left",
                     *(step, settings.recover_steps, float(np.mean(losses[-20:]))),
-                    f"{left / 60:.0f} min" if left > 90 else f"{max(0, left):.0f} s",
+                    rough_time(max(0, left)),
                 )
             if stop.received is not None or time.monotonic() - saved_at > SAVE_SECONDS:
                 values = {"step": step, "seconds": seconds, "tokens": tokens, "losses": losses}

@@ -23,6 +23,7 @@ from intel_ft.distributed.rank_startup import stop_signal
 from intel_ft.distributed.world import World
 from intel_ft.errors import Stopped
 from intel_ft.files import write_text
+from intel_ft.plurals import rough_time
 from intel_ft.signals import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class ProgressLine(TrainerCallback):  # type: ignore[misc]
         step, start = self.began
         done = max(state.global_step - step, 1)
         seconds = (time.monotonic() - start) / done * (state.max_steps - state.global_step)
-        return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+        return rough_time(seconds)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Remove the bar."""

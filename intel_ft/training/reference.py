@@ -68,9 +68,8 @@ def with_reference(
         initialized = json.loads(training.facts.get("method.init", "null")) in READS_BASE
         if len(missing) and resumed and initialized:
             raise UserError(
-                f"{store.path}: has no reference values of {count_of(len(missing), 'answer')}, "
-                "and the"
-                " adapter's first weights cannot be restored: start again with --overwrite"
+                f"{store.path}: has no reference values of {count_of(len(missing), 'answer')}, and"
+                " the adapter's first weights cannot be restored: start again with --overwrite"
             )
         computed += len(missing)
         _compute(training, store, name, examples, values, missing)

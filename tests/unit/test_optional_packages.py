@@ -8,6 +8,13 @@ import pytest
 from intel_ft import optional_packages
 
 
+def _prints_an_empty_line(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
 def test_peft_comes_without_what_nothing_uses():
     pytest.importorskip("sklearn")
     program = (
@@ -23,10 +30,7 @@ def test_peft_comes_without_what_nothing_uses():
         "print(*(name for name in unwanted if name in sys.modules))\n"
         "import sklearn  # and what is wanted later can still be imported\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+    _prints_an_empty_line(program)
 
 
 def test_the_trainer_comes_without_datasets_until_it_is_given_some():
@@ -41,10 +45,7 @@ def test_the_trainer_comes_without_datasets_until_it_is_given_some():
         "from datasets import Dataset\n"
         "assert trainer.is_datasets_available() and trainer.datasets.Dataset is Dataset\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+    _prints_an_empty_line(program)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from intel_ft.plurals import count_of, signed
+from intel_ft.plurals import count_of, rough_time, signed
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,8 @@ def test_zero_has_no_sign() -> None:
         "+1.3",
     ]
     assert signed(-0.004, 2) == "0.00" and signed(-0.006, 2) == "-0.01"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (90, "90 s"), (91, "2 min")])
+def test_what_is_left_is_rounded(seconds, text) -> None:
+    assert rough_time(seconds) == text
